@@ -1,0 +1,11 @@
+"""Best-of-n answers from a language model, and the loop that distils them into one draw."""
+
+from bonbon.best_of_n import Answer, BestOfN
+from bonbon.engines.base import Engine, Sampling
+from bonbon.pairs.records import Candidate, Group
+from bonbon.prompt import Prompt
+from bonbon.rewards.base import Reward
+
+__version__ = "0.1.0"
+
+__all__ = ["Answer", "BestOfN", "Candidate", "Engine", "Group", "Prompt", "Reward", "Sampling", "__version__"]

@@ -1,0 +1,142 @@
+"""Best-of-n: draw, score, rank, pick."""
+
+import asyncio
+import math
+import random
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+
+from bonbon.draws import Draw, Draws, collect
+from bonbon.engines.base import DrawRequest, Engine, Sampling
+from bonbon.errors import RewardError
+from bonbon.ids import time_ordered_id
+from bonbon.pairs.records import Candidate, Group, Unclean
+from bonbon.prompt import Prompt
+from bonbon.rewards.base import Reward
+from bonbon.theory import mid_ranks
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The scored group, and its draws in the same order, which also have every token's log-probability."""
+
+    group: Group
+    draws: tuple[Draw, ...]
+
+    @property
+    def text(self) -> str:
+        """The best candidate's text."""
+        return self.group.served[0].text
+
+
+class BestOfN:
+    """Answers with the best of n draws.
+
+    Args:
+        engine: draws the candidates.
+        reward: scores them.
+        deadline: seconds the reward has; after that the answer is the first candidate, and the group is degraded.
+    """
+
+    def __init__(self, engine: Engine, reward: Reward, *, deadline: float = 30.0) -> None:
+        self.engine, self.reward, self.deadline = engine, reward, deadline
+
+    async def __call__(
+        self,
+        prompt: Prompt,
+        n: int = 8,
+        *,
+        version: str | None = None,
+        sampling: Sampling = Sampling(),
+        keep: int = 1,
+    ) -> Answer:
+        """Draw `n` candidates from `version` (default: the base), score and rank them, mark the `keep` best as served.
+
+        Raises what `Engine.draw` raises; a failing reward never raises, it degrades the group.
+        """
+        version = version or self.engine.base
+        draws = await collect(self.engine, DrawRequest(prompt, version, n, sampling))
+        return await self.rank(prompt, draws, version=version, sampling=sampling, keep=keep)
+
+    async def rank(self, prompt: Prompt, draws: Draws, *, version: str, sampling: Sampling, keep: int = 1) -> Answer:
+        """Score and rank what was drawn. A single draw is not scored: there is nothing to choose."""
+        candidates = tuple(_candidate(draw) for draw in draws.draws)
+        degraded: str | None = None
+        if len(candidates) > 1:
+            try:
+                rewards = await self.score(prompt, [candidate.text for candidate in candidates])
+                candidates = rank(candidates, rewards, random.Random(sampling.seed))
+            except RewardError as error:
+                degraded = str(error)
+                log.warning(
+                    "reward failed, the first candidate answers",
+                    reward=self.reward.name,
+                    error=degraded,
+                )
+        kept = {c.index for c in sorted(candidates, key=lambda c: -(c.rank or 0))[:keep]}
+        group = Group(
+            id=time_ordered_id(),
+            time=datetime.now(UTC),
+            prompt=prompt,
+            prompt_token_ids=draws.prompt.token_ids,
+            version=version,
+            sampling=sampling,
+            reward_name=self.reward.name,
+            reward_version=self.reward.version,
+            candidates=tuple(replace(c, served=c.index in kept) for c in candidates),
+            degraded=degraded,
+        )
+        return Answer(replace(group, unclean=why_unclean(group)), tuple(draws.draws))
+
+    async def score(self, prompt: Prompt, texts: list[str]) -> list[float]:
+        """One finite reward per text; equal texts are scored once. Raises RewardError for whatever goes wrong."""
+        distinct = list(dict.fromkeys(texts))
+        try:
+            async with asyncio.timeout(self.deadline):
+                scores = await self.reward.score(prompt, distinct)
+        except TimeoutError as error:
+            raise RewardError(f"reward {self.reward.name} gave no score within {self.deadline:g} s") from error
+        except RewardError:
+            raise
+        except Exception as error:
+            raise RewardError(f"reward {self.reward.name} failed: {type(error).__name__}: {error}") from error
+        if len(scores) != len(distinct) or not all(math.isfinite(score) for score in scores):
+            raise RewardError(f"reward {self.reward.name} did not give one finite score per candidate")
+        by_text = dict(zip(distinct, scores, strict=True))
+        return [by_text[text] for text in texts]
+
+
+def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Random) -> tuple[Candidate, ...]:
+    """Candidates with reward, rank and win probability. Ties are broken uniformly, not by index."""
+    n = len(candidates)
+    order = sorted(range(n), key=lambda i: (rewards[i], rng.random()))
+    ranks = {i: position for position, i in enumerate(order, start=1)}
+    return tuple(
+        replace(candidate, reward=rewards[i], rank=ranks[i], win_probability=mid_rank / (n + 1))
+        for i, (candidate, mid_rank) in enumerate(zip(candidates, mid_ranks(rewards), strict=True))
+    )
+
+
+def why_unclean(group: Group) -> Unclean | None:
+    """Why `group` must not be trained on, None when it is clean."""
+    if group.n == 1:
+        return Unclean.SINGLE
+    if group.degraded is not None:
+        return Unclean.DEGRADED
+    if any(candidate.finish_reason == "abort" for candidate in group.candidates):
+        return Unclean.ABORTED
+    if not group.sampling.unmodified:
+        return Unclean.SAMPLING
+    if group.best.reward == group.worst.reward:
+        return Unclean.TIED
+    return None
+
+
+def _candidate(draw: Draw) -> Candidate:
+    return Candidate(
+        draw.index, draw.text, tuple(draw.token_ids), math.fsum(draw.logprobs), draw.finish_reason or "abort"
+    )

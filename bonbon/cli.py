@@ -1,0 +1,41 @@
+"""The `bonbon` command."""
+
+import sys
+from importlib.metadata import entry_points
+
+import structlog
+import typer
+from rich.console import Console
+
+from bonbon import __version__
+from bonbon.errors import BonbonError
+
+app = typer.Typer(
+    name="bonbon",
+    help="Best-of-n answers now, the same quality from one draw after training.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(f"bonbon {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is printed as one line, with exit status 2."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    for entry in sorted(entry_points(group="bonbon.commands"), key=lambda entry: entry.name):
+        command = entry.load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name)(command)
+    try:
+        app()
+    except BonbonError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

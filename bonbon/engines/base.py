@@ -1,0 +1,155 @@
+"""The engine: whatever draws completions of a prompt from a version of the policy."""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+from bonbon.prompt import Prompt
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How candidates are drawn.
+
+    With a `seed`, candidate i of a request draws from a generator of its own seeded by (seed, i): the same request
+    gives the same candidates, up to the floating-point differences between batches. `temperature` 0 is greedy.
+    `top_p` 1 and `top_k` 0 leave the distribution whole; anything else changes the sampler's support.
+    `top_logprobs` is how many alternatives to report per token (0: none).
+    """
+
+    max_tokens: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    top_logprobs: int = 0
+
+    @property
+    def unmodified(self) -> bool:
+        """Whether candidates are draws from the policy's own law at this temperature."""
+        return self.temperature > 0 and self.top_p == 1 and self.top_k == 0
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRequest:
+    """Draw `n` completions of `prompt` from the loaded version named `version`.
+
+    `deltas` asks for pieces as they are made; without it each candidate arrives as one delta when it is finished.
+    """
+
+    prompt: Prompt
+    version: str
+    n: int = 1
+    sampling: Sampling = Sampling()
+    deltas: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event of every draw: the prompt as the policy reads it."""
+
+    token_ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAlternative:
+    """One of the likeliest tokens at a position, with its text and log-probability."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of candidate `index`.
+
+    `token_ids` are exactly the tokens drawn, the end-of-sequence token included; `text` leaves special tokens and
+    stop strings out and may lag behind the tokens (half a character, or the start of a stop string).
+    `logprobs` are natural logarithms under the policy at the sampling temperature, before top_p and top_k
+    (at temperature 0: at temperature 1), one per token, as are `tokens` (each token's own text) and `alternatives`
+    (when the request asked for them). `finish_reason` is set on the candidate's last delta, and only there.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    tokens: tuple[str, ...] = ()
+    alternatives: tuple[tuple[TokenAlternative, ...], ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+class VersionKind(StrEnum):
+    """What a version's directory holds: the base model itself, a LoRA adapter on it, or full weights."""
+
+    BASE = "base"
+    ADAPTER = "adapter"
+    FULL = "full"
+
+
+@dataclass(frozen=True, slots=True)
+class VersionFiles:
+    """What an engine needs to load a version. Names are never reused, so caches keyed by name cannot go stale."""
+
+    name: str
+    kind: VersionKind
+    directory: Path
+
+
+class Engine(Protocol):
+    """Draws completions. Safe to call from many tasks of one event loop."""
+
+    @property
+    def base(self) -> str:
+        """Name of the base version; it is always loaded."""
+        ...
+
+    async def start(self) -> None:
+        """Load the base model. Raises UserError when it cannot be loaded."""
+        ...
+
+    async def stop(self) -> None:
+        """Abort what is running and free the model."""
+        ...
+
+    def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        """Yield `Started`, then the candidates' deltas, interleaved in any order.
+
+        The prompt is processed once for all n.
+
+        Closing the generator (or cancelling the task that reads it) aborts every candidate that is still running.
+
+        Raises:
+            PromptTooLong: prompt + max_tokens exceed the context; raised before `Started`.
+            UnknownVersion: the version is not loaded; raised before `Started`.
+            EngineError: the engine failed.
+        """
+        ...
+
+    async def load(self, version: VersionFiles) -> None:
+        """Load a version beside those already served. Idempotent. Raises UserError when it does not fit the base."""
+        ...
+
+    async def unload(self, name: str) -> None:
+        """Forget a version; the caller has drained it. Unloading what is not loaded does nothing."""
+        ...
+
+    async def loaded(self) -> frozenset[str]:
+        """Names of the versions that can be drawn from now, the base included."""
+        ...
+
+    async def check(self) -> None:
+        """Raise EngineError, saying why, when the engine cannot draw."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that prompt and completion may have together."""
+        ...

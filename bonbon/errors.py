@@ -1,0 +1,38 @@
+"""The errors that callers are expected to handle."""
+
+
+class BonbonError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UserError(BonbonError):
+    """Something the user can mend. The message names the value and the remedy; it is shown as it is.
+
+    Args:
+        message: what is wrong and what to do about it.
+        param: the field or setting at fault, when there is one.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(UserError):
+    """The prompt, with the tokens asked for, does not fit the model's context."""
+
+
+class UnknownVersion(UserError):
+    """No such version or alias is served here."""
+
+
+class RewardError(BonbonError):
+    """The reward could not score: it failed, was late, or answered something that is not a finite number."""
+
+
+class EngineError(BonbonError):
+    """The engine failed while drawing; the request may be retried."""
+
+
+class Conflict(BonbonError):
+    """Somebody else moved the record first (compare-and-swap failed) or holds the lease."""

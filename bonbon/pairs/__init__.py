@@ -1,0 +1,1 @@
+"""The pair log: every scored group, durable before its answer is sent."""

@@ -1,0 +1,124 @@
+"""What the pair log stores."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from bonbon.engines.base import FinishReason, Sampling
+from bonbon.prompt import Prompt
+
+
+class Unclean(StrEnum):
+    """Why a group is kept but never trained on."""
+
+    SINGLE = "single"  # one draw only: nothing to contrast
+    DEGRADED = "degraded"  # the reward failed, was late, or scored something that is not finite
+    TIED = "tied"  # best is not strictly above worst
+    SAMPLING = "sampling"  # greedy, top_p or top_k: the sampler is not the policy's own law
+    ABORTED = "aborted"  # a candidate was cut off by an abort: the draws are not n whole ones
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One draw. `logprob` is the sum over `token_ids` under the sampler at the sampling temperature, in nats.
+
+    `rank` is 1 for the worst and n for the best, ties broken uniformly at random.
+    `win_probability` is the expected chance to beat a fresh draw given the rank, rank / (n + 1), tied candidates
+    sharing the mean of their ranks.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprob: float
+    finish_reason: FinishReason
+    reward: float | None = None
+    rank: int | None = None
+    win_probability: float | None = None
+    served: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One prompt's n scored candidates, in the order they were drawn.
+
+    `degraded` says why the reward gave no ranking (then the first candidate is the answer); `unclean` why the group
+    must not be trained on, None when it is clean. `origin` is `request` for answered traffic, `audit` for background
+    draws.
+    """
+
+    id: str
+    time: datetime
+    prompt: Prompt
+    prompt_token_ids: tuple[int, ...]
+    version: str
+    sampling: Sampling
+    reward_name: str
+    reward_version: str
+    candidates: tuple[Candidate, ...]
+    degraded: str | None = None
+    unclean: Unclean | None = None
+    origin: str = "request"
+    tenant: str = ""
+    user: str = ""
+    request_id: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n(self) -> int:
+        return len(self.candidates)
+
+    @property
+    def served(self) -> tuple[Candidate, ...]:
+        """The candidates that were answered, best first."""
+        return tuple(sorted((c for c in self.candidates if c.served), key=lambda c: -(c.rank or 0)))
+
+    @property
+    def best(self) -> Candidate:
+        """The candidate of highest rank; the first one when there is no ranking."""
+        return max(self.candidates, key=lambda c: c.rank or 0)
+
+    @property
+    def worst(self) -> Candidate:
+        """The candidate of lowest rank; the first one when there is no ranking."""
+        return min(self.candidates, key=lambda c: c.rank or 0)
+
+
+class Outcome(StrEnum):
+    """What a comparison showed, from the champion's side."""
+
+    WIN = "win"
+    TIE = "tie"
+    LOSS = "loss"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One audit: the champion's answer to `group_id`'s prompt against a fresh draw of `opponent`."""
+
+    group_id: str
+    time: datetime
+    version: str
+    opponent: str
+    reward_name: str
+    reward_version: str
+    reward: float
+    opponent_reward: float
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.reward == self.opponent_reward:
+            return Outcome.TIE
+        return Outcome.WIN if self.reward > self.opponent_reward else Outcome.LOSS
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A person's word on a group: a score, a chosen candidate, a comment, or several of them."""
+
+    group_id: str
+    time: datetime
+    score: float | None = None
+    chosen: int | None = None
+    comment: str | None = None
+    user: str = ""

@@ -1,0 +1,1 @@
+"""The model registry: versions, their files, aliases and the audit trail."""

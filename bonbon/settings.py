@@ -1,0 +1,241 @@
+"""Every setting, in one place.
+
+Read, first wins, from: arguments, the environment (`BONBON_MODEL`, `BONBON_SERVICE__PORT`, ...), and the TOML file
+named by `BONBON_CONFIG` (default `bonbon.toml`, if it is there). A key that no setting knows is an error.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from bonbon.errors import UserError
+
+
+class Section(BaseModel):
+    """A group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RewardSpec(BaseModel):
+    """Which reward, and its options.
+
+    A string is shorthand: `kind:target`, an http(s) URL, or a model's directory or hub name.
+
+    Every kind has a `target` (a model, a URL, a callable); what else it takes, the kind's own options say.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    kind: str
+    target: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value.startswith(("http://", "https://")):
+            return {"kind": "http", "target": value}
+        kind, colon, target = value.partition(":")
+        if colon and kind.isidentifier() and "/" not in kind:
+            return {"kind": kind, "target": target}
+        return {"kind": "classifier", "target": value}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the kind's own options are made of: `target` (when set) and every extra key."""
+        target = {"target": self.target} if self.target else {}
+        return target | dict(self.model_extra or {})
+
+
+class ServiceSettings(Section):
+    """The online half."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    alias: str = "bonbon"
+    """The model name that means: whatever is best now."""
+    max_best_of: int = Field(32, ge=1, le=128)
+    """Largest n a request may ask for."""
+    default_max_tokens: int = Field(256, ge=1)
+    """max_tokens of a request that names none."""
+    reward_deadline: float = Field(30.0, gt=0)
+    """Seconds the reward has before the answer is degraded."""
+    audit_fraction: float = Field(0.05, ge=0, le=1)
+    """Share of the champion's answers that are compared with the base in the background."""
+    audit_queue: int = Field(256, ge=1)
+    """Audits that may wait; more are dropped and counted."""
+    registry_poll: float = Field(0.5, gt=0)
+    """Seconds between looks at the registry for a promotion."""
+    drain_timeout: float = Field(30.0, gt=0)
+    """Seconds that requests in flight have to finish when the service stops."""
+    ping_interval: float = Field(5.0, gt=0)
+    """Seconds between the comments that keep a stream open while candidates are drawn."""
+    api_key: SecretStr | None = None
+    """When set, every /v1 request must carry it as a bearer token."""
+    admin_key: SecretStr | None = None
+    """When set, /admin needs it as a bearer token; when not, /admin answers to this machine only."""
+
+
+class TrainSettings(Section):
+    """The offline half: what a training run is made with."""
+
+    loss: Literal["bonbon", "paper", "sft", "ipo", "dpo"] = "bonbon"
+    """bonbon: a*SFT + (1-a)*IPO/Var; paper: raw alpha as in the paper; the others for comparison."""
+    alpha: float | None = Field(None, ge=0, le=1)
+    """Weight of the SFT term; by default .8 (bonbon) or .005 (paper)."""
+    dpo_beta: float = Field(0.1, gt=0)
+    """Beta of the `dpo` loss."""
+    method: Literal["lora", "full"] = "lora"
+    """Train a LoRA adapter or all weights."""
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    lora_targets: str = "all-linear"
+    """Module names the adapter is put on: `all-linear`, or a comma-separated list."""
+    learning_rate: float = Field(1e-3, gt=0)
+    epochs: float = Field(3.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    """Pairs per optimiser step, over all processes and accumulation steps."""
+    micro_batch_size: int = Field(32, ge=1)
+    """Pairs per forward pass."""
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    max_grad_norm: float = Field(10.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    precision: Literal["auto", "no", "bf16"] = "auto"
+    """auto: bf16 on a GPU that has it, else 32-bit."""
+    seed: int = 0
+    checkpoint_every: int = Field(100, ge=1)
+    """Optimiser steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    min_pairs: int = Field(64, ge=1)
+    """Fewer clean pairs than this are refused."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=1)
+    """Share of prompts (by their digest) that are never trained on."""
+    threads: int = Field(0, ge=0)
+    """CPU threads for torch; 0 leaves torch's own choice."""
+
+
+class EvaluateSettings(Section):
+    """How a trained version is measured."""
+
+    prompts: int = Field(200, ge=2)
+    """Held-out prompts to draw for."""
+    answers: int = Field(2, ge=1)
+    """Draws of the policy per prompt."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences per forward pass of the KL estimate."""
+
+
+class GateSettings(Section):
+    """What a version must show before it is promoted. All but the two ratios are read on 95 % interval bounds."""
+
+    min_win_rate: float = Field(0.55, ge=0, le=1)
+    """Lower bound of the win rate against the base."""
+    min_win_rate_reference: float = Field(0.5, ge=0, le=1)
+    """Lower bound of the win rate against the reference policy, when that is not the base."""
+    min_held_out_win_rate: float = Field(0.5, ge=0, le=1)
+    """Lower bound of the win rate by the held-out reward, when one is configured."""
+    max_kl_factor: float = Field(3.0, gt=0)
+    """Upper bound of KL from the reference, as a multiple of best-of-n's own log n - (n-1)/n."""
+    length_ratio: tuple[float, float] = (0.5, 2.0)
+    """Mean length over the base's."""
+    min_distinct_ratio: float = Field(0.5, ge=0)
+    """Distinct-2 over the base's."""
+
+
+class LoopSettings(Section):
+    """When the daemon trains."""
+
+    min_groups: int = Field(1000, ge=1)
+    """Clean groups of the current champion, not yet trained on, that start a round."""
+    poll: float = Field(30.0, gt=0)
+    """Seconds between looks at the pair log."""
+    auto_promote: bool = True
+    """Promote what passes the gate; otherwise it waits, approved, for `bonbon models promote`."""
+    lease_seconds: float = Field(60.0, gt=0)
+    """How long a dead trainer's lease blocks the next one; a live one renews it."""
+
+
+class Settings(BaseSettings):
+    """Shared by both halves, with a section for each part."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BONBON_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    model: str = ""
+    """The base model: a directory in Hugging Face format, or a hub name."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    reward: RewardSpec | None = None
+    """The reward that ranks candidates."""
+    held_out_reward: RewardSpec | None = None
+    """A reward that is never trained on, used in evaluation only."""
+    n: int = Field(8, ge=2, le=128)
+    """How many candidates best-of-n draws."""
+    engine: str = "embedded"
+    """Which engine draws: embedded, fake."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the engine; each engine documents its own."""
+    data_dir: Path = Path("data")
+    """Where the registry's files, training runs and the default database live."""
+    database_url: str = ""
+    """SQLAlchemy URL of the pair log and registry; by default SQLite in data_dir."""
+    service: ServiceSettings = ServiceSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    gate: GateSettings = GateSettings()
+    loop: LoopSettings = LoopSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("BONBON_CONFIG", "bonbon.toml")))
+        return init_settings, env_settings, toml
+
+    @property
+    def database(self) -> str:
+        """The database's URL, the default filled in."""
+        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'bonbon.db'}"
+
+    @property
+    def versions_dir(self) -> Path:
+        """Root of the registry's content-addressed files."""
+        return self.data_dir.absolute() / "versions"
+
+    @property
+    def runs_dir(self) -> Path:
+        """Training runs."""
+        return self.data_dir.absolute() / "runs"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from all sources; `overrides` win. Raises UserError naming each bad key and value."""
+    try:
+        return Settings(**{key: value for key, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()]
+        raise UserError("settings: " + "; ".join(problems)) from error
