@@ -1,0 +1,59 @@
+PYTHON ?= python3
+VENV ?= .venv
+# Extra arguments for pip, e.g. to name an index with CPU-only builds of torch.
+PIP_ARGS ?=
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+
+.PHONY: demo test serve lint format clients lock clean
+
+demo: $(VENV)/.demo
+	$(BIN)/bonbon demo $(ARGS)
+
+# make serve MODEL=path-or-hub-name REWARD=path-or-hub-name-or-url
+serve: $(VENV)/.demo
+	$(BIN)/bonbon serve $(if $(MODEL),--model $(MODEL)) $(if $(REWARD),--reward $(REWARD)) $(ARGS)
+
+test: lint clients
+	$(BIN)/coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# LlamaIndex needs an older openai package than the one used everywhere else.
+clients: .venv-clients/.stamp
+
+.venv-clients/.stamp: tests/clients/requirements.txt
+	$(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	touch $@
+
+# The versions that constraints.txt pins are the ones the tests ran with.
+lock: $(VENV)/.dev
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-annotate --no-emit-index-url \
+		--no-emit-find-links --no-emit-options --output-file constraints.tmp pyproject.toml
+	grep -vE '^(bonbon |#|$$)' constraints.tmp | sed 's/+cpu$$//' > constraints.txt
+	rm constraints.tmp
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[demo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[dev]'
+	touch $(VENV)/.demo $@
+
+clean:
+	rm -rf $(VENV) .venv-clients .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
