@@ -1,0 +1,5 @@
+"""`python -m bonbon`."""
+
+from bonbon.cli import main
+
+main()

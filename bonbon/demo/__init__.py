@@ -1,0 +1,1 @@
+"""The whole loop on models small enough for any machine."""

@@ -1,0 +1,68 @@
+"""`bonbon demo`."""
+
+import asyncio
+import json
+import signal
+import time
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+
+def demo(
+    json_file: Path = typer.Option(None, "--json", help="Write every figure to this file."),
+    exit_: bool = typer.Option(False, "--exit", help="Stop the service and exit when done."),
+    rounds: int = typer.Option(1, min=1, help="Distil again, from the champion's own groups."),
+    seed: int = typer.Option(0, help="Seeds the traffic, the draws and the training."),
+    traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
+    data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
+    models_dir: Path = typer.Option(None, help="Where the tiny models are kept (default: ~/.cache/bonbon/tiny)."),
+    port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
+) -> None:
+    """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, serve one draw."""
+    directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
+    directory.mkdir(parents=True, exist_ok=True)
+    models = models_dir or Path.home() / ".cache" / "bonbon" / "tiny"
+    raise typer.Exit(asyncio.run(_run(directory.absolute(), models, json_file, exit_, rounds, seed, traffic, port)))
+
+
+async def _run(
+    directory: Path, models: Path, json_file: Path | None, leave: bool, rounds: int, seed: int, traffic: int, port: int
+) -> int:
+    from bonbon.demo.run import Demo, Plan
+
+    console = Console()
+    demo = Demo(
+        Plan(data_dir=directory, models_dir=models, seed=seed, rounds=rounds, traffic=traffic, port=port), console
+    )
+    interrupted = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    running = asyncio.create_task(demo.run())
+
+    def interrupt() -> None:
+        interrupted.set()
+        running.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        passed = await running
+        if json_file is not None:
+            figures = json.dumps(demo.results.to_dict(), indent=2)
+            await asyncio.to_thread(json_file.write_text, figures + "\n")
+            console.print(f"figures written to {json_file}")
+        if not passed:
+            console.print("[bold red]The gate refused the distilled version; best-of-n keeps answering.[/]")
+        if demo.service is not None and not leave:
+            console.print(f"\nThe service is still up: [bold]{demo.service.url}[/] (docs at {demo.service.url}/docs)")
+            console.print("Press Ctrl-C to stop it.")
+            served = asyncio.create_task(demo.service.wait())
+            await asyncio.wait([served, asyncio.create_task(interrupted.wait())], return_when=asyncio.FIRST_COMPLETED)
+        return 0 if passed else 1
+    except asyncio.CancelledError:
+        console.print("interrupted")
+        return 130
+    finally:
+        if demo.service is not None:
+            await demo.service.stop()

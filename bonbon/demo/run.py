@@ -1,0 +1,290 @@
+"""The whole loop on real parts: best-of-n over HTTP, pair log, training, gate, swap under traffic, one draw."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bonbon.demo.figures import Figures, Yardstick
+from bonbon.demo.service import ServiceProcess
+from bonbon.demo.table import figures_table, print_gate, sample_panels
+from bonbon.demo.traffic import Reply, SwapTraffic, Traffic
+from bonbon.demo.world import requests as make_requests
+from bonbon.errors import BonbonError
+from bonbon.rewards import build_reward
+from bonbon.settings import RewardSpec
+from bonbon.theory import best_of_n_kl
+
+if TYPE_CHECKING:
+    from bonbon.rewards.base import Reward
+
+ALIAS = "bonbon"
+YARDSTICK_SEED, BASE_SEED, BEFORE_SEED, TRAFFIC_SEED, AFTER_SEED = (i * 1_000_000 for i in range(1, 6))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything the demo does."""
+
+    data_dir: Path
+    models_dir: Path
+    seed: int = 0
+    rounds: int = 1
+    n: int = 8
+    traffic: int = 1000
+    measured_requests: int = 120
+    answers: int = 3
+    streams: int = 25
+    port: int = 0
+
+    @property
+    def groups_needed(self) -> int:
+        """Clean groups that start a round: a few groups are tied or held back by the split."""
+        return int(self.traffic * 0.8)
+
+
+@dataclass(slots=True)
+class Results:
+    """Every figure of the demo, as written to its JSON file."""
+
+    n: int
+    base: Figures | None = None
+    before: Figures | None = None
+    after: Figures | None = None
+    gate: dict[str, Any] = field(default_factory=lambda: {"passed": False, "reasons": []})
+    swap: dict[str, Any] = field(default_factory=dict)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time the block takes to a stage's."""
+        start = perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + perf_counter() - start
+
+
+class Demo:
+    """Runs the loop and keeps what it measured in `results`; the service is up when `run` returns."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.plan, self.console = plan, console
+        self.results = Results(plan.n)
+        self.samples: dict[str, list[Reply]] = {}
+        self.service: ServiceProcess | None = None
+
+    async def run(self) -> bool:
+        """Whether the gate passed in every round."""
+        from openai import AsyncOpenAI
+
+        plan, results = self.plan, self.results
+        start = perf_counter()
+        with results.timed("models"):
+            reward_spec = await self._make_models()
+        environment = self._environment(reward_spec)
+        self.service = ServiceProcess(environment, plan.data_dir / "service.log", plan.port)
+        self._say(f"starting the service (log: {self.service.log})")
+        await self.service.start()
+        self._say(f"service ready at {self.service.url}")
+        reward = build_reward(reward_spec)
+        await reward.start()
+        async with AsyncOpenAI(base_url=f"{self.service.url}/v1", api_key="none", timeout=120.0) as client:
+            traffic = Traffic(client)
+            with results.timed("measure"):
+                yardstick = await self._measure_before(traffic, reward)
+            for round_number in range(1, plan.rounds + 1):
+                if not await self._round(round_number, traffic, yardstick, reward, environment):
+                    break
+        await reward.stop()
+        results.seconds["total"] = perf_counter() - start
+        self._print()
+        return bool(results.gate["passed"])
+
+    async def _make_models(self) -> RewardSpec:
+        from bonbon.demo.models import make_models
+
+        models = await asyncio.to_thread(make_models, self.plan.models_dir, 0)
+        self._say(f"tiny policy and reward models in {self.plan.models_dir}")
+        self.models = models
+        return RewardSpec(kind="classifier", target=str(models.reward))
+
+    def _environment(self, reward: RewardSpec) -> dict[str, str]:
+        plan = self.plan
+        return {
+            "BONBON_MODEL": str(self.models.policy),
+            "BONBON_REWARD": reward.model_dump_json(),
+            "BONBON_HELD_OUT_REWARD": RewardSpec(
+                kind="classifier", target=str(self.models.held_out_reward)
+            ).model_dump_json(),
+            "BONBON_N": str(plan.n),
+            "BONBON_DATA_DIR": str(plan.data_dir),
+            # A second round trains on the champion's own groups, and these come from audits.
+            "BONBON_SERVICE__AUDIT_FRACTION": "1" if plan.rounds > 1 else "0.02",
+            "BONBON_SERVICE__AUDIT_QUEUE": str(max(256, plan.traffic)),
+            "BONBON_LOOP__MIN_GROUPS": str(plan.groups_needed),
+            "BONBON_LOOP__AUTO_PROMOTE": "false",
+            "BONBON_TRAIN__SEED": str(plan.seed),
+        }
+
+    async def _measure_before(self, traffic: Traffic, reward: "Reward") -> Yardstick:
+        plan, seed = self.plan, self.plan.seed
+        requests = make_requests(BASE_SEED + seed, plan.measured_requests)
+        with self._progress("measuring the base", plan.measured_requests * (1 + plan.answers)) as done:
+            yardstick = await Yardstick.draw(traffic, reward, requests, plan.n, seed=YARDSTICK_SEED + seed, done=done)
+            self.results.base, self.samples["base"] = await self._measure(
+                yardstick, traffic, reward, "base", 0.0, "identity", BASE_SEED, done
+            )
+        with self._progress(f"measuring best-of-{plan.n}", plan.measured_requests * plan.answers) as done:
+            self.results.before, self.samples[f"best of {plan.n}"] = await self._measure(
+                yardstick, traffic, reward, ALIAS, best_of_n_kl(plan.n), "log n - (n-1)/n", BEFORE_SEED, done
+            )
+        return yardstick
+
+    async def _measure(
+        self,
+        yardstick: Yardstick,
+        traffic: Traffic,
+        reward: "Reward",
+        model: str,
+        kl: float,
+        kl_estimator: str,
+        seed: int,
+        done: Any,
+    ) -> tuple[Figures, list[Reply]]:
+        return await yardstick.measure(
+            traffic,
+            reward,
+            model=model,
+            kl=kl,
+            kl_estimator=kl_estimator,
+            seed=seed + self.plan.seed,
+            answers=self.plan.answers,
+            streams=self.plan.streams,
+            done=done,
+        )
+
+    async def _round(
+        self, number: int, traffic: Traffic, yardstick: Yardstick, reward: "Reward", environment: dict[str, str]
+    ) -> bool:
+        plan, results = self.plan, self.results
+        requests = make_requests(TRAFFIC_SEED * number + plan.seed, plan.traffic)
+        with (
+            results.timed("traffic"),
+            self._progress(f"round {number}: answering requests", len(requests)) as done,
+        ):
+            await traffic.ask_all(requests, model=ALIAS, seed=TRAFFIC_SEED * number + plan.seed, done=done)
+            if number > 1:
+                await self._wait_for_audits()
+        version = await self._train(environment)
+        verdict = version["verdict"] or {"passed": False, "reasons": ["no verdict: see the training log"]}
+        reasons = [r["text"] if isinstance(r, dict) else str(r) for r in verdict["reasons"]]
+        results.gate = {"passed": verdict["passed"], "reasons": reasons}
+        print_gate(self.console, verdict["passed"], reasons)
+        if not verdict["passed"]:
+            results.rounds.append({"version": version["name"], "gate": results.gate})
+            return False
+        swap = await self._swap(version["name"], traffic, requests)
+        results.swap = {
+            "requests": results.swap.get("requests", 0) + swap.requests,
+            "failed": results.swap.get("failed", 0) + swap.failed,
+            "errors": (results.swap.get("errors", []) + swap.errors)[:10],
+        }
+        kl = version["evaluation"]["kl"]
+        estimator = str(version["evaluation"]["kl_estimator"])
+        with (
+            results.timed("measure"),
+            self._progress(f"measuring {version['name']}", plan.measured_requests * plan.answers) as done,
+        ):
+            results.after, self.samples[f"one draw, round {number}"] = await self._measure(
+                yardstick, traffic, reward, ALIAS, kl["value"], estimator, AFTER_SEED * number, done
+            )
+        results.rounds.append(
+            {"version": version["name"], "gate": results.gate, "after": asdict(results.after), "swap": asdict(swap)}
+        )
+        return True
+
+    async def _wait_for_audits(self, quiet_seconds: float = 3.0) -> None:
+        """Until the audits' groups have stopped coming."""
+        from bonbon.database import open_database
+        from bonbon.pairs.reader import count_clean
+
+        champion = await self._admin("GET", "/admin/aliases")
+        before = -1
+        while True:
+            async with open_database(f"sqlite+aiosqlite:///{self.plan.data_dir.absolute() / 'bonbon.db'}") as database:
+                count = await count_clean(database, champion["aliases"]["champion"])
+            if count == before:
+                return
+            before = count
+            await asyncio.sleep(quiet_seconds)
+
+    async def _train(self, environment: dict[str, str]) -> dict[str, Any]:
+        """One round of `bonbon loop`, in its own process; the version it registered."""
+        known = {version["name"] for version in (await self._admin("GET", "/admin/versions"))["versions"]}
+        with self.results.timed("train_and_evaluate"):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "bonbon", "loop", "--once", env={**os.environ, **environment}
+            )
+            status = await process.wait()
+        versions = (await self._admin("GET", "/admin/versions"))["versions"]
+        new = [version for version in versions if version["name"] not in known]
+        if not new:
+            raise BonbonError(f"the training round registered no version (exit status {status}); see its output above")
+        version: dict[str, Any] = new[-1]
+        for stage, seconds in version["training"].get("seconds", {}).items():
+            self.results.seconds[stage] = self.results.seconds.get(stage, 0.0) + seconds
+        return version
+
+    async def _swap(self, version: str, traffic: Traffic, requests: list[str]) -> SwapTraffic:
+        """Promote while requests keep coming; some come before, some after."""
+        stop = asyncio.Event()
+        self._say(f"promoting {version} while traffic goes on")
+        sending = asyncio.create_task(traffic.until(stop, requests, model=ALIAS))
+        await asyncio.sleep(1.0)
+        await self._admin("POST", "/admin/promote", {"version": version})
+        await asyncio.sleep(2.0)
+        stop.set()
+        result = await sending
+        served = ", ".join(f"{name}: {count}" for name, count in sorted(result.versions.items()))
+        self._say(f"swapped under {result.requests} requests, {result.failed} failed ({served})")
+        return result
+
+    async def _admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        assert self.service is not None
+        async with httpx2.AsyncClient(base_url=self.service.url, timeout=120.0) as client:
+            response = await client.request(method, path, json=body)
+        if response.status_code >= 400:
+            raise BonbonError(f"{method} {path}: {response.status_code} {response.text[:500]}")
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    @contextmanager
+    def _progress(self, title: str, total: int) -> Iterator[Any]:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda: progress.advance(task)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    def _print(self) -> None:
+        results = self.results
+        columns = {"base, one draw": results.base, f"best of {results.n}": results.before}
+        columns["distilled, one draw"] = results.after
+        self.console.print(sample_panels(self.samples))
+        self.console.print(figures_table({k: v for k, v in columns.items() if v is not None}, results.n))

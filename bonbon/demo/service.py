@@ -1,0 +1,78 @@
+"""The service as a process of its own, as a user would run it."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import httpx2
+
+from bonbon.errors import BonbonError
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class ServiceProcess:
+    """`bonbon serve` in a child process, its log in a file.
+
+    Args:
+        environment: the service's settings, as `BONBON_...` variables.
+        log: where its output goes.
+        port: where it listens; 0 takes a free one.
+    """
+
+    def __init__(self, environment: dict[str, str], log: Path, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.environment = {**os.environ, **environment, "BONBON_SERVICE__PORT": str(self.port)}
+        self.log = log
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def start(self, seconds: float = 120.0) -> None:
+        """Start it and wait until it is ready.
+
+        Raises BonbonError, with the end of its log, when it is not ready within `seconds`.
+        """
+        with self.log.open("ab") as output:
+            # A session of its own: Ctrl-C reaches the demo, which then stops the service in order.
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "bonbon",
+                "serve",
+                env=self.environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        async with httpx2.AsyncClient(base_url=self.url) as client:
+            for _ in range(int(seconds / 0.25)):
+                if self.process.returncode is not None:
+                    break
+                try:
+                    if (await client.get("/health/ready")).status_code == 200:
+                        return
+                except httpx2.TransportError:
+                    pass  # not listening yet
+                await asyncio.sleep(0.25)
+        await self.stop()
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+        raise BonbonError(f"the service did not become ready; the end of {self.log}:\n{tail}")
+
+    async def wait(self) -> int:
+        """Wait until it ends; its exit status."""
+        assert self.process is not None
+        return await self.process.wait()
+
+    async def stop(self) -> None:
+        """SIGTERM, then wait for the drain."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+            await self.process.wait()

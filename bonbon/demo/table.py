@@ -1,0 +1,55 @@
+"""The demo's closing words: figures before and after, and answers side by side."""
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+
+from bonbon.demo.figures import Figures
+from bonbon.demo.traffic import Reply
+
+
+def figures_table(columns: dict[str, Figures], n: int) -> Table:
+    """One column per policy."""
+    table = Table(title=f"One draw against best-of-{n}", title_justify="left")
+    table.add_column("")
+    for title, figures in columns.items():
+        table.add_column(f"{title}\n[dim]{figures.version}[/]", justify="right")
+    rows = list(columns.values())
+
+    def row(title: str, cells: Sequence[str]) -> None:
+        table.add_row(title, *cells)
+
+    row("win rate against base", [f"{f.win_rate:.3f}" for f in rows])
+    row("  95 % interval", [f"{f.win_rate_low:.3f} to {f.win_rate_high:.3f}" for f in rows])
+    row("  comparisons", [f"{f.comparisons:,}" for f in rows])
+    row("KL from base (nats)", [f"{f.kl:.2f}" for f in rows])
+    row("  estimator", [f.kl_estimator for f in rows])
+    row("mean reward", [f"{f.reward_mean:.2f}" for f in rows])
+    row("mean length (tokens)", [f"{f.length_mean:.1f}" for f in rows])
+    row("tokens generated per answer", [f"[bold]{f.tokens_per_answer:.1f}[/]" for f in rows])
+    row("p50 latency (ms)", [f"{1e3 * f.latency_p50_s:.0f}" for f in rows])
+    row("p50 time to first token (ms)", [f"[bold]{1e3 * f.ttft_p50_s:.0f}[/]" for f in rows])
+    return table
+
+
+def sample_panels(samples: dict[str, list[Reply]], count: int = 3) -> RenderableType:
+    """The same requests answered by each policy."""
+    panels = []
+    titles = list(samples)
+    for i in range(count):
+        table = Table(show_header=False, box=None, padding=(0, 1))
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column()
+        for title in titles:
+            table.add_row(title, samples[title][i].texts[0])
+        panels.append(Panel(table, title=samples[titles[0]][i].request, title_align="left"))
+    return Group(*panels)
+
+
+def print_gate(console: Console, passed: bool, reasons: list[str]) -> None:
+    """The verdict and every reason for it."""
+    console.print(f"[bold {'green' if passed else 'red'}]gate {'passed' if passed else 'refused it'}[/]")
+    for reason in reasons:
+        console.print(f"  {reason}", highlight=False)
