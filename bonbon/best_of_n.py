@@ -68,7 +68,9 @@ class BestOfN:
         degraded: str | None = None
         if len(candidates) > 1:
             try:
-                rewards = await self.score(prompt, [candidate.text for candidate in candidates])
+                # Rewards read text; only the policy's tokenizer can read token ids.
+                readable = prompt if prompt.token_ids is None else Prompt(text=draws.prompt.text)
+                rewards = await self.score(readable, [candidate.text for candidate in candidates])
                 candidates = rank(candidates, rewards, random.Random(sampling.seed))
             except RewardError as error:
                 degraded = str(error)
@@ -96,13 +98,13 @@ class BestOfN:
         """One finite reward per text; equal texts are scored once. Raises RewardError for whatever goes wrong."""
         distinct = list(dict.fromkeys(texts))
         try:
-            async with asyncio.timeout(self.deadline):
-                scores = await self.reward.score(prompt, distinct)
-        except TimeoutError as error:
-            raise RewardError(f"reward {self.reward.name} gave no score within {self.deadline:g} s") from error
+            async with asyncio.timeout(self.deadline) as timer:
+                scores = [float(score) for score in await self.reward.score(prompt, distinct)]
         except RewardError:
             raise
         except Exception as error:
+            if timer.expired():
+                raise RewardError(f"reward {self.reward.name} gave no score within {self.deadline:g} s") from error
             raise RewardError(f"reward {self.reward.name} failed: {type(error).__name__}: {error}") from error
         if len(scores) != len(distinct) or not all(math.isfinite(score) for score in scores):
             raise RewardError(f"reward {self.reward.name} did not give one finite score per candidate")

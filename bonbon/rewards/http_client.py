@@ -1,0 +1,190 @@
+"""JSON over HTTP to a scoring service: pooled, bounded, retried, and behind a circuit breaker."""
+
+import asyncio
+import json
+import os
+from ipaddress import IPv6Address, ip_address
+from socket import SOCK_STREAM
+from typing import Any
+
+import httpx2
+import stamina
+from pydantic import Field, SecretStr, field_validator
+
+from bonbon.breaker import CircuitBreaker, CircuitOpen
+from bonbon.errors import RewardError, UserError
+from bonbon.rewards.options import Options
+
+AWS_METADATA_V6 = ip_address("fd00:ec2::254")
+
+
+class HttpOptions(Options):
+    """A scoring service and how to reach it."""
+
+    target: str
+    """Its URL."""
+    timeout: float = Field(10.0, gt=0)
+    """Seconds one attempt may take, from connecting to the last byte. A late attempt is not repeated."""
+    attempts: int = Field(3, ge=1)
+    """Tries in all. Connection errors, 5xx and 429 (which may say when) are tried again, with growing pauses."""
+    connections: int = Field(64, ge=1)
+    """Most connections at once."""
+    max_response_bytes: int = Field(1_048_576, ge=1)
+    """A longer answer is an error."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the bearer token."""
+    breaker_failures: int = Field(5, ge=1)
+    """Failed calls in a row after which the service is left alone."""
+    breaker_cool_down: float = Field(10.0, gt=0)
+    """Seconds it is left alone before one probe."""
+    allow_link_local: bool = False
+    """Allow link-local addresses, where clouds serve their machines' credentials."""
+
+    @field_validator("target")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        try:
+            url = httpx2.URL(value)
+        except httpx2.InvalidURL as error:
+            raise ValueError(f"no URL: {error}") from error
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError("give an http:// or https:// URL with a host")
+        if url.userinfo:
+            raise ValueError("credentials do not belong in the URL; use api_key_env")
+        return value
+
+    @property
+    def bearer(self) -> str | None:
+        """The bearer token. Raises UserError when its environment variable is not set."""
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        if self.api_key_env is None:
+            return None
+        if not (token := os.environ.get(self.api_key_env)):
+            raise UserError(f"api_key_env = {self.api_key_env!r}: this environment variable is not set", param="reward")
+        return token
+
+
+class Unavailable(RewardError):
+    """The service did not answer, or answered that it cannot now: this counts against it in the breaker.
+
+    Args:
+        message: what happened.
+        retry: seconds to wait before another attempt, True for the usual pause, False when none makes sense.
+    """
+
+    def __init__(self, message: str, *, retry: bool | float = False) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class HttpClient:
+    """Posts JSON to paths below one URL.
+
+    Args:
+        options: where and how.
+        breaker: by default one made from the options.
+    """
+
+    def __init__(self, options: HttpOptions, *, breaker: CircuitBreaker | None = None) -> None:
+        self.options = options
+        self.breaker = breaker or CircuitBreaker(failures=options.breaker_failures, cool_down=options.breaker_cool_down)
+        self._client: httpx2.AsyncClient | None = None
+
+    async def start(self) -> None:
+        """Open the pool. Raises UserError for a forbidden address or a missing token."""
+        options = self.options
+        if not options.allow_link_local:
+            await _refuse_link_local(httpx2.URL(options.target))
+        headers = {"accept": "application/json", "accept-encoding": "identity"}
+        if bearer := options.bearer:
+            headers["authorization"] = f"Bearer {bearer}"
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=None,
+            limits=httpx2.Limits(max_connections=options.connections, max_keepalive_connections=options.connections),
+            follow_redirects=False,
+        )
+
+    async def stop(self) -> None:
+        if self._client:
+            await self._client.aclose()
+        self._client = None
+
+    async def post(self, body: object, path: str = "") -> Any:
+        """The answer's JSON. Raises RewardError for everything that goes wrong."""
+        url = self.options.target.rstrip("/") + path if path else self.options.target
+        try:
+            with self.breaker.guard(Unavailable):
+                async for attempt in stamina.retry_context(
+                    on=lambda error: error.retry if isinstance(error, Unavailable) else False,
+                    attempts=self.options.attempts,
+                    timeout=None,
+                    wait_initial=0.1,
+                    wait_max=2.0,
+                    wait_jitter=0.1,
+                ):
+                    with attempt:
+                        answer = await self._attempt(url, body)
+        except CircuitOpen as error:
+            raise RewardError(f"{self.options.target}: {error}") from error
+        return answer
+
+    async def _attempt(self, url: str, body: object) -> Any:
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                status, headers, content = await self._exchange(url, body)
+        except TimeoutError as error:
+            raise Unavailable(f"{url} did not answer within {self.options.timeout:g} s") from error
+        except httpx2.TransportError as error:
+            raise Unavailable(f"{url}: {type(error).__name__}: {error}", retry=True) from error
+        if status == 429 or status >= 500:
+            raise Unavailable(f"{url} answered {status}: {_shown(content)}", retry=self._pause(headers))
+        if status != 200:
+            raise RewardError(f"{url} answered {status}: {_shown(content)}")
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise RewardError(f"{url} answered no JSON: {_shown(content)}") from error
+
+    async def _exchange(self, url: str, body: object) -> tuple[int, httpx2.Headers, bytes]:
+        if self._client is None:
+            raise RewardError(f"{url}: the reward is not started")
+        content = bytearray()
+        async with self._client.stream("POST", url, json=body) as response:
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > self.options.max_response_bytes:
+                    raise RewardError(f"{url} answered more than {self.options.max_response_bytes} bytes")
+        return response.status_code, response.headers, bytes(content)
+
+    def _pause(self, headers: httpx2.Headers) -> bool | float:
+        """What `retry-after` says in seconds; one that exceeds an attempt's own timeout is not waited for."""
+        said = headers.get("retry-after", "")
+        if not said.isdecimal():
+            return True
+        return float(said) if float(said) <= self.options.timeout else False
+
+
+async def _refuse_link_local(url: httpx2.URL) -> None:
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=SOCK_STREAM)
+    except OSError:
+        return  # not resolvable now; every attempt will say so
+    for *_, (host, *_rest) in found:
+        address = ip_address(str(host).partition("%")[0])
+        if isinstance(address, IPv6Address) and address.ipv4_mapped:
+            address = address.ipv4_mapped
+        if address.is_link_local or address == AWS_METADATA_V6:
+            raise UserError(
+                f"reward target {str(url)!r} is the link-local address {address}, where clouds serve credentials; "
+                "set allow_link_local = true if that is meant",
+                param="reward",
+            )
+
+
+def _shown(content: bytes) -> str:
+    return repr(content[:200].decode(errors="replace"))

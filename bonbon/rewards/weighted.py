@@ -1,0 +1,76 @@
+"""A weighted sum of several rewards."""
+
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from math import fsum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bonbon.prompt import Prompt
+from bonbon.rewards import build_reward
+from bonbon.rewards.base import Reward
+from bonbon.rewards.options import Options
+from bonbon.rewards.together import together
+from bonbon.settings import RewardSpec
+
+
+class Part(BaseModel):
+    """One reward and its weight; a negative weight makes it a penalty."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight: float = Field(allow_inf_nan=False)
+    reward: RewardSpec
+
+
+class WeightedOptions(Options):
+    """What is summed."""
+
+    parts: list[Part] = Field(min_length=1)
+    """Each `{weight, reward}`, the reward as anywhere else: a string, or a kind with its options."""
+
+
+class WeightedReward(Reward):
+    """Scores with all parts at once. Any part's failure is the sum's: half a reward would be another reward.
+
+    Args:
+        parts: weight and reward of each.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Reward]]) -> None:
+        self.parts = tuple(parts)
+
+    @property
+    def name(self) -> str:
+        return f"weighted({', '.join(reward.name for _, reward in self.parts)})"
+
+    @property
+    def version(self) -> str:
+        """Digest of the weights and of the parts' names and versions."""
+        parts = [(weight, reward.name, reward.version) for weight, reward in self.parts]
+        return sha256(repr(parts).encode()).hexdigest()[:16]
+
+    async def start(self) -> None:
+        try:
+            await together(reward.start() for _, reward in self.parts)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        await together(reward.stop() for _, reward in self.parts)
+
+    async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
+        columns = await together(reward.score(prompt, completions) for _, reward in self.parts)
+        weights = [weight for weight, _ in self.parts]
+        return [
+            fsum(weight * score for weight, score in zip(weights, scores, strict=True))
+            for scores in zip(*columns, strict=True)
+        ]
+
+
+def build(options: Mapping[str, Any]) -> WeightedReward:
+    """Options: WeightedOptions."""
+    parts = WeightedOptions.read("weighted", options).parts
+    return WeightedReward([(part.weight, build_reward(part.reward)) for part in parts])
