@@ -17,25 +17,21 @@ def demo(
     seed: int = typer.Option(0, help="Seeds the traffic, the draws and the training."),
     traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
     data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
-    models_dir: Path = typer.Option(None, help="Where the tiny models are kept (default: ~/.cache/bonbon/tiny)."),
     port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
 ) -> None:
     """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, serve one draw."""
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
-    models = models_dir or Path.home() / ".cache" / "bonbon" / "tiny"
-    raise typer.Exit(asyncio.run(_run(directory.absolute(), models, json_file, exit_, rounds, seed, traffic, port)))
+    raise typer.Exit(asyncio.run(_run(directory.absolute(), json_file, exit_, rounds, seed, traffic, port)))
 
 
 async def _run(
-    directory: Path, models: Path, json_file: Path | None, leave: bool, rounds: int, seed: int, traffic: int, port: int
+    directory: Path, json_file: Path | None, leave: bool, rounds: int, seed: int, traffic: int, port: int
 ) -> int:
     from bonbon.demo.run import Demo, Plan
 
     console = Console()
-    demo = Demo(
-        Plan(data_dir=directory, models_dir=models, seed=seed, rounds=rounds, traffic=traffic, port=port), console
-    )
+    demo = Demo(Plan(data_dir=directory, seed=seed, rounds=rounds, traffic=traffic, port=port), console)
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(demo.run())

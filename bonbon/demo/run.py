@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bonbon.demo.figures import Figures, Yardstick
+from bonbon.demo.models import TinyModels, tiny_models
 from bonbon.demo.service import ServiceProcess
 from bonbon.demo.table import figures_table, print_gate, sample_panels
 from bonbon.demo.traffic import Reply, SwapTraffic, Traffic
@@ -36,7 +37,6 @@ class Plan:
     """How much of everything the demo does."""
 
     data_dir: Path
-    models_dir: Path
     seed: int = 0
     rounds: int = 1
     n: int = 8
@@ -94,14 +94,15 @@ class Demo:
         plan, results = self.plan, self.results
         start = perf_counter()
         with results.timed("models"):
-            reward_spec = await self._make_models()
-        environment = self._environment(reward_spec)
+            models = tiny_models()
+            reward_spec = RewardSpec(kind="classifier", target=str(models.reward))
+            reward = build_reward(reward_spec)
+            await reward.start()
+        environment = self._environment(models, reward_spec)
         self.service = ServiceProcess(environment, plan.data_dir / "service.log", plan.port)
         self._say(f"starting the service (log: {self.service.log})")
         await self.service.start()
         self._say(f"service ready at {self.service.url}")
-        reward = build_reward(reward_spec)
-        await reward.start()
         async with AsyncOpenAI(base_url=f"{self.service.url}/v1", api_key="none", timeout=120.0) as client:
             traffic = Traffic(client)
             with results.timed("measure"):
@@ -114,21 +115,13 @@ class Demo:
         self._print()
         return bool(results.gate["passed"])
 
-    async def _make_models(self) -> RewardSpec:
-        from bonbon.demo.models import make_models
-
-        models = await asyncio.to_thread(make_models, self.plan.models_dir, 0)
-        self._say(f"tiny policy and reward models in {self.plan.models_dir}")
-        self.models = models
-        return RewardSpec(kind="classifier", target=str(models.reward))
-
-    def _environment(self, reward: RewardSpec) -> dict[str, str]:
+    def _environment(self, models: TinyModels, reward: RewardSpec) -> dict[str, str]:
         plan = self.plan
         return {
-            "BONBON_MODEL": str(self.models.policy),
+            "BONBON_MODEL": str(models.policy),
             "BONBON_REWARD": reward.model_dump_json(),
             "BONBON_HELD_OUT_REWARD": RewardSpec(
-                kind="classifier", target=str(self.models.held_out_reward)
+                kind="classifier", target=str(models.held_out_reward)
             ).model_dump_json(),
             "BONBON_N": str(plan.n),
             "BONBON_DATA_DIR": str(plan.data_dir),
