@@ -1,0 +1,40 @@
+"""What a running service is made of."""
+
+from dataclasses import dataclass
+
+from starlette.requests import HTTPConnection
+
+from bonbon.best_of_n import BestOfN
+from bonbon.database import Database
+from bonbon.engines.base import Engine
+from bonbon.pairs.log import PairLog
+from bonbon.registry.registry import Registry
+from bonbon.rewards.base import Reward
+from bonbon.settings import Settings
+from service.audit import Audits
+from service.metrics import Metrics
+from service.serving import Serving
+from service.swap import Swapper
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Wired together by `service.app.create_app`, found by routes as `app.state.parts`."""
+
+    settings: Settings
+    database: Database
+    engine: Engine
+    reward: Reward
+    best_of_n: BestOfN
+    pair_log: PairLog
+    registry: Registry
+    serving: Serving
+    swapper: Swapper
+    audits: Audits
+    metrics: Metrics
+
+
+def get_parts(connection: HTTPConnection) -> Parts:
+    """The parts of the service that a request reached; a FastAPI dependency."""
+    parts: Parts = connection.app.state.parts
+    return parts

@@ -1,0 +1,173 @@
+"""Which version answers which model name, and how many requests hold each version."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from bonbon.errors import UnknownVersion
+
+
+class Asked(StrEnum):
+    """What kind of model name a request used."""
+
+    ALIAS = "alias"
+    BASE = "base"
+    VERSION = "version"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version that can be drawn from now."""
+
+    name: str
+    created: datetime
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The routing table: never changed, only replaced whole, so that a request sees one state of it.
+
+    `champion` is the version that answers for the service's alias. Every name in the table is in `loaded`.
+    """
+
+    base: str
+    champion: str
+    loaded: Mapping[str, Loaded]
+    previous: str | None = None
+    challenger: str | None = None
+
+    @property
+    def distilled(self) -> bool:
+        """Whether the champion has learnt best-of-n, so that one draw of it answers."""
+        return self.champion != self.base
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to answer a request: draw `best_of` candidates from `version`. `model` is the name that was asked for."""
+
+    model: str
+    version: str
+    best_of: int
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One entry of the model list: a name a request may use, and the version it means now. `created` is Unix time."""
+
+    id: str
+    created: int
+    version: str
+    parent: str | None
+
+
+class Serving:
+    """The routing table, and the references that requests hold on versions.
+
+    Everything but `drained` is synchronous, so on the service's one event loop each call is atomic: a request takes
+    its reference in the same step in which it reads the table, and no version can be unloaded in between.
+
+    Args:
+        routes: what to start with.
+        alias: the model name that means: whatever is best now.
+        n: candidates that the alias draws while the champion is the base.
+    """
+
+    def __init__(self, routes: Routes, *, alias: str, n: int) -> None:
+        self._routes, self.alias, self.n = routes, alias, n
+        self._references: Counter[str] = Counter()
+        self._idle: dict[str, asyncio.Event] = {}
+
+    @property
+    def routes(self) -> Routes:
+        """The table as it is now."""
+        return self._routes
+
+    @property
+    def champion(self) -> str:
+        """The version that answers for the alias."""
+        return self._routes.champion
+
+    @property
+    def in_flight(self) -> int:
+        """References held now, over all versions."""
+        return self._references.total()
+
+    def publish(self, routes: Routes) -> None:
+        """Route new requests by `routes`; requests in flight keep the version they hold."""
+        self._routes = routes
+
+    @contextmanager
+    def plan(self, model: str, *, n: int = 1, best_of: int | None = None) -> Iterator[Plan]:
+        """How to answer a request for `model` that wants `n` choices; its version stays loaded until the block ends.
+
+        The alias draws best-of-n while the champion is the base, and one candidate per choice when it is distilled,
+        as versions asked for by name do. A `best_of` given overrides that.
+
+        Raises UnknownVersion, listing what there is.
+        """
+        version, asked = self.resolve(model)
+        best_of_n = model in (self.alias, "champion") and not self._routes.distilled
+        drawn = best_of if best_of is not None else max(n, self.n if best_of_n else 1)
+        with self.hold(version):
+            yield Plan(model, version, drawn, asked)
+
+    def resolve(self, model: str) -> tuple[str, Asked]:
+        """The version that `model` means now. Raises UnknownVersion, listing what there is."""
+        if model == "base":
+            return self._routes.base, Asked.BASE
+        if model in (aliases := self.aliases()):
+            return aliases[model], Asked.ALIAS
+        if model in self._routes.loaded:
+            return model, Asked.VERSION
+        known = ", ".join(served.id for served in self.models())
+        raise UnknownVersion(f"model {model!r} is not served here; there are: {known}", param="model")
+
+    @contextmanager
+    def hold(self, version: str) -> Iterator[None]:
+        """Keep `version` loaded while the block runs. Raises UnknownVersion when it is not loaded."""
+        if version not in self._routes.loaded:
+            raise UnknownVersion(f"version {version!r} is not loaded", param="model")
+        self._references[version] += 1
+        self._idle.setdefault(version, asyncio.Event())
+        try:
+            yield
+        finally:
+            self._references[version] -= 1
+            if not self._references[version]:
+                self._idle.pop(version).set()
+
+    def references(self, version: str) -> int:
+        """How many requests and audits hold `version`."""
+        return self._references[version]
+
+    async def drained(self, version: str) -> None:
+        """Return when nothing holds `version`."""
+        while (idle := self._idle.get(version)) is not None:
+            await idle.wait()
+
+    def aliases(self) -> dict[str, str]:
+        """Alias -> version, those that are set: the service's own, `champion`, `previous`, `challenger`."""
+        routes = self._routes
+        named = {
+            self.alias: routes.champion,
+            "champion": routes.champion,
+            "previous": routes.previous,
+            "challenger": routes.challenger,
+        }
+        return {alias: version for alias, version in named.items() if version is not None}
+
+    def models(self) -> list[ServedModel]:
+        """Every name that a request may use: the aliases, `base`, and the versions that are loaded."""
+        names = {**self.aliases(), "base": self._routes.base} | {name: name for name in self._routes.loaded}
+        return [self._served(model, version) for model, version in names.items()]
+
+    def _served(self, model: str, version: str) -> ServedModel:
+        loaded = self._routes.loaded[version]
+        return ServedModel(model, int(loaded.created.timestamp()), version, loaded.parent)
