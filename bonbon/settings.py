@@ -69,7 +69,11 @@ class ServiceSettings(Section):
     max_best_of: int = Field(32, ge=1, le=128)
     """Largest n a request may ask for."""
     default_max_tokens: int = Field(256, ge=1)
-    """max_tokens of a request that names none."""
+    """max_tokens of a request that names none; less where the context has less room."""
+    max_prompts: int = Field(64, ge=1)
+    """Most prompts that one request to /v1/completions may bring."""
+    max_body_bytes: int = Field(4 * 2**20, ge=1024)
+    """Larger request bodies are refused."""
     reward_deadline: float = Field(30.0, gt=0)
     """Seconds the reward has before the answer is degraded."""
     audit_fraction: float = Field(0.05, ge=0, le=1)
@@ -115,12 +119,15 @@ class TrainSettings(Section):
     weight_decay: float = Field(0.0, ge=0)
     precision: Literal["auto", "no", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, else 32-bit."""
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     checkpoint_every: int = Field(100, ge=1)
     """Optimiser steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     min_pairs: int = Field(64, ge=1)
     """Fewer clean pairs than this are refused."""
+    max_sampler_gap: float = Field(0.2, gt=0)
+    """Nats per token by which logged log-probabilities may differ from the reference's; a pair beyond it is strange, and
+    a snapshot with more than 1 % of these is refused: the reference did not sample it."""
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of prompts (by their digest) that are never trained on."""
     threads: int = Field(0, ge=0)
