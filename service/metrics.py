@@ -24,7 +24,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter(
-            "bonbon_requests", "Requests by route and status.", ["method", "route", "status"], registry=registry
+            "bonbon_requests", "Requests by route and status.", ["route", "status"], registry=registry
         )
         self._latency = Histogram(
             "bonbon_request_duration_seconds", "Request to last byte.", ["route"], buckets=LATENCY, registry=registry
@@ -53,7 +53,7 @@ class Metrics:
         )
         self._gain = Histogram(
             "bonbon_reward_gain",
-            "Best reward minus the first candidate's.",
+            "Best minus first reward.",
             ["reward"],
             buckets=GAIN,
             registry=registry,
@@ -89,9 +89,9 @@ class Metrics:
         )  # fmt: skip
         self._loaded = Gauge("bonbon_versions_loaded", "Versions that can be drawn from.", registry=registry)
 
-    def requested(self, method: str, route: str, status: int, seconds: float) -> None:
+    def requested(self, route: str, status: int, seconds: float) -> None:
         """A request ended."""
-        self._requests.labels(method, route, str(status)).inc()
+        self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
 
     def first_token(self, plan: Plan, seconds: float) -> None:
@@ -166,4 +166,4 @@ class MeasureRequests:
         finally:
             # The router leaves the route it matched in the scope; what matched none must not make a label each.
             route = getattr(scope.get("route"), "path", "unmatched")
-            self.metrics.requested(scope["method"], route, status, perf_counter() - start)
+            self.metrics.requested(route, status, perf_counter() - start)

@@ -1,0 +1,136 @@
+"""Audits: what one draw of the champion is worth now, measured in the background on live requests."""
+
+import asyncio
+import random
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from bonbon.best_of_n import BestOfN
+from bonbon.draws import collect
+from bonbon.engines.base import DrawRequest
+from bonbon.errors import RewardError, UnknownVersion
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.records import Comparison, Group
+from service.metrics import Metrics
+from service.serving import Serving
+
+log = structlog.get_logger(__name__)
+
+
+class Audits:
+    """Compares a share of the distilled champion's answers with the base, and logs groups for the next round.
+
+    An audit (a) draws the base once with the request's own prompt and sampling, scores the draw together with the
+    champion's answer and stores the comparison; (b) draws n fresh candidates of the champion and logs them as a group
+    of origin `audit`, so that the next round can train with the champion as its reference. Audits run one at a time,
+    never fail a request, and hold the versions they draw from.
+
+    Args:
+        fraction: share of answers that is audited.
+        n: candidates of (b).
+        waiting: audits that may wait; more are dropped and counted.
+        rng: picks the answers to audit.
+    """
+
+    def __init__(
+        self,
+        best_of_n: BestOfN,
+        pair_log: PairLog,
+        serving: Serving,
+        metrics: Metrics,
+        *,
+        fraction: float,
+        n: int,
+        waiting: int,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.best_of_n, self.pair_log, self.serving, self.metrics = best_of_n, pair_log, serving, metrics
+        self.fraction, self.n = fraction, n
+        self._rng = rng or random.Random()
+        self._queue: asyncio.Queue[Group] = asyncio.Queue(waiting)
+        self._worker: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to work off the queue."""
+        self._worker = asyncio.create_task(self._work(), name="audits")
+
+    async def stop(self) -> None:
+        """Abort the audit that runs and forget those that wait."""
+        if self._worker is not None:
+            self._worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._worker
+
+    async def idle(self) -> None:
+        """Return when every audit accepted so far has ended."""
+        await self._queue.join()
+
+    def offer(self, group: Group) -> None:
+        """Maybe audit an answered and logged group; returns at once.
+
+        Only whole answers of a distilled champion count; the caller leaves out what must not be stored.
+        """
+        routes = self.serving.routes
+        if not routes.distilled or group.version != routes.champion or group.candidates[0].finish_reason == "abort":
+            return
+        if self._rng.random() >= self.fraction:
+            return
+        try:
+            self._queue.put_nowait(group)
+        except asyncio.QueueFull:
+            self.metrics.audit_dropped("full")
+
+    async def _work(self) -> None:
+        while True:
+            group = await self._queue.get()
+            try:
+                await self._audit(group)
+            except UnknownVersion:
+                self.metrics.audit_dropped("gone")
+            except RewardError as error:
+                self.metrics.audit_dropped("degraded")
+                log.warning("audit degraded", version=group.version, error=str(error))
+            except Exception:
+                self.metrics.audit_dropped("failed")
+                log.exception("audit failed", version=group.version)
+            finally:
+                self._queue.task_done()
+
+    async def _audit(self, group: Group) -> None:
+        base = self.serving.routes.base
+        with self.serving.hold(group.version), self.serving.hold(base):
+            await self._compare(group, base)
+            if group.sampling.unmodified:
+                await self._draw_group(group)
+
+    async def _compare(self, group: Group, opponent: str) -> None:
+        # The first candidate, not the best: one draw of the champion, however many the request asked for.
+        answer = group.candidates[0]
+        sampling = replace(group.sampling, seed=None, top_logprobs=0)
+        drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, opponent, 1, sampling))
+        reward, opponent_reward = await self.best_of_n.score(group.prompt, [answer.text, drawn.draws[0].text])
+        comparison = Comparison(
+            group_id=group.id,
+            time=datetime.now(UTC),
+            version=group.version,
+            opponent=opponent,
+            reward_name=self.best_of_n.reward.name,
+            reward_version=self.best_of_n.reward.version,
+            reward=reward,
+            opponent_reward=opponent_reward,
+        )
+        await self.pair_log.append_comparison(comparison)
+        self.metrics.compared(comparison)
+
+    async def _draw_group(self, group: Group) -> None:
+        sampling = replace(group.sampling, seed=None, top_logprobs=0)
+        answer = await self.best_of_n(group.prompt, self.n, version=group.version, sampling=sampling, keep=0)
+        drawn = replace(answer.group, origin="audit", tenant=group.tenant, user=group.user, request_id=group.request_id)
+        if drawn.degraded is not None:
+            self.metrics.degraded(drawn)
+            raise RewardError(drawn.degraded)
+        await self.pair_log.append(drawn)
+        self.metrics.logged(drawn)

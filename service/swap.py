@@ -1,0 +1,214 @@
+"""Hot swap: follow the registry's aliases without failing a request. docs/swap.md says what is guaranteed."""
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import structlog
+
+from bonbon.engines.base import Engine, VersionKind
+from bonbon.errors import UserError
+from bonbon.registry.records import Version
+from bonbon.registry.registry import Registry
+from service.golden import check_golden_prompts
+from service.metrics import Metrics
+from service.serving import Loaded, Serving
+
+log = structlog.get_logger(__name__)
+
+RETRY_FIRST, RETRY_LONGEST = 30.0, 600.0
+"""Seconds before a refused version is tried again, doubling from the first to the longest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a version that an alias names is not served here. `retry_at` is on the monotonic clock."""
+
+    version: str
+    reason: str
+    time: datetime
+    attempts: int
+    retry_at: float
+
+
+class _NotServable(Exception):
+    """A version cannot be brought up; the message says why."""
+
+
+class Swapper:
+    """Keeps what is served equal to what the registry's aliases name.
+
+    Wanted are the champion, `previous` (so that a rollback needs no load), the challenger and the base. A version is
+    loaded under its own name, which is never reused, checked, and only then routed to; what is no longer wanted
+    leaves the routing table first, and the engine when its last request has ended.
+
+    Args:
+        poll: seconds between looks at the registry.
+        golden_deadline: seconds a version has to answer the golden prompts.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        registry: Registry,
+        serving: Serving,
+        metrics: Metrics,
+        *,
+        poll: float,
+        golden_deadline: float = 60.0,
+    ) -> None:
+        self.engine, self.registry, self.serving, self.metrics = engine, registry, serving, metrics
+        self.poll, self.golden_deadline = poll, golden_deadline
+        self.refused: dict[str, Refusal] = {}
+        self._aliases: dict[str, str] = {}
+        self._checked: dict[str, Loaded] = dict(serving.routes.loaded)
+        self._converged = False
+        self._lock = asyncio.Lock()
+        self._watcher: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Converge once, then watch the registry."""
+        await self.converge()
+        self._watcher = asyncio.create_task(self._watch(), name="swapper")
+
+    async def stop(self) -> None:
+        """Stop watching. What is loaded stays loaded; the engine's own stop frees it."""
+        tasks = [task for task in (self._watcher, *self._retiring) if task is not None]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def converge(self) -> None:
+        """Serve what the aliases name, as far as it can be served; when this returns, the aliases read were current.
+
+        A version that cannot be served never raises: it is in `refused`, and the champion of before keeps answering.
+        """
+        async with self._lock:
+            while not await self._turn():
+                pass
+
+    async def _watch(self) -> None:
+        pause = self.poll
+        while True:
+            await asyncio.sleep(pause)
+            try:
+                await self.converge()
+                pause = self.poll
+            except Exception:
+                log.exception("cannot follow the registry; what is served stays")
+                pause = max(self.poll, 5.0)
+
+    async def _turn(self) -> bool:
+        """One pass; False when the aliases moved meanwhile and it must be made again."""
+        aliases = await self.registry.aliases()
+        if aliases != self._aliases:
+            # Somebody acted: give what was refused another chance.
+            self._aliases, self.refused = aliases, {}
+        champion = await self._choose_champion(aliases)
+        if await self.registry.aliases() != aliases:
+            return False
+        self._route(champion, set(self._checked))
+        wanted = {self.engine.base, champion}
+        for alias in ("previous", "challenger"):
+            name = aliases.get(alias)
+            if name is not None and await self._bring_up(name):
+                wanted.add(name)
+        self._route(champion, wanted)
+        return await self.registry.aliases() == aliases
+
+    async def _choose_champion(self, aliases: dict[str, str]) -> str:
+        """The champion that the registry names, else the one that serves now, else the last good one."""
+        serving_now = self.serving.champion if self._converged else None
+        for name in (aliases.get("champion"), serving_now, aliases.get("previous")):
+            if name is not None and await self._bring_up(name):
+                return name
+        return self.engine.base
+
+    def _route(self, champion: str, wanted: set[str]) -> None:
+        """Flip the routing table to `champion` and the `wanted` versions, and retire the rest."""
+        for name in self._checked.keys() - wanted:
+            del self._checked[name]
+            self._retire(name)
+        aliases = {alias: self._aliases.get(alias) for alias in ("previous", "challenger")}
+        routes = replace(
+            self.serving.routes,
+            champion=champion,
+            loaded=dict(self._checked),
+            **{alias: name if name in self._checked else None for alias, name in aliases.items()},
+        )
+        if routes != self.serving.routes:
+            if champion != self.serving.champion:
+                log.info("champion flipped", version=champion, before=self.serving.champion)
+            self.serving.publish(routes)
+        self._converged = True
+        self.metrics.routed(self.serving.aliases(), len(routes.loaded))
+
+    async def _bring_up(self, name: str) -> bool:
+        """Whether `name` is loaded and checked, after trying, unless it was refused a short while ago."""
+        if name in self._checked:
+            return True
+        refusal = self.refused.get(name)
+        if refusal is not None and time.monotonic() < refusal.retry_at:
+            return False
+        start = time.monotonic()
+        try:
+            version = await self._load(name)
+        except _NotServable as error:
+            self._refuse(name, str(error), refusal.attempts + 1 if refusal else 1)
+            self.metrics.swapped("refused", time.monotonic() - start)
+            return False
+        self._checked[name] = Loaded(name, version.created, version.parent)
+        self.refused.pop(name, None)
+        self.metrics.swapped("served", time.monotonic() - start)
+        log.info("version loaded and checked", version=name, seconds=round(time.monotonic() - start, 3))
+        return True
+
+    async def _load(self, name: str) -> Version:
+        """Verify, load, check. Raises _NotServable for whatever goes wrong: a bad version must not end the service."""
+        try:
+            version = await self.registry.verify(name)
+            self._check_base(version)
+            await self.engine.load(version.files)
+            await check_golden_prompts(self.engine, name, deadline=self.golden_deadline)
+        except UserError as error:
+            raise _NotServable(str(error)) from error
+        except Exception as error:
+            raise _NotServable(f"{type(error).__name__}: {error}") from error
+        return version
+
+    def _check_base(self, version: Version) -> None:
+        base = version.name if version.kind is VersionKind.BASE else version.base
+        if base != self.engine.base:
+            raise UserError(
+                f"version {version.name!r} belongs to the base {base!r}, and this service runs {self.engine.base!r}; "
+                f"serve with that base, or promote a version of this one"
+            )
+
+    def _refuse(self, name: str, reason: str, attempts: int) -> None:
+        pause = min(RETRY_FIRST * 2 ** (attempts - 1), RETRY_LONGEST)
+        self.refused[name] = Refusal(name, reason, datetime.now(UTC), attempts, time.monotonic() + pause)
+        log.error("version refused", version=name, reason=reason, serving=self.serving.champion, retry_in=pause)
+        self._retire(name)
+
+    def _retire(self, name: str) -> None:
+        task = asyncio.create_task(self._unload_when_drained(name), name=f"retire {name}")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+    async def _unload_when_drained(self, name: str) -> None:
+        await self.serving.drained(name)
+        async with self._lock:
+            # It may have been wanted again since, and even retired again: then that retirement unloads it.
+            if name in self._checked or self.serving.references(name):
+                return
+            try:
+                await self.engine.unload(name)
+            except Exception:
+                log.exception("unload failed", version=name)
+            else:
+                log.info("version unloaded", version=name)
