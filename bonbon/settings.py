@@ -33,7 +33,7 @@ class RewardSpec(BaseModel):
     Every kind has a `target` (a model, a URL, a callable); what else it takes, the kind's own options say.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True)
 
     kind: str
     target: str = ""

@@ -1,0 +1,67 @@
+"""What a training run reports: one JSON object a line, and the same to TensorBoard."""
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class MetricsLog:
+    """Appends to `metrics.jsonl` and `tensorboard/` in a run directory; each line is on file when `write` returns.
+
+    Args:
+        resume: the step that the run goes on from. What was reported after it is dropped: it comes again.
+        enabled: False in all processes but the main one.
+    """
+
+    def __init__(self, run_dir: Path, *, resume: int = 0, enabled: bool = True) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run_dir / "metrics.jsonl"
+        kept = [entry for entry in read_metrics(run_dir) if entry["step"] <= resume] if resume else []
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+        partial.replace(path)
+        self._file = path.open("a")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume + 1 if resume else 0)
+
+    def write(self, step: int, epoch: float, **values: float) -> None:
+        """One line: `step`, `epoch` and the values by name."""
+        if not self.enabled:
+            return
+        self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self.enabled:
+            return
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, oldest first. A last line cut short by a crash is left out."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def latest_metrics(run_dir: Path) -> dict[str, float]:
+    """The last value reported under each name, those that are not finite left out."""
+    latest: dict[str, float] = {}
+    for entry in read_metrics(run_dir):
+        latest |= {name: value for name, value in entry.items() if math.isfinite(value)}
+    return latest
