@@ -1,0 +1,102 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bonbon.microbatch import MicroBatcher
+
+
+class Work:
+    """Doubles numbers; holds every batch until it is let go."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[int] = set()
+        self.go = threading.Event()
+        self.go.set()
+        self.first = threading.Event()
+
+    async def begun(self) -> None:
+        assert await asyncio.to_thread(self.first.wait, 10)
+
+    def __call__(self, items: list[int]) -> list[int]:
+        self.batches.append(items)
+        self.first.set()
+        self.threads.add(threading.get_ident())
+        assert self.go.wait(10)
+        if 13 in items:
+            raise ValueError("unlucky")
+        return [2 * item for item in items]
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+async def batcher(work: Work) -> AsyncIterator[MicroBatcher[int, int]]:
+    batcher = MicroBatcher(work, batch_size=4, length=lambda item: item)
+    await batcher.start()
+    yield batcher
+    work.go.set()
+    await batcher.stop()
+
+
+async def test_every_caller_gets_its_own_results_in_order(batcher: MicroBatcher[int, int], work: Work) -> None:
+    items = [[(7 * i + j) % 101 + 20 for j in range(i % 5 + 1)] for i in range(40)]
+    results = await asyncio.gather(*(batcher.run(mine) for mine in items))
+    assert results == [[2 * item for item in mine] for mine in items]
+    assert all(len(batch) <= 4 for batch in work.batches)
+    assert len(work.threads) == 1
+    assert threading.get_ident() not in work.threads
+
+
+async def test_what_arrives_while_it_works_shares_batches_of_like_length(
+    batcher: MicroBatcher[int, int], work: Work
+) -> None:
+    work.go.clear()
+    first = asyncio.create_task(batcher.run([1]))
+    await work.begun()
+    others = [asyncio.create_task(batcher.run([item])) for item in (90, 10, 80, 20, 70, 30, 60, 40)]
+    await asyncio.sleep(0.02)
+    work.go.set()
+    await asyncio.gather(first, *others)
+    assert work.batches == [[1], [10, 20, 30, 40], [60, 70, 80, 90]]
+
+
+async def test_a_cancelled_callers_waiting_items_are_dropped(batcher: MicroBatcher[int, int], work: Work) -> None:
+    work.go.clear()
+    first = asyncio.create_task(batcher.run([1]))
+    await work.begun()
+    cancelled, kept = asyncio.create_task(batcher.run([2, 3])), asyncio.create_task(batcher.run([4]))
+    await asyncio.sleep(0.01)
+    cancelled.cancel()
+    await asyncio.sleep(0.01)
+    work.go.set()
+    assert await first == [2]
+    assert await kept == [8]
+    assert work.batches == [[1], [4]]
+
+
+async def test_a_failure_reaches_its_callers_and_the_worker_goes_on(batcher: MicroBatcher[int, int]) -> None:
+    with pytest.raises(ValueError, match="unlucky"):
+        await batcher.run([13, 14, 200, 300, 400])
+    assert await batcher.run([21]) == [42]
+
+
+async def test_stopping_tells_those_who_wait(work: Work) -> None:
+    batcher = MicroBatcher(work, batch_size=1, length=lambda item: item)
+    with pytest.raises(RuntimeError, match="not started"):
+        await batcher.run([1])
+    await batcher.stop()
+    await batcher.start()
+    work.go.clear()
+    waiting = asyncio.create_task(batcher.run([1, 2]))
+    await work.begun()
+    threading.Timer(0.05, work.go.set).start()
+    await batcher.stop()
+    with pytest.raises(RuntimeError, match="stopped"):
+        await waiting
+    assert work.batches == [[1]]
