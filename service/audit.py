@@ -53,7 +53,7 @@ class Audits:
         self._queue: asyncio.Queue[Group] = asyncio.Queue(waiting)
         self._worker: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to work off the queue."""
         self._worker = asyncio.create_task(self._work(), name="audits")
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from bonbon.errors import UnknownVersion
@@ -74,13 +74,14 @@ class Serving:
     its reference in the same step in which it reads the table, and no version can be unloaded in between.
 
     Args:
-        routes: what to start with.
+        base: the engine's base version; it is always loaded, and the champion until something else is published.
         alias: the model name that means: whatever is best now.
         n: candidates that the alias draws while the champion is the base.
     """
 
-    def __init__(self, routes: Routes, *, alias: str, n: int) -> None:
-        self._routes, self.alias, self.n = routes, alias, n
+    def __init__(self, base: str, *, alias: str, n: int) -> None:
+        self._routes = Routes(base, base, {base: Loaded(base, datetime.now(UTC))})
+        self.alias, self.n = alias, n
         self._references: Counter[str] = Counter()
         self._idle: dict[str, asyncio.Event] = {}
 
@@ -151,6 +152,11 @@ class Serving:
         """Return when nothing holds `version`."""
         while (idle := self._idle.get(version)) is not None:
             await idle.wait()
+
+    async def all_drained(self) -> None:
+        """Return when nothing holds any version."""
+        while self._idle:
+            await self.drained(next(iter(self._idle)))
 
     def aliases(self) -> dict[str, str]:
         """Alias -> version, those that are set: the service's own, `champion`, `previous`, `challenger`."""

@@ -64,13 +64,21 @@ class Swapper:
         self.refused: dict[str, Refusal] = {}
         self._aliases: dict[str, str] = {}
         self._checked: dict[str, Loaded] = dict(serving.routes.loaded)
-        self._converged = False
+        self._routed = False
+        self._settled: dict[str, str] | None = None
         self._lock = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], str] = {}
+
+    @property
+    def draining(self) -> frozenset[str]:
+        """Versions that new requests no longer reach, and that are not unloaded yet."""
+        return frozenset(self._retiring.values())
 
     async def start(self) -> None:
-        """Converge once, then watch the registry."""
+        """Serve what the registry names, then watch it. The base is registered and loaded already."""
+        base = await self.registry.get(self.engine.base)
+        self._checked[base.name] = Loaded(base.name, base.created, base.parent)
         await self.converge()
         self._watcher = asyncio.create_task(self._watch(), name="swapper")
 
@@ -106,6 +114,8 @@ class Swapper:
     async def _turn(self) -> bool:
         """One pass; False when the aliases moved meanwhile and it must be made again."""
         aliases = await self.registry.aliases()
+        if aliases == self._settled and not self._retry_due():
+            return True
         if aliases != self._aliases:
             # Somebody acted: give what was refused another chance.
             self._aliases, self.refused = aliases, {}
@@ -119,11 +129,15 @@ class Swapper:
             if name is not None and await self._bring_up(name):
                 wanted.add(name)
         self._route(champion, wanted)
+        self._settled = aliases
         return await self.registry.aliases() == aliases
+
+    def _retry_due(self) -> bool:
+        return any(time.monotonic() >= refusal.retry_at for refusal in self.refused.values())
 
     async def _choose_champion(self, aliases: dict[str, str]) -> str:
         """The champion that the registry names, else the one that serves now, else the last good one."""
-        serving_now = self.serving.champion if self._converged else None
+        serving_now = self.serving.champion if self._routed else None
         for name in (aliases.get("champion"), serving_now, aliases.get("previous")):
             if name is not None and await self._bring_up(name):
                 return name
@@ -145,7 +159,7 @@ class Swapper:
             if champion != self.serving.champion:
                 log.info("champion flipped", version=champion, before=self.serving.champion)
             self.serving.publish(routes)
-        self._converged = True
+        self._routed = True
         self.metrics.routed(self.serving.aliases(), len(routes.loaded))
 
     async def _bring_up(self, name: str) -> bool:
@@ -197,8 +211,8 @@ class Swapper:
 
     def _retire(self, name: str) -> None:
         task = asyncio.create_task(self._unload_when_drained(name), name=f"retire {name}")
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = name
+        task.add_done_callback(self._retiring.pop)
 
     async def _unload_when_drained(self, name: str) -> None:
         await self.serving.drained(name)

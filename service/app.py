@@ -1,0 +1,172 @@
+"""The service, wired together."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from bonbon.pairs.log import PairLog
+from bonbon.registry.registry import Registry
+from fastapi import Depends, FastAPI
+
+from bonbon import __version__
+from bonbon.best_of_n import BestOfN
+from bonbon.database import Database
+from bonbon.engines import build_engine
+from bonbon.engines.base import Engine
+from bonbon.errors import Conflict, UserError
+from bonbon.modelfiles import resolve_model, served_name
+from bonbon.rewards import build_reward
+from bonbon.rewards.base import Reward
+from bonbon.settings import RewardSpec, Settings
+from service import errors
+from service.api_key import require_api_key
+from service.audit import Audits
+from service.body_limit import BodyLimit
+from service.metrics import MeasureRequests, Metrics
+from service.parts import Parts
+from service.request_id import RequestId
+from service.routes import admin, chat, completions, feedback, health, metrics, models
+from service.serving import Serving
+from service.swap import Swapper
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings, *, engine: Engine | None = None, reward: Reward | None = None) -> FastAPI:
+    """The service that `settings` describe; `engine` and `reward` replace theirs. Nothing is loaded until it starts.
+
+    Raises UserError when a setting is missing or names what is unknown.
+    """
+    parts = build_parts(settings, engine, reward)
+    app = FastAPI(
+        title="bonbon",
+        version=__version__,
+        description="OpenAI-compatible best-of-n answers, distilled into one draw as soon as a version has learnt it.",
+        lifespan=_lifespan(parts),
+    )
+    app.state.parts = parts
+    app.state.stopping = False
+    for router in (chat.router, completions.router, models.router, feedback.router):
+        app.include_router(router, dependencies=[Depends(require_api_key)])
+    for router in (admin.router, health.router, metrics.router):
+        app.include_router(router)
+    # The last one added is the outermost.
+    app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
+    errors.install(app)
+    app.add_middleware(MeasureRequests, metrics=parts.metrics)
+    app.add_middleware(RequestId)
+    return app
+
+
+def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward | None = None) -> Parts:
+    """What the service is made of, nothing of it started."""
+    service = settings.service
+    engine = engine or build_engine(settings, base=_base_name(settings))
+    reward = reward or build_reward(_reward_spec(settings))
+    best_of_n = BestOfN(engine, reward, deadline=service.reward_deadline)
+    database = Database(settings.database)
+    pair_log = PairLog(database)
+    registry = Registry(database, settings.versions_dir)
+    prometheus = Metrics()
+    serving = Serving(engine.base, alias=service.alias, n=settings.n)
+    return Parts(
+        settings=settings,
+        database=database,
+        engine=engine,
+        reward=reward,
+        best_of_n=best_of_n,
+        pair_log=pair_log,
+        registry=registry,
+        serving=serving,
+        swapper=Swapper(engine, registry, serving, prometheus, poll=service.registry_poll),
+        audits=Audits(
+            best_of_n,
+            pair_log,
+            serving,
+            prometheus,
+            fraction=service.audit_fraction,
+            n=settings.n,
+            waiting=service.audit_queue,
+        ),
+        metrics=prometheus,
+    )
+
+
+def _base_name(settings: Settings) -> str:
+    if settings.model:
+        return served_name(settings.model)
+    if settings.engine == "fake":
+        return "fake"
+    raise UserError(
+        "no model is set: give --model (or BONBON_MODEL) a directory in Hugging Face format or a hub name",
+        param="model",
+    )
+
+
+def _reward_spec(settings: Settings) -> RewardSpec:
+    if settings.reward is not None:
+        return settings.reward
+    if settings.engine == "fake":
+        return RewardSpec(kind="fake")
+    raise UserError(
+        "no reward is set: give --reward (BONBON_REWARD) a reward model's directory or hub name, a URL or kind:target",
+        param="reward",
+    )
+
+
+def _lifespan(parts: Parts) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        async with AsyncExitStack() as stack:
+            await _start(parts, stack)
+            app.state.stopping = False
+            yield
+            app.state.stopping = True
+            await _drain(parts)
+
+    return lifespan
+
+
+async def _start(parts: Parts, stack: AsyncExitStack) -> None:
+    """Start everything, each part's stop on the stack; the champion is served when this returns."""
+    settings = parts.settings
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    for part in (parts.database, parts.pair_log, parts.reward, parts.engine):
+        await part.start()
+        stack.push_async_callback(part.stop)
+    await _register_base(parts)
+    for background in (parts.swapper, parts.audits):
+        await background.start()
+        stack.push_async_callback(background.stop)
+    log.info(
+        "service started",
+        base=parts.engine.base,
+        champion=parts.serving.champion,
+        reward=parts.reward.name,
+        n=settings.n,
+    )
+
+
+async def _register_base(parts: Parts) -> None:
+    """The base is the first champion."""
+    settings, registry = parts.settings, parts.registry
+    directory: Path | None = None
+    if settings.model and settings.engine != "fake":
+        directory = await asyncio.to_thread(resolve_model, settings.model, settings.revision)
+    base = await registry.register_base(parts.engine.base, directory)
+    if await registry.champion() is None:
+        try:
+            await registry.promote(base.name, actor="first start")
+        except Conflict:
+            log.info("another replica promoted the first champion", champion=await registry.champion())
+
+
+async def _drain(parts: Parts) -> None:
+    await parts.audits.stop()
+    try:
+        async with asyncio.timeout(parts.settings.service.drain_timeout):
+            await parts.serving.all_drained()
+    except TimeoutError:
+        log.warning("requests cut off: they did not end in time", in_flight=parts.serving.in_flight)

@@ -1,0 +1,54 @@
+"""`bonbon serve`."""
+
+import asyncio
+from pathlib import Path
+
+import typer
+
+from bonbon.settings import load_settings
+
+
+def serve(
+    model: str = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name."),
+    reward: str = typer.Option(None, help="A reward model's directory or hub name, a URL, or kind:target."),
+    n: int = typer.Option(None, help="How many candidates best-of-n draws."),
+    host: str = typer.Option(None, help="Address to listen on."),
+    port: int = typer.Option(None, help="Port to listen on; 0 takes a free one."),
+    data_dir: Path = typer.Option(None, help="Where the registry's files and the default database live."),
+    database: str = typer.Option(None, help="SQLAlchemy URL of the pair log and registry."),
+    engine: str = typer.Option(None, help="Which engine draws: embedded, fake."),
+    json_logs: bool = typer.Option(False, "--json-logs", help="Log JSON objects, one a line."),
+) -> None:
+    """Answer OpenAI requests with the best of n, and with one draw once a version has learnt it.
+
+    What is not given here comes from the environment (BONBON_MODEL, ...) or from bonbon.toml.
+    """
+    listen = {"host": host, "port": port}
+    settings = load_settings(
+        model=model,
+        reward=reward,
+        n=n,
+        data_dir=data_dir,
+        database_url=database,
+        engine=engine,
+        service={name: value for name, value in listen.items() if value is not None},
+    )
+    # Not before the settings are known to be good: these bring in the whole service.
+    import uvicorn
+
+    from service.app import create_app
+    from service.logs import configure_logs
+    from service.server import run_server
+
+    configure_logs(json=json_logs)
+    app = create_app(settings)
+    service = settings.service
+
+    def ready(url: str) -> None:
+        typer.echo(f"bonbon is ready: {url} (API under {url}/v1, docs at {url}/docs)")
+
+    loop_factory = uvicorn.Config(app).get_loop_factory()  # uvloop where it is installed
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(
+            run_server(app, host=service.host, port=service.port, drain_timeout=service.drain_timeout, ready=ready)
+        )

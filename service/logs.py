@@ -1,0 +1,39 @@
+"""One log format for the service, the server and the libraries."""
+
+import logging
+import sys
+from typing import Any
+
+import structlog
+
+
+def configure_logs(*, json: bool, level: int = logging.INFO) -> None:
+    """Write every log line to standard error: as JSON objects, or for people to read."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    renderer: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer]
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Below warnings these tell of each request and each migration step.
+    for chatty in ("httpx2", "httpcore2", "alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(max(level, logging.WARNING))

@@ -1,0 +1,64 @@
+"""`/health`: is the process alive, and should it get requests?"""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+
+from bonbon.errors import EngineError
+from service.parts import Parts, get_parts
+
+router = APIRouter(prefix="/health", tags=["health"])
+
+DATABASE_DEADLINE = 5.0
+
+
+class Live(BaseModel):
+    """The process answers."""
+
+    status: str = "live"
+
+
+class Ready(BaseModel):
+    """Whether to send requests here, and what the alias is answered with.
+
+    `serving` differs from `champion` while a promotion is under way, and when the champion was refused: `refused`
+    says why.
+    """
+
+    status: str
+    reason: str | None = None
+    champion: str | None = None
+    serving: str
+    refused: dict[str, str] = {}
+
+
+@router.get("/live")
+async def live() -> Live:
+    return Live()
+
+
+@router.get("/ready", responses={503: {"model": Ready}})
+async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], response: Response) -> Ready:
+    champion, reason = None, "the service is stopping" if request.app.state.stopping else None
+    if reason is None:
+        try:
+            await parts.engine.check()
+            async with asyncio.timeout(DATABASE_DEADLINE):
+                champion = await parts.registry.champion()
+        except EngineError as error:
+            reason = f"the engine cannot draw: {error}"
+        except (SQLAlchemyError, OSError) as error:  # a TimeoutError is an OSError
+            reason = f"the database does not answer: {type(error).__name__}"
+    if reason is not None:
+        response.status_code = 503
+    return Ready(
+        status="unready" if reason else "ready",
+        reason=reason,
+        champion=champion,
+        serving=parts.serving.champion,
+        refused={name: refusal.reason for name, refusal in parts.swapper.refused.items()},
+    )

@@ -1,0 +1,108 @@
+"""uvicorn, run so that a failing start is an error message and a signal is an orderly end."""
+
+import asyncio
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from bonbon.errors import UserError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that calls `listening` once it takes connections and leaves signals to its owner."""
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # uvicorn would raise the signal again before the application has stopped
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listening()
+
+
+async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float, ready: Callable[[str], None]) -> None:
+    """Start `app`, serve it until SIGINT or SIGTERM, drain, stop.
+
+    The application starts before the server listens, so that what it raises reaches the caller. The first signal
+    makes the service unready and lets requests in flight end; a second one cuts them off.
+
+    Args:
+        drain_timeout: seconds that requests in flight have.
+        ready: called with the service's URL once it answers.
+    """
+    listener = bind(host, port)
+    url = f"http://{_url_host(host)}:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=math.ceil(drain_timeout),
+        server_header=False,
+    )
+    server = Server(config, lambda: ready(url))
+    serving = asyncio.create_task(_serve(app, server, listener))
+
+    def stop() -> None:
+        if server.should_exit or not server.started:
+            serving.cancel()
+        server.should_exit = app.state.stopping = True
+
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if not server.should_exit:
+            raise
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+        listener.close()
+
+
+async def _serve(app: FastAPI, server: Server, listener: socket.socket) -> None:
+    async with app.router.lifespan_context(app):
+        await server.serve(sockets=[listener])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: a taken port is known before a model is loaded.
+
+    Raises UserError when the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host!r}: {error.strerror}; give another --host", param="host") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UserError(
+            f"cannot listen on {host}:{port}: {error.strerror}; give another --port, or 0 for a free one", param="port"
+        ) from error
+    return listener
+
+
+def _url_host(host: str) -> str:
+    if host in ("", "0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
