@@ -115,6 +115,23 @@ async def test_one_failure_fails_the_score() -> None:
         await scored(server, ["a", "b", "c"], concurrency=1)
 
 
+async def test_the_breaker_counts_scores_and_lets_one_through_to_find_the_judge_again() -> None:
+    down = JSONResponse({}, 500)
+    with serving(down, says("3"), says("4")) as server:
+        target = server.url.removesuffix("/score") + "/v1"
+        options = {"attempts": 1, "breaker_failures": 1, "breaker_cool_down": 0.2, "concurrency": 1}
+        reward = build_reward(RewardSpec(kind="judge", target=target, model="m", **options))
+        await reward.start()
+        with pytest.raises(RewardError, match="answered 500"):
+            await reward.score(PROMPT, ["a", "b"])
+        with pytest.raises(RewardError, match="failed too often"):
+            await reward.score(PROMPT, ["a", "b"])
+        assert len(server.requests) == 1
+        await asyncio.sleep(0.25)
+        assert await reward.score(PROMPT, ["a", "b"]) == [3, 4]
+        await reward.stop()
+
+
 async def test_version_changes_with_what_is_asked() -> None:
     def version(**options: Any) -> str:
         return build_reward(RewardSpec(kind="judge", target="http://judge.example/v1", **options)).version

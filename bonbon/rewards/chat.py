@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.http_client import HttpClient, HttpOptions
+from bonbon.rewards.together import together
 
 
 class ChatOptions(HttpOptions):
@@ -86,8 +87,12 @@ class ChatModel:
         asked = repr((options.max_tokens, options.top_logprobs, sorted(options.request.items()), templates))
         return f"{options.model}@{sha256(asked.encode()).hexdigest()[:12]}"
 
-    async def ask(self, system: str, user: str) -> Verdict:
-        """Raises RewardError."""
+    async def ask(self, system: str, questions: Iterable[str]) -> list[Verdict]:
+        """One verdict per question, in order. Raises RewardError when one of them fails."""
+        with self.client.guarded():
+            return await together(self._ask(system, question) for question in questions)
+
+    async def _ask(self, system: str, user: str) -> Verdict:
         options = self.options
         body: dict[str, Any] = {
             "model": options.model,

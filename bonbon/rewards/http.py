@@ -59,8 +59,10 @@ class HttpReward(Reward):
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         body = {"prompt": _prompt(prompt), "completions": list(completions)}
+        with self.client.guarded():
+            found = await self.client.post(body)
         try:
-            answer = _Answer.model_validate(await self.client.post(body))
+            answer = _Answer.model_validate(found)
         except ValidationError as error:
             wrong = error.errors()[0]
             where = ".".join(map(str, wrong["loc"]))

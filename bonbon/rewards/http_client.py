@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 from socket import SOCK_STREAM
 from typing import Any
@@ -113,23 +115,28 @@ class HttpClient:
             await self._client.aclose()
         self._client = None
 
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Around all posts of one score, which the breaker counts as one call. Raises RewardError when it is open."""
+        try:
+            with self.breaker.guard(Unavailable):
+                yield
+        except CircuitOpen as error:
+            raise RewardError(f"{self.options.target}: {error}") from error
+
     async def post(self, body: object, path: str = "") -> Any:
         """The answer's JSON. Raises RewardError for everything that goes wrong."""
         url = self.options.target.rstrip("/") + path if path else self.options.target
-        try:
-            with self.breaker.guard(Unavailable):
-                async for attempt in stamina.retry_context(
-                    on=lambda error: error.retry if isinstance(error, Unavailable) else False,
-                    attempts=self.options.attempts,
-                    timeout=None,
-                    wait_initial=0.1,
-                    wait_max=2.0,
-                    wait_jitter=0.1,
-                ):
-                    with attempt:
-                        answer = await self._attempt(url, body)
-        except CircuitOpen as error:
-            raise RewardError(f"{self.options.target}: {error}") from error
+        async for attempt in stamina.retry_context(
+            on=lambda error: error.retry if isinstance(error, Unavailable) else False,
+            attempts=self.options.attempts,
+            timeout=None,
+            wait_initial=0.1,
+            wait_max=2.0,
+            wait_jitter=0.1,
+        ):
+            with attempt:
+                answer = await self._attempt(url, body)
         return answer
 
     async def _attempt(self, url: str, body: object) -> Any:

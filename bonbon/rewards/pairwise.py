@@ -19,7 +19,6 @@ from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
 from bonbon.rewards.chat import ChatModel, ChatOptions, Verdict, as_text, fenced, first_of
 from bonbon.rewards.classifier import ModelOptions, ModelReader
-from bonbon.rewards.together import together
 
 TEMPLATE = "{prompt}\n\n[Reply A]\n{a}\n\n[Reply B]\n{b}"
 
@@ -108,11 +107,9 @@ class PairwiseJudge(PairwiseReward):
         await self.chat.stop()
 
     async def win_probabilities(self, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        return await together(self._compare(fenced("conversation", prompt), a, b) for a, b in pairs)
-
-    async def _compare(self, asked: str, a: str, b: str) -> float:
-        user = USER.format(prompt=asked, a=fenced("reply A", a), b=fenced("reply B", b))
-        return first_wins(await self.chat.ask(SYSTEM, user))
+        asked = fenced("conversation", prompt)
+        questions = [USER.format(prompt=asked, a=fenced("reply A", a), b=fenced("reply B", b)) for a, b in pairs]
+        return [first_wins(verdict) for verdict in await self.chat.ask(SYSTEM, questions)]
 
 
 async def mean_wins(
