@@ -1,0 +1,85 @@
+"""One request, one answer: draw, score, log."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from bonbon.best_of_n import Answer
+from bonbon.draws import Draws
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started
+from bonbon.errors import EngineError, PromptTooLong
+from bonbon.prompt import Prompt
+from service.ask import Ask
+from service.merge import merge
+from service.parts import Parts
+from service.serving import Plan
+
+Event = Started | Delta | Answer
+
+
+async def answer(
+    parts: Parts, ask: Ask, plan: Plan, *, live: bool = False, tick: float | None = None
+) -> AsyncGenerator[tuple[int, Event] | None]:
+    """Answer every prompt of `ask` by `plan`, all at once; each event comes with its prompt's index.
+
+    A prompt's events are `Started`, its deltas (only when `live`), and the `Answer`, whose group is durable by then.
+    None comes whenever nothing else has for `tick` seconds. Closing the generator aborts what is still being drawn,
+    and nothing of that is logged.
+
+    Raises what `Engine.draw` raises, and StoreError.
+    """
+    prompts = [_answer(parts, ask, plan, prompt, live=live) for prompt in ask.prompts]
+    async with aclosing(merge(prompts, tick)) as events:
+        async for event in events:
+            yield event
+
+
+async def _answer(parts: Parts, ask: Ask, plan: Plan, prompt: Prompt, *, live: bool) -> AsyncGenerator[Event]:
+    request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live)
+    draws = Draws(plan.best_of)
+    events = parts.engine.draw(request)
+    try:
+        started = await _first(events)
+    except PromptTooLong:
+        if not ask.fit:
+            raise
+        request = await _fitted(parts.engine, request)
+        events = parts.engine.draw(request)
+        started = await _first(events)
+    async with aclosing(events):
+        draws.add(started)
+        yield started
+        async for event in events:
+            draws.add(event)
+            if live:
+                yield event
+    answer = await parts.best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
+    group = replace(answer.group, user=ask.user, request_id=ask.request_id, metadata=dict(ask.metadata))
+    if any(candidate.finish_reason == "abort" for candidate in group.served):
+        raise EngineError("the engine cut the answer off before its end; try again")
+    parts.metrics.answered(plan, group)
+    if ask.store:
+        await parts.pair_log.append(group)
+        parts.metrics.logged(group)
+        if plan.best_of == 1:
+            parts.audits.offer(group)
+    yield replace(answer, group=group)
+
+
+async def _fitted(engine: Engine, request: DrawRequest) -> DrawRequest:
+    """`request` with no more max_tokens than its prompt leaves room for. Raises PromptTooLong when it leaves none.
+
+    Only the engine knows how many tokens a prompt has, and says so when a draw starts: this one is then given up.
+    """
+    one = replace(request, n=1, sampling=replace(request.sampling, max_tokens=1))
+    async with aclosing(engine.draw(one)) as events:
+        started = await _first(events)
+    room = engine.context_length - len(started.token_ids)
+    return replace(request, sampling=replace(request.sampling, max_tokens=min(request.sampling.max_tokens, room)))
+
+
+async def _first(events: AsyncGenerator[Started | Delta]) -> Started:
+    async for event in events:
+        if isinstance(event, Started):
+            return event
+    raise EngineError("the engine ended the draw before it started; see its log")

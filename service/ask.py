@@ -1,0 +1,55 @@
+"""What a request asks for, once it has been checked: the same for both endpoints."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from bonbon.engines.base import Sampling
+from bonbon.errors import UserError
+from bonbon.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """`n` choices for each prompt, the best of `best_of` draws (None: as many as the model name means).
+
+    `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.
+    """
+
+    model: str
+    prompts: tuple[Prompt, ...]
+    sampling: Sampling
+    n: int = 1
+    best_of: int | None = None
+    fit: bool = False
+    store: bool = True
+    user: str = ""
+    request_id: str = ""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.sampling.temperature == 0 and (self.n > 1 or (self.best_of or 1) > 1):
+            raise UserError(
+                "at temperature 0 every draw is the same, so there is nothing to choose from: "
+                "set n and best_of to 1, or a temperature above 0",
+                param="n" if self.n > 1 else "best_of",
+            )
+        if self.best_of is not None and self.best_of < self.n:
+            raise UserError(
+                f"best_of {self.best_of} is less than n {self.n}: n of best_of are returned", param="best_of"
+            )
+
+    @property
+    def drawn(self) -> int | None:
+        """`best_of`, and 1 where every draw is the same."""
+        return 1 if self.sampling.temperature == 0 else self.best_of
+
+    def limit(self, *, max_best_of: int, max_prompts: int) -> None:
+        """Raise UserError, naming the limit, when the request asks for more."""
+        for name, value in (("n", self.n), ("best_of", self.best_of or 1)):
+            if value > max_best_of:
+                raise UserError(f"{name} {value} is above this service's limit of {max_best_of}", param=name)
+        if len(self.prompts) > max_prompts:
+            raise UserError(
+                f"{len(self.prompts)} prompts are more than this service's limit of {max_prompts} per request",
+                param="prompt",
+            )

@@ -1,0 +1,165 @@
+"""Every failure, in OpenAI's error envelope."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bonbon.errors import BonbonError, Conflict, EngineError, PromptTooLong, StoreError, UnknownVersion, UserError
+
+log = structlog.get_logger(__name__)
+
+RETRY = {"retry-after": "1"}
+LONGEST_MESSAGE = 1000
+LONGEST_PARAM = 200
+CODES = {
+    401: "invalid_api_key",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "request_too_large",
+    503: "unavailable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What a client is told about a failure: all four keys of the envelope, and the status that goes with it."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """The body. What the client sent is never echoed at length."""
+        return {
+            "error": {
+                "message": _bounded(self.message, LONGEST_MESSAGE),
+                "type": "invalid_request_error" if self.status < 500 else "server_error",
+                "param": None if self.param is None else _bounded(self.param, LONGEST_PARAM),
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.envelope, self.status, dict(self.headers))
+
+
+def problem_of(error: Exception) -> Problem:
+    """What to tell the client about `error`; nothing of the service's insides."""
+    match error:
+        case RequestValidationError():
+            return _validation_problem(error.errors(), error.body)
+        case StarletteHTTPException():
+            status = error.status_code
+            message = str(error.detail or HTTPStatus(status).phrase)
+            return Problem(status, message, code=CODES.get(status), headers=error.headers or {})
+        case UnknownVersion():
+            return Problem(404, str(error), error.param or "model", "model_not_found")
+        case PromptTooLong():
+            return Problem(400, str(error), error.param, "context_length_exceeded")
+        case UserError():
+            return Problem(400, str(error), error.param)
+        case Conflict():
+            return Problem(409, str(error), code="conflict")
+        case EngineError():
+            return Problem(503, str(error), code="unavailable", headers=RETRY)
+        case StoreError() | SQLAlchemyError():
+            # What the database says may hold a row's content.
+            return Problem(503, "the log cannot be written now; try again", code="unavailable", headers=RETRY)
+        case ClientDisconnect():
+            return Problem(499, "the client disconnected", code="disconnected")
+    return Problem(500, "the service failed; its log has the details under this x-request-id", code="internal_error")
+
+
+def report(error: Exception, problem: Problem) -> None:
+    """Log a failure that is the service's own."""
+    if problem.status == 500:
+        log.error("unexpected failure", exc_info=error)
+    elif problem.status > 500:
+        log.warning("request failed", error=str(error))
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of `app` with an envelope."""
+    for kind in (RequestValidationError, StarletteHTTPException, BonbonError, SQLAlchemyError, ClientDisconnect):
+        app.add_exception_handler(kind, _respond)
+    app.add_middleware(UnexpectedErrors)
+
+
+def unauthorized(message: str) -> HTTPException:
+    """401: a key is missing or wrong."""
+    return HTTPException(401, message, {"www-authenticate": "Bearer"})
+
+
+class UnexpectedErrors:
+    """ASGI middleware: a failure that nothing else has answered is a 500, and is logged once."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        except Exception as error:
+            if started:
+                raise  # too late for a status: the server must break the connection off
+            problem = problem_of(error)
+            report(error, problem)
+            await problem.response()(scope, receive, send)
+
+
+async def _respond(request: Request, error: Exception) -> JSONResponse:
+    problem = problem_of(error)
+    report(error, problem)
+    return problem.response()
+
+
+def _validation_problem(errors: Sequence[Mapping[str, Any]], body: Any) -> Problem:
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return Problem(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
+    if first["loc"] == ("body",) and isinstance(body, bytes | None):
+        return Problem(400, "the body must be a JSON object, sent with content-type: application/json")
+    param = _path(first["loc"][1:], body) or None
+    message = f"unknown field {param!r}" if first["type"] == "extra_forbidden" else first["msg"]
+    return Problem(400, f"{param}: {message}" if param and param not in message else message, param, first["type"])
+
+
+def _path(location: Sequence[str | int], body: Any) -> str:
+    """`messages[0].content` out of pydantic's location, without the union tags that the body has not."""
+    path, here = "", body
+    for step in location:
+        if isinstance(step, int):
+            path += f"[{step}]"
+            here = here[step] if isinstance(here, list) and step < len(here) else None
+        elif isinstance(here, dict):
+            path += f".{step}" if path else step
+            here = here.get(step)
+    return path
+
+
+def _bounded(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,55 @@
+"""Completions of text."""
+
+from collections import Counter
+from typing import Any
+
+from bonbon.draws import Draw
+from bonbon.engines.base import Delta
+from bonbon.pairs.records import Candidate
+from service.ask import Ask
+from service.rendering.base import Rendering
+from service.rendering.logprobs import completion_logprobs
+from service.serving import Plan
+
+
+class CompletionRendering(Rendering):
+    """POST /v1/completions.
+
+    Args:
+        echo: whether the prompt comes before each choice's text.
+    """
+
+    prefix = "cmpl"
+    object = "text_completion"
+    chunk_object = "text_completion"
+
+    def __init__(self, ask: Ask, plan: Plan, *, echo: bool, **options: bool) -> None:
+        super().__init__(ask, plan, **options)
+        self.echo = echo
+        self._written: Counter[int] = Counter()
+
+    def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
+        text = prompt + candidate.text if self.echo else candidate.text
+        return _part(index, text, self._logprobs(index, draw), candidate.finish_reason)
+
+    def opening(self, index: int, prompt: str) -> dict[str, Any] | None:
+        return _part(index, prompt) if self.echo else None
+
+    def piece(self, index: int, text: str, drawn: Draw | Delta) -> dict[str, Any]:
+        return _part(index, text, self._logprobs(index, drawn))
+
+    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
+        return _part(index, "", finish_reason=finish_reason)
+
+    def _logprobs(self, index: int, drawn: Draw | Delta) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        logprobs = completion_logprobs(drawn, self._written[index])
+        self._written[index] += sum(map(len, drawn.tokens))
+        return logprobs
+
+
+def _part(
+    index: int, text: str, logprobs: dict[str, Any] | None = None, finish_reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -1,0 +1,41 @@
+"""A name for each request: in the response's headers, in every log line, and with the group that is logged."""
+
+import re
+import uuid
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bound_contextvars
+
+HEADER = "x-request-id"
+ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+class RequestId:
+    """ASGI middleware: takes the client's x-request-id when it is a plain word, makes one otherwise."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(HEADER, "")
+        name = given if ACCEPTED.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = name
+
+        async def name_response(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = name
+            await send(message)
+
+        with bound_contextvars(request_id=name):
+            await self.app(scope, receive, name_response)
+
+
+def request_id(connection: HTTPConnection) -> str:
+    """The name of the request that came by `connection`."""
+    name: str = connection.state.request_id
+    return name

@@ -1,0 +1,60 @@
+"""From what is asked to an HTTP response: a whole body, or a stream."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from time import perf_counter
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service import sse
+from service.answering import answer
+from service.ask import Ask
+from service.disconnect import unless_disconnected
+from service.parts import Parts
+from service.rendering.base import Rendering
+from service.serving import Plan
+
+Render = Callable[[Plan], Rendering]
+
+
+async def respond(request: Request, parts: Parts, ask: Ask, render: Render, *, stream: bool) -> Response:
+    """Answer `ask` as `render` writes it. A client that disconnects aborts every draw.
+
+    Raises what `service.answering.answer` raises, as long as nothing has been sent.
+    """
+    limits = parts.settings.service
+    ask.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
+    if stream:
+        return await sse.EventStream.open(_events(parts, ask, render), request.receive)
+    return await unless_disconnected(request.receive, _whole(parts, ask, render))
+
+
+async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
+    with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn) as plan:
+        rendering = render(plan)
+        async with aclosing(answer(parts, ask, plan)) as events:
+            async for item in events:
+                if item is not None:
+                    rendering.note(*item)
+    return JSONResponse(rendering.whole())
+
+
+async def _events(parts: Parts, ask: Ask, render: Render) -> AsyncGenerator[bytes]:
+    """The first item comes when every prompt has been read, or after one ping interval; the plan is held to the end."""
+    start: float | None = perf_counter()
+    with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn) as plan:
+        rendering = render(plan)
+        live = plan.best_of == 1
+        ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
+        held = b"" if live else ping
+        async with aclosing(answer(parts, ask, plan, live=live, tick=parts.settings.service.ping_interval)) as events:
+            async for item in events:
+                held += ping if item is None else b"".join(map(sse.data, rendering.chunks(*item)))
+                if item is None or len(rendering.started) == len(ask.prompts):
+                    yield held
+                    held = b""
+                if start is not None and rendering.has_text:
+                    parts.metrics.first_token(plan, perf_counter() - start)
+                    start = None
+        yield b"".join(map(sse.data, rendering.usage_chunks())) + sse.DONE

@@ -1,0 +1,42 @@
+"""`POST /v1/completions`."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from service.parts import get_parts
+from service.rendering.completion import CompletionRendering
+from service.request_id import request_id
+from service.responding import respond
+from service.schemas.requests import CompletionBody
+from service.schemas.responses import Completion, CompletionChunk
+from service.schemas.statuses import ERRORS, answers
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+RESPONSES: dict[int | str, dict[str, Any]] = answers(Completion, CompletionChunk) | ERRORS
+
+
+@router.post("/completions", response_class=Response, responses=RESPONSES)
+async def create_completion(body: CompletionBody, request: Request) -> Response:
+    """Continue each prompt with the best of the candidates drawn, or the n best."""
+    parts = get_parts(request)
+    ask = body.ask(
+        default_max_tokens=parts.settings.service.default_max_tokens,
+        request_id=request_id(request),
+        headers=request.headers,
+    )
+    return await respond(
+        request,
+        parts,
+        ask,
+        lambda plan: CompletionRendering(
+            ask,
+            plan,
+            echo=bool(body.echo),
+            logprobs=body.logprobs is not None,
+            candidates=body.bonbon.candidates,
+            include_usage=body.include_usage,
+        ),
+        stream=bool(body.stream),
+    )

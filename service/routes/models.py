@@ -1,0 +1,42 @@
+"""`GET /v1/models`."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from bonbon.errors import UnknownVersion
+from service.parts import get_parts
+from service.schemas.responses import Model, ModelExtension, ModelList
+from service.schemas.statuses import ERRORS
+from service.serving import ServedModel
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+
+@router.get("/models", response_class=Response, responses={200: {"model": ModelList}, 401: ERRORS[401]})
+async def list_models(request: Request) -> Response:
+    """Every name a request may use: the aliases, `base`, and the versions that are loaded."""
+    models = ModelList(data=[_model(served) for served in get_parts(request).serving.models()])
+    return JSONResponse(models.model_dump())
+
+
+@router.get(
+    "/models/{model:path}",
+    response_class=Response,
+    responses={200: {"model": Model}, 401: ERRORS[401], 404: ERRORS[404]},
+)
+async def retrieve_model(model: str, request: Request) -> Response:
+    """What a name means now."""
+    models = get_parts(request).serving.models()
+    for served in models:
+        if served.id == model:
+            return JSONResponse(_model(served).model_dump())
+    known = ", ".join(served.id for served in models)
+    raise UnknownVersion(f"model {model[:100]!r} is not served here; there are: {known}", param="model")
+
+
+def _model(served: ServedModel) -> Model:
+    return Model(
+        id=served.id,
+        created=served.created,
+        bonbon=ModelExtension(version=served.version, parent=served.parent),
+    )

@@ -1,0 +1,91 @@
+"""The forms a prompt may have on the wire."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from bonbon.prompt import Prompt
+
+INT32 = 2**31
+
+STRING = {"type": "string"}
+TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+
+
+def parse_prompts(value: Any) -> tuple[Prompt, ...]:
+    """One prompt per string, or per list of token ids. Raises PydanticCustomError."""
+    if isinstance(value, list) and value and not _token_ids(value):
+        return tuple(_prompt(entry, f"prompt[{i}]") for i, entry in enumerate(value))
+    return (_prompt(value, "prompt"),)
+
+
+def _prompt(value: Any, name: str) -> Prompt:
+    if isinstance(value, str) and value:
+        return Prompt(text=_encodable(value))
+    if isinstance(value, list) and value and _token_ids(value):
+        return Prompt(token_ids=tuple(value))
+    if value == "" or value == []:
+        raise PydanticCustomError("prompt_empty", "{name} is empty: there is nothing to continue", {"name": name})
+    raise PydanticCustomError(
+        "prompt_type",
+        "{name} must be a string or token ids; prompt itself may also be a list of strings or of lists of token ids",
+        {"name": name},
+    )
+
+
+def _token_ids(value: list[Any]) -> bool:
+    return all(type(token) is int and 0 <= token < INT32 for token in value)
+
+
+def join_text(value: Any) -> str:
+    """The text of a message's content, a string or a list of text parts. Raises PydanticCustomError."""
+    if isinstance(value, str):
+        return _encodable(value)
+    if not isinstance(value, list):
+        raise PydanticCustomError("content_type", "content must be a string or a list of text parts")
+    for i, part in enumerate(value):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "content_part",
+                "content[{i}] is not a text part: only text is supported",
+                {"i": i},
+            )
+    return _encodable("\n".join(part["text"] for part in value))
+
+
+def _encodable(text: str) -> str:
+    """`text`, which JSON's escapes may have given half a surrogate pair; nothing downstream could encode that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError("text_encoding", "the text has half a surrogate pair") from error
+    return text
+
+
+PromptList = Annotated[
+    tuple[Prompt, ...],
+    PlainValidator(parse_prompts),
+    WithJsonSchema(
+        {"anyOf": [STRING, {"type": "array", "items": STRING}, TOKEN_IDS, {"type": "array", "items": TOKEN_IDS}]}
+    ),
+]
+TextContent = Annotated[
+    str,
+    BeforeValidator(join_text),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                STRING,
+                {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"type": {"const": "text"}, "text": STRING},
+                        "required": ["type", "text"],
+                    },
+                },
+            ]
+        }
+    ),
+]

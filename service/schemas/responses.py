@@ -1,0 +1,198 @@
+"""Response bodies, as /docs shows them. The hot path writes its own without going through these."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Usage(Reply):
+    """Tokens of the prompts and of the returned choices; what was drawn besides is in the `bonbon` object."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CandidateReply(Reply):
+    """One draw, returned or not."""
+
+    index: int
+    text: str
+    reward: float | None
+    rank: int | None
+    """1 is the worst, n the best."""
+    win_probability: float | None
+    """Expected chance to beat a fresh draw, from the rank."""
+    finish_reason: Literal["stop", "length", "abort"]
+    tokens: int
+
+
+class GroupReply(Reply):
+    """What best-of-n did. Lists have one entry per choice, in order."""
+
+    chosen: list[int]
+    """Which candidate each choice is: what feedback calls `chosen`."""
+    rewards: list[float | None]
+    """null where nothing was scored: a single draw, or a degraded answer."""
+    win_probabilities: list[float | None]
+    tokens_drawn: int
+    """Completion tokens of all candidates."""
+    group_id: str | None
+    """What feedback refers to; null when nothing was logged, and over several prompts."""
+    degraded: bool
+    """The reward gave no ranking: the choices are the first candidates."""
+    degraded_reason: str | None
+    candidates: list[CandidateReply] | None = None
+    """All of them, when asked for."""
+
+
+class ExtensionReply(GroupReply):
+    """The same, over all prompts of the request."""
+
+    version: str
+    """The version that was drawn from."""
+    n: int
+    """Candidates drawn per prompt."""
+    groups: list[GroupReply] | None = None
+    """One for each prompt, when there were several."""
+
+
+class TopLogprob(Reply):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Reply):
+    content: list[TokenLogprob] | None
+    refusal: None
+
+
+class ChatMessageReply(Reply):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Reply):
+    index: int
+    message: ChatMessageReply
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Head(Reply):
+    id: str
+    created: int
+    model: str
+    """The name that was asked for."""
+    system_fingerprint: None
+
+
+class ChatCompletion(Head):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: Usage
+    bonbon: ExtensionReply
+
+
+class ChatDelta(Reply):
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    refusal: None = None
+
+
+class ChatChunkChoice(Reply):
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+
+
+class ChatChunk(Head):
+    """One event of a stream."""
+
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    bonbon: ExtensionReply | None = None
+    """In the last chunk that has a choice."""
+
+
+class CompletionLogprobs(Reply):
+    text_offset: list[int]
+    token_logprobs: list[float]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float]]
+
+
+class CompletionChoice(Reply):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"]
+
+
+class Completion(Head):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: Usage
+    bonbon: ExtensionReply
+
+
+class CompletionChunkChoice(CompletionChoice):
+    finish_reason: Literal["stop", "length"] | None  # type: ignore[assignment]
+
+
+class CompletionChunk(Head):
+    """One event of a stream."""
+
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: Usage | None = None
+    bonbon: ExtensionReply | None = None
+
+
+class ModelExtension(Reply):
+    version: str
+    """The version that this name means now."""
+    parent: str | None
+
+
+class Model(Reply):
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "bonbon"
+    bonbon: ModelExtension
+
+
+class ModelList(Reply):
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class FeedbackReply(Reply):
+    object: Literal["feedback"] = "feedback"
+    group_id: str
+    created: int
+
+
+class ErrorReply(Reply):
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    """The field at fault, such as `messages[0].content`."""
+    code: str | None
+
+
+class ErrorEnvelope(Reply):
+    error: ErrorReply

@@ -1,0 +1,31 @@
+"""Which bodies an endpoint answers with, for the interface's documentation."""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from service.schemas.responses import ErrorEnvelope
+
+Responses = dict[int | str, dict[str, Any]]
+
+ERRORS: Responses = {
+    status: {"model": ErrorEnvelope, "description": description}
+    for status, description in {
+        400: "A field is wrong, or not supported: `param` names it.",
+        401: "The key is missing or wrong.",
+        404: "No such model is served.",
+        413: "The body is too large.",
+        503: "The answer could not be drawn or logged; try again.",
+    }.items()
+}
+
+
+def answers(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses:
+    """A 200 with a whole body, or with server-sent events of chunks."""
+    return {
+        200: {
+            "model": whole,
+            "description": f"The whole answer, or with `stream` events of `{chunk.__name__}`, then `[DONE]`.",
+            "content": {"text/event-stream": {"schema": chunk.model_json_schema()}},
+        }
+    }

@@ -1,0 +1,75 @@
+"""Server-sent events."""
+
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from service.disconnect import unless_disconnected
+from service.errors import problem_of, report
+
+DONE = b"data: [DONE]\n\n"
+
+
+def data(value: dict[str, Any]) -> bytes:
+    """One event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A line that clients skip; it keeps proxies from closing a quiet connection."""
+    return f": {text}\n\n".encode()
+
+
+class EventStream(StreamingResponse):
+    """Sends events as they come.
+
+    A failure becomes an error event, which ends the stream. A client that disconnects closes `events`.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: bytes, events: AsyncGenerator[bytes]) -> None:
+        super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self.first, self.events = first, events
+
+    @classmethod
+    async def open(cls, events: AsyncGenerator[bytes], receive: Receive) -> "EventStream":
+        """A stream whose first event is there: what fails before that raises, and can be an ordinary status.
+
+        Raises ClientDisconnect, too.
+        """
+
+        async def first() -> bytes:
+            return await anext(events)
+
+        return cls(await unless_disconnected(receive, first()), events)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with suppress(ClientDisconnect):
+            await unless_disconnected(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self.events):
+            try:
+                await self._send_events(send)
+            except Exception as error:  # noqa: BLE001 - the status has been sent: an error event is all that is left
+                problem = problem_of(error)
+                report(error, problem)
+                await _send_bytes(send, data(problem.envelope))
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _send_events(self, send: Send) -> None:
+        await _send_bytes(send, self.first)
+        async for event in self.events:
+            await _send_bytes(send, event)
+
+
+async def _send_bytes(send: Send, body: bytes) -> None:
+    if body:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
