@@ -36,3 +36,7 @@ class EngineError(BonbonError):
 
 class Conflict(BonbonError):
     """Somebody else moved the record first (compare-and-swap failed) or holds the lease."""
+
+
+class StoreError(BonbonError):
+    """The database could not be read or written; nothing was stored."""

@@ -1,0 +1,1 @@
+"""Alembic migrations of bonbon's database; append only."""

@@ -1,0 +1,190 @@
+"""Reads the pair log: pairs for training, counts, and what it holds."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, and_, case, func, select
+
+from bonbon.database import Database
+from bonbon.pairs.rows import prompt_of
+from bonbon.prompt import Prompt
+from bonbon.tables import candidates, comparisons, feedback, groups
+
+CHUNK = 500
+
+
+class RewardKey(NamedTuple):
+    """A reward's name and version."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The best and the worst candidate of one clean group: tokens as drawn, log-probabilities summed, in nats."""
+
+    group_id: str
+    time: datetime
+    version: str
+    prompt: Prompt
+    prompt_digest: str
+    prompt_token_ids: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    chosen_text: str
+    rejected_text: str
+    chosen_reward: float
+    rejected_reward: float
+    chosen_logprob: float
+    rejected_logprob: float
+    n: int
+    temperature: float
+    max_tokens: int
+    reward: RewardKey
+
+
+@dataclass(frozen=True, slots=True)
+class PairStats:
+    """What the log holds."""
+
+    groups: int
+    clean: int
+    unclean: dict[str, int]
+    versions: dict[str, int]
+    rewards: dict[str, int]
+    candidates: int
+    mean_margin: float | None
+    comparisons: list[dict[str, Any]]
+    feedback: int
+    first: datetime | None
+    last: datetime | None
+
+
+async def count_clean(database: Database, version: str, *, after: str | None = None) -> int:
+    """Clean groups drawn from `version`, newer than the group id `after`."""
+    query = select(func.count()).select_from(groups).where(_clean(version, after))
+    async with database.read() as connection:
+        return int((await connection.execute(query)).scalar_one())
+
+
+async def newest_reward(database: Database, version: str, *, after: str | None = None) -> RewardKey | None:
+    """The reward that scored the newest clean group of `version`."""
+    query = (
+        select(groups.c.reward_name, groups.c.reward_version)
+        .where(_clean(version, after))
+        .order_by(groups.c.id.desc())
+        .limit(1)
+    )
+    async with database.read() as connection:
+        row = (await connection.execute(query)).one_or_none()
+    return None if row is None else RewardKey(*row)
+
+
+async def pairs(
+    database: Database, *, version: str | None, after: str | None = None, chunk: int = CHUNK
+) -> AsyncIterator[Pair]:
+    """The pairs of the clean groups of `version` (None: of every version), oldest first, in constant memory."""
+    last = after
+    while True:
+        async with database.read() as connection:
+            rows = (await connection.execute(_pairs_query(version, last).limit(chunk))).mappings().all()
+        for row in rows:
+            yield _pair(row)
+        if len(rows) < chunk:
+            return
+        last = rows[-1]["group_id"]
+
+
+async def stats(database: Database) -> PairStats:
+    """Counts over the whole log."""
+    best, worst = candidates.alias("best"), candidates.alias("worst")
+    margin = (
+        select(func.avg(best.c.reward - worst.c.reward))
+        .select_from(groups)
+        .join(best, and_(best.c.group_id == groups.c.id, best.c.rank == groups.c.n))
+        .join(worst, and_(worst.c.group_id == groups.c.id, worst.c.rank == 1))
+        .where(groups.c.unclean.is_(None))
+    )
+    won = comparisons.c.reward - comparisons.c.opponent_reward
+    compared = select(
+        comparisons.c.version,
+        comparisons.c.opponent,
+        func.sum(case((won > 0, 1), else_=0)).label("win"),
+        func.sum(case((won == 0, 1), else_=0)).label("tie"),
+        func.sum(case((won < 0, 1), else_=0)).label("loss"),
+    ).group_by(comparisons.c.version, comparisons.c.opponent)
+    async with database.read() as connection:
+
+        async def counts(*columns: Any) -> dict[str, int]:
+            query = select(*columns, func.count()).group_by(*columns).order_by(*columns)
+            rows = (await connection.execute(query)).all()
+            return {" ".join(map(str, row[:-1])): row[-1] for row in rows}
+
+        unclean = await counts(groups.c.unclean)
+        clean = unclean.pop("None", 0)
+        span = (await connection.execute(select(func.min(groups.c.time), func.max(groups.c.time)))).one()
+        return PairStats(
+            groups=clean + sum(unclean.values()),
+            clean=clean,
+            unclean=unclean,
+            versions=await counts(groups.c.version),
+            rewards=await counts(groups.c.reward_name, groups.c.reward_version),
+            candidates=(await connection.execute(select(func.coalesce(func.sum(groups.c.n), 0)))).scalar_one(),
+            mean_margin=(await connection.execute(margin)).scalar_one(),
+            comparisons=[dict(row) for row in (await connection.execute(compared)).mappings()],
+            feedback=(await connection.execute(select(func.count()).select_from(feedback))).scalar_one(),
+            first=span[0],
+            last=span[1],
+        )
+
+
+def _clean(version: str | None, after: str | None) -> ColumnElement[bool]:
+    conditions: list[ColumnElement[bool]] = [groups.c.unclean.is_(None)]
+    if version is not None:
+        conditions.append(groups.c.version == version)
+    if after is not None:
+        conditions.append(groups.c.id > after)
+    return and_(*conditions)
+
+
+def _pairs_query(version: str | None, after: str | None) -> Select[Any]:
+    best, worst = candidates.alias("best"), candidates.alias("worst")
+    columns = [
+        column
+        for side, name in ((best, "chosen"), (worst, "rejected"))
+        for column in (
+            side.c.token_ids.label(name),
+            side.c.text.label(f"{name}_text"),
+            side.c.reward.label(f"{name}_reward"),
+            side.c.logprob.label(f"{name}_logprob"),
+        )
+    ]
+    return (
+        select(
+            groups.c.id.label("group_id"),
+            groups.c.time,
+            groups.c.version,
+            groups.c.prompt,
+            groups.c.prompt_digest,
+            groups.c.prompt_token_ids,
+            groups.c.n,
+            groups.c.temperature,
+            groups.c.max_tokens,
+            groups.c.reward_name,
+            groups.c.reward_version,
+            *columns,
+        )
+        .join(best, and_(best.c.group_id == groups.c.id, best.c.rank == groups.c.n))
+        .join(worst, and_(worst.c.group_id == groups.c.id, worst.c.rank == 1))
+        .where(_clean(version, after))
+        .order_by(groups.c.id)
+    )
+
+
+def _pair(row: Any) -> Pair:
+    fields = dict(row)
+    reward = RewardKey(fields.pop("reward_name"), fields.pop("reward_version"))
+    return Pair(reward=reward, prompt=prompt_of(fields.pop("prompt")), **fields)

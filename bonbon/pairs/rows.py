@@ -1,0 +1,106 @@
+"""Groups as rows of the database, and back."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bonbon.engines.base import Sampling
+from bonbon.pairs.records import Candidate, Group, Unclean
+from bonbon.prompt import Prompt
+
+
+def prompt_document(prompt: Prompt) -> dict[str, Any]:
+    """The prompt as JSON: its one form by name."""
+    if prompt.messages is not None:
+        return {"messages": list(prompt.messages)}
+    if prompt.text is not None:
+        return {"text": prompt.text}
+    return {"token_ids": list(prompt.token_ids or ())}
+
+
+def prompt_of(document: Mapping[str, Any]) -> Prompt:
+    """The inverse of `prompt_document`."""
+    if "messages" in document:
+        return Prompt(messages=tuple(document["messages"]))
+    if "text" in document:
+        return Prompt(text=document["text"])
+    return Prompt(token_ids=tuple(document["token_ids"]))
+
+
+def group_row(group: Group) -> dict[str, Any]:
+    """The row of table `groups`."""
+    sampling = group.sampling
+    return {
+        "id": group.id,
+        "time": group.time,
+        "origin": group.origin,
+        "tenant": group.tenant,
+        "end_user": group.user,
+        "request_id": group.request_id,
+        "metadata": group.metadata,
+        "prompt": prompt_document(group.prompt),
+        "prompt_digest": group.prompt.digest,
+        "prompt_token_ids": group.prompt_token_ids,
+        "version": group.version,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "max_tokens": sampling.max_tokens,
+        "stop": list(sampling.stop),
+        "seed": sampling.seed,
+        "n": group.n,
+        "reward_name": group.reward_name,
+        "reward_version": group.reward_version,
+        "degraded": group.degraded,
+        "unclean": group.unclean,
+    }
+
+
+def candidate_rows(group: Group) -> list[dict[str, Any]]:
+    """The rows of table `candidates`."""
+    return [
+        {
+            "group_id": group.id,
+            "index": candidate.index,
+            "text": candidate.text,
+            "token_ids": candidate.token_ids,
+            "logprob": candidate.logprob,
+            "finish_reason": candidate.finish_reason,
+            "reward": candidate.reward,
+            "rank": candidate.rank,
+            "win_probability": candidate.win_probability,
+            "served": candidate.served,
+        }
+        for candidate in group.candidates
+    ]
+
+
+def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) -> Group:
+    """A group from its row and its candidates' rows, in order of their index."""
+    return Group(
+        id=row["id"],
+        time=row["time"],
+        prompt=prompt_of(row["prompt"]),
+        prompt_token_ids=row["prompt_token_ids"],
+        version=row["version"],
+        sampling=Sampling(
+            max_tokens=row["max_tokens"],
+            temperature=row["temperature"],
+            top_p=row["top_p"],
+            top_k=row["top_k"],
+            stop=tuple(row["stop"]),
+            seed=row["seed"],
+        ),
+        reward_name=row["reward_name"],
+        reward_version=row["reward_version"],
+        candidates=tuple(
+            Candidate(**{field: candidate[field] for field in Candidate.__dataclass_fields__})
+            for candidate in candidates
+        ),
+        degraded=row["degraded"],
+        unclean=None if row["unclean"] is None else Unclean(row["unclean"]),
+        origin=row["origin"],
+        tenant=row["tenant"],
+        user=row["end_user"],
+        request_id=row["request_id"],
+        metadata=row["metadata"],
+    )

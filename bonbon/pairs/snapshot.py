@@ -1,0 +1,222 @@
+"""A training snapshot: exactly which pairs a run is trained on, in a file of its own."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sqlalchemy import select
+
+from bonbon.database import Database
+from bonbon.errors import UserError
+from bonbon.pairs.reader import Pair, RewardKey, newest_reward, pairs
+from bonbon.pairs.rows import prompt_document
+from bonbon.tables import versions
+
+PAIRS, RECORD = "pairs.parquet", "snapshot.json"
+CHUNK = 1000
+
+SCHEMA = pa.schema(
+    [
+        ("group_id", pa.string()),
+        ("prompt_digest", pa.string()),
+        ("prompt", pa.string()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("chosen", pa.list_(pa.int32())),
+        ("rejected", pa.list_(pa.int32())),
+        ("chosen_text", pa.string()),
+        ("rejected_text", pa.string()),
+        ("chosen_reward", pa.float64()),
+        ("rejected_reward", pa.float64()),
+        ("chosen_logprob", pa.float64()),
+        ("rejected_logprob", pa.float64()),
+        ("n", pa.int32()),
+        ("temperature", pa.float64()),
+        ("max_tokens", pa.int32()),
+        ("held_out", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a snapshot holds. `hash` is SHA-256 over its pairs in order: the same hash, the same training data.
+
+    `version` is the one sampler of every pair, `base_digest` the manifest digest of the base it was made from ("" when
+    the registry does not know it). `other_rewards` counts clean groups left out because another reward, or another
+    version of it, scored them.
+    """
+
+    path: Path
+    hash: str
+    version: str
+    base_digest: str
+    groups: int
+    held_out_groups: int
+    ns: tuple[int, ...]
+    temperatures: tuple[float, ...]
+    reward_name: str
+    reward_version: str
+    first_group: str
+    last_group: str
+    other_rewards: int = 0
+
+    @property
+    def pairs_file(self) -> Path:
+        """The Parquet file."""
+        return self.path / PAIRS
+
+
+def is_held_out(prompt_digest: str, fraction: float) -> bool:
+    """Whether a prompt is kept from training: a fixed share of all prompts, the same ones every time."""
+    return int(prompt_digest[:8], 16) / 2**32 < fraction
+
+
+async def take_snapshot(
+    database: Database,
+    directory: Path,
+    *,
+    version: str,
+    held_out_fraction: float,
+    after: str | None = None,
+    reward: RewardKey | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Snapshot:
+    """Write the pairs of `version`'s clean groups (newer than the group `after`) to `directory`.
+
+    Args:
+        reward: take only groups that this reward scored; by default the one that scored the newest group.
+        progress: called with the number of groups taken so far.
+
+    Raises:
+        UserError: there is no clean group to take, or `directory` holds something already.
+    """
+    reward = reward or await newest_reward(database, version, after=after)
+    if reward is None:
+        raise UserError(
+            f"the pair log has no clean group of version {version!r}; send requests first, "
+            "and see `bonbon pairs stats` for what it has"
+        )
+    if directory.exists():
+        raise UserError(f"{directory} exists; a snapshot is never overwritten, name another directory")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    digest, taken, other = _Digest(), _Tally(), 0
+    with TemporaryDirectory(dir=directory.parent, prefix=".snapshot-") as temporary:
+        work = Path(temporary) / "work"
+        work.mkdir()
+        with pq.ParquetWriter(work / PAIRS, SCHEMA, compression="zstd") as writer:
+            chunk: list[dict[str, Any]] = []
+            async for pair in pairs(database, version=version, after=after):
+                if pair.reward != reward:
+                    other += 1
+                    continue
+                row = _row(pair, held_out_fraction)
+                digest.add(row)
+                taken.add(row)
+                chunk.append(row)
+                if len(chunk) == CHUNK:
+                    writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
+                    chunk.clear()
+                    if progress is not None:
+                        progress(taken.groups)
+            if chunk:
+                writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
+        snapshot = Snapshot(
+            path=directory,
+            hash=digest.hex,
+            version=version,
+            base_digest=await _base_digest(database, version),
+            groups=taken.groups,
+            held_out_groups=taken.held_out,
+            ns=tuple(sorted(taken.ns)),
+            temperatures=tuple(sorted(taken.temperatures)),
+            reward_name=reward.name,
+            reward_version=reward.version,
+            first_group=taken.first,
+            last_group=taken.last,
+            other_rewards=other,
+        )
+        record = asdict(snapshot)
+        del record["path"]
+        (work / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        os.rename(work, directory)
+    return snapshot
+
+
+def read_snapshot(directory: Path) -> Snapshot:
+    """The snapshot in `directory`. Raises UserError when it is not one, or its pairs are not those its hash names."""
+    try:
+        record = json.loads((directory / RECORD).read_text())
+        record = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+        snapshot = Snapshot(path=directory, **record)
+        digest = _Digest()
+        for row in read_rows(snapshot):
+            digest.add(row)
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        raise UserError(f"{directory} is not a readable snapshot: {error}; take a new one") from error
+    if digest.hex != snapshot.hash:
+        raise UserError(f"{directory / PAIRS} is not what {RECORD} says (hash {snapshot.hash}); take a new snapshot")
+    return snapshot
+
+
+def read_rows(snapshot: Snapshot) -> Iterable[dict[str, Any]]:
+    """The rows of the Parquet file, in constant memory."""
+    with pq.ParquetFile(snapshot.pairs_file) as file:
+        for batch in file.iter_batches(CHUNK):
+            yield from batch.to_pylist()
+
+
+class _Digest:
+    """SHA-256 over rows in order."""
+
+    def __init__(self) -> None:
+        self._hash = sha256()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._hash.update(json.dumps([row[name] for name in SCHEMA.names], ensure_ascii=True).encode() + b"\n")
+
+    @property
+    def hex(self) -> str:
+        return self._hash.hexdigest()
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What has been taken so far."""
+
+    groups: int = 0
+    held_out: int = 0
+    first: str = ""
+    last: str = ""
+    ns: set[int] = field(default_factory=set)
+    temperatures: set[float] = field(default_factory=set)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.groups += 1
+        self.held_out += row["held_out"]
+        self.first = self.first or row["group_id"]
+        self.last = row["group_id"]
+        self.ns.add(row["n"])
+        self.temperatures.add(row["temperature"])
+
+
+def _row(pair: Pair, held_out_fraction: float) -> dict[str, Any]:
+    row: dict[str, Any] = {item.name: getattr(pair, item.name) for item in fields(pair)}
+    row["prompt"] = json.dumps(prompt_document(pair.prompt), ensure_ascii=False)
+    row["held_out"] = is_held_out(pair.prompt_digest, held_out_fraction)
+    for name in ("prompt_token_ids", "chosen", "rejected"):
+        row[name] = list(row[name])
+    return {name: row[name] for name in SCHEMA.names}
+
+
+async def _base_digest(database: Database, version: str) -> str:
+    base = select(versions.c.base).where(versions.c.name == version).scalar_subquery()
+    async with database.read() as connection:
+        query = select(versions.c.digest).where(versions.c.name == base)
+        return (await connection.execute(query)).scalar_one_or_none() or ""

@@ -1,0 +1,127 @@
+"""A manifest: every file of a version with its size and SHA-256."""
+
+import json
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from bonbon.errors import UserError
+
+MANIFEST = "manifest.json"
+# Formats that run code when they are loaded, or that carry code.
+REFUSED = (
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".pickle",
+    ".ckpt",
+    ".joblib",
+    ".npy",
+    ".npz",
+    ".h5",
+    ".msgpack",
+    ".py",
+    ".so",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file: its path below the directory, size in bytes, SHA-256 in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The files in order of their paths."""
+
+    files: tuple[FileEntry, ...]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest itself: it names the content."""
+        return sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        return json.dumps([[entry.path, entry.size, entry.sha256] for entry in self.files])
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Raises ValueError when the text is no manifest."""
+        return cls(tuple(FileEntry(str(path), int(size), str(digest)) for path, size, digest in json.loads(text)))
+
+
+def make_manifest(directory: Path) -> Manifest:
+    """The manifest of what `directory` holds now.
+
+    Raises:
+        UserError: it is no directory, has no safetensors file, or holds a symbolic link out of it or a file whose format
+            can carry code; the message names the file.
+    """
+    return Manifest(
+        tuple(FileEntry(str(p.relative_to(directory)), p.stat().st_size, _sha256(p)) for p in version_files(directory))
+    )
+
+
+def version_files(directory: Path) -> list[Path]:
+    """The files that make up a version, in order of their paths; raises as `make_manifest` does."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; a version is a directory in Hugging Face format")
+    root = directory.resolve()
+    files = []
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory)
+        if any(part.startswith(".") for part in relative.parts) or path.name == MANIFEST:
+            continue
+        if not path.resolve().is_relative_to(root) and not _in_hub_cache(path):
+            raise UserError(f"{path} links out of {directory}; copy the file it points to")
+        if path.is_dir():
+            continue
+        if path.suffix in REFUSED:
+            raise UserError(f"{path}: {path.suffix} files can carry code and are refused; save as safetensors")
+        files.append(path)
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UserError(f"{directory} has no .safetensors file; save the model with safe serialization")
+    return files
+
+
+def verify(directory: Path, digest: str) -> None:
+    """Check a version's files against the manifest beside them, and that manifest against `digest`.
+
+    Raises:
+        UserError: naming the file that is missing, extra, truncated or changed, or the manifest itself.
+    """
+    try:
+        recorded = Manifest.from_json((directory / MANIFEST).read_text())
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{directory / MANIFEST} cannot be read: {error}; register the version again") from error
+    if recorded.digest != digest:
+        raise UserError(f"{directory / MANIFEST} was changed: its digest is not {digest}; register the version again")
+    expected = {entry.path: entry for entry in recorded.files}
+    for path in version_files(directory):
+        name = str(path.relative_to(directory))
+        entry = expected.pop(name, None)
+        if entry is None:
+            raise UserError(f"{path} is not in the manifest; remove it or register the version again")
+        if path.stat().st_size != entry.size:
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {entry.size}: truncated or changed"
+            )
+        if _sha256(path) != entry.sha256:
+            raise UserError(f"{path} is corrupt: its SHA-256 is not the manifest's")
+    if expected:
+        raise UserError(f"{directory / min(expected)} is missing; register the version again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _in_hub_cache(path: Path) -> bool:
+    # A hub snapshot is made of links to its own cache's blobs, two folders up.
+    return path.is_symlink() and path.resolve().parent.name == "blobs" and "snapshots" in path.parts

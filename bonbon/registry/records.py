@@ -1,0 +1,58 @@
+"""What the registry stores."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from bonbon.engines.base import VersionFiles, VersionKind
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+class VersionState(StrEnum):
+    """registered -> approved or refused -> promoted -> retired; what was retired may be promoted again."""
+
+    REGISTERED = "registered"
+    APPROVED = "approved"
+    REFUSED = "refused"
+    PROMOTED = "promoted"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One version of the policy.
+
+    `digest` is the SHA-256 of its manifest; `training` is what it was made from (snapshot, settings), `evaluation` what it
+    was measured at, `verdict` what the gate said.
+    """
+
+    name: str
+    base: str
+    parent: str | None
+    kind: VersionKind
+    digest: str
+    directory: Path
+    state: VersionState
+    created: datetime
+    training: dict[str, Any]
+    evaluation: dict[str, Any]
+    verdict: dict[str, Any] | None
+
+    @property
+    def files(self) -> VersionFiles:
+        """What an engine loads."""
+        return VersionFiles(self.name, self.kind, self.directory)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of the audit trail."""
+
+    time: datetime
+    kind: str
+    version: str
+    actor: str
+    detail: dict[str, Any]

@@ -1,0 +1,242 @@
+"""The database's tables: the pair log and the model registry."""
+
+import sys
+from array import array
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+)
+
+
+class TokenIds(TypeDecorator[tuple[int, ...]]):
+    """Token ids as little-endian 32-bit integers: a third of JSON's size, and exact."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[int] | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else _little_endian(array("i", value)).tobytes()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        ids = array("i")
+        ids.frombytes(value)
+        return tuple(_little_endian(ids))
+
+
+def _little_endian(ids: "array[int]") -> "array[int]":
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids
+
+
+class SafeText(TypeDecorator[str]):
+    """Text that every database takes: NUL and lone surrogates become U+FFFD. Token ids keep what was drawn."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean_text(value)
+
+
+class Document(TypeDecorator[Any]):
+    """JSON whose strings every database takes."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return _clean(value)
+
+
+def clean_text(value: str) -> str:
+    """`value` with NUL and lone surrogates replaced by U+FFFD."""
+    text = value.replace("\0", "\ufffd")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, dict):
+        return {clean_text(str(key)): _clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean(item) for item in value]
+    return value
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """An aware time, kept in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("time", Timestamp, nullable=False, index=True),
+    Column("origin", String(16), nullable=False),
+    Column("tenant", SafeText, nullable=False),
+    Column("end_user", SafeText, nullable=False),
+    Column("request_id", SafeText, nullable=False),
+    Column("metadata", Document, nullable=False),
+    Column("prompt", Document, nullable=False),
+    Column("prompt_digest", String(64), nullable=False),
+    Column("prompt_token_ids", TokenIds, nullable=False),
+    Column("version", String(255), nullable=False),
+    Column("temperature", Float, nullable=False),
+    Column("top_p", Float, nullable=False),
+    Column("top_k", Integer, nullable=False),
+    Column("max_tokens", Integer, nullable=False),
+    Column("stop", Document, nullable=False),
+    Column("seed", BigInteger),
+    Column("n", Integer, nullable=False),
+    Column("reward_name", String(255), nullable=False),
+    Column("reward_version", String(255), nullable=False),
+    Column("degraded", SafeText),
+    Column("unclean", String(16)),
+)
+# Time-ordered ids keep these in append order. The clean groups of one version are one range of the first.
+Index(
+    "ix_groups_clean",
+    groups.c.version,
+    groups.c.id,
+    sqlite_where=groups.c.unclean.is_(None),
+    postgresql_where=groups.c.unclean.is_(None),
+)
+Index("ix_groups_end_user", groups.c.end_user)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("text", SafeText, nullable=False),
+    Column("token_ids", TokenIds, nullable=False),
+    Column("logprob", Float(53), nullable=False),
+    Column("finish_reason", String(16), nullable=False),
+    Column("reward", Float(53)),
+    Column("rank", Integer),
+    Column("win_probability", Float(53)),
+    Column("served", Boolean, nullable=False),
+)
+
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("time", Timestamp, nullable=False),
+    Column("version", String(255), nullable=False),
+    Column("opponent", String(255), nullable=False),
+    Column("reward_name", String(255), nullable=False),
+    Column("reward_version", String(255), nullable=False),
+    Column("reward", Float(53), nullable=False),
+    Column("opponent_reward", Float(53), nullable=False),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("time", Timestamp, nullable=False),
+    Column("score", Float(53)),
+    Column("chosen", Integer),
+    Column("comment", SafeText),
+    Column("end_user", SafeText, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("base", String(255), nullable=False),
+    Column("parent", String(255)),
+    Column("kind", String(16), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("directory", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created", Timestamp, nullable=False),
+    Column("training", Document, nullable=False),
+    Column("evaluation", Document, nullable=False),
+    Column("verdict", Document),
+)
+
+# The last number given to a version of each base: it only grows, so no name is ever given twice.
+version_numbers = Table(
+    "version_numbers",
+    metadata,
+    Column("base", String(255), primary_key=True),
+    Column("last", Integer, nullable=False),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("alias", String(32), primary_key=True),
+    Column("version", String(255), nullable=False),
+    Column("moved", Timestamp, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("time", Timestamp, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("version", String(255), nullable=False),
+    Column("actor", SafeText, nullable=False),
+    Column("detail", Document, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", String(255), nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("expires", Timestamp, nullable=False),
+)
