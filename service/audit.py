@@ -64,6 +64,11 @@ class Audits:
             with suppress(asyncio.CancelledError):
                 await self._worker
 
+    @property
+    def waiting(self) -> int:
+        """Audits that have not begun."""
+        return self._queue.qsize()
+
     async def idle(self) -> None:
         """Return when every audit accepted so far has ended."""
         await self._queue.join()

@@ -1,0 +1,127 @@
+"""The routing table: what each model name means, and that a version in use is held."""
+
+import asyncio
+from datetime import UTC, datetime
+
+import pytest
+
+from bonbon.errors import UnknownVersion
+from service.serving import Asked, Loaded, Routes, Serving
+
+CREATED = datetime(2026, 1, 2, tzinfo=UTC)
+LOADED = {
+    "tiny": Loaded("tiny", CREATED),
+    "tiny-bonbon-0001": Loaded("tiny-bonbon-0001", CREATED, "tiny"),
+    "tiny-bonbon-0002": Loaded("tiny-bonbon-0002", CREATED, "tiny-bonbon-0001"),
+}
+DISTILLED = Routes("tiny", "tiny-bonbon-0002", LOADED, previous="tiny-bonbon-0001")
+
+
+def make(routes: Routes | None = None) -> Serving:
+    serving = Serving("tiny", alias="bonbon", n=8)
+    if routes is not None:
+        serving.publish(routes)
+    return serving
+
+
+@pytest.mark.parametrize(
+    ("model", "n", "best_of", "version", "drawn", "asked"),
+    [
+        ("bonbon", 1, None, "tiny", 8, Asked.ALIAS),
+        ("champion", 1, None, "tiny", 8, Asked.ALIAS),
+        ("bonbon", 10, None, "tiny", 10, Asked.ALIAS),
+        ("bonbon", 1, 1, "tiny", 1, Asked.ALIAS),
+        ("bonbon", 2, 4, "tiny", 4, Asked.ALIAS),
+        ("base", 1, None, "tiny", 1, Asked.BASE),
+        ("base", 1, 16, "tiny", 16, Asked.BASE),
+        ("tiny", 3, None, "tiny", 3, Asked.VERSION),
+    ],
+)
+def test_while_the_base_is_champion_the_alias_draws_best_of_n(
+    model: str, n: int, best_of: int | None, version: str, drawn: int, asked: Asked
+) -> None:
+    with make().plan(model, n=n, best_of=best_of) as plan:
+        assert (plan.model, plan.version, plan.best_of, plan.asked) == (model, version, drawn, asked)
+
+
+@pytest.mark.parametrize(
+    ("model", "n", "best_of", "version", "drawn"),
+    [
+        ("bonbon", 1, None, "tiny-bonbon-0002", 1),
+        ("champion", 3, None, "tiny-bonbon-0002", 3),
+        ("bonbon", 1, 8, "tiny-bonbon-0002", 8),
+        ("previous", 1, None, "tiny-bonbon-0001", 1),
+        ("tiny-bonbon-0001", 1, None, "tiny-bonbon-0001", 1),
+        ("base", 1, None, "tiny", 1),
+    ],
+)
+def test_a_distilled_champion_answers_with_one_draw(
+    model: str, n: int, best_of: int | None, version: str, drawn: int
+) -> None:
+    with make(DISTILLED).plan(model, n=n, best_of=best_of) as plan:
+        assert (plan.version, plan.best_of) == (version, drawn)
+
+
+@pytest.mark.parametrize("model", ["gpt-5", "challenger", "", "tiny-bonbon-0003"])
+def test_an_unknown_model_is_refused_with_what_there_is(model: str) -> None:
+    with pytest.raises(UnknownVersion) as refused, make(DISTILLED).plan(model):
+        pass
+    assert repr(model) in str(refused.value)
+    for known in ("bonbon", "champion", "previous", "base", "tiny-bonbon-0001", "tiny-bonbon-0002"):
+        assert known in str(refused.value)
+    assert refused.value.param == "model"
+
+
+def test_the_model_list_names_every_alias_and_version() -> None:
+    served = {model.id: model for model in make(DISTILLED).models()}
+    assert set(served) == {"bonbon", "champion", "previous", "base", *LOADED}
+    assert (served["bonbon"].version, served["bonbon"].parent) == ("tiny-bonbon-0002", "tiny-bonbon-0001")
+    assert served["base"].version == "tiny"
+    assert served["tiny"].created == int(CREATED.timestamp())
+
+
+async def test_a_version_is_drained_when_its_last_holder_has_gone() -> None:
+    serving = make(DISTILLED)
+    first, second = serving.plan("bonbon"), serving.plan("bonbon")
+    with first as plan:
+        with second:
+            assert serving.references("tiny-bonbon-0002") == serving.in_flight == 2
+            drained = asyncio.create_task(serving.drained("tiny-bonbon-0002"))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not drained.done()
+        serving.publish(Routes("tiny", "tiny", {"tiny": LOADED["tiny"]}))
+        assert plan.version == "tiny-bonbon-0002"  # the plan keeps its version after the flip
+    await asyncio.wait_for(drained, 1)
+    assert serving.in_flight == 0
+
+
+async def test_what_nobody_holds_is_drained_at_once() -> None:
+    serving = make()
+    await asyncio.wait_for(serving.drained("tiny"), 1)
+    await asyncio.wait_for(serving.all_drained(), 1)
+
+
+async def test_all_drained_waits_for_every_version() -> None:
+    serving = make(DISTILLED)
+    with serving.hold("tiny"):
+        with serving.hold("tiny-bonbon-0001"):
+            drained = asyncio.create_task(serving.all_drained())
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not drained.done()
+    await asyncio.wait_for(drained, 1)
+
+
+def test_a_reference_is_released_when_the_request_fails() -> None:
+    serving = make()
+    with pytest.raises(RuntimeError), serving.plan("base"):
+        raise RuntimeError
+    assert serving.in_flight == 0
+
+
+def test_a_version_that_is_not_loaded_cannot_be_held() -> None:
+    serving = make()
+    with pytest.raises(UnknownVersion), serving.hold("tiny-bonbon-0001"):
+        pass
+    assert serving.in_flight == 0
