@@ -19,6 +19,7 @@ from bonbon.errors import BonbonError, Conflict, EngineError, PromptTooLong, Sto
 log = structlog.get_logger(__name__)
 
 RETRY = {"retry-after": "1"}
+VALIDATION_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 LONGEST_MESSAGE = 1000
 LONGEST_PARAM = 200
 CODES = {
@@ -71,7 +72,7 @@ def problem_of(error: Exception) -> Problem:
         case PromptTooLong():
             return Problem(400, str(error), error.param, "context_length_exceeded")
         case UserError():
-            return Problem(400, str(error), error.param)
+            return Problem(400, str(error), error.param, "invalid_value")
         case Conflict():
             return Problem(409, str(error), code="conflict")
         case EngineError():
@@ -144,8 +145,9 @@ def _validation_problem(errors: Sequence[Mapping[str, Any]], body: Any) -> Probl
     if first["loc"] == ("body",) and isinstance(body, bytes | None):
         return Problem(400, "the body must be a JSON object, sent with content-type: application/json")
     param = _path(first["loc"][1:], body) or None
-    message = f"unknown field {param!r}" if first["type"] == "extra_forbidden" else first["msg"]
-    return Problem(400, f"{param}: {message}" if param and param not in message else message, param, first["type"])
+    code = VALIDATION_CODES.get(first["type"], "invalid_value")
+    message = "unknown field" if code == "unknown_parameter" else first["msg"]
+    return Problem(400, f"{param}: {message}" if param else message, param, code)
 
 
 def _path(location: Sequence[str | int], body: Any) -> str:

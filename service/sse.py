@@ -16,8 +16,8 @@ DONE = b"data: [DONE]\n\n"
 
 
 def data(value: dict[str, Any]) -> bytes:
-    """One event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """One event. ASCII only, because some clients take Unicode's line separators for ends of lines."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def comment(text: str) -> bytes:

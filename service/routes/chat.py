@@ -9,7 +9,7 @@ from service.parts import get_parts
 from service.rendering.chat import ChatRendering
 from service.request_id import request_id
 from service.responding import respond
-from service.schemas.requests import ChatBody
+from service.schemas.chat import ChatBody
 from service.schemas.responses import ChatChunk, ChatCompletion
 from service.schemas.statuses import ERRORS, answers
 

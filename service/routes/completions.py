@@ -9,7 +9,7 @@ from service.parts import get_parts
 from service.rendering.completion import CompletionRendering
 from service.request_id import request_id
 from service.responding import respond
-from service.schemas.requests import CompletionBody
+from service.schemas.completion import CompletionBody
 from service.schemas.responses import Completion, CompletionChunk
 from service.schemas.statuses import ERRORS, answers
 

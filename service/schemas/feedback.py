@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from bonbon.errors import UserError
 from bonbon.pairs.records import Feedback
-from service.schemas.requests import Body, Identifier
+from service.schemas.body import Body, Identifier
 
 
 class FeedbackBody(Body):

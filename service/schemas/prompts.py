@@ -29,7 +29,7 @@ def _prompt(value: Any, name: str) -> Prompt:
         raise PydanticCustomError("prompt_empty", "{name} is empty: there is nothing to continue", {"name": name})
     raise PydanticCustomError(
         "prompt_type",
-        "{name} must be a string or token ids; prompt itself may also be a list of strings or of lists of token ids",
+        "{name} must be a string or token ids, or the prompt a list of strings or of lists of token ids",
         {"name": name},
     )
 
@@ -63,8 +63,9 @@ def _encodable(text: str) -> str:
     return text
 
 
+# Any, because pydantic would look into Prompt for a schema of its own; the value is a tuple of prompts.
 PromptList = Annotated[
-    tuple[Prompt, ...],
+    Any,
     PlainValidator(parse_prompts),
     WithJsonSchema(
         {"anyOf": [STRING, {"type": "array", "items": STRING}, TOKEN_IDS, {"type": "array", "items": TOKEN_IDS}]}

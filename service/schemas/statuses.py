@@ -26,6 +26,23 @@ def answers(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses:
         200: {
             "model": whole,
             "description": f"The whole answer, or with `stream` events of `{chunk.__name__}`, then `[DONE]`.",
-            "content": {"text/event-stream": {"schema": chunk.model_json_schema()}},
+            "content": {"text/event-stream": {"schema": _inlined(chunk)}},
         }
     }
+
+
+def _inlined(model: type[BaseModel]) -> Any:
+    """The schema without references: those of pydantic do not resolve inside an OpenAPI document."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inline(node: Any) -> Any:
+        if isinstance(node, list):
+            return [inline(entry) for entry in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            return inline(definitions[node["$ref"].rpartition("/")[2]])
+        return {key: inline(entry) for key, entry in node.items()}
+
+    return inline(schema)

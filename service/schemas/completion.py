@@ -1,0 +1,44 @@
+"""Body of a text completion's request."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+
+from bonbon.errors import UserError
+from bonbon.prompt import Prompt
+from service.ask import Ask
+from service.schemas.body import AnswerBody, Neutral
+from service.schemas.prompts import PromptList
+
+
+class CompletionBody(AnswerBody):
+    """POST /v1/completions."""
+
+    refused: ClassVar[Mapping[str, Neutral]] = {**AnswerBody.refused, "suffix": ("", None)}
+
+    prompt: PromptList
+    """A string, a list of strings, token ids, or a list of lists of token ids."""
+    logprobs: int | None = Field(None, ge=0, le=5)
+    """Likeliest tokens to report at each position, besides the one drawn."""
+    echo: bool | None = None
+    """Put the prompt before each choice's text."""
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> "CompletionBody":
+        if self.echo and self.logprobs is not None:
+            raise UserError("echo with logprobs is not supported: the prompt is not scored", param="logprobs")
+        return self
+
+    def ask(self, *, default_max_tokens: int, request_id: str, headers: Mapping[str, str]) -> Ask:
+        """What this body asks for. Raises UserError for values that do not go together."""
+        prompts: tuple[Prompt, ...] = self.prompt
+        return self._ask(
+            prompts,
+            max_tokens=self.max_tokens,
+            default_max_tokens=default_max_tokens,
+            top_logprobs=self.logprobs or 0,
+            user=self.user or "",
+            request_id=request_id,
+            headers=headers,
+        )
