@@ -1,1 +1,50 @@
 """Engines: what draws candidates."""
+
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from bonbon.engines.base import Engine
+from bonbon.errors import UserError
+from bonbon.settings import Settings
+
+__all__ = ["Engine", "build_engine"]
+
+
+def build_engine(settings: Settings, *, base: str) -> Engine:
+    """The engine that `settings` name, not started, serving `base`.
+
+    Raises:
+        UserError: the engine, an option of it, or the model is unknown.
+    """
+    if settings.engine not in FACTORIES:
+        raise UserError(
+            f"engine = {settings.engine!r} is not known; choose one of {', '.join(sorted(FACTORIES))}", param="engine"
+        )
+    try:
+        return FACTORIES[settings.engine](settings, base)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()]
+        raise UserError(
+            f"engine_options of {settings.engine}: {'; '.join(problems)}", param="engine_options"
+        ) from error
+
+
+def _embedded(settings: Settings, base: str) -> Engine:
+    from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
+    from bonbon.modelfiles import resolve_model
+
+    options = EmbeddedOptions(**settings.engine_options)
+    return EmbeddedEngine(base, resolve_model(settings.model, settings.revision), options)
+
+
+def _fake(settings: Settings, base: str) -> Engine:
+    from bonbon.engines.fake import FakeEngine
+
+    try:
+        return FakeEngine(base, **settings.engine_options)
+    except TypeError as error:
+        raise UserError(f"engine_options of fake: {error}", param="engine_options") from error
+
+
+FACTORIES: dict[str, Callable[[Settings, str], Engine]] = {"embedded": _embedded, "fake": _fake}

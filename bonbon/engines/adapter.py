@@ -1,0 +1,101 @@
+"""A LoRA adapter's files, read and checked before they touch a model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bonbon.errors import UserError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+# What an adapter may choose. The rest of peft's settings import modules, rewrite the base model's weights or need
+# calibration data, so they must be absent or at rest.
+CHOSEN = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "exclude_modules",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "use_rslora",
+    "fan_in_fan_out",
+)
+IRRELEVANT = {
+    "auto_mapping",
+    "base_model_name_or_path",
+    "inference_mode",
+    "lora_dropout",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "task_type",
+}
+AT_REST: tuple[Any, ...] = (None, False, "none", {}, [])
+PLAIN_STARTS: tuple[Any, ...] = (None, True, False, "gaussian", "orthogonal", "eva")
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A sound adapter: its shape, and its weights by peft's names, on the CPU."""
+
+    directory: Path
+    config: LoraConfig
+    weights: dict[str, Tensor]
+
+
+def read_adapter(directory: Path) -> Adapter:
+    """Raises UserError naming what is missing, unreadable, unsupported or not finite."""
+    weights = read_weights(directory / WEIGHTS)
+    return Adapter(directory, _config(directory / CONFIG), weights)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError when it is missing, corrupt or holds NaN or infinity."""
+    try:
+        weights: dict[str, Tensor] = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path}: no such file; save the adapter with safetensors (pickled weights are never read)"
+        ) from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is corrupt or truncated ({error}); copy or save it again") from error
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} has NaN or infinite weights; its training diverged, train it again")
+    return weights
+
+
+def _config(path: Path) -> LoraConfig:
+    try:
+        settings = json.loads(path.read_text())
+        kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; an adapter's directory needs it beside its weights") from error
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a JSON object ({error}); save the adapter again") from error
+    if kind != "LORA":
+        raise UserError(f"{path}: peft_type {kind!r} is not served; train a LoRA adapter")
+    if start not in PLAIN_STARTS:
+        raise UserError(
+            f"{path}: init_lora_weights {start!r} belongs to a changed base; convert the adapter to plain LoRA when "
+            "saving it (peft's path_initial_model_for_weight_conversion)"
+        )
+    known = {*CHOSEN, *IRRELEVANT, "init_lora_weights"}
+    for name, value in settings.items():
+        if name not in known and value not in AT_REST:
+            raise UserError(f"{path}: {name} = {value!r} is not served; train the adapter without it")
+    try:
+        return LoraConfig(**{name: settings[name] for name in CHOSEN if name in settings}, inference_mode=True)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: peft refuses it ({error}); save the adapter again") from error

@@ -1,0 +1,134 @@
+"""The engine in this process: transformers and peft, on a GPU or on the CPU."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
+from bonbon.engines.row import Job, Row
+from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
+
+if TYPE_CHECKING:
+    from bonbon.engines.runtime import Runtime
+
+
+class EmbeddedOptions(BaseModel):
+    """What `engine_options` may hold for the embedded engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    device: str = "auto"
+    """auto: cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: as in the checkpoint on a GPU, float32 on the CPU."""
+    max_rows: int = Field(128, ge=1)
+    """Most candidates a model draws at once; more wait. It bounds the memory that draws take."""
+    threads: int = Field(0, ge=0)
+    """CPU threads for torch; 0 leaves torch's own choice."""
+
+
+class EmbeddedEngine(Engine):
+    """Draws with a model in this process.
+
+    One thread owns the models; the draws of concurrent requests, whatever their prompts, sampling and adapters, run
+    together in micro-batches. The engine serves the event loop it was started on.
+
+    Args:
+        base: name of the base version.
+        directory: the base model in Hugging Face format.
+        options: see EmbeddedOptions.
+    """
+
+    def __init__(self, base: str, directory: Path, options: EmbeddedOptions | None = None) -> None:
+        self._base, self._directory, self._options = base, directory, options or EmbeddedOptions()
+        self._runtime: Runtime | None = None
+        self._random = Random()
+
+    @property
+    def base(self) -> str:
+        return self._base
+
+    @property
+    def context_length(self) -> int:
+        return self._running.context_length
+
+    async def start(self) -> None:
+        if self._runtime is None:
+            self._runtime = await asyncio.to_thread(self._open, asyncio.get_running_loop())
+
+    async def stop(self) -> None:
+        if self._runtime is not None:
+            runtime, self._runtime = self._runtime, None
+            await asyncio.to_thread(runtime.close)
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        runtime = self._running
+        loaded = runtime.versions.loaded.get(request.version)
+        if loaded is None:
+            raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        self._check_length(started, request)
+        job = Job(request, loaded, started.token_ids, runtime.reader.detokenizer)
+        runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
+        left = request.n
+        try:
+            yield started
+            while left:
+                event = await job.events.get()
+                if isinstance(event, EngineError):
+                    raise event
+                left -= event.finish_reason is not None
+                yield event
+        finally:
+            if left:
+                runtime.worker.abort(job)
+
+    async def load(self, version: VersionFiles) -> None:
+        runtime = self._running
+        if version.name in runtime.versions.loaded:
+            return
+        from bonbon.engines.adapter import read_adapter
+
+        adapter = None
+        if version.kind is VersionKind.ADAPTER:
+            adapter = await asyncio.to_thread(read_adapter, version.directory)
+        await asyncio.wrap_future(runtime.worker.call(lambda: runtime.versions.load(version, adapter)))
+
+    async def unload(self, name: str) -> None:
+        runtime = self._running
+        await asyncio.wrap_future(runtime.worker.call(lambda: runtime.unload(name)))
+
+    async def loaded(self) -> frozenset[str]:
+        return frozenset(self._running.versions.loaded)
+
+    async def check(self) -> None:
+        if reason := self._running.worker.ended:
+            raise EngineError(reason)
+
+    @property
+    def _running(self) -> "Runtime":
+        if self._runtime is None:
+            raise EngineError("the engine is not started")
+        return self._runtime
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> "Runtime":
+        try:
+            from bonbon.engines.runtime import Runtime
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the embedded engine needs {error.name}, which is not installed; pip install 'bonbon[embedded]'"
+            ) from error
+        return Runtime(self._base, self._directory, self._options, loop)
+
+    def _check_length(self, started: Started, request: DrawRequest) -> None:
+        most, asked = self.context_length, request.sampling.max_tokens
+        if len(started.token_ids) + asked > most:
+            raise PromptTooLong(
+                f"{len(started.token_ids)} prompt tokens and max_tokens {asked} exceed the context of "
+                f"{most} tokens; shorten the prompt or lower max_tokens",
+                param="max_tokens",
+            )

@@ -1,0 +1,140 @@
+"""The rows of one model instance that are drawn together."""
+
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+import torch
+from torch import Tensor
+
+from bonbon.engines.outbox import Outbox
+from bonbon.engines.policy import Policy
+from bonbon.engines.row import Row
+from bonbon.engines.sampler import Sampler
+from bonbon.engines.sequences import Sequences
+
+PREFILL_TOKENS = 16384
+"""Prompt tokens, padding included, that are processed in one forward pass (a longer prompt has one of its own)."""
+
+Due = Callable[[int, int], bool]
+"""Given the steps done and the rows that run, whether a batch must pause."""
+
+log = structlog.get_logger(__name__)
+
+
+class MicroBatch:
+    """Draws its rows token by token, in calls of transformers' `generate`; rows join and leave between the calls.
+
+    Args:
+        policy: the model instance.
+        outbox: takes the rows' deltas.
+    """
+
+    def __init__(self, policy: Policy, outbox: Outbox) -> None:
+        self.rows: list[Row] = []
+        self._policy, self._outbox = policy, outbox
+        self._sequences: Sequences | None = None
+
+    @property
+    def running(self) -> int:
+        """How many rows are to get more tokens."""
+        return sum(row.running for row in self.rows)
+
+    def join(self, rows: Sequence[Row]) -> None:
+        """Add rows, after processing each distinct prompt once."""
+        for group in _prompts(rows):
+            members = [row for same in group for row in same]
+            firsts = [same[0].job for same in group]
+            with self._contain(members):
+                new = self._policy.prefill([job.prompt for job in firsts], [job.loaded.adapter for job in firsts])
+                new.select([at for at, same in enumerate(group) for _ in same])
+                self.rows += members
+                with self._contain(self.rows):
+                    if self._sequences is None:
+                        self._sequences = new
+                    else:
+                        self._sequences.join(new)
+
+    def run(self, due: Due) -> None:
+        """Draw until every row is done, or half of them are, or `due` says so."""
+        with self._contain(self.rows):
+            self._settle()
+            if self._sequences is None:
+                return
+            sampler = Sampler(
+                [row.sampling for row in self.rows], [row.random for row in self.rows], self._policy.device
+            )
+            adapters = [row.job.loaded.adapter for row in self.rows]
+            left = max(row.left for row in self.rows)
+            self._policy.generate(self._sequences, adapters, left, sampler, Step(self, sampler, due))
+            self._settle()
+
+    def advance(self, sampler: Sampler) -> int:
+        """Give every running row its token and send what is ready. Returns how many rows run on."""
+        choices = sampler.last
+        for at, row in enumerate(self.rows):
+            if not row.running:
+                continue
+            token, logprob = choices.tokens[at], choices.logprobs[at]
+            if not math.isfinite(logprob):
+                name = row.job.loaded.name
+                self._outbox.fail([row.job], f"version {name} gave a token the log-probability {logprob}")
+                continue
+            top = (choices.top_ids[at], choices.top_logprobs[at]) if choices.top_ids else ([], [])
+            if delta := row.add(token, logprob, top, end=token in self._policy.end_ids):
+                self._outbox.put(row.job, delta)
+        self._outbox.flush()
+        return self.running
+
+    def _settle(self) -> None:
+        """Let go of the rows that are done."""
+        keep = [at for at, row in enumerate(self.rows) if row.running]
+        if len(keep) < len(self.rows):
+            self.rows = [self.rows[at] for at in keep]
+            if self._sequences is not None and keep:
+                self._sequences.select(keep)
+        if not keep:
+            self._sequences = None
+
+    @contextmanager
+    def _contain(self, rows: list[Row]) -> Iterator[None]:
+        """Whatever is raised within fails `rows`, and nothing else."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - any model may raise anything; the engine serves on
+            log.warning("drawing failed", rows=len(rows), exception=traceback.format_exc())
+            self._outbox.fail((row.job for row in rows), f"drawing failed: {type(error).__name__}: {error}")
+            if rows is self.rows:
+                self.rows, self._sequences = [], None
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+
+
+class Step:
+    """A stopping criterion of transformers: called after each token, it advances the batch."""
+
+    def __init__(self, batch: MicroBatch, sampler: Sampler, due: Due) -> None:
+        self._batch, self._sampler, self._due = batch, sampler, due
+        self._steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Whether each row ends here, shape (rows,): all of them or none, so that a call of `generate` ends as one."""
+        self._steps += 1
+        size, running = len(self._batch.rows), self._batch.advance(self._sampler)
+        over = 2 * running <= size or self._due(self._steps, running)
+        return input_ids.new_full((size,), over, dtype=torch.bool)
+
+
+def _prompts(rows: Sequence[Row]) -> list[list[list[Row]]]:
+    """Rows with the same prompt and adapter together, in groups of prompts that fit one forward pass."""
+    same: dict[tuple[tuple[int, ...], str], list[Row]] = {}
+    for row in rows:
+        same.setdefault((row.job.prompt, row.job.loaded.adapter), []).append(row)
+    groups: list[list[list[Row]]] = []
+    for members in sorted(same.values(), key=lambda members: len(members[0].job.prompt)):
+        if not groups or (len(groups[-1]) + 1) * len(members[0].job.prompt) > PREFILL_TOKENS:
+            groups.append([])
+        groups[-1].append(members)
+    return groups

@@ -1,0 +1,75 @@
+"""Prompts as the policy reads them."""
+
+from typing import Any
+
+from jinja2 import TemplateError
+
+from bonbon.engines.base import Started
+from bonbon.engines.transcript import Detokenizer
+from bonbon.errors import UserError
+from bonbon.prompt import Prompt
+
+
+class PromptReader:
+    """Turns a prompt in any of its forms into token ids.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        vocabulary: how many token ids the policy knows.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+        self.detokenizer = Detokenizer(tokenizer)
+
+    def read(self, prompt: Prompt) -> Started:
+        """Raises UserError when the prompt cannot be read; see `Engine.draw`."""
+        if prompt.messages is not None:
+            text = self._render(prompt)
+            token_ids = self._encode(text, special=False)
+        elif prompt.text is not None:
+            text = prompt.text
+            token_ids = self._encode(text, special=True)
+        else:
+            token_ids = self._known(prompt.token_ids or ())
+            text = self.detokenizer.text(token_ids, special=True)
+        return Started(token_ids or self._beginning(), text)
+
+    def _render(self, prompt: Prompt) -> str:
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                "the model's tokenizer has no chat template, so it cannot read messages; send a text prompt "
+                "(/v1/completions), or add a chat_template to the tokenizer",
+                param="messages",
+            )
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                list(prompt.messages or ()), add_generation_prompt=True, tokenize=False
+            )
+        except TemplateError as error:
+            raise UserError(
+                f"the model's chat template refuses these messages ({error}); change their roles or order",
+                param="messages",
+            ) from error
+        return text
+
+    def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
+        # `verbose=False`: whether the prompt fits is the engine's to say.
+        return tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def _known(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
+        for token_id in token_ids:
+            if not 0 <= token_id < self._vocabulary:
+                raise UserError(
+                    f"token id {token_id} is not in the model's vocabulary; use ids from 0 to {self._vocabulary - 1}",
+                    param="prompt",
+                )
+        return token_ids
+
+    def _beginning(self) -> tuple[int, ...]:
+        if self._tokenizer.bos_token_id is None:
+            raise UserError(
+                "the prompt is empty and the model has no beginning-of-sequence token to start from; send some text",
+                param="prompt",
+            )
+        return (self._tokenizer.bos_token_id,)

@@ -1,0 +1,80 @@
+"""What a started embedded engine is made of."""
+
+import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoTokenizer
+
+from bonbon.engines.base import Started
+from bonbon.engines.outbox import Outbox
+from bonbon.engines.prompt_reader import PromptReader
+from bonbon.engines.versions import Versions, free_memory
+from bonbon.engines.worker import Worker
+from bonbon.errors import UserError
+from bonbon.prompt import Prompt
+
+if TYPE_CHECKING:
+    from bonbon.engines.embedded import EmbeddedOptions
+
+
+class Runtime:
+    """The worker, the versions it draws from, and the tokenizer; made and closed off the event loop.
+
+    Raises:
+        UserError: the base model cannot be loaded.
+    """
+
+    def __init__(self, base: str, directory: Path, options: "EmbeddedOptions", loop: asyncio.AbstractEventLoop) -> None:
+        tokenizer = load_tokenizer(directory)
+        self.worker = Worker(Outbox(loop), max_rows=options.max_rows, threads=options.threads)
+        self.worker.start()
+        try:
+            self.versions = self.worker.call(
+                lambda: Versions(base, directory, device=options.device, dtype=options.dtype)
+            ).result()
+            self.context_length = _context_length(directory, self.versions.base.config, tokenizer)
+        except BaseException:
+            self.worker.close()
+            raise
+        self.reader = PromptReader(tokenizer, self.versions.base.vocabulary)
+        # One thread: a tokenizer may be used by one encoder at a time.
+        self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
+
+    def read(self, prompt: Prompt) -> "Future[Started]":
+        """Read a prompt in a thread of its own: a long one takes a while."""
+        return self._readers.submit(self.reader.read, prompt)
+
+    def unload(self, name: str) -> None:
+        """Forget a version. On the worker's thread only."""
+        if loaded := self.versions.unload(name):
+            self.worker.forget(loaded)
+            free_memory()
+
+    def close(self) -> None:
+        """End the threads and wait for them."""
+        self.worker.close()
+        self.worker.join()
+        self._readers.shutdown()
+        free_memory()
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """Raises UserError when the directory holds no tokenizer that can be read without running code."""
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer in {directory} cannot be loaded ({type(error).__name__}: {error}); "
+            "save the model's tokenizer beside its weights"
+        ) from error
+
+
+def _context_length(directory: Path, config: Any, tokenizer: Any) -> int:
+    length = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if length > 1 << 30:  # transformers' way to say: unknown
+        raise UserError(
+            f"model {directory} does not say how long its context is; set model_max_length in tokenizer_config.json"
+        )
+    return int(length)

@@ -1,0 +1,95 @@
+"""A candidate's text, as its tokens come."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+
+
+class Detokenizer:
+    """Token ids to text.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.token: Callable[[int, int | None], str] = lru_cache(maxsize=1 << 16)(self._token)
+        self._single = lru_cache(maxsize=1 << 16)(lambda token_id: self.text([token_id], special=True))
+
+    def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of `token_ids`; special tokens are left out unless `special`."""
+        text: str = self._tokenizer.decode(
+            token_ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def _token(self, token_id: int, previous: int | None) -> str:
+        """One token's own text after `previous`: many tokenizers write the space between two only when decoding."""
+        if previous is None:
+            return self._single(token_id)
+        before, both = self._single(previous), self.text([previous, token_id], special=True)
+        fits = both.startswith(before) and len(both) > len(before)
+        return both[len(before) :] if fits else self._single(token_id)
+
+
+class Transcript:
+    """The text of one candidate: whole characters only, ended before the first stop string.
+
+    Args:
+        detokenizer: turns ids into text.
+        stop: strings that end the text.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
+        self._decode = detokenizer.text
+        self._stop = tuple(filter(None, stop))
+        self._text = ""
+        self._searched = 0
+        self._released = 0
+        # Text is read as the difference between two windows that start a token or more back, because how a token
+        # reads may depend on its neighbours; `_window` is the text of the tokens from `_start` to `_end`.
+        self._start = self._end = 0
+        self._window = ""
+        self.stopped = False
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Read what is new in `token_ids`, all tokens so far; afterwards `stopped` says whether a stop string came."""
+        window = self._decode(token_ids[self._start :])
+        if len(window) > len(self._window) and not window.endswith(INCOMPLETE):
+            self._text += window[len(self._window) :]
+            self._start, self._end = self._end, len(token_ids)
+            self._window = self._decode(token_ids[self._start : self._end])
+            self._cut()
+
+    def close(self, token_ids: Sequence[int]) -> None:
+        """Read what is left: no more tokens will come."""
+        if self.stopped:
+            return
+        text = self._decode(token_ids)
+        if text.startswith(self._text):
+            self._text = text
+        else:  # what came last changed how earlier bytes read, and they are out already
+            self._text += self._decode(token_ids[self._start :])[len(self._window) :]
+        self._cut()
+
+    def release(self, *, final: bool) -> str:
+        """The text that is certain and was not released before; `final` holds nothing back."""
+        end = len(self._text) - (0 if final or self.stopped else self._held())
+        released, self._released = self._text[self._released : end], max(end, self._released)
+        return released
+
+    def _cut(self) -> None:
+        found = [at for stop in self._stop if (at := self._text.find(stop, self._searched)) >= 0]
+        if found:
+            self._text, self.stopped = self._text[: min(found)], True
+        elif self._stop:
+            self._searched = max(0, len(self._text) - max(map(len, self._stop)) + 1)
+
+    def _held(self) -> int:
+        """How many of the last characters may be the beginning of a stop string."""
+        return max(
+            (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
+        )

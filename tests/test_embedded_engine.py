@@ -1,0 +1,646 @@
+"""The embedded engine against an independent forward pass of the same tiny model, with real adapters."""
+
+import asyncio
+import gc
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from scipy.stats import chisquare
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bonbon.draws import Draws, collect
+from bonbon.engines import build_engine
+from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
+from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
+from bonbon.prompt import Message, Prompt
+from bonbon.settings import load_settings
+
+CONTEXT = 1024
+WORDS = ["<unk>", "<s>", "</s>", "<user>", "<bot>", ".", ","] + [f"w{i}" for i in range(41)]
+EOS = 2
+CHAT = (
+    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "<user> {{ m.content }} {% endfor %}<bot>"
+)
+PROMPT = Prompt(token_ids=(7, 8, 9, 10))
+
+
+def save_model(directory: Path, *, hidden: int = 32, seed: int = 0, words: Sequence[str] = WORDS) -> Path:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=EOS,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    words_only = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words_only.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words_only, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def save_adapter(directory: Path, base: Path, seed: int, **options: Any) -> Path:
+    torch.manual_seed(seed)
+    config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "init_lora_weights": False} | options)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {name: save_adapter(root / name, base, seed) for seed, name in enumerate(["tiny-1.0-one", "two"], start=1)}
+
+
+@pytest.fixture
+async def engine(base: Path) -> AsyncIterator[EmbeddedEngine]:
+    engine = EmbeddedEngine("tiny", base, EmbeddedOptions(threads=1, max_rows=16))
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def load_all(engine: Engine, adapters: dict[str, Path]) -> None:
+    for name, directory in adapters.items():
+        await engine.load(VersionFiles(name, VersionKind.ADAPTER, directory))
+
+
+def reference(base: Path, adapter: Path | None = None) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
+
+
+@torch.no_grad()
+def logprobs(model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
+    """One plain forward pass: log-probabilities of all tokens at each of the drawn positions."""
+    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    law: torch.Tensor = (logits / temperature).log_softmax(-1)
+    return law
+
+
+def assert_logprobs(model: Any, draws: Draws, temperature: float = 1.0) -> None:
+    for draw in draws.draws:
+        expected = logprobs(model, draws.prompt.token_ids, draw.token_ids, temperature)
+        picked = expected[range(len(draw.token_ids)), draw.token_ids]
+        assert draw.logprobs == pytest.approx(picked.tolist(), abs=1e-4)
+
+
+async def test_logprobs_are_those_of_a_plain_forward_pass(engine: EmbeddedEngine, base: Path) -> None:
+    model = reference(base)
+    prompts = [(7,), (8, 9), tuple(range(7, 40)), (7, 9) * 20]
+    for temperature in (1.0, 0.7, 1.6):
+        sampling = Sampling(max_tokens=24, temperature=temperature, seed=5)
+        requests = [DrawRequest(Prompt(token_ids=p), "tiny", n, sampling) for n, p in enumerate(prompts, start=1)]
+        for draws in await asyncio.gather(*(collect(engine, request) for request in requests)):
+            assert_logprobs(model, draws, temperature)
+            for draw in draws.draws:
+                assert len(draw.token_ids) == len(draw.logprobs) == len(draw.tokens)
+                ended = draw.token_ids[-1] == EOS
+                assert draw.finish_reason == ("stop" if ended else "length")
+                assert EOS not in draw.token_ids[:-1]
+                assert ended or len(draw.token_ids) == 24
+
+
+async def test_rows_that_join_while_others_run_are_drawn_as_if_alone(engine: EmbeddedEngine, base: Path) -> None:
+    """Requests come one after another, more than fit at once, so rows join and leave running batches."""
+    requests = [
+        DrawRequest(
+            Prompt(token_ids=tuple(range(7, 8 + i % 9))), "tiny", 3, Sampling(max_tokens=5 + 9 * (i % 4), seed=i)
+        )
+        for i in range(16)
+    ]
+    alone = [await collect(engine, request) for request in requests]
+
+    async def later(request: DrawRequest, delay: float) -> Draws:
+        await asyncio.sleep(delay)
+        return await collect(engine, request)
+
+    together = await asyncio.gather(*(later(request, 0.01 * i) for i, request in enumerate(requests)))
+    model = reference(base)
+    for one, other in zip(alone, together, strict=True):
+        assert [draw.token_ids for draw in one.draws] == [draw.token_ids for draw in other.draws]
+        assert_logprobs(model, other)
+
+
+async def test_first_tokens_follow_the_policys_law(engine: EmbeddedEngine, base: Path) -> None:
+    """Chi-square at error rate 1e-4 on fixed seeds, for seeded draws at two temperatures."""
+    model = reference(base)
+    for temperature in (1.0, 0.5):
+        sampling = Sampling(max_tokens=1, temperature=temperature, seed=11)
+        draws = await collect(engine, DrawRequest(PROMPT, "tiny", 3000, sampling))
+        counts = Counter(draw.token_ids[0] for draw in draws.draws)
+        law = logprobs(model, PROMPT.token_ids or (), [0], temperature)[0].double().exp()
+        order = law.argsort(descending=True).tolist()
+        likely = [token for token in order if law[token] * 3000 >= 5]
+        expected = [float(law[token]) * 3000 for token in likely]
+        observed = [float(counts[token]) for token in likely]
+        rest = 3000 - sum(expected)
+        assert chisquare([*observed, 3000 - sum(observed)], [*expected, rest]).pvalue > 1e-4
+
+
+async def test_unseeded_draws_differ(engine: EmbeddedEngine) -> None:
+    draws = await collect(engine, DrawRequest(PROMPT, "tiny", 8, Sampling(max_tokens=12)))
+    assert len({tuple(draw.token_ids) for draw in draws.draws}) > 4
+
+
+async def test_a_seed_gives_the_same_candidates_whatever_is_drawn_beside_them(engine: EmbeddedEngine) -> None:
+    request = DrawRequest(PROMPT, "tiny", 4, Sampling(max_tokens=20, seed=-17))
+    alone = await collect(engine, request)
+    others = [DrawRequest(Prompt(token_ids=(9,) * k), "tiny", 2, Sampling(max_tokens=30)) for k in (1, 5, 30)]
+    mixed = (await asyncio.gather(*(collect(engine, r) for r in [*others, request])))[-1]
+    assert [draw.token_ids for draw in alone.draws] == [draw.token_ids for draw in mixed.draws]
+    assert len({tuple(draw.token_ids) for draw in alone.draws}) == 4
+
+
+async def test_greedy_takes_the_likeliest_and_reports_its_law_at_temperature_one(
+    engine: EmbeddedEngine, base: Path
+) -> None:
+    model = reference(base)
+    greedy, sampled = await asyncio.gather(
+        collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=16, temperature=0))),
+        collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=16, temperature=2, seed=1))),
+    )
+    law = logprobs(model, PROMPT.token_ids or (), greedy.draws[0].token_ids)
+    assert greedy.draws[0].token_ids == law.argmax(-1).tolist()
+    assert_logprobs(model, greedy)
+    assert_logprobs(model, sampled, 2)
+
+
+async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(engine: EmbeddedEngine, base: Path) -> None:
+    law = logprobs(reference(base), PROMPT.token_ids or (), [0])[0].exp()
+    ordered, order = law.sort(descending=True)
+    nucleus = int((ordered.cumsum(0) < 0.6).sum()) + 1
+    of_five = ordered[:5] / ordered[:5].sum()
+    both = int((of_five.cumsum(0) < 0.7).sum()) + 1
+    cases = [
+        (Sampling(max_tokens=1, top_k=3, seed=1), 3),
+        (Sampling(max_tokens=1, top_p=0.6, seed=2), nucleus),
+        (Sampling(max_tokens=1, top_k=5, top_p=0.7, seed=3), both),
+        (Sampling(max_tokens=1, top_p=1e-9, seed=4), 1),
+        (Sampling(max_tokens=1, top_k=10**6, seed=5), len(WORDS)),
+    ]
+    results = await asyncio.gather(*(collect(engine, DrawRequest(PROMPT, "tiny", 400, case)) for case, _ in cases))
+    for draws, (_, size) in zip(results, cases, strict=True):
+        seen = {draw.token_ids[0] for draw in draws.draws}
+        assert seen <= set(order[:size].tolist())
+        assert len(seen) > 0.6 * min(size, 10)
+        for draw in draws.draws:
+            assert math.exp(draw.logprobs[0]) == pytest.approx(float(law[draw.token_ids[0]]), rel=1e-3)
+
+
+async def test_alternatives_are_the_likeliest_tokens(engine: EmbeddedEngine, base: Path) -> None:
+    wanted, plain = await asyncio.gather(
+        collect(engine, DrawRequest(PROMPT, "tiny", 2, Sampling(max_tokens=6, seed=1, top_logprobs=3))),
+        collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=6, seed=1))),
+    )
+    assert plain.draws[0].alternatives == []
+    model = reference(base)
+    for draw in wanted.draws:
+        top = logprobs(model, wanted.prompt.token_ids, draw.token_ids).topk(3)
+        assert [[a.token_id for a in position] for position in draw.alternatives] == top.indices.tolist()
+        flat = [a.logprob for position in draw.alternatives for a in position]
+        assert flat == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
+        assert all(a.text.strip() == WORDS[a.token_id] for position in draw.alternatives for a in position)
+
+
+async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(
+    engine: EmbeddedEngine, base: Path, adapters: dict[str, Path]
+) -> None:
+    await load_all(engine, adapters)
+    assert await engine.loaded() == {"tiny", *adapters}
+    requests = [DrawRequest(PROMPT, name, 3, Sampling(max_tokens=16, seed=9)) for name in ("tiny", *adapters)]
+    mixed = await asyncio.gather(*(collect(engine, request) for request in requests))
+    for request, draws, directory in zip(requests, mixed, [None, *adapters.values()], strict=True):
+        alone = await collect(engine, request)
+        assert [draw.token_ids for draw in alone.draws] == [draw.token_ids for draw in draws.draws]
+        assert_logprobs(reference(base, directory), draws)
+    assert len({tuple(draws.draws[0].token_ids) for draws in mixed}) == 3
+
+
+async def test_streamed_deltas_add_up_to_the_answer_in_one_piece(engine: EmbeddedEngine) -> None:
+    sampling = Sampling(max_tokens=40, seed=2, stop=("w5 w6", "w9", "w11."), top_logprobs=1)
+    whole = await collect(engine, DrawRequest(PROMPT, "tiny", 6, sampling))
+    streamed = Draws(6)
+    deltas = [event async for event in engine.draw(DrawRequest(PROMPT, "tiny", 6, sampling, deltas=True))]
+    for event in deltas:
+        streamed.add(event)
+    assert streamed == whole
+    assert isinstance(deltas[0], Started)
+    assert len(deltas) - 1 == sum(len(draw.token_ids) for draw in whole.draws)
+    assert any(draw.text for draw in whole.draws)
+
+
+async def test_stop_strings_end_the_text_before_them(engine: EmbeddedEngine) -> None:
+    free = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=40, seed=8)))).draws[0]
+    words = free.text.split()
+    assert len(words) > 10
+    stop = " ".join(words[5:7])
+    held = Sampling(max_tokens=40, seed=8, stop=("never", stop))
+    for deltas in (False, True):
+        draw = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, held, deltas=deltas))).draws[0]
+        assert draw.text == free.text[: free.text.index(stop)]
+        assert draw.finish_reason == "stop"
+        assert draw.token_ids == free.token_ids[: len(draw.token_ids)]
+        assert len(draw.token_ids) < len(free.token_ids)
+
+
+async def test_each_candidate_arrives_when_it_is_finished(engine: EmbeddedEngine) -> None:
+    """The first candidate to end is read long before the last one could be."""
+    short, long = Sampling(max_tokens=2, seed=1), endless(engine)
+    running = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 1, long)))
+    await asyncio.sleep(0.05)
+    await collect(engine, DrawRequest(PROMPT, "tiny", 2, short))
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+def endless(engine: Engine) -> Sampling:
+    """Greedy, with top_k 1 of a model that repeats itself: runs to the end of the context."""
+    return Sampling(max_tokens=engine.context_length - 4, temperature=0)
+
+
+async def test_cancelling_a_draw_lets_the_next_one_start(base: Path) -> None:
+    engine = EmbeddedEngine("tiny", base, EmbeddedOptions(threads=1, max_rows=1))
+    await engine.start()
+    first = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 3, endless(engine))))
+    await asyncio.sleep(0.1)
+    second = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=2, seed=1))))
+    await asyncio.sleep(0.1)
+    assert not first.done()
+    assert not second.done()  # one row at a time, and the first request has three of them
+    first.cancel()
+    await asyncio.wait_for(second, 1.0)
+    await engine.stop()
+
+
+async def test_closing_the_generator_aborts_the_draw(base: Path) -> None:
+    engine = EmbeddedEngine("tiny", base, EmbeddedOptions(threads=1, max_rows=1))
+    await engine.start()
+    stream = engine.draw(DrawRequest(PROMPT, "tiny", 1, endless(engine), deltas=True))
+    assert isinstance(await anext(stream), Started)
+    assert isinstance(await anext(stream), Delta)
+    await stream.aclose()
+    request = DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=2, seed=1))
+    await asyncio.wait_for(collect(engine, request), 1.0)
+    await engine.stop()
+
+
+async def test_many_requests_at_once_are_all_answered(engine: EmbeddedEngine, adapters: dict[str, Path]) -> None:
+    await load_all(engine, adapters)
+    names = ["tiny", *adapters]
+
+    async def one(i: int) -> int:
+        sampling = Sampling(max_tokens=1 + i % 17, temperature=(i % 3) * 0.6, top_p=0.9 if i % 5 == 0 else 1, seed=i)
+        prompt = Prompt(token_ids=tuple(7 + (i + k) % 30 for k in range(1 + i % 11)))
+        request = DrawRequest(prompt, names[i % 3], 1 + i % 4, sampling, deltas=i % 2 == 0)
+        if i % 10 == 9:
+            task = asyncio.create_task(collect(engine, request))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            return 0
+        draws = await collect(engine, request)
+        assert all(draw.finish_reason and draw.token_ids for draw in draws.draws)
+        return 1
+
+    assert sum(await asyncio.gather(*(one(i) for i in range(150)))) == 135
+
+
+async def test_versions_come_and_go_under_running_draws(engine: EmbeddedEngine, adapters: dict[str, Path]) -> None:
+    request = DrawRequest(PROMPT, "tiny", 4, Sampling(max_tokens=200, seed=6))
+    alone = await collect(engine, request)
+    running = asyncio.create_task(collect(engine, request))
+    for name, directory in adapters.items():
+        version = VersionFiles(name, VersionKind.ADAPTER, directory)
+        await engine.load(version)
+        await engine.load(version)  # idempotent
+        await collect(engine, DrawRequest(PROMPT, name, 1, Sampling(max_tokens=3, seed=1)))
+    for name in adapters:
+        await engine.unload(name)
+        await engine.unload(name)
+        with pytest.raises(UnknownVersion, match=name):
+            await collect(engine, DrawRequest(PROMPT, name))
+    await engine.unload("tiny")  # the base stays
+    assert await engine.loaded() == {"tiny"}
+    assert [draw.token_ids for draw in (await running).draws] == [draw.token_ids for draw in alone.draws]
+    again = await collect(engine, request)
+    assert [draw.logprobs for draw in again.draws] == [draw.logprobs for draw in alone.draws]
+
+
+async def test_unloading_a_version_that_draws_fails_its_draws_only(
+    engine: EmbeddedEngine, adapters: dict[str, Path]
+) -> None:
+    await load_all(engine, adapters)
+    going, staying = (
+        asyncio.create_task(collect(engine, DrawRequest(PROMPT, name, 20, Sampling(max_tokens=400, seed=4))))
+        for name in ("two", "tiny-1.0-one")
+    )
+    await asyncio.sleep(0.1)
+    await engine.unload("two")
+    with pytest.raises(EngineError, match="two was unloaded"):
+        await going
+    assert all(draw.finish_reason for draw in (await staying).draws)
+
+
+async def test_full_weights_are_served_beside_the_base(engine: EmbeddedEngine, tmp_path: Path) -> None:
+    full = save_model(tmp_path / "full", seed=5)
+    await engine.load(VersionFiles("tiny-full", VersionKind.FULL, full))
+    long = Sampling(max_tokens=60, seed=3)
+    ours, theirs = await asyncio.gather(
+        *(collect(engine, DrawRequest(PROMPT, name, 3, long)) for name in ("tiny", "tiny-full"))
+    )
+    assert_logprobs(reference(full), theirs)
+    assert [draw.token_ids for draw in ours.draws] != [draw.token_ids for draw in theirs.draws]
+    await engine.unload("tiny-full")
+    assert await engine.loaded() == {"tiny"}
+    assert (await collect(engine, DrawRequest(PROMPT, "tiny", 3, long))).draws == ours.draws
+
+
+def _edit_config(**changes: Any) -> Callable[[Path], None]:
+    def edit(directory: Path) -> None:
+        path = directory / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
+def _edit_weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(directory: Path) -> None:
+        path = directory / "adapter_model.safetensors"
+        weights = load_file(path)
+        edit(weights)
+        save_file(weights, path)
+
+    return apply
+
+
+def _poison(value: float) -> Callable[[Path], None]:
+    return _edit_weights(lambda weights: next(iter(weights.values())).view(-1)[0].fill_(value))
+
+
+def _truncate(directory: Path) -> None:
+    path = directory / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _only_pickle(directory: Path) -> None:
+    torch.save(load_file(directory / "adapter_model.safetensors"), directory / "adapter_model.bin")
+    (directory / "adapter_model.safetensors").unlink()
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (_truncate, "corrupt or truncated"),
+    "pickled": (_only_pickle, "pickled weights are never read"),
+    "not a number": (_poison(math.nan), "NaN or infinite"),
+    "infinite": (_poison(-math.inf), "NaN or infinite"),
+    "no config": (lambda directory: (directory / "adapter_config.json").unlink(), "no such file"),
+    "broken config": (lambda directory: (directory / "adapter_config.json").write_text("{"), "not a JSON object"),
+    "list config": (lambda directory: (directory / "adapter_config.json").write_text("[]"), "not a JSON object"),
+    "other method": (_edit_config(peft_type="IA3"), "IA3"),
+    "imports a module": (_edit_config(megatron_config={"x": 1}, megatron_core="os"), "megatron_config"),
+    "dora": (_edit_config(use_dora=True), "use_dora"),
+    "changes the base": (_edit_config(init_lora_weights="pissa"), "pissa"),
+    "other rank": (_edit_config(r=2), "lora_A"),
+    "no rank": (_edit_config(r=0), "fit the base|refuses"),
+    "rank of no number": (_edit_config(r="many"), "fit the base|refuses"),
+    "fewer modules": (_edit_config(target_modules=["q_proj"]), "no such weight"),
+    "unknown modules": (_edit_config(target_modules=["no_such_module"]), "no_such_module"),
+    "missing weight": (_edit_weights(lambda weights: weights.pop(next(iter(weights)))), "no such weight"),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another"])
+async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
+    engine: EmbeddedEngine, adapters: dict[str, Path], tmp_path: Path, beside: bool
+) -> None:
+    if beside:
+        await engine.load(VersionFiles("two", VersionKind.ADAPTER, adapters["two"]))
+    request = DrawRequest(PROMPT, "two" if beside else "tiny", 2, Sampling(max_tokens=8, seed=1))
+    before = await collect(engine, request)
+    for case, (spoil, message) in REFUSALS.items():
+        spoilt = tmp_path / case
+        shutil.copytree(adapters["tiny-1.0-one"], spoilt)
+        spoil(spoilt)
+        with pytest.raises(UserError, match=message):
+            await engine.load(VersionFiles(case, VersionKind.ADAPTER, spoilt))
+        assert await engine.loaded() == ({"tiny", "two"} if beside else {"tiny"})
+        assert await collect(engine, request) == before
+    await engine.load(VersionFiles("sound", VersionKind.ADAPTER, adapters["tiny-1.0-one"]))
+    await collect(engine, DrawRequest(PROMPT, "sound", 1, Sampling(max_tokens=2)))
+
+
+async def test_an_adapter_of_another_base_is_refused_by_name_and_shape(engine: EmbeddedEngine, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", hidden=48)
+    adapter = save_adapter(tmp_path / "adapter", other, 1)
+    with pytest.raises(UserError, match=r"lora_A.*\(4, 96\).*\(4, 64\).*serve the base it was trained on"):
+        await engine.load(VersionFiles("foreign", VersionKind.ADAPTER, adapter))
+
+
+async def test_unsound_full_versions_are_refused(
+    engine: EmbeddedEngine, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    def spoilt(name: str, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+        directory = save_model(tmp_path / name)
+        weights = load_file(directory / "model.safetensors")
+        edit(weights)
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+
+    cut = save_model(tmp_path / "cut")
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:-50])
+    cases = {
+        "lacks the weights": spoilt("lacking", lambda weights: weights.pop("model.norm.weight")),
+        "NaN or infinite": spoilt("nan", lambda weights: weights["model.norm.weight"].fill_(math.nan)),
+        "cannot be loaded": cut,
+        "vocab_size 50": save_model(tmp_path / "words", words=[*WORDS, "more", "words"]),
+        "holds an adapter": adapters["two"],
+        "no file named|cannot be loaded": tmp_path / "nowhere",
+    }
+    for message, directory in cases.items():
+        with pytest.raises(UserError, match=message):
+            await engine.load(VersionFiles("full", VersionKind.FULL, directory))
+    with pytest.raises(UserError, match="another base"):
+        await engine.load(VersionFiles("other", VersionKind.BASE, tmp_path / "words"))
+    assert await engine.loaded() == {"tiny"}
+    await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=2)))
+
+
+async def test_prompts_are_read_in_their_three_forms(engine: EmbeddedEngine) -> None:
+    async def started(prompt: Prompt) -> Started:
+        return (await collect(engine, DrawRequest(prompt, "tiny", 1, Sampling(max_tokens=1)))).prompt
+
+    assert await started(Prompt.user("w1 w2")) == Started((3, 8, 9, 4), "<user> w1 w2 <bot>")
+    assert await started(Prompt(text="w1 w2")) == Started((8, 9), "w1 w2")
+    assert await started(Prompt(token_ids=(3, 8))) == Started((3, 8), "<user> w1")
+    assert await started(Prompt(text="")) == Started((1,), "")
+
+
+async def test_prompts_that_cannot_be_read_are_refused(engine: EmbeddedEngine) -> None:
+    for ids in ((7, len(WORDS)), (-1,)):
+        with pytest.raises(UserError, match=f"token id {ids[-1]} ") as caught:
+            await collect(engine, DrawRequest(Prompt(token_ids=ids), "tiny"))
+        assert caught.value.param == "prompt"
+    tool: Message = {"role": "tool", "content": "x"}
+    with pytest.raises(UserError, match="no tools here") as caught:
+        await collect(engine, DrawRequest(Prompt.chat(tool), "tiny"))
+    assert caught.value.param == "messages"
+
+
+async def test_without_chat_template_or_first_token_the_refusal_names_the_remedy(base: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(base, bare)
+    (bare / "chat_template.jinja").unlink()
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("bos_token")
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    engine = EmbeddedEngine("bare", bare, EmbeddedOptions(threads=1))
+    await engine.start()
+    with pytest.raises(UserError, match="/v1/completions") as caught:
+        await collect(engine, DrawRequest(Prompt.user("w1"), "bare"))
+    assert caught.value.param == "messages"
+    with pytest.raises(UserError, match="send some text"):
+        await collect(engine, DrawRequest(Prompt(text=""), "bare"))
+    await engine.stop()
+
+
+async def test_what_exceeds_the_context_is_refused_and_what_just_fits_is_drawn(engine: EmbeddedEngine) -> None:
+    assert engine.context_length == CONTEXT
+    prompt = Prompt(token_ids=(8,) * (CONTEXT - 3))
+    with pytest.raises(PromptTooLong, match=f"{CONTEXT - 3} prompt tokens and max_tokens 4") as caught:
+        await collect(engine, DrawRequest(prompt, "tiny", 1, Sampling(max_tokens=4)))
+    assert caught.value.param == "max_tokens"
+    fits, beside = await asyncio.gather(
+        collect(engine, DrawRequest(prompt, "tiny", 1, Sampling(max_tokens=3, seed=1))),
+        collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=30, seed=1))),
+    )
+    assert fits.draws[0].finish_reason
+    assert beside.draws[0].finish_reason
+
+
+async def test_an_unknown_version_is_refused(engine: EmbeddedEngine) -> None:
+    with pytest.raises(UnknownVersion, match="'nobody' is not loaded") as caught:
+        await collect(engine, DrawRequest(PROMPT, "nobody"))
+    assert caught.value.param == "model"
+
+
+async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
+    engine: EmbeddedEngine, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    """Finite weights, but so large that the activations overflow."""
+    huge = tmp_path / "huge"
+    shutil.copytree(adapters["two"], huge)
+    _edit_weights(lambda weights: [weight.fill_(1e30) for weight in weights.values()])(huge)
+    await engine.load(VersionFiles("huge", VersionKind.ADAPTER, huge))
+    broken, sound = await asyncio.gather(
+        *(collect(engine, DrawRequest(PROMPT, name, 2, Sampling(max_tokens=20))) for name in ("huge", "tiny")),
+        return_exceptions=True,
+    )
+    assert isinstance(broken, EngineError)
+    assert "huge gave a token the log-probability nan" in str(broken)
+    assert isinstance(sound, Draws)
+    await engine.check()
+
+
+async def test_stopping_ends_running_draws_and_the_engine_says_so(base: Path) -> None:
+    engine = EmbeddedEngine("tiny", base, EmbeddedOptions(threads=1))
+    for call in (engine.check(), engine.loaded(), engine.unload("x"), collect(engine, DrawRequest(PROMPT, "tiny"))):
+        with pytest.raises(EngineError, match="not started"):
+            await call
+    await engine.start()
+    await engine.start()
+    await engine.check()
+    running = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 2, endless(engine))))
+    await asyncio.sleep(0.1)
+    await engine.stop()
+    await engine.stop()
+    with pytest.raises(EngineError, match="stopped"):
+        await running
+    await engine.start()
+    await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=2)))
+    await engine.stop()
+
+
+async def test_the_loop_stays_responsive_while_a_model_loads_and_draws(base: Path) -> None:
+    engine = EmbeddedEngine("tiny", base, EmbeddedOptions(threads=1))
+    gc.collect()
+    longest = 0.0
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = loop.time()
+            await asyncio.sleep(0.001)
+            longest = max(longest, loop.time() - before)
+
+    watching = asyncio.create_task(watch())
+    await engine.start()
+    text = Prompt(text="w1 " * 200_000)
+    with pytest.raises(PromptTooLong):
+        await collect(engine, DrawRequest(text, "tiny"))
+    await collect(engine, DrawRequest(PROMPT, "tiny", 8, Sampling(max_tokens=100, seed=1)))
+    watching.cancel()
+    await engine.stop()
+    assert longest < 0.5
+
+
+async def test_a_base_that_cannot_be_loaded_is_refused_at_the_start(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="tokenizer"):
+        await EmbeddedEngine("none", tmp_path).start()
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        await EmbeddedEngine("broken", broken).start()
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(UserError, match=device):
+            await EmbeddedEngine("tiny", base, EmbeddedOptions(device=device)).start()
+
+
+async def test_settings_build_engines(base: Path) -> None:
+    settings = load_settings(model=str(base), engine_options={"threads": 1, "max_rows": 4, "dtype": "float32"})
+    engine = build_engine(settings, base="tiny")
+    assert engine.base == "tiny"
+    await engine.start()
+    draws = await collect(engine, DrawRequest(PROMPT, "tiny", 9, Sampling(max_tokens=3)))
+    assert all(draw.finish_reason for draw in draws.draws)
+    await engine.stop()
+    for changes, message in (
+        ({"engine_options": {"max_row": 4}}, "max_row = 4"),
+        ({"engine_options": {"max_rows": 0}}, "max_rows = 0"),
+        ({"engine": "steam"}, "'steam' is not known; choose one of embedded, fake"),
+        ({"engine": "fake", "engine_options": {"speed": 1}}, "speed"),
+        ({"model": ""}, "no model is named"),
+    ):
+        with pytest.raises(UserError, match=message):
+            build_engine(load_settings(**{"model": str(base)} | changes), base="tiny")

@@ -1,0 +1,124 @@
+"""Text out of tokens, whatever the tokenizer does between them."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from bonbon.engines.transcript import Detokenizer, Transcript
+
+TEXTS = ["Grüße aus Köln, 日本語も 🎉!", "don't stop , please .", "¿qué? ... «ça» 👩‍👩‍👧 fin", "stop! stopp? st op"]
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=270, initial_alphabet=alphabet, special_tokens=["<end>"])
+    tokenizer.train_from_iterator(["please stop the order"], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def word_level() -> PreTrainedTokenizerFast:
+    """Spaces are written between words when decoding, but not before punctuation."""
+    words = sorted({word for text in TEXTS for word in text.split()} | {".", ",", "'s", "n't"})
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<end>", *words])}, unk_token="<end>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+def metaspace() -> PreTrainedTokenizerFast:
+    """The first token of a text loses its space, as in Llama 2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=120, special_tokens=["<end>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+
+
+TOKENIZERS = [byte_level, word_level, metaspace]
+
+
+def stream(tokenizer: PreTrainedTokenizerFast, ids: list[int], stop: Sequence[str] = ()) -> tuple[list[str], bool]:
+    transcript = Transcript(Detokenizer(tokenizer), stop)
+    pieces = []
+    for end in range(1, len(ids) + 1):
+        transcript.read(ids[:end])
+        pieces.append(transcript.release(final=False))
+        if transcript.stopped:
+            return pieces, True
+    transcript.close(ids)
+    return [*pieces, transcript.release(final=True)], transcript.stopped
+
+
+def whole(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+def test_pieces_add_up_to_the_decoded_text(make: type) -> None:
+    tokenizer = make()
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        pieces, stopped = stream(tokenizer, ids)
+        assert "".join(pieces) == whole(tokenizer, ids)
+        assert not stopped
+        assert sum(map(bool, pieces)) > 3
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+def test_random_tokens_add_up_as_well(make: type) -> None:
+    """Bytes that make no characters, special tokens between words: any sequence a policy may draw."""
+    tokenizer = make()
+    rng = random.Random(5)
+    for _ in range(200):
+        ids = [rng.randrange(len(tokenizer)) for _ in range(rng.randrange(1, 30))]
+        pieces, _ = stream(tokenizer, ids)
+        assert "".join(pieces) == whole(tokenizer, ids)
+
+
+def test_no_piece_has_half_a_character() -> None:
+    tokenizer = byte_level()
+    for text in TEXTS:
+        pieces, _ = stream(tokenizer, tokenizer.encode(text))
+        assert "".join(pieces) == text
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("make", TOKENIZERS)
+@pytest.mark.parametrize("stop", [("stop",), ("zzz", "please ."), ("n't stop", "top"), (", ",), ("🎉",)])
+def test_text_ends_before_the_first_stop_string(make: type, stop: tuple[str, ...]) -> None:
+    tokenizer = make()
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        full = whole(tokenizer, ids)
+        found = [full.index(s) for s in stop if s in full]
+        pieces, stopped = stream(tokenizer, ids, stop)
+        assert stopped == bool(found)
+        assert "".join(pieces) == (full[: min(found)] if found else full)
+
+
+def test_what_may_begin_a_stop_string_is_held_back_and_let_go_when_it_does_not() -> None:
+    tokenizer = byte_level()
+    ids = [tokenizer.convert_tokens_to_ids(letter) for letter in "abcabdx"]
+    assert stream(tokenizer, ids, ("abd",))[0] == ["", "", "abc", "", "", ""]
+    assert stream(tokenizer, ids[:5], ("abd",))[0] == ["", "", "abc", "", "", "ab"]
+    assert stream(tokenizer, ids, ("",)) == ([*"abcabdx", ""], False)
+
+
+def test_a_tokens_own_text_depends_on_the_one_before() -> None:
+    words = Detokenizer(word_level())
+    ids = word_level().encode("don't stop , please .")
+    own = [words.token(token, before) for before, token in zip([None, *ids], ids, strict=False)]
+    assert own[0] == "don't"
+    assert own[1] == " stop"
+    assert "".join(own) == words.text(ids)
+    assert words.token(0, None) == "<end>"
+    letters = Detokenizer(byte_level())
+    half = byte_level().encode("é")
+    assert letters.token(half[1], half[0])  # not a character of its own, but never an error
