@@ -48,7 +48,7 @@ class Database:
     async def start(self) -> None:
         """Connect and migrate. Raises UserError when the database cannot be reached."""
         sqlite_file = self.url.get_backend_name() == "sqlite"
-        self._engine = create_async_engine(self.url, pool_pre_ping=not sqlite_file)
+        self._engine = create_async_engine(self.url, pool_pre_ping=not sqlite_file, hide_parameters=True)
         if sqlite_file:
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)

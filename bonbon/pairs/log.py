@@ -69,7 +69,9 @@ class PairLog:
         async with self.database.read() as connection:
             n = (await connection.execute(query)).scalar_one_or_none()
         if n is None:
-            raise UserError(f"there is no group {word.group_id!r} in the log; `bonbon.group` names it", param="group")
+            raise UserError(
+                f"there is no group {word.group_id!r} in the log; `bonbon.group_id` names it", param="group_id"
+            )
         if word.chosen is not None and not 0 <= word.chosen < n:
             raise UserError(f"chosen is {word.chosen}, but the group has candidates 0 to {n - 1}", param="chosen")
         row = asdict(word)
