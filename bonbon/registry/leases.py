@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import insert, select, update
 
 from bonbon.database import Database
 from bonbon.errors import Conflict
@@ -14,7 +14,7 @@ from bonbon.tables import leases
 class Lease:
     """A held lease. Each acquisition gets a greater `token` than the one before.
 
-    Times are the holders' own clocks, so clocks that differ by more than the lease's length can let two holders overlap;
+    Times are the holders' own clocks: clocks that differ by more than the lease's length can let two holders overlap;
     the token makes the late one's `renew` and `release` fail.
     """
 
@@ -25,7 +25,7 @@ class Lease:
 
 
 async def acquire(database: Database, name: str, holder: str, seconds: float) -> Lease:
-    """Take the lease if nobody holds it, or its holder has not renewed it in time. Raises Conflict naming the holder."""
+    """Take the lease if nobody holds it or its holder is late in renewing it. Raises Conflict naming the holder."""
     now = datetime.now(UTC)
     expires = now + timedelta(seconds=seconds)
     async with database.write() as connection:
@@ -51,12 +51,6 @@ async def renew(database: Database, lease: Lease) -> Lease:
 async def release(database: Database, lease: Lease) -> None:
     """Give it back. Raises Conflict when somebody else has taken it."""
     await _change(database, lease, "", datetime.now(UTC))
-
-
-async def forget(database: Database, name: str) -> None:
-    """Remove a lease and its token's history."""
-    async with database.write() as connection:
-        await connection.execute(delete(leases).where(leases.c.name == name))
 
 
 async def _change(database: Database, lease: Lease, holder: str, expires: datetime) -> None:

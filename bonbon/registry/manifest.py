@@ -59,16 +59,27 @@ def make_manifest(directory: Path) -> Manifest:
     """The manifest of what `directory` holds now.
 
     Raises:
-        UserError: it is no directory, has no safetensors file, or holds a symbolic link out of it or a file whose format
-            can carry code; the message names the file.
+        UserError: it is no directory, has no safetensors file, or holds a symbolic link out of it or a file whose
+            format can carry code; the message names the file.
     """
-    return Manifest(
-        tuple(FileEntry(str(p.relative_to(directory)), p.stat().st_size, _sha256(p)) for p in version_files(directory))
-    )
+    return _manifest(directory, version_files(directory))
 
 
-def version_files(directory: Path) -> list[Path]:
-    """The files that make up a version, in order of their paths; raises as `make_manifest` does."""
+def base_digest(directory: Path) -> str:
+    """The digest that names a base model's files: of its manifest, files that are never loaded left out.
+
+    Raises:
+        UserError: it is no directory, or has no safetensors file.
+    """
+    return _manifest(directory, version_files(directory, passing_over=True)).digest
+
+
+def version_files(directory: Path, *, passing_over: bool = False) -> list[Path]:
+    """The files that make up a version, in order of their paths; raises as `make_manifest` does.
+
+    With `passing_over`, files of the refused formats are left out instead: a base model may come with them, and only its
+    safetensors are ever loaded.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; a version is a directory in Hugging Face format")
     root = directory.resolve()
@@ -82,6 +93,8 @@ def version_files(directory: Path) -> list[Path]:
         if path.is_dir():
             continue
         if path.suffix in REFUSED:
+            if passing_over:
+                continue
             raise UserError(f"{path}: {path.suffix} files can carry code and are refused; save as safetensors")
         files.append(path)
     if not any(path.suffix == ".safetensors" for path in files):
@@ -115,6 +128,10 @@ def verify(directory: Path, digest: str) -> None:
             raise UserError(f"{path} is corrupt: its SHA-256 is not the manifest's")
     if expected:
         raise UserError(f"{directory / min(expected)} is missing; register the version again")
+
+
+def _manifest(directory: Path, files: list[Path]) -> Manifest:
+    return Manifest(tuple(FileEntry(str(p.relative_to(directory)), p.stat().st_size, _sha256(p)) for p in files))
 
 
 def _sha256(path: Path) -> str:

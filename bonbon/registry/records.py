@@ -25,8 +25,8 @@ class VersionState(StrEnum):
 class Version:
     """One version of the policy.
 
-    `digest` is the SHA-256 of its manifest; `training` is what it was made from (snapshot, settings), `evaluation` what it
-    was measured at, `verdict` what the gate said.
+    `digest` is the SHA-256 of its manifest; `training` is what it was made from (snapshot, settings), `evaluation` what
+    was measured, `verdict` what the gate said.
     """
 
     name: str

@@ -1,0 +1,262 @@
+"""The model registry: versions in the database, their files beside it."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from bonbon.database import Database
+from bonbon.engines.base import VersionKind
+from bonbon.errors import Conflict, UnknownVersion, UserError
+from bonbon.ids import time_ordered_id
+from bonbon.registry.files import store
+from bonbon.registry.manifest import base_digest, verify
+from bonbon.registry.records import CHALLENGER, CHAMPION, PREVIOUS, Event, Version, VersionState
+from bonbon.tables import aliases, events, version_numbers, versions
+
+PROMOTABLE = (VersionState.APPROVED, VersionState.RETIRED, VersionState.PROMOTED)
+
+
+class Registry:
+    """Versions, aliases and their history. Every change is one transaction with its line in the audit trail.
+
+    Args:
+        database: a started database.
+        root: where version files are kept, one directory per content.
+    """
+
+    def __init__(self, database: Database, root: Path) -> None:
+        self.database, self.root = database, root
+
+    async def register_base(self, name: str, directory: Path | None) -> Version:
+        """The base version `name`, registered now if it is not yet; it stays where it is.
+
+        `directory` is None when the files are not on this machine. Raises UserError when `name` has other files.
+        """
+        digest = await asyncio.to_thread(base_digest, directory) if directory is not None else ""
+        async with self.database.write() as connection:
+            known = await self._find(connection, name)
+            if known is None:
+                version = _new(name, name, None, VersionKind.BASE, digest, directory or Path(), VersionState.APPROVED)
+                await connection.execute(insert(versions).values(_row(version)))
+                await _record(connection, "registered", name, "service", digest=digest)
+                return version
+            if known.kind is not VersionKind.BASE or known.digest != digest:
+                raise UserError(
+                    f"the registry knows {name!r} with other files (digest {known.digest[:12]}, now {digest[:12]}); "
+                    "name another data_dir or database_url for another base model",
+                    param="model",
+                )
+            if directory is not None and known.directory != directory:
+                await _set(connection, name, directory=str(directory))
+                known = replace(known, directory=directory)
+            return known
+
+    async def register(
+        self,
+        *,
+        base: str,
+        parent: str,
+        kind: VersionKind,
+        directory: Path,
+        training: dict[str, Any],
+        evaluation: dict[str, Any] | None = None,
+    ) -> Version:
+        """Copy the files in and give them the next name, `<base>-bonbon-0001` and so on; a name is never given twice.
+
+        Raises:
+            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`).
+            UnknownVersion: base or parent is not registered.
+        """
+        for name in (base, parent):
+            await self.get(name)
+        manifest, target = await asyncio.to_thread(store, directory, self.root)
+        async with self.database.write() as connection:
+            name = await self._next_name(connection, base)
+            version = _new(name, base, parent, kind, manifest.digest, target, VersionState.REGISTERED)
+            version = replace(version, training=training, evaluation=evaluation or {})
+            await connection.execute(insert(versions).values(_row(version)))
+            await _record(connection, "registered", name, "trainer", digest=manifest.digest, parent=parent)
+        return version
+
+    async def record_evaluation(self, name: str, evaluation: dict[str, Any]) -> None:
+        """Keep what a version was measured at."""
+        async with self.database.write() as connection:
+            await self._need(connection, name)
+            await _set(connection, name, evaluation=evaluation)
+            await _record(connection, "evaluated", name, "trainer")
+
+    async def approve(self, name: str, verdict: dict[str, Any]) -> None:
+        """The gate passed it: it may be promoted, and the alias `challenger` names it."""
+        async with self.database.write() as connection:
+            await self._judge(connection, name, VersionState.APPROVED, verdict)
+            await _point(connection, CHALLENGER, name)
+
+    async def refuse(self, name: str, verdict: dict[str, Any]) -> None:
+        """The gate refused it."""
+        async with self.database.write() as connection:
+            await self._judge(connection, name, VersionState.REFUSED, verdict)
+
+    async def promote(
+        self, name: str, *, expected: str | None = None, actor: str = "cli", force: bool = False
+    ) -> Version:
+        """Make `name` the champion; the champion before it becomes `previous`. Promoting the champion does nothing.
+
+        Args:
+            expected: the champion the caller believes in.
+            force: promote a version the gate has refused or not judged.
+
+        Raises:
+            UnknownVersion: there is no such version.
+            UserError: the gate has not approved it.
+            Conflict: the champion is not the expected one.
+        """
+        async with self.database.write() as connection:
+            version = await self._need(connection, name)
+            champion = await _target(connection, CHAMPION)
+            if expected is not None and champion != expected:
+                raise Conflict(f"the champion is {champion!r}, not {expected!r}: somebody else promoted first")
+            if champion == name:
+                return version
+            if version.state not in PROMOTABLE and not force:
+                raise UserError(
+                    f"{name} is {version.state}, not approved; `bonbon models show {name}` says why, --force overrides",
+                    param="version",
+                )
+            await self._move(connection, champion, name)
+            if await _target(connection, CHALLENGER) == name:
+                await connection.execute(delete(aliases).where(aliases.c.alias == CHALLENGER))
+            await _record(connection, "promoted", name, actor, replaced=champion, forced=force)
+        return replace(version, state=VersionState.PROMOTED)
+
+    async def rollback(self, *, actor: str = "cli") -> Version:
+        """Make `previous` the champion again; the champion becomes `previous`. Raises UserError when there is none."""
+        async with self.database.write() as connection:
+            champion, previous = await _target(connection, CHAMPION), await _target(connection, PREVIOUS)
+            if previous is None:
+                raise UserError(f"there is no previous version to roll back to; the champion is {champion!r}")
+            version = await self._need(connection, previous)
+            await self._move(connection, champion, previous)
+            await _record(connection, "rolled_back", previous, actor, replaced=champion)
+        return replace(version, state=VersionState.PROMOTED)
+
+    async def champion(self) -> str | None:
+        """Name of the champion; None before the first promotion."""
+        return (await self.aliases()).get(CHAMPION)
+
+    async def aliases(self) -> dict[str, str]:
+        """What each alias names."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(aliases.c.alias, aliases.c.version))
+            return {row.alias: row.version for row in rows}
+
+    async def get(self, name: str) -> Version:
+        """The version `name`. Raises UnknownVersion."""
+        async with self.database.read() as connection:
+            return await self._need(connection, name)
+
+    async def list(self) -> list[Version]:
+        """Every version, oldest first."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(versions).order_by(versions.c.created, versions.c.name))
+            return [_version(row) for row in rows.mappings()]
+
+    async def history(self, limit: int = 100) -> tuple[Event, ...]:
+        """The newest lines of the audit trail, newest first."""
+        async with self.database.read() as connection:
+            rows = await connection.execute(select(events).order_by(events.c.id.desc()).limit(limit))
+            return tuple(Event(row.time, row.kind, row.version, row.actor, row.detail) for row in rows)
+
+    async def record(self, kind: str, version: str, actor: str, **detail: Any) -> None:
+        """Add a line to the audit trail."""
+        async with self.database.write() as connection:
+            await _record(connection, kind, version, actor, **detail)
+
+    async def verify(self, name: str) -> Version:
+        """The version, its files read again and found to be what was registered. Raises UserError when they are not."""
+        version = await self.get(name)
+        if version.kind is not VersionKind.BASE:
+            await asyncio.to_thread(verify, version.directory, version.digest)
+        elif version.digest and await asyncio.to_thread(base_digest, version.directory) != version.digest:
+            raise UserError(f"the base model in {version.directory} was changed since it was registered")
+        return version
+
+    async def _judge(
+        self, connection: AsyncConnection, name: str, state: VersionState, verdict: dict[str, Any]
+    ) -> None:
+        version = await self._need(connection, name)
+        if version.state not in (VersionState.REGISTERED, VersionState.APPROVED, VersionState.REFUSED):
+            raise UserError(f"{name} is {version.state}; only a version that was never promoted can be judged")
+        await _set(connection, name, state=state, verdict=verdict)
+        await _record(connection, state, name, "gate")
+
+    async def _move(self, connection: AsyncConnection, champion: str | None, name: str) -> None:
+        await _point(connection, CHAMPION, name)
+        await _set(connection, name, state=VersionState.PROMOTED)
+        if champion is not None:
+            await _point(connection, PREVIOUS, champion)
+            await _set(connection, champion, state=VersionState.RETIRED)
+
+    async def _next_name(self, connection: AsyncConnection, base: str) -> str:
+        await connection.execute(self.database.insert_new(version_numbers).values(base=base, last=0))
+        numbers = version_numbers.c
+        await connection.execute(update(version_numbers).where(numbers.base == base).values(last=numbers.last + 1))
+        query = select(numbers.last).where(numbers.base == base)
+        return f"{base}-bonbon-{(await connection.execute(query)).scalar_one():04d}"
+
+    async def _find(self, connection: AsyncConnection, name: str) -> Version | None:
+        row = (await connection.execute(select(versions).where(versions.c.name == name))).mappings().one_or_none()
+        return None if row is None else _version(row)
+
+    async def _need(self, connection: AsyncConnection, name: str) -> Version:
+        version = await self._find(connection, name)
+        if version is None:
+            raise UnknownVersion(
+                f"there is no version {name!r}; `bonbon models list` shows those there are", param="version"
+            )
+        return version
+
+
+async def _target(connection: AsyncConnection, alias: str) -> str | None:
+    query = select(aliases.c.version).where(aliases.c.alias == alias).with_for_update()
+    return (await connection.execute(query)).scalar_one_or_none()
+
+
+async def _point(connection: AsyncConnection, alias: str, name: str) -> None:
+    now = datetime.now(UTC)
+    moved = await connection.execute(update(aliases).where(aliases.c.alias == alias).values(version=name, moved=now))
+    if moved.rowcount == 0:
+        await connection.execute(insert(aliases).values(alias=alias, version=name, moved=now))
+
+
+async def _set(connection: AsyncConnection, name: str, **values: Any) -> None:
+    await connection.execute(update(versions).where(versions.c.name == name).values(**values))
+
+
+async def _record(connection: AsyncConnection, kind: str, version: str, actor: str, **detail: Any) -> None:
+    now = datetime.now(UTC)
+    row = {"id": time_ordered_id(), "time": now, "kind": kind, "version": version, "actor": actor, "detail": detail}
+    await connection.execute(insert(events).values(row))
+
+
+def _new(
+    name: str, base: str, parent: str | None, kind: VersionKind, digest: str, directory: Path, state: VersionState
+) -> Version:
+    now = datetime.now(UTC)
+    return Version(name, base, parent, kind, digest, directory, state, now, training={}, evaluation={}, verdict=None)
+
+
+def _row(version: Version) -> dict[str, Any]:
+    fields = {name: getattr(version, name) for name in Version.__dataclass_fields__}
+    return {**fields, "directory": str(version.directory)}
+
+
+def _version(row: Any) -> Version:
+    fields = {name: row[name] for name in Version.__dataclass_fields__}
+    fields["kind"], fields["state"] = VersionKind(fields["kind"]), VersionState(fields["state"])
+    fields["directory"] = Path(fields["directory"])
+    return Version(**fields)
