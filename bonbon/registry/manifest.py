@@ -77,8 +77,8 @@ def base_digest(directory: Path) -> str:
 def version_files(directory: Path, *, passing_over: bool = False) -> list[Path]:
     """The files that make up a version, in order of their paths; raises as `make_manifest` does.
 
-    With `passing_over`, files of the refused formats are left out instead: a base model may come with them, and only its
-    safetensors are ever loaded.
+    With `passing_over`, files of the refused formats are left out instead: a base model may come with them, and only
+    its safetensors are ever loaded.
     """
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; a version is a directory in Hugging Face format")
