@@ -126,8 +126,8 @@ class TrainSettings(Section):
     min_pairs: int = Field(64, ge=1)
     """Fewer clean pairs than this are refused."""
     max_sampler_gap: float = Field(0.2, gt=0)
-    """Nats per token by which logged log-probabilities may differ from the reference's; a pair beyond it is strange, and
-    a snapshot with more than 1 % of these is refused: the reference did not sample it."""
+    """Nats per token by which a pair's logged log-probability may differ from the reference's; more than 1 % of pairs
+    beyond it are refused, for the reference did not sample them."""
     held_out_fraction: float = Field(0.1, gt=0, lt=1)
     """Share of prompts (by their digest) that are never trained on."""
     threads: int = Field(0, ge=0)

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from bonbon.errors import BonbonError
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
+OWN = StateDictOptions(ignore_frozen_params=True)
 WEIGHTS, OPTIMISER = "weights.safetensors", "optimiser.safetensors"
 
 
@@ -47,11 +48,13 @@ class Checkpoints:
             BonbonError: a weight is not finite; nothing is written.
         """
         weights = trained_weights(model)
-        state: Any = get_optimizer_state_dict(model, optimiser, options=WHOLE)["state"]
+        optimiser_state: Any = get_optimizer_state_dict(model, optimiser, options=WHOLE)
         if self.accelerator.is_main_process:
             refuse_non_finite(weights)
             # Copies, because tied weights share memory and safetensors holds each tensor by itself.
-            flat = {f"{name}/{key}": tensor for name, of in state.items() for key, tensor in of.items()}
+            flat = {
+                f"{name}/{key}": tensor for name, of in optimiser_state["state"].items() for key, tensor in of.items()
+            }
             self._write(step, {WEIGHTS: _copies(weights), OPTIMISER: _copies(flat)})
         self.accelerator.wait_for_everyone()
 
@@ -62,7 +65,8 @@ class Checkpoints:
         for key, tensor in load_file(path / OPTIMISER).items():
             name, _, field = key.rpartition("/")
             state.setdefault(name, {})[field] = tensor
-        groups = get_optimizer_state_dict(model, optimiser, options=WHOLE)["param_groups"]
+        # The settings of the groups are the run's own; only the main process would be given them whole.
+        groups = get_optimizer_state_dict(model, optimiser, options=OWN)["param_groups"]
         set_state_dict(
             model,
             optimiser,

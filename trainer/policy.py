@@ -8,10 +8,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.engines.policy import load_model
 from bonbon.errors import UserError
+from bonbon.registry.manifest import MANIFEST
 from bonbon.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ def load_policy(
             "base it is served with: set train.method = full",
             param="train.method",
         )
-    model = _load(reference.directory if reference and kind is VersionKind.FULL else base, dtype)
+    directory = reference.directory if reference and kind is VersionKind.FULL else base
+    model: PreTrainedModel = load_model(directory, torch.device("cpu"), dtype).requires_grad_(False)
     if kind is VersionKind.ADAPTER and reference is not None:
         adapted = _load_adapter(model, reference)
         if settings.method == "lora":
@@ -75,8 +77,8 @@ def sequence_logprobs(
     first = int(prompt_lengths.min())
     # The output layer is the largest tensor of all: only positions that predict a completion's token are asked for.
     keep = length - first + 1
-    logits = model(input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=keep).logits[:, -keep:-1]
-    logits = logits.float() / temperatures[:, None, None]
+    output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=keep)
+    logits = output.logits[:, -keep:-1].float() / temperatures[:, None, None]
     targets = input_ids[:, first:, None]
     logprobs: Tensor = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)
     positions = torch.arange(first, length, device=input_ids.device)
@@ -103,22 +105,9 @@ def save_policy(
         return
     model.save_pretrained(directory, state_dict=weights)
     for file in sorted(base.iterdir()):
-        is_index = file.name.endswith(".index.json")
-        if file.suffix in TOKENIZER_SUFFIXES and not is_index and not (directory / file.name).exists():
+        about_weights = file.name == MANIFEST or file.name.endswith(".index.json")
+        if file.suffix in TOKENIZER_SUFFIXES and not about_weights and not (directory / file.name).exists():
             shutil.copyfile(file, directory / file.name)
-
-
-def _load(directory: Path, dtype: torch.dtype) -> "PreTrainedModel":
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{directory} cannot be loaded as a causal language model in Hugging Face format with safetensors: {error}",
-            param="model",
-        ) from error
-    return model.requires_grad_(False)
 
 
 def _load_adapter(model: "PreTrainedModel", reference: VersionFiles) -> PeftModel:

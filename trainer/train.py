@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from bonbon.registry.manifest import make_manifest
 
 from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import served_name
+from bonbon.pairs.snapshot import Snapshot, read_snapshot
+from bonbon.registry.manifest import make_manifest
 from bonbon.settings import Settings, TrainSettings
 from trainer.metrics import latest_metrics
 from trainer.pairs import Pairs
@@ -19,7 +20,6 @@ from trainer.run import Run, count_steps, progress_bar
 from trainer.run_record import claim, describe
 
 if TYPE_CHECKING:
-    from bonbon.pairs.snapshot import Snapshot
     from bonbon.registry.records import Version
 
 
@@ -40,7 +40,7 @@ class TrainingResult:
 
 def train(
     settings: Settings,
-    snapshot: "Snapshot",
+    snapshot: Snapshot,
     run_dir: Path,
     *,
     base: Path,
@@ -61,19 +61,22 @@ def train(
     config = settings.train
     if config.threads:
         torch.set_num_threads(config.threads)
-    _refuse_strangers(snapshot, base, reference)
-    pairs = Pairs(snapshot.path / "pairs.parquet")
+    base_digest, reference_digest = _refuse_strangers(snapshot, base, reference)
+    pairs = Pairs(snapshot.pairs_file)
     accelerator = Accelerator(mixed_precision=_precision(config))
     accelerator.gradient_accumulation_steps = _accumulation(config, len(pairs.train), accelerator.num_processes)
     base_name = served_name(settings.model or str(base))
     if accelerator.is_main_process:
-        claim(run_dir, describe(config, snapshot, base_name=base_name, reference=reference))
+        claim(
+            run_dir,
+            describe(config, snapshot, base_name=base_name, base_digest=base_digest, reference_digest=reference_digest),
+        )
     accelerator.wait_for_everyone()
     output = run_dir / "output"
     if not output.is_dir():
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         policy = load_policy(base, reference.files if reference else None, config, dtype=dtype)
-        key = f"{snapshot.hash} {reference.digest if reference else snapshot.base_digest}"
+        key = f"{snapshot.hash} {reference_digest}"
         with progress_bar(show=progress and accelerator.is_main_process) as bar:
             run = Run(config, policy, pairs, run_dir, accelerator, key=key, progress=bar)
             run.train()
@@ -89,20 +92,31 @@ def train(
     )
 
 
-def _refuse_strangers(snapshot: "Snapshot", base: Path, reference: "Version | None") -> None:
-    if reference is not None and snapshot.version != reference.name:
-        raise UserError(
-            f"the snapshot was sampled from {snapshot.version}, but the reference is {reference.name}: the reference "
-            "must be the sampler; take a snapshot of its groups, or name the other reference",
-            param="reference",
-        )
+def _refuse_strangers(snapshot: Snapshot, base: Path, reference: "Version | None") -> tuple[str, str]:
+    """Digests of the base and of the reference, once it is sure that they and the snapshot belong together."""
+    if read_snapshot(snapshot.path).hash != snapshot.hash:
+        raise UserError(f"{snapshot.path} holds another snapshot than {snapshot.hash}; take a new one")
     digest = make_manifest(base).digest
-    if digest != snapshot.base_digest:
+    # A registry that did not know the base left it empty; then the logged log-probabilities alone can tell.
+    if snapshot.base_digest and snapshot.base_digest != digest:
         raise UserError(
             f"the snapshot was sampled on a base with digest {snapshot.base_digest[:12]}, but {base} has "
             f"{digest[:12]}: train on the model that answered, its files unchanged",
             param="model",
         )
+    if reference is None:
+        return digest, digest
+    if snapshot.version != reference.name:
+        raise UserError(
+            f"the snapshot was sampled from {snapshot.version}, but the reference is {reference.name}: the reference "
+            "must be the sampler; take a snapshot of its groups, or name the other reference",
+            param="reference",
+        )
+    if make_manifest(reference.directory).digest != reference.digest:
+        raise UserError(
+            f"the files of {reference.name} in {reference.directory} are not those that were registered; restore them"
+        )
+    return digest, reference.digest
 
 
 def _accumulation(config: TrainSettings, pairs: int, processes: int) -> int:

@@ -1,0 +1,142 @@
+"""Real groups for the trainer's tests: drawn from a tiny random model, with the log-probabilities it drew them at."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from bonbon.best_of_n import rank, why_unclean
+from bonbon.database import open_database
+from bonbon.engines.base import Sampling
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.records import Candidate, Group
+from bonbon.pairs.snapshot import Snapshot, take_snapshot
+from bonbon.prompt import Prompt
+from bonbon.registry.registry import Registry
+
+VOCABULARY, EOS = 40, 1
+
+
+def make_base(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:
+    """A random Llama of 20k weights with a tokenizer, in Hugging Face format."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=EOS,
+        pad_token_id=0,
+        bos_token_id=2,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w3"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1", pad_token="w0").save_pretrained(directory)
+    return directory
+
+
+Draw = tuple[list[int], float]
+
+
+def draw(model: Any, prompt: list[int], n: int, *, temperature: float, max_tokens: int) -> list[Draw]:
+    """n draws by transformers' own `generate`: tokens (end of sequence included) and their summed log-probability."""
+    out = model.generate(
+        torch.tensor([prompt] * n),
+        attention_mask=torch.ones(n, len(prompt), dtype=torch.long),
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_tokens,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    tokens = out.sequences[:, len(prompt) :]
+    logprobs = (torch.stack(out.logits, dim=1).double() / temperature).log_softmax(-1)
+    taken = logprobs.gather(-1, tokens[..., None])[..., 0]
+    draws = []
+    for row, row_logprobs in zip(tokens.tolist(), taken, strict=True):
+        length = row.index(EOS) + 1 if EOS in row else len(row)
+        draws.append((row[:length], float(row_logprobs[:length].sum())))
+    return draws
+
+
+def reward(tokens: Sequence[int]) -> float:
+    """Even tokens are good; a little of their sum breaks ties."""
+    return float(np.mean([token % 2 == 0 for token in tokens]) + 1e-4 * np.sum(tokens))
+
+
+def make_snapshot(
+    directory: Path,
+    base: Path,
+    *,
+    model: Any = None,
+    version: str = "tiny",
+    groups: int = 96,
+    temperatures: tuple[float, ...] = (1.0,),
+    ns: tuple[int, ...] = (4,),
+    max_tokens: int = 8,
+    seed: int = 0,
+) -> Snapshot:
+    """A snapshot, through the pair log, of groups drawn from `model` (default: the base); a sixth is held out."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = model or AutoModelForCausalLM.from_pretrained(base)
+    model.eval()
+    drawn = []
+    for i in range(groups):
+        prompt = (2, *rng.integers(3, VOCABULARY, rng.integers(2, 6)).tolist())
+        sampling = Sampling(max_tokens=max_tokens, temperature=temperatures[i % len(temperatures)])
+        drawn.append(make_group(model, version, i, prompt, ns[i % len(ns)], sampling))
+    return asyncio.run(snapshot_of(drawn, directory, base, version))
+
+
+def make_group(model: Any, version: str, number: int, prompt: tuple[int, ...], n: int, sampling: Sampling) -> Group:
+    draws = draw(model, list(prompt), n, temperature=sampling.temperature, max_tokens=sampling.max_tokens)
+    candidates = tuple(
+        Candidate(
+            index,
+            " ".join(f"w{token}" for token in tokens),
+            tuple(tokens),
+            logprob,
+            "stop" if tokens[-1] == EOS else "length",
+        )
+        for index, (tokens, logprob) in enumerate(draws)
+    )
+    group = Group(
+        id=f"{number:032d}",
+        time=datetime.now(UTC),
+        prompt=Prompt(token_ids=prompt),
+        prompt_token_ids=prompt,
+        version=version,
+        sampling=sampling,
+        reward_name="even",
+        reward_version="1",
+        candidates=rank(candidates, [reward(c.token_ids) for c in candidates], random.Random(number)),
+    )
+    return replace(group, unclean=why_unclean(group))
+
+
+async def snapshot_of(groups: list[Group], directory: Path, base: Path, version: str) -> Snapshot:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    async with open_database(f"sqlite+aiosqlite:///{directory}.db") as database:
+        await Registry(database, directory.with_suffix(".versions")).register_base("tiny", base)
+        log = PairLog(database)
+        await log.start()
+        await asyncio.gather(*(log.append(group) for group in groups))
+        await log.stop()
+        return await take_snapshot(database, directory, version=version, held_out_fraction=1 / 6)
