@@ -20,7 +20,7 @@ def resolve_model(name_or_dir: str, revision: str | None = None) -> Path:
     directory = Path(name_or_dir).expanduser()
     if not directory.is_dir():
         directory = _download(name_or_dir, revision)
-    for pattern, what in (("config.json", "a config.json"), ("*.safetensors", "safetensors weights")):
+    for pattern, what in (("config.json", "config.json"), ("*.safetensors", "safetensors weights")):
         if not any(directory.glob(pattern)):
             raise UserError(
                 f"model {name_or_dir!r}: {directory} has no {what}; give a model in Hugging Face format whose weights "

@@ -5,6 +5,7 @@ import gc
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,18 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from bonbon.draws import Draws, collect
 from bonbon.engines import build_engine
@@ -569,6 +581,105 @@ async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
     assert "huge gave a token the log-probability nan" in str(broken)
     assert isinstance(sound, Draws)
     await engine.check()
+
+
+def raise_when(engine: EmbeddedEngine, condition: Callable[[int], bool]) -> Any:
+    """Have the base model run out of memory in forward passes whose width (tokens per row) meets `condition`."""
+
+    def hook(module: Any, args: Any, arguments: dict[str, Any]) -> None:
+        if condition(arguments["input_ids"].shape[1]):
+            raise torch.OutOfMemoryError("no memory left")
+
+    assert engine._runtime
+    return engine._runtime.versions.base.model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+async def test_a_failure_while_a_prompt_is_processed_fails_that_request_only(engine: EmbeddedEngine) -> None:
+    request = DrawRequest(PROMPT, "tiny", 2, Sampling(max_tokens=300, seed=6))
+    alone = await collect(engine, request)
+    running = asyncio.create_task(collect(engine, request))
+    await asyncio.sleep(0.05)
+    failing = raise_when(engine, lambda width: width > 20)
+    with pytest.raises(EngineError, match="OutOfMemoryError: no memory left"):
+        await collect(engine, DrawRequest(Prompt(token_ids=(7,) * 30), "tiny", 3))
+    failing.remove()
+    assert [draw.token_ids for draw in (await running).draws] == [draw.token_ids for draw in alone.draws]
+
+
+async def test_a_failure_while_drawing_fails_the_batch_and_the_engine_goes_on(engine: EmbeddedEngine) -> None:
+    requests = [DrawRequest(PROMPT, "tiny", 2, Sampling(max_tokens=300, seed=seed)) for seed in range(3)]
+    running = [asyncio.create_task(collect(engine, request)) for request in requests]
+    await asyncio.sleep(0.05)
+    failing = raise_when(engine, lambda width: width == 1)
+    for result in await asyncio.gather(*running, return_exceptions=True):
+        assert isinstance(result, EngineError)
+        assert "no memory left" in str(result)
+    failing.remove()
+    await engine.check()
+    assert all(draw.finish_reason for draw in (await collect(engine, requests[0])).draws)
+
+
+async def test_when_the_thread_dies_everybody_is_told(engine: EmbeddedEngine) -> None:
+    running = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 2, endless(engine))))
+    await asyncio.sleep(0.05)
+    assert engine._runtime
+    engine._runtime.worker.call(sys.exit)
+    with pytest.raises(EngineError, match="thread died: SystemExit"):
+        await running
+    for call in (engine.check(), collect(engine, DrawRequest(PROMPT, "tiny")), engine.unload("two")):
+        with pytest.raises(EngineError, match="thread died: SystemExit"):
+            await call
+
+
+SIZES = {"vocab_size": len(WORDS), "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": EOS}
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+OTHERS = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=256, **SIZES)),
+    "sliding window": lambda: MistralForCausalLM(
+        MistralConfig(sliding_window=7, num_key_value_heads=2, **SHAPE, **SIZES)
+    ),
+    "half the layers sliding": lambda: Qwen2ForCausalLM(
+        Qwen2Config(
+            num_key_value_heads=2, use_sliding_window=True, sliding_window=7, max_window_layers=1, **SHAPE, **SIZES
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+async def test_other_architectures_agree_with_a_plain_forward_pass(
+    architecture: str, base: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    OTHERS[architecture]().save_pretrained(tmp_path)
+    engine = EmbeddedEngine("other", tmp_path, EmbeddedOptions(threads=1, max_rows=6))
+    await engine.start()
+    model = reference(tmp_path)
+    results = await asyncio.gather(
+        *(
+            collect(engine, DrawRequest(Prompt(token_ids=tuple(range(7, 8 + k))), "other", 2, Sampling(30, seed=k)))
+            for k in (0, 3, 20, 12)
+        )
+    )
+    for draws in results:
+        assert_logprobs(model, draws)
+    await engine.stop()
+
+
+async def test_the_generation_config_ends_sequences_but_does_not_change_the_law(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base, tmp_path, dirs_exist_ok=True)
+    config = {"eos_token_id": [EOS, 5], "do_sample": True, "temperature": 0.1, "top_k": 2, "repetition_penalty": 3.0}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    engine = EmbeddedEngine("tiny", tmp_path, EmbeddedOptions(threads=1))
+    await engine.start()
+    draws = await collect(engine, DrawRequest(PROMPT, "tiny", 40, Sampling(max_tokens=60, seed=1)))
+    assert_logprobs(reference(base), draws)
+    ends = Counter(draw.token_ids[-1] for draw in draws.draws if draw.finish_reason == "stop")
+    assert set(ends) == {EOS, 5}
+    assert not any(5 in draw.token_ids[:-1] for draw in draws.draws)
+    assert not any("." in draw.text for draw in draws.draws)  # token 5 ended them, so it is not text
+    await engine.stop()
 
 
 async def test_stopping_ends_running_draws_and_the_engine_says_so(base: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 
 from bonbon.engines.base import Delta
 from bonbon.engines.row import Job
@@ -33,8 +34,9 @@ class Outbox:
         self.flush()
 
     def flush(self) -> None:
-        if self._events and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(_deliver, self._events)
+        if self._events:
+            with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+                self._loop.call_soon_threadsafe(_deliver, self._events)
         self._events = []
 
 

@@ -86,10 +86,9 @@ class Worker(threading.Thread):
                 torch.set_num_threads(self._threads)
             while not self._closing:
                 self._turn()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - there is nobody above: whoever uses the engine is told
             reason = f"the engine's thread died: {type(error).__name__}: {error}"
             log.error("the engine's thread died", exception=traceback.format_exc())
-            raise
         finally:
             self._end(reason)
 
@@ -159,5 +158,7 @@ def _resolve(future: "Future[T]", function: Callable[[], T]) -> None:
         return
     try:
         future.set_result(function())
-    except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+    except BaseException as error:
         future.set_exception(error)
+        if not isinstance(error, Exception):
+            raise
