@@ -23,6 +23,7 @@ GOOD = Evaluation(
     temperature=1.0,
     max_tokens=96,
     reward="classifier",
+    reward_version="3f2a",
     held_out_reward=None,
     win_rate=estimate(0.84, count=6400),
     win_rate_best_of_n=estimate(0.42, count=800),

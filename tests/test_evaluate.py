@@ -18,7 +18,8 @@ from bonbon.rewards.fake import FakeReward
 from bonbon.settings import EvaluateSettings
 from bonbon.theory import best_of_n_win_rate
 from trainer import estimates
-from trainer.evaluate import Completion, Divergence, evaluate
+from trainer.divergence import Completion, Divergence
+from trainer.evaluate import evaluate
 from trainer.evaluation import Evaluation
 from trainer.samples import choose
 

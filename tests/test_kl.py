@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.theory import Estimate
 from trainer import estimates
-from trainer.evaluate import Completion, Divergence
+from trainer.divergence import Completion, Divergence
 from trainer.kl import KL, divergence
 
 VOCABULARY, LENGTH, END = 5, 4, 0

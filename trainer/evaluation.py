@@ -38,6 +38,7 @@ class Evaluation:
     temperature: float
     max_tokens: int
     reward: str
+    reward_version: str
     held_out_reward: str | None
 
     win_rate: Estimate

@@ -1,0 +1,222 @@
+"""The charts of a run: how training went (upper row) and what the held-out prompts showed (lower row)."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from bonbon.settings import GateSettings
+from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate
+from trainer.evaluation import Evaluation
+
+Metrics = Sequence[dict[str, Any]]
+
+INK, FAINT, GRID = "#1e293b", "#64748b", "#e2e8f0"
+POLICY, HELD_OUT, BASE, BEST_OF_N, LIMIT = "#2563eb", "#db2777", "#94a3b8", "#d97706", "#dc2626"
+STYLE = {
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": FAINT,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "bonbon",
+}
+
+
+def draw(metrics: Metrics, evaluation: Evaluation | None, gate: GateSettings, *, title: str) -> Figure:
+    """Charts of what is there: training metrics, an evaluation, or both.
+
+    Raises:
+        ValueError: there is neither.
+    """
+    import matplotlib as mpl
+
+    rows = bool(metrics) + (evaluation is not None)
+    if not rows:
+        raise ValueError("a report needs training metrics or an evaluation")
+    with mpl.rc_context(STYLE):
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
+        figure = Figure(figsize=(17, 0.5 + 4.1 * rows), layout=layout)
+        figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")
+        axes = np.atleast_2d(figure.subplots(rows, 4))
+        if metrics:
+            for axis, panel in zip(axes[0], PANELS_OF_TRAINING, strict=True):
+                panel(axis, metrics)
+        if evaluation is not None:
+            for axis, chart in zip(axes[-1], PANELS_OF_EVALUATION, strict=True):
+                chart(axis, evaluation, gate)
+        # Fonts and colours are looked up when text is drawn, so it is laid out within the style.
+        figure.draw_without_rendering()
+    return figure
+
+
+def _loss(axis: Axes, metrics: Metrics) -> None:
+    axis.set_title("Loss")
+    _curves(axis, metrics, "loss")
+
+
+def _sft(axis: Axes, metrics: Metrics) -> None:
+    axis.set_title("Supervised term, -log π(chosen)")
+    _curves(axis, metrics, "sft")
+    axis.set_ylabel("nats")
+
+
+def _contrast(axis: Axes, metrics: Metrics) -> None:
+    axis.set_title("Contrast term")
+    _curves(axis, metrics, "contrast")
+
+
+def _margin(axis: Axes, metrics: Metrics) -> None:
+    axis.set_title("Margin against its target")
+    _curves(axis, metrics, "margin")
+    steps, targets = _series(metrics, "target")
+    axis.plot(steps, targets, color=BEST_OF_N, linestyle="--", linewidth=1.6, label="target, (n-1) H(n-1)")
+    axis.set_ylabel("nats")
+    axis.legend(loc="best")
+
+
+def _curves(axis: Axes, metrics: Metrics, name: str) -> None:
+    """A metric on the training pairs, raw and smoothed, and on the held-out ones."""
+    steps, values = _series(metrics, name)
+    window = max(1, len(values) // 25)
+    axis.plot(steps, values, color=POLICY, alpha=0.22, linewidth=0.8)
+    if len(values) >= window:
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        axis.plot(steps[window - 1 :], smooth, color=POLICY, linewidth=1.8, label="training pairs")
+    held_out_steps, held_out = _series(metrics, f"held_out_{name}")
+    if len(held_out):
+        axis.plot(held_out_steps, held_out, "o-", color=HELD_OUT, markersize=4, linewidth=1.4, label="held-out pairs")
+    axis.set_xlabel("step")
+    axis.margins(x=0.02)
+    axis.legend(loc="best")
+
+
+def _win_rates(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
+    e, ideal = evaluation, best_of_n_win_rate(evaluation.n)
+    axis.set_title("Win rate, ties as half")
+    rows: list[tuple[str, Estimate | None, str]] = [
+        ("against the base", e.win_rate, POLICY),
+        (f"best-of-{e.n}\nagainst the base", e.best_of_n_win_rate, BEST_OF_N),
+        (f"against\nbest-of-{e.n}", e.win_rate_best_of_n, POLICY),
+        ("against the\nreference", e.win_rate_reference, POLICY),
+        ("against the base,\nheld-out reward", e.held_out_win_rate, HELD_OUT),
+    ]
+    shown = [(label, estimate, colour) for label, estimate, colour in rows if estimate is not None]
+    for y, (_, estimate, colour) in enumerate(shown):
+        _interval(axis, estimate, y, colour, horizontal=True)
+        axis.annotate(f"{estimate.value:.3f}", (estimate.value, y), (0, 9), textcoords="offset points", ha="center")
+    axis.axvline(0.5, color=FAINT, linewidth=1)
+    axis.axvline(ideal, color=BEST_OF_N, linestyle="--", linewidth=1.3, label=f"n/(n+1) = {ideal:.3f}")
+    axis.axvline(gate.min_win_rate, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, {gate.min_win_rate:.2f}")
+    axis.set_yticks(range(len(shown)), [label for label, _, _ in shown])
+    axis.set_ylim(len(shown) - 0.4, -0.7)
+    axis.set_xlim(0, 1)
+    axis.legend(loc="lower left")
+
+
+def _kl_plane(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
+    e, bound = evaluation, best_of_n_kl(evaluation.n)
+    axis.set_title("Win rate for the KL spent")
+    sizes = np.geomspace(1, 4 * e.n, 200)
+    axis.plot(
+        [best_of_n_kl(n) for n in sizes], [best_of_n_win_rate(n) for n in sizes], color=BASE, label="best-of-n, any n"
+    )
+    label = f"best-of-{e.n}: log n - (n-1)/n = {bound:.2f}"
+    axis.plot(bound, best_of_n_win_rate(e.n), "D", color=BEST_OF_N, markersize=7, label=label)
+    axis.errorbar(
+        e.kl.value,
+        e.win_rate.value,
+        xerr=_arms(e.kl),
+        yerr=_arms(e.win_rate),
+        fmt="o",
+        color=POLICY,
+        capsize=3,
+        markersize=7,
+        label=f"{e.version}: {e.kl.value:.2f}",
+    )
+    if e.kl_reference is None:
+        limit = gate.max_kl_factor * bound
+        axis.axvline(limit, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, {limit:.2f}")
+    axis.set_xlabel(f"KL from the base, nats\n({e.kl_estimator})")
+    axis.set_ylabel("win rate against the base")
+    axis.set_xlim(left=0)
+    axis.legend(loc="lower right")
+
+
+def _rewards(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
+    e = evaluation
+    axis.set_title(f"Mean reward ({_share(e.recovered)} of the gain)")
+    _columns(
+        axis,
+        (
+            (e.base_reward_mean, "base", BASE),
+            (e.reward_mean, "version", POLICY),
+            (e.best_of_n_reward_mean, f"best-of-{e.n}", BEST_OF_N),
+        ),
+    )
+
+
+def _lengths(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
+    e = evaluation
+    axis.set_title(f"Mean length (ratio {e.length_ratio.value:.2f})")
+    _columns(axis, ((e.base_length_mean, "base", BASE), (e.length_mean, "version", POLICY)))
+    for factor in gate.length_ratio:
+        axis.axhline(factor * e.base_length_mean.value, color=LIMIT, linestyle=":", linewidth=1.5)
+    axis.set_ylim(bottom=0)
+    axis.set_ylabel("tokens")
+
+
+def _columns(axis: Axes, columns: Iterable[tuple[Estimate, str, str]]) -> None:
+    labels = []
+    for x, (estimate, label, colour) in enumerate(columns):
+        _interval(axis, estimate, x, colour, horizontal=False)
+        axis.annotate(f"{estimate.value:.2f}", (x, estimate.value), (10, -3), textcoords="offset points")
+        labels.append(label)
+    axis.set_xticks(range(len(labels)), labels)
+    axis.set_xlim(-0.6, len(labels) - 0.3)
+
+
+def _interval(axis: Axes, estimate: Estimate, at: float, colour: str, *, horizontal: bool) -> None:
+    x, y = (estimate.value, at) if horizontal else (at, estimate.value)
+    arms = _arms(estimate)
+    xerr, yerr = (arms, None) if horizontal else (None, arms)
+    axis.errorbar(x, y, xerr=xerr, yerr=yerr, fmt="o", color=colour, capsize=4, markersize=7, linewidth=2)
+
+
+def _arms(estimate: Estimate) -> list[list[float]]:
+    return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{estimate.value:.0%}" if np.isfinite(estimate.value) else "no share"
+
+
+def _series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
+    found = [(entry["step"], entry[name]) for entry in metrics if name in entry]
+    return [step for step, _ in found], [value for _, value in found]
+
+
+PANELS_OF_TRAINING: tuple[Callable[[Axes, Metrics], None], ...] = (_loss, _sft, _contrast, _margin)
+PANELS_OF_EVALUATION: tuple[Callable[[Axes, Evaluation, GateSettings], None], ...] = (
+    _win_rates,
+    _kl_plane,
+    _rewards,
+    _lengths,
+)

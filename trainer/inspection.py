@@ -1,0 +1,74 @@
+"""Measuring again, on demand, what is registered or lies in a run directory."""
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from bonbon.engines.base import VersionKind
+from bonbon.errors import UserError
+from bonbon.pairs.snapshot import Snapshot, take_snapshot
+from bonbon.registry.records import Version
+from trainer.evaluation import FILE, Evaluation
+from trainer.gate import Verdict, judge
+from trainer.report import write_report
+from trainer.rounds import PLAN, REGISTERED, Round
+from trainer.workshop import Workshop
+
+
+class Inspection(NamedTuple):
+    """What was measured, what the gate says of it (nothing is decided by that), and where the report is."""
+
+    evaluation: Evaluation
+    verdict: Verdict
+    report: Path
+
+
+async def inspect(workshop: Workshop, target: str) -> Inspection:
+    """Measure `target`: a run directory or a version's name. A registered version's evaluation is recorded with it.
+
+    Raises:
+        UserError: it is neither, or the run has not been trained to its end.
+    """
+    if (Path(target) / PLAN).exists():
+        round_ = Round.open(workshop, Path(target).absolute())
+        if not (round_.directory / "output").is_dir():
+            raise UserError(f"{target} has not been trained to its end: bonbon train --resume --run {target}")
+        if (round_.directory / REGISTERED).exists():
+            return await _inspect_version(workshop, await round_.register())
+        (round_.directory / FILE).unlink(missing_ok=True)
+        return await _judged(workshop, await round_.evaluate(), await round_.snapshot(), round_.directory)
+    return await _inspect_version(workshop, await workshop.registry.get(target))
+
+
+async def _inspect_version(workshop: Workshop, version: Version) -> Inspection:
+    await workshop.registry.verify(version.name)
+    directory = Path(version.training.get("run", ""))
+    if not (directory / PLAN).exists():
+        directory = workshop.settings.runs_dir / f"evaluate-{version.name}"
+    snapshot = await _snapshot(workshop, version, directory)
+    evaluation = await workshop.evaluate(version.files, snapshot)
+    evaluation.save(directory)
+    if version.kind is not VersionKind.BASE:
+        await workshop.registry.record_evaluation(version.name, evaluation.to_dict())
+    return await _judged(workshop, evaluation, snapshot, directory)
+
+
+async def _snapshot(workshop: Workshop, version: Version, directory: Path) -> Snapshot:
+    """The snapshot the version was trained on, or else a new one: what is held out follows from the prompts alone."""
+    if (directory / PLAN).exists():
+        return await Round.open(workshop, directory).snapshot()
+    taken = directory / "snapshot"
+    shutil.rmtree(taken, ignore_errors=True)
+    return await take_snapshot(
+        workshop.database,
+        taken,
+        version=version.training.get("sampler", workshop.base.name),
+        held_out_fraction=version.training.get("held_out_fraction", workshop.settings.train.held_out_fraction),
+    )
+
+
+async def _judged(workshop: Workshop, evaluation: Evaluation, snapshot: Snapshot, directory: Path) -> Inspection:
+    verdict = judge(evaluation, workshop.settings.gate, n=workshop.n(snapshot))
+    report = await asyncio.to_thread(write_report, directory, workshop.settings.gate, verdict=verdict)
+    return Inspection(evaluation, verdict, report)

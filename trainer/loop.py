@@ -1,0 +1,134 @@
+"""The daemon: when enough new groups are there, train, evaluate, gate, register, promote; one round at a time."""
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+
+import structlog
+
+from bonbon.errors import BonbonError, Conflict, StoreError, UserError
+from bonbon.pairs.reader import count_clean
+from bonbon.registry.records import Version
+from trainer.hold import Hold
+from trainer.rounds import PLAN, Round, Stage, new_directory, stages
+from trainer.workshop import Workshop
+
+log = structlog.get_logger(__name__)
+
+LEASE = "trainer"
+LONGEST_PAUSE = 3600.0
+"""Seconds between attempts at a round that keeps failing."""
+
+
+class RoundFailed(BonbonError):
+    """A round could not be trained, and the same groups and settings would fail again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """How far the champion's log is from the next round."""
+
+    champion: str
+    groups: int
+    needed: int
+
+    @property
+    def now(self) -> bool:
+        return self.groups >= self.needed
+
+
+class Loop:
+    """Rounds in `workshop.settings.runs_dir`, each under the lease `trainer`.
+
+    Raises UserError when a round could never have `train.min_pairs` pairs.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        settings = workshop.settings
+        trained_on = settings.loop.min_groups * (1 - settings.train.held_out_fraction)
+        if trained_on < settings.train.min_pairs:
+            raise UserError(
+                f"loop.min_groups = {settings.loop.min_groups} leaves about {trained_on:.0f} pairs to train on, fewer "
+                f"than train.min_pairs = {settings.train.min_pairs}: raise the one or lower the other",
+                param="loop.min_groups",
+            )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; a stage that has begun is ended first.
+
+        What may pass by itself (an engine, a reward or the database that fails) is tried again, at growing intervals.
+
+        Raises:
+            BonbonError: a round cannot be trained, or needs a setting changed; it will not pass by itself.
+        """
+        poll = self.workshop.settings.loop.poll
+        pause = poll
+        while not stop.is_set():
+            try:
+                await self.once(stop)
+                pause = poll
+            except Conflict as conflict:
+                log.info("another trainer is at work", reason=str(conflict))
+            except (UserError, RoundFailed):
+                raise
+            except Exception:
+                pause = min(2 * pause, LONGEST_PAUSE)
+                log.exception("the round was interrupted; it is tried again", seconds=pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause)
+
+    async def once(self, stop: asyncio.Event | None = None) -> Version | None:
+        """The round that was cut off, or a new one if it is due; None when there is none, or `stop` was set meanwhile.
+
+        Raises:
+            Conflict: another trainer holds the lease, or took it over.
+            RoundFailed: training is impossible; the round is closed.
+        """
+        if self._unfinished() is None and not (await self.due()).now:
+            return None
+        settings = self.workshop.settings.loop
+        async with Hold(self.workshop.database, LEASE, settings.lease_seconds) as hold:
+            round_ = self._unfinished() or await self._begin()
+            result: Version | None = None
+            if round_ is None:
+                return None
+            for stage in stages(round_, promote=settings.auto_promote):
+                if stop is not None and stop.is_set():
+                    return None
+                await hold.confirm()
+                result = await self._perform(round_, stage)
+            return result
+
+    async def due(self) -> Due:
+        """Counts the champion's clean groups that are newer than those it has been trained on."""
+        champion = (await self.workshop.champion()).name
+        versions = await self.workshop.registry.list()
+        trained_on = [v.training["last_group"] for v in versions if v.training.get("sampler") == champion]
+        count = await count_clean(self.workshop.database, champion, after=max(trained_on, default=None))
+        return Due(champion, count, self.workshop.settings.loop.min_groups)
+
+    def _unfinished(self) -> Round | None:
+        directories = sorted(path.parent for path in self.workshop.settings.runs_dir.glob(f"round-*/{PLAN}"))
+        rounds = (Round.open(self.workshop, directory) for directory in directories)
+        return next((round_ for round_ in rounds if round_.unfinished), None)
+
+    async def _begin(self) -> Round | None:
+        due = await self.due()
+        if not due.now:
+            return None
+        directory = new_directory(self.workshop.settings.runs_dir, "round")
+        log.info("round begins", champion=due.champion, groups=due.groups, run=str(directory))
+        return await Round.create(self.workshop, directory)
+
+    async def _perform(self, round_: Round, stage: Stage) -> Version | None:
+        try:
+            result = await stage()
+        except (Conflict, StoreError):
+            raise
+        except BonbonError as error:
+            if stage in (round_.snapshot, round_.train):
+                round_.fail(error)
+                raise RoundFailed(f"{round_.directory.name} is closed: {error}") from error
+            raise
+        return result if isinstance(result, Version) else None

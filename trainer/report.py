@@ -1,0 +1,111 @@
+"""`report.html` and `report.png` of a run directory, from the files that are in it."""
+
+import base64
+import io
+import json
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bonbon.settings import GateSettings
+from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate
+from trainer.evaluation import FILE, Evaluation
+from trainer.files import read_json
+
+if TYPE_CHECKING:
+    from trainer.gate import Verdict
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(
+    run_dir: Path, gate: GateSettings, *, version: str | None = None, verdict: "Verdict | None" = None
+) -> Path:
+    """Write both files and return the path of `report.html`, which needs no other file and no network.
+
+    Args:
+        run_dir: has `metrics.jsonl`, `evaluation.json`, or both; `run.json` when it is a training run's.
+        gate: its thresholds are marked in the charts.
+        version: the name it was registered under, when it was.
+        verdict: the gate's, when it has been judged.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from trainer.figures import draw
+    from trainer.metrics import read_metrics
+
+    metrics = read_metrics(run_dir)
+    evaluation = Evaluation.load(run_dir) if (run_dir / FILE).exists() else None
+    title = version or (evaluation.version if evaluation else run_dir.name)
+    figure = draw(metrics, evaluation, gate, title=title)
+    image = io.BytesIO()
+    figure.savefig(image, format="svg", metadata={"Date": None})
+    figure.savefig(run_dir / "report.png", dpi=110)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    page = environment.get_template("report.html.j2").render(
+        title=title,
+        evaluation=evaluation,
+        rows=evaluation_rows(evaluation) if evaluation else [],
+        verdict=verdict,
+        run=read_json(run_dir / "run.json"),
+        last=_last(metrics),
+        steps=metrics[-1]["step"] if metrics else 0,
+        image=base64.b64encode(image.getvalue()).decode(),
+        to_json=lambda value: json.dumps(value, indent=2),
+    )
+    path = run_dir / "report.html"
+    path.write_text(page)
+    return path
+
+
+def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, str]]:
+    """What tables say of an evaluation: a title, an estimate or a plain number (None where there is none), a remark."""
+    ideal, bound = best_of_n_win_rate(e.n), best_of_n_kl(e.n)
+    base, reference = f"the base {e.base}", e.reference
+    return [
+        (f"win rate against {base}", e.win_rate, f"best-of-{e.n} without ties: {ideal:.3f}"),
+        (f"win rate against best-of-{e.n}", e.win_rate_best_of_n, "0.5 is as good"),
+        (f"win rate against the reference {reference}", e.win_rate_reference, ""),
+        (
+            f"win rate of best-of-{e.n} against {base}",
+            e.best_of_n_win_rate,
+            "one group's best, another's draws",
+        ),
+        (f"share of best-of-{e.n}'s reward gain recovered", e.recovered, ""),
+        (f"win rate against {base} by {e.held_out_reward}", e.held_out_win_rate, "held-out reward, never trained on"),
+        (
+            f"win rate of best-of-{e.n} by {e.held_out_reward}",
+            e.held_out_best_of_n_win_rate,
+            "still chosen by the reward",
+        ),
+        ("mean reward", e.reward_mean, f"{e.reward}, version {e.reward_version}"),
+        ("mean reward of the base", e.base_reward_mean, ""),
+        (f"mean reward of best-of-{e.n}", e.best_of_n_reward_mean, ""),
+        (f"KL from {base}, nats", e.kl, f"{e.kl_estimator}; best-of-{e.n} has at most {bound:.3f}"),
+        (f"KL from {base}, nats", e.kl_k1, "k1, the mean log ratio: for comparison"),
+        (f"KL from the reference {reference}, nats", e.kl_reference, e.kl_estimator),
+        ("mean length, tokens", e.length_mean, ""),
+        ("mean length of the base, tokens", e.base_length_mean, ""),
+        ("length over the base's", e.length_ratio, ""),
+        ("answers cut off", e.truncated, f"at {e.max_tokens} tokens; base {_number(e.base_truncated)}"),
+        ("distinct-1", e.distinct_1, f"base {_number(e.base_distinct_1)}, ratio {_number(e.distinct_1_ratio)}"),
+        ("distinct-2", e.distinct_2, f"base {_number(e.base_distinct_2)}, ratio {_number(e.distinct_2_ratio)}"),
+    ]
+
+
+def _last(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    last: dict[str, float] = {}
+    for entry in metrics:
+        last |= entry
+    return last
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}" if isfinite(value) else "no number"

@@ -1,0 +1,262 @@
+"""One round: a run directory, and the stages that fill it.
+
+Every stage leaves a result file, written whole or not at all, and does nothing where that file is. So a round that was
+cut off goes on at the stage it had reached, in another process too.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import structlog
+
+from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.errors import Conflict, UserError
+from bonbon.ids import time_ordered_id
+from bonbon.pairs.snapshot import Snapshot, read_snapshot, take_snapshot
+from bonbon.registry.records import Version, VersionState
+from trainer.evaluation import FILE, Evaluation
+from trainer.files import read_json, write_json
+from trainer.gate import Verdict, judge
+from trainer.report import write_report
+from trainer.workshop import Workshop
+
+log = structlog.get_logger(__name__)
+
+PLAN, TRAINING, REGISTERED, FINISHED, FAILED = (
+    f"{stage}.json" for stage in ("round", "training", "registered", "finished", "failed")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a round sets out to do.
+
+    `sampler` drew the groups; it is the reference policy and what training starts from. `champion` is who answered when
+    the round began, None before anything was promoted. `snapshot` is a directory to use instead of taking a new one.
+    """
+
+    id: str
+    sampler: str
+    champion: str | None
+    held_out_fraction: float
+    created: str
+    snapshot: str | None = None
+
+
+class Round:
+    """A round in its directory. Its stages are to be called in order; each one is idempotent."""
+
+    def __init__(self, workshop: Workshop, directory: Path, plan: Plan) -> None:
+        self.workshop, self.directory, self.plan = workshop, directory, plan
+        self._snapshot: Snapshot | None = None
+
+    @classmethod
+    async def create(
+        cls, workshop: Workshop, directory: Path, *, sampler: str | None = None, snapshot: Path | None = None
+    ) -> "Round":
+        """Plan a round in a new directory. By default the champion's groups are trained on.
+
+        Raises:
+            UserError: the directory holds a round already, or sampler and snapshot are of different versions.
+            UnknownVersion: there is no such sampler.
+        """
+        if (directory / PLAN).exists():
+            raise UserError(f"{directory} holds a run already; --resume goes on with it, or name another directory")
+        if snapshot is not None:
+            snapshot = snapshot.absolute()
+            sampler = _sampler_of(read_snapshot(snapshot), sampler)
+        version = await workshop.registry.get(sampler) if sampler else await workshop.champion()
+        # What an ancestor held out must not be trained on, nor what it was trained on be measured on.
+        inherited = version.training.get("held_out_fraction", 1.0)
+        plan = Plan(
+            id=time_ordered_id(),
+            sampler=version.name,
+            champion=await workshop.registry.champion(),
+            held_out_fraction=min(inherited, workshop.settings.train.held_out_fraction),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            snapshot=str(snapshot) if snapshot else None,
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / PLAN, asdict(plan))
+        return cls(workshop, directory, plan)
+
+    @classmethod
+    def open(cls, workshop: Workshop, directory: Path) -> "Round":
+        """The round in `directory`. Raises UserError when there is none."""
+        plan = read_json(directory / PLAN)
+        if plan is None:
+            raise UserError(f"{directory} holds no run; `bonbon train` makes one")
+        return cls(workshop, directory, Plan(**plan))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is something left to do."""
+        return not (self.directory / FINISHED).exists() and not (self.directory / FAILED).exists()
+
+    async def snapshot(self) -> Snapshot:
+        """Take the sampler's clean groups. All of them: they are draws of the policy that training starts from."""
+        if self._snapshot is None:
+            self._snapshot = await self._take_snapshot()
+        return self._snapshot
+
+    async def train(self) -> dict[str, Any]:
+        """Train on the snapshot: kind, steps, pairs, metrics and seconds."""
+        if done := read_json(self.directory / TRAINING):
+            return done
+        from trainer.train import train
+
+        snapshot, workshop = await self.snapshot(), self.workshop
+        reference = await workshop.registry.get(self.plan.sampler)
+        start = perf_counter()
+        # In a thread: the lease is renewed meanwhile, and no second start of torch is paid for.
+        result = await asyncio.to_thread(
+            train,
+            workshop.settings,
+            snapshot,
+            self.directory,
+            base=workshop.base.directory,
+            reference=reference,
+            progress=workshop.progress,
+        )
+        trained = {
+            "kind": str(result.kind),
+            "steps": result.steps,
+            "pairs": result.pairs,
+            "metrics": result.metrics,
+            "seconds": perf_counter() - start,
+        }
+        write_json(self.directory / TRAINING, trained)
+        await self._report()
+        return trained
+
+    async def evaluate(self) -> Evaluation:
+        """Measure the trained version on held-out prompts."""
+        if (self.directory / FILE).exists():
+            return Evaluation.load(self.directory)
+        kind = VersionKind((await self.train())["kind"])
+        files = VersionFiles(self.directory.name, kind, self.directory / "output")
+        evaluation = await self.workshop.evaluate(files, await self.snapshot())
+        evaluation.save(self.directory)
+        await self._report()
+        return evaluation
+
+    async def register(self) -> Version:
+        """Put the version into the registry under its name, approved or refused by the gate."""
+        registry = self.workshop.registry
+        if done := read_json(self.directory / REGISTERED):
+            return await registry.get(done["version"])
+        evaluation, snapshot = await self.evaluate(), await self.snapshot()
+        version = await self._registered_before() or await registry.register(
+            base=self.workshop.base.name,
+            parent=self.plan.sampler,
+            kind=VersionKind((await self.train())["kind"]),
+            directory=self.directory / "output",
+            training=await self._training_record(snapshot, evaluation),
+        )
+        evaluation = replace(evaluation, version=version.name)
+        verdict = judge(evaluation, self.workshop.settings.gate, n=self.workshop.n(snapshot))
+        if version.state is VersionState.REGISTERED:
+            await registry.record_evaluation(version.name, evaluation.to_dict())
+            decide = registry.approve if verdict.passed else registry.refuse
+            await decide(version.name, verdict.to_dict())
+        evaluation.save(self.directory)
+        await self._report(verdict, version.name)
+        write_json(self.directory / REGISTERED, {"version": version.name, "passed": verdict.passed})
+        log.info("version registered", version=version.name, gate="passed" if verdict.passed else "refused it")
+        return await registry.get(version.name)
+
+    async def promote(self, *, actor: str = "trainer") -> Version:
+        """Make the version champion if the gate approved it and the champion is who it was when the round began."""
+        version = await self.register()
+        if version.verdict is None or not version.verdict["passed"]:
+            return self._finish(version, "the gate refused it")
+        try:
+            version = await self.workshop.registry.promote(version.name, expected=self.plan.champion, actor=actor)
+        except Conflict as conflict:
+            log.warning("not promoted", version=version.name, reason=str(conflict))
+            return self._finish(version, str(conflict))
+        log.info("promoted", version=version.name)
+        return self._finish(version, "promoted")
+
+    async def leave(self) -> Version:
+        """Finish without promoting: `bonbon models promote` may do that later."""
+        return self._finish(await self.register(), "not to be promoted by itself")
+
+    def fail(self, error: Exception) -> None:
+        """Close the round: what it was to train on or with cannot be used."""
+        write_json(self.directory / FAILED, {"error": str(error), "time": datetime.now(UTC).isoformat()})
+
+    async def _take_snapshot(self) -> Snapshot:
+        plan = self.plan
+        directory = Path(plan.snapshot) if plan.snapshot is not None else self.directory / "snapshot"
+        if directory.exists():
+            return await asyncio.to_thread(read_snapshot, directory)
+        snapshot = await take_snapshot(
+            self.workshop.database, directory, version=plan.sampler, held_out_fraction=plan.held_out_fraction
+        )
+        log.info("snapshot taken", groups=snapshot.groups, held_out=snapshot.held_out_groups, sampler=plan.sampler)
+        return snapshot
+
+    def _finish(self, version: Version, outcome: str) -> Version:
+        write_json(self.directory / FINISHED, {"version": version.name, "outcome": outcome})
+        return version
+
+    async def _registered_before(self) -> Version | None:
+        """The version, if this round was cut off between registering it and noting that."""
+        versions = await self.workshop.registry.list()
+        return next((version for version in versions if version.training.get("round") == self.plan.id), None)
+
+    async def _training_record(self, snapshot: Snapshot, evaluation: Evaluation) -> dict[str, Any]:
+        trained, plan = await self.train(), self.plan
+        return {
+            "round": plan.id,
+            "run": str(self.directory),
+            "sampler": plan.sampler,
+            "snapshot": snapshot.hash,
+            "groups": snapshot.groups,
+            "held_out_groups": snapshot.held_out_groups,
+            "first_group": snapshot.first_group,
+            "last_group": snapshot.last_group,
+            "held_out_fraction": plan.held_out_fraction,
+            "ns": list(snapshot.ns),
+            "temperatures": list(snapshot.temperatures),
+            "reward": {"name": snapshot.reward_name, "version": snapshot.reward_version},
+            "pairs": trained["pairs"],
+            "steps": trained["steps"],
+            "metrics": trained["metrics"],
+            "settings": self.workshop.settings.train.model_dump(mode="json"),
+            "seconds": {"train": trained["seconds"], "evaluate": evaluation.seconds},
+        }
+
+    async def _report(self, verdict: Verdict | None = None, version: str | None = None) -> None:
+        gate = self.workshop.settings.gate
+        await asyncio.to_thread(write_report, self.directory, gate, verdict=verdict, version=version)
+
+
+Stage = Callable[[], Awaitable[Any]]
+
+
+def stages(round_: Round, *, promote: bool) -> tuple[Stage, ...]:
+    """Every stage of a round, in order."""
+    last = round_.promote if promote else round_.leave
+    return round_.snapshot, round_.train, round_.evaluate, round_.register, last
+
+
+def new_directory(runs_dir: Path, prefix: str) -> Path:
+    """A directory name that sorts by time and is not taken."""
+    stem, number = time.strftime(f"{prefix}-%Y%m%d-%H%M%S"), 1
+    while (directory := runs_dir / (stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return directory
+
+
+def _sampler_of(snapshot: Snapshot, sampler: str | None) -> str:
+    if sampler is not None and sampler != snapshot.version:
+        raise UserError(f"the snapshot was sampled from {snapshot.version}, not from {sampler}; leave --version out")
+    return snapshot.version
