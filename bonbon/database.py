@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from alembic import command
@@ -20,12 +21,14 @@ class Database:
 
     Args:
         url: an SQLAlchemy URL; `sqlite+aiosqlite:///file.db` and `postgresql+psycopg://...` are supported.
+        create: make the SQLite file when there is none; otherwise `start` refuses.
 
     Raises:
         UserError: the URL names another kind of database.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        self.create = create
         try:
             self.url = make_url(url)
         except ArgumentError as error:
@@ -48,6 +51,8 @@ class Database:
     async def start(self) -> None:
         """Connect and migrate. Raises UserError when the database cannot be reached."""
         sqlite_file = self.url.get_backend_name() == "sqlite"
+        if sqlite_file and not self.create:
+            _refuse_missing(Path(self.url.database or ""))
         self._engine = create_async_engine(self.url, pool_pre_ping=not sqlite_file, hide_parameters=True)
         if sqlite_file:
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
@@ -91,9 +96,9 @@ def insert_new(table: Table, dialect: Dialect) -> Insert:
 
 
 @asynccontextmanager
-async def open_database(url: str) -> AsyncIterator[Database]:
+async def open_database(url: str, *, create: bool = True) -> AsyncIterator[Database]:
     """A started database, stopped at the end of the block."""
-    database = Database(url)
+    database = Database(url, create=create)
     await database.start()
     try:
         yield database
@@ -107,6 +112,14 @@ def migrate(connection: Connection, revision: str = "head") -> None:
     config.set_main_option("script_location", "bonbon:migrations")
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def _refuse_missing(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(
+            f"there is no database {file}; `bonbon serve` makes it, --data-dir or --database names another one",
+            param="database_url",
+        )
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -63,8 +63,8 @@ class PairStats:
     last: datetime | None
 
 
-async def count_clean(database: Database, version: str, *, after: str | None = None) -> int:
-    """Clean groups drawn from `version`, newer than the group id `after`."""
+async def count_clean(database: Database, version: str | None, *, after: str | None = None) -> int:
+    """Clean groups drawn from `version` (None: from any), newer than the group id `after`."""
     query = select(func.count()).select_from(groups).where(_clean(version, after))
     async with database.read() as connection:
         return int((await connection.execute(query)).scalar_one())

@@ -83,23 +83,27 @@ class Registry:
             await _record(connection, "registered", name, "trainer", digest=manifest.digest, parent=parent)
         return version
 
-    async def record_evaluation(self, name: str, evaluation: dict[str, Any]) -> None:
+    async def record_evaluation(self, name: str, evaluation: dict[str, Any]) -> Version:
         """Keep what a version was measured at."""
         async with self.database.write() as connection:
-            await self._need(connection, name)
+            version = await self._need(connection, name)
             await _set(connection, name, evaluation=evaluation)
             await _record(connection, "evaluated", name, "trainer")
+        return replace(version, evaluation=evaluation)
 
-    async def approve(self, name: str, verdict: dict[str, Any]) -> None:
+    async def approve(self, name: str, verdict: dict[str, Any]) -> Version:
         """The gate passed it: it may be promoted, and the alias `challenger` names it."""
         async with self.database.write() as connection:
-            await self._judge(connection, name, VersionState.APPROVED, verdict)
+            version = await self._judge(connection, name, VersionState.APPROVED, verdict)
             await _point(connection, CHALLENGER, name)
+        return version
 
-    async def refuse(self, name: str, verdict: dict[str, Any]) -> None:
-        """The gate refused it."""
+    async def refuse(self, name: str, verdict: dict[str, Any]) -> Version:
+        """The gate refused it; when it was the challenger, there is none now."""
         async with self.database.write() as connection:
-            await self._judge(connection, name, VersionState.REFUSED, verdict)
+            version = await self._judge(connection, name, VersionState.REFUSED, verdict)
+            await _clear_challenger(connection, name)
+        return version
 
     async def promote(
         self, name: str, *, expected: str | None = None, actor: str = "cli", force: bool = False
@@ -128,8 +132,7 @@ class Registry:
                     param="version",
                 )
             await self._move(connection, champion, name)
-            if await _target(connection, CHALLENGER) == name:
-                await connection.execute(delete(aliases).where(aliases.c.alias == CHALLENGER))
+            await _clear_challenger(connection, name)
             await _record(connection, "promoted", name, actor, replaced=champion, forced=force)
         return replace(version, state=VersionState.PROMOTED)
 
@@ -165,10 +168,13 @@ class Registry:
             rows = await connection.execute(select(versions).order_by(versions.c.created, versions.c.name))
             return [_version(row) for row in rows.mappings()]
 
-    async def history(self, limit: int = 100) -> tuple[Event, ...]:
-        """The newest lines of the audit trail, newest first."""
+    async def history(self, limit: int = 100, *, version: str | None = None) -> tuple[Event, ...]:
+        """The newest lines of the audit trail (of one version, if named), newest first."""
+        query = select(events).order_by(events.c.id.desc()).limit(limit)
+        if version is not None:
+            query = query.where(events.c.version == version)
         async with self.database.read() as connection:
-            rows = await connection.execute(select(events).order_by(events.c.id.desc()).limit(limit))
+            rows = await connection.execute(query)
             return tuple(Event(row.time, row.kind, row.version, row.actor, row.detail) for row in rows)
 
     async def record(self, kind: str, version: str, actor: str, **detail: Any) -> None:
@@ -187,12 +193,13 @@ class Registry:
 
     async def _judge(
         self, connection: AsyncConnection, name: str, state: VersionState, verdict: dict[str, Any]
-    ) -> None:
+    ) -> Version:
         version = await self._need(connection, name)
         if version.state not in (VersionState.REGISTERED, VersionState.APPROVED, VersionState.REFUSED):
             raise UserError(f"{name} is {version.state}; only a version that was never promoted can be judged")
         await _set(connection, name, state=state, verdict=verdict)
         await _record(connection, state, name, "gate")
+        return replace(version, state=state, verdict=verdict)
 
     async def _move(self, connection: AsyncConnection, champion: str | None, name: str) -> None:
         await _point(connection, CHAMPION, name)
@@ -231,6 +238,10 @@ async def _point(connection: AsyncConnection, alias: str, name: str) -> None:
     moved = await connection.execute(update(aliases).where(aliases.c.alias == alias).values(version=name, moved=now))
     if moved.rowcount == 0:
         await connection.execute(insert(aliases).values(alias=alias, version=name, moved=now))
+
+
+async def _clear_challenger(connection: AsyncConnection, name: str) -> None:
+    await connection.execute(delete(aliases).where(aliases.c.alias == CHALLENGER, aliases.c.version == name))
 
 
 async def _set(connection: AsyncConnection, name: str, **values: Any) -> None:

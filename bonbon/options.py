@@ -1,0 +1,44 @@
+"""What the commands on the database share: their options, and opening it."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bonbon.database import Database, open_database
+from bonbon.settings import Settings, load_settings
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the default database and the files live.")]
+DatabaseUrl = Annotated[str | None, typer.Option("--database", help="SQLAlchemy URL of the pair log and registry.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def store_settings(data_dir: Path | None, database: str | None) -> Settings:
+    """The settings, with what the command line names in their place."""
+    return load_settings(data_dir=data_dir, database_url=database)
+
+
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Database]:
+    """The database that the settings name. Raises UserError when it is not there: a command makes no empty one."""
+    async with open_database(settings.database, create=False) as database:
+        yield database
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on standard output."""
+    typer.echo(json.dumps(value, indent=2, default=_plain))
+
+
+def console() -> Console:
+    """Where tables go; made when it is needed, so that it writes to the standard output of that moment."""
+    return Console(highlight=False)
+
+
+def _plain(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

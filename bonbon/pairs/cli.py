@@ -1,0 +1,158 @@
+"""`bonbon pairs`: what the pair log holds, its export and its purge."""
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from bonbon.errors import UserError
+from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.pairs.purge import count_purgeable, purge
+from bonbon.pairs.reader import PairStats, count_clean, stats
+from bonbon.settings import Settings
+
+app = typer.Typer(help="The pair log: counts, export, purge.", no_args_is_help=True)
+
+UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Format(StrEnum):
+    """What an export is written as."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
+@app.command("stats")
+def show_stats(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """Count groups: clean and not, by version and reward, with the audits' outcomes."""
+    found = asyncio.run(_stats(store_settings(data_dir, database)))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_stats(found)
+
+
+@app.command("export")
+def export_pairs(
+    path: Annotated[Path, typer.Argument(help="The file to write.")],
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.PARQUET,
+    version: Annotated[str | None, typer.Option(help="Only groups drawn from this version.")] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write every clean group's best and worst candidate as TRL reads preferences."""
+    settings = store_settings(data_dir, database)
+    written = asyncio.run(_export(settings, path, format, version))
+    if as_json:
+        print_json({"path": path, "format": format, "version": version, "pairs": written})
+    else:
+        console().print(f"{written} pairs written to {path} ({format}); the log is as it was", soft_wrap=True)
+
+
+@app.command("purge")
+def purge_groups(
+    older_than: Annotated[str | None, typer.Option(help="An age: 30d, 12h, 2w, 45m or 90s.")] = None,
+    user: Annotated[str | None, typer.Option(help="The end user, as requests name it.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete groups with their candidates, comparisons and feedback; with both options, those that meet both."""
+    if older_than is None and user is None:
+        raise UserError("say what to delete: --older-than 30d, --user NAME, or both")
+    before = None if older_than is None else datetime.now(UTC) - _age(older_than)
+    settings = store_settings(data_dir, database)
+    deleted = asyncio.run(_purge(settings, before, user, ask=not yes))
+    if as_json:
+        print_json({"older_than": before, "user": user, "deleted": deleted})
+        return
+    console().print(
+        f"{deleted} groups deleted. A running service goes on logging; "
+        "snapshots, exports and versions already made from them are not changed.",
+        soft_wrap=True,
+    )
+
+
+async def _stats(settings: Settings) -> PairStats:
+    async with open_store(settings) as database:
+        return await stats(database)
+
+
+async def _export(settings: Settings, path: Path, format: Format, version: str | None) -> int:
+    # Brings in pyarrow, which the other commands do not need.
+    from bonbon.pairs.export import export
+
+    async with open_store(settings) as database:
+        total = await count_clean(database, version)
+        if version is not None and total == 0:
+            known = ", ".join((await stats(database)).versions) or "none"
+            raise UserError(f"the pair log has no clean group of version {version!r}; it has groups of: {known}")
+        with _bar("exporting", total) as progress:
+            return await export(database, path, format.value, version=version, progress=progress)
+
+
+async def _purge(settings: Settings, older_than: datetime | None, user: str | None, *, ask: bool) -> int:
+    async with open_store(settings) as database:
+        count = await count_purgeable(database, older_than=older_than, user=user)
+        if count and ask:
+            age = "" if older_than is None else f" older than {older_than:%Y-%m-%d %H:%M} UTC"
+            owner = "" if user is None else f" of user {user!r}"
+            typer.confirm(f"Delete {count} groups{age}{owner} for good?", abort=True, err=True)
+        with _bar("deleting", count) as progress:
+            return await purge(database, older_than=older_than, user=user, progress=progress)
+
+
+def _age(text: str) -> timedelta:
+    match = re.fullmatch(r"(\d+)([smhdw])", text)
+    try:
+        if match is None:
+            raise ValueError(text)
+        age = timedelta(**{UNITS[match[2]]: int(match[1])})
+        datetime.now(UTC) - age
+    except (ValueError, OverflowError) as error:
+        raise UserError(
+            f"--older-than is {text!r}; give a number and a unit: 90s, 45m, 12h, 30d or 2w", param="older_than"
+        ) from error
+    return age
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error; the block gets the function that says how far it is."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
+def _print_stats(found: PairStats) -> None:
+    out = console()
+    span = "" if found.first is None else f", {found.first:%Y-%m-%d %H:%M} to {found.last:%Y-%m-%d %H:%M} UTC"
+    out.print(f"[bold]{found.groups}[/] groups, {found.candidates} candidates, {found.feedback} feedback{span}")
+    table = Table("", "groups", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row("clean", str(found.clean))
+    for kind, counts in (("unclean", found.unclean), ("version", found.versions), ("reward", found.rewards)):
+        for name, count in counts.items():
+            table.add_row(f"{kind} {name}", str(count))
+    out.print(table)
+    if found.mean_margin is not None:
+        out.print(f"mean reward of chosen minus rejected: {found.mean_margin:.4g}")
+    if found.comparisons:
+        audits = Table("version", "against", "win", "tie", "loss", title="audits", box=None, pad_edge=False)
+        for row in found.comparisons:
+            audits.add_row(*(str(row[name]) for name in ("version", "opponent", "win", "tie", "loss")))
+        out.print(audits)
