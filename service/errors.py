@@ -151,13 +151,13 @@ def _validation_problem(errors: Sequence[Mapping[str, Any]], body: Any) -> Probl
 
 
 def _path(location: Sequence[str | int], body: Any) -> str:
-    """`messages[0].content` out of pydantic's location, without the union tags that the body has not."""
+    """`messages[0].content` out of pydantic's location, without what the body itself has not."""
     path, here = "", body
     for step in location:
-        if isinstance(step, int):
+        if isinstance(step, int) and isinstance(here, list):
             path += f"[{step}]"
-            here = here[step] if isinstance(here, list) and step < len(here) else None
-        elif isinstance(here, dict):
+            here = here[step] if step < len(here) else None
+        elif isinstance(step, str) and isinstance(here, dict):
             path += f".{step}" if path else step
             here = here.get(step)
     return path

@@ -1,0 +1,138 @@
+"""The service on the fakes and a real database: in process, or behind a real server on a free port."""
+
+import json
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from fastapi import FastAPI
+
+from bonbon.engines.fake import FakeEngine
+from bonbon.rewards.fake import FakeReward
+from bonbon.settings import Settings
+from service.app import create_app
+from service.parts import Parts
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+MESSAGES = [{"role": "user", "content": "Where is my order?"}]
+
+
+@dataclass
+class Api:
+    """A running service and a client of it."""
+
+    app: FastAPI
+    engine: FakeEngine
+    reward: FakeReward
+    client: httpx2.AsyncClient
+
+    @property
+    def parts(self) -> Parts:
+        parts: Parts = self.app.state.parts
+        return parts
+
+    async def post(self, path: str, **body: Any) -> httpx2.Response:
+        return await self.client.post(path, json=body)
+
+    async def chat(self, **body: Any) -> dict[str, Any]:
+        return _ok(await self.post(CHAT, **{"model": "bonbon", "messages": MESSAGES, "seed": 1, **body}))
+
+    async def complete(self, **body: Any) -> dict[str, Any]:
+        return _ok(await self.post(COMPLETIONS, **{"model": "bonbon", "prompt": "Dear customer", "seed": 1, **body}))
+
+    async def refusal(self, path: str = CHAT, status: int = 400, **body: Any) -> dict[str, Any]:
+        """The error that a chat, otherwise in order, is refused with."""
+        order = {"messages": MESSAGES} if path == CHAT else {"prompt": "Dear customer"}
+        response = await self.post(path, **{"model": "bonbon", **order, **body})
+        assert response.status_code == status, response.text
+        return error_of(response)
+
+    async def groups(self) -> int:
+        """How many groups the log has."""
+        return count_groups(self.parts.settings.data_dir)
+
+
+@asynccontextmanager
+async def open_api(directory: Path, *, engine: FakeEngine | None = None, **service: Any) -> AsyncIterator[Api]:
+    """`service`: settings of its section."""
+    app, engine, reward = make_app(directory, engine, **service)
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://bonbon") as client,
+    ):
+        yield Api(app, engine, reward, client)
+
+
+@dataclass
+class Server:
+    """A service behind a real server, in a thread of its own."""
+
+    url: str
+    app: FastAPI
+    engine: FakeEngine
+    reward: FakeReward
+    directory: Path
+
+
+@contextmanager
+def serve(directory: Path, *, engine: FakeEngine | None = None, **service: Any) -> Iterator[Server]:
+    """`service`: settings of its section."""
+    app, engine, reward = make_app(directory, engine, **service)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        threading.Event().wait(0.005)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield Server(f"http://127.0.0.1:{port}", app, engine, reward, directory)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def make_app(directory: Path, engine: FakeEngine | None, **service: Any) -> tuple[FastAPI, FakeEngine, FakeReward]:
+    engine, reward = engine or FakeEngine(), FakeReward()
+    settings = Settings(engine="fake", data_dir=directory, service=service)
+    return create_app(settings, engine=engine, reward=reward), engine, reward
+
+
+def count_groups(directory: Path, group_id: str = "%") -> int:
+    """How many groups another connection sees, so only those that are committed."""
+    with sqlite3.connect(directory / "bonbon.db") as connection:
+        count: int = connection.execute("SELECT count(*) FROM groups WHERE id LIKE ?", (group_id,)).fetchone()[0]
+    return count
+
+
+def error_of(response: httpx2.Response) -> dict[str, Any]:
+    """The envelope's content; all four keys are there."""
+    body: dict[str, Any] = response.json()
+    assert list(body) == ["error"]
+    error: dict[str, Any] = body["error"]
+    assert sorted(error) == ["code", "message", "param", "type"]
+    return error
+
+
+def events(text: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """The JSON events of a stream that ended with [DONE], and its comments."""
+    blocks = text.removesuffix("\n\n").split("\n\n")
+    comments = [block for block in blocks if block.startswith(":")]
+    data = [block.removeprefix("data: ") for block in blocks if block.startswith("data: ")]
+    assert len(comments) + len(data) == len(blocks)
+    assert data[-1] == "[DONE]"
+    return [json.loads(event) for event in data[:-1]], comments
+
+
+def _ok(response: httpx2.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    body: dict[str, Any] = response.json()
+    return body
