@@ -49,7 +49,8 @@ def write_run(run_dir: Path, steps: int = 120) -> None:
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = {
         "train": {"loss": "bonbon", "method": "lora"},
-        "snapshot": {"hash": "f" * 64, "version": "tiny", "groups": 1000, "held_out_groups": 100},
+        "reference": {"name": "tiny", "digest": "e" * 64},
+        "snapshot": {"hash": "f" * 64, "groups": 1000, "held_out_groups": 100},
     }
     (run_dir / "run.json").write_text(json.dumps(run))
 
