@@ -298,15 +298,13 @@ async def test_a_plain_request_id_is_kept(api: Api, given: str) -> None:
     assert response.headers["x-request-id"] == given
 
 
-@pytest.mark.parametrize("given", ["", "two words", "x" * 129, "<script>", "é".encode()])
-async def test_any_other_request_id_is_replaced(api: Api, given: str | bytes) -> None:
-    response = await api.client.get("/v1/models", headers={"x-request-id": given})
+@pytest.mark.parametrize("given", [b"", b"two words", b"x" * 129, b"<script>", "é".encode()])
+async def test_any_other_request_id_is_replaced(api: Api, given: bytes) -> None:
+    response = await api.client.get("/v1/models", headers={b"x-request-id": given})
     made = response.headers["x-request-id"]
     assert made.startswith("req_")
     assert made != (await api.client.get("/v1/models")).headers["x-request-id"]
 
 
 def test_a_conflict_is_a_409() -> None:
-    assert problem_of(Conflict("somebody else was first")) == Problem(
-        409, "somebody else was first", code="conflict"
-    )
+    assert problem_of(Conflict("somebody else was first")) == Problem(409, "somebody else was first", code="conflict")

@@ -9,6 +9,7 @@ import pytest
 from api import CHAT, MESSAGES, Api, count_groups, error_of, open_api
 from sqlalchemy import select
 
+from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.tables import feedback
 from service.schemas.responses import FeedbackReply, Model, ModelList
 
@@ -97,7 +98,8 @@ async def test_feedback_is_stored_with_its_group(api: Api, word: dict[str, Any])
     assert FeedbackReply.model_validate(response.json()).group_id == group_id
     async with api.parts.database.read() as connection:
         row = (await connection.execute(select(feedback))).mappings().one()
-    assert {"group_id": row["group_id"]} | {key: row[key] for key in word} == {"group_id": group_id, **word}
+    assert row["group_id"] == group_id
+    assert {key: row["end_user" if key == "user" else key] for key in word} == word
 
 
 @pytest.mark.parametrize(
@@ -138,20 +140,12 @@ async def test_models_are_the_names_a_request_may_use(api: Api) -> None:
 async def test_a_distilled_champion_answers_with_one_draw(api: Api) -> None:
     serving = api.parts.serving
     version = replace(serving.routes.loaded["fake"], name="fake-bonbon-0001", parent="fake")
-    await api.engine.load(_files("fake-bonbon-0001"))
+    await api.engine.load(VersionFiles("fake-bonbon-0001", VersionKind.ADAPTER, Path("unused")))
     serving.publish(
-        replace(
-            serving.routes, champion=version.name, loaded={**serving.routes.loaded, version.name: version}
-        )
+        replace(serving.routes, champion=version.name, loaded={**serving.routes.loaded, version.name: version})
     )
     body = await api.chat()
     assert (body["bonbon"]["version"], body["bonbon"]["n"], len(body["choices"])) == ("fake-bonbon-0001", 1, 1)
     assert (await api.chat(n=3))["bonbon"]["n"] == 3
     assert (await api.chat(best_of=4))["bonbon"]["n"] == 4
     assert (await api.chat(model="base"))["bonbon"]["version"] == "fake"
-
-
-def _files(name: str) -> Any:
-    from bonbon.engines.base import VersionFiles, VersionKind
-
-    return VersionFiles(name, VersionKind.ADAPTER, Path("unused"))

@@ -75,6 +75,7 @@ class PairLog:
         if word.chosen is not None and not 0 <= word.chosen < n:
             raise UserError(f"chosen is {word.chosen}, but the group has candidates 0 to {n - 1}", param="chosen")
         row = asdict(word)
+        row["end_user"] = row.pop("user")
         await self._insert(feedback, {"id": time_ordered_id(), **row})
 
     async def group(self, group_id: str) -> Group | None:
