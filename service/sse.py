@@ -47,21 +47,26 @@ class EventStream(StreamingResponse):
         async def first() -> bytes:
             return await anext(events)
 
-        return cls(await unless_disconnected(receive, first()), events)
+        try:
+            return cls(await unless_disconnected(receive, first()), events)
+        except BaseException:
+            await events.aclose()
+            raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with suppress(ClientDisconnect):
-            await unless_disconnected(receive, self._send(send))
+        # Out here, because a task that is cancelled before its first step closes nothing.
+        async with aclosing(self.events):
+            with suppress(ClientDisconnect):
+                await unless_disconnected(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with aclosing(self.events):
-            try:
-                await self._send_events(send)
-            except Exception as error:  # noqa: BLE001 - the status has been sent: an error event is all that is left
-                problem = problem_of(error)
-                report(error, problem)
-                await _send_bytes(send, data(problem.envelope))
+        try:
+            await self._send_events(send)
+        except Exception as error:  # noqa: BLE001 - the status has been sent: an error event is all that is left
+            problem = problem_of(error)
+            report(error, problem)
+            await _send_bytes(send, data(problem.envelope))
         await send({"type": "http.response.body", "body": b""})
 
     async def _send_events(self, send: Send) -> None:

@@ -5,12 +5,13 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from socket import gethostname
 
 import structlog
 
 from bonbon.engines.base import Engine, VersionKind
 from bonbon.errors import UserError
-from bonbon.registry.records import Version
+from bonbon.registry.records import CHALLENGER, CHAMPION, PREVIOUS, Version
 from bonbon.registry.registry import Registry
 from service.golden import check_golden_prompts
 from service.metrics import Metrics
@@ -91,12 +92,15 @@ class Swapper:
             with suppress(asyncio.CancelledError):
                 await task
 
-    async def converge(self) -> None:
+    async def converge(self, *, retry: bool = False) -> None:
         """Serve what the aliases name, as far as it can be served; when this returns, the aliases read were current.
 
         A version that cannot be served never raises: it is in `refused`, and the champion of before keeps answering.
+        With `retry`, what was refused is tried again now.
         """
         async with self._lock:
+            if retry:
+                self._settled, self.refused = None, {}
             while not await self._turn():
                 pass
 
@@ -124,7 +128,7 @@ class Swapper:
             return False
         self._route(champion, set(self._checked))
         wanted = {self.engine.base, champion}
-        for alias in ("previous", "challenger"):
+        for alias in (PREVIOUS, CHALLENGER):
             name = aliases.get(alias)
             if name is not None and await self._bring_up(name):
                 wanted.add(name)
@@ -138,7 +142,7 @@ class Swapper:
     async def _choose_champion(self, aliases: dict[str, str]) -> str:
         """The champion that the registry names, else the one that serves now, else the last good one."""
         serving_now = self.serving.champion if self._routed else None
-        for name in (aliases.get("champion"), serving_now, aliases.get("previous")):
+        for name in (aliases.get(CHAMPION), serving_now, aliases.get(PREVIOUS)):
             if name is not None and await self._bring_up(name):
                 return name
         return self.engine.base
@@ -148,12 +152,12 @@ class Swapper:
         for name in self._checked.keys() - wanted:
             del self._checked[name]
             self._retire(name)
-        aliases = {alias: self._aliases.get(alias) for alias in ("previous", "challenger")}
         routes = replace(
             self.serving.routes,
             champion=champion,
             loaded=dict(self._checked),
-            **{alias: name if name in self._checked else None for alias, name in aliases.items()},
+            previous=self._servable(PREVIOUS),
+            challenger=self._servable(CHALLENGER),
         )
         if routes != self.serving.routes:
             if champion != self.serving.champion:
@@ -161,6 +165,10 @@ class Swapper:
             self.serving.publish(routes)
         self._routed = True
         self.metrics.routed(self.serving.aliases(), len(routes.loaded))
+
+    def _servable(self, alias: str) -> str | None:
+        name = self._aliases.get(alias)
+        return name if name in self._checked else None
 
     async def _bring_up(self, name: str) -> bool:
         """Whether `name` is loaded and checked, after trying, unless it was refused a short while ago."""
@@ -173,8 +181,8 @@ class Swapper:
         try:
             version = await self._load(name)
         except _NotServable as error:
-            self._refuse(name, str(error), refusal.attempts + 1 if refusal else 1)
             self.metrics.swapped("refused", time.monotonic() - start)
+            await self._refuse(name, str(error), refusal.attempts + 1 if refusal else 1)
             return False
         self._checked[name] = Loaded(name, version.created, version.parent)
         self.refused.pop(name, None)
@@ -203,11 +211,13 @@ class Swapper:
                 f"serve with that base, or promote a version of this one"
             )
 
-    def _refuse(self, name: str, reason: str, attempts: int) -> None:
+    async def _refuse(self, name: str, reason: str, attempts: int) -> None:
         pause = min(RETRY_FIRST * 2 ** (attempts - 1), RETRY_LONGEST)
         self.refused[name] = Refusal(name, reason, datetime.now(UTC), attempts, time.monotonic() + pause)
         log.error("version refused", version=name, reason=reason, serving=self.serving.champion, retry_in=pause)
         self._retire(name)
+        if attempts == 1:
+            await self.registry.record("swap_failed", name, f"service on {gethostname()}", reason=reason)
 
     def _retire(self, name: str) -> None:
         task = asyncio.create_task(self._unload_when_drained(name), name=f"retire {name}")

@@ -4,12 +4,12 @@ import asyncio
 from datetime import datetime
 from typing import Annotated, Any
 
-from bonbon.registry.records import Version, VersionState
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from bonbon.engines.base import VersionKind
 from bonbon.errors import Conflict
+from bonbon.registry.records import Version, VersionState
 from service.admin_access import require_admin
 from service.parts import Parts, get_parts
 
@@ -108,7 +108,7 @@ async def rollback(parts: TheParts, response: Response) -> PromotedBody:
 
 async def _served(parts: Parts, name: str, response: Response) -> PromotedBody:
     # Shielded: the swap goes on when the wait is over, or the client has left.
-    converging = asyncio.ensure_future(parts.swapper.converge())
+    converging = asyncio.ensure_future(parts.swapper.converge(retry=True))
     await asyncio.wait([converging], timeout=SERVED_WITHIN)
     serving = parts.serving.champion
     refusal = parts.swapper.refused.get(name)
