@@ -183,7 +183,8 @@ def test_the_first_token_leaves_while_the_rest_is_drawn(tmp_path: Path) -> None:
     engine = FakeEngine(delay=0.05)
     body = {"model": "base", "messages": MESSAGES, "stream": True, "seed": 1}
     with serve(tmp_path, engine=engine) as server, httpx2.stream("POST", server.url + CHAT, json=body) as response:
-        first = next(line for line in response.iter_lines() if '"content":"' in line and '"role"' not in line)
+        lines = response.iter_lines()
+        first = next(line for line in lines if '"content":"' in line and '"role"' not in line)
         assert json.loads(first.removeprefix("data: "))["choices"][0]["delta"]["content"]
         assert engine.running == 1
 
