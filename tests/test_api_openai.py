@@ -10,6 +10,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
 from bonbon.engines.fake import FakeEngine
+from bonbon.rewards.fake import digest_score
 
 CHAT_MESSAGES: list[ChatCompletionMessageParam] = [
     ChatCompletionUserMessageParam(role="user", content=str(message["content"])) for message in MESSAGES
@@ -19,6 +20,8 @@ CHAT_MESSAGES: list[ChatCompletionMessageParam] = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("data"), engine=FakeEngine(delay=0.001), api_key="secret") as running:
+        # The longer the better: the fake engine may well draw an empty text, which is then not the answer.
+        running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
         yield running
 
 
