@@ -67,6 +67,9 @@ class EmbeddedEngine(Engine):
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
+        for name, value in (("n", request.n), ("max_tokens", request.sampling.max_tokens)):
+            if value < 1:
+                raise UserError(f"{name} = {value}: there is nothing to draw; ask for at least 1", param=name)
         loaded = runtime.versions.loaded.get(request.version)
         if loaded is None:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")

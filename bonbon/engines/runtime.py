@@ -63,12 +63,16 @@ class Runtime:
 def load_tokenizer(directory: Path) -> Any:
     """Raises UserError when the directory holds no tokenizer that can be read without running code."""
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        # The first encoding resets padding and truncation saved with the tokenizer, which must not happen later, while
+        # another thread decodes.
+        tokenizer.encode("", verbose=False)
     except Exception as error:
         raise UserError(
             f"the tokenizer in {directory} cannot be loaded ({type(error).__name__}: {error}); "
             "save the model's tokenizer beside its weights"
         ) from error
+    return tokenizer
 
 
 def _context_length(directory: Path, config: Any, tokenizer: Any) -> int:

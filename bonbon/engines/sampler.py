@@ -47,7 +47,7 @@ class Sampler:
         limited = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1 or sampling.top_k > 0]
         self._limited = torch.tensor(limited, device=device) if limited else None
         self._top_p = self._column([samplings[row].top_p for row in limited])
-        self._top_k = self._column([float(samplings[row].top_k or torch.inf) for row in limited])
+        self._top_k = self._column([samplings[row].top_k if samplings[row].top_k > 0 else torch.inf for row in limited])
         self._alternatives = max((sampling.top_logprobs for sampling in samplings), default=0)
         self.last = Choices([], [], [], [])
 
