@@ -1,0 +1,68 @@
+"""The clients people have: openai 2, LangChain on openai 2 and 3, LlamaIndex. Each runs outside this environment."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api import Server, serve
+
+from bonbon.engines.fake import FakeEngine
+from bonbon.rewards.fake import digest_score
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def python() -> Path:
+    """The interpreter of an environment with the clients: BONBON_CLIENTS_PYTHON, or one that is made once."""
+    given = os.environ.get("BONBON_CLIENTS_PYTHON")
+    if given:
+        return Path(given)
+    subprocess.run(["make", "--silent", "clients", f"PYTHON={sys.executable}"], cwd=ROOT, check=True)
+    return ROOT / ".venv-clients" / "bin" / "python"
+
+
+@pytest.fixture(scope="session")
+def openai3(python: Path) -> Path:
+    """A directory with openai 3, which on PYTHONPATH hides the older one of the environment."""
+    directory = python.parents[1] / "openai-3"
+    if not (directory / "openai").exists():
+        pip = f"{python} -m pip install --quiet --disable-pip-version-check --no-deps --target".split()
+        subprocess.run([*pip, directory, "openai>=3,<4"], check=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("data"), engine=FakeEngine(delay=0.001), api_key="secret") as running:
+        # The longer the better: the fake engine may well draw an empty text, which is then not the answer.
+        running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
+        yield running
+
+
+@pytest.mark.parametrize("name", ["openai", "langchain", "llamaindex"])
+def test_a_client_on_openai_2(server: Server, python: Path, name: str) -> None:
+    passed = check(server, python, name)
+    assert "openai 2." in passed or name == "llamaindex"
+
+
+def test_langchain_on_openai_3(server: Server, python: Path, openai3: Path) -> None:
+    assert "on openai 3." in check(server, python, "langchain", PYTHONPATH=str(openai3))
+
+
+def check(server: Server, python: Path, name: str, **environment: str) -> str:
+    """What the client's script prints; it must pass."""
+    script = ROOT / "tests" / "clients" / f"check_{name}.py"
+    done = subprocess.run(
+        [python, script, f"{server.url}/v1", "secret"],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
