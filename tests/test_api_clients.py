@@ -30,8 +30,8 @@ def openai3(python: Path) -> Path:
     """A directory with openai 3, which on PYTHONPATH hides the older one of the environment."""
     directory = python.parents[1] / "openai-3"
     if not (directory / "openai").exists():
-        pip = f"{python} -m pip install --quiet --disable-pip-version-check --no-deps --target".split()
-        subprocess.run([*pip, directory, "openai>=3,<4"], check=True)
+        pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        subprocess.run([*pip, "--no-deps", "--target", str(directory), "openai>=3,<4"], check=True)
     return directory
 
 
