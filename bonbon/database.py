@@ -7,13 +7,18 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Dialect, Insert, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from bonbon.errors import StoreError, UserError
+
+PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 
 
 class Database:
@@ -49,21 +54,42 @@ class Database:
         return self._engine
 
     async def start(self) -> None:
-        """Connect and migrate. Raises UserError when the database cannot be reached."""
+        """Connect and migrate.
+
+        Raises UserError when the database cannot be reached, is missing (without `create`), or is of a newer release.
+        """
         sqlite_file = self.url.get_backend_name() == "sqlite"
         if sqlite_file and not self.create:
             _refuse_missing(Path(self.url.database or ""))
-        self._engine = create_async_engine(self.url, pool_pre_ping=not sqlite_file, hide_parameters=True)
-        if sqlite_file:
-            event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
-            event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+        url = self.url.render_as_string(hide_password=True)
         try:
+            self._engine = create_async_engine(self.url, pool_pre_ping=not sqlite_file, hide_parameters=True)
+            if sqlite_file:
+                event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
+                event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+            await self._migrate()
+        except BaseException as error:
+            await self.stop()
+            match error:
+                case StoreError():
+                    raise UserError(f"cannot open the database {url}: {error}", param="database_url") from error
+                case ModuleNotFoundError():
+                    remedy = f"{url} needs {error.name}: pip install 'bonbon[postgres]'"
+                    raise UserError(remedy, param="database_url") from error
+                case CommandError():
+                    raise UserError(
+                        f"{url} was made by a newer bonbon ({error}); upgrade bonbon or name another database",
+                        param="database_url",
+                    ) from error
+            raise
+
+    async def _migrate(self) -> None:
+        # Looked at first: a database that is up to date needs no write lock, which a busy service may hold.
+        async with self.read() as connection:
+            current = await connection.run_sync(_is_current)
+        if not current:
             async with self.write() as connection:
                 await connection.run_sync(migrate)
-        except SQLAlchemyError as error:
-            await self.stop()
-            url = self.url.render_as_string(hide_password=True)
-            raise UserError(f"cannot open the database {url}: {error}", param="database_url") from error
 
     async def stop(self) -> None:
         """Close every connection."""
@@ -73,15 +99,29 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to read from: one consistent view."""
-        async with self.engine.begin() as connection:
+        """A connection to read from: one consistent view. Raises StoreError when the database fails."""
+        async with _store_errors(), self.engine.execution_options(**self._reading).begin() as connection:
             yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction, committed at the end of the block. On SQLite it holds the only write lock from its start."""
-        async with self.engine.execution_options(writes=True).begin() as connection:
+        """A transaction, committed at the end of the block. On SQLite it holds the only write lock from its start.
+
+        Raises StoreError when the database fails; nothing of the block is stored then.
+        """
+        async with _store_errors(), self.engine.execution_options(writes=True).begin() as connection:
             yield connection
+
+    async def overwrite_deleted(self) -> None:
+        """Leave nothing of deleted rows in SQLite's files; PostgreSQL's own vacuum does this there."""
+        if self.engine.dialect.name == "sqlite":
+            async with _store_errors(), self.engine.connect() as connection:
+                await connection.run_sync(_empty_log)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        # SQLite reads from a snapshot anyway.
+        return {"isolation_level": "REPEATABLE READ"} if self.engine.dialect.name == "postgresql" else {}
 
     def insert_new(self, table: Table) -> Insert:
         """An insert that passes over rows whose primary key is there already."""
@@ -108,10 +148,30 @@ async def open_database(url: str, *, create: bool = True) -> AsyncIterator[Datab
 
 def migrate(connection: Connection, revision: str = "head") -> None:
     """Bring the schema to `revision`."""
-    config = Config()
-    config.set_main_option("script_location", "bonbon:migrations")
+    config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+@asynccontextmanager
+async def _store_errors() -> AsyncIterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = error.orig if isinstance(error, DBAPIError) else error
+        raise StoreError(f"the database failed: {reason}") from error
+
+
+def _is_current(connection: Connection) -> bool:
+    return set(MigrationContext.configure(connection).get_current_heads()) == set(
+        ScriptDirectory.from_config(_alembic()).get_heads()
+    )
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "bonbon:migrations")
+    return config
 
 
 def _refuse_missing(file: Path) -> None:
@@ -126,9 +186,14 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     # SQLAlchemy begins transactions itself (see _begin_sqlite); the driver must not do it behind its back.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+    for pragma in PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _empty_log(connection: Connection) -> None:
+    # Pages are zeroed as rows go (secure_delete), but the write-ahead log keeps older copies. Not inside a transaction.
+    connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -4,6 +4,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
 from sqlalchemy import (
@@ -60,7 +61,7 @@ class SafeText(TypeDecorator[str]):
 
 
 class Document(TypeDecorator[Any]):
-    """JSON whose strings every database takes."""
+    """JSON that every database takes: its text as in `SafeText`, numbers that are not finite as null."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
@@ -86,7 +87,7 @@ def _clean(value: Any) -> Any:
         return {clean_text(str(key)): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean(item) for item in value]
-    return value
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 class Timestamp(TypeDecorator[datetime]):

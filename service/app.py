@@ -6,8 +6,6 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 
 import structlog
-from bonbon.pairs.log import PairLog
-from bonbon.registry.registry import Registry
 from fastapi import Depends, FastAPI
 
 from bonbon import __version__
@@ -17,6 +15,8 @@ from bonbon.engines import build_engine
 from bonbon.engines.base import Engine
 from bonbon.errors import Conflict, UserError
 from bonbon.modelfiles import resolve_model, served_name
+from bonbon.pairs.log import PairLog
+from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
 from bonbon.rewards.base import Reward
 from bonbon.settings import RewardSpec, Settings
@@ -111,7 +111,7 @@ def _reward_spec(settings: Settings) -> RewardSpec:
     if settings.engine == "fake":
         return RewardSpec(kind="fake")
     raise UserError(
-        "no reward is set: give --reward (BONBON_REWARD) a reward model's directory or hub name, a URL or kind:target",
+        "no reward is set: give --reward (or BONBON_REWARD) a reward model's directory, a hub name, a URL or kind:target",
         param="reward",
     )
 

@@ -70,7 +70,7 @@ async def test_every_answered_request_survives_kill_9(
         goal = len(answered) + count
         async with client_of(service) as client:
             asking = [asyncio.create_task(ask(100 * round_number + i, client)) for i in range(80)]
-            while len(answered) < goal and not all(task.done() for task in asking):  # noqa: ASYNC110 - to the moment
+            while len(answered) < goal and not all(task.done() for task in asking):
                 await asyncio.sleep(0.005)
             assert service.process is not None
             os.kill(service.process.pid, signal.SIGKILL)

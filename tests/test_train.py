@@ -31,7 +31,7 @@ from bonbon.settings import Settings, load_settings
 from bonbon.theory import pair_target, win_fraction
 from trainer.metrics import read_metrics
 from trainer.pairs import Pairs, epoch_batches, length_batches
-from trainer.run import learning_rate_factor
+from trainer.schedule import default_learning_rate, learning_rate_factor
 from trainer.train import train
 
 
@@ -403,6 +403,12 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert np.diff(factors[10:]) == pytest.approx(-1 / 90)
     assert factors[-1] == pytest.approx(1 / 90)
     assert learning_rate_factor(0, 1, 0) == 1
+
+
+def test_the_default_learning_rate_falls_with_width() -> None:
+    assert default_learning_rate("lora", 2000) == pytest.approx(5e-4)
+    assert default_learning_rate("lora", 4096) == pytest.approx(2.86e-4, rel=1e-2)
+    assert default_learning_rate("full", 2000) == pytest.approx(5e-5)
 
 
 def test_metrics_cut_short_by_a_crash_are_left_out(tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ async def _train(
             await hold.confirm()
             version = await (round_.promote(actor="cli") if promote else round_.register())
             show_version(console, version)
+        else:
+            await round_.report()
         console.print(f"report: {round_.directory / 'report.html'}", highlight=False, soft_wrap=True)
 
 

@@ -1,9 +1,11 @@
 """The charts of a run: how training went (upper row) and what the held-out prompts showed (lower row)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -40,18 +42,19 @@ STYLE = {
 }
 
 
-def draw(metrics: Metrics, evaluation: Evaluation | None, gate: GateSettings, *, title: str) -> Figure:
-    """Charts of what is there: training metrics, an evaluation, or both.
+def save(
+    metrics: Metrics, evaluation: Evaluation | None, gate: GateSettings, *, title: str, svg: IO[bytes], png: Path
+) -> None:
+    """Draw charts of what is there: training metrics, an evaluation, or both.
 
     Raises:
         ValueError: there is neither.
     """
-    import matplotlib as mpl
-
     rows = bool(metrics) + (evaluation is not None)
     if not rows:
         raise ValueError("a report needs training metrics or an evaluation")
-    with mpl.rc_context(STYLE):
+    # Some of the style is looked up only when the figure is drawn.
+    with rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
         figure = Figure(figsize=(17, 0.5 + 4.1 * rows), layout=layout)
         figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold")
@@ -62,9 +65,9 @@ def draw(metrics: Metrics, evaluation: Evaluation | None, gate: GateSettings, *,
         if evaluation is not None:
             for axis, chart in zip(axes[-1], PANELS_OF_EVALUATION, strict=True):
                 chart(axis, evaluation, gate)
-        # Fonts and colours are looked up when text is drawn, so it is laid out within the style.
-        figure.draw_without_rendering()
-    return figure
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # what was laid out for the one serves for the other
+        figure.savefig(png, dpi=110)
 
 
 def _loss(axis: Axes, metrics: Metrics) -> None:

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.engines.policy import load_model
@@ -46,8 +47,10 @@ def load_policy(
             "base it is served with: set train.method = full",
             param="train.method",
         )
-    directory = reference.directory if reference and kind is VersionKind.FULL else base
-    model: PreTrainedModel = load_model(directory, torch.device("cpu"), dtype).requires_grad_(False)
+    source = reference.directory if reference and kind is VersionKind.FULL else base
+    model: PreTrainedModel = load_model(source, torch.device("cpu"), dtype).requires_grad_(False)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     if kind is VersionKind.ADAPTER and reference is not None:
         adapted = _load_adapter(model, reference)
         if settings.method == "lora":
@@ -89,7 +92,9 @@ def sequence_logprobs(
 def save_policy(
     model: "PreTrainedModel | PeftModel", directory: Path, *, base: Path, base_name: str, weights: dict[str, Tensor]
 ) -> None:
-    """Write what an engine loads: the adapter alone, or the whole model with its tokenizer. Safetensors only.
+    """Write what an engine loads: the adapter alone, or the whole model, in the base's precision, with its tokenizer.
+
+    Safetensors only. The model is not fit for training after this.
 
     Args:
         weights: the model's state dictionary, gathered from all processes.
@@ -103,7 +108,9 @@ def save_policy(
         # peft's model card is a form nobody has filled in.
         (directory / "README.md").unlink(missing_ok=True)
         return
-    model.save_pretrained(directory, state_dict=weights)
+    dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
+    weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    model.to(dtype).save_pretrained(directory, state_dict=weights)
     for file in sorted(base.iterdir()):
         about_weights = file.name == MANIFEST or file.name.endswith(".index.json")
         if file.suffix in TOKENIZER_SUFFIXES and not about_weights and not (directory / file.name).exists():

@@ -31,16 +31,14 @@ def write_report(
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from trainer.figures import draw
+    from trainer.figures import save
     from trainer.metrics import read_metrics
 
     metrics = read_metrics(run_dir)
     evaluation = Evaluation.load(run_dir) if (run_dir / FILE).exists() else None
     title = version or (evaluation.version if evaluation else run_dir.name)
-    figure = draw(metrics, evaluation, gate, title=title)
     image = io.BytesIO()
-    figure.savefig(image, format="svg", metadata={"Date": None})
-    figure.savefig(run_dir / "report.png", dpi=110)
+    save(metrics, evaluation, gate, title=title, svg=image, png=run_dir / "report.png")
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -132,7 +132,6 @@ class Round:
             "seconds": perf_counter() - start,
         }
         write_json(self.directory / TRAINING, trained)
-        await self._report()
         return trained
 
     async def evaluate(self) -> Evaluation:
@@ -143,7 +142,6 @@ class Round:
         files = VersionFiles(self.directory.name, kind, self.directory / "output")
         evaluation = await self.workshop.evaluate(files, await self.snapshot())
         evaluation.save(self.directory)
-        await self._report()
         return evaluation
 
     async def register(self) -> Version:
@@ -166,7 +164,7 @@ class Round:
             decide = registry.approve if verdict.passed else registry.refuse
             await decide(version.name, verdict.to_dict())
         evaluation.save(self.directory)
-        await self._report(verdict, version.name)
+        await self.report(verdict, version.name)
         write_json(self.directory / REGISTERED, {"version": version.name, "passed": verdict.passed})
         log.info("version registered", version=version.name, gate="passed" if verdict.passed else "refused it")
         return await registry.get(version.name)
@@ -187,6 +185,11 @@ class Round:
     async def leave(self) -> Version:
         """Finish without promoting: `bonbon models promote` may do that later."""
         return self._finish(await self.register(), "not to be promoted by itself")
+
+    async def report(self, verdict: Verdict | None = None, version: str | None = None) -> Path:
+        """Write the report of what is there so far; registering writes it too."""
+        gate = self.workshop.settings.gate
+        return await asyncio.to_thread(write_report, self.directory, gate, verdict=verdict, version=version)
 
     def fail(self, error: Exception) -> None:
         """Close the round: what it was to train on or with cannot be used."""
@@ -233,10 +236,6 @@ class Round:
             "settings": self.workshop.settings.train.model_dump(mode="json"),
             "seconds": {"train": trained["seconds"], "evaluate": evaluation.seconds},
         }
-
-    async def _report(self, verdict: Verdict | None = None, version: str | None = None) -> None:
-        gate = self.workshop.settings.gate
-        await asyncio.to_thread(write_report, self.directory, gate, verdict=verdict, version=version)
 
 
 Stage = Callable[[], Awaitable[Any]]

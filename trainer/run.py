@@ -2,35 +2,29 @@
 
 import math
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from bonbon.errors import BonbonError, UserError
+from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from trainer.checkpoint import Checkpoints, refuse_non_finite, trained_weights
+from trainer.logprobs import Logprobs, sampler_gap
 from trainer.loss import LossTerms, PairLogprobs, make_loss
 from trainer.metrics import MetricsLog
-from trainer.pairs import Batch, Pairs, Rows, epoch_batches, length_batches
-from trainer.policy import save_policy, sequence_logprobs
+from trainer.pairs import Batch, Pairs, Rows, epoch_batches
+from trainer.policy import save_policy
+from trainer.progress import Bars
+from trainer.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-STRANGE_SHARE = 0.01
 
 
 class Run:
@@ -54,10 +48,12 @@ class Run:
         accelerator: Accelerator,
         *,
         key: str,
-        progress: Progress,
+        progress: Bars,
     ) -> None:
         self.config, self.pairs, self.run_dir, self.accelerator = config, pairs, run_dir, accelerator
         self.progress = progress
+        width = policy.config.get_text_config().hidden_size
+        self.learning_rate = config.learning_rate or default_learning_rate(config.method, width)
         self.loss = make_loss(config.loss, alpha=config.alpha, dpo_beta=config.dpo_beta)
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints, accelerator)
         self.steps_per_epoch = len(pairs.train) // config.batch_size
@@ -65,10 +61,11 @@ class Run:
         self.step = 0
         self._epoch: tuple[int, list[Rows]] = (-1, [])
         parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimiser = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=config.weight_decay)
         self.model, self.optimiser = accelerator.prepare(policy, optimiser)
-        self.reference = self._reference_logprobs(key)
-        self.sampler_gap = self._sampler_gap()
+        self.logprobs = Logprobs(self.model, pairs, accelerator, config.micro_batch_size, progress)
+        self.reference = self.logprobs.reference(run_dir / "reference.safetensors", key)
+        self.sampler_gap = sampler_gap(self.reference, pairs, config.max_sampler_gap)
 
     def train(self) -> None:
         """All steps that are left after the last checkpoint.
@@ -81,7 +78,7 @@ class Run:
             self.step = latest
         with (
             MetricsLog(self.run_dir, resume=self.step, enabled=self.accelerator.is_main_process) as log,
-            self._bar("training", self.steps, done=self.step) as bar,
+            self.progress.task("training", self.steps, done=self.step) as bar,
         ):
             if self.step == 0:
                 log.write(0, 0, sampler_gap=self.sampler_gap, **self._held_out(self.reference))
@@ -116,10 +113,10 @@ class Run:
     def _train_step(self) -> dict[str, float]:
         """One optimiser step. Its random numbers depend on seed, step and process only, so that it can be repeated."""
         start = perf_counter()
-        rate = self.config.learning_rate * learning_rate_factor(self.step, self.steps, self.config.warmup_fraction)
+        rate = self.learning_rate * learning_rate_factor(self.step, self.steps, self.config.warmup_fraction)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        torch.manual_seed(_seed(self.config.seed, self.step, self.accelerator.process_index))
+        torch.manual_seed(step_seed(self.config.seed, self.step, self.accelerator.process_index))
         self.model.train()
         terms, tokens = [], 0
         norm = torch.zeros(())
@@ -151,7 +148,7 @@ class Run:
                 kept = "there is no checkpoint yet" if latest is None else f"the checkpoint of step {latest} is kept"
                 raise BonbonError(
                     f"step {self.step + 1}: {name.replace('_', ' ')} is {value}, the run stops ({kept}); lower "
-                    f"train.learning_rate = {self.config.learning_rate:g} and start a new run"
+                    f"train.learning_rate = {self.learning_rate:g} and start a new run"
                 )
 
     def _micro_batches(self) -> list[Rows]:
@@ -167,63 +164,9 @@ class Run:
         return micro[self.accelerator.process_index :: self.accelerator.num_processes]
 
     def _pair_logprobs(self, batch: Batch) -> PairLogprobs:
-        chosen, rejected = self._policy_logprobs(batch).chunk(2)
+        chosen, rejected = self.logprobs.of_batch(batch).chunk(2)
         reference = self.reference[batch.rows.cpu()].to(batch.rows.device)
         return PairLogprobs(chosen, rejected, reference[:, 0], reference[:, 1], batch.n)
-
-    def _policy_logprobs(self, batch: Batch) -> Tensor:
-        return sequence_logprobs(
-            self.model, batch.input_ids, batch.attention_mask, batch.prompt_lengths, batch.temperatures
-        )
-
-    @torch.no_grad()
-    def _logprobs(self, rows: Rows, title: str, *, transient: bool = False) -> Tensor:
-        """Of chosen and rejected under the policy as it is, [pairs of the snapshot, 2]; zero where not in `rows`."""
-        self.model.eval()
-        processes, mine = self.accelerator.num_processes, self.accelerator.process_index
-        batches = length_batches(rows, self.pairs.lengths, self.config.micro_batch_size)
-        result = torch.zeros(len(self.pairs), 2, device=self.accelerator.device)
-        with self._bar(title, len(rows), transient=transient) as bar:
-            for start in range(0, len(batches), processes):
-                # Sharded models need all processes in every forward pass: who has no batch left repeats the last.
-                batch = self.pairs.batch(batches[min(start + mine, len(batches) - 1)]).to(self.accelerator.device)
-                logprobs = torch.stack(self._policy_logprobs(batch).chunk(2), dim=1)
-                if start + mine < len(batches):
-                    result[batch.rows] = logprobs
-                bar(sum(map(len, batches[: start + processes])))
-        reduced: Tensor = self.accelerator.reduce(result, "sum")
-        return reduced.cpu()
-
-    def _reference_logprobs(self, key: str) -> Tensor:
-        """Of all pairs under the policy before its first step, which is the reference; computed once, then read."""
-        path = self.run_dir / "reference.safetensors"
-        if path.exists():
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("key") == key:
-                    cached: Tensor = file.get_tensor("logprobs")
-                    return cached
-        logprobs = self._logprobs(np.arange(len(self.pairs)), "reference log-probabilities")
-        if self.accelerator.is_main_process:
-            partial = path.with_suffix(".partial")
-            save_file({"logprobs": logprobs}, partial, metadata={"key": key})
-            partial.replace(path)
-        return logprobs
-
-    def _sampler_gap(self) -> float:
-        """Mean difference between the logged log-probabilities and the reference's, in nats per token."""
-        tokens: NDArray[np.int64] = np.maximum(self.pairs.tokens, 1)
-        gaps = np.abs(self.reference.double().numpy() - self.pairs.logprobs) / tokens
-        limit = self.config.max_sampler_gap
-        strange = (gaps > limit).any(axis=1)
-        if strange.mean() > STRANGE_SHARE:
-            raise UserError(
-                f"{int(strange.sum())} of {strange.size} pairs were logged with log-probabilities more than "
-                f"train.max_sampler_gap = {limit:g} nats per token away from the reference's (mean {gaps.mean():.3f}): "
-                "the reference did not sample them, or the engine computes otherwise than this trainer; train on the "
-                "version that answered, or raise train.max_sampler_gap if you know why",
-                param="train.max_sampler_gap",
-            )
-        return float(gaps.mean())
 
     def _held_out(self, logprobs: Tensor | None = None) -> dict[str, float]:
         """The loss's terms on held-out pairs, empty when there are none."""
@@ -231,48 +174,8 @@ class Run:
         if not len(rows):
             return {}
         if logprobs is None:
-            logprobs = self._logprobs(rows, "held-out pairs", transient=True)
+            logprobs = self.logprobs.of_rows(rows, "held-out pairs", transient=True)
         policy, reference = logprobs[rows], self.reference[rows]
         n = torch.from_numpy(self.pairs.n[rows])
         terms = self.loss(PairLogprobs(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], n))
         return {f"held_out_{name}": float(value) for name, value in zip(LossTerms._fields, terms, strict=True)}
-
-    @contextmanager
-    def _bar(self, title: str, total: int, *, done: int = 0, transient: bool = False) -> Iterator["_Advance"]:
-        task = self.progress.add_task(title, total=total, completed=done, note="")
-        yield lambda done, note="": self.progress.update(task, completed=done, note=note)
-        if transient:
-            self.progress.remove_task(task)
-
-
-class _Advance(Protocol):
-    def __call__(self, done: int, note: str = "") -> None: ...
-
-
-def progress_bar(*, show: bool) -> Progress:
-    """Bars for the passes of a run, each with a note beside it."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
-        disable=not show,
-    )
-
-
-def count_steps(config: TrainSettings, pairs: int) -> int:
-    """Optimiser steps of a run on this many pairs."""
-    return max(1, math.ceil(config.epochs * (pairs // config.batch_size)))
-
-
-def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Linear warm-up to 1, then linear decay to 0 just after the last step; `step` counts from 0."""
-    warmup = int(steps * warmup_fraction)
-    return (step + 1) / (warmup + 1) if step < warmup else (steps - step) / (steps - warmup)
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -16,8 +16,10 @@ from bonbon.settings import Settings, TrainSettings
 from trainer.metrics import latest_metrics
 from trainer.pairs import Pairs
 from trainer.policy import load_policy
-from trainer.run import Run, count_steps, progress_bar
+from trainer.progress import Bars
+from trainer.run import Run
 from trainer.run_record import claim, describe
+from trainer.schedule import count_steps
 
 if TYPE_CHECKING:
     from bonbon.registry.records import Version
@@ -77,7 +79,7 @@ def train(
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         policy = load_policy(base, reference.files if reference else None, config, dtype=dtype)
         key = f"{snapshot.hash} {reference_digest}"
-        with progress_bar(show=progress and accelerator.is_main_process) as bar:
+        with Bars(show=progress and accelerator.is_main_process) as bar:
             run = Run(config, policy, pairs, run_dir, accelerator, key=key, progress=bar)
             run.train()
             run.save(output, base=base, base_name=base_name)

@@ -41,7 +41,7 @@ class Plan:
     rounds: int = 1
     n: int = 8
     traffic: int = 1000
-    measured_requests: int = 120
+    measured_requests: int = 150
     answers: int = 3
     streams: int = 25
     port: int = 0
@@ -131,6 +131,9 @@ class Demo:
             "BONBON_LOOP__MIN_GROUPS": str(plan.groups_needed),
             "BONBON_LOOP__AUTO_PROMOTE": "false",
             "BONBON_TRAIN__SEED": str(plan.seed),
+            # A tiny model takes, and a short demo needs, larger steps than the defaults.
+            "BONBON_TRAIN__LEARNING_RATE": "2e-3",
+            "BONBON_TRAIN__EPOCHS": "4",
         }
 
     async def _measure_before(self, traffic: Traffic, reward: "Reward") -> Yardstick:

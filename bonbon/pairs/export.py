@@ -67,6 +67,8 @@ async def export(
                     if progress is not None:
                         progress(count)
             sink.write(chunk)
+        if progress is not None:
+            progress(count)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import insert, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Table, insert, select
+from sqlalchemy.exc import OperationalError, TimeoutError
 
 from bonbon.database import Database
 from bonbon.errors import StoreError, UserError
@@ -15,6 +15,8 @@ from bonbon.pairs.rows import candidate_rows, group_of, group_row
 from bonbon.tables import candidates, comparisons, feedback, groups
 
 MAX_COMMIT = 256
+UNREACHABLE = (OperationalError, TimeoutError)
+"""What fails for every group alike: locked, full, gone."""
 
 Waiting = tuple[Group, "asyncio.Future[None]"]
 
@@ -30,37 +32,45 @@ class PairLog:
         self.database = database
         self._waiting: asyncio.Queue[Waiting | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
+        self._open = False
+        self._pending = 0
 
     async def start(self) -> None:
         """Start the writer."""
-        self._writer = asyncio.create_task(self._write())
+        if self._writer is None:
+            self._open = True
+            self._writer = asyncio.create_task(self._write(), name="pair log")
 
     async def stop(self) -> None:
-        """Commit what is waiting, then end."""
-        if self._writer is not None:
-            await self._waiting.put(None)
-            await self._writer
-            self._writer = None
+        """Refuse new groups, commit what is waiting, then end."""
+        self._open = False
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            self._waiting.put_nowait(None)
+            await writer
 
     @property
     def waiting(self) -> int:
         """Groups that are not yet durable."""
-        return self._waiting.qsize()
+        return self._pending
 
     async def append(self, group: Group) -> None:
         """Store a group; durable on return. Appending the same id again does nothing.
 
+        When the caller is cancelled the group is stored nevertheless.
+
         Raises:
             StoreError: the database failed, or the log is not running; the group is not stored.
         """
-        if self._writer is None or self._writer.done():
+        if not self._open:
             raise StoreError("the pair log is not running")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        await self._waiting.put((group, done))
+        self._pending += 1
+        self._waiting.put_nowait((group, done))
         await done
 
     async def append_comparison(self, comparison: Comparison) -> None:
-        """Store an audit's comparison. Raises StoreError."""
+        """Store an audit's comparison. Raises StoreError, also when its group is gone."""
         await self._insert(comparisons, {"id": time_ordered_id(), **asdict(comparison)})
 
     async def append_feedback(self, word: Feedback) -> None:
@@ -88,45 +98,58 @@ class PairLog:
             rows = (await connection.execute(query)).mappings().all()
         return group_of(dict(row), [dict(candidate) for candidate in rows])
 
-    async def _insert(self, table: Any, row: dict[str, Any]) -> None:
-        try:
-            async with self.database.write() as connection:
-                await connection.execute(insert(table), [row])
-        except SQLAlchemyError as error:
-            raise StoreError(f"the {table.name} table could not be written: {error}") from error
+    async def _insert(self, table: Table, row: dict[str, Any]) -> None:
+        async with self.database.write() as connection:
+            await connection.execute(insert(table), [row])
 
     async def _write(self) -> None:
-        running = True
-        while running:
-            batch = [await self._waiting.get()]
-            while len(batch) < MAX_COMMIT and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            running = batch[-1] is not None
-            entries = [entry for entry in batch if entry is not None]
-            if entries and not await self._commit(entries) and len(entries) > 1:
-                # One bad group must not take the others with it.
-                for entry in entries:
-                    await self._commit([entry])
-
-    async def _commit(self, entries: list[Waiting]) -> bool:
-        """Whether the entries are durable; a lone entry that is not gets its error."""
-        error: Exception | None = None
+        running, entries = True, []
         try:
-            async with self.database.write() as connection:
-                await connection.execute(self.database.insert_new(groups), [group_row(group) for group, _ in entries])
-                await connection.execute(
-                    self.database.insert_new(candidates),
-                    [row for group, _ in entries for row in candidate_rows(group)],
-                )
-        except Exception as failure:  # noqa: BLE001 - whoever waits must hear of it, and the writer go on
-            error = failure
-        if error is not None and len(entries) > 1:
-            return False
+            while running:
+                batch = [await self._waiting.get()]
+                while len(batch) < MAX_COMMIT and not self._waiting.empty():
+                    batch.append(self._waiting.get_nowait())
+                entries = [entry for entry in batch if entry is not None]
+                running = len(entries) == len(batch)  # `stop` puts None behind the last group
+                if entries:
+                    await self._settle(entries)
+                    entries = []
+        finally:
+            # Nothing waits for a writer that was cancelled.
+            self._open = False
+            for _, done in entries:
+                done.cancel()
+            while not self._waiting.empty():
+                if entry := self._waiting.get_nowait():
+                    entry[1].cancel()
+
+    async def _settle(self, entries: list[Waiting]) -> None:
+        """Commit the entries in one transaction; one that cannot be stored is told so, alone."""
+        try:
+            await self._commit([group for group, _ in entries])
+        except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, and the writer go on
+            if len(entries) > 1 and not isinstance(error.__cause__, UNREACHABLE):
+                half = len(entries) // 2
+                await self._settle(entries[:half])
+                await self._settle(entries[half:])
+                return
+            failure: Exception | None = error
+        else:
+            failure = None
+        self._pending -= len(entries)
         for _, done in entries:
-            if done.done():  # the request was cancelled while it waited
+            if done.done():  # its caller was cancelled
                 continue
-            if error is None:
+            if failure is None:
                 done.set_result(None)
             else:
-                done.set_exception(StoreError(f"the group could not be stored: {error}"))
-        return error is None
+                stored = StoreError(f"the group could not be stored: {failure}")
+                stored.__cause__ = failure
+                done.set_exception(stored)
+
+    async def _commit(self, new: list[Group]) -> None:
+        group_rows = [group_row(group) for group in new]
+        rows = [row for group in new for row in candidate_rows(group)]
+        async with self.database.write() as connection:
+            await connection.execute(self.database.insert_new(groups), group_rows)
+            await connection.execute(self.database.insert_new(candidates), rows)

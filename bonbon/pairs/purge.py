@@ -27,7 +27,8 @@ async def purge(
 ) -> int:
     """Delete groups older than a time, or of one end user, or both conditions together; how many.
 
-    Candidates, comparisons and feedback go with their groups. Small transactions let writers through.
+    Candidates, comparisons and feedback go with their groups, and nothing of them stays readable in SQLite's files.
+    Small transactions let writers through.
 
     Args:
         progress: called with the number of groups deleted so far.
@@ -45,7 +46,10 @@ async def purge(
         if progress is not None:
             progress(deleted)
         if len(ids) < CHUNK:
-            return deleted
+            break
+    if deleted:
+        await database.overwrite_deleted()
+    return deleted
 
 
 def _condition(older_than: datetime | None, user: str | None) -> ColumnElement[bool]:

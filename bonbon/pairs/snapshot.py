@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a snapshot holds. `hash` is SHA-256 over its pairs in order: the same hash, the same training data.
+    """What a snapshot holds. `hash` is SHA-256 over sampler, reward and pairs in order: same hash, same training data.
 
     `version` is the one sampler of every pair, `base_digest` the manifest digest of the base it was made from ("" when
     the registry does not know it). `other_rewards` counts clean groups left out because another reward, or another
@@ -106,7 +106,7 @@ async def take_snapshot(
     if directory.exists():
         raise UserError(f"{directory} exists; a snapshot is never overwritten, name another directory")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    digest, taken, other = _Digest(), _Tally(), 0
+    digest, taken, other = _Digest(version, reward), _Tally(), 0
     with TemporaryDirectory(dir=directory.parent, prefix=".snapshot-") as temporary:
         work = Path(temporary) / "work"
         work.mkdir()
@@ -127,20 +127,19 @@ async def take_snapshot(
                         progress(taken.groups)
             if chunk:
                 writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
+        if progress is not None:
+            progress(taken.groups)
+        if taken.groups == 0:
+            raise UserError(f"no clean group of version {version!r} was scored by {reward.name!r} {reward.version!r}")
         snapshot = Snapshot(
             path=directory,
             hash=digest.hex,
             version=version,
             base_digest=await _base_digest(database, version),
-            groups=taken.groups,
-            held_out_groups=taken.held_out,
-            ns=tuple(sorted(taken.ns)),
-            temperatures=tuple(sorted(taken.temperatures)),
             reward_name=reward.name,
             reward_version=reward.version,
-            first_group=taken.first,
-            last_group=taken.last,
             other_rewards=other,
+            **taken.totals,
         )
         record = asdict(snapshot)
         del record["path"]
@@ -155,12 +154,13 @@ def read_snapshot(directory: Path) -> Snapshot:
         record = json.loads((directory / RECORD).read_text())
         record = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
         snapshot = Snapshot(path=directory, **record)
-        digest = _Digest()
+        digest, taken = _Digest(snapshot.version, RewardKey(snapshot.reward_name, snapshot.reward_version)), _Tally()
         for row in read_rows(snapshot):
             digest.add(row)
+            taken.add(row)
     except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
         raise UserError(f"{directory} is not a readable snapshot: {error}; take a new one") from error
-    if digest.hex != snapshot.hash:
+    if digest.hex != snapshot.hash or any(getattr(snapshot, name) != total for name, total in taken.totals.items()):
         raise UserError(f"{directory / PAIRS} is not what {RECORD} says (hash {snapshot.hash}); take a new snapshot")
     return snapshot
 
@@ -173,13 +173,17 @@ def read_rows(snapshot: Snapshot) -> Iterable[dict[str, Any]]:
 
 
 class _Digest:
-    """SHA-256 over rows in order."""
+    """SHA-256 over sampler, reward, and rows in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, version: str, reward: RewardKey) -> None:
         self._hash = sha256()
+        self._line([version, *reward])
 
     def add(self, row: dict[str, Any]) -> None:
-        self._hash.update(json.dumps([row[name] for name in SCHEMA.names], ensure_ascii=True).encode() + b"\n")
+        self._line([row[name] for name in SCHEMA.names])
+
+    def _line(self, values: list[Any]) -> None:
+        self._hash.update(json.dumps(values).encode() + b"\n")
 
     @property
     def hex(self) -> str:
@@ -204,6 +208,18 @@ class _Tally:
         self.last = row["group_id"]
         self.ns.add(row["n"])
         self.temperatures.add(row["temperature"])
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """The snapshot's fields of these names."""
+        return {
+            "groups": self.groups,
+            "held_out_groups": self.held_out,
+            "ns": tuple(sorted(self.ns)),
+            "temperatures": tuple(sorted(self.temperatures)),
+            "first_group": self.first,
+            "last_group": self.last,
+        }
 
 
 def _row(pair: Pair, held_out_fraction: float) -> dict[str, Any]:

@@ -10,36 +10,53 @@ from bonbon.registry.manifest import MANIFEST, Manifest, make_manifest, verify, 
 
 
 def store(directory: Path, root: Path) -> tuple[Manifest, Path]:
-    """Copy a version's files to `root/<digest>`, durable before it has that name; what is there already is checked.
+    """Copy a version's files to `root/<digest>`, durable before it has that name.
+
+    What is there already is kept if it is whole, and replaced if it is not.
 
     Raises:
         UserError: the directory cannot be a version (see `make_manifest`), or changed while it was copied.
     """
     manifest = make_manifest(directory)
     target = root / manifest.digest
-    if target.exists():
-        verify(target, manifest.digest)
+    if _whole(target, manifest):
         return manifest, target
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix=".incoming-") as temporary:
-        work = Path(temporary) / manifest.digest
-        work.mkdir()
-        for path in version_files(directory):
-            copy = work / path.relative_to(directory)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-            _sync(copy)
-        (work / MANIFEST).write_text(manifest.to_json())
-        _sync(work / MANIFEST)
-        _sync(work)
-        if make_manifest(work).digest != manifest.digest:
-            raise UserError(f"{directory} changed while it was being copied; register it again")
+        work = Path(temporary) / "work"
+        _copy(directory, work, manifest)
+        if target.exists() and not _whole(target, manifest):
+            target.rename(Path(temporary) / "corrupt")
         try:
             work.rename(target)
         except OSError:
-            verify(target, manifest.digest)  # somebody else stored the same content first
+            if not _whole(target, manifest):  # else somebody stored the same content first
+                raise
         _sync(root)
     return manifest, target
+
+
+def _whole(target: Path, manifest: Manifest) -> bool:
+    try:
+        verify(target, manifest.digest)
+    except UserError:
+        return False
+    return True
+
+
+def _copy(directory: Path, work: Path, manifest: Manifest) -> None:
+    work.mkdir()
+    for path in version_files(directory):
+        copy = work / path.relative_to(directory)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        _sync(copy)
+    (work / MANIFEST).write_text(manifest.to_json())
+    _sync(work / MANIFEST)
+    for folder in (*(path for path in work.rglob("*") if path.is_dir()), work):
+        _sync(folder)
+    if make_manifest(work).digest != manifest.digest:
+        raise UserError(f"{directory} changed while it was being copied; register it again")
 
 
 def _sync(path: Path) -> None:

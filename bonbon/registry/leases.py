@@ -1,9 +1,9 @@
 """Leases: one holder at a time, and a fencing token that tells a late holder that it is late."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import select, update
 
 from bonbon.database import Database
 from bonbon.errors import Conflict
@@ -27,25 +27,22 @@ class Lease:
 async def acquire(database: Database, name: str, holder: str, seconds: float) -> Lease:
     """Take the lease if nobody holds it or its holder is late in renewing it. Raises Conflict naming the holder."""
     now = datetime.now(UTC)
-    expires = now + timedelta(seconds=seconds)
     async with database.write() as connection:
-        row = (await connection.execute(select(leases).where(leases.c.name == name).with_for_update())).one_or_none()
-        if row is None:
-            await connection.execute(insert(leases).values(name=name, holder=holder, token=1, expires=expires))
-            return Lease(name, holder, 1, seconds)
+        await connection.execute(database.insert_new(leases).values(name=name, holder="", token=0, expires=now))
+        row = (await connection.execute(select(leases).where(leases.c.name == name).with_for_update())).one()
         if row.expires > now and row.holder:
             raise Conflict(f"lease {name!r} is held by {row.holder} until {row.expires.isoformat(timespec='seconds')}")
-        token = row.token + 1
-        change = update(leases).where(leases.c.name == name, leases.c.token == row.token)
-        await connection.execute(change.values(holder=holder, token=token, expires=expires))
-    return Lease(name, holder, token, seconds)
+        lease = Lease(name, holder, row.token + 1, seconds)
+        values = {"holder": holder, "token": lease.token, "expires": now + timedelta(seconds=seconds)}
+        await connection.execute(update(leases).where(leases.c.name == name).values(values))
+    return lease
 
 
 async def renew(database: Database, lease: Lease) -> Lease:
     """Hold it for another `lease.seconds`. Raises Conflict when somebody else has taken it."""
     expires = datetime.now(UTC) + timedelta(seconds=lease.seconds)
     await _change(database, lease, lease.holder, expires)
-    return replace(lease)
+    return lease
 
 
 async def release(database: Database, lease: Lease) -> None:

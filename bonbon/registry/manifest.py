@@ -16,12 +16,14 @@ REFUSED = (
     ".pkl",
     ".pickle",
     ".ckpt",
+    ".dill",
     ".joblib",
     ".npy",
     ".npz",
     ".h5",
     ".msgpack",
     ".py",
+    ".pyc",
     ".so",
 )
 
@@ -80,23 +82,7 @@ def version_files(directory: Path, *, passing_over: bool = False) -> list[Path]:
     With `passing_over`, files of the refused formats are left out instead: a base model may come with them, and only
     its safetensors are ever loaded.
     """
-    if not directory.is_dir():
-        raise UserError(f"{directory} is not a directory; a version is a directory in Hugging Face format")
-    root = directory.resolve()
-    files = []
-    for path in sorted(directory.rglob("*")):
-        relative = path.relative_to(directory)
-        if any(part.startswith(".") for part in relative.parts) or path.name == MANIFEST:
-            continue
-        if not path.resolve().is_relative_to(root) and not _in_hub_cache(path):
-            raise UserError(f"{path} links out of {directory}; copy the file it points to")
-        if path.is_dir():
-            continue
-        if path.suffix in REFUSED:
-            if passing_over:
-                continue
-            raise UserError(f"{path}: {path.suffix} files can carry code and are refused; save as safetensors")
-        files.append(path)
+    files = _files(directory, passing_over=passing_over)
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{directory} has no .safetensors file; save the model with safe serialization")
     return files
@@ -115,23 +101,50 @@ def verify(directory: Path, digest: str) -> None:
     if recorded.digest != digest:
         raise UserError(f"{directory / MANIFEST} was changed: its digest is not {digest}; register the version again")
     expected = {entry.path: entry for entry in recorded.files}
-    for path in version_files(directory):
-        name = str(path.relative_to(directory))
-        entry = expected.pop(name, None)
+    for path in _files(directory):
+        entry = expected.pop(path.relative_to(directory).as_posix(), None)
         if entry is None:
             raise UserError(f"{path} is not in the manifest; remove it or register the version again")
-        if path.stat().st_size != entry.size:
-            raise UserError(
-                f"{path} has {path.stat().st_size} bytes, the manifest says {entry.size}: truncated or changed"
-            )
-        if _sha256(path) != entry.sha256:
-            raise UserError(f"{path} is corrupt: its SHA-256 is not the manifest's")
+        _check(path, entry)
     if expected:
         raise UserError(f"{directory / min(expected)} is missing; register the version again")
 
 
+def _files(directory: Path, *, passing_over: bool = False) -> list[Path]:
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; a version is a directory in Hugging Face format")
+    root = directory.resolve()
+    files = []
+    for path in sorted(directory.rglob("*")):
+        relative = path.relative_to(directory)
+        if any(part.startswith(".") for part in relative.parts) or relative == Path(MANIFEST):
+            continue
+        if not path.resolve().is_relative_to(root) and not _in_hub_cache(path):
+            raise UserError(f"{path} links out of {directory}; copy the file it points to")
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if not path.is_file():
+            raise UserError(f"{path} is not a file; a version is made of files and directories only")
+        if path.suffix.lower() not in REFUSED:
+            files.append(path)
+        elif not passing_over:
+            raise UserError(f"{path}: {path.suffix} files can carry code and are refused; save as safetensors")
+    return files
+
+
+def _check(path: Path, entry: FileEntry) -> None:
+    try:
+        size = path.stat().st_size
+        if size != entry.size:
+            raise UserError(f"{path} has {size} bytes, the manifest says {entry.size}: truncated or changed")
+        if _sha256(path) != entry.sha256:
+            raise UserError(f"{path} is corrupt: its SHA-256 is not the manifest's")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
 def _manifest(directory: Path, files: list[Path]) -> Manifest:
-    return Manifest(tuple(FileEntry(str(p.relative_to(directory)), p.stat().st_size, _sha256(p)) for p in files))
+    return Manifest(tuple(FileEntry(p.relative_to(directory).as_posix(), p.stat().st_size, _sha256(p)) for p in files))
 
 
 def _sha256(path: Path) -> str:

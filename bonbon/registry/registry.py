@@ -37,7 +37,9 @@ class Registry:
 
         `directory` is None when the files are not on this machine. Raises UserError when `name` has other files.
         """
-        digest = await asyncio.to_thread(base_digest, directory) if directory is not None else ""
+        digest = ""
+        if directory is not None:
+            directory, digest = await asyncio.to_thread(_located, directory)
         async with self.database.write() as connection:
             known = await self._find(connection, name)
             if known is None:
@@ -45,16 +47,16 @@ class Registry:
                 await connection.execute(insert(versions).values(_row(version)))
                 await _record(connection, "registered", name, "service", digest=digest)
                 return version
-            if known.kind is not VersionKind.BASE or known.digest != digest:
+            if known.kind is not VersionKind.BASE or (known.digest and digest and known.digest != digest):
                 raise UserError(
                     f"the registry knows {name!r} with other files (digest {known.digest[:12]}, now {digest[:12]}); "
                     "name another data_dir or database_url for another base model",
                     param="model",
                 )
-            if directory is not None and known.directory != directory:
-                await _set(connection, name, directory=str(directory))
-                known = replace(known, directory=directory)
-            return known
+            if directory is None or (known.directory, known.digest) == (directory, digest):
+                return known
+            await _set(connection, name, directory=str(directory), digest=digest)
+        return replace(known, directory=directory, digest=digest)
 
     async def register(
         self,
@@ -69,11 +71,16 @@ class Registry:
         """Copy the files in and give them the next name, `<base>-bonbon-0001` and so on; a name is never given twice.
 
         Raises:
-            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`).
+            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`), or the parent has another
+                base.
             UnknownVersion: base or parent is not registered.
         """
-        for name in (base, parent):
-            await self.get(name)
+        if (await self.get(base)).kind is not VersionKind.BASE:
+            raise UserError(
+                f"{base!r} is not a base model; a version's base is what its first ancestor was trained from"
+            )
+        if (await self.get(parent)).base != base:
+            raise UserError(f"{parent!r} is not a version of {base!r}: a version and its parent have the same base")
         manifest, target = await asyncio.to_thread(store, directory, self.root)
         async with self.database.write() as connection:
             name = await self._next_name(connection, base)
@@ -170,7 +177,7 @@ class Registry:
 
     async def history(self, limit: int = 100, *, version: str | None = None) -> tuple[Event, ...]:
         """The newest lines of the audit trail (of one version, if named), newest first."""
-        query = select(events).order_by(events.c.id.desc()).limit(limit)
+        query = select(events).order_by(events.c.time.desc(), events.c.id.desc()).limit(limit)
         if version is not None:
             query = query.where(events.c.version == version)
         async with self.database.read() as connection:
@@ -211,9 +218,12 @@ class Registry:
     async def _next_name(self, connection: AsyncConnection, base: str) -> str:
         await connection.execute(self.database.insert_new(version_numbers).values(base=base, last=0))
         numbers = version_numbers.c
-        await connection.execute(update(version_numbers).where(numbers.base == base).values(last=numbers.last + 1))
         query = select(numbers.last).where(numbers.base == base)
-        return f"{base}-bonbon-{(await connection.execute(query)).scalar_one():04d}"
+        while True:
+            await connection.execute(update(version_numbers).where(numbers.base == base).values(last=numbers.last + 1))
+            name = f"{base}-bonbon-{(await connection.execute(query)).scalar_one():04d}"
+            if await self._find(connection, name) is None:  # a base model may have been given that name
+                return name
 
     async def _find(self, connection: AsyncConnection, name: str) -> Version | None:
         row = (await connection.execute(select(versions).where(versions.c.name == name))).mappings().one_or_none()
@@ -226,6 +236,10 @@ class Registry:
                 f"there is no version {name!r}; `bonbon models list` shows those there are", param="version"
             )
         return version
+
+
+def _located(directory: Path) -> tuple[Path, str]:
+    return directory.absolute(), base_digest(directory)
 
 
 async def _target(connection: AsyncConnection, alias: str) -> str | None:

@@ -5,10 +5,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import Request
 
-from bonbon.errors import EngineError
+from bonbon.errors import EngineError, StoreError
 from service.parts import Parts, get_parts
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -51,8 +50,8 @@ async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], r
                 champion = await parts.registry.champion()
         except EngineError as error:
             reason = f"the engine cannot draw: {error}"
-        except (SQLAlchemyError, OSError) as error:  # a TimeoutError is an OSError
-            reason = f"the database does not answer: {type(error).__name__}"
+        except (StoreError, OSError) as error:  # a TimeoutError is an OSError
+            reason = f"the database does not answer: {type(error.__cause__ or error).__name__}"
     if reason is not None:
         response.status_code = 503
     return Ready(
