@@ -111,7 +111,7 @@ def _reward_spec(settings: Settings) -> RewardSpec:
     if settings.engine == "fake":
         return RewardSpec(kind="fake")
     raise UserError(
-        "no reward is set: give --reward (or BONBON_REWARD) a reward model's directory, a hub name, a URL or kind:target",
+        "no reward is set: give --reward (or BONBON_REWARD) a model's directory or hub name, a URL or kind:target",
         param="reward",
     )
 
