@@ -630,19 +630,6 @@ async def test_a_failure_while_a_prompt_is_processed_fails_that_request_only(eng
     assert [draw.token_ids for draw in (await running).draws] == [draw.token_ids for draw in alone.draws]
 
 
-async def test_a_failure_while_drawing_fails_the_batch_and_the_engine_goes_on(engine: EmbeddedEngine) -> None:
-    requests = [DrawRequest(Prompt(token_ids=(7, 8 + k)), "tiny", 2, endless(engine)) for k in range(3)]
-    running = [asyncio.create_task(collect(engine, request)) for request in requests]
-    await asyncio.sleep(0.05)
-    failing = raise_when(engine, lambda width: width == 1)
-    for result in await asyncio.gather(*running, return_exceptions=True):
-        assert isinstance(result, EngineError)
-        assert "no memory left" in str(result)
-    failing.remove()
-    await engine.check()
-    await collect(engine, DrawRequest(PROMPT, "tiny", 2, Sampling(max_tokens=3)))
-
-
 async def test_when_the_thread_dies_everybody_is_told(engine: EmbeddedEngine) -> None:
     running = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 2, endless(engine))))
     await asyncio.sleep(0.05)
