@@ -14,7 +14,7 @@ def demo(
     json_file: Path = typer.Option(None, "--json", help="Write every figure to this file."),
     exit_: bool = typer.Option(False, "--exit", help="Stop the service and exit when done."),
     rounds: int = typer.Option(1, min=1, help="Distil again, from the champion's own groups."),
-    seed: int = typer.Option(0, help="Seeds the traffic, the draws and the training."),
+    seed: int = typer.Option(1, help="Seeds the traffic, the draws and the training."),
     traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
     data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
     port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
