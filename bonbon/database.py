@@ -1,24 +1,49 @@
 """The one database of pair log and registry: SQLite by default, PostgreSQL by URL."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Dialect, Insert, Table, event
+from sqlalchemy import Connection, CursorResult, Dialect, Insert, Table, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.sql import Executable
 
 from bonbon.errors import StoreError, UserError
+from bonbon.uncancelled import uncancelled
+
+T = TypeVar("T")
 
 PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
+
+
+class Transaction:
+    """What may be done inside `Database.read` and `Database.write`.
+
+    A statement that has begun is awaited to its end when its caller is cancelled: the SQLite driver would go on with
+    it in its thread, and could leave the write lock taken on a connection that nobody has any more.
+    """
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def execute(
+        self, statement: Executable, parameters: list[dict[str, Any]] | None = None
+    ) -> CursorResult[*tuple[Any, ...]]:
+        """Run one statement, once for each of `parameters`; the result is buffered."""
+        return await uncancelled(self._connection.execute(statement, parameters))
+
+    async def run_sync(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` on the synchronous connection."""
+        return await uncancelled(self._connection.run_sync(function))
 
 
 class Database:
@@ -94,29 +119,42 @@ class Database:
     async def stop(self) -> None:
         """Close every connection."""
         if self._engine is not None:
-            await self._engine.dispose()
+            await uncancelled(self._engine.dispose())
             self._engine = None
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection to read from: one consistent view. Raises StoreError when the database fails."""
-        async with _store_errors(), self.engine.execution_options(**self._reading).begin() as connection:
-            yield connection
+    async def read(self) -> AsyncIterator[Transaction]:
+        """Statements that read: one consistent view. Raises StoreError when the database fails."""
+        async with self._transaction(**self._reading) as transaction:
+            yield transaction
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self) -> AsyncIterator[Transaction]:
         """A transaction, committed at the end of the block. On SQLite it holds the only write lock from its start.
 
         Raises StoreError when the database fails; nothing of the block is stored then.
         """
-        async with _store_errors(), self.engine.execution_options(writes=True).begin() as connection:
-            yield connection
+        async with self._transaction(writes=True) as transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def _transaction(self, **options: Any) -> AsyncIterator[Transaction]:
+        async with _store_errors():
+            connection = self.engine.execution_options(**options).connect()
+            try:
+                await uncancelled(connection.start())
+                await uncancelled(connection.begin().start())
+                yield Transaction(connection)
+                await uncancelled(connection.commit())
+            finally:
+                if connection.sync_connection is not None:
+                    await uncancelled(connection.close())
 
     async def overwrite_deleted(self) -> None:
         """Leave nothing of deleted rows in SQLite's files; PostgreSQL's own vacuum does this there."""
         if self.engine.dialect.name == "sqlite":
             async with _store_errors(), self.engine.connect() as connection:
-                await connection.run_sync(_empty_log)
+                await uncancelled(connection.run_sync(_empty_log))
 
     @property
     def _reading(self) -> dict[str, Any]:

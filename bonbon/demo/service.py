@@ -71,8 +71,18 @@ class ServiceProcess:
         assert self.process is not None
         return await self.process.wait()
 
-    async def stop(self) -> None:
-        """SIGTERM, then wait for the drain."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.send_signal(signal.SIGTERM)
+    async def stop(self, seconds: float = 120.0) -> None:
+        """SIGTERM, then wait for the drain.
+
+        Raises BonbonError, and kills it, when it has not ended after `seconds`.
+        """
+        if self.process is None or self.process.returncode is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
             await self.process.wait()
+            raise BonbonError(f"the service did not end within {seconds:g} s; see {self.log}") from None

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import delete, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from bonbon.database import Database
+from bonbon.database import Database, Transaction
 from bonbon.engines.base import VersionKind
 from bonbon.errors import Conflict, UnknownVersion, UserError
 from bonbon.ids import time_ordered_id
@@ -198,9 +197,7 @@ class Registry:
             raise UserError(f"the base model in {version.directory} was changed since it was registered")
         return version
 
-    async def _judge(
-        self, connection: AsyncConnection, name: str, state: VersionState, verdict: dict[str, Any]
-    ) -> Version:
+    async def _judge(self, connection: Transaction, name: str, state: VersionState, verdict: dict[str, Any]) -> Version:
         version = await self._need(connection, name)
         if version.state not in (VersionState.REGISTERED, VersionState.APPROVED, VersionState.REFUSED):
             raise UserError(f"{name} is {version.state}; only a version that was never promoted can be judged")
@@ -208,14 +205,14 @@ class Registry:
         await _record(connection, state, name, "gate")
         return replace(version, state=state, verdict=verdict)
 
-    async def _move(self, connection: AsyncConnection, champion: str | None, name: str) -> None:
+    async def _move(self, connection: Transaction, champion: str | None, name: str) -> None:
         await _point(connection, CHAMPION, name)
         await _set(connection, name, state=VersionState.PROMOTED)
         if champion is not None:
             await _point(connection, PREVIOUS, champion)
             await _set(connection, champion, state=VersionState.RETIRED)
 
-    async def _next_name(self, connection: AsyncConnection, base: str) -> str:
+    async def _next_name(self, connection: Transaction, base: str) -> str:
         await connection.execute(self.database.insert_new(version_numbers).values(base=base, last=0))
         numbers = version_numbers.c
         query = select(numbers.last).where(numbers.base == base)
@@ -225,11 +222,11 @@ class Registry:
             if await self._find(connection, name) is None:  # a base model may have been given that name
                 return name
 
-    async def _find(self, connection: AsyncConnection, name: str) -> Version | None:
+    async def _find(self, connection: Transaction, name: str) -> Version | None:
         row = (await connection.execute(select(versions).where(versions.c.name == name))).mappings().one_or_none()
         return None if row is None else _version(row)
 
-    async def _need(self, connection: AsyncConnection, name: str) -> Version:
+    async def _need(self, connection: Transaction, name: str) -> Version:
         version = await self._find(connection, name)
         if version is None:
             raise UnknownVersion(
@@ -242,27 +239,27 @@ def _located(directory: Path) -> tuple[Path, str]:
     return directory.absolute(), base_digest(directory)
 
 
-async def _target(connection: AsyncConnection, alias: str) -> str | None:
+async def _target(connection: Transaction, alias: str) -> str | None:
     query = select(aliases.c.version).where(aliases.c.alias == alias).with_for_update()
     return (await connection.execute(query)).scalar_one_or_none()
 
 
-async def _point(connection: AsyncConnection, alias: str, name: str) -> None:
+async def _point(connection: Transaction, alias: str, name: str) -> None:
     now = datetime.now(UTC)
     moved = await connection.execute(update(aliases).where(aliases.c.alias == alias).values(version=name, moved=now))
     if moved.rowcount == 0:
         await connection.execute(insert(aliases).values(alias=alias, version=name, moved=now))
 
 
-async def _clear_challenger(connection: AsyncConnection, name: str) -> None:
+async def _clear_challenger(connection: Transaction, name: str) -> None:
     await connection.execute(delete(aliases).where(aliases.c.alias == CHALLENGER, aliases.c.version == name))
 
 
-async def _set(connection: AsyncConnection, name: str, **values: Any) -> None:
+async def _set(connection: Transaction, name: str, **values: Any) -> None:
     await connection.execute(update(versions).where(versions.c.name == name).values(**values))
 
 
-async def _record(connection: AsyncConnection, kind: str, version: str, actor: str, **detail: Any) -> None:
+async def _record(connection: Transaction, kind: str, version: str, actor: str, **detail: Any) -> None:
     now = datetime.now(UTC)
     row = {"id": time_ordered_id(), "time": now, "kind": kind, "version": version, "actor": actor, "detail": detail}
     await connection.execute(insert(events).values(row))
