@@ -88,7 +88,7 @@ async def test_every_answered_request_survives_kill_9(
 
 
 async def register_adapter(environment: dict[str, str], base: Path, directory: Path, seed: int) -> str:
-    """A version with small random weights, approved."""
+    """A version with small random weights; the gate has not judged it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -101,8 +101,14 @@ async def register_adapter(environment: dict[str, str], base: Path, directory: P
         version = await registry.register(
             base=base.name, parent=base.name, kind=VersionKind.ADAPTER, directory=directory, training={"seed": seed}
         )
-        await registry.approve(version.name, {"passed": True, "reasons": []})
     return version.name
+
+
+async def approve(environment: dict[str, str], name: str) -> Path:
+    """From now on the service sees it as the challenger; where its files are."""
+    async with open_database(database_url(environment)) as database:
+        registry = Registry(database, Path(environment["BONBON_DATA_DIR"]) / "versions")
+        return (await registry.approve(name, {"passed": True, "reasons": []})).directory
 
 
 async def admin(service: ServiceProcess, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -124,6 +130,7 @@ async def test_promotions_and_rollback_under_traffic(
         traffic = Traffic(client)
         sending = asyncio.create_task(traffic.until(stop, REQUESTS, model="bonbon"))
         for version in (first, second):
+            await approve(environment, version)
             await asyncio.sleep(0.5)
             assert (await admin(service, "/admin/promote", {"version": version}))["served"]
             assert (await traffic.ask(REQUESTS[0], model="bonbon", seed=0)).version == version
@@ -141,10 +148,9 @@ async def test_a_corrupt_version_is_refused_and_the_champion_keeps_serving(
     service: ServiceProcess, environment: dict[str, str], tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     name = await register_adapter(environment, tiny_models.policy, tmp_path / "adapter", 1)
-    async with open_database(database_url(environment)) as database:
-        directory = (await Registry(database, tmp_path).get(name)).directory
-    weights = directory / "adapter_model.safetensors"
+    (weights,) = Path(environment["BONBON_DATA_DIR"]).glob("versions/*/adapter_model.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
+    assert await approve(environment, name) == weights.parent
     async with httpx2.AsyncClient(base_url=service.url, timeout=60.0) as client:
         response = await client.post("/admin/promote", json={"version": name})
     assert response.status_code == 409

@@ -148,8 +148,10 @@ class PairLog:
                 done.set_exception(stored)
 
     async def _commit(self, new: list[Group]) -> None:
-        group_rows = [group_row(group) for group in new]
-        rows = [row for group in new for row in candidate_rows(group)]
+        by_id = {group.id: group for group in reversed(new)}
+        insertion = self.database.insert_new(groups).returning(groups.c.id)
         async with self.database.write() as connection:
-            await connection.execute(self.database.insert_new(groups), group_rows)
-            await connection.execute(self.database.insert_new(candidates), rows)
+            inserted = await connection.execute(insertion, [group_row(group) for group in by_id.values()])
+            rows = [row for group_id in inserted.scalars() for row in candidate_rows(by_id[group_id])]
+            if rows:
+                await connection.execute(insert(candidates), rows)

@@ -1,0 +1,199 @@
+"""The database on SQLite and PostgreSQL: schema, transactions, and callers that are cancelled."""
+
+import asyncio
+import random
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, insert, select, text
+
+from bonbon.database import Database, open_database
+from bonbon.errors import StoreError, UserError
+from bonbon.tables import aliases, metadata
+from bonbon.uncancelled import uncancelled
+
+
+async def test_the_migrations_make_exactly_the_tables(database: Database) -> None:
+    def differences(connection: Connection) -> Any:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        return compare_metadata(context, metadata)
+
+    async with database.read() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_starting_again_finds_everything(database: Database, database_url: str) -> None:
+    async with database.write() as connection:
+        await connection.execute(insert(aliases), [alias("champion")])
+    async with open_database(database_url, create=False) as again:
+        assert await names(again) == {"champion"}
+
+
+async def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
+    program = f"""
+import asyncio
+from bonbon.database import open_database
+async def main():
+    async with open_database({database_url!r}):
+        pass
+asyncio.run(main())
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) for _ in range(3)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors.decode()
+
+
+async def test_a_newer_schema_is_refused(database: Database, database_url: str) -> None:
+    async with database.write() as connection:
+        await connection.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
+    with pytest.raises(UserError, match="newer bonbon"):
+        await Database(database_url).start()
+
+
+@pytest.mark.parametrize("url", ["mysql://localhost/bonbon", "sqlite:///bonbon.db", "postgresql://localhost/bonbon"])
+def test_another_kind_of_database_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"use sqlite\+aiosqlite") as refusal:
+        Database(url)
+    assert refusal.value.param == "database_url"
+
+
+def test_what_is_no_url_is_refused() -> None:
+    with pytest.raises(UserError, match="database_url"):
+        Database("bonbon.db")
+
+
+async def test_a_missing_file_is_refused_where_none_should_be_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no database"):
+        await Database(f"sqlite+aiosqlite:///{tmp_path / 'gone.db'}", create=False).start()
+    assert not (tmp_path / "gone.db").exists()
+
+
+async def test_a_database_that_cannot_be_opened_is_named_without_its_password(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot open the database sqlite"):
+        await Database(f"sqlite+aiosqlite:///{tmp_path}/no/such/directory/bonbon.db").start()
+    with pytest.raises(UserError, match="cannot open the database postgresql") as refusal:
+        await Database("postgresql+psycopg://bonbon:secret@127.0.0.1:1/bonbon").start()
+    assert "secret" not in str(refusal.value)
+
+
+async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bonbon.db").write_text("not a database " * 100)
+    with pytest.raises(UserError, match="not a database"):
+        await Database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}").start()
+
+
+async def test_a_database_that_was_not_started_says_so() -> None:
+    database = Database("sqlite+aiosqlite:///unused.db")
+    with pytest.raises(StoreError, match="not been started"):
+        async with database.read():
+            pass
+
+
+def alias(name: str) -> dict[str, Any]:
+    return {"alias": name, "version": "v1", "moved": datetime.now(UTC)}
+
+
+async def names(database: Database) -> set[str]:
+    async with database.read() as connection:
+        return set((await connection.execute(select(aliases.c.alias))).scalars())
+
+
+async def test_a_transaction_that_fails_leaves_nothing(database: Database) -> None:
+    with pytest.raises(RuntimeError, match="half way"):  # noqa: PT012 - the transaction is what fails
+        async with database.write() as connection:
+            await connection.execute(insert(aliases), [alias("first")])
+            raise RuntimeError("half way")
+    with pytest.raises(StoreError, match="the database failed"):  # noqa: PT012
+        async with database.write() as connection:
+            await connection.execute(insert(aliases), [alias("second")])
+            await connection.execute(insert(aliases), [alias("second")])
+    assert await names(database) == set()
+
+
+async def test_a_reader_sees_one_moment(database: Database) -> None:
+    async with database.read() as reader:
+        assert (await reader.execute(select(aliases.c.alias))).all() == []
+        async with database.write() as writer:
+            await writer.execute(insert(aliases), [alias("late")])
+        assert (await reader.execute(select(aliases.c.alias))).all() == []
+    assert await names(database) == {"late"}
+
+
+async def test_cancelled_callers_leave_no_lock_behind(database: Database) -> None:
+    """Readers and writers are cancelled at random moments; then the database can still be written."""
+    rng = random.Random(0)
+
+    async def reads() -> None:
+        while True:
+            async with database.read() as connection:
+                await connection.execute(select(aliases))
+
+    async def writes(worker: int) -> None:
+        for number in range(10_000):
+            async with database.write() as connection:
+                await connection.execute(insert(aliases), [alias(f"{worker}-{number}-{rng.random()}")])
+
+    for _ in range(25):
+        tasks = [asyncio.create_task(work) for work in (reads(), reads(), writes(0), writes(1))]
+        for task in tasks:
+            await asyncio.sleep(rng.random() * 0.01)
+            task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes), outcomes
+    async with asyncio.timeout(10), database.write() as connection:
+        await connection.execute(insert(aliases), [alias("after")])
+    assert "after" in await names(database)
+
+
+async def test_uncancelled_work_ends_before_its_caller_does() -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        await asyncio.sleep(0.05)
+        ended.set()
+
+    caller = asyncio.create_task(uncancelled(work()))
+    for _ in range(3):
+        await asyncio.sleep(0.005)
+        caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert ended.is_set()
+
+
+async def test_uncancelled_work_gives_its_result_or_its_error() -> None:
+    async def result() -> int:
+        return 3
+
+    async def error() -> int:
+        raise ValueError("bad")
+
+    assert await uncancelled(result()) == 3
+    with pytest.raises(ValueError, match="bad"):
+        await uncancelled(error())
+
+
+async def test_a_failure_after_the_cancellation_passes_quietly() -> None:
+    async def error() -> None:
+        await asyncio.sleep(0.02)
+        raise ValueError("bad")
+
+    caller = asyncio.create_task(uncancelled(error()))
+    await asyncio.sleep(0)
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+
+
+async def test_opening_leaves_nothing_open(database_url: str) -> None:
+    async with open_database(database_url) as database:
+        await names(database)
+    with pytest.raises(StoreError):
+        await names(database)
