@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -628,6 +629,27 @@ async def test_a_failure_while_a_prompt_is_processed_fails_that_request_only(eng
         await collect(engine, DrawRequest(Prompt(token_ids=(7,) * 30), "tiny", 3))
     failing.remove()
     assert [draw.token_ids for draw in (await running).draws] == [draw.token_ids for draw in alone.draws]
+
+
+async def test_a_failure_while_drawing_fails_that_batch_and_the_engine_goes_on(engine: EmbeddedEngine) -> None:
+    reached, go_on = threading.Event(), threading.Event()
+
+    def once(width: int) -> bool:
+        if width > 1 or reached.is_set():
+            return False
+        reached.set()
+        return go_on.wait(60)
+
+    failing = raise_when(engine, once)
+    drawing = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 2, endless(engine))))
+    assert await asyncio.to_thread(reached.wait, 60)
+    waiting = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 2, Sampling(max_tokens=3, seed=1))))
+    go_on.set()
+    with pytest.raises(EngineError, match="OutOfMemoryError: no memory left"):
+        await drawing
+    assert all(draw.finish_reason for draw in (await waiting).draws)
+    failing.remove()
+    await engine.check()
 
 
 async def test_when_the_thread_dies_everybody_is_told(engine: EmbeddedEngine) -> None:

@@ -1,6 +1,7 @@
 """The loop on real parts: a tiny random policy, the embedded engine, the pair log and the registry."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from bonbon.errors import Conflict, UserError
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings
+from trainer.evaluation import Evaluation
 from trainer.hold import Hold
 from trainer.inspection import inspect
 from trainer.loop import LEASE, Loop, RoundFailed
@@ -77,6 +79,43 @@ def changed(settings: Settings, **sections: dict[str, Any]) -> Settings:
 
 async def versions(open_: Workshop) -> list[Version]:
     return [version for version in await open_.registry.list() if version.parent]
+
+
+async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -> None:
+    """The gate is open: what so few groups teach is close to the noise of measuring it."""
+    settings = changed(settings, gate={"min_win_rate": 0.0, "min_win_rate_reference": 0.0})
+    async with workshop(settings) as open_:
+        first = await Loop(open_).once()
+        assert first is not None
+        assert first.name == await open_.registry.champion() == "base-bonbon-0001"
+        assert first.parent == "base"
+        evaluation = Evaluation.from_dict(first.evaluation)
+        assert evaluation.version == first.name
+        assert evaluation.win_rate.value > 0.5
+        assert evaluation.kl.low > 0
+        assert evaluation.win_rate_reference is None
+        assert first.verdict is not None
+        assert first.verdict["passed"]
+        assert first.training["sampler"] == "base"
+        assert set(first.training["seconds"]) == {"train", "evaluate"}
+        run = Path(first.training["run"])
+        assert json.loads((run / "finished.json").read_text())["outcome"] == "promoted"
+        assert first.name in (run / "report.html").read_text()
+        assert await Loop(open_).once() is None, "no group of the new champion is there yet"
+
+    await answer(settings, 160, version=first.files, seed=1000)
+    async with workshop(settings) as open_:
+        assert (await Loop(open_).due()).groups >= 150
+        second = await Loop(open_).once()
+        assert second is not None
+        assert second.parent == "base-bonbon-0001"
+        twice = Evaluation.from_dict(second.evaluation)
+        assert twice.reference == first.name
+        assert twice.win_rate_reference is not None
+        assert twice.kl_reference is not None
+        assert twice.kl.value > evaluation.kl.value, "it went on from where the first one ended"
+        assert second.state is VersionState.PROMOTED
+        assert (await open_.registry.aliases())["previous"] == first.name
 
 
 async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Settings) -> None:
