@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ def demo(
 async def _run(
     directory: Path, json_file: Path | None, leave: bool, rounds: int, seed: int, traffic: int, port: int
 ) -> int:
+    # Tiny models are computed fastest by one thread, here and in the processes that the demo starts.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from bonbon.demo.run import Demo, Plan
 
     console = Console()

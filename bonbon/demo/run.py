@@ -134,6 +134,7 @@ class Demo:
             # A tiny model takes, and a short demo needs, larger steps than the defaults.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
             "BONBON_TRAIN__EPOCHS": "4",
+            "BONBON_TRAIN__MICRO_BATCH_SIZE": "32",
         }
 
     async def _measure_before(self, traffic: Traffic, reward: "Reward") -> Yardstick:
