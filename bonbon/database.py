@@ -224,8 +224,12 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     # SQLAlchemy begins transactions itself (see _begin_sqlite); the driver must not do it behind its back.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in PRAGMAS:
-        cursor.execute(f"PRAGMA {pragma}")
+    try:
+        for pragma in PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()  # the pool has not got it yet: nobody else would end its thread
+        raise
     cursor.close()
 
 
