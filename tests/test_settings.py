@@ -83,7 +83,7 @@ def test_the_environment_can_give_objects_and_parts_of_them(monkeypatch: pytest.
     ],
 )
 def test_a_reward_can_be_named_in_a_word(shorthand: str, kind: str, target: str) -> None:
-    spec = Settings(reward=shorthand).reward  # type: ignore[arg-type]
+    spec = Settings(reward=shorthand).reward
     assert spec is not None
     assert (spec.kind, spec.target) == (kind, target)
     assert spec.options == ({"target": target} if target else {})
