@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, CursorResult, Dialect, Insert, Table, event
+from sqlalchemy import Connection, CursorResult, Dialect, Insert, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -149,6 +149,14 @@ class Database:
             finally:
                 if connection.sync_connection is not None:
                     await uncancelled(connection.close())
+
+    async def lock(self, connection: Transaction, table: Table) -> None:
+        """Let no other transaction write `table` until this one ends; readers go on. On SQLite no other writes anyway.
+
+        Waits while another holds the lock.
+        """
+        if self.engine.dialect.name == "postgresql":
+            await connection.execute(text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
 
     async def overwrite_deleted(self) -> None:
         """Leave nothing of deleted rows in SQLite's files; PostgreSQL's own vacuum does this there."""
