@@ -39,7 +39,8 @@ async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:
 
 
 async def take(database: Database, directory: Path, **options: Any) -> Snapshot:
-    return await take_snapshot(database, directory, **({"version": "tiny", "held_out_fraction": 0.2} | options))
+    defaults: dict[str, Any] = {"version": "tiny", "held_out_fraction": 0.2}
+    return await take_snapshot(database, directory, **(defaults | options))
 
 
 async def test_it_holds_every_clean_pair_of_one_sampler_and_reward(
@@ -97,7 +98,7 @@ async def test_the_hash_is_the_same_for_the_same_pairs_and_no_others(
 
 @pytest.mark.parametrize("changes", [{"version": "v1"}, {"reward_name": "brief"}, {"reward_version": "2"}])
 async def test_the_hash_names_sampler_and_reward(
-    database_url: str, database: Database, log: PairLog, tmp_path: Path, changes: dict[str, str]
+    database_url: str, database: Database, log: PairLog, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     group = scored_group(1)
     await log.append(group)
@@ -106,7 +107,7 @@ async def test_the_hash_names_sampler_and_reward(
         await other_log.start()
         await other_log.append(group)
         same = await take(other, tmp_path / "same")
-        await other_log.append(replace(scored_group(1), **changes))
+        await other_log.append(scored_group(1, **changes))
         changed = await take(other, tmp_path / "changed", version=changes.get("version", "tiny"))
         await other_log.stop()
     assert same.hash == (await take(database, tmp_path / "here")).hash  # whichever database it comes from
