@@ -16,9 +16,10 @@ from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Comparison, Feedback, Group
 
 
-def run(app: typer.Typer, *arguments: object, input: str | None = None) -> Result:
-    """The command's result on a wide terminal; what it raised is in `exception`."""
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in arguments], input=input)
+def run(app: typer.Typer, *arguments: object, input: str | None = None, columns: int = 200) -> Result:
+    """The command's result on a terminal of that width; what it raised is in `exception`."""
+    runner = CliRunner(env={"COLUMNS": str(columns)})
+    return runner.invoke(app, [str(argument) for argument in arguments], input=input)
 
 
 def refusal(app: typer.Typer, *arguments: object) -> str:
