@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 import structlog
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from bonbon import __version__
 from bonbon.errors import BonbonError
@@ -37,5 +38,6 @@ def main() -> None:
     try:
         app()
     except BonbonError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        message = Text.assemble(("error:", "bold red"), f" {error}")  # never markup: it quotes what the user wrote
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)

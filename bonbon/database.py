@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, CursorResult, Dialect, Insert, Table, event
+from sqlalchemy import Connection, CursorResult, Dialect, Insert, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -150,6 +150,14 @@ class Database:
                 if connection.sync_connection is not None:
                     await uncancelled(connection.close())
 
+    async def lock(self, connection: Transaction, table: Table) -> None:
+        """Let no other transaction write `table` until this one ends; readers go on. On SQLite no other writes anyway.
+
+        Waits while another holds the lock.
+        """
+        if self.engine.dialect.name == "postgresql":
+            await connection.execute(text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
+
     async def overwrite_deleted(self) -> None:
         """Leave nothing of deleted rows in SQLite's files; PostgreSQL's own vacuum does this there."""
         if self.engine.dialect.name == "sqlite":
@@ -224,8 +232,12 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     # SQLAlchemy begins transactions itself (see _begin_sqlite); the driver must not do it behind its back.
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in PRAGMAS:
-        cursor.execute(f"PRAGMA {pragma}")
+    try:
+        for pragma in PRAGMAS:
+            cursor.execute(f"PRAGMA {pragma}")
+    except BaseException:
+        connection.close()  # the pool has not got it yet: nobody else would end its thread
+        raise
     cursor.close()
 
 

@@ -36,8 +36,11 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def console() -> Console:
-    """Where tables go; made when it is needed, so that it writes to the standard output of that moment."""
-    return Console(highlight=False)
+    """Where tables go; made when it is needed, so that it writes to the standard output of that moment.
+
+    It prints text as it is: names and paths may hold what rich would read as markup or as an emoji.
+    """
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def _plain(value: Any) -> str:

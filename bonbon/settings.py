@@ -1,10 +1,13 @@
 """Every setting, in one place.
 
 Read, first wins, from: arguments, the environment (`BONBON_MODEL`, `BONBON_SERVICE__PORT`, ...), and the TOML file
-named by `BONBON_CONFIG` (default `bonbon.toml`, if it is there). A key that no setting knows is an error.
+named by `BONBON_CONFIG` (default `bonbon.toml`, if it is there). A key that no setting knows is an error, in the
+environment as in the file.
 """
 
 import os
+import re
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +16,15 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     TomlConfigSettingsSource,
 )
 
 from bonbon.errors import UserError
+
+PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
+# What Kubernetes sets in every pod beside a Service whose name begins with "bonbon".
+_SERVICE_LINK = re.compile(r".*(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_\d+_.*)?)")
 
 
 class Section(BaseModel):
@@ -182,7 +190,7 @@ class Settings(BaseSettings):
     """Shared by both halves, with a section for each part."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BONBON_",
+        env_prefix=PREFIX,
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
@@ -223,7 +231,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get("BONBON_CONFIG", "bonbon.toml")))
+        toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get(CONFIG, "bonbon.toml")))
         return init_settings, env_settings, toml
 
     @property
@@ -243,9 +251,41 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from all sources; `overrides` win. Raises UserError naming each bad key and value."""
+    """Settings from all sources; `overrides` win. Raises UserError naming each bad key and value, keys' values not."""
+    config = os.environ.get(CONFIG)
+    if config is not None and not Path(config).is_file():
+        raise UserError(f"{CONFIG} is {config!r}: there is no such file; name a TOML file, or unset it")
+    if unknown := _unknown_variables():
+        raise UserError(
+            f"settings: {', '.join(unknown)}: no setting has that name; a section's settings are named with two "
+            f"underscores, as {PREFIX}SERVICE__PORT"
+        )
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()]
-        raise UserError("settings: " + "; ".join(problems)) from error
+        raise UserError("settings: " + "; ".join(map(_problem, error.errors()))) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"settings: {config or 'bonbon.toml'} is not TOML: {error}") from error
+    except SettingsError as error:
+        raise UserError(f"settings: {error}: {error.__cause__}; an object is written as JSON") from error
+
+
+def _problem(item: Any) -> str:
+    key = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"{key}: no setting has that name"
+    if key.endswith("_key"):
+        return f"{key}: {item['msg']}"
+    return f"{key} = {item['input']!r}: {item['msg']}"
+
+
+def _unknown_variables() -> list[str]:
+    in_kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ
+    known = {name.upper() for name in Settings.model_fields} | {CONFIG.removeprefix(PREFIX)}
+    return sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(PREFIX)
+        and name.upper().removeprefix(PREFIX).partition("__")[0] not in known
+        and not (in_kubernetes and _SERVICE_LINK.fullmatch(name))
+    )

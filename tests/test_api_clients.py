@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def python() -> Path:
-    """The interpreter of an environment with the clients: BONBON_CLIENTS_PYTHON, or one that is made once."""
-    given = os.environ.get("BONBON_CLIENTS_PYTHON")
+    """The interpreter of an environment with the clients: CLIENTS_PYTHON, or one that is made once."""
+    given = os.environ.get("CLIENTS_PYTHON")
     if given:
         return Path(given)
     subprocess.run(["make", "--silent", "clients", f"PYTHON={sys.executable}"], cwd=ROOT, check=True)

@@ -1,5 +1,6 @@
 """Reading the pair log: pairs, counts, and in what order and memory."""
 
+import asyncio
 import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -77,12 +78,11 @@ async def test_groups_that_arrive_meanwhile_do_not_disturb(database: Database, l
 
 
 async def test_a_long_log_is_read_in_constant_memory(database: Database, log: PairLog) -> None:
-    """Ten times the groups may not take twice the memory."""
+    """Ten times the groups may not take twice the memory; the first reading fills caches."""
     peaks = []
     for count in (100, 1000):
-        await purge(database, user="user 0")
-        for number in range(count):
-            await log.append(scored_group(number, user="user 0", version=f"v{count}"))
+        await asyncio.gather(*(log.append(scored_group(number, version=f"v{count}")) for number in range(count)))
+    for count in (100, 100, 1000):
         tracemalloc.start()
         read = 0
         async for _ in pairs(database, version=f"v{count}", chunk=20):
@@ -90,7 +90,7 @@ async def test_a_long_log_is_read_in_constant_memory(database: Database, log: Pa
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert read == count
-    assert peaks[1] < 2 * peaks[0]
+    assert peaks[2] < 2 * peaks[1]
 
 
 async def test_the_clean_groups_of_a_version_are_one_index_range(database: Database, log: PairLog) -> None:

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from bonbon.errors import UserError
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
@@ -141,7 +142,8 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
 def _print_stats(found: PairStats) -> None:
     out = console()
     span = "" if found.first is None else f", {found.first:%Y-%m-%d %H:%M} to {found.last:%Y-%m-%d %H:%M} UTC"
-    out.print(f"[bold]{found.groups}[/] groups, {found.candidates} candidates, {found.feedback} feedback{span}")
+    counted = f" groups, {found.candidates} candidates, {found.feedback} feedback{span}"
+    out.print(Text.assemble((str(found.groups), "bold"), counted), soft_wrap=True)
     table = Table("", "groups", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     table.add_row("clean", str(found.clean))

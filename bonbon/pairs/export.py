@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bonbon.database import Database
+from bonbon.errors import UserError
 from bonbon.pairs.reader import Pair, pairs
 
 CHUNK = 1000
@@ -51,11 +53,13 @@ async def export(
 
     A text prompt becomes one user message, a token-id prompt an empty one: `prompt_format` says which it was, and
     `prompt_token_ids` has what the policy really read.
+
+    Raises UserError when `path` cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     count = 0
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with _Parquet(temporary) if format == "parquet" else _Lines(temporary) as sink:
             chunk: list[dict[str, Any]] = []
             async for pair in pairs(database, version=version):
@@ -70,8 +74,11 @@ async def export(
         if progress is not None:
             progress(count)
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another file", param="path") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
     return count
 
 

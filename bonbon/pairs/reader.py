@@ -13,6 +13,8 @@ from bonbon.prompt import Prompt
 from bonbon.tables import candidates, comparisons, feedback, groups
 
 CHUNK = 500
+# Made once: an alias holds a copy of every column, in reference cycles that pile up if each query makes its own.
+_BEST, _WORST = candidates.alias("best"), candidates.alias("worst")
 
 
 class RewardKey(NamedTuple):
@@ -100,14 +102,8 @@ async def pairs(
 
 async def stats(database: Database) -> PairStats:
     """Counts over the whole log."""
-    best, worst = candidates.alias("best"), candidates.alias("worst")
-    margin = (
-        select(func.avg(best.c.reward - worst.c.reward))
-        .select_from(groups)
-        .join(best, and_(best.c.group_id == groups.c.id, best.c.rank == groups.c.n))
-        .join(worst, and_(worst.c.group_id == groups.c.id, worst.c.rank == 1))
-        .where(groups.c.unclean.is_(None))
-    )
+    margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups))
+    margin = margin.where(groups.c.unclean.is_(None))
     won = comparisons.c.reward - comparisons.c.opponent_reward
     compared = select(
         comparisons.c.version,
@@ -151,10 +147,9 @@ def _clean(version: str | None, after: str | None) -> ColumnElement[bool]:
 
 
 def _pairs_query(version: str | None, after: str | None) -> Select[Any]:
-    best, worst = candidates.alias("best"), candidates.alias("worst")
     columns = [
         column
-        for side, name in ((best, "chosen"), (worst, "rejected"))
+        for side, name in ((_BEST, "chosen"), (_WORST, "rejected"))
         for column in (
             side.c.token_ids.label(name),
             side.c.text.label(f"{name}_text"),
@@ -162,25 +157,27 @@ def _pairs_query(version: str | None, after: str | None) -> Select[Any]:
             side.c.logprob.label(f"{name}_logprob"),
         )
     ]
-    return (
-        select(
-            groups.c.id.label("group_id"),
-            groups.c.time,
-            groups.c.version,
-            groups.c.prompt,
-            groups.c.prompt_digest,
-            groups.c.prompt_token_ids,
-            groups.c.n,
-            groups.c.temperature,
-            groups.c.max_tokens,
-            groups.c.reward_name,
-            groups.c.reward_version,
-            *columns,
-        )
-        .join(best, and_(best.c.group_id == groups.c.id, best.c.rank == groups.c.n))
-        .join(worst, and_(worst.c.group_id == groups.c.id, worst.c.rank == 1))
-        .where(_clean(version, after))
-        .order_by(groups.c.id)
+    query = select(
+        groups.c.id.label("group_id"),
+        groups.c.time,
+        groups.c.version,
+        groups.c.prompt,
+        groups.c.prompt_digest,
+        groups.c.prompt_token_ids,
+        groups.c.n,
+        groups.c.temperature,
+        groups.c.max_tokens,
+        groups.c.reward_name,
+        groups.c.reward_version,
+        *columns,
+    )
+    return _with_pair(query).where(_clean(version, after)).order_by(groups.c.id)
+
+
+def _with_pair(query: Select[Any]) -> Select[Any]:
+    """`query` on groups, joined with the best and the worst candidate of each."""
+    return query.join(_BEST, and_(_BEST.c.group_id == groups.c.id, _BEST.c.rank == groups.c.n)).join(
+        _WORST, and_(_WORST.c.group_id == groups.c.id, _WORST.c.rank == 1)
     )
 
 

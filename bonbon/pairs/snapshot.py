@@ -158,7 +158,7 @@ def read_snapshot(directory: Path) -> Snapshot:
         for row in read_rows(snapshot):
             digest.add(row)
             taken.add(row)
-    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
         raise UserError(f"{directory} is not a readable snapshot: {error}; take a new one") from error
     if digest.hex != snapshot.hash or any(getattr(snapshot, name) != total for name, total in taken.totals.items()):
         raise UserError(f"{directory / PAIRS} is not what {RECORD} says (hash {snapshot.hash}); take a new snapshot")

@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 from rich.json import JSON
 from rich.table import Table
+from rich.text import Text
 
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
 from bonbon.registry.records import CHAMPION, Event, Version
@@ -62,10 +63,10 @@ def show_version(name: Name, data_dir: DataDir = None, database: DatabaseUrl = N
     out.print(plain)
     for title in ("training", "evaluation", "verdict"):
         if getattr(version, title):
-            out.print(f"[bold]{title}[/]", JSON.from_data(getattr(version, title)))
-    out.print("[bold]history[/], newest first")
+            out.print(Text(title, "bold"), JSON.from_data(getattr(version, title)))
+    out.print(Text.assemble(("history", "bold"), ", newest first"))
     for event in history:
-        out.print(f"{event.time:%Y-%m-%d %H:%M:%S} {event.kind} by {event.actor} {event.detail or ''}", markup=False)
+        out.print(f"{event.time:%Y-%m-%d %H:%M:%S} {event.kind} by {event.actor} {event.detail or ''}", soft_wrap=True)
 
 
 @app.command()
@@ -109,7 +110,7 @@ def _report(settings: Settings, version: Version, before: str | None, as_json: b
     if before == version.name:
         out.print(f"{version.name} is the champion already; nothing changed", soft_wrap=True)
         return
-    out.print(f"[bold]{version.name}[/] is the champion (before: {before or 'none'})", soft_wrap=True)
+    out.print(Text.assemble((version.name, "bold"), f" is the champion (before: {before or 'none'})"), soft_wrap=True)
     out.print(
         f"A running service sees it within {settings.service.registry_poll:g} s, checks its files and its answers, and "
         f"then answers new requests with it; if a check fails, {before or 'the base'} keeps answering and "

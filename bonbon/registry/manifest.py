@@ -1,6 +1,7 @@
 """A manifest: every file of a version with its size and SHA-256."""
 
 import json
+import os
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -52,9 +53,9 @@ class Manifest:
         return json.dumps([[entry.path, entry.size, entry.sha256] for entry in self.files])
 
     @classmethod
-    def from_json(cls, text: str) -> "Manifest":
-        """Raises ValueError when the text is no manifest."""
-        return cls(tuple(FileEntry(str(path), int(size), str(digest)) for path, size, digest in json.loads(text)))
+    def from_json(cls, text: str | bytes) -> "Manifest":
+        """The inverse of `to_json`."""
+        return cls(tuple(FileEntry(*entry) for entry in json.loads(text)))
 
 
 def make_manifest(directory: Path) -> Manifest:
@@ -95,12 +96,12 @@ def verify(directory: Path, digest: str) -> None:
         UserError: naming the file that is missing, extra, truncated or changed, or the manifest itself.
     """
     try:
-        recorded = Manifest.from_json((directory / MANIFEST).read_text())
-    except (OSError, ValueError, TypeError) as error:
+        recorded = (directory / MANIFEST).read_bytes()
+    except OSError as error:
         raise UserError(f"{directory / MANIFEST} cannot be read: {error}; register the version again") from error
-    if recorded.digest != digest:
+    if sha256(recorded).hexdigest() != digest:  # before it is parsed: it may be anything
         raise UserError(f"{directory / MANIFEST} was changed: its digest is not {digest}; register the version again")
-    expected = {entry.path: entry for entry in recorded.files}
+    expected = {entry.path: entry for entry in Manifest.from_json(recorded).files}
     for path in _files(directory):
         entry = expected.pop(path.relative_to(directory).as_posix(), None)
         if entry is None:
@@ -113,13 +114,13 @@ def verify(directory: Path, digest: str) -> None:
 def _files(directory: Path, *, passing_over: bool = False) -> list[Path]:
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; a version is a directory in Hugging Face format")
-    root = directory.resolve()
+    root = _real(directory)
     files = []
     for path in sorted(directory.rglob("*")):
         relative = path.relative_to(directory)
         if any(part.startswith(".") for part in relative.parts) or relative == Path(MANIFEST):
             continue
-        if not path.resolve().is_relative_to(root) and not _in_hub_cache(path):
+        if not _real(path).is_relative_to(root) and not _in_hub_cache(path):
             raise UserError(f"{path} links out of {directory}; copy the file it points to")
         if path.is_dir() and not path.is_symlink():
             continue
@@ -154,4 +155,9 @@ def _sha256(path: Path) -> str:
 
 def _in_hub_cache(path: Path) -> bool:
     # A hub snapshot is made of links to its own cache's blobs, two folders up.
-    return path.is_symlink() and path.resolve().parent.name == "blobs" and "snapshots" in path.parts
+    return path.is_symlink() and _real(path).parent.name == "blobs" and "snapshots" in path.parts
+
+
+def _real(path: Path) -> Path:
+    # Path.resolve raises RuntimeError for a link that leads to itself.
+    return Path(os.path.realpath(path))

@@ -1,6 +1,8 @@
 """The model registry: versions in the database, their files beside it."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +41,7 @@ class Registry:
         digest = ""
         if directory is not None:
             directory, digest = await asyncio.to_thread(_located, directory)
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             known = await self._find(connection, name)
             if known is None:
                 version = _new(name, name, None, VersionKind.BASE, digest, directory or Path(), VersionState.APPROVED)
@@ -81,7 +83,7 @@ class Registry:
         if (await self.get(parent)).base != base:
             raise UserError(f"{parent!r} is not a version of {base!r}: a version and its parent have the same base")
         manifest, target = await asyncio.to_thread(store, directory, self.root)
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             name = await self._next_name(connection, base)
             version = _new(name, base, parent, kind, manifest.digest, target, VersionState.REGISTERED)
             version = replace(version, training=training, evaluation=evaluation or {})
@@ -91,7 +93,7 @@ class Registry:
 
     async def record_evaluation(self, name: str, evaluation: dict[str, Any]) -> Version:
         """Keep what a version was measured at."""
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             version = await self._need(connection, name)
             await _set(connection, name, evaluation=evaluation)
             await _record(connection, "evaluated", name, "trainer")
@@ -99,14 +101,14 @@ class Registry:
 
     async def approve(self, name: str, verdict: dict[str, Any]) -> Version:
         """The gate passed it: it may be promoted, and the alias `challenger` names it."""
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             version = await self._judge(connection, name, VersionState.APPROVED, verdict)
             await _point(connection, CHALLENGER, name)
         return version
 
     async def refuse(self, name: str, verdict: dict[str, Any]) -> Version:
         """The gate refused it; when it was the challenger, there is none now."""
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             version = await self._judge(connection, name, VersionState.REFUSED, verdict)
             await _clear_challenger(connection, name)
         return version
@@ -125,7 +127,7 @@ class Registry:
             UserError: the gate has not approved it.
             Conflict: the champion is not the expected one.
         """
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             version = await self._need(connection, name)
             champion = await _target(connection, CHAMPION)
             if expected is not None and champion != expected:
@@ -144,7 +146,7 @@ class Registry:
 
     async def rollback(self, *, actor: str = "cli") -> Version:
         """Make `previous` the champion again; the champion becomes `previous`. Raises UserError when there is none."""
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             champion, previous = await _target(connection, CHAMPION), await _target(connection, PREVIOUS)
             if previous is None:
                 raise UserError(f"there is no previous version to roll back to; the champion is {champion!r}")
@@ -185,7 +187,7 @@ class Registry:
 
     async def record(self, kind: str, version: str, actor: str, **detail: Any) -> None:
         """Add a line to the audit trail."""
-        async with self.database.write() as connection:
+        async with self._change() as connection:
             await _record(connection, kind, version, actor, **detail)
 
     async def verify(self, name: str) -> Version:
@@ -196,6 +198,13 @@ class Registry:
         elif version.digest and await asyncio.to_thread(base_digest, version.directory) != version.digest:
             raise UserError(f"the base model in {version.directory} was changed since it was registered")
         return version
+
+    @asynccontextmanager
+    async def _change(self) -> AsyncIterator[Transaction]:
+        """A transaction; the changes of all processes come one after another, so each decides on what it read."""
+        async with self.database.write() as connection:
+            await self.database.lock(connection, versions)
+            yield connection
 
     async def _judge(self, connection: Transaction, name: str, state: VersionState, verdict: dict[str, Any]) -> Version:
         version = await self._need(connection, name)
@@ -240,8 +249,7 @@ def _located(directory: Path) -> tuple[Path, str]:
 
 
 async def _target(connection: Transaction, alias: str) -> str | None:
-    query = select(aliases.c.version).where(aliases.c.alias == alias).with_for_update()
-    return (await connection.execute(query)).scalar_one_or_none()
+    return (await connection.execute(select(aliases.c.version).where(aliases.c.alias == alias))).scalar_one_or_none()
 
 
 async def _point(connection: Transaction, alias: str, name: str) -> None:

@@ -1,0 +1,258 @@
+"""Training snapshots: what they take, that the hash names it exactly, and that a changed one is refused."""
+
+import asyncio
+import json
+import tracemalloc
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from groups import scored_group
+
+from bonbon.database import Database, open_database
+from bonbon.engines.base import Sampling
+from bonbon.errors import UserError
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.reader import RewardKey
+from bonbon.pairs.records import Group, Unclean
+from bonbon.pairs.snapshot import PAIRS, RECORD, SCHEMA, Snapshot, is_held_out, read_rows, read_snapshot, take_snapshot
+from bonbon.prompt import Prompt
+from bonbon.registry.registry import Registry
+
+
+@pytest.fixture
+async def log(database: Database) -> AsyncIterator[PairLog]:
+    started = PairLog(database)
+    await started.start()
+    yield started
+    await started.stop()
+
+
+async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:
+    new = [scored_group(number, **changes) for number in range(count)]
+    await asyncio.gather(*(log.append(group) for group in new))
+    return new
+
+
+async def take(database: Database, directory: Path, **options: Any) -> Snapshot:
+    defaults: dict[str, Any] = {"version": "tiny", "held_out_fraction": 0.2}
+    return await take_snapshot(database, directory, **(defaults | options))
+
+
+async def test_it_holds_every_clean_pair_of_one_sampler_and_reward(
+    database: Database, log: PairLog, tmp_path: Path
+) -> None:
+    old = await fill(log, 2, reward_version="0")
+    groups = await fill(log, 30)
+    await fill(log, 3, version="v1")
+    await log.append(scored_group(unclean=Unclean.SAMPLING))
+    told: list[int] = []
+    snapshot = await take(database, tmp_path / "snapshot", progress=told.append)
+    rows = list(read_rows(snapshot))
+    assert [row["group_id"] for row in rows] == [group.id for group in groups]
+    first, row = groups[0], rows[0]
+    assert (row["prompt_token_ids"], row["prompt_digest"]) == (list(first.prompt_token_ids), first.prompt.digest)
+    assert json.loads(row["prompt"]) == {"messages": list(first.prompt.messages or ())}
+    for side, candidate in (("chosen", first.best), ("rejected", first.worst)):
+        assert (row[side], row[f"{side}_text"]) == (list(candidate.token_ids), candidate.text)
+        assert (row[f"{side}_reward"], row[f"{side}_logprob"]) == (candidate.reward, candidate.logprob)
+    assert (snapshot.groups, snapshot.other_rewards, told) == (30, len(old), [30])
+    assert (snapshot.reward_name, snapshot.reward_version) == ("helpful", "1")
+    assert (snapshot.first_group, snapshot.last_group) == (groups[0].id, groups[-1].id)
+    assert snapshot.held_out_groups == sum(row["held_out"] for row in rows)
+    assert [row["held_out"] for row in rows] == [is_held_out(group.prompt.digest, 0.2) for group in groups]
+    older = await take(database, tmp_path / "older", reward=RewardKey("helpful", "0"))
+    assert [row["group_id"] for row in read_rows(older)] == [group.id for group in old]
+
+
+async def test_it_comes_back_from_its_directory(database: Database, log: PairLog, tmp_path: Path) -> None:
+    await fill(log, 3, n=4)
+    await fill(log, 3, n=8, sampling=Sampling(max_tokens=8, temperature=0.7))
+    snapshot = await take(database, tmp_path / "snapshot")
+    assert (snapshot.ns, snapshot.temperatures) == ((4, 8), (0.7, 1.0))
+    assert read_snapshot(tmp_path / "snapshot") == snapshot
+    moved = (tmp_path / "snapshot").rename(tmp_path / "moved")
+    assert read_snapshot(moved) == replace(snapshot, path=moved)
+    assert sorted(path.name for path in moved.iterdir()) == [PAIRS, RECORD]
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+async def test_the_hash_is_the_same_for_the_same_pairs_and_no_others(
+    database: Database, log: PairLog, tmp_path: Path
+) -> None:
+    """Taken again, it is the same; the held-out share, the sampler, the reward or one more pair make another."""
+    groups = await fill(log, 5)
+    first = await take(database, tmp_path / "1")
+    assert (await take(database, tmp_path / "2")).hash == first.hash
+    others = [await take(database, tmp_path / "3", held_out_fraction=0.9)]
+    others.append(await take(database, tmp_path / "4", after=groups[0].id))
+    more = await fill(log, 1)
+    others.append(await take(database, tmp_path / "5"))
+    assert others[-1].last_group == more[0].id
+    assert len({first.hash, *(other.hash for other in others)}) == 4
+
+
+@pytest.mark.parametrize("changes", [{"version": "v1"}, {"reward_name": "brief"}, {"reward_version": "2"}])
+async def test_the_hash_names_sampler_and_reward(
+    database_url: str, database: Database, log: PairLog, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    group = scored_group(1)
+    await log.append(group)
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'other.db'}") as other:
+        other_log = PairLog(other)
+        await other_log.start()
+        await other_log.append(group)
+        same = await take(other, tmp_path / "same")
+        await other_log.append(scored_group(1, **changes))
+        changed = await take(other, tmp_path / "changed", version=changes.get("version", "tiny"))
+        await other_log.stop()
+    assert same.hash == (await take(database, tmp_path / "here")).hash  # whichever database it comes from
+    assert changed.hash != same.hash
+
+
+async def test_every_form_of_prompt_and_any_text_is_kept(database: Database, log: PairLog, tmp_path: Path) -> None:
+    prompts = [Prompt.user("naïve 日本 😀 \ud800"), Prompt(text="Once\0upon"), Prompt(token_ids=(5, 6))]
+    for prompt in prompts:
+        await log.append(scored_group(prompt=prompt))
+    snapshot = await take(database, tmp_path / "snapshot")
+    assert [json.loads(row["prompt"]) for row in read_rows(snapshot)] == [
+        {"messages": [{"role": "user", "content": "naïve 日本 😀 \ufffd"}]},
+        {"text": "Once\ufffdupon"},
+        {"token_ids": [5, 6]},
+    ]
+    assert read_snapshot(tmp_path / "snapshot") == snapshot
+
+
+async def test_the_base_is_named_by_its_files(database: Database, log: PairLog, tmp_path: Path) -> None:
+    await fill(log, 1)
+    assert (await take(database, tmp_path / "unknown")).base_digest == ""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    version = await Registry(database, tmp_path / "versions").register_base("tiny", base)
+    assert (await take(database, tmp_path / "known")).base_digest == version.digest != ""
+
+
+async def test_nothing_to_take_and_nothing_overwritten(database: Database, log: PairLog, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no clean group of version 'tiny'; send requests first"):
+        await take(database, tmp_path / "snapshot")
+    (group,) = await fill(log, 1)
+    with pytest.raises(UserError, match="no clean group of version 'tiny'"):
+        await take(database, tmp_path / "snapshot", after=group.id)
+    with pytest.raises(UserError, match="was scored by 'helpful' '2'"):
+        await take(database, tmp_path / "snapshot", reward=RewardKey("helpful", "2"))
+    assert list(tmp_path.iterdir()) == []
+    await take(database, tmp_path / "snapshot")
+    with pytest.raises(UserError, match="snapshot exists; a snapshot is never overwritten"):
+        await take(database, tmp_path / "snapshot")
+
+
+async def test_a_long_log_is_taken_and_read_in_constant_memory(
+    database: Database, log: PairLog, tmp_path: Path
+) -> None:
+    """Four times the pairs may not take half as much again; a first snapshot fills caches."""
+    for version, count in (("few", 1000), ("many", 4000)):
+        await fill(log, count, version=version, n=2)
+    peaks: dict[str, tuple[int, int]] = {}
+    for number, version in enumerate(("few", "few", "many")):
+        tracemalloc.start()
+        await take(database, tmp_path / str(number), version=version)
+        taking = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        tracemalloc.start()
+        read_snapshot(tmp_path / str(number))
+        peaks[version] = taking, tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peaks["many"][0] < 1.5 * peaks["few"][0]
+    assert peaks["many"][1] < 1.5 * peaks["few"][1]
+
+
+def test_the_same_share_of_prompts_is_held_out_every_time() -> None:
+    """Of 2000 prompts 10 % within 5 standard deviations (an error once in two million); a larger share has them all."""
+    digests = [Prompt.user(f"question {number}").digest for number in range(2000)]
+    tenth = {digest for digest in digests if is_held_out(digest, 0.1)}
+    assert abs(len(tenth) - 200) < 5 * (2000 * 0.1 * 0.9) ** 0.5
+    assert tenth < {digest for digest in digests if is_held_out(digest, 0.2)}
+    assert not any(is_held_out(digest, 0.0) for digest in digests)
+    assert all(is_held_out(digest, 1.0) for digest in digests)
+
+
+@pytest.fixture
+async def taken(tmp_path: Path) -> Path:
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
+        log = PairLog(database)
+        await log.start()
+        await fill(log, 3)
+        await log.stop()
+        return (await take(database, tmp_path / "snapshot")).path
+
+
+def record_of(directory: Path, **changes: Any) -> None:
+    record = json.loads((directory / RECORD).read_text()) | changes
+    (directory / RECORD).write_text(json.dumps(record))
+
+
+def rows_of(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
+    rows = pq.read_table(directory / PAIRS).to_pylist()
+    change(rows)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), directory / PAIRS)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: rows_of(d, lambda rows: rows.pop()),
+        lambda d: rows_of(d, lambda rows: rows.reverse()),
+        lambda d: rows_of(d, lambda rows: rows[0].update(chosen_reward=1.5)),
+        lambda d: rows_of(d, lambda rows: rows[1].update(held_out=not rows[1]["held_out"])),
+        lambda d: rows_of(d, lambda rows: rows[2]["chosen"].append(7)),
+        lambda d: record_of(d, hash="0" * 64),
+        lambda d: record_of(d, version="v1"),
+        lambda d: record_of(d, reward_version="2"),
+        lambda d: record_of(d, groups=2),
+        lambda d: record_of(d, temperatures=[0.5]),
+    ],
+    ids=[
+        "one fewer",
+        "order",
+        "reward",
+        "split",
+        "tokens",
+        "hash",
+        "version",
+        "reward version",
+        "count",
+        "temperature",
+    ],
+)
+async def test_what_is_not_what_the_hash_names_is_refused(taken: Path, damage: Callable[[Path], None]) -> None:
+    read_snapshot(taken)
+    damage(taken)
+    with pytest.raises(UserError, match=r"is not what snapshot\.json says"):
+        read_snapshot(taken)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: (d / PAIRS).unlink(),
+        lambda d: (d / RECORD).unlink(),
+        lambda d: (d / PAIRS).write_bytes((d / PAIRS).read_bytes()[:-100]),
+        lambda d: (d / PAIRS).write_bytes(b""),
+        lambda d: (d / RECORD).write_text("{"),
+        lambda d: (d / RECORD).write_text("[]"),
+        lambda d: (d / RECORD).write_text("null"),
+        lambda d: record_of(d, unknown=1),
+        lambda d: pq.write_table(pa.table({"group_id": ["x"]}), d / PAIRS),
+        lambda d: d.rename(d.with_name("elsewhere")),
+    ],
+    ids=["no pairs", "no record", "truncated", "empty", "bad JSON", "list", "null", "unknown", "columns", "gone"],
+)
+async def test_what_is_no_snapshot_is_refused(taken: Path, damage: Callable[[Path], object]) -> None:
+    damage(taken)
+    with pytest.raises(UserError, match=r"is not a readable snapshot: .*; take a new one"):
+        read_snapshot(taken)
