@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, select
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from bonbon.database import Database
 from bonbon.pairs.rows import prompt_of
@@ -89,10 +90,10 @@ async def pairs(
     database: Database, *, version: str | None, after: str | None = None, chunk: int = CHUNK
 ) -> AsyncIterator[Pair]:
     """The pairs of the clean groups of `version` (None: of every version), oldest first, in constant memory."""
-    last = after
+    query, last = _pairs_query(version, chunk), after or ""
     while True:
         async with database.read() as connection:
-            rows = (await connection.execute(_pairs_query(version, last).limit(chunk))).mappings().all()
+            rows = (await connection.execute(query.params(after=last))).mappings().all()
         for row in rows:
             yield _pair(row)
         if len(rows) < chunk:
@@ -102,7 +103,7 @@ async def pairs(
 
 async def stats(database: Database) -> PairStats:
     """Counts over the whole log."""
-    margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups))
+    margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups), groups.c)
     margin = margin.where(groups.c.unclean.is_(None))
     won = comparisons.c.reward - comparisons.c.opponent_reward
     compared = select(
@@ -146,7 +147,18 @@ def _clean(version: str | None, after: str | None) -> ColumnElement[bool]:
     return and_(*conditions)
 
 
-def _pairs_query(version: str | None, after: str | None) -> Select[Any]:
+def _pairs_query(version: str | None, chunk: int) -> Select[Any]:
+    """The pairs of the next `chunk` clean groups whose ids are above the parameter `after`."""
+    # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
+    # on, for every chunk anew.
+    chosen = (
+        select(groups)
+        .where(_clean(version, None), groups.c.id > bindparam("after"))
+        .order_by(groups.c.id)
+        .limit(chunk)
+        .subquery()
+        .c
+    )
     columns = [
         column
         for side, name in ((_BEST, "chosen"), (_WORST, "rejected"))
@@ -158,26 +170,26 @@ def _pairs_query(version: str | None, after: str | None) -> Select[Any]:
         )
     ]
     query = select(
-        groups.c.id.label("group_id"),
-        groups.c.time,
-        groups.c.version,
-        groups.c.prompt,
-        groups.c.prompt_digest,
-        groups.c.prompt_token_ids,
-        groups.c.n,
-        groups.c.temperature,
-        groups.c.max_tokens,
-        groups.c.reward_name,
-        groups.c.reward_version,
+        chosen.id.label("group_id"),
+        chosen.time,
+        chosen.version,
+        chosen.prompt,
+        chosen.prompt_digest,
+        chosen.prompt_token_ids,
+        chosen.n,
+        chosen.temperature,
+        chosen.max_tokens,
+        chosen.reward_name,
+        chosen.reward_version,
         *columns,
     )
-    return _with_pair(query).where(_clean(version, after)).order_by(groups.c.id)
+    return _with_pair(query, chosen).order_by(chosen.id)
 
 
-def _with_pair(query: Select[Any]) -> Select[Any]:
-    """`query` on groups, joined with the best and the worst candidate of each."""
-    return query.join(_BEST, and_(_BEST.c.group_id == groups.c.id, _BEST.c.rank == groups.c.n)).join(
-        _WORST, and_(_WORST.c.group_id == groups.c.id, _WORST.c.rank == 1)
+def _with_pair(query: Select[Any], group: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
+    """`query` on groups of these columns, joined with the best and the worst candidate of each."""
+    return query.join(_BEST, and_(_BEST.c.group_id == group.id, _BEST.c.rank == group.n)).join(
+        _WORST, and_(_WORST.c.group_id == group.id, _WORST.c.rank == 1)
     )
 
 
