@@ -18,7 +18,7 @@ test: lint clients
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report --fail-under=70
+	$(BIN)/coverage report --fail-under=90
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

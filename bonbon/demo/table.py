@@ -13,9 +13,9 @@ from bonbon.demo.traffic import Reply
 def figures_table(columns: dict[str, Figures], n: int) -> Table:
     """One column per policy."""
     table = Table(title=f"One draw against best-of-{n}", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for title, figures in columns.items():
-        table.add_column(f"{title}\n[dim]{figures.version}[/]", justify="right")
+        table.add_column(f"{title}\n[dim]{figures.version}[/]", justify="right", overflow="fold")
     rows = list(columns.values())
 
     def row(title: str, cells: Sequence[str]) -> None:
@@ -27,10 +27,10 @@ def figures_table(columns: dict[str, Figures], n: int) -> Table:
     row("KL from base (nats)", [f"{f.kl:.2f}" for f in rows])
     row("  estimator", [f.kl_estimator for f in rows])
     row("mean reward", [f"{f.reward_mean:.2f}" for f in rows])
-    row("mean length (tokens)", [f"{f.length_mean:.1f}" for f in rows])
-    row("tokens generated per answer", [f"[bold]{f.tokens_per_answer:.1f}[/]" for f in rows])
+    row("mean length, tokens", [f"{f.length_mean:.1f}" for f in rows])
+    row("tokens per answer", [f"[bold]{f.tokens_per_answer:.1f}[/]" for f in rows])
     row("p50 latency (ms)", [f"{1e3 * f.latency_p50_s:.0f}" for f in rows])
-    row("p50 time to first token (ms)", [f"[bold]{1e3 * f.ttft_p50_s:.0f}[/]" for f in rows])
+    row("p50 first token (ms)", [f"[bold]{1e3 * f.ttft_p50_s:.0f}[/]" for f in rows])
     return table
 
 
