@@ -7,7 +7,7 @@ Logarithms are natural, KL divergences are in nats.
 
 from bonbon.theory.anytime import BettingTest, ConfidenceSequence
 from bonbon.theory.best_of_n import best_of_n_kl, best_of_n_kl_of_answer, best_of_n_win_rate
-from bonbon.theory.estimates import best_of_k_rewards, best_of_k_weights, best_of_k_win_rates
+from bonbon.theory.estimates import best_of_k_means, best_of_k_rewards, best_of_k_weights, best_of_k_win_rates
 from bonbon.theory.frontier import frontier_gap, frontier_kl, frontier_win_rate, tilted_kl, tilted_win_rate
 from bonbon.theory.intervals import Estimate, Interval, clustered_mean, clustered_ratio, student_t, wilson
 from bonbon.theory.kl import k1, k3, rao_blackwell
@@ -31,6 +31,7 @@ __all__ = [
     "Estimate",
     "Interval",
     "best_level_masses",
+    "best_of_k_means",
     "best_of_k_rewards",
     "best_of_k_weights",
     "best_of_k_win_rates",

@@ -26,9 +26,18 @@ def best_of_k_weights(n: int, k: int) -> Array:
     return np.array([comb(i - 1, k - 1) / comb(n, k) for i in range(1, n + 1)])
 
 
+def best_of_k_means(values: Sequence[float]) -> Array:
+    """Unbiased estimates of the mean of anything under best-of-k, for k = 1 to n, [n].
+
+    Args:
+        values: of each candidate in the order of its rank: the lowest first, ties of rank broken at random.
+    """
+    return _mean_weights(len(values)) @ np.asarray(values, dtype=np.float64)
+
+
 def best_of_k_rewards(rewards: Sequence[float]) -> Array:
     """Unbiased estimates of best-of-k's expected reward for k = 1 to n from one group of n scored candidates, [n]."""
-    return _reward_weights(len(rewards)) @ np.sort(np.asarray(rewards, dtype=np.float64))
+    return best_of_k_means(sorted(rewards))
 
 
 def best_of_k_win_rates(scores: Sequence[float]) -> Array:
@@ -48,7 +57,7 @@ def best_of_k_win_rates(scores: Sequence[float]) -> Array:
 
 
 @lru_cache(maxsize=256)
-def _reward_weights(n: int) -> Array:
+def _mean_weights(n: int) -> Array:
     return np.stack([best_of_k_weights(n, k) for k in range(1, n + 1)])
 
 
