@@ -67,7 +67,7 @@ def _rewards(axis: Axes, curve: Curve) -> None:
         axis.axvline(curve.stops_at, color=LIMIT, linestyle="--", label=f"more than {curve.stops_at} do not pay")
     if curve.judge is not None:
         judged = [(point.k, point.judge_reward) for point in curve.points]
-        _line(axis, judged, JUDGE, f"of the same answers by {curve.judge}")
+        _line(axis, judged, JUDGE, f"of the same answers by the judge, {curve.judge}")
     axis.legend(loc="lower right")
 
 
@@ -88,7 +88,7 @@ def _win_rates(axis: Axes, curve: Curve) -> None:
         axis, [(point.k, point.win_rate) for point in curve.points], REWARD, f"by {curve.kind.reward.name}, which chose"
     )
     if curve.judge is not None:
-        _line(axis, [(point.k, point.judge_win_rate) for point in curve.points], JUDGE, f"by {curve.judge}")
+        _line(axis, [(point.k, point.judge_win_rate) for point in curve.points], JUDGE, f"by the judge, {curve.judge}")
     axis.legend(loc="lower right")
 
 
