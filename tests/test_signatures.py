@@ -89,7 +89,7 @@ async def test_contrast_dominates(base: Path, logged: Path, tmp_path: Path) -> N
 async def test_sft_dominates(base: Path, logged: Path, tmp_path: Path) -> None:
     """The supervised term alone, for a few cautious steps."""
     shutil.copytree(logged, tmp_path / "data")
-    train = {"loss": "sft", "learning_rate": 1e-3, "epochs": 3}
+    train = {"loss": "sft", "learning_rate": 3e-4, "epochs": 3}
     found = await assert_told(make_settings(base, tmp_path / "data", train=train), SFT)
     assert CONTRAST not in {signature.name for signature in found}
 

@@ -215,10 +215,10 @@ class Round:
         found = signatures(metrics, evaluation)
         for signature in found:
             log.warning(signature.name, seen=signature.seen, remedy=signature.remedy, run=str(self.directory))
-        last = metrics[-1] if metrics else {"step": 0, "epoch": 0.0}
         names = {signature.name for signature in found}
-        with MetricsLog(self.directory, resume=last["step"]) as lines:
-            lines.write(last["step"], last["epoch"], **{f"signature_{name}": float(name in names) for name in NAMES})
+        with MetricsLog(self.directory, resume=metrics[-1]["step"]) as lines:
+            told = {f"signature_{name}": float(name in names) for name in NAMES}
+            lines.write(metrics[-1]["step"], metrics[-1]["epoch"], **told)
 
     def _finish(self, version: Version, outcome: str) -> Version:
         write_json(self.directory / FINISHED, {"version": version.name, "outcome": outcome})

@@ -67,7 +67,8 @@ def _contrast(metrics: Sequence[Mapping[str, Any]], evaluation: Evaluation | Non
     chosen = _ends(metrics, "chosen_logprob", "held_out_") or _ends(metrics, "chosen_logprob", "")
     if chosen is not None and chosen.last < chosen.first - CHOSEN_FALL:
         symptoms.append(
-            f"log pi(chosen) fell by {chosen.first - chosen.last:.1f} nats, from {chosen.first:.1f} to {chosen.last:.1f}"
+            f"log pi(chosen) fell by {chosen.first - chosen.last:.1f} nats, from {chosen.first:.1f} to "
+            f"{chosen.last:.1f}"
         )
     if evaluation is not None:
         kl, bound = evaluation.kl_from_reference, best_of_n_kl(evaluation.n)
