@@ -1,6 +1,5 @@
 """Best-of-n: draw, score, rank, pick."""
 
-import asyncio
 import math
 import random
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from bonbon.ids import time_ordered_id
 from bonbon.pairs.records import Candidate, Group, Unclean
 from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
+from bonbon.rewards.scoring import score_texts
 from bonbon.theory import mid_ranks
 
 log = structlog.get_logger(__name__)
@@ -95,21 +95,8 @@ class BestOfN:
         return Answer(replace(group, unclean=why_unclean(group)), tuple(draws.draws))
 
     async def score(self, prompt: Prompt, texts: list[str]) -> list[float]:
-        """One finite reward per text; equal texts are scored once. Raises RewardError for whatever goes wrong."""
-        distinct = list(dict.fromkeys(texts))
-        try:
-            async with asyncio.timeout(self.deadline) as timer:
-                scores = [float(score) for score in await self.reward.score(prompt, distinct)]
-        except RewardError:
-            raise
-        except Exception as error:
-            if timer.expired():
-                raise RewardError(f"reward {self.reward.name} gave no score within {self.deadline:g} s") from error
-            raise RewardError(f"reward {self.reward.name} failed: {type(error).__name__}: {error}") from error
-        if len(scores) != len(distinct) or not all(math.isfinite(score) for score in scores):
-            raise RewardError(f"reward {self.reward.name} did not give one finite score per candidate")
-        by_text = dict(zip(distinct, scores, strict=True))
-        return [by_text[text] for text in texts]
+        """One finite reward per text; see `score_texts`."""
+        return await score_texts(self.reward, prompt, texts, deadline=self.deadline)
 
 
 def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Random) -> tuple[Candidate, ...]:

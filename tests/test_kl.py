@@ -14,8 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bonbon.engines.base import VersionFiles, VersionKind
-from bonbon.theory import Estimate
-from trainer import estimates
+from bonbon.theory import Estimate, clustered_mean
 from trainer.divergence import Completion, Divergence
 from trainer.kl import KL, divergence
 
@@ -139,8 +138,8 @@ def test_estimates_agree_with_the_exact_sum(versions: dict[str, VersionFiles], p
     for one, drawn in zip(law, per_prompt(values, count), strict=True):
         assert one.kl > 0.05
         # A prompt's own draws are independent, so each stands for a cluster here.
-        rao_blackwell = estimates.mean([value.rao_blackwell for value in drawn])
-        k1 = estimates.mean([value.k1 for value in drawn])
+        rao_blackwell = clustered_mean([value.rao_blackwell for value in drawn])
+        k1 = clustered_mean([value.k1 for value in drawn])
         assert covers(rao_blackwell, one.kl)
         assert covers(k1, one.kl)
         assert rao_blackwell.high - rao_blackwell.low < 0.8 * (k1.high - k1.low)
@@ -160,7 +159,7 @@ def test_intervals_cover_the_exact_value_as_often_as_they_say(versions: dict[str
     hit = 0
     for one, drawn in zip(law, per_prompt(values, runs * count), strict=True):
         for run in range(runs):
-            estimate = estimates.mean([value.rao_blackwell for value in drawn[run * count : (run + 1) * count]])
+            estimate = clustered_mean([value.rao_blackwell for value in drawn[run * count : (run + 1) * count]])
             hit += estimate.low <= one.kl <= estimate.high
     assert hit / (runs * len(PROMPTS)) == pytest.approx(0.95, abs=0.04)
 

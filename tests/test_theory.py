@@ -1,3 +1,5 @@
+"""Best-of-n: its closed forms, with and without ties, and ranks."""
+
 import itertools
 import math
 
@@ -5,44 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
 from bonbon import theory
-
-# n, the paper's beta*_n, the pair target 1 / (2 beta*_n) and its standard deviation.
-PUBLISHED = [
-    (2, 0.5, 1.0, 1.0),
-    (3, 0.166667, 3.0, 2.24),
-    (4, 0.0909091, 5.5, 3.5),
-    (5, 0.06, 8.333, 4.77),
-    (6, 0.0437956, 11.417, 6.05),
-    (8, 0.0275482094, 18.15, 8.61),
-    (10, 0.0196381, 25.46, 11.2),
-    (12, 0.0150518, 33.22, 13.7),
-    (16, 0.0100455, 49.77, 18.9),
-    (24, 0.00582149, 85.89, 29.1),
-    (32, 0.00400498, 124.8, 39.4),
-    (48, 0.00239711, 208.6, 59.9),
-    (64, 0.00167852, 297.9, 80.4),
-]
-
-
-@pytest.mark.parametrize(("n", "beta", "target", "sd"), PUBLISHED)
-def test_pair_target(n: int, beta: float, target: float, sd: float) -> None:
-    assert 1 / (2 * theory.pair_target(n)) == pytest.approx(beta, rel=2e-5)
-    assert theory.pair_target(n) == pytest.approx(target, rel=1e-3)
-    assert math.sqrt(theory.pair_target_variance(n)) == pytest.approx(sd, rel=3e-3)
-
-
-@pytest.mark.parametrize("n", [2, 4, 8, 16])
-def test_pair_target_is_the_contrast_of_sampled_groups(n: int) -> None:
-    """(n - 1) (log U_(n) - log U_(1)); with seed 3, |z| > 4 for the mean has probability 6e-5."""
-    groups = 40_000
-    u = np.random.default_rng(3).uniform(size=(groups, n))
-    contrast = (n - 1) * (np.log(u.max(1)) - np.log(u.min(1)))
-    sd = math.sqrt(theory.pair_target_variance(n))
-    assert abs(contrast.mean() - theory.pair_target(n)) < 4 * sd / math.sqrt(groups)
-    assert contrast.std() == pytest.approx(sd, rel=0.04)
 
 
 @pytest.mark.parametrize(("n", "win_rate", "kl"), [(1, 0.5, 0.0), (2, 2 / 3, 0.19315), (8, 8 / 9, 1.20444)])
@@ -60,9 +26,69 @@ def test_best_of_n_integrates_its_own_density(n: float) -> None:
     assert theory.best_of_n_kl(n) == pytest.approx(float(np.mean(density * np.log(density))), abs=1e-5)
 
 
-def test_harmonic() -> None:
-    assert theory.harmonic(0) == 0
-    assert theory.harmonic(4) == pytest.approx(25 / 12)
+@pytest.mark.parametrize("n", [2, 6])
+@pytest.mark.parametrize("logprob", [-0.01, -0.3, -2.0, -20.0, -500.0])
+def test_kl_of_an_answer_that_may_be_drawn_twice(n: int, logprob: float) -> None:
+    """Against the formula in exact enough arithmetic; an answer that is never drawn twice gives the closed form."""
+    e = math.exp(logprob)
+    if logprob > -5:
+        miss = (1 - e) ** n
+        bound = math.log(n) + (n - 1) * math.log(1 - e) - (n - 1) / n
+        expected = miss * bound + (1 - miss) * math.log((1 - miss) / e)
+        assert theory.best_of_n_kl_of_answer(n, logprob) == pytest.approx(expected, rel=1e-9)
+    else:
+        assert theory.best_of_n_kl_of_answer(n, logprob) == pytest.approx(theory.best_of_n_kl(n), abs=1e-6)
+
+
+def test_kl_of_a_certain_answer_is_nothing() -> None:
+    assert theory.best_of_n_kl_of_answer(8, 0.0) == 0
+    assert theory.best_of_n_kl_of_answer(8, -1e-12) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match=r"at most 0, got 0\.5"):
+        theory.best_of_n_kl_of_answer(8, 0.5)
+
+
+MASSES = st.lists(st.floats(0.01, 1), min_size=1, max_size=8).map(lambda p: [x / math.fsum(p) for x in p])
+
+
+@given(MASSES, st.integers(2, 16))
+def test_ties_cost_win_rate_and_spare_kl(masses: list[float], n: int) -> None:
+    win_rate, ideal = theory.tied_win_rate(masses, n), theory.best_of_n_win_rate(n)
+    assert win_rate <= ideal + 1e-12
+    assert ideal - win_rate <= theory.tie_loss(masses, n) + 1e-12
+    assert -1e-12 <= theory.tied_kl(masses, n) <= theory.best_of_n_kl(n) + 1e-12
+    assert theory.best_level_masses(masses, n).sum() == pytest.approx(1)
+
+
+@given(MASSES, st.integers(2, 8))
+def test_ties_spare_just_the_kl_within_levels(masses: list[float], n: int) -> None:
+    """The gap to the closed form is the expected KL of n u^(n-1), within a level, from uniform: by quadrature."""
+    top = np.cumsum(masses)
+    gap = 0.0
+    for level, q in enumerate(theory.best_level_masses(masses, n)):
+        u = top[level] - masses[level] + (np.arange(2000) + 0.5) / 2000 * masses[level]
+        density = u ** (n - 1) / np.mean(u ** (n - 1))
+        gap += q * float(np.mean(density * np.log(density)))
+    assert theory.best_of_n_kl(n) - theory.tied_kl(masses, n) == pytest.approx(gap, abs=2e-3)
+
+
+def test_tied_win_rate_of_sampled_groups() -> None:
+    """Seven levels, n = 6, 200,000 groups: |z| > 4 has probability 6e-5."""
+    rng = np.random.default_rng(0)
+    masses = rng.dirichlet(np.full(7, 0.7))
+    best, other = rng.choice(7, (200_000, 6), p=masses).max(1), rng.choice(7, 200_000, p=masses)
+    won = (best > other) + 0.5 * (best == other)
+    assert abs(won.mean() - theory.tied_win_rate(masses.tolist(), 6)) < 4 * won.std() / math.sqrt(won.size)
+    levels = np.bincount(best, minlength=7) / best.size
+    assert levels == pytest.approx(theory.best_level_masses(masses.tolist(), 6), abs=4 * 0.5 / math.sqrt(best.size))
+
+
+def test_levels_that_are_no_law_are_refused() -> None:
+    assert theory.tied_kl([1.0], 8) == 0
+    assert theory.tied_win_rate([1.0], 8) == 0.5
+    assert theory.tied_kl([0.0, 1.0], 8) == 0
+    for masses in ([], [0.5, 0.6], [-0.5, 1.5]):
+        with pytest.raises(ValueError, match="add up to 1"):
+            theory.tied_win_rate(masses, 8)
 
 
 # Few distinct values, so that ties are common.
@@ -90,58 +116,3 @@ def test_win_fraction(ours: list[float], theirs: list[float]) -> None:
     expected = sum((a > b) + 0.5 * (a == b) for a, b in pairs) / len(pairs)
     assert theory.win_fraction(ours, theirs) == pytest.approx(expected)
     assert theory.win_fraction(theirs, ours) == pytest.approx(1 - expected)
-
-
-@pytest.mark.parametrize(("wins", "count"), [(8, 10), (1, 20), (20, 20), (177, 200), (7088, 8000)])
-def test_wilson(wins: int, count: int) -> None:
-    interval = theory.wilson(wins, count)
-    assert interval == pytest.approx(tuple(binomtest(wins, count).proportion_ci(method="wilson")), abs=1e-6)
-    tied = theory.wilson(wins - 0.5, count)
-    assert tied.low < interval.low
-    assert tied.high < interval.high
-
-
-def test_wilson_of_nothing_knows_nothing() -> None:
-    assert theory.wilson(0, 0) == (0, 1)
-
-
-@pytest.mark.parametrize("p", [0.5, 0.7, 8 / 9])
-def test_wilson_coverage(p: float) -> None:
-    """Exactly, by the binomial's own weights: at 200 comparisons within .02 of .95."""
-    covered = sum(
-        math.comb(200, k) * p**k * (1 - p) ** (200 - k)
-        for k in range(201)
-        if theory.wilson(k, 200).low <= p <= theory.wilson(k, 200).high
-    )
-    assert covered == pytest.approx(0.95, abs=0.02)
-
-
-def test_clustered_mean_by_hand() -> None:
-    estimate = theory.clustered_mean([0.5, 1.0, 0.75, 0.75], 16)
-    se = math.sqrt((0.25**2 + 0.25**2) / (4 * 3))
-    assert estimate.value == 0.75
-    assert estimate.low == pytest.approx(0.75 - 1.959964 * se)
-    assert estimate.high == pytest.approx(0.75 + 1.959964 * se)
-    assert (estimate.count, estimate.clusters) == (16, 4)
-    assert theory.clustered_mean([0.0, 1.0]).count == 2
-    with pytest.raises(ValueError, match="two prompts, got 1"):
-        theory.clustered_mean([0.5])
-
-
-def test_clustered_mean_coverage() -> None:
-    """Prompts differ in difficulty, 4 comparisons each: the interval must know the prompt to be the cluster.
-
-    2,000 intervals over 100 prompts: true coverage is about .946 (normal quantile on 99 degrees of freedom); outside
-    [.93, .965] with seed 11 it would be 3 standard errors (.005) off, probability < .3 %. Wilson on the 400
-    comparisons as if they were independent covers far less, which the last line shows.
-    """
-    rng = np.random.default_rng(11)
-    prompts, answers, trials = 100, 4, 2000
-    chance = rng.beta(0.8, 0.4, size=(trials, prompts))
-    won = rng.binomial(answers, chance) / answers
-    truth = 0.8 / 1.2
-    estimates = [theory.clustered_mean(row.tolist(), prompts * answers) for row in won]
-    covered = np.mean([e.low <= truth <= e.high for e in estimates])
-    assert 0.93 <= covered <= 0.965
-    naive = [theory.wilson(row.sum() * answers, prompts * answers) for row in won]
-    assert np.mean([interval.low <= truth <= interval.high for interval in naive]) < 0.88

@@ -1,10 +1,11 @@
-"""`bonbon train`, `bonbon evaluate` and `bonbon loop`."""
+"""`bonbon train`, `bonbon evaluate`, `bonbon loop` and `bonbon distill`."""
 
 import asyncio
 import json
 import signal
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -42,8 +43,10 @@ def train(
     asyncio.run(_train(settings, version, run, resume, snapshot, register or promote, promote))
 
 
-def _settings(model: str | None, reward: str | None, data_dir: Path | None, database: str | None) -> Settings:
-    settings = load_settings(model=model, reward=reward, data_dir=data_dir, database_url=database)
+def _settings(
+    model: str | None, reward: str | None, data_dir: Path | None, database: str | None, **others: Any
+) -> Settings:
+    settings = load_settings(model=model, reward=reward, data_dir=data_dir, database_url=database, **others)
     missing = [name for name in ("torch", "transformers", "peft", "accelerate", "matplotlib") if not find_spec(name)]
     if missing:
         raise UserError(f"training needs {', '.join(missing)}, not installed here: pip install 'bonbon[train]'")
@@ -153,6 +156,47 @@ async def _loop(settings: Settings, once: bool) -> None:
             show_version(Console(), version)
         else:
             console.print("no round was due" if not stop.is_set() else "stopped; the round goes on at the next start")
+
+
+def distill(
+    prompts: Path = typer.Option(help="One text a line; or .jsonl or .parquet with `prompt` or `messages`."),
+    out: Path = typer.Option(help="The directory to fill; a run that was killed goes on in it."),
+    n: int = typer.Option(None, min=2, help="Candidates per prompt (default: the setting n, 8)."),
+    max_tokens: int = typer.Option(256, min=1, help="Longest candidate."),
+    temperature: float = typer.Option(1.0, min=0.01, help="Of the draws; the distilled model is for this one."),
+    plain: bool = typer.Option(False, "--plain", help="Continue texts as they are: no chat."),
+    engine: str = typer.Option(None, help="Which engine draws (default: the setting engine, embedded)."),
+    model: str = MODEL,
+    reward: str = REWARD,
+) -> None:
+    """Base model and reward in, distilled model and report out: draw, score, train, evaluate, gate; no service.
+
+    OUT gets the trained adapter or model (output/), report.html, evaluation.json, and the scored groups (bonbon.db).
+    """
+    out = out.absolute()
+    settings = _settings(model, reward, out, f"sqlite+aiosqlite:///{out / 'bonbon.db'}", n=n, engine=engine)
+    for name in ("model", "reward"):
+        if not getattr(settings, name):
+            raise UserError(f"no {name} is named: --{name}, or {name} in bonbon.toml", param=name)
+    asyncio.run(_distill(settings, out, prompts, plain, max_tokens, temperature))
+
+
+async def _distill(settings: Settings, out: Path, file: Path, plain: bool, max_tokens: int, temperature: float) -> None:
+    from bonbon.engines.base import Sampling
+    from trainer.distill import distill
+    from trainer.prompt_file import read_prompts
+    from trainer.tables import show_version
+    from trainer.workshop import open_workshop
+
+    _end_at_once_on_signals()
+    prompts = await asyncio.to_thread(read_prompts, file, plain=plain)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=settings.train.seed)
+    async with open_workshop(settings) as workshop:
+        version = await distill(workshop, out, prompts, sampling)
+    console = Console()
+    show_version(console, version)
+    for title, path in (("distilled", out / "output"), ("report", out / "report.html"), ("groups", out / "bonbon.db")):
+        console.print(f"{title}: {path}", highlight=False, soft_wrap=True)
 
 
 def _stop_on_signals(stop: asyncio.Event, console: Console) -> None:

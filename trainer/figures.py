@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from bonbon.settings import GateSettings
-from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate
+from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
 from trainer.evaluation import Evaluation
 
 Metrics = Sequence[dict[str, Any]]
@@ -137,10 +137,8 @@ def _win_rates(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
 def _kl_plane(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
     e, bound = evaluation, best_of_n_kl(evaluation.n)
     axis.set_title("Win rate for the KL spent")
-    sizes = np.geomspace(1, 4 * e.n, 200)
-    axis.plot(
-        [best_of_n_kl(n) for n in sizes], [best_of_n_win_rate(n) for n in sizes], color=BASE, label="best-of-n, any n"
-    )
+    kls = np.linspace(0, max(best_of_n_kl(4 * e.n), e.kl.value), 200)
+    axis.plot(kls, [frontier_win_rate(kl) for kl in kls], color=BASE, label="the highest that any policy can have")
     label = f"best-of-{e.n}: log n - (n-1)/n = {bound:.2f}"
     axis.plot(bound, best_of_n_win_rate(e.n), "D", color=BEST_OF_N, markersize=7, label=label)
     axis.errorbar(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from bonbon.theory import Estimate
+from bonbon.theory import Estimate, clustered_mean, clustered_ratio
 from trainer import estimates
 from trainer.divergence import Divergence
 from trainer.samples import Judge, Samples, Scored, by_held_out, by_reward, wins
@@ -41,10 +41,10 @@ def rewards(samples: Sequence[Samples]) -> dict[str, Any]:
     best = [_mean_reward(one.best) for one in samples]
     answers, n = len(samples[0].answers), len(samples[0].groups[0])
     return {
-        "reward_mean": estimates.mean(ours, answers * len(samples)),
-        "base_reward_mean": estimates.mean(base, 2 * n * len(samples)),
-        "best_of_n_reward_mean": estimates.mean(best, 2 * len(samples)),
-        "recovered": estimates.ratio(
+        "reward_mean": clustered_mean(ours, answers * len(samples)),
+        "base_reward_mean": clustered_mean(base, 2 * n * len(samples)),
+        "best_of_n_reward_mean": clustered_mean(best, 2 * len(samples)),
+        "recovered": clustered_ratio(
             [a - b for a, b in zip(ours, base, strict=True)],
             [a - b for a, b in zip(best, base, strict=True)],
             answers * len(samples),
@@ -60,9 +60,9 @@ def lengths(samples: Sequence[Samples]) -> dict[str, Any]:
     base_lengths = [fmean(len(draw.tokens) for draw in draws) for draws in base]
     count, base_count = sum(map(len, ours)), sum(map(len, base))
     return {
-        "length_mean": estimates.mean(our_lengths, count),
-        "base_length_mean": estimates.mean(base_lengths, base_count),
-        "length_ratio": estimates.ratio(our_lengths, base_lengths, count),
+        "length_mean": clustered_mean(our_lengths, count),
+        "base_length_mean": clustered_mean(base_lengths, base_count),
+        "length_ratio": clustered_ratio(our_lengths, base_lengths, count),
         "truncated": sum(draw.truncated for draws in ours for draw in draws) / count,
         "base_truncated": sum(draw.truncated for draws in base for draw in draws) / base_count,
         "distinct_1": _distinct(ours, 1),
@@ -77,8 +77,8 @@ def divergences(name: str, values: Sequence[Divergence] | None, answers: int) ->
         return {name: None, f"{name}_k1": None}
     clusters = [values[i : i + answers] for i in range(0, len(values), answers)]
     return {
-        name: estimates.mean([fmean(one.rao_blackwell for one in cluster) for cluster in clusters], len(values)),
-        f"{name}_k1": estimates.mean([fmean(one.k1 for one in cluster) for cluster in clusters], len(values)),
+        name: clustered_mean([fmean(one.rao_blackwell for one in cluster) for cluster in clusters], len(values)),
+        f"{name}_k1": clustered_mean([fmean(one.k1 for one in cluster) for cluster in clusters], len(values)),
     }
 
 

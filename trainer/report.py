@@ -11,6 +11,7 @@ from bonbon.settings import GateSettings
 from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate
 from trainer.evaluation import FILE, Evaluation
 from trainer.files import read_json
+from trainer.signatures import signatures
 
 if TYPE_CHECKING:
     from trainer.gate import Verdict
@@ -52,6 +53,7 @@ def write_report(
         evaluation=evaluation,
         rows=evaluation_rows(evaluation) if evaluation else [],
         verdict=verdict,
+        signatures=signatures(metrics, evaluation),
         run=read_json(run_dir / "run.json"),
         last=_last(metrics),
         steps=metrics[-1]["step"] if metrics else 0,

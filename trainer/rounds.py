@@ -23,7 +23,9 @@ from bonbon.registry.records import Version, VersionState
 from trainer.evaluation import FILE, Evaluation
 from trainer.files import read_json, write_json
 from trainer.gate import Verdict, judge
+from trainer.metrics import MetricsLog, read_metrics
 from trainer.report import write_report
+from trainer.signatures import NAMES, signatures
 from trainer.workshop import Workshop
 
 log = structlog.get_logger(__name__)
@@ -142,6 +144,7 @@ class Round:
         files = VersionFiles(self.directory.name, kind, self.directory / "output")
         evaluation = await self.workshop.evaluate(files, await self.snapshot())
         evaluation.save(self.directory)
+        self._tell_signatures(evaluation)
         return evaluation
 
     async def register(self) -> Version:
@@ -206,6 +209,17 @@ class Round:
         log.info("snapshot taken", groups=snapshot.groups, held_out=snapshot.held_out_groups, sampler=plan.sampler)
         return snapshot
 
+    def _tell_signatures(self, evaluation: Evaluation) -> None:
+        """To the log, and to the run's metrics: 1 where a signature was found, 0 where not."""
+        metrics = read_metrics(self.directory)
+        found = signatures(metrics, evaluation)
+        for signature in found:
+            log.warning(signature.name, seen=signature.seen, remedy=signature.remedy, run=str(self.directory))
+        names = {signature.name for signature in found}
+        with MetricsLog(self.directory, resume=metrics[-1]["step"]) as lines:
+            told = {f"signature_{name}": float(name in names) for name in NAMES}
+            lines.write(metrics[-1]["step"], metrics[-1]["epoch"], **told)
+
     def _finish(self, version: Version, outcome: str) -> Version:
         write_json(self.directory / FINISHED, {"version": version.name, "outcome": outcome})
         return version
@@ -233,6 +247,7 @@ class Round:
             "pairs": trained["pairs"],
             "steps": trained["steps"],
             "metrics": trained["metrics"],
+            "signatures": [asdict(found) for found in signatures(read_metrics(self.directory), evaluation)],
             "settings": self.workshop.settings.train.model_dump(mode="json"),
             "seconds": {"train": trained["seconds"], "evaluate": evaluation.seconds},
         }

@@ -7,12 +7,12 @@ from hashlib import sha256
 
 import structlog
 
-from bonbon.best_of_n import BestOfN
 from bonbon.draws import Draws, collect
 from bonbon.engines.base import DrawRequest, Engine, Sampling
 from bonbon.errors import EngineError, PromptTooLong
 from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
+from bonbon.rewards.scoring import score_texts
 from bonbon.theory import win_fraction
 
 log = structlog.get_logger(__name__)
@@ -106,8 +106,7 @@ class Sampler:
         seed: int,
     ) -> None:
         self._engine, self._version, self._reference = engine, version, reference
-        self._scorer = BestOfN(engine, reward, deadline=REWARD_SECONDS)
-        self._held_out = BestOfN(engine, held_out_reward, deadline=REWARD_SECONDS) if held_out_reward else None
+        self._reward, self._held_out = reward, held_out_reward
         self._n, self._answers, self._sampling, self._seed = n, answers, sampling, seed
 
     async def __call__(self, prompt: Prompt) -> Samples | None:
@@ -146,8 +145,12 @@ class Sampler:
     async def _score(self, prompt: Prompt, drawn: list[Draws]) -> list[Scored]:
         draws = [draw for draws in drawn for draw in draws.draws]
         texts = [draw.text for draw in draws]
-        rewards = await self._scorer.score(prompt, texts)
-        held_out = await self._held_out.score(prompt, texts) if self._held_out else [None] * len(texts)
+        rewards = await score_texts(self._reward, prompt, texts, deadline=REWARD_SECONDS)
+        held_out: list[float] | list[None] = (
+            await score_texts(self._held_out, prompt, texts, deadline=REWARD_SECONDS)
+            if self._held_out
+            else [None] * len(texts)
+        )
         return [
             Scored(tuple(draw.token_ids), draw.finish_reason == "length", reward, other)
             for draw, reward, other in zip(draws, rewards, held_out, strict=True)

@@ -1,12 +1,13 @@
-"""`bonbon pairs`: what the pair log holds, its export and its purge."""
+"""`bonbon pairs`: what the pair log holds, its export, its best-of-k curve and its purge."""
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,16 @@ from rich.text import Text
 
 from bonbon.errors import UserError
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.pairs.curve import SHARE, Curve, make_curve
+from bonbon.pairs.curve_table import print_curve
 from bonbon.pairs.purge import count_purgeable, purge
 from bonbon.pairs.reader import PairStats, count_clean, stats
-from bonbon.settings import Settings
+from bonbon.pairs.selection import select_groups
+from bonbon.rewards import build_reward
+from bonbon.rewards.base import Reward
+from bonbon.settings import Settings, load_settings
 
-app = typer.Typer(help="The pair log: counts, export, purge.", no_args_is_help=True)
+app = typer.Typer(help="The pair log: counts, export, curve, purge.", no_args_is_help=True)
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -60,6 +66,38 @@ def export_pairs(
         print_json({"path": path, "format": format, "version": version, "pairs": written})
     else:
         console().print(f"{written} pairs written to {path} ({format}); the log is as it was", soft_wrap=True)
+
+
+@app.command("curve")
+def show_curve(
+    version: Annotated[str | None, typer.Option(help="Groups drawn from this version (default: with most).")] = None,
+    n: Annotated[int | None, typer.Option(min=2, help="Up to which k (default: the n that most groups have).")] = None,
+    newest: Annotated[int | None, typer.Option(min=2, help="Only the newest so many groups.")] = None,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the gain so far: a draw that adds less pays no more.")
+    ] = SHARE,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="A reward that did not choose: kind:target, model or URL; default: held_out_reward."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the curve into this file.")] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """What best-of-k is worth for every k up to the logged n: from the log, no new draws."""
+    settings = load_settings(data_dir=data_dir, database_url=database, held_out_reward=judge)
+    if png is not None and find_spec("matplotlib") is None:
+        raise UserError("--png needs matplotlib, not installed here: pip install 'bonbon[train]'", param="png")
+    found = asyncio.run(_curve(settings, version, n, newest, share))
+    if png is not None:
+        from bonbon.pairs.curve_picture import save
+
+        save(found, png)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_curve(console(), found)
 
 
 @app.command("purge")
@@ -103,6 +141,25 @@ async def _export(settings: Settings, path: Path, format: Format, version: str |
             raise UserError(f"the pair log has no clean group of version {version!r}; it has groups of: {known}")
         with _bar("exporting", total) as progress:
             return await export(database, path, format.value, version=version, progress=progress)
+
+
+async def _curve(settings: Settings, version: str | None, n: int | None, newest: int | None, share: float) -> Curve:
+    judge = build_reward(settings.held_out_reward) if settings.held_out_reward else None
+    async with open_store(settings) as database, _running(judge):
+        selection = await select_groups(database, version=version, n=n, newest=newest)
+        with _bar("reading groups" if judge is None else f"judging by {judge.name}", selection.groups) as progress:
+            return await make_curve(database, selection, share=share, judge=judge, progress=progress)
+
+
+@asynccontextmanager
+async def _running(judge: Reward | None) -> AsyncIterator[None]:
+    if judge is not None:
+        await judge.start()
+    try:
+        yield
+    finally:
+        if judge is not None:
+            await judge.stop()
 
 
 async def _purge(settings: Settings, older_than: datetime | None, user: str | None, *, ask: bool) -> int:

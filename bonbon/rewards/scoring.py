@@ -1,0 +1,31 @@
+"""Scores from a reward that may fail, be late, or answer nonsense."""
+
+import asyncio
+import math
+from collections.abc import Sequence
+
+from bonbon.errors import RewardError
+from bonbon.prompt import Prompt
+from bonbon.rewards.base import Reward
+
+
+async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, deadline: float) -> list[float]:
+    """One finite reward per text; equal texts are scored once. Raises RewardError for whatever goes wrong.
+
+    Args:
+        deadline: seconds the reward has.
+    """
+    distinct = list(dict.fromkeys(texts))
+    try:
+        async with asyncio.timeout(deadline) as timer:
+            scores = [float(score) for score in await reward.score(prompt, distinct)]
+    except RewardError:
+        raise
+    except Exception as error:
+        if timer.expired():
+            raise RewardError(f"reward {reward.name} gave no score within {deadline:g} s") from error
+        raise RewardError(f"reward {reward.name} failed: {type(error).__name__}: {error}") from error
+    if len(scores) != len(distinct) or not all(math.isfinite(score) for score in scores):
+        raise RewardError(f"reward {reward.name} did not give one finite score per candidate")
+    by_text = dict(zip(distinct, scores, strict=True))
+    return [by_text[text] for text in texts]

@@ -1,0 +1,192 @@
+"""Base model and reward in, distilled model and report out: the whole loop once, offline, in one directory.
+
+The directory is a run directory (see `trainer.rounds`) with a database of its own: the service can be started on it.
+"""
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import structlog
+from sqlalchemy import select
+
+from bonbon.best_of_n import BestOfN
+from bonbon.engines import build_engine
+from bonbon.engines.base import Sampling
+from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.snapshot import is_held_out
+from bonbon.prompt import Prompt
+from bonbon.registry.records import Version
+from bonbon.rewards import build_reward
+from bonbon.rewards.together import together
+from bonbon.settings import Settings
+from bonbon.tables import groups
+from trainer.files import read_json, write_json
+from trainer.progress import bar
+from trainer.rounds import PLAN, Round, stages
+from trainer.workshop import Workshop
+
+log = structlog.get_logger(__name__)
+
+TASK = "distill.json"
+CONCURRENCY = 32
+"""Prompts in flight."""
+REWARD_SECONDS = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is drawn: the same task in the same directory goes on, another one is refused."""
+
+    base: str
+    base_digest: str
+    reward: str
+    prompts: str
+    n: int
+    max_tokens: int
+    temperature: float
+    seed: int
+
+
+async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], sampling: Sampling) -> Version:
+    """Draw n candidates per prompt, score and log them, train, evaluate, gate and register in `out`.
+
+    What was done before is not done again, so that a run that was killed goes on where it was; groups that are in the
+    log are not drawn again. A version that the gate passes is promoted in the directory's own registry.
+
+    Args:
+        workshop: its database and registry are in `out`.
+        sampling: of the candidates; its seed and a prompt's place give each prompt's own.
+
+    Raises:
+        UserError: too few prompts, or `out` holds another task.
+        Conflict: another process works in `out`.
+        RewardError, EngineError: scoring or drawing failed; what was logged is kept.
+    """
+    _refuse_too_few(prompts, workshop.settings)
+    with locked(out):
+        _claim(out, _task(workshop, prompts, sampling))
+        if not (out / PLAN).exists():
+            await draw_groups(workshop, prompts, sampling)
+            round_ = await Round.create(workshop, out, sampler=workshop.base.name)
+        else:
+            round_ = Round.open(workshop, out)
+        for stage in stages(round_, promote=True):
+            result = await stage()
+        assert isinstance(result, Version)
+        return result
+
+
+async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: Sampling) -> int:
+    """Log one group for each prompt that has none yet; how many were drawn. A group's id is its prompt's place."""
+    async with workshop.database.read() as connection:
+        done = set((await connection.execute(select(groups.c.id))).scalars())
+    left = [(number, prompt) for number, prompt in enumerate(prompts) if _group_id(number) not in done]
+    if not left:
+        return 0
+    settings, base = workshop.settings, workshop.base
+    assert settings.reward is not None
+    engine, reward = build_engine(settings, base=base.name), build_reward(settings.reward)
+    pair_log = PairLog(workshop.database)
+    best_of_n = BestOfN(engine, reward, deadline=REWARD_SECONDS)
+    waiting = iter(left)
+    skipped = 0
+
+    async def draw_some() -> None:
+        nonlocal skipped
+        for number, prompt in waiting:
+            try:
+                own = replace(sampling, seed=(sampling.seed or 0) + number)
+                group = (await best_of_n(prompt, settings.n, sampling=own)).group
+            except PromptTooLong as error:
+                log.warning("prompt left out", number=number + 1, reason=str(error))
+                skipped += 1
+            else:
+                if group.degraded is not None:
+                    raise RewardError(f"prompt {number + 1}: {group.degraded}; what was drawn before is kept")
+                await pair_log.append(replace(group, id=_group_id(number)))
+            advance(1)
+
+    await engine.start()
+    try:
+        await reward.start()
+        await pair_log.start()
+        title = f"drawing {settings.n} candidates per prompt"
+        with bar(title, len(prompts), show=workshop.progress) as advance:
+            advance(len(prompts) - len(left))
+            await together(draw_some() for _ in range(CONCURRENCY))
+    finally:
+        await pair_log.stop()
+        await reward.stop()
+        await engine.stop()
+    if skipped:
+        log.warning("prompts left no room for max_tokens in the context", skipped=skipped)
+    return len(left) - skipped
+
+
+def _group_id(number: int) -> str:
+    return f"{number:032x}"
+
+
+def _task(workshop: Workshop, prompts: Sequence[Prompt], sampling: Sampling) -> Task:
+    settings, base = workshop.settings, workshop.base
+    assert settings.reward is not None
+    return Task(
+        base=base.name,
+        base_digest=base.digest,
+        reward=settings.reward.model_dump_json(),
+        prompts=sha256("\n".join(prompt.digest for prompt in prompts).encode()).hexdigest(),
+        n=settings.n,
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        seed=sampling.seed or 0,
+    )
+
+
+def _claim(out: Path, task: Task) -> None:
+    """Make `out` this task's, or find that it already is."""
+    recorded = read_json(out / TASK)
+    if recorded is None:
+        write_json(out / TASK, asdict(task))
+        return
+    if differing := [key for key, value in asdict(task).items() if recorded.get(key) != value]:
+        changes = ", ".join(f"{key} {recorded.get(key)} -> {getattr(task, key)}" for key in differing)
+        raise UserError(
+            f"{out} holds another distillation ({changes}): name a new --out, or delete this one", param="out"
+        )
+
+
+def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
+    """Before anything is drawn: a run that could not be trained or measured."""
+    fraction = settings.train.held_out_fraction
+    held_out = [prompt.digest for prompt in prompts if is_held_out(prompt.digest, fraction)]
+    train, needed = len(prompts) - len(held_out), max(settings.train.min_pairs, settings.train.batch_size)
+    if train < needed:
+        raise UserError(
+            f"{len(prompts)} prompts leave {train} to train on, fewer than {needed} (train.min_pairs = "
+            f"{settings.train.min_pairs}, train.batch_size = {settings.train.batch_size}): give more prompts, or lower "
+            "these",
+            param="prompts",
+        )
+    if len(set(held_out)) < 2:
+        raise UserError(
+            f"train.held_out_fraction = {fraction} keeps {len(set(held_out))} of the different prompts to measure on, "
+            "and two are needed: give more prompts, or raise it",
+            param="prompts",
+        )
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """The directory to this process alone, until it ends in whatever way."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"another process distils in {out}; wait for it, or name another --out") from error
+        yield
