@@ -115,7 +115,15 @@ async def _read(log: Log, work: Path) -> float:
 def _show(logs: list[Log]) -> None:
     first = {log.backend: log for log in reversed(logs)}
     table = Table(title=f"pair log, best-of-{N}, times in ms")
-    for column in ("backend", "groups", "append p50", "p99", "x first", "snapshot groups/s", "seconds per group x first"):
+    for column in (
+        "backend",
+        "groups",
+        "append p50",
+        "p99",
+        "x first",
+        "snapshot groups/s",
+        "seconds per group x first",
+    ):
         table.add_column(column, justify="left" if column == "backend" else "right")
     for log in sorted(logs, key=lambda log: (log.backend, log.size)):
         p50, read = statistics.median(log.append), statistics.median(log.snapshot)
