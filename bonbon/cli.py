@@ -26,15 +26,20 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
-def main() -> None:
-    """Run the command line; what the user can mend is printed as one line, with exit status 2."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+def add_commands() -> None:
+    """Give `app` the commands of every installed part."""
     for entry in sorted(entry_points(group="bonbon.commands"), key=lambda entry: entry.name):
         command = entry.load()
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=entry.name)
         else:
             app.command(entry.name)(command)
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is printed as one line, with exit status 2."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    add_commands()
     try:
         app()
     except BonbonError as error:

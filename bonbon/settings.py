@@ -143,6 +143,13 @@ class TrainSettings(Section):
     """Share of prompts (by their digest) that are never trained on."""
     threads: int = Field(0, ge=0)
     """CPU threads for torch; 0 leaves torch's own choice."""
+    processes: int = Field(1, ge=1)
+    """Training processes on this machine, one a GPU; they share every batch."""
+    sharding: Literal["none", "full"] = "none"
+    """none: every process holds the whole model; full: weights, gradients and optimiser state are split among the
+    processes (FSDP2)."""
+    launcher: str = ""
+    """Command that starts the training processes in the place of torchrun on this machine."""
 
 
 class EvaluateSettings(Section):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,7 @@ from bonbon.settings import Settings, load_settings
 MODEL = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name.")
 REWARD = typer.Option(None, help="A reward model's directory or hub name, a URL, or kind:target.")
 DATA_DIR = typer.Option(None, help="Where the registry's files, training runs and the default database live.")
+PROCESSES = typer.Option(None, help="Training processes on this machine, one a GPU.")
 DATABASE = typer.Option(None, help="SQLAlchemy URL of the pair log and registry.")
 
 
@@ -26,6 +28,7 @@ def train(
     snapshot: Path = typer.Option(None, help="Train on this snapshot instead of taking a new one."),
     register: bool = typer.Option(False, "--register", help="Then evaluate, judge and register the version."),
     promote: bool = typer.Option(False, "--promote", help="Then promote it, if the gate passes it."),
+    processes: int = PROCESSES,
     model: str = MODEL,
     reward: str = REWARD,
     data_dir: Path = DATA_DIR,
@@ -39,14 +42,28 @@ def train(
         raise UserError("--resume needs --run: the directory of the run to go on with", param="run")
     if resume and (version or snapshot):
         raise UserError("--resume goes on with what the run began with: leave --version and --snapshot out")
-    settings = _settings(model, reward, data_dir, database)
+    settings = _settings(model, reward, data_dir, database, processes)
     asyncio.run(_train(settings, version, run, resume, snapshot, register or promote, promote))
 
 
 def _settings(
-    model: str | None, reward: str | None, data_dir: Path | None, database: str | None, **others: Any
+    model: str | None,
+    reward: str | None,
+    data_dir: Path | None,
+    database: str | None,
+    processes: int | None = None,
+    **others: Any,
 ) -> Settings:
-    settings = load_settings(model=model, reward=reward, data_dir=data_dir, database_url=database, **others)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        raise UserError(
+            f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher: start bonbon once, and let "
+            "train.processes or train.launcher start the processes that train",
+            param="train.launcher",
+        )
+    train = None if processes is None else {"processes": processes}
+    settings = load_settings(
+        model=model, reward=reward, data_dir=data_dir, database_url=database, train=train, **others
+    )
     missing = [name for name in ("torch", "transformers", "peft", "accelerate", "matplotlib") if not find_spec(name)]
     if missing:
         raise UserError(f"training needs {', '.join(missing)}, not installed here: pip install 'bonbon[train]'")
@@ -124,6 +141,7 @@ async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
 
 def loop(
     once: bool = typer.Option(False, "--once", help="One round if it is due, then exit."),
+    processes: int = PROCESSES,
     model: str = MODEL,
     reward: str = REWARD,
     data_dir: Path = DATA_DIR,
@@ -134,7 +152,7 @@ def loop(
     A first Ctrl-C or SIGTERM waits for the stage at work; a second one ends at once. Either way the round is gone on
     with at the next start.
     """
-    settings = _settings(model, reward, data_dir, database)
+    settings = _settings(model, reward, data_dir, database, processes)
     asyncio.run(_loop(settings, once))
 
 

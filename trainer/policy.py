@@ -109,7 +109,9 @@ def save_policy(
         (directory / "README.md").unlink(missing_ok=True)
         return
     dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
-    weights = {name: weight.to(dtype) for name, weight in weights.items()}
+    # Gathered from several processes, tied weights share no memory any more, by which they would be known.
+    tied = model.all_tied_weights_keys
+    weights = {name: weight.to(dtype) for name, weight in weights.items() if name not in tied}
     model.to(dtype).save_pretrained(directory, state_dict=weights)
     for file in sorted(base.iterdir()):
         about_weights = file.name == MANIFEST or file.name.endswith(".index.json")

@@ -23,6 +23,7 @@ from bonbon.registry.records import Version, VersionState
 from trainer.evaluation import FILE, Evaluation
 from trainer.files import read_json, write_json
 from trainer.gate import Verdict, judge
+from trainer.launch import run_training
 from trainer.metrics import MetricsLog, read_metrics
 from trainer.report import write_report
 from trainer.signatures import NAMES, signatures
@@ -111,14 +112,10 @@ class Round:
         """Train on the snapshot: kind, steps, pairs, metrics and seconds."""
         if done := read_json(self.directory / TRAINING):
             return done
-        from trainer.train import train
-
         snapshot, workshop = await self.snapshot(), self.workshop
         reference = await workshop.registry.get(self.plan.sampler)
         start = perf_counter()
-        # In a thread: the lease is renewed meanwhile, and no second start of torch is paid for.
-        result = await asyncio.to_thread(
-            train,
+        result = await run_training(
             workshop.settings,
             snapshot,
             self.directory,

@@ -12,7 +12,16 @@ from trainer.files import read_json, write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "bonbon")
 # These change how fast a run is and what it leaves behind, not what it computes.
-INDIFFERENT = {"micro_batch_size", "gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "threads"}
+INDIFFERENT = {
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "threads",
+    "processes",
+    "sharding",
+    "launcher",
+}
 
 
 def describe(

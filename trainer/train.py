@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 
 from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
@@ -13,6 +12,7 @@ from bonbon.modelfiles import served_name
 from bonbon.pairs.snapshot import Snapshot, read_snapshot
 from bonbon.registry.manifest import make_manifest
 from bonbon.settings import Settings, TrainSettings
+from trainer.accelerator import make_accelerator
 from trainer.metrics import latest_metrics
 from trainer.pairs import Pairs
 from trainer.policy import load_policy
@@ -65,7 +65,7 @@ def train(
         torch.set_num_threads(config.threads)
     base_digest, reference_digest = _refuse_strangers(snapshot, base, reference)
     pairs = Pairs(snapshot.pairs_file)
-    accelerator = Accelerator(mixed_precision=_precision(config))
+    accelerator = make_accelerator(config)
     accelerator.gradient_accumulation_steps = _accumulation(config, len(pairs.train), accelerator.num_processes)
     base_name = served_name(settings.model or str(base))
     if accelerator.is_main_process:
@@ -142,9 +142,3 @@ def _accumulation(config: TrainSettings, pairs: int, processes: int) -> int:
             param="train.micro_batch_size",
         )
     return config.batch_size // together
-
-
-def _precision(config: TrainSettings) -> str:
-    if config.precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return config.precision

@@ -1,0 +1,279 @@
+"""What a gateway adds to best-of-8: bonbon, LiteLLM's proxy and its_hub's HTTP service in front of one mock upstream.
+
+    python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
+    python -m venv its_hub && its_hub/bin/pip install its_hub
+    python benchmarks/overhead.py --litellm litellm/bin --its-hub its_hub/bin
+
+The upstream (benchmarks/upstream.py) takes no time, so what is measured is the gateway. bonbon draws 8 candidates with
+their token ids and log-probabilities, scores and ranks them, and commits the group to disk before it answers; the peers
+do none of the last three. Each gateway is one process on one core, the upstream and the load on another. Requests go to
+the gateways in turns, so that what else the machine does falls on all of them alike: trust the ratios more than the
+times.
+"""
+
+import asyncio
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import httpx2
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+N, MODEL, KEY = 8, "base", "sk-none"
+MESSAGES = [{"role": "user", "content": "My lamp arrived broken. Can you help?"}]
+START_TIMEOUT = 180.0
+
+
+@dataclass
+class Target:
+    """A server that answers chat completions, and what was measured: seconds at concurrency 1, requests/s at 8."""
+
+    name: str
+    port: int
+    body: bytes
+    seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+    @property
+    def request(self) -> bytes:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+        return f"{head}authorization: Bearer {KEY}\r\ncontent-length: {len(self.body)}\r\n\r\n".encode() + self.body
+
+
+class Connection:
+    """A kept HTTP/1.1 connection; the load must cost less than what it measures."""
+
+    def __init__(self, target: Target) -> None:
+        self.target, self.request = target, target.request
+
+    async def open(self) -> None:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.target.port, limit=2**22)
+
+    async def ask(self) -> float:
+        """Seconds of one request. Raises RuntimeError for any status but 200."""
+        start = perf_counter()
+        self.writer.write(self.request)
+        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        if b"transfer-encoding: chunked" in head:
+            while size := int(await self.reader.readline(), 16):
+                await self.reader.readexactly(size + 2)
+            await self.reader.readexactly(2)
+            body = b""
+        else:
+            body = await self.reader.readexactly(int(head.split(b"content-length:")[1].split(b"\r\n")[0]))
+        seconds = perf_counter() - start
+        if b" 200 " not in head[:20]:
+            raise RuntimeError(f"{self.target.name}: {head[:60]!r} {body[:300]!r}")
+        return seconds
+
+
+def main(
+    litellm: Path = typer.Option(None, help="bin directory of an environment with litellm[proxy]."),
+    its_hub: Path = typer.Option(None, help="bin directory of an environment with its_hub."),
+    turns: int = typer.Option(20, help="Turns; in each, every gateway gets its requests."),
+    requests: int = typer.Option(50, help="Requests of a turn at concurrency 1, and twice as many at 8."),
+    database: str = typer.Option(None, help="SQLAlchemy URL of bonbon's pair log (default: SQLite on a new file)."),
+    json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
+    profile: Path = typer.Option(None, help="Write a py-spy flame graph of bonbon's process under load to this SVG."),
+) -> None:
+    """Print what each gateway adds to the upstream's latency, and how many requests a second it serves on one core."""
+    with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+        _pin(0)
+        start = lambda *args, **more: stack.enter_context(_process(Path(work), *args, **more))  # noqa: E731
+        upstream = start("upstream", [sys.executable, str(Path(__file__).parent / "upstream.py")], core=0)
+        url = f"http://127.0.0.1:{upstream}"
+        targets = [Target("upstream alone", upstream, _body(n=N))]
+        data = Path(work) / "bonbon"
+        environment = {
+            "BONBON_MODEL": MODEL,
+            "BONBON_ENGINE": "remote",
+            "BONBON_ENGINE_OPTIONS": json.dumps({"urls": url}),
+            "BONBON_REWARD": "fake:",
+            "BONBON_N": str(N),
+            "BONBON_DATA_DIR": str(data),
+        } | ({"BONBON_DATABASE_URL": database} if database else {})
+        serve = [sys.executable, "-m", "bonbon", "serve", "--port"]
+        bonbon = start("bonbon", serve, environment=environment, ready="/health/ready")
+        targets.append(Target("bonbon", bonbon, _body(model="bonbon")))
+        if litellm:
+            targets.append(Target("LiteLLM", _litellm(start, litellm, Path(work), url), _body(n=N)))
+        if its_hub:
+            targets.append(Target("its_hub", _its_hub(start, its_hub, url), _body(budget=N)))
+        asyncio.run(_measure(targets, turns, requests))
+        if profile:
+            _profile(targets[1], profile)
+    figures = _figures(targets)
+    _show(figures)
+    if json_:
+        json_.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+async def _measure(targets: list[Target], turns: int, requests: int) -> None:
+    connections = {target.name: [Connection(target) for _ in range(8)] for target in targets}
+    with Progress(console=Console(stderr=True)) as bars:
+        bar = bars.add_task("requests", total=turns * len(targets))
+        for turn in range(turns + 1):
+            for target in random.sample(targets, len(targets)):
+                # Anew each turn: a gateway may close a connection that was idle while the others had theirs.
+                for connection in connections[target.name]:
+                    await connection.open()
+                seconds = [await connections[target.name][0].ask() for _ in range(requests)]
+                start = perf_counter()
+                await asyncio.gather(*(_ask(c, requests // 4) for c in connections[target.name]))
+                rate = 8 * (requests // 4) / (perf_counter() - start)
+                for connection in connections[target.name]:
+                    connection.writer.close()
+                if turn:  # the first one warms up
+                    target.seconds += seconds
+                    target.rates.append(rate)
+                    bars.advance(bar)
+
+
+async def _ask(connection: Connection, requests: int) -> None:
+    for _ in range(requests):
+        await connection.ask()
+
+
+def _figures(targets: list[Target]) -> dict[str, dict[str, float]]:
+    """In ms and requests a second; what was added is the difference of two quantiles, for which turns pair them."""
+    alone = targets[0]
+    figures = {}
+    for target in targets:
+        p50, p99 = (1000 * statistics.quantiles(target.seconds, n=100)[q - 1] for q in (50, 99))
+        base50, base99 = (1000 * statistics.quantiles(alone.seconds, n=100)[q - 1] for q in (50, 99))
+        figures[target.name] = {
+            "p50_ms": p50,
+            "p99_ms": p99,
+            "added_p50_ms": p50 - base50,
+            "added_p99_ms": p99 - base99,
+            "requests_per_second_at_1": 1 / statistics.mean(target.seconds),
+            "requests_per_second_at_8": statistics.median(target.rates),
+        }
+    return figures
+
+
+def _show(figures: dict[str, dict[str, float]]) -> None:
+    table = Table(title=f"best-of-{N}, times in ms")
+    for column in (
+        "gateway",
+        "p50",
+        "p99",
+        "added p50",
+        "added p99",
+        "x bonbon",
+        "req/s at 1",
+        "req/s at 8",
+        "x bonbon ",
+    ):
+        table.add_column(column, justify="left" if column == "gateway" else "right")
+    ours = figures["bonbon"]
+    for name, figure in figures.items():
+        table.add_row(
+            name,
+            *(f"{figure[key]:.2f}" for key in ("p50_ms", "p99_ms", "added_p50_ms", "added_p99_ms")),
+            f"{figure['added_p50_ms'] / ours['added_p50_ms']:.2f}",
+            *(f"{figure[key]:.0f}" for key in ("requests_per_second_at_1", "requests_per_second_at_8")),
+            f"{figure['requests_per_second_at_8'] / ours['requests_per_second_at_8']:.2f}",
+        )
+    Console().print(table)
+    Console().print("targets: bonbon adds at most 2 ms (p50) and 5 ms (p99) at 1, and serves 900 requests/s at 8")
+
+
+def _body(**fields: Any) -> bytes:
+    return json.dumps({"model": MODEL, "messages": MESSAGES, "max_tokens": 64, "temperature": 1.0} | fields).encode()
+
+
+Start = Callable[..., int]
+
+
+def _litellm(start: Start, bin_: Path, work: Path, url: str) -> int:
+    parameters = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": KEY}
+    config = {"model_list": [{"model_name": MODEL, "litellm_params": parameters}]}
+    (work / "litellm.yaml").write_text(json.dumps(config))  # JSON is YAML
+    command = [str(bin_ / "litellm"), "--config", str(work / "litellm.yaml"), "--host", "127.0.0.1", "--port"]
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    return start("litellm", command, environment=local, ready="/health/liveliness")
+
+
+def _its_hub(start: Start, bin_: Path, url: str) -> int:
+    port = start("its_hub", [str(bin_ / "its-iaas"), "--log-level", "ERROR", "--port"], ready="/v1/models")
+    wanted = {"endpoint": f"{url}/v1", "model": MODEL, "api_key": KEY, "alg": "self-consistency", "budget": N}
+    answer = httpx2.post(f"http://127.0.0.1:{port}/configure", json=wanted | {"regex_patterns": [r"(w\d+)"]})
+    answer.raise_for_status()
+    return port
+
+
+@contextmanager
+def _process(
+    work: Path,
+    name: str,
+    command: list[str],
+    *,
+    environment: dict[str, str] | None = None,
+    core: int = 1,
+    ready: str = "/health",
+) -> Iterator[int]:
+    """`command PORT` on one core until the block ends; the port it answers on."""
+    port = _free_port()
+    with (work / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, str(port)],
+            env=os.environ | (environment or {}),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: _pin(core),
+        )
+    try:
+        _wait(process, f"http://127.0.0.1:{port}{ready}", work / f"{name}.log")
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    import time
+
+    until = perf_counter() + START_TIMEOUT
+    while True:
+        try:
+            if httpx2.get(url, timeout=2).status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        if process.poll() is not None or perf_counter() > until:
+            raise SystemExit(f"{process.args!r} did not start:\n{log.read_text()[-2000:]}")
+        time.sleep(0.2)
+
+
+def _pin(core: int) -> None:
+    cores = sorted(os.sched_getaffinity(0)) if not core else sorted(range(os.cpu_count() or 1))
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,174 @@
+"""Training in several processes: real ones, started by torchrun, on gloo."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from sampled_pairs import make_base, make_snapshot
+from test_train import as_arguments, assert_same, environment, settings, weights
+
+from bonbon.errors import BonbonError, UserError
+from bonbon.pairs.snapshot import Snapshot
+from trainer.launch import run_training
+from trainer.metrics import read_metrics
+from trainer.train import TrainingResult, train
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tied, for sharding must keep embedding and output layer one tensor."""
+    return make_base(tmp_path_factory.mktemp("models") / "tiny", tied=True)
+
+
+@pytest.fixture(scope="module")
+def snapshot(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return make_snapshot(tmp_path_factory.mktemp("snapshots") / "first", base, temperatures=(1.0, 0.8), ns=(4, 3))
+
+
+@pytest.fixture(scope="module")
+def alone(base: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run of one process, by method."""
+    torch.set_num_threads(1)
+    runs = tmp_path_factory.mktemp("alone")
+    for method in ("lora", "full"):
+        train(settings(base, method=method), snapshot, runs / method, base=base, progress=False)
+    return {method: runs / method for method in ("lora", "full")}
+
+
+def launch(base: Path, snapshot: Snapshot, run_dir: Path, **config: Any) -> TrainingResult:
+    run_dir.mkdir(exist_ok=True)
+    work = run_training(
+        settings(base, **{"micro_batch_size": 8, "processes": 2} | config),
+        snapshot,
+        run_dir,
+        base=base,
+        reference=None,
+        progress=False,
+    )
+    return asyncio.run(work)
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run_dir) if "loss" in line]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_sharded_over_two_processes_is_one_run(
+    base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    """FSDP2: every step's loss is that of one process within 1e-4 of it, and so are the weights."""
+    result = launch(base, snapshot, tmp_path / "two", method=method, sharding="full")
+    assert (result.steps, result.pairs) == (20, 77)
+    np.testing.assert_allclose(losses(result.run_dir), losses(alone[method]), rtol=1e-4)
+    assert_same(weights(result.run_dir), weights(alone[method]), rtol=1e-3, atol=1e-5)
+
+
+SHARES = """
+import os, torch
+from bonbon.settings import TrainSettings
+from trainer.accelerator import make_accelerator
+accelerator = make_accelerator(TrainSettings(sharding="full", precision="no"))
+from transformers import LlamaConfig, LlamaForCausalLM
+model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+                                     num_key_value_heads=2, vocab_size=40))
+whole = sum(parameter.numel() for parameter in model.parameters())
+model, _ = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+print(sum(parameter.to_local().numel() for parameter in model.parameters()) / whole)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_sharded_means_that_each_process_holds_its_share(tmp_path: Path) -> None:
+    """accelerate passes over FSDP on CPUs in silence; then every process would hold the whole."""
+    script = tmp_path / "shares.py"
+    script.write_text(SHARES)
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(run, env=environment(), check=True, capture_output=True, text=True)
+    assert [float(line) for line in done.stdout.split()] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+@pytest.mark.parametrize(("first", "then"), [(1, 2), (2, 1)])
+def test_resumed_by_another_number_of_processes_is_the_same_run(
+    base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path, first: int, then: int
+) -> None:
+    """Cut off after step 10 the run goes on from the checkpoint of step 8, with `then` processes."""
+    run_dir = tmp_path / "run"
+    launch(base, snapshot, run_dir, processes=first, sharding="full", keep_checkpoints=9)
+    for later in (run_dir / "checkpoints").iterdir():
+        if later.name > "step-00000008":
+            (later / "weights.safetensors").unlink()
+            (later / "optimiser.safetensors").unlink()
+            later.rmdir()
+    (run_dir / "output").rename(tmp_path / "before")
+    launch(base, snapshot, run_dir, processes=then, sharding="full")
+    assert [line["step"] for line in read_metrics(run_dir) if "loss" in line] == list(range(1, 21))
+    np.testing.assert_allclose(losses(run_dir), losses(alone["lora"]), rtol=1e-4)
+    assert_same(weights(run_dir), weights(alone["lora"]), rtol=1e-3, atol=1e-5)
+
+
+def test_a_number_of_processes_that_does_not_fit_is_refused(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
+    """What the processes raise is what the caller sees."""
+    with pytest.raises(UserError, match=r"batch_size = 16 is no multiple of train.micro_batch_size = 8 times 3 proc"):
+        launch(base, snapshot, tmp_path / "run", processes=3)
+
+
+def test_a_launcher_of_ones_own(base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path) -> None:
+    """accelerate launch; and commands that are not there, or do not train."""
+    accelerate = Path(sys.executable).parent / "accelerate"
+    command = f"{accelerate} launch" if accelerate.exists() else f"{sys.executable} -m accelerate.commands.launch"
+    options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    launch(base, snapshot, tmp_path / "run", launcher=f"{command} {options} --num_cpu_threads_per_process 1")
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone["lora"]), rtol=1e-4)
+    with pytest.raises(UserError, match=r"train\.launcher = 'no-such-launcher -x' cannot be started"):
+        launch(base, snapshot, tmp_path / "other", launcher="no-such-launcher -x")
+    with pytest.raises(BonbonError, match="ended with status 1 and left no result"):
+        launch(base, snapshot, tmp_path / "other", launcher="false")
+
+
+OWNER = """
+import asyncio, sys
+sys.path.insert(0, "tests")
+import json
+from pathlib import Path
+from bonbon.pairs.snapshot import read_snapshot
+from bonbon.settings import load_settings
+from trainer.launch import run_training
+
+arguments = json.loads(sys.argv[1])
+settings = load_settings(model=arguments["base"], train=arguments["train"])
+run_dir = Path(arguments["run"])
+run_dir.mkdir()
+asyncio.run(run_training(settings, read_snapshot(Path(arguments["snapshot"])), run_dir, base=Path(arguments["base"]),
+                         reference=None, progress=False))
+"""
+
+
+async def test_the_processes_end_with_the_one_that_started_them(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
+    """SIGKILL: it cannot tell them. They must not train on while the next holder of the lease does."""
+    config = settings(base, micro_batch_size=8, processes=2, epochs=500)
+    arguments = as_arguments(base, snapshot, tmp_path / "run", config)
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, arguments], env=environment())
+    async with asyncio.timeout(120):
+        while not (tmp_path / "run" / "checkpoints").exists():
+            assert owner.poll() is None
+            await asyncio.sleep(0.05)
+        workers = psutil.Process(owner.pid).children(recursive=True)
+        assert len([worker for worker in workers if "trainer.worker" in worker.cmdline()]) == 3  # and torchrun
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
+            await asyncio.sleep(0.05)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["snapshot"]["hash"] == snapshot.hash

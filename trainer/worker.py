@@ -1,0 +1,56 @@
+"""One of the processes of a training: `torchrun --nproc-per-node 8 -m trainer.worker RUN_DIRECTORY`."""
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from pydantic import TypeAdapter
+
+from bonbon.errors import BonbonError, UserError
+from bonbon.pairs.snapshot import read_snapshot
+from bonbon.settings import load_settings
+from trainer.files import write_json
+from trainer.launch import JOB, OUTCOME, Failure, Job
+from trainer.train import TrainingResult, train
+
+
+def main(run_dir: Path, *, owned: bool) -> int:
+    """Train as the job in `run_dir` says; the main process leaves the result there, whoever failed the error.
+
+    Args:
+        owned: end when standard input ends, for then the process that holds the lease has.
+    """
+    if owned:
+        threading.Thread(target=_end_with_owner, daemon=True).start()
+    job = TypeAdapter(Job).validate_json((run_dir / JOB).read_bytes())
+    settings = load_settings(model=job.model, train=job.train.model_dump())
+    try:
+        result = train(
+            settings,
+            read_snapshot(job.snapshot),
+            run_dir,
+            base=job.base,
+            reference=job.reference,
+            progress=job.progress,
+        )
+    except BonbonError as error:
+        failure = Failure(str(error), isinstance(error, UserError), getattr(error, "param", None))
+        write_json(run_dir / OUTCOME, TypeAdapter(Failure).dump_python(failure, mode="json"))
+        return 1
+    if os.environ.get("RANK", "0") == "0":
+        write_json(run_dir / OUTCOME, TypeAdapter(TrainingResult).dump_python(result, mode="json"))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
+
+
+def _end_with_owner() -> None:
+    while os.read(sys.stdin.fileno(), 1):
+        pass
+    os._exit(1)  # not sys.exit: the other threads may be deep in a collective that never ends
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), owned="--owned" in sys.argv[2:]))
