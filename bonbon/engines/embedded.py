@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bonbon.engines import response_format
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
 from bonbon.engines.row import Job, Row
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
@@ -67,6 +68,7 @@ class EmbeddedEngine(Engine):
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
+        response_format.refuse(request.sampling, "embedded")
         for name, value in (("n", request.n), ("max_tokens", request.sampling.max_tokens)):
             if value < 1:
                 raise UserError(f"{name} = {value}: there is nothing to draw; ask for at least 1", param=name)
