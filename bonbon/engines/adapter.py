@@ -57,7 +57,7 @@ class Adapter:
     @property
     def rank(self) -> int:
         """The highest rank of any of its modules."""
-        return max([self.config.r, *(self.config.rank_pattern or {}).values()])
+        return max(int(rank) for rank in (self.config.r, *(self.config.rank_pattern or {}).values()))
 
     def check(self, wanted: Mapping[str, Tensor]) -> None:
         """Raise UserError unless the weights have the names and shapes of `wanted`, the adapter's empty layers."""

@@ -56,7 +56,7 @@ class Core:
         self.max_rank: int = lora.max_lora_rank if lora else 0
 
     async def settle(self) -> None:
-        """Have log-probabilities reported before top_p and top_k, and see that they are. Once, before any other draw."""
+        """Have log-probabilities reported before top_p and top_k, and see that they are. Once, before any draw."""
         await self._llm.collective_rpc("report_whole_law")
         async with self.draw([0], ONE_OF_TWO, None) as collector:
             (piece,) = (await collector.get()).outputs
