@@ -56,7 +56,7 @@ def save_model(directory: Path, *, hidden: int = 32, seed: int = 0, words: Seque
 def save_adapter(directory: Path, base: Path, seed: int, **options: Any) -> Path:
     torch.manual_seed(seed)
     config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "init_lora_weights": False} | options)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(directory)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config).save_pretrained(directory)
     return directory
 
 
@@ -66,7 +66,7 @@ async def load_all(engine: Engine, adapters: dict[str, Path]) -> None:
 
 
 def reference(base: Path, adapter: Path | None = None) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
 
 
