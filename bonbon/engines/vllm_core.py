@@ -77,7 +77,15 @@ class Core:
             EngineError: vLLM has failed.
         """
         with translated():
-            collector = await self._llm.add_request(uuid4().hex, tokens_input(prompt), params, lora_request=adapter)
+            try:
+                collector = await self._llm.add_request(uuid4().hex, tokens_input(prompt), params, lora_request=adapter)
+            except VLLMClientError as error:
+                if params.structured_outputs is None:
+                    raise
+                raise UserError(
+                    f"vLLM cannot hold a draw to this response_format ({_first_line(error)}); simplify its schema",
+                    param="response_format",
+                ) from error
             try:
                 yield collector
             finally:
@@ -115,6 +123,8 @@ class Core:
 
     def close(self) -> None:
         """End vLLM's processes and wait for them."""
+        if handler := self._llm.output_handler:  # or it would report that they are gone
+            handler.get_loop().call_soon_threadsafe(handler.cancel)
         self._llm.shutdown()
 
 

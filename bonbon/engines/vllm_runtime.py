@@ -114,8 +114,8 @@ class VllmRuntime:
 
     async def _load_adapter(self, version: VersionFiles) -> Loaded:
         adapter = await asyncio.to_thread(read_adapter, version.directory)
-        self._check_rank(adapter)
         await asyncio.to_thread(check_fit, adapter, self._directory)
+        self._check_rank(adapter)
         return Loaded(version.name, self._core, await self._core.attach(version.name, version.directory))
 
     async def _load_full(self, version: VersionFiles) -> Loaded:

@@ -5,6 +5,7 @@ from hashlib import blake2b
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from bonbon.engines.base import DrawRequest
@@ -45,8 +46,8 @@ def sampling_params(request: DrawRequest, end_ids: frozenset[int]) -> SamplingPa
             stream_interval=None if request.deltas else sampling.max_tokens,
             skip_clone=True,
         )
-    except ValueError as error:
-        raise UserError(f"vLLM refuses the sampling ({error})") from error
+    except VLLMClientError as error:
+        raise UserError(f"vLLM refuses the sampling: {error}") from error
 
 
 def _seed(seed: int) -> int:
