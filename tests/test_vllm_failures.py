@@ -30,8 +30,8 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 PROMPT = Prompt.user("My lamp arrived broken.")
 
 
-def settings(model: Path, **options: object) -> Settings:
-    return Settings(model=str(model), engine="vllm", engine_options={**VLLM_OPTIONS, **options})
+def settings(base: Path, **options: object) -> Settings:
+    return Settings(model=str(base), engine="vllm", engine_options={**VLLM_OPTIONS, **options})
 
 
 @pytest.mark.parametrize(

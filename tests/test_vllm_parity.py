@@ -83,7 +83,7 @@ async def test_the_test_can_tell_another_law(vllm_engine: "VllmEngine") -> None:
     """The same test on draws at another temperature fails, so that passing it means something."""
     samples = [
         await collect(vllm_engine, DrawRequest(PROMPT, "tiny", 2000, Sampling(max_tokens=48, seed=7, temperature=t)))
-        for t in (1.0, 0.8)
+        for t in (1.0, 0.5)
     ]
     totals = [[sum(drawn.logprobs) for drawn in draws.draws] for draws in samples]
-    assert ks_2samp(*totals).pvalue < 1e-6
+    assert ks_2samp(*totals).pvalue < 1e-3

@@ -1,7 +1,7 @@
 """What `engine_options` may hold for the vLLM engine."""
 
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -41,15 +41,14 @@ REFUSED = {
 DEFAULTS: dict[str, Any] = {"disable_log_stats": True, "enable_lora": True, "max_loras": 4}
 """Where the engine's defaults are not vLLM's. Four adapters: champion, previous, challenger, and one that drains."""
 
+ON_CPU = {"enable_chunked_prefill": False}
+"""vLLM 0.32's CPU worker dies when a prompt with a seed is read in chunks: it rewinds a generator that cannot be."""
+
 
 class VllmOptions(BaseModel):
-    """The engine's own options; every other key is an argument of vLLM's `AsyncEngineArgs`, passed on as it is."""
+    """Arguments of vLLM's `AsyncEngineArgs`, passed on as they are."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
-
-    full_versions: Literal["beside", "in_turn"] = "beside"
-    """Versions with full weights. beside: each in a vLLM engine of its own, which takes memory for it; in_turn: one
-    engine exchanges its weights, and requests for other versions wait meanwhile."""
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -58,6 +57,7 @@ class VllmOptions(BaseModel):
         Raises UserError naming an argument that vLLM does not know, or that the engine owns.
         """
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
 
         given = dict(self.model_extra or {})
         known = {field.name for field in fields(AsyncEngineArgs)}
@@ -68,7 +68,7 @@ class VllmOptions(BaseModel):
                 _refuse(name, value, f"the engine sets it to {OWNED[name]!r}")
             if name not in known:
                 _refuse(name, value, "vLLM has no such argument; its AsyncEngineArgs lists them")
-        return DEFAULTS | given | OWNED
+        return DEFAULTS | (ON_CPU if current_platform.is_cpu() else {}) | given | OWNED
 
 
 def _refuse(name: str, value: Any, why: str) -> None:
