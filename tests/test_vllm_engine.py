@@ -65,7 +65,11 @@ async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(
     vllm_engine: "VllmEngine", tiny_models: TinyModels
 ) -> None:
     model = reference(tiny_models.policy)
-    cases = [{"top_k": 3, "temperature": 0.7}, {"top_p": 0.6}, {"top_k": 5, "top_p": 0.7, "temperature": 1.4}]
+    cases: list[dict[str, Any]] = [
+        {"top_k": 3, "temperature": 0.7},
+        {"top_p": 0.6},
+        {"top_k": 5, "top_p": 0.7, "temperature": 1.4},
+    ]
     unlimited = [draw(n=8, seed=seed, temperature=0.7) for seed in range(2)]  # beside them in the same batches
     requests = [draw(n=64, max_tokens=4, seed=1, top_logprobs=2, **case) for case in cases]
     *limited, whole, _ = await asyncio.gather(*(collect(vllm_engine, request) for request in requests + unlimited))
@@ -184,8 +188,8 @@ async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(
     assert await vllm_engine.loaded() == {"tiny", *adapters}
     requests = [draw(name, 3, seed=9) for name in ("tiny", *adapters)]
     mixed = await asyncio.gather(*(collect(vllm_engine, request) for request in requests))
-    for draws, directory in zip(mixed, [None, *adapters.values()], strict=True):
-        assert_logprobs(reference(tiny_models.policy, directory), draws)
+    for draws, adapter in zip(mixed, [None, *adapters.values()], strict=True):
+        assert_logprobs(reference(tiny_models.policy, adapter), draws)
     assert len({tuple(draws.draws[0].token_ids) for draws in mixed}) == 3
     for name in adapters:
         await vllm_engine.unload(name)
