@@ -86,6 +86,20 @@ async def test_full_weights_are_served_beside_the_base(
     assert await vllm_engine.loaded() == {"tiny"}
 
 
+async def test_stopping_ends_what_is_drawn(tiny_models: TinyModels) -> None:
+    engine = build_engine(settings(tiny_models.policy), base="tiny")
+    await engine.start()
+    drawing = asyncio.create_task(
+        collect(engine, DrawRequest(PROMPT, "tiny", 64, Sampling(max_tokens=900, temperature=2)))
+    )
+    await asyncio.sleep(0.3)
+    await engine.stop()
+    with pytest.raises(EngineError, match="the engine is stopped"):
+        await drawing
+    with pytest.raises(EngineError, match="not started"):
+        await engine.loaded()
+
+
 async def test_when_its_process_dies_draws_fail_and_the_engine_says_so(tiny_models: TinyModels) -> None:
     before = {process.pid for process in psutil.Process().children(recursive=True)}
     engine = build_engine(settings(tiny_models.policy), base="tiny")

@@ -51,6 +51,7 @@ class VllmEngine(Engine):
     async def stop(self) -> None:
         if self._runtime is not None:
             runtime, self._runtime = self._runtime, None
+            runtime.fail("the engine is stopped")
             await asyncio.to_thread(runtime.close)
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:

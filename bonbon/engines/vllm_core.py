@@ -1,6 +1,5 @@
 """One running vLLM engine: a model in processes of its own, and the adapters on it."""
 
-import os
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -8,10 +7,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
-
-# Before vLLM is imported: its output must not mix with ours, and it must not report who uses it.
-os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
-os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
@@ -40,6 +35,7 @@ class Core:
     def __init__(self, directory: Path, arguments: dict[str, Any]) -> None:
         self.directory = directory
         self._serials = count(1)
+        self._closed = False
         try:
             with _interrupts_held():
                 self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(directory), **arguments))
@@ -93,7 +89,7 @@ class Core:
 
     async def abort(self, collectors: Iterable[RequestOutputCollector]) -> None:
         """Drop requests; those that have ended are left as they are."""
-        if not self._llm.errored:
+        if not self._closed and not self._llm.errored:
             await self._llm.abort([collector.request_id for collector in collectors], internal=True)
 
     async def attach(self, name: str, directory: Path) -> LoRARequest:
@@ -123,6 +119,7 @@ class Core:
 
     def close(self) -> None:
         """End vLLM's processes and wait for them."""
+        self._closed = True
         if handler := self._llm.output_handler:  # or it would report that they are gone
             handler.get_loop().call_soon_threadsafe(handler.cancel)
         self._llm.shutdown()

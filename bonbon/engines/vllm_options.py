@@ -1,11 +1,17 @@
 """What `engine_options` may hold for the vLLM engine."""
 
+import os
 from dataclasses import fields
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from bonbon.errors import UserError
+
+# Read when vLLM is imported, here and in its processes: its output must not mix with ours, nor report who uses it.
+os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 
 OWNED: dict[str, Any] = {
     "generation_config": "vllm",

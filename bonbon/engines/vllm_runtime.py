@@ -34,6 +34,11 @@ class Loaded:
     adapter: LoRARequest | None = None
     running: set[RequestOutputCollector] = field(default_factory=set)
 
+    def fail(self, reason: str) -> None:
+        """End what the version draws now with an EngineError."""
+        for collector in self.running:
+            collector.put(EngineError(reason))
+
 
 class VllmRuntime:
     """The engines, the versions served from them, and the tokenizer; made and closed off the event loop.
@@ -93,8 +98,7 @@ class VllmRuntime:
         async with self._loading:
             if name == self._base or (loaded := self.versions.pop(name, None)) is None:
                 return
-            for collector in loaded.running:
-                collector.put(EngineError(f"version {name} was unloaded while it drew"))
+            loaded.fail(f"version {name} was unloaded while it drew")
             await loaded.core.abort(loaded.running)
             if loaded.adapter is not None:
                 await loaded.core.detach(loaded.adapter)
@@ -105,6 +109,11 @@ class VllmRuntime:
         """Raise EngineError when an engine is gone."""
         for core in {loaded.core for loaded in self.versions.values()}:
             await core.check()
+
+    def fail(self, reason: str) -> None:
+        """End everything that is drawn now with an EngineError."""
+        for loaded in self.versions.values():
+            loaded.fail(reason)
 
     def close(self) -> None:
         """End vLLM's processes and the thread."""
