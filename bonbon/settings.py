@@ -161,6 +161,9 @@ class EvaluateSettings(Section):
     """Draws of the policy per prompt."""
     batch_size: int = Field(32, ge=1)
     """Sequences per forward pass of the KL estimate."""
+    engine_options: dict[str, Any] = Field(default_factory=dict)
+    """In place of the same keys of the service's engine_options: the evaluation's engine may run beside it, on the same
+    machine, and must fit into the memory that is left."""
 
 
 class GateSettings(Section):
@@ -216,7 +219,7 @@ class Settings(BaseSettings):
     n: int = Field(8, ge=2, le=128)
     """How many candidates best-of-n draws."""
     engine: str = "embedded"
-    """Which engine draws: embedded, fake."""
+    """Which engine draws: embedded, vllm, fake."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine; each engine documents its own."""
     data_dir: Path = Path("data")

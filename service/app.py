@@ -29,6 +29,8 @@ from service.parts import Parts
 from service.request_id import RequestId
 from service.routes import admin, chat, completions, feedback, health, metrics, models
 from service.serving import Serving
+from service.started import require_engine
+from service.startup import Startup
 from service.swap import Swapper
 
 log = structlog.get_logger(__name__)
@@ -48,8 +50,9 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     )
     app.state.parts = parts
     app.state.stopping = False
-    for router in (chat.router, completions.router, models.router, feedback.router):
-        app.include_router(router, dependencies=[Depends(require_api_key)])
+    for router in (chat.router, completions.router, models.router):
+        app.include_router(router, dependencies=[Depends(require_api_key), Depends(require_engine)])
+    app.include_router(feedback.router, dependencies=[Depends(require_api_key)])
     for router in (admin.router, health.router, metrics.router):
         app.include_router(router)
     # The last one added is the outermost.
@@ -71,6 +74,16 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
     serving = Serving(engine.base, alias=service.alias, n=settings.n)
+    swapper = Swapper(engine, registry, serving, prometheus, poll=service.registry_poll)
+    audits = Audits(
+        best_of_n,
+        pair_log,
+        serving,
+        prometheus,
+        fraction=service.audit_fraction,
+        n=settings.n,
+        waiting=service.audit_queue,
+    )
     return Parts(
         settings=settings,
         database=database,
@@ -80,16 +93,9 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         pair_log=pair_log,
         registry=registry,
         serving=serving,
-        swapper=Swapper(engine, registry, serving, prometheus, poll=service.registry_poll),
-        audits=Audits(
-            best_of_n,
-            pair_log,
-            serving,
-            prometheus,
-            fraction=service.audit_fraction,
-            n=settings.n,
-            waiting=service.audit_queue,
-        ),
+        swapper=swapper,
+        audits=audits,
+        startup=Startup(engine, swapper, audits),
         metrics=prometheus,
     )
 
@@ -130,18 +136,22 @@ def _lifespan(parts: Parts) -> Callable[[FastAPI], AbstractAsyncContextManager[N
 
 
 async def _start(parts: Parts, stack: AsyncExitStack) -> None:
-    """Start everything, each part's stop on the stack; the champion is served when this returns."""
+    """Start everything, each part's stop on the stack.
+
+    The champion is served when this returns, unless the engine cannot be started: then the service is up, says why,
+    and tries again.
+    """
     settings = parts.settings
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    for part in (parts.database, parts.pair_log, parts.reward, parts.engine):
+    for part in (parts.database, parts.pair_log, parts.reward):
         await part.start()
         stack.push_async_callback(part.stop)
     await _register_base(parts)
-    for background in (parts.swapper, parts.audits):
-        await background.start()
-        stack.push_async_callback(background.stop)
+    stack.push_async_callback(parts.startup.stop)
+    await parts.startup.start()
     log.info(
         "service started",
+        ready=parts.startup.failure is None,
         base=parts.engine.base,
         champion=parts.serving.champion,
         reward=parts.reward.name,

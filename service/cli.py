@@ -16,7 +16,7 @@ def serve(
     port: int = typer.Option(None, help="Port to listen on; 0 takes a free one."),
     data_dir: Path = typer.Option(None, help="Where the registry's files and the default database live."),
     database: str = typer.Option(None, help="SQLAlchemy URL of the pair log and registry."),
-    engine: str = typer.Option(None, help="Which engine draws: embedded, fake."),
+    engine: str = typer.Option(None, help="Which engine draws: embedded, vllm, fake."),
     json_logs: bool = typer.Option(False, "--json-logs", help="Log JSON objects, one a line."),
 ) -> None:
     """Answer OpenAI requests with the best of n, and with one draw once a version has learnt it.
@@ -45,7 +45,10 @@ def serve(
     service = settings.service
 
     def ready(url: str) -> None:
-        typer.echo(f"bonbon is ready: {url} (API under {url}/v1, docs at {url}/docs)")
+        if reason := app.state.parts.startup.failure:
+            typer.echo(f"bonbon listens at {url} but is not ready: {reason}", err=True)
+        else:
+            typer.echo(f"bonbon is ready: {url} (API under {url}/v1, docs at {url}/docs)")
 
     loop_factory = uvicorn.Config(app).get_loop_factory()  # uvloop where it is installed
     with asyncio.Runner(loop_factory=loop_factory) as runner:

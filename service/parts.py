@@ -14,6 +14,7 @@ from bonbon.settings import Settings
 from service.audit import Audits
 from service.metrics import Metrics
 from service.serving import Serving
+from service.startup import Startup
 from service.swap import Swapper
 
 
@@ -31,6 +32,7 @@ class Parts:
     serving: Serving
     swapper: Swapper
     audits: Audits
+    startup: Startup
     metrics: Metrics
 
 

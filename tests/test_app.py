@@ -14,7 +14,7 @@ import pytest
 from running_service import BASE, WatchedEngine, running, settings_in
 
 from bonbon.engines.fake import FakeEngine
-from bonbon.errors import UserError
+from bonbon.errors import EngineError, UserError
 from bonbon.rewards.fake import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
@@ -133,13 +133,55 @@ async def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
     assert await engine.loaded() == frozenset()
 
 
-async def test_a_failing_start_stops_what_had_started(tmp_path: Path) -> None:
-    class Unloadable(FakeEngine):
-        async def start(self) -> None:
-            raise UserError("the model is broken")
+class Broken(FakeEngine):
+    """Cannot be started until it is mended."""
 
-    app = create_app(settings_in(tmp_path), engine=Unloadable(BASE))
-    with pytest.raises(UserError, match="the model is broken"):
+    def __init__(self, problem: Exception) -> None:
+        super().__init__(BASE)
+        self.problem: Exception | None = problem
+
+    async def start(self) -> None:
+        if self.problem is not None:
+            raise self.problem
+        await super().start()
+
+
+@pytest.mark.parametrize("problem", [UserError("the model is broken"), EngineError("no replica answers")], ids=str)
+async def test_an_engine_that_cannot_start_leaves_the_service_up_and_saying_why(
+    tmp_path: Path, problem: Exception
+) -> None:
+    engine = Broken(problem)
+    app = create_app(settings_in(tmp_path), engine=engine)
+    app.state.parts.startup.retry = 0.01
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://bonbon") as client,
+    ):
+        assert (await client.get("/health/live")).status_code == 200
+        ready = await client.get("/health/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "unready")
+        assert ready.json()["reason"] == f"the engine cannot draw yet: {problem}"
+        for method, path in (("GET", "/v1/models"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions")):
+            answer = await client.request(method, path, json={"model": "bonbon", "prompt": "x", "messages": []})
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"], error["type"]) == (503, "unavailable", "server_error")
+            assert str(problem) in error["message"]
+            assert answer.headers["retry-after"]
+        promoted = await client.post("/admin/promote", json={"version": BASE})
+        assert (promoted.status_code, promoted.json()["served"]) == (202, False)
+        engine.problem = None
+        async with asyncio.timeout(30):
+            while (await client.get("/health/ready")).status_code != 200:
+                await asyncio.sleep(0.01)
+        answer = await client.post("/v1/completions", json={"model": "bonbon", "prompt": "x"})
+        assert answer.status_code == 200
+    assert await engine.loaded() == frozenset()
+
+
+async def test_a_failing_start_stops_what_had_started(tmp_path: Path) -> None:
+    app = create_app(settings_in(tmp_path), engine=Broken(OSError("no memory")))
+    with pytest.raises(OSError, match="no memory"):
         async with app.router.lifespan_context(app):
             pass
     with pytest.raises(Exception, match="has not been started"):

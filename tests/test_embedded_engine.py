@@ -8,25 +8,34 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from engine_models import (
+    CONTEXT,
+    EOS,
+    PROMPT,
+    REFUSALS,
+    WORDS,
+    assert_logprobs,
+    edit_weights,
+    load_all,
+    logprobs,
+    reference,
+    save_adapter,
+    save_model,
+)
 from safetensors.torch import load_file, save_file
 from scipy.stats import chisquare
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from transformers import (
-    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -38,48 +47,6 @@ from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
 from bonbon.prompt import Message, Prompt
 from bonbon.settings import load_settings
-
-CONTEXT = 1024
-WORDS = ["<unk>", "<s>", "</s>", "<user>", "<bot>", ".", ","] + [f"w{i}" for i in range(41)]
-EOS = 2
-CHAT = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-    "<user> {{ m.content }} {% endfor %}<bot>"
-)
-PROMPT = Prompt(token_ids=(7, 8, 9, 10))
-
-
-def save_model(directory: Path, *, hidden: int = 32, seed: int = 0, words: Sequence[str] = WORDS) -> Path:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=hidden,
-        intermediate_size=2 * hidden,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=CONTEXT,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=EOS,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    words_only = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    words_only.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words_only.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words_only, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.chat_template = CHAT
-    tokenizer.save_pretrained(directory)
-    return directory
-
-
-def save_adapter(directory: Path, base: Path, seed: int, **options: Any) -> Path:
-    torch.manual_seed(seed)
-    config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "init_lora_weights": False} | options)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session")
@@ -100,31 +67,6 @@ async def engine(base: Path) -> AsyncIterator[EmbeddedEngine]:
     await engine.start()
     yield engine
     await engine.stop()
-
-
-async def load_all(engine: Engine, adapters: dict[str, Path]) -> None:
-    for name, directory in adapters.items():
-        await engine.load(VersionFiles(name, VersionKind.ADAPTER, directory))
-
-
-def reference(base: Path, adapter: Path | None = None) -> Any:
-    model = AutoModelForCausalLM.from_pretrained(base)
-    return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
-
-
-@torch.no_grad()
-def logprobs(model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
-    """One plain forward pass: log-probabilities of all tokens at each of the drawn positions."""
-    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
-    law: torch.Tensor = (logits / temperature).log_softmax(-1)
-    return law
-
-
-def assert_logprobs(model: Any, draws: Draws, temperature: float = 1.0) -> None:
-    for draw in draws.draws:
-        expected = logprobs(model, draws.prompt.token_ids, draw.token_ids, temperature)
-        picked = expected[range(len(draw.token_ids)), draw.token_ids]
-        assert draw.logprobs == pytest.approx(picked.tolist(), abs=1e-4)
 
 
 async def test_logprobs_are_those_of_a_plain_forward_pass(engine: EmbeddedEngine, base: Path) -> None:
@@ -400,59 +342,6 @@ async def test_full_weights_are_served_beside_the_base(engine: EmbeddedEngine, t
     assert (await collect(engine, DrawRequest(PROMPT, "tiny", 3, long))).draws == ours.draws
 
 
-def _edit_config(**changes: Any) -> Callable[[Path], None]:
-    def edit(directory: Path) -> None:
-        path = directory / "adapter_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-    return edit
-
-
-def _edit_weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
-    def apply(directory: Path) -> None:
-        path = directory / "adapter_model.safetensors"
-        weights = load_file(path)
-        edit(weights)
-        save_file(weights, path)
-
-    return apply
-
-
-def _poison(value: float) -> Callable[[Path], None]:
-    return _edit_weights(lambda weights: next(iter(weights.values())).view(-1)[0].fill_(value))
-
-
-def _truncate(directory: Path) -> None:
-    path = directory / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def _only_pickle(directory: Path) -> None:
-    torch.save(load_file(directory / "adapter_model.safetensors"), directory / "adapter_model.bin")
-    (directory / "adapter_model.safetensors").unlink()
-
-
-REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "truncated": (_truncate, "corrupt or truncated"),
-    "pickled": (_only_pickle, "pickled weights are never read"),
-    "not a number": (_poison(math.nan), "NaN or infinite"),
-    "infinite": (_poison(-math.inf), "NaN or infinite"),
-    "no config": (lambda directory: (directory / "adapter_config.json").unlink(), "no such file"),
-    "broken config": (lambda directory: (directory / "adapter_config.json").write_text("{"), "not a JSON object"),
-    "list config": (lambda directory: (directory / "adapter_config.json").write_text("[]"), "not a JSON object"),
-    "other method": (_edit_config(peft_type="IA3"), "IA3"),
-    "imports a module": (_edit_config(megatron_config={"x": 1}, megatron_core="os"), "megatron_config"),
-    "dora": (_edit_config(use_dora=True), "use_dora"),
-    "changes the base": (_edit_config(init_lora_weights="pissa"), "pissa"),
-    "other rank": (_edit_config(r=2), "lora_A"),
-    "no rank": (_edit_config(r=0), "fit the base|refuses"),
-    "rank of no number": (_edit_config(r="many"), "fit the base|refuses"),
-    "fewer modules": (_edit_config(target_modules=["q_proj"]), "no such weight"),
-    "unknown modules": (_edit_config(target_modules=["no_such_module"]), "no_such_module"),
-    "missing weight": (_edit_weights(lambda weights: weights.pop(next(iter(weights)))), "no such weight"),
-}
-
-
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another"])
 async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
     engine: EmbeddedEngine, adapters: dict[str, Path], tmp_path: Path, beside: bool
@@ -596,7 +485,7 @@ async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
     """Finite weights, but so large that the activations overflow."""
     huge = tmp_path / "huge"
     shutil.copytree(adapters["two"], huge)
-    _edit_weights(lambda weights: [weight.fill_(1e30) for weight in weights.values()])(huge)
+    edit_weights(lambda weights: [weight.fill_(1e30) for weight in weights.values()])(huge)
     await engine.load(VersionFiles("huge", VersionKind.ADAPTER, huge))
     broken, sound = await asyncio.gather(
         *(collect(engine, DrawRequest(PROMPT, name, 2, Sampling(max_tokens=20))) for name in ("huge", "tiny")),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from bonbon.database import Database, open_database
 from bonbon.engines import build_engine
-from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.engines.base import Engine, VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import resolve_model, served_name
 from bonbon.registry.records import Version
@@ -65,7 +65,7 @@ class Workshop:
         reference = await self.registry.get(snapshot.version)
         others = [self.base.files] if reference.kind is VersionKind.BASE else [self.base.files, reference.files]
         return await evaluate(
-            engine=build_engine(settings, base=self.base.name),
+            engine=await asyncio.to_thread(self._engine),
             reward=build_reward(settings.reward),
             held_out_reward=build_reward(settings.held_out_reward) if settings.held_out_reward else None,
             divergence=KL(
@@ -83,6 +83,13 @@ class Workshop:
             seed=settings.train.seed,
             progress=self.progress,
         )
+
+    def _engine(self) -> Engine:
+        """What the evaluation draws with; building it may import a heavy library."""
+        evaluate = self.settings.evaluate
+        options = self.settings.engine_options | evaluate.engine_options
+        settings = self.settings.model_copy(update={"engine_options": options})
+        return build_engine(settings, base=self.base.name)
 
 
 @asynccontextmanager

@@ -5,10 +5,19 @@ import json
 import os
 import signal
 import time
+from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
+
+
+class Engine(StrEnum):
+    """What the demo can draw with."""
+
+    EMBEDDED = "embedded"
+    VLLM = "vllm"
 
 
 def demo(
@@ -18,23 +27,23 @@ def demo(
     seed: int = typer.Option(1, help="Seeds the traffic, the draws and the training."),
     traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
     data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
+    engine: Engine = typer.Option(Engine.EMBEDDED, help="Which engine draws; vllm needs bonbon[vllm]."),
     port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
 ) -> None:
     """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, serve one draw."""
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
-    raise typer.Exit(asyncio.run(_run(directory.absolute(), json_file, exit_, rounds, seed, traffic, port)))
+    plan = {"seed": seed, "rounds": rounds, "traffic": traffic, "engine": str(engine), "port": port}
+    raise typer.Exit(asyncio.run(_run(directory.absolute(), json_file, exit_, plan)))
 
 
-async def _run(
-    directory: Path, json_file: Path | None, leave: bool, rounds: int, seed: int, traffic: int, port: int
-) -> int:
+async def _run(directory: Path, json_file: Path | None, leave: bool, plan: dict[str, Any]) -> int:
     # Tiny models are computed fastest by one thread, here and in the processes that the demo starts.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from bonbon.demo.run import Demo, Plan
 
     console = Console()
-    demo = Demo(Plan(data_dir=directory, seed=seed, rounds=rounds, traffic=traffic, port=port), console)
+    demo = Demo(Plan(data_dir=directory, **plan), console)
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(demo.run())

@@ -1,6 +1,7 @@
 """The whole loop on real parts: best-of-n over HTTP, pair log, training, gate, swap under traffic, one draw."""
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from bonbon.rewards.base import Reward
 
 ALIAS = "bonbon"
+ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "embedded": {},
+    # Little memory, for the evaluation's engine runs beside the service's; and no compiling, which takes minutes.
+    "vllm": {"kv_cache_memory_bytes": 2**28, "max_num_seqs": 256, "enforce_eager": True},
+}
 YARDSTICK_SEED, BASE_SEED, BEFORE_SEED, TRAFFIC_SEED, AFTER_SEED = (i * 1_000_000 for i in range(1, 6))
 
 
@@ -45,6 +51,7 @@ class Plan:
     answers: int = 3
     streams: int = 25
     port: int = 0
+    engine: str = "embedded"
 
     @property
     def groups_needed(self) -> int:
@@ -124,6 +131,8 @@ class Demo:
                 kind="classifier", target=str(models.held_out_reward)
             ).model_dump_json(),
             "BONBON_N": str(plan.n),
+            "BONBON_ENGINE": plan.engine,
+            "BONBON_ENGINE_OPTIONS": json.dumps(ENGINE_OPTIONS[plan.engine]),
             "BONBON_DATA_DIR": str(plan.data_dir),
             # A second round trains on the champion's own groups, and these come from audits.
             "BONBON_SERVICE__AUDIT_FRACTION": "1" if plan.rounds > 1 else "0.02",

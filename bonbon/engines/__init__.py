@@ -38,6 +38,15 @@ def _embedded(settings: Settings, base: str) -> Engine:
     return EmbeddedEngine(base, resolve_model(settings.model, settings.revision), options)
 
 
+def _vllm(settings: Settings, base: str) -> Engine:
+    from bonbon.engines.vllm import build_vllm
+    from bonbon.engines.vllm_options import VllmOptions
+    from bonbon.modelfiles import resolve_model
+
+    options = VllmOptions(**settings.engine_options)
+    return build_vllm(base, resolve_model(settings.model, settings.revision), options)
+
+
 def _fake(settings: Settings, base: str) -> Engine:
     from bonbon.engines.fake import FakeEngine
 
@@ -47,4 +56,4 @@ def _fake(settings: Settings, base: str) -> Engine:
         raise UserError(f"engine_options of fake: {error}", param="engine_options") from error
 
 
-FACTORIES: dict[str, Callable[[Settings, str], Engine]] = {"embedded": _embedded, "fake": _fake}
+FACTORIES: dict[str, Callable[[Settings, str], Engine]] = {"embedded": _embedded, "fake": _fake, "vllm": _vllm}

@@ -1,6 +1,7 @@
 """A LoRA adapter's files, read and checked before they touch a model."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,30 @@ class Adapter:
     directory: Path
     config: LoraConfig
     weights: dict[str, Tensor]
+
+    @property
+    def rank(self) -> int:
+        """The highest rank of any of its modules."""
+        return max(int(rank) for rank in (self.config.r, *(self.config.rank_pattern or {}).values()))
+
+    def check(self, wanted: Mapping[str, Tensor]) -> None:
+        """Raise UserError unless the weights have the names and shapes of `wanted`, the adapter's empty layers."""
+        for name in sorted(wanted.keys() | self.weights.keys()):
+            here = tuple(wanted[name].shape) if name in wanted else "no such weight"
+            there = tuple(self.weights[name].shape) if name in self.weights else "no such weight"
+            if here != there:
+                raise UserError(
+                    f"adapter {self.directory} does not fit the base model: {name} has {there} in the adapter's "
+                    f"file and {here} on the base; serve the base it was trained on, or train it on this one"
+                )
+
+    def misfit(self, error: Exception) -> UserError:
+        """What to raise when putting the adapter on the base model fails with `error`."""
+        if isinstance(error, UserError):
+            return error
+        return UserError(
+            f"adapter {self.directory} does not fit the base model ({error}); serve the base it was trained on"
+        )
 
 
 def read_adapter(directory: Path) -> Adapter:

@@ -19,6 +19,8 @@ class Sampling:
     gives the same candidates, up to the floating-point differences between batches. `temperature` 0 is greedy.
     `top_p` 1 and `top_k` 0 leave the distribution whole; anything else changes the sampler's support.
     `top_logprobs` is how many alternatives to report per token (0: none).
+    `response_format` holds every candidate's text to a shape: OpenAI's object as `response_format.canonical` writes
+    it, None for any text. It changes the sampler's support, too. An engine that cannot do it raises UserError.
     """
 
     max_tokens: int = 256
@@ -28,11 +30,13 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     top_logprobs: int = 0
+    response_format: str | None = None
 
     @property
     def unmodified(self) -> bool:
         """Whether candidates are draws from the policy's own law at this temperature."""
-        return self.temperature > 0 and self.top_p == 1 and self.top_k == 0
+        whole = self.top_p == 1 and self.top_k == 0 and self.response_format is None
+        return self.temperature > 0 and whole
 
 
 @dataclass(frozen=True, slots=True)

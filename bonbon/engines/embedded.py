@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bonbon.engines import response_format
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
+from bonbon.engines.fit import check_length, check_request
 from bonbon.engines.row import Job, Row
-from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
+from bonbon.errors import EngineError, UnknownVersion, UserError
 
 if TYPE_CHECKING:
     from bonbon.engines.runtime import Runtime
@@ -67,14 +69,13 @@ class EmbeddedEngine(Engine):
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
-        for name, value in (("n", request.n), ("max_tokens", request.sampling.max_tokens)):
-            if value < 1:
-                raise UserError(f"{name} = {value}: there is nothing to draw; ask for at least 1", param=name)
+        response_format.refuse(request.sampling, "embedded")
+        check_request(request)
         loaded = runtime.versions.loaded.get(request.version)
         if loaded is None:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
         started = await asyncio.wrap_future(runtime.read(request.prompt))
-        self._check_length(started, request)
+        check_length(started, request, runtime.context_length)
         job = Job(request, loaded, started.token_ids, runtime.reader.detokenizer)
         runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
         left = request.n
@@ -126,12 +127,3 @@ class EmbeddedEngine(Engine):
                 f"the embedded engine needs {error.name}, which is not installed; pip install 'bonbon[embedded]'"
             ) from error
         return Runtime(self._base, self._directory, self._options, loop)
-
-    def _check_length(self, started: Started, request: DrawRequest) -> None:
-        most, asked = self.context_length, request.sampling.max_tokens
-        if len(started.token_ids) + asked > most:
-            raise PromptTooLong(
-                f"{len(started.token_ids)} prompt tokens and max_tokens {asked} exceed the context of "
-                f"{most} tokens; shorten the prompt or lower max_tokens",
-                param="max_tokens",
-            )

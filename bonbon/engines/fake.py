@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator
 
+from bonbon.engines import response_format
 from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started, TokenAlternative, VersionFiles
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion
 from bonbon.prompt import Prompt
@@ -48,6 +49,7 @@ class FakeEngine(Engine):
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         started = _read(request.prompt)
         sampling = request.sampling
+        response_format.refuse(sampling, "fake")
         if request.version not in self._versions:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
         if len(started.token_ids) + sampling.max_tokens > self._context_length:

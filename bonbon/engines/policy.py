@@ -57,11 +57,7 @@ class Policy:
             self._peft.eval()
         except (UserError, ValueError, RuntimeError, KeyError, TypeError) as error:
             self.detach(key)
-            if isinstance(error, UserError):
-                raise
-            raise UserError(
-                f"adapter {adapter.directory} does not fit the base model ({error}); serve the base it was trained on"
-            ) from error
+            raise adapter.misfit(error) from error
         self._active = None
         return key
 
@@ -141,14 +137,7 @@ class Policy:
         """Load the weights into the adapter's empty layers, once every one of them is known to fit."""
         assert self._peft is not None
         wanted = get_peft_model_state_dict(self._peft, adapter_name=key, save_embedding_layers=False)
-        for name in sorted(wanted.keys() | adapter.weights.keys()):
-            here = tuple(wanted[name].shape) if name in wanted else "no such weight"
-            there = tuple(adapter.weights[name].shape) if name in adapter.weights else "no such weight"
-            if here != there:
-                raise UserError(
-                    f"adapter {adapter.directory} does not fit the base model: {name} has {there} in the adapter's "
-                    f"file and {here} on the base; serve the base it was trained on, or train it on this one"
-                )
+        adapter.check(wanted)
         weights = {name: tensor.to(self.device, self.model.dtype) for name, tensor in adapter.weights.items()}
         set_peft_model_state_dict(self._peft, weights, adapter_name=key, low_cpu_mem_usage=True)
 

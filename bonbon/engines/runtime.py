@@ -5,11 +5,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer
-
 from bonbon.engines.base import Started
 from bonbon.engines.outbox import Outbox
 from bonbon.engines.prompt_reader import PromptReader
+from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.engines.versions import Versions, free_memory
 from bonbon.engines.worker import Worker
 from bonbon.errors import UserError
@@ -58,21 +57,6 @@ class Runtime:
         self.worker.join()
         self._readers.shutdown()
         free_memory()
-
-
-def load_tokenizer(directory: Path) -> Any:
-    """Raises UserError when the directory holds no tokenizer that can be read without running code."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        # The first encoding resets padding and truncation saved with the tokenizer, which must not happen later, while
-        # another thread decodes.
-        tokenizer.encode("", verbose=False)
-    except Exception as error:
-        raise UserError(
-            f"the tokenizer in {directory} cannot be loaded ({type(error).__name__}: {error}); "
-            "save the model's tokenizer beside its weights"
-        ) from error
-    return tokenizer
 
 
 def _context_length(directory: Path, config: Any, tokenizer: Any) -> int:

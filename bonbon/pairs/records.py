@@ -14,7 +14,7 @@ class Unclean(StrEnum):
     SINGLE = "single"  # one draw only: nothing to contrast
     DEGRADED = "degraded"  # the reward failed, was late, or scored something that is not finite
     TIED = "tied"  # best is not strictly above worst
-    SAMPLING = "sampling"  # greedy, top_p or top_k: the sampler is not the policy's own law
+    SAMPLING = "sampling"  # greedy, top_p, top_k or a response format: the sampler is not the policy's own law
     ABORTED = "aborted"  # a candidate was cut off by an abort: the draws are not n whole ones
 
 

@@ -107,6 +107,9 @@ async def rollback(parts: TheParts, response: Response) -> PromotedBody:
 
 
 async def _served(parts: Parts, name: str, response: Response) -> PromotedBody:
+    if parts.startup.failure is not None:
+        response.status_code = 202
+        return PromotedBody(champion=name, serving=parts.serving.champion, served=False)
     # Shielded: the swap goes on when the wait is over, or the client has left.
     converging = asyncio.ensure_future(parts.swapper.converge(retry=True))
     await asyncio.wait([converging], timeout=SERVED_WITHIN)

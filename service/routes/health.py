@@ -45,11 +45,12 @@ async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], r
     champion, reason = None, "the service is stopping" if request.app.state.stopping else None
     if reason is None:
         try:
+            parts.startup.check()
             await parts.engine.check()
             async with asyncio.timeout(DATABASE_DEADLINE):
                 champion = await parts.registry.champion()
         except EngineError as error:
-            reason = f"the engine cannot draw: {error}"
+            reason = str(error) if parts.startup.failure else f"the engine cannot draw: {error}"
         except (StoreError, OSError) as error:  # a TimeoutError is an OSError
             reason = f"the database does not answer: {type(error.__cause__ or error).__name__}"
     if reason is not None:

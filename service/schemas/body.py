@@ -113,6 +113,7 @@ class AnswerBody(Body):
         max_tokens: int | None,
         default_max_tokens: int,
         top_logprobs: int,
+        response_format: str | None = None,
         user: str,
         request_id: str,
         headers: Mapping[str, str],
@@ -125,6 +126,7 @@ class AnswerBody(Body):
             stop=tuple(self.stop),
             seed=self.seed,
             top_logprobs=top_logprobs,
+            response_format=response_format,
         )
         return Ask(
             model=self.model,

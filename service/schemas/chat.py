@@ -10,6 +10,7 @@ from bonbon.prompt import Prompt
 from service.ask import Ask
 from service.schemas.body import AnswerBody, Body, Identifier, Neutral
 from service.schemas.prompts import TextContent
+from service.schemas.response_format import ResponseFormat
 
 
 class ChatMessage(Body):
@@ -47,7 +48,6 @@ class ChatBody(AnswerBody):
         "prompt_cache_options": (None,),
         "prompt_cache_retention": (None,),
         "reasoning_effort": ("none", None),
-        "response_format": ({"type": "text"}, None),
         "service_tier": ("auto", "default", None),
         "tool_choice": ("none", "auto", None),
         "tools": ([], None),
@@ -61,6 +61,8 @@ class ChatBody(AnswerBody):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     """Likeliest tokens to report at each position; needs logprobs."""
+    response_format: ResponseFormat | None = None
+    """The shape of every candidate. Such groups are never trained on; not every engine can do it."""
     safety_identifier: Identifier | None = None
     """The newer name of user."""
     prompt_cache_key: str | None = None
@@ -86,6 +88,7 @@ class ChatBody(AnswerBody):
             max_tokens=self.max_completion_tokens or self.max_tokens,
             default_max_tokens=default_max_tokens,
             top_logprobs=self.top_logprobs or 0,
+            response_format=self.response_format.canonical if self.response_format else None,
             user=self.user or self.safety_identifier or "",
             request_id=request_id,
             headers=headers,

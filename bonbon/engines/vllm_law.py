@@ -1,0 +1,61 @@
+"""In vLLM's worker process: report the law before top_p and top_k.
+
+vLLM reports log-probabilities either of the model's own logits (`raw_logprobs`), or of what is left of them after
+temperature, top_k and top_p (`processed_logprobs`). An engine reports them after the temperature and before the limits.
+Without limits the second is that; with them, this module makes it so.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class WholeLaw:
+    """Mixed into vLLM's worker class by its argument `worker_extension_cls`."""
+
+    model_runner: Any
+
+    def report_whole_law(self) -> None:
+        """Have the sampler report log-probabilities before top_p and top_k. Called once, before any draw."""
+        sampler = self.model_runner.sampler
+        if hasattr(sampler, "topk_topp_sampler"):
+            sampler.topk_topp_sampler = BeforeLimits(sampler.topk_topp_sampler)
+        else:  # vLLM's model runner V2
+            sampler._sample_random = before_limits(sampler._sample_random)
+
+
+class BeforeLimits(torch.nn.Module):
+    """vLLM's TopKTopPSampler, except for the log-probabilities returned.
+
+    Args:
+        sampler: applies top_k and top_p, and draws.
+    """
+
+    def __init__(self, sampler: torch.nn.Module) -> None:
+        super().__init__()
+        self.sampler = sampler
+
+    def forward(
+        self, logits: Tensor, generators: dict[int, torch.Generator], k: Tensor | None, p: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens (rows,) and log-probabilities (rows, vocabulary) of logits (rows, vocabulary) after temperature."""
+        if k is None and p is None:
+            tokens, logprobs = self.sampler(logits, generators, k, p)
+            return tokens, logprobs
+        whole = logits.log_softmax(dim=-1, dtype=torch.float32)  # before: the limits are applied in place
+        tokens, _ = self.sampler(logits, generators, k, p)
+        return tokens, whole
+
+
+def before_limits(sample: Any) -> Any:
+    """The same for `Sampler._sample_random` of model runner V2, which returns logits."""
+
+    def sample_and_keep(
+        logits: Tensor, indices: Tensor, indices_np: Any, positions: Tensor, k: Any, p: Any, fused: bool
+    ) -> tuple[Tensor, Tensor]:
+        whole = logits if k is None and p is None else logits.clone()
+        tokens, _ = sample(logits, indices, indices_np, positions, k, p, fused)
+        return tokens, whole
+
+    return sample_and_keep

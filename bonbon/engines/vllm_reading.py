@@ -1,0 +1,64 @@
+"""What comes from vLLM, as deltas."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from bonbon.engines.base import Delta, DrawRequest
+from bonbon.engines.drawn import Drawn, Top
+from bonbon.engines.transcript import Detokenizer
+from bonbon.errors import EngineError
+
+
+class Reading:
+    """The candidates of one request, read from vLLM's outputs.
+
+    At temperature 0 vLLM draws one candidate, which is all of them.
+
+    Args:
+        request: what is drawn.
+        end_ids: the ids that end a sequence.
+        detokenizer: turns ids into text.
+    """
+
+    def __init__(self, request: DrawRequest, end_ids: frozenset[int], detokenizer: Detokenizer) -> None:
+        greedy = request.sampling.temperature == 0
+        self._copies = request.n if greedy else 1
+        self._drawn = [Drawn(request, index, detokenizer) for index in range(1 if greedy else request.n)]
+        self._end_ids, self._version = end_ids, request.version
+        self._top = request.sampling.top_logprobs
+
+    @property
+    def finished(self) -> bool:
+        """Whether every candidate is whole."""
+        return all(drawn.finished for drawn in self._drawn)
+
+    def read(self, output: Any) -> Iterator[Delta]:
+        """The deltas of one of vLLM's `RequestOutput`s. Raises EngineError when vLLM cut a candidate off."""
+        for piece in output.outputs:
+            for delta in self._read(piece):
+                yield from (replace(delta, index=delta.index + copy) for copy in range(self._copies))
+
+    def _read(self, piece: Any) -> Iterator[Delta]:
+        drawn = self._drawn[piece.index]
+        for at, token in enumerate(piece.token_ids):
+            if drawn.finished:  # a stop string that vLLM is about to see, too
+                return
+            logprob, top = self._law(piece.logprobs, at, token)
+            if delta := drawn.add(token, logprob, top, end=token in self._end_ids):
+                yield delta
+        if piece.finish_reason is None or drawn.finished:
+            return
+        if piece.finish_reason not in ("stop", "length"):
+            raise EngineError(f"vLLM ended a candidate early ({piece.finish_reason}); its output says why")
+        yield drawn.finish(piece.finish_reason)
+
+    def _law(self, logprobs: Any, at: int, token: int) -> tuple[float, Top]:
+        """The log-probability of the token drawn, and of the likeliest tokens."""
+        start, end = logprobs.start_indices[at], logprobs.end_indices[at]
+        law = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
+        if not math.isfinite(law[token]):
+            raise EngineError(f"version {self._version} gave a token the log-probability {law[token]}")
+        likeliest = sorted(law, key=lambda token: -law[token])[: self._top]
+        return law[token], (likeliest, [law[token] for token in likeliest])

@@ -1,0 +1,191 @@
+"""What a started vLLM engine is made of."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.output_processor import RequestOutputCollector
+
+from bonbon.engines.adapter import Adapter, read_adapter
+from bonbon.engines.base import Delta, DrawRequest, Started, VersionFiles, VersionKind
+from bonbon.engines.prompt_reader import PromptReader
+from bonbon.engines.skeleton import check_fit
+from bonbon.engines.tokenizer import load_tokenizer
+from bonbon.engines.vllm_core import Core, translated
+from bonbon.engines.vllm_options import VllmOptions
+from bonbon.engines.vllm_reading import Reading
+from bonbon.engines.vllm_sampling import sampling_params
+from bonbon.errors import EngineError, UserError
+from bonbon.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A version as it is served: the engine that has its weights, the adapter on them, and what it draws now."""
+
+    name: str
+    core: Core
+    adapter: LoRARequest | None = None
+    running: set[RequestOutputCollector] = field(default_factory=set)
+
+    def fail(self, reason: str) -> None:
+        """End what the version draws now with an EngineError."""
+        for collector in self.running:
+            collector.put(EngineError(reason))
+
+
+class VllmRuntime:
+    """The engines, the versions served from them, and the tokenizer; made and closed off the event loop.
+
+    Raises:
+        UserError: the base model cannot be served.
+    """
+
+    def __init__(self, base: str, directory: Path, options: VllmOptions) -> None:
+        self._base, self._directory, self._options = base, directory, options
+        tokenizer = load_tokenizer(directory)
+        self._end_ids = _end_ids(directory)
+        self._core = Core(directory, options.arguments)
+        self.context_length = self._core.context_length
+        self.versions = {base: Loaded(base, self._core)}
+        self._reader = PromptReader(tokenizer, self._core.vocabulary)
+        # One thread: a tokenizer may be used by one encoder at a time.
+        self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
+        self._loading = asyncio.Lock()
+
+    async def settle(self) -> None:
+        """See to what can only be done on the event loop, before the first draw."""
+        await self._core.settle()
+
+    def read(self, prompt: Prompt) -> "Future[Started]":
+        """Read a prompt in a thread of its own: a long one takes a while."""
+        return self._readers.submit(self._reader.read, prompt)
+
+    @asynccontextmanager
+    async def drawing(
+        self, loaded: Loaded, started: Started, request: DrawRequest
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        """Have vLLM draw while the block runs; its deltas, to be read within."""
+        params = sampling_params(request, self._end_ids)
+        async with loaded.core.draw(list(started.token_ids), params, loaded.adapter) as collector:
+            loaded.running.add(collector)
+            try:
+                yield self._deltas(collector, Reading(request, self._end_ids, self._reader.detokenizer))
+            finally:
+                loaded.running.discard(collector)
+
+    async def load(self, version: VersionFiles) -> None:
+        """See `Engine.load`."""
+        async with self._loading:
+            if version.name in self.versions:
+                return
+            if version.kind is VersionKind.BASE:
+                raise UserError(
+                    f"{version.name} is another base than {self._base}, which this engine serves; "
+                    "start a service of its own for it"
+                )
+            load = self._load_adapter if version.kind is VersionKind.ADAPTER else self._load_full
+            self.versions[version.name] = await load(version)
+
+    async def unload(self, name: str) -> None:
+        """See `Engine.unload`. What the version still draws fails."""
+        async with self._loading:
+            if name == self._base or (loaded := self.versions.pop(name, None)) is None:
+                return
+            loaded.fail(f"version {name} was unloaded while it drew")
+            await loaded.core.abort(loaded.running)
+            if loaded.adapter is not None:
+                await loaded.core.detach(loaded.adapter)
+            else:
+                await asyncio.to_thread(loaded.core.close)
+
+    async def check(self) -> None:
+        """Raise EngineError when an engine is gone."""
+        for core in {loaded.core for loaded in self.versions.values()}:
+            await core.check()
+
+    def fail(self, reason: str) -> None:
+        """End everything that is drawn now with an EngineError."""
+        for loaded in self.versions.values():
+            loaded.fail(reason)
+
+    def close(self) -> None:
+        """End vLLM's processes and the thread."""
+        for core in {loaded.core for loaded in self.versions.values()}:
+            core.close()
+        self._readers.shutdown()
+
+    async def _load_adapter(self, version: VersionFiles) -> Loaded:
+        adapter = await asyncio.to_thread(read_adapter, version.directory)
+        await asyncio.to_thread(check_fit, adapter, self._directory)
+        self._check_rank(adapter)
+        return Loaded(version.name, self._core, await self._core.attach(version.name, version.directory))
+
+    async def _load_full(self, version: VersionFiles) -> Loaded:
+        """Beside the base, with the same arguments: both are in memory."""
+        await asyncio.to_thread(_check_same, version, self._base, self._directory)
+        core = await asyncio.to_thread(Core, version.directory, self._options.arguments)
+        try:
+            await core.settle()
+        except BaseException:
+            await asyncio.to_thread(core.close)
+            raise
+        return Loaded(version.name, core)
+
+    def _check_rank(self, adapter: Adapter) -> None:
+        most = self._core.max_rank
+        if not most:
+            raise UserError(
+                f"adapter {adapter.directory} cannot be served: engine_options.enable_lora is false; set it to true"
+            )
+        if adapter.rank > most:
+            raise UserError(
+                f"adapter {adapter.directory} has rank {adapter.rank}, and this engine serves ranks up to {most}; set "
+                f"engine_options.max_lora_rank to {adapter.rank} or more, or train with a lower train.lora_rank"
+            )
+
+    async def _deltas(self, collector: RequestOutputCollector, reading: Reading) -> AsyncIterator[Delta]:
+        while not reading.finished:
+            with translated():
+                output = collector.get_nowait() or await collector.get()
+            for delta in reading.read(output):
+                yield delta
+
+
+def _end_ids(directory: Path) -> frozenset[int]:
+    """The ids that end a sequence, by the generation config or else the model's."""
+    end = _config(directory).eos_token_id
+    if (directory / "generation_config.json").exists():
+        generation = GenerationConfig.from_pretrained(directory, local_files_only=True)
+        end = end if generation.eos_token_id is None else generation.eos_token_id
+    return frozenset([] if end is None else [end] if isinstance(end, int) else end)
+
+
+def _config(directory: Path) -> Any:
+    """Raises UserError when the model's configuration cannot be read without running code."""
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"model {directory}: its configuration cannot be read ({type(error).__name__}: {error}); it must be a "
+            "causal language model in Hugging Face format"
+        ) from error
+    return config.get_text_config()
+
+
+def _check_same(version: VersionFiles, base: str, directory: Path) -> None:
+    """Raise UserError when a version with full weights is not of the base's shape."""
+    here, there = (_config(where) for where in (directory, version.directory))
+    for what in ("model_type", "vocab_size", "max_position_embeddings"):
+        mine, its = getattr(here, what, None), getattr(there, what, None)
+        if mine != its:
+            raise UserError(
+                f"version {version.name} has {what} {its} and the base {base} has {mine}; "
+                "serve the base it was trained from"
+            )

@@ -1,0 +1,64 @@
+"""How vLLM is told to draw."""
+
+import json
+from hashlib import blake2b
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from bonbon.engines.base import DrawRequest
+from bonbon.errors import UserError
+
+ONE_OF_TWO = SamplingParams(
+    max_tokens=1, top_k=1, logprobs=2, flat_logprobs=True, ignore_eos=True, output_kind=RequestOutputKind.DELTA
+)
+"""One token out of one, with the log-probabilities of the two likeliest."""
+
+
+def sampling_params(request: DrawRequest, end_ids: frozenset[int]) -> SamplingParams:
+    """vLLM's parameters for `request`; `end_ids` end a sequence.
+
+    Its tokens come as they are drawn when deltas are wanted; otherwise the first one does, and the rest of each
+    candidate in one piece. Raises UserError when vLLM refuses them.
+    """
+    sampling = request.sampling
+    shape = _structure(sampling.response_format)
+    try:
+        return SamplingParams(
+            # vLLM draws once at temperature 0.
+            n=request.n if sampling.temperature > 0 else 1,
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=max(0, sampling.top_k),
+            seed=None if sampling.seed is None else _seed(sampling.seed),
+            stop=list(sampling.stop),
+            stop_token_ids=sorted(end_ids),
+            # The ids above are the ones that end a sequence; a shape is at its end when vLLM's own says so.
+            ignore_eos=shape is None,
+            logprobs=sampling.top_logprobs,
+            flat_logprobs=True,
+            detokenize=bool(sampling.stop),
+            structured_outputs=shape,
+            output_kind=RequestOutputKind.DELTA,
+            stream_interval=None if request.deltas else sampling.max_tokens,
+            skip_clone=True,
+        )
+    except VLLMClientError as error:
+        raise UserError(f"vLLM refuses the sampling: {error}") from error
+
+
+def _seed(seed: int) -> int:
+    """vLLM seeds candidate i with seed + i: spread out, so that neighbouring seeds share no candidate."""
+    return int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "big") >> 2
+
+
+def _structure(response_format: str | None) -> StructuredOutputsParams | None:
+    if response_format is None:
+        return None
+    wanted: dict[str, Any] = json.loads(response_format)
+    if wanted["type"] == "json_object":
+        return StructuredOutputsParams(json_object=True)
+    return StructuredOutputsParams(json=wanted["json_schema"]["schema"])

@@ -1,0 +1,44 @@
+"""OpenAI's `response_format`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
+
+from bonbon.engines.response_format import canonical
+from bonbon.errors import UserError
+from service.schemas.body import Body
+
+
+class JsonSchema(Body):
+    """A JSON schema under a name."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] = Field(alias="schema")
+    """The schema itself. Every candidate is held to it."""
+    strict: bool | None = None
+    """Accepted for compatibility: candidates are always held to the schema."""
+
+
+class ResponseFormat(Body):
+    """The shape of every candidate's text: any text, any JSON object, or JSON by a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    """Needed with type json_schema, and allowed with that only."""
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise UserError(
+                "response_format.json_schema and type json_schema need each other: give both, or neither",
+                param="response_format.json_schema",
+            )
+        return self
+
+    @property
+    def canonical(self) -> str | None:
+        """As `Sampling.response_format` carries it."""
+        return canonical(self.model_dump(mode="json", exclude_none=True))
