@@ -100,7 +100,7 @@ def _sft(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
         SFT,
         f"the margin between chosen and rejected is {margin.last:.1f} nats, its target {target.last:.1f}",
         "the contrast has done little: lower train.alpha, train for more train.epochs or at a higher "
-        "train.learning_rate, or use train.loss = bonbon when it was sft",
+        "train.learning_rate, log more groups, or use train.loss = bonbon when it was sft",
     )
 
 
