@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from bonbon.pairs.curve import Curve, Point
 from bonbon.theory import Estimate, best_of_n_win_rate
@@ -9,21 +10,21 @@ from bonbon.theory import Estimate, best_of_n_win_rate
 
 def print_curve(console: Console, curve: Curve) -> None:
     kind = curve.kind
-    console.print(
-        f"[bold]{curve.groups:,}[/] groups of {kind.version} with {kind.n} candidates or more, scored by "
+    about = (
+        f" groups of {kind.version} with {kind.n} candidates or more, scored by "
         f"{kind.reward.name} {kind.reward.version}"
         + (f", judged by {curve.judge}" if curve.judge else "")
         + (f"; {curve.smaller:,} smaller ones are left out" if curve.smaller else "")
-        + f" ({curve.points[0].reward.clusters:,} clusters of prompts)",
-        soft_wrap=True,
+        + f" ({curve.points[0].reward.clusters:,} clusters of prompts)"
     )
+    console.print(Text.assemble((f"{curve.groups:,}", "bold"), about), soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     titles = ["best of", "expected reward", "the last draw adds", "win rate"]
     titles += ["judge's mean", "judge's win rate"] if curve.judge else []
     for title in (*titles, "KL at most"):
         table.add_column(title, justify="right")
     for point in curve.points:
-        table.add_row(*_cells(curve, point))
+        table.add_row(*_cells(curve, point), style="bold" if point.k == curve.stops_at else None)
     console.print(table)
     for sentence in sentences(curve):
         console.print(sentence, soft_wrap=True)
@@ -69,8 +70,14 @@ def sentences(curve: Curve) -> list[str]:
 def _cells(curve: Curve, point: Point) -> list[str]:
     by_judge = [_with_interval(point.judge_reward), _with_interval(point.judge_win_rate)] if curve.judge else []
     win_rate = _with_interval(point.win_rate) if point.win_rate else f"{best_of_n_win_rate(point.k):.3f} at most"
-    k = f"[bold]{point.k}[/]" if point.k == curve.stops_at else str(point.k)
-    return [k, _with_interval(point.reward), _with_interval(point.gain), win_rate, *by_judge, f"{point.kl:.3f}"]
+    return [
+        str(point.k),
+        _with_interval(point.reward),
+        _with_interval(point.gain),
+        win_rate,
+        *by_judge,
+        f"{point.kl:.3f}",
+    ]
 
 
 def _with_interval(estimate: Estimate | None) -> str:
