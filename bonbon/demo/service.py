@@ -35,7 +35,7 @@ class ServiceProcess:
         self.log = log
         self.process: asyncio.subprocess.Process | None = None
 
-    async def start(self, seconds: float = 120.0) -> None:
+    async def start(self, seconds: float = 300.0) -> None:
         """Start it and wait until it is ready.
 
         Raises BonbonError, with the end of its log, when it is not ready within `seconds`.

@@ -1,9 +1,11 @@
 """One running vLLM engine: a model in processes of its own, and the adapters on it."""
 
+import gc
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -123,6 +125,8 @@ class Core:
         if handler := self._llm.output_handler:  # or it would report that they are gone
             handler.get_loop().call_soon_threadsafe(handler.cancel)
         self._llm.shutdown()
+        del self._llm  # now, in one piece: at the interpreter's exit its destructor would fail
+        gc.collect()
 
 
 @contextmanager
@@ -143,6 +147,7 @@ def translated() -> Iterator[None]:
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Processes started within never get SIGINT: Ctrl-C must let requests end, and vLLM's processes with them."""
+    resource_tracker.ensure_running()  # its start would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
