@@ -15,16 +15,19 @@ import asyncio
 import json
 import os
 import random
+import secrets
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import typer
@@ -32,9 +35,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-N, MODEL, KEY = 8, "base", "sk-none"
+N, MODEL = 8, "base"
+KEY = f"sk-{secrets.token_hex(24)}"  # LiteLLM starts with no weak one
 MESSAGES = [{"role": "user", "content": "My lamp arrived broken. Can you help?"}]
-START_TIMEOUT = 180.0
+START_TIMEOUT, PROFILE_SECONDS = 180.0, 15
+
+
+class Server(NamedTuple):
+    """A started process and the port it answers on."""
+
+    port: int
+    process: int
 
 
 @dataclass
@@ -42,7 +53,7 @@ class Target:
     """A server that answers chat completions, and what was measured: seconds at concurrency 1, requests/s at 8."""
 
     name: str
-    port: int
+    server: "Server"
     body: bytes
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
@@ -60,7 +71,7 @@ class Connection:
         self.target, self.request = target, target.request
 
     async def open(self) -> None:
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.target.port, limit=2**22)
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.target.server.port, limit=2**22)
 
     async def ask(self) -> float:
         """Seconds of one request. Raises RuntimeError for any status but 200."""
@@ -87,14 +98,17 @@ def main(
     requests: int = typer.Option(50, help="Requests of a turn at concurrency 1, and twice as many at 8."),
     database: str = typer.Option(None, help="SQLAlchemy URL of bonbon's pair log (default: SQLite on a new file)."),
     json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
-    profile: Path = typer.Option(None, help="Write a py-spy flame graph of bonbon's process under load to this SVG."),
+    profile: Path = typer.Option(None, help="Then load bonbon alone and write py-spy's raw stacks of it to this file."),
 ) -> None:
     """Print what each gateway adds to the upstream's latency, and how many requests a second it serves on one core."""
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         _pin(0)
-        start = lambda *args, **more: stack.enter_context(_process(Path(work), *args, **more))  # noqa: E731
+
+        def start(name: str, command: list[str], **options: Any) -> Server:
+            return stack.enter_context(_process(Path(work), name, command, **options))
+
         upstream = start("upstream", [sys.executable, str(Path(__file__).parent / "upstream.py")], core=0)
-        url = f"http://127.0.0.1:{upstream}"
+        url = f"http://127.0.0.1:{upstream.port}"
         targets = [Target("upstream alone", upstream, _body(n=N))]
         data = Path(work) / "bonbon"
         environment = {
@@ -114,7 +128,7 @@ def main(
             targets.append(Target("its_hub", _its_hub(start, its_hub, url), _body(budget=N)))
         asyncio.run(_measure(targets, turns, requests))
         if profile:
-            _profile(targets[1], profile)
+            asyncio.run(_profile(targets[1], profile))
     figures = _figures(targets)
     _show(figures)
     if json_:
@@ -140,6 +154,17 @@ async def _measure(targets: list[Target], turns: int, requests: int) -> None:
                     target.seconds += seconds
                     target.rates.append(rate)
                     bars.advance(bar)
+
+
+async def _profile(target: Target, file: Path) -> None:
+    """Stacks sampled while eight clients ask as fast as they are answered: `a;b;c count`, one a line."""
+    connections = [Connection(target) for _ in range(8)]
+    for connection in connections:
+        await connection.open()
+    command = ["py-spy", "record", "--pid", str(target.server.process), "--duration", str(PROFILE_SECONDS)]
+    spy = subprocess.Popen([*command, "--rate", "250", "--threads", "--format", "raw", "--output", str(file)])
+    while spy.poll() is None:
+        await asyncio.gather(*(_ask(connection, 10) for connection in connections))
 
 
 async def _ask(connection: Connection, requests: int) -> None:
@@ -196,24 +221,24 @@ def _body(**fields: Any) -> bytes:
     return json.dumps({"model": MODEL, "messages": MESSAGES, "max_tokens": 64, "temperature": 1.0} | fields).encode()
 
 
-Start = Callable[..., int]
+Start = Callable[..., Server]
 
 
-def _litellm(start: Start, bin_: Path, work: Path, url: str) -> int:
+def _litellm(start: Start, bin_: Path, work: Path, url: str) -> Server:
     parameters = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": KEY}
     config = {"model_list": [{"model_name": MODEL, "litellm_params": parameters}]}
     (work / "litellm.yaml").write_text(json.dumps(config))  # JSON is YAML
     command = [str(bin_ / "litellm"), "--config", str(work / "litellm.yaml"), "--host", "127.0.0.1", "--port"]
-    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    local = {"LITELLM_MASTER_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     return start("litellm", command, environment=local, ready="/health/liveliness")
 
 
-def _its_hub(start: Start, bin_: Path, url: str) -> int:
-    port = start("its_hub", [str(bin_ / "its-iaas"), "--log-level", "ERROR", "--port"], ready="/v1/models")
+def _its_hub(start: Start, bin_: Path, url: str) -> Server:
+    server = start("its_hub", [str(bin_ / "its-iaas"), "--log-level", "ERROR", "--port"], ready="/v1/models")
     wanted = {"endpoint": f"{url}/v1", "model": MODEL, "api_key": KEY, "alg": "self-consistency", "budget": N}
-    answer = httpx2.post(f"http://127.0.0.1:{port}/configure", json=wanted | {"regex_patterns": [r"(w\d+)"]})
+    answer = httpx2.post(f"http://127.0.0.1:{server.port}/configure", json=wanted | {"regex_patterns": [r"(w\d+)"]})
     answer.raise_for_status()
-    return port
+    return server
 
 
 @contextmanager
@@ -225,8 +250,8 @@ def _process(
     environment: dict[str, str] | None = None,
     core: int = 1,
     ready: str = "/health",
-) -> Iterator[int]:
-    """`command PORT` on one core until the block ends; the port it answers on."""
+) -> Iterator[Server]:
+    """`command PORT` on one core until the block ends."""
     port = _free_port()
     with (work / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -238,7 +263,7 @@ def _process(
         )
     try:
         _wait(process, f"http://127.0.0.1:{port}{ready}", work / f"{name}.log")
-        yield port
+        yield Server(port, process.pid)
     finally:
         process.terminate()
         try:
@@ -248,8 +273,6 @@ def _process(
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    import time
-
     until = perf_counter() + START_TIMEOUT
     while True:
         try:
@@ -268,8 +291,6 @@ def _pin(core: int) -> None:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
