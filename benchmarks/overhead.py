@@ -1,7 +1,7 @@
 """What a gateway adds to best-of-8: bonbon, LiteLLM's proxy and its_hub's HTTP service in front of one mock upstream.
 
     python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
-    python -m venv its_hub && its_hub/bin/pip install its_hub
+    python -m venv its_hub && its_hub/bin/pip install 'its_hub[iaas]'
     python benchmarks/overhead.py --litellm litellm/bin --its-hub its_hub/bin
 
 The upstream (benchmarks/upstream.py) takes no time, so what is measured is the gateway. bonbon draws 8 candidates with
@@ -98,7 +98,9 @@ def main(
     requests: int = typer.Option(50, help="Requests of a turn at concurrency 1, and twice as many at 8."),
     database: str = typer.Option(None, help="SQLAlchemy URL of bonbon's pair log (default: SQLite on a new file)."),
     json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
-    profile: Path = typer.Option(None, help="Then load bonbon alone and write py-spy's raw stacks of it to this file."),
+    profile: Path = typer.Option(
+        None, help="Then load bonbon alone and write its stacks as py-spy (which must be on the PATH) gives them."
+    ),
 ) -> None:
     """Print what each gateway adds to the upstream's latency, and how many requests a second it serves on one core."""
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
@@ -127,12 +129,12 @@ def main(
         if its_hub:
             targets.append(Target("its_hub", _its_hub(start, its_hub, url), _body(budget=N)))
         asyncio.run(_measure(targets, turns, requests))
+        figures = _figures(targets)
+        _show(figures)
+        if json_:
+            json_.write_text(json.dumps(figures, indent=2) + "\n")
         if profile:
             asyncio.run(_profile(targets[1], profile))
-    figures = _figures(targets)
-    _show(figures)
-    if json_:
-        json_.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 async def _measure(targets: list[Target], turns: int, requests: int) -> None:
