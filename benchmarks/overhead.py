@@ -30,6 +30,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import httpx2
+import psutil
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -50,18 +51,27 @@ class Server(NamedTuple):
 
 @dataclass
 class Target:
-    """A server that answers chat completions, and what was measured: seconds at concurrency 1, requests/s at 8."""
+    """A server that answers chat completions, and what was measured.
+
+    Seconds of each request at concurrency 1; requests a second, and seconds of processor time a request, at 8.
+    """
 
     name: str
     server: "Server"
     body: bytes
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     @property
     def request(self) -> bytes:
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         return f"{head}authorization: Bearer {KEY}\r\ncontent-length: {len(self.body)}\r\n\r\n".encode() + self.body
+
+    def processor_seconds(self) -> float:
+        """What its process has used so far: other work on the machine does not count."""
+        times = psutil.Process(self.server.process).cpu_times()
+        return float(times.user + times.system)
 
 
 class Connection:
@@ -147,14 +157,16 @@ async def _measure(targets: list[Target], turns: int, requests: int) -> None:
                 for connection in connections[target.name]:
                     await connection.open()
                 seconds = [await connections[target.name][0].ask() for _ in range(requests)]
-                start = perf_counter()
+                start, processor, asked = perf_counter(), target.processor_seconds(), 8 * (requests // 4)
                 await asyncio.gather(*(_ask(c, requests // 4) for c in connections[target.name]))
-                rate = 8 * (requests // 4) / (perf_counter() - start)
+                rate = asked / (perf_counter() - start)
+                processor = (target.processor_seconds() - processor) / asked
                 for connection in connections[target.name]:
                     connection.writer.close()
                 if turn:  # the first one warms up
                     target.seconds += seconds
                     target.rates.append(rate)
+                    target.processor.append(processor)
                     bars.advance(bar)
 
 
@@ -188,6 +200,7 @@ def _figures(targets: list[Target]) -> dict[str, dict[str, float]]:
             "added_p99_ms": p99 - base99,
             "requests_per_second_at_1": 1 / statistics.mean(target.seconds),
             "requests_per_second_at_8": statistics.median(target.rates),
+            "processor_ms": 1000 * statistics.mean(target.processor),
         }
     return figures
 
@@ -214,6 +227,8 @@ def _show(figures: dict[str, dict[str, float]]) -> None:
             f"{figure['added_p50_ms'] / ours['added_p50_ms']:.2f}",
             *(f"{figure[key]:.0f}" for key in ("requests_per_second_at_1", "requests_per_second_at_8")),
             f"{figure['requests_per_second_at_8'] / ours['requests_per_second_at_8']:.2f}",
+            f"{figure['processor_ms']:.2f}",
+            f"{figure['processor_ms'] / ours['processor_ms']:.2f}",
         )
     Console().print(table)
     Console().print("targets: bonbon adds at most 2 ms (p50) and 5 ms (p99) at 1, and serves 900 requests/s at 8")
