@@ -207,17 +207,8 @@ def _figures(targets: list[Target]) -> dict[str, dict[str, float]]:
 
 def _show(figures: dict[str, dict[str, float]]) -> None:
     table = Table(title=f"best-of-{N}, times in ms")
-    for column in (
-        "gateway",
-        "p50",
-        "p99",
-        "added p50",
-        "added p99",
-        "x bonbon",
-        "req/s at 1",
-        "req/s at 8",
-        "x bonbon ",
-    ):
+    columns = ("gateway", "p50", "p99", "added p50", "added p99", "x bonbon", "req/s at 1", "req/s at 8", "x bonbon")
+    for column in (*columns, "CPU ms", "x bonbon"):
         table.add_column(column, justify="left" if column == "gateway" else "right")
     ours = figures["bonbon"]
     for name, figure in figures.items():
