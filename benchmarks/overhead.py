@@ -1,7 +1,7 @@
 """What a gateway adds to best-of-8: bonbon, LiteLLM's proxy and its_hub's HTTP service in front of one mock upstream.
 
     python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
-    python -m venv its_hub && its_hub/bin/pip install its_hub
+    python -m venv its_hub && its_hub/bin/pip install 'its_hub[iaas]'
     python benchmarks/overhead.py --litellm litellm/bin --its-hub its_hub/bin
 
 The upstream (benchmarks/upstream.py) takes no time, so what is measured is the gateway. bonbon draws 8 candidates with
@@ -15,42 +15,63 @@ import asyncio
 import json
 import os
 import random
+import secrets
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
+import psutil
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-N, MODEL, KEY = 8, "base", "sk-none"
+N, MODEL = 8, "base"
+KEY = f"sk-{secrets.token_hex(24)}"  # LiteLLM starts with no weak one
 MESSAGES = [{"role": "user", "content": "My lamp arrived broken. Can you help?"}]
-START_TIMEOUT = 180.0
+START_TIMEOUT, PROFILE_SECONDS = 180.0, 15
+
+
+class Server(NamedTuple):
+    """A started process and the port it answers on."""
+
+    port: int
+    process: int
 
 
 @dataclass
 class Target:
-    """A server that answers chat completions, and what was measured: seconds at concurrency 1, requests/s at 8."""
+    """A server that answers chat completions, and what was measured.
+
+    Seconds of each request at concurrency 1; requests a second, and seconds of processor time a request, at 8.
+    """
 
     name: str
-    port: int
+    server: "Server"
     body: bytes
     seconds: list[float] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
 
     @property
     def request(self) -> bytes:
         head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
         return f"{head}authorization: Bearer {KEY}\r\ncontent-length: {len(self.body)}\r\n\r\n".encode() + self.body
+
+    def processor_seconds(self) -> float:
+        """What its process has used so far: other work on the machine does not count."""
+        times = psutil.Process(self.server.process).cpu_times()
+        return float(times.user + times.system)
 
 
 class Connection:
@@ -60,7 +81,7 @@ class Connection:
         self.target, self.request = target, target.request
 
     async def open(self) -> None:
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.target.port, limit=2**22)
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.target.server.port, limit=2**22)
 
     async def ask(self) -> float:
         """Seconds of one request. Raises RuntimeError for any status but 200."""
@@ -87,14 +108,19 @@ def main(
     requests: int = typer.Option(50, help="Requests of a turn at concurrency 1, and twice as many at 8."),
     database: str = typer.Option(None, help="SQLAlchemy URL of bonbon's pair log (default: SQLite on a new file)."),
     json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
-    profile: Path = typer.Option(None, help="Write a py-spy flame graph of bonbon's process under load to this SVG."),
+    profile: Path = typer.Option(
+        None, help="Then load bonbon alone and write its stacks as py-spy (which must be on the PATH) gives them."
+    ),
 ) -> None:
     """Print what each gateway adds to the upstream's latency, and how many requests a second it serves on one core."""
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         _pin(0)
-        start = lambda *args, **more: stack.enter_context(_process(Path(work), *args, **more))  # noqa: E731
+
+        def start(name: str, command: list[str], **options: Any) -> Server:
+            return stack.enter_context(_process(Path(work), name, command, **options))
+
         upstream = start("upstream", [sys.executable, str(Path(__file__).parent / "upstream.py")], core=0)
-        url = f"http://127.0.0.1:{upstream}"
+        url = f"http://127.0.0.1:{upstream.port}"
         targets = [Target("upstream alone", upstream, _body(n=N))]
         data = Path(work) / "bonbon"
         environment = {
@@ -113,12 +139,12 @@ def main(
         if its_hub:
             targets.append(Target("its_hub", _its_hub(start, its_hub, url), _body(budget=N)))
         asyncio.run(_measure(targets, turns, requests))
+        figures = _figures(targets)
+        _show(figures)
+        if json_:
+            json_.write_text(json.dumps(figures, indent=2) + "\n")
         if profile:
-            _profile(targets[1], profile)
-    figures = _figures(targets)
-    _show(figures)
-    if json_:
-        json_.write_text(json.dumps(figures, indent=2) + "\n")
+            asyncio.run(_profile(targets[1], profile))
 
 
 async def _measure(targets: list[Target], turns: int, requests: int) -> None:
@@ -131,15 +157,28 @@ async def _measure(targets: list[Target], turns: int, requests: int) -> None:
                 for connection in connections[target.name]:
                     await connection.open()
                 seconds = [await connections[target.name][0].ask() for _ in range(requests)]
-                start = perf_counter()
+                start, processor, asked = perf_counter(), target.processor_seconds(), 8 * (requests // 4)
                 await asyncio.gather(*(_ask(c, requests // 4) for c in connections[target.name]))
-                rate = 8 * (requests // 4) / (perf_counter() - start)
+                rate = asked / (perf_counter() - start)
+                processor = (target.processor_seconds() - processor) / asked
                 for connection in connections[target.name]:
                     connection.writer.close()
                 if turn:  # the first one warms up
                     target.seconds += seconds
                     target.rates.append(rate)
+                    target.processor.append(processor)
                     bars.advance(bar)
+
+
+async def _profile(target: Target, file: Path) -> None:
+    """Stacks sampled while eight clients ask as fast as they are answered: `a;b;c count`, one a line."""
+    connections = [Connection(target) for _ in range(8)]
+    for connection in connections:
+        await connection.open()
+    command = ["py-spy", "record", "--pid", str(target.server.process), "--duration", str(PROFILE_SECONDS)]
+    spy = subprocess.Popen([*command, "--rate", "250", "--threads", "--format", "raw", "--output", str(file)])
+    while spy.poll() is None:
+        await asyncio.gather(*(_ask(connection, 10) for connection in connections))
 
 
 async def _ask(connection: Connection, requests: int) -> None:
@@ -161,23 +200,15 @@ def _figures(targets: list[Target]) -> dict[str, dict[str, float]]:
             "added_p99_ms": p99 - base99,
             "requests_per_second_at_1": 1 / statistics.mean(target.seconds),
             "requests_per_second_at_8": statistics.median(target.rates),
+            "processor_ms": 1000 * statistics.mean(target.processor),
         }
     return figures
 
 
 def _show(figures: dict[str, dict[str, float]]) -> None:
     table = Table(title=f"best-of-{N}, times in ms")
-    for column in (
-        "gateway",
-        "p50",
-        "p99",
-        "added p50",
-        "added p99",
-        "x bonbon",
-        "req/s at 1",
-        "req/s at 8",
-        "x bonbon ",
-    ):
+    columns = ("gateway", "p50", "p99", "added p50", "added p99", "x bonbon", "req/s at 1", "req/s at 8", "x bonbon")
+    for column in (*columns, "CPU ms", "x bonbon"):
         table.add_column(column, justify="left" if column == "gateway" else "right")
     ours = figures["bonbon"]
     for name, figure in figures.items():
@@ -187,6 +218,8 @@ def _show(figures: dict[str, dict[str, float]]) -> None:
             f"{figure['added_p50_ms'] / ours['added_p50_ms']:.2f}",
             *(f"{figure[key]:.0f}" for key in ("requests_per_second_at_1", "requests_per_second_at_8")),
             f"{figure['requests_per_second_at_8'] / ours['requests_per_second_at_8']:.2f}",
+            f"{figure['processor_ms']:.2f}",
+            f"{figure['processor_ms'] / ours['processor_ms']:.2f}",
         )
     Console().print(table)
     Console().print("targets: bonbon adds at most 2 ms (p50) and 5 ms (p99) at 1, and serves 900 requests/s at 8")
@@ -196,24 +229,24 @@ def _body(**fields: Any) -> bytes:
     return json.dumps({"model": MODEL, "messages": MESSAGES, "max_tokens": 64, "temperature": 1.0} | fields).encode()
 
 
-Start = Callable[..., int]
+Start = Callable[..., Server]
 
 
-def _litellm(start: Start, bin_: Path, work: Path, url: str) -> int:
+def _litellm(start: Start, bin_: Path, work: Path, url: str) -> Server:
     parameters = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": KEY}
     config = {"model_list": [{"model_name": MODEL, "litellm_params": parameters}]}
     (work / "litellm.yaml").write_text(json.dumps(config))  # JSON is YAML
     command = [str(bin_ / "litellm"), "--config", str(work / "litellm.yaml"), "--host", "127.0.0.1", "--port"]
-    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    local = {"LITELLM_MASTER_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     return start("litellm", command, environment=local, ready="/health/liveliness")
 
 
-def _its_hub(start: Start, bin_: Path, url: str) -> int:
-    port = start("its_hub", [str(bin_ / "its-iaas"), "--log-level", "ERROR", "--port"], ready="/v1/models")
+def _its_hub(start: Start, bin_: Path, url: str) -> Server:
+    server = start("its_hub", [str(bin_ / "its-iaas"), "--log-level", "ERROR", "--port"], ready="/v1/models")
     wanted = {"endpoint": f"{url}/v1", "model": MODEL, "api_key": KEY, "alg": "self-consistency", "budget": N}
-    answer = httpx2.post(f"http://127.0.0.1:{port}/configure", json=wanted | {"regex_patterns": [r"(w\d+)"]})
+    answer = httpx2.post(f"http://127.0.0.1:{server.port}/configure", json=wanted | {"regex_patterns": [r"(w\d+)"]})
     answer.raise_for_status()
-    return port
+    return server
 
 
 @contextmanager
@@ -225,8 +258,8 @@ def _process(
     environment: dict[str, str] | None = None,
     core: int = 1,
     ready: str = "/health",
-) -> Iterator[int]:
-    """`command PORT` on one core until the block ends; the port it answers on."""
+) -> Iterator[Server]:
+    """`command PORT` on one core until the block ends."""
     port = _free_port()
     with (work / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -238,7 +271,7 @@ def _process(
         )
     try:
         _wait(process, f"http://127.0.0.1:{port}{ready}", work / f"{name}.log")
-        yield port
+        yield Server(port, process.pid)
     finally:
         process.terminate()
         try:
@@ -248,8 +281,6 @@ def _process(
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    import time
-
     until = perf_counter() + START_TIMEOUT
     while True:
         try:
@@ -268,8 +299,6 @@ def _pin(core: int) -> None:
 
 
 def _free_port() -> int:
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

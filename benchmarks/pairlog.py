@@ -143,10 +143,7 @@ def _show(logs: list[Log]) -> None:
 
 @asynccontextmanager
 async def _filled(backend: str, size: int, tokens: int, server: URL, work: Path) -> AsyncIterator[Log]:
-    if backend == "SQLite":
-        url = f"sqlite+aiosqlite:///{work / f'{size}.db'}"
-    else:
-        url = _new_database(server)
+    url = f"sqlite+aiosqlite:///{work / f'{size}.db'}" if backend == "SQLite" else _new_database(server)
     async with open_database(url) as database:
         pair_log = PairLog(database)
         await pair_log.start()

@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 import sys
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 MODEL, TOKENS, VARIANTS = "base", 32, 16
@@ -21,11 +21,13 @@ def choice(index: int, seed: int, *, detailed: bool) -> dict[str, Any]:
     plain = {"index": index, "message": {"role": "assistant", "content": "".join(words)}, "finish_reason": "stop"}
     if not detailed:
         return plain
-    content = [{"token": word, "logprob": -rng.random() * 3, "bytes": None, "top_logprobs": []} for word in words]
+    content: list[dict[str, Any]] = [
+        {"token": word, "logprob": -rng.random() * 3, "bytes": None, "top_logprobs": []} for word in words
+    ]
     return plain | {"logprobs": {"content": content}, "token_ids": [rng.randrange(32_000) for _ in words]}
 
 
-@lru_cache(maxsize=None)
+@cache
 def chat(n: int, seed: int, detailed: bool) -> bytes:
     """An answer to /v1/chat/completions."""
     choices = [choice(index, seed, detailed=detailed) for index in range(n)]

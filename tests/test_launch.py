@@ -12,14 +12,18 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from loop_world import answer, make_settings
 from sampled_pairs import make_base, make_snapshot
 from test_train import as_arguments, assert_same, environment, settings, weights
 
 from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Snapshot
+from bonbon.registry.leases import acquire
 from trainer.launch import run_training
+from trainer.loop import LEASE, Loop
 from trainer.metrics import read_metrics
 from trainer.train import TrainingResult, train
+from trainer.workshop import open_workshop
 
 
 @pytest.fixture(autouse=True)
@@ -172,3 +176,26 @@ async def test_the_processes_end_with_the_one_that_started_them(base: Path, snap
         while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
             await asyncio.sleep(0.05)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["snapshot"]["hash"] == snapshot.hash
+
+
+async def test_the_loop_trains_in_two_processes_and_registers_once(tmp_path: Path) -> None:
+    """Lease, database and registry are the business of the process that launched the others."""
+    config = {"processes": 2, "sharding": "full", "micro_batch_size": 8, "epochs": 1}
+    settings = make_settings(make_base(tmp_path / "base"), tmp_path / "data", train=config)
+    await answer(settings, 200)
+    async with open_workshop(settings, progress=False) as workshop:
+        version = await Loop(workshop).once()
+        assert version is not None
+        assert [v.name for v in await workshop.registry.list() if v.parent] == [version.name]
+        assert (await workshop.registry.get(version.name)).training["settings"]["processes"] == 2
+        await acquire(workshop.database, LEASE, "another", 1)  # it was given back
+
+
+def test_one_of_several_started_processes_is_refused() -> None:
+    """`torchrun -m bonbon train` would start several that each want the lease."""
+    command = [sys.executable, "-m", "bonbon", "train"]
+    done = subprocess.run(
+        command, env=environment(RANK="0", WORLD_SIZE="2"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "this is one of 2 processes of a launcher: start bonbon once" in done.stderr
