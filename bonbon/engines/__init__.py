@@ -56,4 +56,16 @@ def _fake(settings: Settings, base: str) -> Engine:
         raise UserError(f"engine_options of fake: {error}", param="engine_options") from error
 
 
-FACTORIES: dict[str, Callable[[Settings, str], Engine]] = {"embedded": _embedded, "fake": _fake, "vllm": _vllm}
+def _remote(settings: Settings, base: str) -> Engine:
+    from bonbon.engines.remote import RemoteEngine
+    from bonbon.engines.remote_options import RemoteOptions
+
+    return RemoteEngine(base, RemoteOptions(**settings.engine_options))
+
+
+FACTORIES: dict[str, Callable[[Settings, str], Engine]] = {
+    "embedded": _embedded,
+    "fake": _fake,
+    "remote": _remote,
+    "vllm": _vllm,
+}
