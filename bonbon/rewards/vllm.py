@@ -125,7 +125,7 @@ class VllmReward(Reward):
         if len(ids) > most:
             self.truncated += 1
             log.warning("cut a text to the reward model's length", tokens=len(ids), length=most)
-            # A chat begins with the template's first token; a text only with what the tokenizer puts there, if anything.
+            # A chat begins with its template's first token; a text with what the tokenizer puts there, if anything.
             opening = ids[:1] if "messages" in text or ids[0] in await self._tokens(card, {"prompt": ""}) else []
             ids = opening + ids[len(ids) - most + len(opening) :]
         return self._value(await self.client.post(body | {"input": ids}, "/classify"))
