@@ -208,11 +208,16 @@ async def test_a_draw_has_a_deadline(pair: list[Double]) -> None:
 
 async def test_refusals_are_rewritten(pair: list[Double]) -> None:
     async with fleet(pair[:1]) as engine:
-        with pytest.raises(PromptTooLong, match="maximum context length is 64 tokens") as long:
+        with pytest.raises(PromptTooLong, match="100 prompt tokens and max_tokens 12 exceed the context") as long:
             await draw(engine, Prompt(text="word " * 100))
         assert long.value.param == "max_tokens"
+        pair[0].requests.clear()
         with pytest.raises(PromptTooLong, match="4 prompt tokens and max_tokens 61 exceed the context of 64 tokens"):
             await draw(engine, sampling=Sampling(max_tokens=61))
+        with pytest.raises(PromptTooLong, match="3 prompt tokens and max_tokens 62 exceed"):
+            await draw(engine, Prompt(token_ids=(1, 2, 3)), sampling=Sampling(max_tokens=62))
+        assert pair[0].draws == []  # refused before anything was drawn
+        assert (await draw(engine, sampling=Sampling(max_tokens=60))).prompt.token_ids
         with pytest.raises(UnknownVersion, match="'nope' is not loaded"):
             await draw(engine, version="nope")
         with pytest.raises(UserError, match="n = 0"):

@@ -62,6 +62,7 @@ class Double:
             Route("/v1/models", self._models),
             Route("/v1/load_lora_adapter", self._load, methods=["POST"]),
             Route("/v1/unload_lora_adapter", self._unload, methods=["POST"]),
+            Route("/tokenize", self._tokenize, methods=["POST"]),
             Route("/detokenize", self._detokenize, methods=["POST"]),
             Route("/v1/chat/completions", self._draw, methods=["POST"]),
             Route("/v1/completions", self._draw, methods=["POST"]),
@@ -114,6 +115,10 @@ class Double:
     async def _detokenize(self, request: Request) -> Response:
         return JSONResponse({"prompt": " ".join(WORDS[i % END] for i in (await request.json())["tokens"])})
 
+    async def _tokenize(self, request: Request) -> Response:
+        body = await request.json()
+        return JSONResponse({"count": len(_text(body).split()), "max_model_len": CONTEXT})
+
     async def _draw(self, request: Request) -> Response:
         body = await request.json()
         self.requests.append((request.url.path, body))
@@ -124,7 +129,7 @@ class Double:
         golden = body.get("prompt") == "Hello!"
         if self.fault is not None and not golden:
             return self.fault
-        text = " ".join(m["content"] or "" for m in body["messages"]) if "messages" in body else str(body["prompt"])
+        text = _text(body)
         ids = body["prompt"] if isinstance(body.get("prompt"), list) else [len(word) for word in text.split()]
         if len(ids) > CONTEXT:
             return _error(400, f"This model's maximum context length is {CONTEXT} tokens. Shorten it.", "input_text")
@@ -236,6 +241,10 @@ class _Answer:
         if self.double.tool_call and self.body.get("tools"):
             return "tool_calls"
         return "stop" if END in tokens else "length"
+
+
+def _text(body: dict[str, Any]) -> str:
+    return " ".join(m["content"] or "" for m in body["messages"]) if "messages" in body else str(body["prompt"])
 
 
 def _event(value: dict[str, Any]) -> str:

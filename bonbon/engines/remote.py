@@ -12,7 +12,7 @@ from bonbon.engines.refusals import Elsewhere
 from bonbon.engines.remote_options import RemoteOptions
 from bonbon.engines.replica import Replica
 from bonbon.engines.server import Server
-from bonbon.engines.upstream import Question, events, question
+from bonbon.engines.upstream import Question, events, question, roughly
 from bonbon.errors import EngineError, PromptTooLong, UserError
 
 log = structlog.get_logger(__name__)
@@ -124,6 +124,10 @@ class RemoteEngine(Engine):
         left, started = set(range(request.n)), False
         with replica.busy(request.n):
             text = prompt.text if prompt.token_ids is None else await replica.text(prompt.token_ids)
+            if roughly(prompt) + request.sampling.max_tokens > self.context_length:
+                # A server draws what does not fit all the same, and shortens it.
+                ids = prompt.token_ids
+                self._check_length(len(ids) if ids is not None else await replica.count(prompt), request)
             async with aclosing(replica.server.answers(asked.path, {"model": model, **asked.body}, until)) as answers:
                 async for answer in answers:
                     found = list(events(request, answer, text))
@@ -134,19 +138,19 @@ class RemoteEngine(Engine):
                             if started:
                                 continue
                             started = True
-                            self._check_length(event, request)
+                            self._check_length(len(event.token_ids), request)
                         elif event.finish_reason:
                             left.discard(event.index)
                         yield event
         if left:
             raise Elsewhere("a server of the fleet ended an answer too early")
 
-    def _check_length(self, started: Started, request: DrawRequest) -> None:
+    def _check_length(self, tokens: int, request: DrawRequest) -> None:
         most, asked = self.context_length, request.sampling.max_tokens
-        if len(started.token_ids) + asked > most:
+        if tokens + asked > most:
             raise PromptTooLong(
-                f"{len(started.token_ids)} prompt tokens and max_tokens {asked} exceed the context of "
-                f"{most} tokens; shorten the prompt or lower max_tokens",
+                f"{tokens} prompt tokens and max_tokens {asked} exceed the context of {most} tokens; shorten the "
+                "prompt or lower max_tokens",
                 param="max_tokens",
             )
 

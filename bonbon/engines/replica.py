@@ -10,7 +10,7 @@ from typing import Any
 from bonbon.engines.base import Delta, DrawRequest, Sampling, VersionFiles
 from bonbon.engines.refusals import Elsewhere, refusal, said
 from bonbon.engines.server import Server
-from bonbon.engines.upstream import COMPLETIONS, PLAIN, events, question
+from bonbon.engines.upstream import COMPLETIONS, PLAIN, count_question, events, question
 from bonbon.errors import BonbonError, EngineError, UserError
 from bonbon.prompt import Prompt
 
@@ -95,6 +95,10 @@ class Replica:
     async def text(self, token_ids: tuple[int, ...]) -> str:
         """The text of a prompt that came as token ids."""
         return str((await self._json("POST", "/detokenize", {"tokens": token_ids}))["prompt"])
+
+    async def count(self, prompt: Prompt) -> int:
+        """How many tokens a text or a chat has."""
+        return int((await self._json("POST", "/tokenize", {"model": self.model} | count_question(prompt)))["count"])
 
     async def _loaded(self) -> dict[str, str]:
         """Name -> path of every adapter on it; sets what is served as the base."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from bonbon.engines.base import Delta, DrawRequest, FinishReason, Sampling, Started, TokenAlternative
 from bonbon.errors import EngineError
-from bonbon.prompt import Message
+from bonbon.prompt import Message, Prompt
 from bonbon.tools import ToolCallDelta
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -51,6 +51,21 @@ def question(request: DrawRequest) -> Question:
         if text is not None:
             body[name] = json.loads(text)
     return Question(CHAT, body)
+
+
+def count_question(prompt: Prompt) -> dict[str, Any]:
+    """The body, without the model's name, that asks /tokenize how the policy reads a text or a chat."""
+    if prompt.messages is None:
+        return {"prompt": prompt.text or ""}
+    tools = {"tools": json.loads(prompt.tools)} if prompt.tools is not None else {}
+    return {"messages": [_message(message) for message in prompt.messages]} | tools
+
+
+def roughly(prompt: Prompt) -> int:
+    """About as many tokens as the prompt may have: one a character, and some around each message."""
+    if prompt.messages is None:
+        return len(prompt.token_ids if prompt.token_ids is not None else prompt.text or "")
+    return sum(len(message["content"]) + 16 for message in prompt.messages) + len(prompt.tools or "")
 
 
 def events(request: DrawRequest, answer: Mapping[str, Any], text: str | None) -> Iterator[Started | Delta]:
