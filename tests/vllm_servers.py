@@ -14,6 +14,8 @@ from bonbon.demo.service import free_port
 FLEET = ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "4", "--logprobs-mode", "processed_logprobs")
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
 POOLING = ("--runner", "pooling")
+# vLLM 0.32 dies on the CPU when it reads a prompt with a seed in chunks.
+ON_CPU = ("--no-enable-chunked-prefill",)
 
 
 class VllmServer:
@@ -31,7 +33,15 @@ class VllmServer:
         self.log = log
         fixed = ["--model", str(model), "--served-model-name", model.name, "--dtype", "float32", "--enforce-eager"]
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
-        self._command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *fixed, *address, *options]
+        self._command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            *fixed,
+            *address,
+            *ON_CPU,
+            *options,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
