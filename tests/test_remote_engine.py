@@ -61,7 +61,7 @@ async def draw(
     [
         (PROMPT, "Where is my order?"),
         (Prompt(text="Dear customer"), "Dear customer"),
-        (Prompt(token_ids=(3, 1, 4)), "order check today"),
+        (Prompt(token_ids=(3, 1, 4)), "or\u2028der check today"),
     ],
 )
 @pytest.mark.parametrize("deltas", [False, True])

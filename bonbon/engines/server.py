@@ -12,7 +12,7 @@ from bonbon.errors import EngineError
 
 # Shorter than a server keeps an idle connection (5 s), so that none is used just as it closes.
 KEEP_ALIVE = 2.0
-EVENT = "data: "
+EVENT = b"data: "
 
 
 class Server:
@@ -81,18 +81,16 @@ class Server:
             if not body["stream"]:
                 yield answer
                 return
-            lines = response.aiter_lines()
+            lines = self._lines(response)
             while True:
                 async with asyncio.timeout_at(until):
                     line = await anext(lines, None)
-                if line is None or line == EVENT + "[DONE]":
+                if line is None or line == EVENT + b"[DONE]":
                     return
-                if len(line) > self._max_bytes:
-                    raise EngineError("a server of the fleet sent an event that is too long")
                 if line.startswith(EVENT):
                     event = _json(line.removeprefix(EVENT))
                     if "error" in event:
-                        raise refusal(_status(event), line.removeprefix(EVENT).encode())
+                        raise refusal(_status(event), line.removeprefix(EVENT))
                     yield event
         except TimeoutError as error:
             raise EngineError("the fleet did not answer in time") from error
@@ -101,6 +99,18 @@ class Server:
         finally:
             if response is not None:
                 await response.aclose()
+
+    async def _lines(self, response: httpx2.Response) -> AsyncGenerator[bytes]:
+        """Lines as events have them: other line ends than a line feed may stand inside of a JSON string."""
+        rest = bytearray()
+        async for chunk in response.aiter_bytes():
+            *lines, last = chunk.split(b"\n")
+            for line in lines:
+                yield bytes(rest + line).removesuffix(b"\r")
+                rest.clear()
+            rest += last
+            if len(rest) > self._max_bytes:
+                raise EngineError("a server of the fleet sent an event that is too long")
 
     async def _read(self, response: httpx2.Response) -> bytes:
         content = bytearray()
@@ -116,7 +126,7 @@ def _lost(error: httpx2.TransportError) -> Elsewhere:
     return Elsewhere(f"a server of the fleet was lost ({type(error).__name__})", down=down)
 
 
-def _json(content: bytes | str) -> Mapping[str, Any]:
+def _json(content: bytes) -> Mapping[str, Any]:
     try:
         value = json.loads(content)
     except ValueError as error:
