@@ -440,6 +440,15 @@ def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
         build_engine(Settings(engine="remote", engine_options=options), base="base")
 
 
+@pytest.mark.parametrize(
+    "options", [{"urls": ["http://me:hunter2@x"]}, {"api_key": ["hunter2"]}, {"api_kye": "hunter2"}]
+)
+def test_a_secret_is_never_shown(options: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as refused:
+        build_engine(Settings(engine="remote", engine_options={"urls": ["http://x"]} | options), base="base")
+    assert "hunter2" not in str(refused.value)
+
+
 def test_urls_may_come_as_one_text() -> None:
     assert RemoteOptions.model_validate({"urls": "http://a:1/v1, http://b:2/"}).urls == ("http://a:1", "http://b:2")
 
