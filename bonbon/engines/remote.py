@@ -7,13 +7,14 @@ from contextlib import aclosing
 import structlog
 
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
+from bonbon.engines.fit import check_length, check_request
 from bonbon.engines.fleet import Fleet
 from bonbon.engines.refusals import Elsewhere
 from bonbon.engines.remote_options import RemoteOptions
 from bonbon.engines.replica import Replica
 from bonbon.engines.server import Server
 from bonbon.engines.upstream import Question, events, question, roughly
-from bonbon.errors import EngineError, PromptTooLong, UserError
+from bonbon.errors import EngineError, UserError
 
 log = structlog.get_logger(__name__)
 
@@ -57,9 +58,7 @@ class RemoteEngine(Engine):
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         fleet = self._running
-        for name, value in (("n", request.n), ("max_tokens", request.sampling.max_tokens)):
-            if value < 1:
-                raise UserError(f"{name} = {value}: there is nothing to draw; ask for at least 1", param=name)
+        check_request(request)
         asked = question(request)
         until = asyncio.get_running_loop().time() + self._options.deadline
         tried: list[Replica] = []
@@ -127,7 +126,8 @@ class RemoteEngine(Engine):
             if roughly(prompt) + request.sampling.max_tokens > self.context_length:
                 # A server draws what does not fit all the same, and shortens it.
                 ids = prompt.token_ids
-                self._check_length(len(ids) if ids is not None else await replica.count(prompt), request)
+                tokens = len(ids) if ids is not None else await replica.count(prompt)
+                check_length(tokens, request, self.context_length)
             async with aclosing(replica.server.answers(asked.path, {"model": model, **asked.body}, until)) as answers:
                 async for answer in answers:
                     found = list(events(request, answer, text))
@@ -138,21 +138,12 @@ class RemoteEngine(Engine):
                             if started:
                                 continue
                             started = True
-                            self._check_length(len(event.token_ids), request)
+                            check_length(len(event.token_ids), request, self.context_length)
                         elif event.finish_reason:
                             left.discard(event.index)
                         yield event
         if left:
             raise Elsewhere("a server of the fleet ended an answer too early")
-
-    def _check_length(self, tokens: int, request: DrawRequest) -> None:
-        most, asked = self.context_length, request.sampling.max_tokens
-        if tokens + asked > most:
-            raise PromptTooLong(
-                f"{tokens} prompt tokens and max_tokens {asked} exceed the context of {most} tokens; shorten the "
-                "prompt or lower max_tokens",
-                param="max_tokens",
-            )
 
 
 def _replica(url: str, options: RemoteOptions, bearer: str | None) -> Replica:
