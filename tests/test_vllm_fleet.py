@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from easy_gate import EASY
 from rich.console import Console
 from vllm_servers import FLEET, POOLING, TOOLS, VllmServer
 
@@ -148,11 +149,15 @@ async def test_the_served_reward_scores_as_the_classifier_does(servers: Servers,
         await local.stop()
 
 
-async def test_the_loop_closes_on_a_fleet_and_a_killed_server_costs_nothing(servers: Servers, tmp_path: Path) -> None:
+async def test_the_loop_closes_on_a_fleet_and_a_killed_server_costs_nothing(
+    servers: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from openai import AsyncOpenAI
 
+    for name, value in EASY.items():
+        monkeypatch.setenv(name, value)
     plan = Plan(
-        tmp_path, seed=1, traffic=600, measured_requests=60, answers=2, streams=4, engine="remote", urls=servers.urls
+        tmp_path, seed=1, traffic=160, measured_requests=10, answers=1, streams=2, engine="remote", urls=servers.urls
     )
     demo = Demo(plan, Console())
     try:
