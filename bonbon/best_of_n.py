@@ -118,7 +118,7 @@ def why_unclean(group: Group) -> Unclean | None:
         return Unclean.DEGRADED
     if any(candidate.finish_reason == "abort" for candidate in group.candidates):
         return Unclean.ABORTED
-    if not group.sampling.unmodified:
+    if not group.sampling.unmodified or group.prompt.constrains:
         return Unclean.SAMPLING
     if group.best.reward == group.worst.reward:
         return Unclean.TIED
@@ -127,5 +127,5 @@ def why_unclean(group: Group) -> Unclean | None:
 
 def _candidate(draw: Draw) -> Candidate:
     return Candidate(
-        draw.index, draw.text, tuple(draw.token_ids), math.fsum(draw.logprobs), draw.finish_reason or "abort"
+        draw.index, draw.written, tuple(draw.token_ids), math.fsum(draw.logprobs), draw.finish_reason or "abort"
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from bonbon.engines.base import Delta, DrawRequest, Engine, FinishReason, Started, TokenAlternative
 from bonbon.errors import EngineError
+from bonbon.tools import ToolCall, ToolCallDelta, written
 
 
 @dataclass(slots=True)
@@ -17,6 +18,12 @@ class Draw:
     tokens: list[str] = field(default_factory=list)
     alternatives: list[tuple[TokenAlternative, ...]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
+
+    @property
+    def written(self) -> str:
+        """Text and tool calls as one text: what rewards read."""
+        return written(self.text, self.tool_calls)
 
     def add(self, delta: Delta) -> None:
         self.text += delta.text
@@ -25,6 +32,16 @@ class Draw:
         self.tokens.extend(delta.tokens)
         self.alternatives.extend(delta.alternatives)
         self.finish_reason = delta.finish_reason or self.finish_reason
+        for piece in delta.tool_calls:
+            self._call(piece)
+
+    def _call(self, piece: ToolCallDelta) -> None:
+        while len(self.tool_calls) <= piece.index:
+            self.tool_calls.append(ToolCall("", "", ""))
+        call = self.tool_calls[piece.index]
+        self.tool_calls[piece.index] = ToolCall(
+            call.id or piece.id, call.name or piece.name, call.arguments + piece.arguments
+        )
 
 
 @dataclass(slots=True)

@@ -1,31 +1,45 @@
 """A prompt in whichever of the three forms it came: chat messages, text, or token ids."""
 
+import json
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TypedDict
+from typing import Any, NotRequired, TypedDict
+
+from bonbon.tools import ToolCall, written
 
 
 class Message(TypedDict):
-    """One turn of a chat: `role` is system, user or assistant."""
+    """One turn of a chat: `role` is system, user, assistant or tool.
+
+    An assistant's `tool_calls` are in OpenAI's form; `content` is then empty if there was none. A tool's turn says by
+    `tool_call_id` which call it answers.
+    """
 
     role: str
     content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Exactly one of the three fields is set.
+    """Exactly one of the first three fields is set.
 
     `messages` go through the policy's chat template; `text` is tokenised as it is; `token_ids` are used as they are.
+    `tools` and `tool_choice` go with messages: canonical JSON text of what OpenAI's fields of these names hold.
     """
 
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
+    tools: str | None = None
+    tool_choice: str | None = None
 
     def __post_init__(self) -> None:
         if sum(form is not None for form in (self.messages, self.text, self.token_ids)) != 1:
             raise ValueError("a prompt is messages, text or token ids: exactly one of them")
+        if self.messages is None and (self.tools is not None or self.tool_choice is not None):
+            raise ValueError("tools go with messages")
 
     @classmethod
     def chat(cls, *messages: Message) -> "Prompt":
@@ -39,4 +53,35 @@ class Prompt:
     @property
     def digest(self) -> str:
         """SHA-256 of the prompt's content: the same prompt always falls on the same side of the held-out split."""
-        return sha256(repr((self.messages, self.text, self.token_ids)).encode()).hexdigest()
+        content: tuple[object, ...] = (self.messages, self.text, self.token_ids)
+        if self.tools is not None or self.tool_choice is not None:
+            content += (self.tools, self.tool_choice)
+        return sha256(repr(content).encode()).hexdigest()
+
+    @property
+    def has_tools(self) -> bool:
+        """Whether reading it takes an engine that knows tools."""
+        return self.tools is not None or any(
+            "tool_calls" in message or message["role"] == "tool" for message in self.messages or ()
+        )
+
+    @property
+    def constrains(self) -> bool:
+        """Whether its tools force the sampler: some call is required, or a function is strict."""
+        if self.tools is None:
+            return False
+        strict = any(tool.get("function", {}).get("strict") for tool in json.loads(self.tools))
+        return strict or json.loads(self.tool_choice or "null") not in (None, "auto", "none")
+
+    @property
+    def plain(self) -> "Prompt":
+        """The same for readers who know roles and text alone: calls are written out, and no tools are offered."""
+        if not self.has_tools:
+            return self
+        return Prompt(messages=tuple(map(_plain, self.messages or ())))
+
+
+def _plain(message: Message) -> Message:
+    functions = [(call["id"], call["function"]) for call in message.get("tool_calls", [])]
+    calls = [ToolCall(id_, function["name"], function["arguments"]) for id_, function in functions]
+    return {"role": message["role"], "content": written(message["content"], calls)}

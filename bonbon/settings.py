@@ -219,7 +219,7 @@ class Settings(BaseSettings):
     n: int = Field(8, ge=2, le=128)
     """How many candidates best-of-n draws."""
     engine: str = "embedded"
-    """Which engine draws: embedded, vllm, fake."""
+    """Which engine draws: embedded, vllm, remote (a fleet of vLLM servers), fake."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine; each engine documents its own."""
     data_dir: Path = Path("data")

@@ -162,15 +162,21 @@ async def _start(parts: Parts, stack: AsyncExitStack) -> None:
 async def _register_base(parts: Parts) -> None:
     """The base is the first champion."""
     settings, registry = parts.settings, parts.registry
-    directory: Path | None = None
-    if settings.model and settings.engine != "fake":
-        directory = await asyncio.to_thread(resolve_model, settings.model, settings.revision)
+    directory = await asyncio.to_thread(_base_directory, settings)
     base = await registry.register_base(parts.engine.base, directory)
     if await registry.champion() is None:
         try:
             await registry.promote(base.name, actor="first start")
         except Conflict:
             log.info("another replica promoted the first champion", champion=await registry.champion())
+
+
+def _base_directory(settings: Settings) -> Path | None:
+    """Where the base's files are; None when this process does not need them: a fleet's servers have their own."""
+    here = Path(settings.model).expanduser().is_dir()
+    if not settings.model or settings.engine == "fake" or (settings.engine == "remote" and not here):
+        return None
+    return resolve_model(settings.model, settings.revision)
 
 
 async def _drain(parts: Parts) -> None:

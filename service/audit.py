@@ -116,7 +116,7 @@ class Audits:
         answer = group.candidates[0]
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, opponent, 1, sampling))
-        reward, opponent_reward = await self.best_of_n.score(group.prompt, [answer.text, drawn.draws[0].text])
+        reward, opponent_reward = await self.best_of_n.score(group.prompt, [answer.text, drawn.draws[0].written])
         comparison = Comparison(
             group_id=group.id,
             time=datetime.now(UTC),

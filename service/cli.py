@@ -16,7 +16,8 @@ def serve(
     port: int = typer.Option(None, help="Port to listen on; 0 takes a free one."),
     data_dir: Path = typer.Option(None, help="Where the registry's files and the default database live."),
     database: str = typer.Option(None, help="SQLAlchemy URL of the pair log and registry."),
-    engine: str = typer.Option(None, help="Which engine draws: embedded, vllm, fake."),
+    engine: str = typer.Option(None, help="Which engine draws: embedded, vllm, remote, fake."),
+    url: list[str] = typer.Option(None, "--url", help="A vLLM server of the fleet that draws, instead of --engine."),
     json_logs: bool = typer.Option(False, "--json-logs", help="Log JSON objects, one a line."),
 ) -> None:
     """Answer OpenAI requests with the best of n, and with one draw once a version has learnt it.
@@ -30,7 +31,8 @@ def serve(
         n=n,
         data_dir=data_dir,
         database_url=database,
-        engine=engine,
+        engine="remote" if url else engine,
+        engine_options={"urls": url} if url else None,
         service={name: value for name, value in listen.items() if value is not None},
     )
     # Not before the settings are known to be good: these bring in the whole service.

@@ -10,7 +10,7 @@ from socket import gethostname
 import structlog
 
 from bonbon.engines.base import Engine, VersionKind
-from bonbon.errors import UserError
+from bonbon.errors import EngineError, UserError
 from bonbon.registry.records import CHALLENGER, CHAMPION, PREVIOUS, Version
 from bonbon.registry.registry import Registry
 from service.golden import check_golden_prompts
@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_FIRST, RETRY_LONGEST = 30.0, 600.0
 """Seconds before a refused version is tried again, doubling from the first to the longest."""
+RETRY_ENGINE = 2.0
+"""Seconds before that when the engine itself cannot draw: then the version is not to blame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class Swapper:
             version = await self._load(name)
         except _NotServable as error:
             self.metrics.swapped("refused", time.monotonic() - start)
-            await self._refuse(name, str(error), refusal.attempts + 1 if refusal else 1)
+            await self._refuse(name, str(error), refusal)
             return False
         self._checked[name] = Loaded(name, version.created, version.parent)
         self.refused.pop(name, None)
@@ -211,13 +213,23 @@ class Swapper:
                 f"serve with that base, or promote a version of this one"
             )
 
-    async def _refuse(self, name: str, reason: str, attempts: int) -> None:
-        pause = min(RETRY_FIRST * 2 ** (attempts - 1), RETRY_LONGEST)
+    async def _refuse(self, name: str, reason: str, before: Refusal | None) -> None:
+        attempts, pause = before.attempts if before else 1, RETRY_ENGINE
+        if await self._can_draw():
+            attempts = before.attempts + 1 if before else 1
+            pause = min(RETRY_FIRST * 2 ** (attempts - 1), RETRY_LONGEST)
         self.refused[name] = Refusal(name, reason, datetime.now(UTC), attempts, time.monotonic() + pause)
         log.error("version refused", version=name, reason=reason, serving=self.serving.champion, retry_in=pause)
         self._retire(name)
-        if attempts == 1:
+        if before is None:
             await self.registry.record("swap_failed", name, f"service on {gethostname()}", reason=reason)
+
+    async def _can_draw(self) -> bool:
+        try:
+            await self.engine.check()
+        except EngineError:
+            return False
+        return True
 
     def _retire(self, name: str) -> None:
         task = asyncio.create_task(self._unload_when_drained(name), name=f"retire {name}")

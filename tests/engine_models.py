@@ -21,7 +21,7 @@ CONTEXT = 1024
 WORDS = ["<unk>", "<s>", "</s>", "<user>", "<bot>", ".", ","] + [f"w{i}" for i in range(41)]
 EOS = 2
 CHAT = (
-    "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{% for m in messages %}{% if m.role == 'critic' %}{{ raise_exception('no critics here') }}{% endif %}"
     "<user> {{ m.content }} {% endfor %}<bot>"
 )
 PROMPT = Prompt(token_ids=(7, 8, 9, 10))

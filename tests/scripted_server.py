@@ -35,8 +35,13 @@ class Server:
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
 
+    @property
+    def root(self) -> str:
+        """The URL without its path."""
+        return self.url.removesuffix("/score")
+
     async def answer(self, request: Request) -> Response:
-        body = json.loads(await request.body())
+        body = json.loads(await request.body() or b"{}")
         self.requests.append(body)
         self.headers.append(dict(request.headers))
         self.paths.append(request.url.path)
@@ -50,7 +55,7 @@ class Server:
 @contextmanager
 def serving(*answers: Answer | Slow) -> Iterator[Server]:
     state = Server(answers=list(answers))
-    app = Starlette(routes=[Route("/{path:path}", state.answer, methods=["POST"])])
+    app = Starlette(routes=[Route("/{path:path}", state.answer, methods=["GET", "POST"])])
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()

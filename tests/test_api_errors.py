@@ -24,7 +24,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 @pytest.mark.parametrize(
     ("param", "value"),
     [
-        ("tools", [{"type": "function"}]),
+        ("tools", [{"type": "function", "function": {"name": "get_order"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
         ("response_format", {"type": "json_object"}),
@@ -82,11 +82,16 @@ async def test_a_field_of_a_chat_is_refused_by_name(api: Api, param: str, value:
 @pytest.mark.parametrize(
     ("body", "param"),
     [
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "critic", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "tools"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"messages": [*MESSAGES, {"role": "user"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "x", "name": "ada"}]}, "messages[0].name"),
-        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content"),
         ({"messages": ["hello"]}, "messages[0]"),

@@ -185,7 +185,7 @@ async def test_alternatives_are_the_likeliest_tokens(engine: EmbeddedEngine, bas
         assert [[a.token_id for a in position] for position in draw.alternatives] == top.indices.tolist()
         flat = [a.logprob for position in draw.alternatives for a in position]
         assert flat == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
-        assert all(a.text.strip() == WORDS[a.token_id] for position in draw.alternatives for a in position)
+        assert all(a.text.strip() == WORDS[a.token_id or 0] for position in draw.alternatives for a in position)
 
 
 async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(
@@ -413,10 +413,14 @@ async def test_prompts_that_cannot_be_read_are_refused(engine: EmbeddedEngine) -
         with pytest.raises(UserError, match=f"token id {ids[-1]} ") as caught:
             await collect(engine, DrawRequest(Prompt(token_ids=ids), "tiny"))
         assert caught.value.param == "prompt"
-    tool: Message = {"role": "tool", "content": "x"}
-    with pytest.raises(UserError, match="no tools here") as caught:
-        await collect(engine, DrawRequest(Prompt.chat(tool), "tiny"))
+    critic: Message = {"role": "critic", "content": "x"}
+    with pytest.raises(UserError, match="no critics here") as caught:
+        await collect(engine, DrawRequest(Prompt.chat(critic), "tiny"))
     assert caught.value.param == "messages"
+    tool: Message = {"role": "tool", "content": "x", "tool_call_id": "1"}
+    with pytest.raises(UserError, match="calls no tools") as caught:
+        await collect(engine, DrawRequest(Prompt.chat(tool), "tiny"))
+    assert caught.value.param == "tools"
 
 
 async def test_without_chat_template_or_first_token_the_refusal_names_the_remedy(base: Path, tmp_path: Path) -> None:
@@ -670,7 +674,7 @@ async def test_settings_build_engines(base: Path) -> None:
     assert all(draw.finish_reason for draw in draws.draws)
     await engine.stop()
     for changes, message in (
-        ({"engine_options": {"max_row": 4}}, "max_row = 4"),
+        ({"engine_options": {"max_row": 4}}, "max_row: no option has that name"),
         ({"engine_options": {"max_rows": 0}}, "max_rows = 0"),
         ({"engine": "steam"}, "'steam' is not known; choose one of embedded, fake"),
         ({"engine": "fake", "engine_options": {"speed": 1}}, "speed"),

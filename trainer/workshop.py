@@ -43,8 +43,10 @@ class Workshop:
         """The n that a version trained on `snapshot` is measured against: the configured one, if groups have it."""
         return self.settings.n if self.settings.n in snapshot.ns else max(snapshot.ns)
 
-    async def evaluate(self, version: VersionFiles, snapshot: "Snapshot") -> Evaluation:
+    async def evaluate(self, version: VersionFiles, snapshot: "Snapshot", *, temporary: bool = False) -> Evaluation:
         """Measure `version` on the held-out prompts of `snapshot`, against the base and the snapshot's sampler.
+
+        With `temporary`, nobody else draws from it under this name.
 
         Raises:
             UserError: no reward is configured, or there are too few held-out prompts.
@@ -82,6 +84,7 @@ class Workshop:
             settings=settings.evaluate,
             seed=settings.train.seed,
             progress=self.progress,
+            temporary=temporary,
         )
 
     def _engine(self) -> Engine:

@@ -12,12 +12,15 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from bonbon.errors import UserError
+
 
 class Engine(StrEnum):
     """What the demo can draw with."""
 
     EMBEDDED = "embedded"
     VLLM = "vllm"
+    REMOTE = "remote"
 
 
 def demo(
@@ -27,13 +30,18 @@ def demo(
     seed: int = typer.Option(1, help="Seeds the traffic, the draws and the training."),
     traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
     data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
-    engine: Engine = typer.Option(Engine.EMBEDDED, help="Which engine draws; vllm needs bonbon[vllm]."),
+    engine: Engine = typer.Option(Engine.EMBEDDED, help="Which engine draws; vllm needs bonbon[vllm], remote --url."),
     port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
+    url: list[str] = typer.Option(
+        [], "--url", help="A vLLM server of the fleet that --engine remote draws on; may be repeated."
+    ),
 ) -> None:
     """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, serve one draw."""
+    if (engine is Engine.REMOTE) != bool(url):
+        raise UserError("--engine remote and --url need each other: name each vLLM server of the fleet with a --url")
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
-    plan = {"seed": seed, "rounds": rounds, "traffic": traffic, "engine": str(engine), "port": port}
+    plan = {"seed": seed, "rounds": rounds, "traffic": traffic, "engine": str(engine), "port": port, "urls": tuple(url)}
     raise typer.Exit(asyncio.run(_run(directory.absolute(), json_file, exit_, plan)))
 
 

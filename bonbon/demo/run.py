@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ALIAS = "bonbon"
 ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "embedded": {},
+    "remote": {},
     # Little memory, for the evaluation's engine runs beside the service's; and no compiling, which takes minutes.
     "vllm": {"kv_cache_memory_bytes": 2**28, "max_num_seqs": 256, "enforce_eager": True},
 }
@@ -52,6 +53,7 @@ class Plan:
     streams: int = 25
     port: int = 0
     engine: str = "embedded"
+    urls: tuple[str, ...] = ()
 
     @property
     def groups_needed(self) -> int:
@@ -124,6 +126,7 @@ class Demo:
 
     def _environment(self, models: TinyModels, reward: RewardSpec) -> dict[str, str]:
         plan = self.plan
+        fleet = {"urls": plan.urls} if plan.urls else {}
         return {
             "BONBON_MODEL": str(models.policy),
             "BONBON_REWARD": reward.model_dump_json(),
@@ -132,7 +135,7 @@ class Demo:
             ).model_dump_json(),
             "BONBON_N": str(plan.n),
             "BONBON_ENGINE": plan.engine,
-            "BONBON_ENGINE_OPTIONS": json.dumps(ENGINE_OPTIONS[plan.engine]),
+            "BONBON_ENGINE_OPTIONS": json.dumps(ENGINE_OPTIONS[plan.engine] | fleet),
             "BONBON_DATA_DIR": str(plan.data_dir),
             # A second round trains on the champion's own groups, and these come from audits.
             "BONBON_SERVICE__AUDIT_FRACTION": "1" if plan.rounds > 1 else "0.02",

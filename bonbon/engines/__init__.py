@@ -1,6 +1,7 @@
 """Engines: what draws candidates."""
 
 from collections.abc import Callable
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -24,10 +25,18 @@ def build_engine(settings: Settings, *, base: str) -> Engine:
     try:
         return FACTORIES[settings.engine](settings, base)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}" for item in error.errors()]
-        raise UserError(
-            f"engine_options of {settings.engine}: {'; '.join(problems)}", param="engine_options"
-        ) from error
+        problems = "; ".join(map(_problem, error.errors()))
+        raise UserError(f"engine_options of {settings.engine}: {problems}", param="engine_options") from error
+
+
+def _problem(item: Any) -> str:
+    """What is wrong with an option. Values that may be or hold a secret are not shown."""
+    where = ".".join(map(str, item["loc"]))
+    if item["type"] == "extra_forbidden":
+        return f"{where}: no option has that name"
+    if where.endswith("_key") or item["type"] == "value_error":
+        return f"{where}: {item['msg']}"
+    return f"{where} = {item['input']!r}: {item['msg']}"
 
 
 def _embedded(settings: Settings, base: str) -> Engine:
@@ -56,4 +65,16 @@ def _fake(settings: Settings, base: str) -> Engine:
         raise UserError(f"engine_options of fake: {error}", param="engine_options") from error
 
 
-FACTORIES: dict[str, Callable[[Settings, str], Engine]] = {"embedded": _embedded, "fake": _fake, "vllm": _vllm}
+def _remote(settings: Settings, base: str) -> Engine:
+    from bonbon.engines.remote import RemoteEngine
+    from bonbon.engines.remote_options import RemoteOptions
+
+    return RemoteEngine(base, RemoteOptions(**settings.engine_options))
+
+
+FACTORIES: dict[str, Callable[[Settings, str], Engine]] = {
+    "embedded": _embedded,
+    "fake": _fake,
+    "remote": _remote,
+    "vllm": _vllm,
+}

@@ -6,7 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
 
+from bonbon.errors import UserError
 from bonbon.prompt import Prompt
+from bonbon.tools import ToolCallDelta
 
 FinishReason = Literal["stop", "length", "abort"]
 
@@ -63,9 +65,12 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class TokenAlternative:
-    """One of the likeliest tokens at a position, with its text and log-probability."""
+    """One of the likeliest tokens at a position, with its text and log-probability.
 
-    token_id: int
+    `token_id` is None where the engine is told its text alone.
+    """
+
+    token_id: int | None
     text: str
     logprob: float
 
@@ -79,6 +84,7 @@ class Delta:
     `logprobs` are natural logarithms under the policy at the sampling temperature, before top_p and top_k
     (at temperature 0: at temperature 1), one per token, as are `tokens` (each token's own text) and `alternatives`
     (when the request asked for them). `finish_reason` is set on the candidate's last delta, and only there.
+    Tokens that write a tool call are no part of `text`: what they call is in `tool_calls`.
     """
 
     index: int
@@ -88,6 +94,7 @@ class Delta:
     tokens: tuple[str, ...] = ()
     alternatives: tuple[tuple[TokenAlternative, ...], ...] = ()
     finish_reason: FinishReason | None = None
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 class VersionKind(StrEnum):
@@ -133,6 +140,7 @@ class Engine(Protocol):
         Raises:
             PromptTooLong: prompt + max_tokens exceed the context; raised before `Started`.
             UnknownVersion: the version is not loaded; raised before `Started`.
+            UserError: the request asks for what this engine cannot do, such as tools; raised before `Started`.
             EngineError: the engine failed.
         """
         ...
@@ -157,3 +165,12 @@ class Engine(Protocol):
     def context_length(self) -> int:
         """Most tokens that prompt and completion may have together."""
         ...
+
+
+def refuse_tools(prompt: Prompt) -> None:
+    """For engines that cannot call tools. Raises UserError when `prompt` brings any."""
+    if prompt.has_tools:
+        raise UserError(
+            "this engine calls no tools: leave tools and tool messages out, or serve with engine = 'remote'",
+            param="tools",
+        )

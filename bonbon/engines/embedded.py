@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bonbon.engines import response_format
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind, refuse_tools
 from bonbon.engines.fit import check_length, check_request
 from bonbon.engines.row import Job, Row
 from bonbon.errors import EngineError, UnknownVersion, UserError
@@ -70,12 +70,13 @@ class EmbeddedEngine(Engine):
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
         response_format.refuse(request.sampling, "embedded")
+        refuse_tools(request.prompt)
         check_request(request)
         loaded = runtime.versions.loaded.get(request.version)
         if loaded is None:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
         started = await asyncio.wrap_future(runtime.read(request.prompt))
-        check_length(started, request, runtime.context_length)
+        check_length(len(started.token_ids), request, runtime.context_length)
         job = Job(request, loaded, started.token_ids, runtime.reader.detokenizer)
         runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
         left = request.n

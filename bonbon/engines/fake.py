@@ -5,7 +5,16 @@ import random
 from collections.abc import AsyncGenerator
 
 from bonbon.engines import response_format
-from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started, TokenAlternative, VersionFiles
+from bonbon.engines.base import (
+    Delta,
+    DrawRequest,
+    Engine,
+    Sampling,
+    Started,
+    TokenAlternative,
+    VersionFiles,
+    refuse_tools,
+)
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion
 from bonbon.prompt import Prompt
 
@@ -47,6 +56,7 @@ class FakeEngine(Engine):
         self._versions.clear()
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        refuse_tools(request.prompt)
         started = _read(request.prompt)
         sampling = request.sampling
         response_format.refuse(sampling, "fake")

@@ -1,6 +1,6 @@
 """Whether a request can be drawn at all: the same for every engine that knows its model."""
 
-from bonbon.engines.base import DrawRequest, Started
+from bonbon.engines.base import DrawRequest
 from bonbon.errors import PromptTooLong, UserError
 
 
@@ -11,12 +11,12 @@ def check_request(request: DrawRequest) -> None:
             raise UserError(f"{name} = {value}: there is nothing to draw; ask for at least 1", param=name)
 
 
-def check_length(started: Started, request: DrawRequest, most: int) -> None:
-    """Raise PromptTooLong when prompt and max_tokens exceed the context of `most` tokens."""
+def check_length(tokens: int, request: DrawRequest, most: int) -> None:
+    """Raise PromptTooLong when a prompt of `tokens` and max_tokens exceed the context of `most` tokens."""
     asked = request.sampling.max_tokens
-    if len(started.token_ids) + asked > most:
+    if tokens + asked > most:
         raise PromptTooLong(
-            f"{len(started.token_ids)} prompt tokens and max_tokens {asked} exceed the context of "
+            f"{tokens} prompt tokens and max_tokens {asked} exceed the context of "
             f"{most} tokens; shorten the prompt or lower max_tokens",
             param="max_tokens",
         )

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, refuse_tools
 from bonbon.engines.fit import check_length, check_request
 from bonbon.errors import EngineError, UnknownVersion, UserError
 
@@ -56,12 +56,13 @@ class VllmEngine(Engine):
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
+        refuse_tools(request.prompt)
         check_request(request)
         loaded = runtime.versions.get(request.version)
         if loaded is None:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
         started = await asyncio.wrap_future(runtime.read(request.prompt))
-        check_length(started, request, runtime.context_length)
+        check_length(len(started.token_ids), request, runtime.context_length)
         async with runtime.drawing(loaded, started, request) as deltas:
             yield started
             async for delta in deltas:

@@ -21,6 +21,7 @@ SCHEMA = pa.schema(
         ("prompt", _MESSAGES),
         ("chosen", _MESSAGES),
         ("rejected", _MESSAGES),
+        ("tools", pa.string()),
         ("prompt_format", pa.string()),
         ("group_id", pa.string()),
         ("time", pa.timestamp("us", tz="UTC")),
@@ -52,7 +53,8 @@ async def export(
     """Write every clean pair (of one sampler version, if named) to `path`, replaced only when complete; how many.
 
     A text prompt becomes one user message, a token-id prompt an empty one: `prompt_format` says which it was, and
-    `prompt_token_ids` has what the policy really read.
+    `prompt_token_ids` has what the policy really read. Tool calls are written out in the messages' contents; `tools` is
+    the JSON text of the functions offered, null when there were none.
 
     Raises UserError when `path` cannot be written.
     """
@@ -114,7 +116,7 @@ class _Lines:
 def _row(pair: Pair) -> dict[str, Any]:
     prompt = pair.prompt
     if prompt.messages is not None:
-        form, messages = "messages", [dict(message) for message in prompt.messages]
+        form, messages = "messages", [dict(message) for message in prompt.plain.messages or ()]
     else:
         form = "text" if prompt.text is not None else "token_ids"
         messages = [{"role": "user", "content": prompt.text or ""}]
@@ -122,6 +124,7 @@ def _row(pair: Pair) -> dict[str, Any]:
         "prompt": messages,
         "chosen": [{"role": "assistant", "content": pair.chosen_text}],
         "rejected": [{"role": "assistant", "content": pair.rejected_text}],
+        "tools": prompt.tools,
         "prompt_format": form,
         "group_id": pair.group_id,
         "time": pair.time,

@@ -14,13 +14,15 @@ class Unclean(StrEnum):
     SINGLE = "single"  # one draw only: nothing to contrast
     DEGRADED = "degraded"  # the reward failed, was late, or scored something that is not finite
     TIED = "tied"  # best is not strictly above worst
-    SAMPLING = "sampling"  # greedy, top_p, top_k or a response format: the sampler is not the policy's own law
+    SAMPLING = "sampling"  # greedy, top_p, top_k, a response format or forced calls: not the policy's own law
     ABORTED = "aborted"  # a candidate was cut off by an abort: the draws are not n whole ones
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One draw. `logprob` is the sum over `token_ids` under the sampler at the sampling temperature, in nats.
+    """One draw. `text` has tool calls written out (see `bonbon.tools.written`).
+
+    `logprob` is the sum over `token_ids` under the sampler at the sampling temperature, in nats.
 
     `rank` is 1 for the worst and n for the best, ties broken uniformly at random.
     `win_probability` is the expected chance to beat a fresh draw given the rank, rank / (n + 1), tied candidates

@@ -1,17 +1,20 @@
 """Groups as rows of the database, and back."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bonbon.engines.base import Sampling
 from bonbon.pairs.records import Candidate, Group, Unclean
 from bonbon.prompt import Prompt
+from bonbon.tools import canonical
 
 
 def prompt_document(prompt: Prompt) -> dict[str, Any]:
-    """The prompt as JSON: its one form by name."""
+    """The prompt as JSON: its one form by name, and its tools when it has any."""
     if prompt.messages is not None:
-        return {"messages": list(prompt.messages)}
+        tools = {"tools": prompt.tools, "tool_choice": prompt.tool_choice}
+        return {"messages": list(prompt.messages)} | {k: json.loads(text) for k, text in tools.items() if text}
     if prompt.text is not None:
         return {"text": prompt.text}
     return {"token_ids": list(prompt.token_ids or ())}
@@ -20,7 +23,8 @@ def prompt_document(prompt: Prompt) -> dict[str, Any]:
 def prompt_of(document: Mapping[str, Any]) -> Prompt:
     """The inverse of `prompt_document`."""
     if "messages" in document:
-        return Prompt(messages=tuple(document["messages"]))
+        tools, choice = (canonical(document[k]) if k in document else None for k in ("tools", "tool_choice"))
+        return Prompt(messages=tuple(document["messages"]), tools=tools, tool_choice=choice)
     if "text" in document:
         return Prompt(text=document["text"])
     return Prompt(token_ids=tuple(document["token_ids"]))

@@ -82,8 +82,21 @@ class Unavailable(RewardError):
         self.retry = retry
 
 
+class Refused(RewardError):
+    """The service answered, and the answer is no.
+
+    Args:
+        message: what it said, cut short.
+        content: all that it said.
+    """
+
+    def __init__(self, message: str, content: bytes) -> None:
+        super().__init__(message)
+        self.content = content
+
+
 class HttpClient:
-    """Posts JSON to paths below one URL.
+    """Asks for JSON at paths below one URL.
 
     Args:
         options: where and how.
@@ -125,7 +138,14 @@ class HttpClient:
             raise RewardError(f"{self.options.target}: {error}") from error
 
     async def post(self, body: object, path: str = "") -> Any:
-        """The answer's JSON. Raises RewardError for everything that goes wrong."""
+        """The answer's JSON. Raises RewardError for everything that goes wrong: Refused where the service says no."""
+        return await self._ask("POST", body, path)
+
+    async def get(self, path: str) -> Any:
+        """Like `post`, without a body."""
+        return await self._ask("GET", None, path)
+
+    async def _ask(self, method: str, body: object, path: str) -> Any:
         url = self.options.target.rstrip("/") + path if path else self.options.target
         async for attempt in stamina.retry_context(
             on=lambda error: error.retry if isinstance(error, Unavailable) else False,
@@ -136,13 +156,13 @@ class HttpClient:
             wait_jitter=0.1,
         ):
             with attempt:
-                answer = await self._attempt(url, body)
+                answer = await self._attempt(method, url, body)
         return answer
 
-    async def _attempt(self, url: str, body: object) -> Any:
+    async def _attempt(self, method: str, url: str, body: object) -> Any:
         try:
             async with asyncio.timeout(self.options.timeout):
-                status, headers, content = await self._exchange(url, body)
+                status, headers, content = await self._exchange(method, url, body)
         except TimeoutError as error:
             raise Unavailable(f"{url} did not answer within {self.options.timeout:g} s") from error
         except httpx2.TransportError as error:
@@ -150,17 +170,17 @@ class HttpClient:
         if status == 429 or status >= 500:
             raise Unavailable(f"{url} answered {status}: {_shown(content)}", retry=self._pause(headers))
         if status != 200:
-            raise RewardError(f"{url} answered {status}: {_shown(content)}")
+            raise Refused(f"{url} answered {status}: {_shown(content)}", content)
         try:
             return json.loads(content)
         except ValueError as error:
             raise RewardError(f"{url} answered no JSON: {_shown(content)}") from error
 
-    async def _exchange(self, url: str, body: object) -> tuple[int, httpx2.Headers, bytes]:
+    async def _exchange(self, method: str, url: str, body: object) -> tuple[int, httpx2.Headers, bytes]:
         if self._client is None:
             raise RewardError(f"{url}: the reward is not started")
         content = bytearray()
-        async with self._client.stream("POST", url, json=body) as response:
+        async with self._client.stream(method, url, json=body) as response:
             async for chunk in response.aiter_bytes():
                 content += chunk
                 if len(content) > self.options.max_response_bytes:

@@ -18,7 +18,7 @@ async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, d
     distinct = list(dict.fromkeys(texts))
     try:
         async with asyncio.timeout(deadline) as timer:
-            scores = [float(score) for score in await reward.score(prompt, distinct)]
+            scores = [float(score) for score in await reward.score(prompt.plain, distinct)]
     except RewardError:
         raise
     except Exception as error:

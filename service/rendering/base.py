@@ -49,11 +49,11 @@ class Rendering(ABC):
         """The first part of a choice, before any of its text; None where there is none."""
 
     @abstractmethod
-    def piece(self, index: int, text: str, drawn: Draw | Delta) -> dict[str, Any]:
+    def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
         """The next part of a choice."""
 
     @abstractmethod
-    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
+    def ending(self, index: int, draw: Draw) -> dict[str, Any]:
         """The last part of a choice."""
 
     def note(self, prompt: int, event: Event) -> None:
@@ -81,9 +81,9 @@ class Rendering(ABC):
             return
         elif isinstance(event, Started):
             yield from self._opened(prompt, event.text)
-        elif event.text or (self.logprobs and event.tokens):
+        elif event.text or event.tool_calls or (self.logprobs and event.tokens):
             self.has_text = True
-            yield self._chunk(self.piece(prompt, event.text, event))
+            yield self._chunk(self.piece(prompt, event))
 
     def usage_chunks(self) -> Iterator[dict[str, Any]]:
         """What to send after all choices."""
@@ -92,11 +92,11 @@ class Rendering(ABC):
 
     def _chosen(self, prompt: int) -> Iterator[dict[str, Any]]:
         self.has_text = True
-        for position, (index, candidate, draw) in enumerate(self._served(prompt), start=1):
+        for position, (index, _, draw) in enumerate(self._served(prompt), start=1):
             if self.plan.best_of > 1:
                 yield from self._opened(index, self.started[prompt].text)
-                yield self._chunk(self.piece(index, candidate.text, draw))
-            last = self._chunk(self.ending(index, candidate.finish_reason))
+                yield self._chunk(self.piece(index, draw))
+            last = self._chunk(self.ending(index, draw))
             if position == self.ask.n and len(self.answers) == len(self.ask.prompts):
                 last["bonbon"] = self._extension()
             yield last

@@ -1,10 +1,12 @@
 """Chat completions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from bonbon.draws import Draw
 from bonbon.engines.base import Delta
 from bonbon.pairs.records import Candidate
+from bonbon.tools import ToolCall, ToolCallDelta
 from service.rendering.base import Rendering
 from service.rendering.logprobs import chat_logprobs
 
@@ -19,22 +21,45 @@ class ChatRendering(Rendering):
     def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": candidate.text, "refusal": None},
+            "message": _message(draw),
             "logprobs": self._logprobs(draw),
-            "finish_reason": candidate.finish_reason,
+            "finish_reason": _finish(draw),
         }
 
     def opening(self, index: int, prompt: str) -> dict[str, Any]:
         return _part(index, {"role": "assistant", "content": "", "refusal": None})
 
-    def piece(self, index: int, text: str, drawn: Draw | Delta) -> dict[str, Any]:
-        return _part(index, {"content": text}, logprobs=self._logprobs(drawn))
+    def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
+        found: Sequence[ToolCall | ToolCallDelta] = drawn.tool_calls
+        calls = [_called(call, position) for position, call in enumerate(found)]
+        content = {"content": drawn.text} if drawn.text or not calls else {}
+        return _part(index, content | ({"tool_calls": calls} if calls else {}), logprobs=self._logprobs(drawn))
 
-    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
-        return _part(index, {}, finish_reason=finish_reason)
+    def ending(self, index: int, draw: Draw) -> dict[str, Any]:
+        return _part(index, {}, finish_reason=_finish(draw))
 
     def _logprobs(self, drawn: Draw | Delta) -> dict[str, Any] | None:
         return chat_logprobs(drawn) if self.logprobs else None
+
+
+def _message(draw: Draw) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": draw.text, "refusal": None}
+    if draw.tool_calls:
+        message |= {"content": draw.text or None, "tool_calls": [call.to_dict() for call in draw.tool_calls]}
+    return message
+
+
+def _finish(draw: Draw) -> str | None:
+    return "tool_calls" if draw.tool_calls and draw.finish_reason == "stop" else draw.finish_reason
+
+
+def _called(call: ToolCall | ToolCallDelta, position: int) -> dict[str, Any]:
+    """A call in a chunk: whole, or its next piece, of which only the first has id and name."""
+    if isinstance(call, ToolCall):
+        return {"index": position, **call.to_dict()}
+    if call.name:
+        return {"index": call.index, **ToolCall(call.id, call.name, call.arguments).to_dict()}
+    return {"index": call.index, "function": {"arguments": call.arguments}}
 
 
 def _part(

@@ -35,11 +35,11 @@ class CompletionRendering(Rendering):
     def opening(self, index: int, prompt: str) -> dict[str, Any] | None:
         return _part(index, prompt) if self.echo else None
 
-    def piece(self, index: int, text: str, drawn: Draw | Delta) -> dict[str, Any]:
-        return _part(index, text, self._logprobs(index, drawn))
+    def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
+        return _part(index, drawn.text, self._logprobs(index, drawn))
 
-    def ending(self, index: int, finish_reason: str) -> dict[str, Any]:
-        return _part(index, "", finish_reason=finish_reason)
+    def ending(self, index: int, draw: Draw) -> dict[str, Any]:
+        return _part(index, "", finish_reason=draw.finish_reason)
 
     def _logprobs(self, index: int, drawn: Draw | Delta) -> dict[str, Any] | None:
         if not self.logprobs:

@@ -76,17 +76,31 @@ class ChatLogprobs(Reply):
     refusal: None
 
 
+class FunctionReply(Reply):
+    name: str
+    arguments: str
+    """JSON text, as the model wrote it."""
+
+
+class ToolCallReply(Reply):
+    id: str
+    type: Literal["function"]
+    function: FunctionReply
+
+
 class ChatMessageReply(Reply):
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    """null where there are only tool calls."""
     refusal: None
+    tool_calls: list[ToolCallReply] | None = None
 
 
 class ChatChoice(Reply):
     index: int
     message: ChatMessageReply
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
 
 
 class Head(Reply):
@@ -104,17 +118,32 @@ class ChatCompletion(Head):
     bonbon: ExtensionReply
 
 
+class FunctionPiece(Reply):
+    name: str | None = None
+    arguments: str
+
+
+class ToolCallPiece(Reply):
+    """The next piece of a call; the first has its id and name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionPiece
+
+
 class ChatDelta(Reply):
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCallPiece] | None = None
 
 
 class ChatChunkChoice(Reply):
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
 
 
 class ChatChunk(Head):

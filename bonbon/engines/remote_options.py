@@ -1,0 +1,77 @@
+"""How to reach a fleet, and when to trust it."""
+
+import os
+
+import httpx2
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+
+from bonbon.errors import UserError
+
+
+class RemoteOptions(BaseModel):
+    """What `engine_options` may hold for a fleet."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    urls: tuple[str, ...] = Field(min_length=1)
+    """The servers, such as `http://10.0.0.7:8000`, all with the same model and flags."""
+    model: str = ""
+    """What they serve the base as; by default the name of their one model that is no adapter."""
+    api_key: SecretStr | None = None
+    """The servers' --api-key."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds it."""
+    deadline: float = Field(300.0, gt=0)
+    """Seconds a draw may take, retry included."""
+    connect_timeout: float = Field(2.0, gt=0)
+    """Seconds to connect to a server."""
+    connections: int = Field(512, ge=1)
+    """Most connections to each server."""
+    max_response_bytes: int = Field(64 * 2**20, ge=1024)
+    """A longer answer of a server is an error."""
+    health_interval: float = Field(1.0, gt=0)
+    """Seconds between two looks at a server."""
+    health_timeout: float = Field(5.0, gt=0)
+    """Seconds a look may take."""
+    unhealthy_after: int = Field(3, ge=1)
+    """Late looks in a row after which a server gets no requests; one that cannot be connected to gets none at once."""
+    load_timeout: float = Field(120.0, gt=0)
+    """Seconds that loading and checking a version on a server may take."""
+    quorum: float = Field(0.5, ge=0, le=1)
+    """A version counts as loaded when more than this share of the servers that are up serve it; 1: all of them."""
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [url for url in value.replace(",", " ").split() if url] if isinstance(value, str) else value
+
+    @field_validator("urls")
+    @classmethod
+    def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for text in urls:
+            try:
+                url = httpx2.URL(text)
+            except httpx2.InvalidURL as error:
+                raise ValueError(f"{text!r} is no URL: {error}") from error
+            if url.scheme not in ("http", "https") or not url.host:
+                raise ValueError(f"{text!r}: give an http:// or https:// URL with a host")
+            if url.userinfo:
+                raise ValueError("credentials do not belong in a URL; use api_key_env")
+        clean = tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
+        if len(set(clean)) < len(clean):
+            raise ValueError("a server is named twice")
+        return clean
+
+    @property
+    def bearer(self) -> str | None:
+        """The servers' key. Raises UserError when its environment variable is not set."""
+        if self.api_key is not None:
+            return self.api_key.get_secret_value()
+        if self.api_key_env is None:
+            return None
+        if not (token := os.environ.get(self.api_key_env)):
+            raise UserError(
+                f"engine_options.api_key_env = {self.api_key_env!r}: this environment variable is not set",
+                param="engine_options.api_key_env",
+            )
+        return token

@@ -1,0 +1,142 @@
+"""HTTP to one vLLM server: pooled, bounded, and closed at once when nobody waits any more."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import httpx2
+
+from bonbon.engines.refusals import Elsewhere, refusal
+from bonbon.errors import EngineError
+
+# Shorter than a server keeps an idle connection (5 s), so that none is used just as it closes.
+KEEP_ALIVE = 2.0
+EVENT = b"data: "
+
+
+class Server:
+    """Requests to one server.
+
+    Args:
+        url: without a path.
+        bearer: the key it wants, if any.
+        connections: most at once.
+        connect_timeout: seconds.
+        max_bytes: a longer answer, or event of a stream, is an error.
+    """
+
+    def __init__(
+        self, url: str, *, bearer: str | None, connections: int, connect_timeout: float, max_bytes: int
+    ) -> None:
+        self.url, self._max_bytes = url, max_bytes
+        self._client = httpx2.AsyncClient(
+            base_url=url,
+            headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {bearer}"} if bearer else {}),
+            timeout=httpx2.Timeout(None, connect=connect_timeout),
+            limits=httpx2.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_ALIVE
+            ),
+            follow_redirects=False,
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float
+    ) -> tuple[int, bytes]:
+        """Status and body. Raises Elsewhere when there is no answer within `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                response = await self._client.send(self._client.build_request(method, path, json=body), stream=True)
+                try:
+                    return response.status_code, await self._read(response)
+                finally:
+                    await response.aclose()
+        except TimeoutError as error:
+            raise Elsewhere(f"{path} was not answered within {seconds:g} s") from error
+        except httpx2.TransportError as error:
+            raise _lost(error) from error
+
+    async def answers(self, path: str, body: Mapping[str, Any], until: float) -> AsyncGenerator[Mapping[str, Any]]:
+        """The answer to a draw or, where `body` asks for a stream, its events.
+
+        Closing the generator closes the connection, by which the server sees that nobody waits.
+
+        Args:
+            until: when the answer must be complete, on the event loop's clock.
+
+        Raises:
+            Elsewhere, UserError, EngineError: see `refusal`; EngineError when `until` has come.
+        """
+        response = None
+        try:
+            async with asyncio.timeout_at(until):
+                response = await self._client.send(self._client.build_request("POST", path, json=body), stream=True)
+                if response.status_code != 200:
+                    raise refusal(response.status_code, await self._read(response))
+                if not body["stream"]:
+                    answer = _json(await self._read(response))
+            if not body["stream"]:
+                yield answer
+                return
+            lines = self._lines(response)
+            while True:
+                async with asyncio.timeout_at(until):
+                    line = await anext(lines, None)
+                if line is None or line == EVENT + b"[DONE]":
+                    return
+                if line.startswith(EVENT):
+                    event = _json(line.removeprefix(EVENT))
+                    if "error" in event:
+                        raise refusal(_status(event), line.removeprefix(EVENT))
+                    yield event
+        except TimeoutError as error:
+            raise EngineError("the fleet did not answer in time") from error
+        except httpx2.TransportError as error:
+            raise _lost(error) from error
+        finally:
+            if response is not None:
+                await response.aclose()
+
+    async def _lines(self, response: httpx2.Response) -> AsyncGenerator[bytes]:
+        """Lines as events have them: other line ends than a line feed may stand inside of a JSON string."""
+        rest = bytearray()
+        async for chunk in response.aiter_bytes():
+            *lines, last = chunk.split(b"\n")
+            for line in lines:
+                yield bytes(rest + line).removesuffix(b"\r")
+                rest.clear()
+            rest += last
+            if len(rest) > self._max_bytes:
+                raise EngineError("a server of the fleet sent an event that is too long")
+
+    async def _read(self, response: httpx2.Response) -> bytes:
+        content = bytearray()
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > self._max_bytes:
+                raise EngineError(f"a server of the fleet answered more than {self._max_bytes} bytes")
+        return bytes(content)
+
+
+def _lost(error: httpx2.TransportError) -> Elsewhere:
+    down = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+    return Elsewhere(f"a server of the fleet was lost ({type(error).__name__})", down=down)
+
+
+def _json(content: bytes) -> Mapping[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise Elsewhere("a server of the fleet answered no JSON") from error
+    if not isinstance(value, dict):
+        raise Elsewhere("a server of the fleet answered no JSON object")
+    return value
+
+
+def _status(event: Mapping[str, Any]) -> int:
+    error = event["error"]
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) else 500

@@ -1,0 +1,51 @@
+"""Tools in a chat's request: the functions offered, which of them to call, and the calls made before."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from service.schemas.body import Body
+
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+
+
+class Function(Body):
+    """A function that may be called."""
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """JSON Schema of its arguments."""
+    strict: bool | None = None
+    """true: arguments are forced to fit the schema. Such groups are never trained on."""
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Body):
+    name: FunctionName
+
+
+class NamedTool(Body):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class CalledFunction(Body):
+    name: FunctionName
+    arguments: str
+
+
+class Call(Body):
+    """A call as an assistant's message has it."""
+
+    id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+Tools = Annotated[list[Tool], Field(max_length=128)]
+ToolChoice = Literal["none", "auto", "required"] | NamedTool
