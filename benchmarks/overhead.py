@@ -117,7 +117,7 @@ def main(
         _pin(0)
 
         def start(name: str, command: list[str], **options: Any) -> Server:
-            return stack.enter_context(_process(Path(work), name, command, **options))
+            return stack.enter_context(start_process(Path(work), name, command, **options))
 
         upstream = start("upstream", [sys.executable, str(Path(__file__).parent / "upstream.py")], core=0)
         url = f"http://127.0.0.1:{upstream.port}"
@@ -250,16 +250,16 @@ def _its_hub(start: Start, bin_: Path, url: str) -> Server:
 
 
 @contextmanager
-def _process(
+def start_process(
     work: Path,
     name: str,
     command: list[str],
     *,
     environment: dict[str, str] | None = None,
-    core: int = 1,
+    core: int | None = 1,
     ready: str = "/health",
 ) -> Iterator[Server]:
-    """`command PORT` on one core until the block ends."""
+    """`command PORT` on one core (None: on all) until the block ends; it has answered at `ready` by then."""
     port = _free_port()
     with (work / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
@@ -267,7 +267,7 @@ def _process(
             env=os.environ | (environment or {}),
             stdout=log,
             stderr=subprocess.STDOUT,
-            preexec_fn=lambda: _pin(core),
+            preexec_fn=None if core is None else lambda: _pin(core),
         )
     try:
         _wait(process, f"http://127.0.0.1:{port}{ready}", work / f"{name}.log")

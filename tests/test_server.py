@@ -15,6 +15,7 @@ from running_service import BASE, WatchedEngine, settings_in
 
 from bonbon.engines.fake import FakeEngine
 from bonbon.errors import UserError
+from bonbon.rewards.fake import FakeReward
 from service.app import create_app
 from service.server import bind, run_server
 
@@ -89,13 +90,14 @@ def test_an_address_that_is_not_this_machines_is_refused(host: str) -> None:
 
 
 async def test_a_start_that_fails_reaches_the_caller_and_frees_the_port(tmp_path: Path) -> None:
-    class Broken(FakeEngine):
+    class Broken(FakeReward):
         async def start(self) -> None:
-            raise UserError("the model is broken")
+            raise UserError("the reward model is broken")
 
-    async with served(create_app(settings_in(tmp_path), engine=Broken(BASE))) as server:
-        with pytest.raises(UserError, match="the model is broken"):
-            await server.running
+    async with served(create_app(settings_in(tmp_path), engine=FakeEngine(BASE), reward=Broken())) as server:
+        async with asyncio.timeout(60):
+            with pytest.raises(UserError, match="the reward model is broken"):
+                await server.running
     assert not server.url.done()
 
 
