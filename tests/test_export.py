@@ -51,6 +51,7 @@ def expected(group: Group, prompt: list[dict[str, str]], prompt_format: str) -> 
         "prompt": prompt,
         "chosen": [{"role": "assistant", "content": best.text}],
         "rejected": [{"role": "assistant", "content": worst.text}],
+        "tools": None,
         "prompt_format": prompt_format,
         "group_id": group.id,
         "time": group.time,
