@@ -10,36 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from bonbon.chart_style import FAINT, STYLE
 from bonbon.settings import GateSettings
 from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
 from trainer.evaluation import Evaluation
 
 Metrics = Sequence[dict[str, Any]]
 
-INK, FAINT, GRID = "#1e293b", "#64748b", "#e2e8f0"
 POLICY, HELD_OUT, BASE, BEST_OF_N, LIMIT = "#2563eb", "#db2777", "#94a3b8", "#d97706", "#dc2626"
-STYLE = {
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": FAINT,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.85,
-    "legend.fontsize": 8.5,
-    "svg.hashsalt": "bonbon",
-}
 
 
 def save(

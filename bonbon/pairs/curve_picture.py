@@ -8,31 +8,12 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bonbon.chart_style import FAINT, STYLE
 from bonbon.errors import UserError
 from bonbon.pairs.curve import Curve
 from bonbon.theory import Estimate, best_of_n_win_rate
 
-INK, FAINT, GRID = "#1e293b", "#64748b", "#e2e8f0"
 REWARD, JUDGE, LIMIT = "#2563eb", "#db2777", "#d97706"
-STYLE = {
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": FAINT,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "xtick.color": FAINT,
-    "ytick.color": FAINT,
-    "legend.edgecolor": "none",
-    "legend.fontsize": 8.5,
-}
 
 
 def save(curve: Curve, path: Path) -> None:
