@@ -94,10 +94,14 @@ class ServiceSettings(Section):
     """Seconds that requests in flight have to finish when the service stops."""
     ping_interval: float = Field(5.0, gt=0)
     """Seconds between the comments that keep a stream open while candidates are drawn."""
+    auth: Literal["auto", "on", "off"] = "auto"
+    """Whether requests need a key. auto: unless the service listens to this machine only and no key was ever made."""
+    keys_poll: float = Field(1.0, gt=0)
+    """Seconds after which a key that was made or revoked is known."""
     api_key: SecretStr | None = None
-    """When set, every /v1 request must carry it as a bearer token."""
+    """A key of the tenant without a name, besides those that `bonbon keys create` makes: for answers and feedback."""
     admin_key: SecretStr | None = None
-    """When set, /admin needs it as a bearer token; when not, /admin answers to this machine only."""
+    """A key for /admin; when no such key is set or made, /admin answers to this machine only."""
 
 
 class TrainSettings(Section):
@@ -134,6 +138,8 @@ class TrainSettings(Section):
     checkpoint_every: int = Field(100, ge=1)
     """Optimiser steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
+    tenants: list[str] | None = None
+    """Whose groups may be trained on. Without it they must be of one tenant, for the version answers everybody."""
     min_pairs: int = Field(64, ge=1)
     """Fewer clean pairs than this are refused."""
     max_sampler_gap: float = Field(0.2, gt=0)

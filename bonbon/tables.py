@@ -1,4 +1,4 @@
-"""The database's tables: the pair log and the model registry."""
+"""The database's tables: the pair log, the model registry and the API keys."""
 
 import sys
 from array import array
@@ -241,4 +241,18 @@ leases = Table(
     Column("holder", String(255), nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("expires", Timestamp, nullable=False),
+)
+
+# SHA-256 digests of API keys; a key itself is never stored.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", SafeText, nullable=False),
+    Column("tenant", SafeText, nullable=False),
+    Column("scopes", Document, nullable=False),
+    Column("digest", String(64), nullable=False, unique=True, index=True),
+    Column("created", Timestamp, nullable=False),
+    Column("expires", Timestamp),
+    Column("revoked", Timestamp),
 )

@@ -1,54 +1,45 @@
-"""Who may use /admin: whoever has the key; without one set, this machine only."""
+"""Who may use /admin: whoever has a key for it; before there is one, this machine only."""
 
-import hmac
-import ipaddress
 from typing import Annotated
 from urllib.parse import urlsplit
 
 from fastapi import Depends, HTTPException
-from fastapi.security import HTTPAuthorizationCredentials
 from starlette.requests import Request
 
-from service.api_key import bearer
+from bonbon.keys.records import Scope
+from service.access import Credentials
 from service.errors import unauthorized
+from service.loopback import is_loopback
 from service.parts import Parts, get_parts
 
 FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 
-def require_admin(
-    request: Request,
-    parts: Annotated[Parts, Depends(get_parts)],
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
-) -> None:
-    """A FastAPI dependency. Raises 401 for a wrong or missing key, 403 when no key is set and the caller is not local.
+def require_admin(request: Request, parts: Annotated[Parts, Depends(get_parts)], credentials: Credentials) -> None:
+    """A FastAPI dependency. Raises 401 for a wrong or missing key, 403 for a key without the scope `admin`.
 
-    A request that a proxy forwarded is not local, nor is one that a page of another site made the browser send.
+    When no such key was ever made and none is set, a caller that is not local gets a 403. A request that a proxy
+    forwarded is not local, nor is one that a page of another site made the browser send.
     """
-    key = parts.settings.service.admin_key
-    if key is None:
+    caller = None if credentials is None else parts.keyring.find(credentials.credentials)
+    if caller is not None and Scope.ADMIN not in caller.scopes:
+        raise HTTPException(403, "this key has not the scope admin, which this needs")
+    if not parts.keyring.has_admin_keys:
         if not _is_local(request):
             raise HTTPException(
-                403, "without an admin key /admin answers to this machine only; set BONBON_SERVICE__ADMIN_KEY"
+                403,
+                "without an admin key /admin answers to this machine only; set BONBON_SERVICE__ADMIN_KEY, or make a "
+                "key with `bonbon keys create --scope admin`",
             )
         return
     if credentials is None:
         raise unauthorized("no admin key given: send it as `authorization: Bearer KEY`")
-    if not hmac.compare_digest(credentials.credentials.encode(), key.get_secret_value().encode()):
-        raise unauthorized("the admin key is wrong")
+    if caller is None:
+        raise unauthorized("the admin key is wrong, revoked or expired")
 
 
 def _is_local(request: Request) -> bool:
     if request.client is None or any(header in request.headers for header in FORWARDED):
         return False
     origin = request.headers.get("origin")
-    return _is_loopback(request.client.host) and (origin is None or _is_loopback(urlsplit(origin).hostname))
-
-
-def _is_loopback(host: str | None) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host or "").is_loopback
-    except ValueError:
-        return False
+    return is_loopback(request.client.host) and (origin is None or is_loopback(urlsplit(origin).hostname))

@@ -54,7 +54,9 @@ async def _answer(parts: Parts, ask: Ask, plan: Plan, prompt: Prompt, *, live: b
             if live:
                 yield event
     answer = await parts.best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
-    group = replace(answer.group, user=ask.user, request_id=ask.request_id, metadata=dict(ask.metadata))
+    group = replace(
+        answer.group, tenant=ask.tenant, user=ask.user, request_id=ask.request_id, metadata=dict(ask.metadata)
+    )
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine cut the answer off before its end; try again")
     parts.metrics.answered(plan, group)

@@ -14,6 +14,7 @@ from bonbon.database import Database
 from bonbon.engines import build_engine
 from bonbon.engines.base import Engine
 from bonbon.errors import Conflict, UserError
+from bonbon.keys.records import Scope
 from bonbon.modelfiles import resolve_model, served_name
 from bonbon.pairs.log import PairLog
 from bonbon.registry.registry import Registry
@@ -21,13 +22,14 @@ from bonbon.rewards import build_reward
 from bonbon.rewards.base import Reward
 from bonbon.settings import RewardSpec, Settings
 from service import errors
-from service.api_key import require_api_key
+from service.access import allow
 from service.audit import Audits
 from service.body_limit import BodyLimit
+from service.keyring import Keyring
 from service.metrics import MeasureRequests, Metrics
 from service.parts import Parts
 from service.request_id import RequestId
-from service.routes import admin, chat, completions, feedback, health, metrics, models
+from service.routes import admin, chat, completions, feedback, groups, health, metrics, models
 from service.serving import Serving
 from service.started import require_engine
 from service.startup import Startup
@@ -51,9 +53,9 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     app.state.parts = parts
     app.state.stopping = False
     for router in (chat.router, completions.router, models.router):
-        app.include_router(router, dependencies=[Depends(require_api_key), Depends(require_engine)])
-    app.include_router(feedback.router, dependencies=[Depends(require_api_key)])
-    for router in (admin.router, health.router, metrics.router):
+        app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
+    app.include_router(feedback.router, dependencies=[Depends(allow(Scope.FEEDBACK))])
+    for router in (groups.router, admin.router, health.router, metrics.router):
         app.include_router(router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
@@ -96,6 +98,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         swapper=swapper,
         audits=audits,
         startup=Startup(engine, swapper, audits),
+        keyring=Keyring(database, service),
         metrics=prometheus,
     )
 
@@ -143,7 +146,7 @@ async def _start(parts: Parts, stack: AsyncExitStack) -> None:
     """
     settings = parts.settings
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    for part in (parts.database, parts.pair_log, parts.reward):
+    for part in (parts.database, parts.keyring, parts.pair_log, parts.reward):
         await part.start()
         stack.push_async_callback(part.stop)
     await _register_base(parts)

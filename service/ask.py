@@ -22,6 +22,7 @@ class Ask:
     best_of: int | None = None
     fit: bool = False
     store: bool = True
+    tenant: str = ""
     user: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)

@@ -18,13 +18,14 @@ def serve(
     database: str = typer.Option(None, help="SQLAlchemy URL of the pair log and registry."),
     engine: str = typer.Option(None, help="Which engine draws: embedded, vllm, remote, fake."),
     url: list[str] = typer.Option(None, "--url", help="A vLLM server of the fleet that draws, instead of --engine."),
+    auth: bool = typer.Option(None, "--auth/--no-auth", help="Whether requests need a key (default: see the API)."),
     json_logs: bool = typer.Option(False, "--json-logs", help="Log JSON objects, one a line."),
 ) -> None:
     """Answer OpenAI requests with the best of n, and with one draw once a version has learnt it.
 
     What is not given here comes from the environment (BONBON_MODEL, ...) or from bonbon.toml.
     """
-    listen = {"host": host, "port": port}
+    given = {"host": host, "port": port, "auth": None if auth is None else "on" if auth else "off"}
     settings = load_settings(
         model=model,
         reward=reward,
@@ -33,7 +34,7 @@ def serve(
         database_url=database,
         engine="remote" if url else engine,
         engine_options={"urls": url} if url else None,
-        service={name: value for name, value in listen.items() if value is not None},
+        service={name: value for name, value in given.items() if value is not None},
     )
     # Not before the settings are known to be good: these bring in the whole service.
     import uvicorn

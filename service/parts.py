@@ -12,6 +12,7 @@ from bonbon.registry.registry import Registry
 from bonbon.rewards.base import Reward
 from bonbon.settings import Settings
 from service.audit import Audits
+from service.keyring import Keyring
 from service.metrics import Metrics
 from service.serving import Serving
 from service.startup import Startup
@@ -33,6 +34,7 @@ class Parts:
     swapper: Swapper
     audits: Audits
     startup: Startup
+    keyring: Keyring
     metrics: Metrics
 
 

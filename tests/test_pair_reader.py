@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from bonbon.database import Database
 from bonbon.pairs.log import PairLog
-from bonbon.pairs.purge import count_purgeable, purge
+from bonbon.pairs.purge import Conditions, count_purgeable, purge
 from bonbon.pairs.reader import RewardKey, count_clean, newest_reward, pairs, stats
 from bonbon.pairs.records import Comparison, Feedback, Group, Unclean
 
@@ -148,10 +148,10 @@ async def test_purge_deletes_by_age_and_user_with_everything_that_hangs_on_it(da
         await log.append_feedback(Feedback(group.id, now, score=1.0))
         await log.append_comparison(Comparison(group.id, now, "v1", "tiny", "helpful", "1", 1.0, 0.0))
     old = now - timedelta(days=4.5)
-    assert await count_purgeable(database, older_than=old, user="user 1\0") == 3
-    assert await purge(database, older_than=old, user="user 1\0") == 3
-    assert await purge(database, older_than=old) == 2
-    assert await purge(database, user="user 0\0") == 3
+    assert await count_purgeable(database, Conditions(old, "user 1\0")) == 3
+    assert await purge(database, Conditions(old, "user 1\0")) == 3
+    assert await purge(database, Conditions(older_than=old)) == 2
+    assert await purge(database, Conditions(user="user 0\0")) == 3
     left = [group for group in groups if await log.group(group.id) is not None]
     assert left == [groups[1], groups[3]]
     found = await stats(database)
@@ -161,14 +161,14 @@ async def test_purge_deletes_by_age_and_user_with_everything_that_hangs_on_it(da
 async def test_purge_needs_a_condition_and_tells_how_far_it_is(
     database: Database, log: PairLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValueError, match="older_than or user"):
-        await purge(database)
+    with pytest.raises(ValueError, match="no condition"):
+        await purge(database, Conditions())
     monkeypatch.setattr("bonbon.pairs.purge.CHUNK", 2)
     await fill(log, 5, user="me")
     told: list[int] = []
-    assert await purge(database, user="me", progress=told.append) == 5
+    assert await purge(database, Conditions(user="me"), progress=told.append) == 5
     assert told == [2, 4, 5]
-    assert await purge(database, user="me") == 0
+    assert await purge(database, Conditions(user="me")) == 0
 
 
 async def test_nothing_of_a_purged_group_stays_in_the_files(database: Database, log: PairLog) -> None:
@@ -180,7 +180,7 @@ async def test_nothing_of_a_purged_group_stays_in_the_files(database: Database, 
     assert database.url.database is not None
     files = [open(f"{database.url.database}{end}", "rb") for end in ("", "-wal")]  # noqa: SIM115
     assert any(canary.encode() in file.read() for file in files)
-    await purge(database, user=canary)
+    await purge(database, Conditions(user=canary))
     for file in files:
         file.seek(0)
         assert canary.encode() not in file.read()

@@ -129,7 +129,7 @@ def test_an_age_that_is_none_shows_how_to_write_one(tmp_path: Path, age: str) ->
 def test_purge_does_not_delete_everything_by_default(tmp_path: Path) -> None:
     fill(sqlite(tmp_path), [scored_group()])
     said = refusal(app, "purge", "--yes", "--data-dir", tmp_path)
-    assert said == "say what to delete: --older-than 30d, --user NAME, or both"
+    assert said == "say what to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME"
 
 
 @pytest.mark.parametrize("arguments", [("stats",), ("export", "pairs"), ("purge", "--user", "ada", "--yes")])

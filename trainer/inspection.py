@@ -65,6 +65,7 @@ async def _snapshot(workshop: Workshop, version: Version, directory: Path) -> Sn
         taken,
         version=version.training.get("sampler", workshop.base.name),
         held_out_fraction=version.training.get("held_out_fraction", workshop.settings.train.held_out_fraction),
+        tenants=version.training.get("settings", {}).get("tenants", workshop.settings.train.tenants),
     )
 
 

@@ -105,8 +105,9 @@ class Loop:
         champion = (await self.workshop.champion()).name
         versions = await self.workshop.registry.list()
         trained_on = [v.training["last_group"] for v in versions if v.training.get("sampler") == champion]
-        count = await count_clean(self.workshop.database, champion, after=max(trained_on, default=None))
-        return Due(champion, count, self.workshop.settings.loop.min_groups)
+        settings, newest = self.workshop.settings, max(trained_on, default=None)
+        count = await count_clean(self.workshop.database, champion, after=newest, tenants=settings.train.tenants)
+        return Due(champion, count, settings.loop.min_groups)
 
     def _unfinished(self) -> Round | None:
         directories = sorted(path.parent for path in self.workshop.settings.runs_dir.glob(f"round-*/{PLAN}"))

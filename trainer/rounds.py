@@ -201,7 +201,11 @@ class Round:
         if directory.exists():
             return await asyncio.to_thread(read_snapshot, directory)
         snapshot = await take_snapshot(
-            self.workshop.database, directory, version=plan.sampler, held_out_fraction=plan.held_out_fraction
+            self.workshop.database,
+            directory,
+            version=plan.sampler,
+            held_out_fraction=plan.held_out_fraction,
+            tenants=self.workshop.settings.train.tenants,
         )
         log.info("snapshot taken", groups=snapshot.groups, held_out=snapshot.held_out_groups, sampler=plan.sampler)
         return snapshot

@@ -1,11 +1,10 @@
 """`bonbon pairs`: what the pair log holds, its export, its best-of-k curve and its purge."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from bonbon.ages import age
 from bonbon.errors import UserError
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
 from bonbon.pairs.curve import SHARE, Curve, make_curve
 from bonbon.pairs.curve_table import print_curve
-from bonbon.pairs.purge import count_purgeable, purge
+from bonbon.pairs.lineage import Lineage, lineage
+from bonbon.pairs.purge import Conditions, count_purgeable, purge
 from bonbon.pairs.reader import PairStats, count_clean, stats
 from bonbon.pairs.selection import select_groups
 from bonbon.rewards import build_reward
@@ -29,8 +30,6 @@ from bonbon.rewards.base import Reward
 from bonbon.settings import Settings, load_settings
 
 app = typer.Typer(help="The pair log: counts, export, curve, purge.", no_args_is_help=True)
-
-UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 class Format(StrEnum):
@@ -55,13 +54,14 @@ def export_pairs(
     path: Annotated[Path, typer.Argument(help="The file to write.")],
     format: Annotated[Format, typer.Option(help="What to write.")] = Format.PARQUET,
     version: Annotated[str | None, typer.Option(help="Only groups drawn from this version.")] = None,
+    tenant: Annotated[list[str] | None, typer.Option(help="Only groups of this tenant; may be repeated.")] = None,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
     """Write every clean group's best and worst candidate as TRL reads preferences."""
     settings = store_settings(data_dir, database)
-    written = asyncio.run(_export(settings, path, format, version))
+    written = asyncio.run(_export(settings, path, format, version, tenant))
     if as_json:
         print_json({"path": path, "format": format, "version": version, "pairs": written})
     else:
@@ -104,25 +104,32 @@ def show_curve(
 def purge_groups(
     older_than: Annotated[str | None, typer.Option(help="An age: 30d, 12h, 2w, 45m or 90s.")] = None,
     user: Annotated[str | None, typer.Option(help="The end user, as requests name it.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="The x-request-id of a response.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant, as its key names it.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete groups with their candidates, comparisons and feedback; with both options, those that meet both."""
-    if older_than is None and user is None:
-        raise UserError("say what to delete: --older-than 30d, --user NAME, or both")
-    before = None if older_than is None else datetime.now(UTC) - _age(older_than)
+    """Delete groups with their candidates, comparisons and feedback; with several options, those that meet them all."""
+    before = None if older_than is None else datetime.now(UTC) - age(older_than, "--older-than")
+    conditions = Conditions(before, user, request_id, tenant)
+    if not any(value is not None for value in asdict(conditions).values()):
+        raise UserError("say what to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME")
     settings = store_settings(data_dir, database)
-    deleted = asyncio.run(_purge(settings, before, user, ask=not yes))
+    deleted, learnt = asyncio.run(_purge(settings, conditions, ask=not yes))
     if as_json:
-        print_json({"older_than": before, "user": user, "deleted": deleted})
+        print_json(asdict(conditions) | {"deleted": deleted} | asdict(learnt))
         return
-    console().print(
+    out = console()
+    out.print(
         f"{deleted} groups deleted. A running service goes on logging; "
         "snapshots, exports and versions already made from them are not changed.",
         soft_wrap=True,
     )
+    for text, names in (("trained on some of them", learnt.trained), ("trained from those", learnt.descended)):
+        if names:
+            out.print(f"versions {text}: {', '.join(names)}", soft_wrap=True)
 
 
 async def _stats(settings: Settings) -> PairStats:
@@ -130,17 +137,19 @@ async def _stats(settings: Settings) -> PairStats:
         return await stats(database)
 
 
-async def _export(settings: Settings, path: Path, format: Format, version: str | None) -> int:
+async def _export(
+    settings: Settings, path: Path, format: Format, version: str | None, tenants: list[str] | None
+) -> int:
     # Brings in pyarrow, which the other commands do not need.
     from bonbon.pairs.export import export
 
     async with open_store(settings) as database:
-        total = await count_clean(database, version)
+        total = await count_clean(database, version, tenants=tenants)
         if version is not None and total == 0:
             known = ", ".join((await stats(database)).versions) or "none"
             raise UserError(f"the pair log has no clean group of version {version!r}; it has groups of: {known}")
         with _bar("exporting", total) as progress:
-            return await export(database, path, format.value, version=version, progress=progress)
+            return await export(database, path, format.value, version=version, tenants=tenants, progress=progress)
 
 
 async def _curve(settings: Settings, version: str | None, n: int | None, newest: int | None, share: float) -> Curve:
@@ -162,29 +171,14 @@ async def _running(judge: Reward | None) -> AsyncIterator[None]:
             await judge.stop()
 
 
-async def _purge(settings: Settings, older_than: datetime | None, user: str | None, *, ask: bool) -> int:
+async def _purge(settings: Settings, conditions: Conditions, *, ask: bool) -> tuple[int, Lineage]:
     async with open_store(settings) as database:
-        count = await count_purgeable(database, older_than=older_than, user=user)
+        count = await count_purgeable(database, conditions)
+        learnt = await lineage(database, conditions)
         if count and ask:
-            age = "" if older_than is None else f" older than {older_than:%Y-%m-%d %H:%M} UTC"
-            owner = "" if user is None else f" of user {user!r}"
-            typer.confirm(f"Delete {count} groups{age}{owner} for good?", abort=True, err=True)
+            typer.confirm(f"Delete {count} groups{conditions} for good?", abort=True, err=True)
         with _bar("deleting", count) as progress:
-            return await purge(database, older_than=older_than, user=user, progress=progress)
-
-
-def _age(text: str) -> timedelta:
-    match = re.fullmatch(r"(\d+)([smhdw])", text)
-    try:
-        if match is None:
-            raise ValueError(text)
-        age = timedelta(**{UNITS[match[2]]: int(match[1])})
-        datetime.now(UTC) - age
-    except (ValueError, OverflowError) as error:
-        raise UserError(
-            f"--older-than is {text!r}; give a number and a unit: 90s, 45m, 12h, 30d or 2w", param="older_than"
-        ) from error
-    return age
+            return await purge(database, conditions, progress=progress), learnt
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bonbon.database import Database
 from bonbon.errors import UserError
-from bonbon.pairs.reader import Pair, pairs
+from bonbon.pairs.reader import Pair, Tenants, pairs
 
 CHUNK = 1000
 _MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
@@ -48,9 +48,12 @@ async def export(
     format: Literal["parquet", "jsonl"],
     *,
     version: str | None = None,
+    tenants: Tenants = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Write every clean pair (of one sampler version, if named) to `path`, replaced only when complete; how many.
+    """Write every clean pair to `path`, replaced only when complete; how many.
+
+    Only those of one sampler version and of some tenants, if named.
 
     A text prompt becomes one user message, a token-id prompt an empty one: `prompt_format` says which it was, and
     `prompt_token_ids` has what the policy really read. Tool calls are written out in the messages' contents; `tools` is
@@ -64,7 +67,7 @@ async def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _Parquet(temporary) if format == "parquet" else _Lines(temporary) as sink:
             chunk: list[dict[str, Any]] = []
-            async for pair in pairs(database, version=version):
+            async for pair in pairs(database, version=version, tenants=tenants):
                 chunk.append(_row(pair))
                 count += 1
                 if len(chunk) == CHUNK:
@@ -104,13 +107,22 @@ class _Lines:
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         for row in rows:
-            self._file.write(json.dumps({**row, "time": row["time"].isoformat()}, ensure_ascii=False) + "\n")
+            self._file.write(_line(row))
 
     def __enter__(self) -> "_Lines":
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def as_json_line(pair: Pair) -> str:
+    """One line of a JSON Lines export."""
+    return _line(_row(pair))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps({**row, "time": row["time"].isoformat()}, ensure_ascii=False) + "\n"
 
 
 def _row(pair: Pair) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from bonbon.errors import StoreError, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.records import Comparison, Feedback, Group
 from bonbon.pairs.rows import candidate_rows, group_of, group_row
-from bonbon.tables import candidates, comparisons, feedback, groups
+from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
 
 MAX_COMMIT = 256
 UNREACHABLE = (OperationalError, TimeoutError)
@@ -73,9 +73,12 @@ class PairLog:
         """Store an audit's comparison. Raises StoreError, also when its group is gone."""
         await self._insert(comparisons, {"id": time_ordered_id(), **asdict(comparison)})
 
-    async def append_feedback(self, word: Feedback) -> None:
-        """Store feedback. Raises UserError for a group, or a candidate, that is not there, and StoreError."""
-        query = select(groups.c.n).where(groups.c.id == word.group_id)
+    async def append_feedback(self, word: Feedback, *, tenant: str = "") -> None:
+        """Store feedback on a group of `tenant`.
+
+        Raises UserError for a group, or a candidate, that is not there, and StoreError.
+        """
+        query = select(groups.c.n).where(groups.c.id == word.group_id, groups.c.tenant == clean_text(tenant))
         async with self.database.read() as connection:
             n = (await connection.execute(query)).scalar_one_or_none()
         if n is None:

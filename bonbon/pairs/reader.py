@@ -1,6 +1,6 @@
 """Reads the pair log: pairs for training, counts, and what it holds."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -11,9 +11,10 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from bonbon.database import Database
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
-from bonbon.tables import candidates, comparisons, feedback, groups
+from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
 
 CHUNK = 500
+Tenants = Collection[str] | None
 # Made once: an alias holds a copy of every column, in reference cycles that pile up if each query makes its own.
 _BEST, _WORST = candidates.alias("best"), candidates.alias("worst")
 
@@ -66,18 +67,29 @@ class PairStats:
     last: datetime | None
 
 
-async def count_clean(database: Database, version: str | None, *, after: str | None = None) -> int:
-    """Clean groups drawn from `version` (None: from any), newer than the group id `after`."""
-    query = select(func.count()).select_from(groups).where(_clean(version, after))
+async def count_clean(
+    database: Database, version: str | None, *, after: str | None = None, tenants: Tenants = None
+) -> int:
+    """Clean groups drawn from `version` (None: from any), newer than the group id `after`, of `tenants` (None: all)."""
+    query = select(func.count()).select_from(groups).where(_clean(version, after, tenants))
     async with database.read() as connection:
         return int((await connection.execute(query)).scalar_one())
 
 
-async def newest_reward(database: Database, version: str, *, after: str | None = None) -> RewardKey | None:
+async def clean_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
+    """Whose requests the clean groups of `version` are."""
+    query = select(groups.c.tenant).where(_clean(version, after)).distinct().order_by(groups.c.tenant)
+    async with database.read() as connection:
+        return list((await connection.execute(query)).scalars())
+
+
+async def newest_reward(
+    database: Database, version: str, *, after: str | None = None, tenants: Tenants = None
+) -> RewardKey | None:
     """The reward that scored the newest clean group of `version`."""
     query = (
         select(groups.c.reward_name, groups.c.reward_version)
-        .where(_clean(version, after))
+        .where(_clean(version, after, tenants))
         .order_by(groups.c.id.desc())
         .limit(1)
     )
@@ -87,10 +99,15 @@ async def newest_reward(database: Database, version: str, *, after: str | None =
 
 
 async def pairs(
-    database: Database, *, version: str | None, after: str | None = None, chunk: int = CHUNK
-) -> AsyncIterator[Pair]:
-    """The pairs of the clean groups of `version` (None: of every version), oldest first, in constant memory."""
-    query, last = _pairs_query(version, chunk), after or ""
+    database: Database,
+    *,
+    version: str | None,
+    after: str | None = None,
+    tenants: Tenants = None,
+    chunk: int = CHUNK,
+) -> AsyncGenerator[Pair]:
+    """The pairs of the clean groups of `version` and of `tenants` (None: of all), oldest first, in constant memory."""
+    query, last = _pairs_query(version, tenants, chunk), after or ""
     while True:
         async with database.read() as connection:
             rows = (await connection.execute(query.params(after=last))).mappings().all()
@@ -138,22 +155,24 @@ async def stats(database: Database) -> PairStats:
         )
 
 
-def _clean(version: str | None, after: str | None) -> ColumnElement[bool]:
+def _clean(version: str | None, after: str | None, tenants: Tenants = None) -> ColumnElement[bool]:
     conditions: list[ColumnElement[bool]] = [groups.c.unclean.is_(None)]
     if version is not None:
         conditions.append(groups.c.version == version)
     if after is not None:
         conditions.append(groups.c.id > after)
+    if tenants is not None:
+        conditions.append(groups.c.tenant.in_([clean_text(tenant) for tenant in tenants]))
     return and_(*conditions)
 
 
-def _pairs_query(version: str | None, chunk: int) -> Select[Any]:
+def _pairs_query(version: str | None, tenants: Tenants, chunk: int) -> Select[Any]:
     """The pairs of the next `chunk` clean groups whose ids are above the parameter `after`."""
     # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
     # on, for every chunk anew.
     chosen = (
         select(groups)
-        .where(_clean(version, None), groups.c.id > bindparam("after"))
+        .where(_clean(version, None, tenants), groups.c.id > bindparam("after"))
         .order_by(groups.c.id)
         .limit(chunk)
         .subquery()

@@ -79,6 +79,14 @@ def candidate_rows(group: Group) -> list[dict[str, Any]]:
     ]
 
 
+def group_document(group: Group) -> dict[str, Any]:
+    """The group as JSON."""
+    row = group_row(group)
+    listed = [candidate | {"token_ids": list(candidate["token_ids"])} for candidate in candidate_rows(group)]
+    changed = {"time": group.time.isoformat(), "prompt_token_ids": list(group.prompt_token_ids), "candidates": listed}
+    return row | changed
+
+
 def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) -> Group:
     """A group from its row and its candidates' rows, in order of their index."""
     return Group(

@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from bonbon.database import Database
 from bonbon.errors import UserError
-from bonbon.pairs.reader import Pair, RewardKey, newest_reward, pairs
+from bonbon.pairs.reader import Pair, RewardKey, Tenants, clean_tenants, newest_reward, pairs
 from bonbon.pairs.rows import prompt_document
 from bonbon.tables import versions
 
@@ -86,18 +86,22 @@ async def take_snapshot(
     held_out_fraction: float,
     after: str | None = None,
     reward: RewardKey | None = None,
+    tenants: Tenants = None,
     progress: Callable[[int], None] | None = None,
 ) -> Snapshot:
     """Write the pairs of `version`'s clean groups (newer than the group `after`) to `directory`.
 
     Args:
         reward: take only groups that this reward scored; by default the one that scored the newest group.
+        tenants: take only groups of these; by default there must be one tenant only, whoever it is.
         progress: called with the number of groups taken so far.
 
     Raises:
-        UserError: there is no clean group to take, or `directory` holds something already.
+        UserError: there is no clean group to take, they are of several tenants, or `directory` holds something already.
     """
-    reward = reward or await newest_reward(database, version, after=after)
+    if tenants is None:
+        await _refuse_mixture(database, version, after)
+    reward = reward or await newest_reward(database, version, after=after, tenants=tenants)
     if reward is None:
         raise UserError(
             f"the pair log has no clean group of version {version!r}; send requests first, "
@@ -112,7 +116,7 @@ async def take_snapshot(
         work.mkdir()
         with pq.ParquetWriter(work / PAIRS, SCHEMA, compression="zstd") as writer:
             chunk: list[dict[str, Any]] = []
-            async for pair in pairs(database, version=version, after=after):
+            async for pair in pairs(database, version=version, after=after, tenants=tenants):
                 if pair.reward != reward:
                     other += 1
                     continue
@@ -229,6 +233,16 @@ def _row(pair: Pair, held_out_fraction: float) -> dict[str, Any]:
     for name in ("prompt_token_ids", "chosen", "rejected"):
         row[name] = list(row[name])
     return {name: row[name] for name in SCHEMA.names}
+
+
+async def _refuse_mixture(database: Database, version: str, after: str | None) -> None:
+    found = await clean_tenants(database, version, after=after)
+    if len(found) > 1:
+        raise UserError(
+            f"the groups of version {version!r} are of several tenants, {', '.join(map(repr, found))}; what is trained "
+            "on them answers everybody, so name those that agree in train.tenants (BONBON_TRAIN__TENANTS)",
+            param="train.tenants",
+        )
 
 
 async def _base_digest(database: Database, version: str) -> str:

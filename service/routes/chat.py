@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from service.access import caller
 from service.parts import get_parts
 from service.rendering.chat import ChatRendering
 from service.request_id import request_id
@@ -23,6 +24,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     parts = get_parts(request)
     ask = body.ask(
         default_max_tokens=parts.settings.service.default_max_tokens,
+        tenant=caller(request).tenant,
         request_id=request_id(request),
         headers=request.headers,
     )

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from service.access import caller
 from service.parts import get_parts
 from service.schemas.feedback import FeedbackBody
 from service.schemas.responses import FeedbackReply
@@ -14,11 +15,11 @@ router = APIRouter(prefix="/v1", tags=["feedback"])
 @router.post(
     "/feedback",
     response_class=Response,
-    responses={200: {"model": FeedbackReply}, 400: ERRORS[400], 401: ERRORS[401], 503: ERRORS[503]},
+    responses={200: {"model": FeedbackReply}, 400: ERRORS[400], 401: ERRORS[401], 403: ERRORS[403], 503: ERRORS[503]},
 )
 async def give_feedback(body: FeedbackBody, request: Request) -> Response:
     """Store a person's word on an answer with the answer's group."""
     feedback = body.record()
-    await get_parts(request).pair_log.append_feedback(feedback)
+    await get_parts(request).pair_log.append_feedback(feedback, tenant=caller(request).tenant)
     reply = FeedbackReply(group_id=feedback.group_id, created=int(feedback.time.timestamp()))
     return JSONResponse(reply.model_dump())

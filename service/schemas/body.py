@@ -115,6 +115,7 @@ class AnswerBody(Body):
         top_logprobs: int,
         response_format: str | None = None,
         user: str,
+        tenant: str,
         request_id: str,
         headers: Mapping[str, str],
     ) -> Ask:
@@ -136,6 +137,7 @@ class AnswerBody(Body):
             best_of=self.best_of,
             fit=max_tokens is None,
             store=self.store is not False,
+            tenant=tenant,
             user=user,
             request_id=request_id,
             metadata=(self.metadata or {}) | retries,

@@ -119,7 +119,7 @@ class ChatBody(AnswerBody):
             tool_choice=canonical(choice or "auto") if tools else None,
         )
 
-    def ask(self, *, default_max_tokens: int, request_id: str, headers: Mapping[str, str]) -> Ask:
+    def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
         """What this body asks for. Raises UserError for values that do not go together."""
         return self._ask(
             (self.prompt,),
@@ -128,6 +128,7 @@ class ChatBody(AnswerBody):
             top_logprobs=self.top_logprobs or 0,
             response_format=self.response_format.canonical if self.response_format else None,
             user=self.user or self.safety_identifier or "",
+            tenant=tenant,
             request_id=request_id,
             headers=headers,
         )

@@ -30,7 +30,7 @@ class CompletionBody(AnswerBody):
             raise UserError("echo with logprobs is not supported: the prompt is not scored", param="logprobs")
         return self
 
-    def ask(self, *, default_max_tokens: int, request_id: str, headers: Mapping[str, str]) -> Ask:
+    def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
         """What this body asks for. Raises UserError for values that do not go together."""
         prompts: tuple[Prompt, ...] = self.prompt
         return self._ask(
@@ -39,6 +39,7 @@ class CompletionBody(AnswerBody):
             default_max_tokens=default_max_tokens,
             top_logprobs=self.logprobs or 0,
             user=self.user or "",
+            tenant=tenant,
             request_id=request_id,
             headers=headers,
         )

@@ -215,6 +215,17 @@ class FeedbackReply(Reply):
     created: int
 
 
+class Deleted(Reply):
+    """What a deletion did."""
+
+    deleted: int
+    """Groups, with their candidates, comparisons and feedback."""
+    trained: list[str]
+    """Versions that were trained on some of them."""
+    descended: list[str]
+    """Versions that were trained from those."""
+
+
 class ErrorReply(Reply):
     message: str
     type: Literal["invalid_request_error", "server_error"]

@@ -12,8 +12,9 @@ ERRORS: Responses = {
     status: {"model": ErrorEnvelope, "description": description}
     for status, description in {
         400: "A field is wrong, or not supported: `param` names it.",
-        401: "The key is missing or wrong.",
-        404: "No such model is served.",
+        401: "The key is missing, wrong, revoked or expired.",
+        403: "The key has not the scope.",
+        404: "No such model is served, or there is no such group.",
         413: "The body is too large.",
         503: "The answer could not be drawn or logged; try again.",
     }.items()

@@ -1,0 +1,61 @@
+"""`/v1/groups` and `/v1/pairs`: a tenant's own part of the log, to read and to delete."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, HTTPException, Query, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from bonbon.errors import UserError
+from bonbon.keys.records import Scope
+from bonbon.pairs.export import as_json_line
+from bonbon.pairs.lineage import lineage
+from bonbon.pairs.purge import Conditions, purge
+from bonbon.pairs.reader import pairs
+from bonbon.pairs.rows import group_document
+from service.access import allow, caller
+from service.parts import get_parts
+from service.schemas.responses import Deleted
+from service.schemas.statuses import ERRORS, Responses
+
+router = APIRouter(prefix="/v1", tags=["groups"])
+
+DELETES = [Depends(allow(Scope.DELETE))]
+READS = [Depends(allow(Scope.EXPORT))]
+REFUSALS: Responses = {status: ERRORS[status] for status in (400, 401, 403, 503)}
+Name = Annotated[str | None, Query(min_length=1, max_length=512)]
+
+
+@router.get("/groups/{group_id}", response_class=Response, dependencies=READS, responses={**REFUSALS, 404: ERRORS[404]})
+async def show_group(group_id: str, request: Request) -> Response:
+    """A group with all its candidates."""
+    group = await get_parts(request).pair_log.group(group_id)
+    if group is None or group.tenant != caller(request).tenant:
+        raise HTTPException(404, f"there is no group {group_id[:64]!r} in the log")
+    return JSONResponse(group_document(group))
+
+
+@router.get("/pairs", response_class=Response, dependencies=READS, responses=REFUSALS)
+async def export_pairs(request: Request, version: Name = None) -> Response:
+    """The best and the worst candidate of every clean group, a JSON object a line, as `bonbon pairs export` has it."""
+    database, tenant = get_parts(request).database, caller(request).tenant
+
+    async def lines() -> AsyncIterator[str]:
+        async with aclosing(pairs(database, version=version, tenants=[tenant])) as found:
+            async for pair in found:
+                yield as_json_line(pair)
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+@router.delete("/groups", dependencies=DELETES, responses={200: {"model": Deleted}, **REFUSALS})
+async def delete_groups(request: Request, user: Name = None, request_id: Name = None) -> Deleted:
+    """Delete what was logged for an end user or a request, and say which versions were trained on any of it."""
+    if user is None and request_id is None:
+        raise UserError("say what to delete: user, request_id, or both", param="user")
+    database, tenant = get_parts(request).database, caller(request).tenant
+    conditions = Conditions(user=user, request_id=request_id, tenant=tenant)
+    learnt = await lineage(database, conditions)
+    deleted = await purge(database, conditions)
+    return Deleted(deleted=deleted, trained=list(learnt.trained), descended=list(learnt.descended))
