@@ -12,7 +12,7 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, CursorResult, Dialect, Insert, Table, event, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.sql import Executable
@@ -59,10 +59,7 @@ class Database:
 
     def __init__(self, url: str, *, create: bool = True) -> None:
         self.create = create
-        try:
-            self.url = make_url(url)
-        except ArgumentError as error:
-            raise UserError(f"database_url: {error}", param="database_url") from error
+        self.url = _parsed(url)
         if self.url.drivername not in ("sqlite+aiosqlite", "postgresql+psycopg"):
             raise UserError(
                 f"database_url begins with {self.url.drivername!r}; "
@@ -190,6 +187,21 @@ async def open_database(url: str, *, create: bool = True) -> AsyncIterator[Datab
         yield database
     finally:
         await database.stop()
+
+
+def with_password(url: str, password: str) -> str:
+    """`url` with `password` in it. Raises UserError when it has one already, or is no URL."""
+    parsed = _parsed(url)
+    if parsed.password is not None:
+        raise UserError("database_url has a password, and database_password is set: give one of them")
+    return parsed.set(password=password).render_as_string(hide_password=False)
+
+
+def _parsed(url: str) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise UserError(f"database_url: {error}", param="database_url") from error
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:

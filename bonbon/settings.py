@@ -1,19 +1,22 @@
 """Every setting, in one place.
 
 Read, first wins, from: arguments, the environment (`BONBON_MODEL`, `BONBON_SERVICE__PORT`, ...), and the TOML file
-named by `BONBON_CONFIG` (default `bonbon.toml`, if it is there). A key that no setting knows is an error, in the
-environment as in the file.
+named by `BONBON_CONFIG` (default `bonbon.toml`, if it is there). In the environment a value may be in a file: then
+`_FILE` ends the variable's name and its value is the path. A key that no setting knows is an error, in the environment
+as in the file.
 """
 
 import os
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
@@ -21,6 +24,7 @@ from pydantic_settings import (
 )
 
 from bonbon.errors import UserError
+from bonbon.secret_files import SUFFIX, with_files
 
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
 # What Kubernetes sets in every pod beside a Service whose name begins with "bonbon".
@@ -232,6 +236,8 @@ class Settings(BaseSettings):
     """Where the registry's files, training runs and the default database live."""
     database_url: str = ""
     """SQLAlchemy URL of the pair log and registry; by default SQLite in data_dir."""
+    database_password: SecretStr | None = None
+    """Password of database_url, where that has none."""
     service: ServiceSettings = ServiceSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -248,12 +254,17 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         toml = TomlConfigSettingsSource(settings_cls, Path(os.environ.get(CONFIG, "bonbon.toml")))
-        return init_settings, env_settings, toml
+        return init_settings, _Environment(settings_cls), toml
 
     @property
     def database(self) -> str:
-        """The database's URL, the default filled in."""
-        return self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'bonbon.db'}"
+        """The database's URL, the default and the password filled in."""
+        url = self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'bonbon.db'}"
+        if self.database_password is None:
+            return url
+        from bonbon.database import with_password
+
+        return with_password(url, self.database_password.get_secret_value())
 
     @property
     def versions_dir(self) -> Path:
@@ -264,6 +275,12 @@ class Settings(BaseSettings):
     def runs_dir(self) -> Path:
         """Training runs."""
         return self.data_dir.absolute() / "runs"
+
+
+class _Environment(EnvSettingsSource):
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        ours = {name: value for name, value in os.environ.items() if name.upper().startswith(PREFIX)}
+        return {name.lower(): value for name, value in with_files(ours).items()}
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -290,7 +307,7 @@ def _problem(item: Any) -> str:
     key = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
         return f"{key}: no setting has that name"
-    if key.endswith("_key"):
+    if key.endswith(("_key", "_password")):
         return f"{key}: {item['msg']}"
     return f"{key} = {item['input']!r}: {item['msg']}"
 
@@ -302,6 +319,6 @@ def _unknown_variables() -> list[str]:
         name
         for name in os.environ
         if name.upper().startswith(PREFIX)
-        and name.upper().removeprefix(PREFIX).partition("__")[0] not in known
+        and name.upper().removeprefix(PREFIX).removesuffix(SUFFIX).partition("__")[0] not in known
         and not (in_kubernetes and _SERVICE_LINK.fullmatch(name))
     )

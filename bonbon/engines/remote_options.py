@@ -1,11 +1,10 @@
 """How to reach a fleet, and when to trust it."""
 
-import os
-
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from bonbon.errors import UserError
+from bonbon.secret_files import secret
 
 
 class RemoteOptions(BaseModel):
@@ -20,7 +19,7 @@ class RemoteOptions(BaseModel):
     api_key: SecretStr | None = None
     """The servers' --api-key."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds it."""
+    """Name of the environment variable that holds it; with _FILE at its end it names a file instead."""
     deadline: float = Field(300.0, gt=0)
     """Seconds a draw may take, retry included."""
     connect_timeout: float = Field(2.0, gt=0)
@@ -69,7 +68,7 @@ class RemoteOptions(BaseModel):
             return self.api_key.get_secret_value()
         if self.api_key_env is None:
             return None
-        if not (token := os.environ.get(self.api_key_env)):
+        if not (token := secret(self.api_key_env)):
             raise UserError(
                 f"engine_options.api_key_env = {self.api_key_env!r}: this environment variable is not set",
                 param="engine_options.api_key_env",

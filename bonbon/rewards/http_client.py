@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
@@ -16,6 +15,7 @@ from pydantic import Field, SecretStr, field_validator
 from bonbon.breaker import CircuitBreaker, CircuitOpen
 from bonbon.errors import RewardError, UserError
 from bonbon.rewards.options import Options
+from bonbon.secret_files import secret
 
 AWS_METADATA_V6 = ip_address("fd00:ec2::254")
 
@@ -36,7 +36,7 @@ class HttpOptions(Options):
     api_key: SecretStr | None = None
     """Sent as a bearer token."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the bearer token."""
+    """Name of the environment variable that holds the bearer token; with _FILE at its end it names a file instead."""
     breaker_failures: int = Field(5, ge=1)
     """Failed calls in a row after which the service is left alone."""
     breaker_cool_down: float = Field(10.0, gt=0)
@@ -64,7 +64,7 @@ class HttpOptions(Options):
             return self.api_key.get_secret_value()
         if self.api_key_env is None:
             return None
-        if not (token := os.environ.get(self.api_key_env)):
+        if not (token := secret(self.api_key_env)):
             raise UserError(f"api_key_env = {self.api_key_env!r}: this environment variable is not set", param="reward")
         return token
 
