@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bonbon.engines.remote_options import RemoteOptions
 from bonbon.errors import UserError
 from bonbon.settings import RewardSpec, Settings, load_settings
 
@@ -172,3 +173,60 @@ def test_settings_do_not_change(change: dict[str, Any]) -> None:
     for name, value in change.items():
         with pytest.raises(ValueError, match="frozen"):
             setattr(settings, name, value)
+
+
+def test_a_value_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"key": "secret\n", "n": "5", "options": '{"delay": 1}\n', "password": "p@ss/word"}.items():
+        (tmp_path / name).write_text(text)
+    set_all(monkeypatch, BONBON_SERVICE__API_KEY_FILE="key", BONBON_N_FILE="n", bonbon_engine_options_file="options")
+    set_all(monkeypatch, BONBON_DATABASE_PASSWORD_FILE="password", BONBON_SERVICE__PORT="7")
+    monkeypatch.setenv("BONBON_DATABASE_URL", "postgresql+psycopg://bonbon@db:5432/bonbon")
+    settings = load_settings()
+    assert settings.service.api_key is not None
+    assert settings.service.api_key.get_secret_value() == "secret"
+    assert (settings.n, settings.engine_options, settings.service.port) == (5, {"delay": 1}, 7)
+    assert settings.database == "postgresql+psycopg://bonbon:p%40ss%2Fword@db:5432/bonbon"
+    assert "p@ss" not in repr(settings)
+
+
+def test_a_file_that_cannot_be_read_is_named_and_its_text_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BONBON_SERVICE__API_KEY_FILE", "gone")
+    with pytest.raises(UserError, match="BONBON_SERVICE__API_KEY_FILE = 'gone' cannot be read: No such file"):
+        load_settings()
+    (tmp_path / "gone").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="it is not text"):
+        load_settings()
+    (tmp_path / "gone").write_text("secret")
+    monkeypatch.setenv("BONBON_SERVICE__API_KEY", "another")
+    with pytest.raises(UserError, match="both BONBON_SERVICE__API_KEY and BONBON_SERVICE__API_KEY_FILE") as refusal:
+        load_settings()
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_file_for_what_is_no_setting_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "value").write_text("1")
+    monkeypatch.setenv("BONBON_NO_SUCH_FILE", "value")
+    with pytest.raises(UserError, match="BONBON_NO_SUCH_FILE: no setting has that name"):
+        load_settings()
+    monkeypatch.delenv("BONBON_NO_SUCH_FILE")
+    monkeypatch.setenv("BONBON_SERVICE__NO_SUCH_FILE", "value")
+    with pytest.raises(UserError, match=r"service\.no_such: no setting has that name"):
+        load_settings()
+
+
+def test_the_password_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_all(monkeypatch, BONBON_DATABASE_URL="postgresql+psycopg://a:b@db/c", BONBON_DATABASE_PASSWORD="secret")
+    with pytest.raises(UserError, match="give one of them") as refusal:
+        _ = load_settings().database
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_key_of_a_server_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = RemoteOptions(urls="http://vllm:8000", api_key_env="VLLM_API_KEY")
+    with pytest.raises(UserError, match="is not set"):
+        _ = options.bearer
+    (tmp_path / "key").write_text("secret\n")
+    monkeypatch.setenv("VLLM_API_KEY_FILE", "key")
+    assert options.bearer == "secret"
