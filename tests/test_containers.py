@@ -52,7 +52,7 @@ def test_the_dockerfile_lints() -> None:
 
 
 def test_the_compose_file_is_of_the_specification() -> None:
-    program = Path(sys.executable).with_name("check-jsonschema")
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
     command = [program, "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
