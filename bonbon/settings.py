@@ -88,8 +88,10 @@ class ServiceSettings(Section):
     """Larger request bodies are refused."""
     reward_deadline: float = Field(30.0, gt=0)
     """Seconds the reward has before the answer is degraded."""
-    audit_fraction: float = Field(0.05, ge=0, le=1)
-    """Share of the champion's answers that are compared with the base in the background."""
+    audit_fraction: float = Field(0.03, ge=0, le=1)
+    """Share of the champion's answers that are compared with the base in the background; each costs 2n draws."""
+    win_rate_floor: float = Field(0.5, ge=0, le=1)
+    """When the live win rate against the base is known to be under this, best-of-n answers again; 0: never."""
     audit_queue: int = Field(256, ge=1)
     """Audits that may wait; more are dropped and counted."""
     registry_poll: float = Field(0.5, gt=0)

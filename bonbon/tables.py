@@ -179,6 +179,21 @@ comparisons = Table(
     Column("opponent_reward", Float(53), nullable=False),
 )
 
+# Counts only, so that they outlive the groups they came from: see bonbon/pairs/win_rates.py.
+win_rates = Table(
+    "win_rates",
+    metadata,
+    Column("version", String(255), primary_key=True),
+    Column("opponent", String(255), primary_key=True),
+    Column("reward_name", String(255), primary_key=True),
+    Column("reward_version", String(255), primary_key=True),
+    Column("wins", Integer, nullable=False),
+    Column("ties", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("sequence", Document, nullable=False),
+    Column("updated", Timestamp, nullable=False),
+)
+
 feedback = Table(
     "feedback",
     metadata,

@@ -63,8 +63,7 @@ async def _answer(parts: Parts, ask: Ask, plan: Plan, prompt: Prompt, *, live: b
     if ask.store:
         await parts.pair_log.append(group)
         parts.metrics.logged(group)
-        if plan.best_of == 1:
-            parts.audits.offer(group)
+        parts.audits.offer(group)
     yield replace(answer, group=group)
 
 

@@ -25,11 +25,12 @@ from service import errors
 from service.access import allow
 from service.audit import Audits
 from service.body_limit import BodyLimit
+from service.floor import Floor
 from service.keyring import Keyring
 from service.metrics import MeasureRequests, Metrics
 from service.parts import Parts
 from service.request_id import RequestId
-from service.routes import admin, chat, completions, feedback, groups, health, metrics, models
+from service.routes import admin, chat, completions, feedback, groups, health, metrics, models, win_rate
 from service.serving import Serving
 from service.started import require_engine
 from service.startup import Startup
@@ -55,7 +56,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     for router in (chat.router, completions.router, models.router):
         app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
     app.include_router(feedback.router, dependencies=[Depends(allow(Scope.FEEDBACK))])
-    for router in (groups.router, admin.router, health.router, metrics.router):
+    for router in (groups.router, admin.router, win_rate.router, health.router, metrics.router):
         app.include_router(router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
@@ -82,6 +83,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         pair_log,
         serving,
         prometheus,
+        Floor(registry, serving, prometheus, service.win_rate_floor),
         fraction=service.audit_fraction,
         n=settings.n,
         waiting=service.audit_queue,

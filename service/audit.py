@@ -13,7 +13,8 @@ from bonbon.draws import collect
 from bonbon.engines.base import DrawRequest
 from bonbon.errors import RewardError, UnknownVersion
 from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Comparison, Group
+from bonbon.pairs.records import Comparison, Group, best_of
+from service.floor import Floor
 from service.metrics import Metrics
 from service.serving import Serving
 
@@ -23,14 +24,16 @@ log = structlog.get_logger(__name__)
 class Audits:
     """Compares a share of the distilled champion's answers with the base, and logs groups for the next round.
 
-    An audit (a) draws the base once with the request's own prompt and sampling, scores the draw together with the
-    champion's answer and stores the comparison; (b) draws n fresh candidates of the champion and logs them as a group
-    of origin `audit`, so that the next round can train with the champion as its reference. Audits run one at a time,
-    never fail a request, and hold the versions they draw from.
+    An audit (a) draws the base n times with the request's own prompt and sampling, scores these draws together with
+    the champion's answer, and stores how that compares with the first of them and with the best; (b) draws n fresh
+    candidates of the champion and logs them as a group of origin `audit`, so that the next round can train with the
+    champion as its reference, unless the request itself drew several. Audits run one at a time, never fail a request,
+    and hold the versions they draw from.
 
     Args:
+        floor: hears of every live win rate that moved.
         fraction: share of answers that is audited.
-        n: candidates of (b).
+        n: candidates of (a) and (b).
         waiting: audits that may wait; more are dropped and counted.
         rng: picks the answers to audit.
     """
@@ -41,6 +44,7 @@ class Audits:
         pair_log: PairLog,
         serving: Serving,
         metrics: Metrics,
+        floor: Floor,
         *,
         fraction: float,
         n: int,
@@ -48,6 +52,7 @@ class Audits:
         rng: random.Random | None = None,
     ) -> None:
         self.best_of_n, self.pair_log, self.serving, self.metrics = best_of_n, pair_log, serving, metrics
+        self.floor = floor
         self.fraction, self.n = fraction, n
         self._rng = rng or random.Random()
         self._queue: asyncio.Queue[Group] = asyncio.Queue(waiting)
@@ -108,27 +113,31 @@ class Audits:
         base = self.serving.routes.base
         with self.serving.hold(group.version), self.serving.hold(base):
             await self._compare(group, base)
-            if group.sampling.unmodified:
+            if group.n == 1 and group.sampling.unmodified:
                 await self._draw_group(group)
 
-    async def _compare(self, group: Group, opponent: str) -> None:
-        # The first candidate, not the best: one draw of the champion, however many the request asked for.
-        answer = group.candidates[0]
+    async def _compare(self, group: Group, base: str) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
-        drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, opponent, 1, sampling))
-        reward, opponent_reward = await self.best_of_n.score(group.prompt, [answer.text, drawn.draws[0].written])
-        comparison = Comparison(
-            group_id=group.id,
-            time=datetime.now(UTC),
-            version=group.version,
-            opponent=opponent,
-            reward_name=self.best_of_n.reward.name,
-            reward_version=self.best_of_n.reward.version,
-            reward=reward,
-            opponent_reward=opponent_reward,
-        )
-        await self.pair_log.append_comparison(comparison)
-        self.metrics.compared(comparison)
+        n = 1 if sampling.temperature == 0 else self.n  # greedy draws are all the same
+        drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling))
+        # The first candidate, not the best: one draw of the champion, however many the request asked for.
+        texts = [group.candidates[0].text, *(draw.written for draw in drawn.draws)]
+        reward, *opposed = await self.best_of_n.score(group.prompt, texts)
+        opponents = {base: opposed[0]} if n == 1 else {base: opposed[0], best_of(n): max(opposed)}
+        for opponent, opponent_reward in opponents.items():
+            comparison = Comparison(
+                group_id=group.id,
+                time=datetime.now(UTC),
+                version=group.version,
+                opponent=opponent,
+                reward_name=self.best_of_n.reward.name,
+                reward_version=self.best_of_n.reward.version,
+                reward=reward,
+                opponent_reward=opponent_reward,
+            )
+            live = await self.pair_log.append_comparison(comparison)
+            self.metrics.compared(comparison)
+            await self.floor.check(live)
 
     async def _draw_group(self, group: Group) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)

@@ -72,12 +72,18 @@ class Metrics:
         )
         self._comparisons = Counter(
             "bonbon_comparisons",
-            "Audited answers of the champion against a fresh draw of the opponent.",
-            ["champion", "opponent", "outcome"],
+            "Audited answers of the champion, compared with one draw of the base, and with best-of-n of the base.",
+            ["champion", "opponent", "reward", "outcome"],
             registry=registry,
         )
         self._audits_dropped = Counter(
             "bonbon_audits_dropped", "Audits not made, by why.", ["reason"], registry=registry
+        )
+        self._fallbacks = Counter(
+            "bonbon_fallbacks",
+            "Champions that fell under the floor and were replaced by best-of-n, by this process.",
+            ["champion"],
+            registry=registry,
         )
         self._swaps = Counter("bonbon_swaps", "Versions brought up, by outcome.", ["outcome"], registry=registry)
         self._swap_duration = Histogram(
@@ -120,7 +126,12 @@ class Metrics:
 
     def compared(self, comparison: Comparison) -> None:
         """An audit's comparison was stored."""
-        self._comparisons.labels(comparison.version, comparison.opponent, comparison.outcome).inc()
+        labels = (comparison.version, comparison.opponent, comparison.reward_name, comparison.outcome)
+        self._comparisons.labels(*labels).inc()
+
+    def fell_back(self, version: str) -> None:
+        """This process replaced the champion `version`, whose live win rate fell under the floor, by best-of-n."""
+        self._fallbacks.labels(version).inc()
 
     def audit_dropped(self, reason: str) -> None:
         """An audit was not made: the queue was `full`, the reward `degraded`, the version `gone`, or it `failed`."""

@@ -32,7 +32,8 @@ class Loaded:
 class Routes:
     """The routing table: never changed, only replaced whole, so that a request sees one state of it.
 
-    `champion` is the version that answers for the service's alias. Every name in the table is in `loaded`.
+    `champion` is the version that answers for the service's alias, with one draw unless `fallen_back`. Every name in
+    the table is in `loaded`.
     """
 
     base: str
@@ -40,11 +41,17 @@ class Routes:
     loaded: Mapping[str, Loaded]
     previous: str | None = None
     challenger: str | None = None
+    fallen_back: bool = False
 
     @property
     def distilled(self) -> bool:
-        """Whether the champion has learnt best-of-n, so that one draw of it answers."""
+        """Whether the champion has learnt best-of-n."""
         return self.champion != self.base
+
+    @property
+    def best_of_n(self) -> bool:
+        """Whether the alias answers with best-of-n: the champion has not learnt it, or could not keep it up."""
+        return not self.distilled or self.fallen_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +115,13 @@ class Serving:
     def plan(self, model: str, *, n: int = 1, best_of: int | None = None) -> Iterator[Plan]:
         """How to answer a request for `model` that wants `n` choices; its version stays loaded until the block ends.
 
-        The alias draws best-of-n while the champion is the base, and one candidate per choice when it is distilled,
-        as versions asked for by name do. A `best_of` given overrides that.
+        The alias draws best-of-n while the champion is the base or has fallen back on it, and otherwise one candidate
+        per choice, as versions asked for by name do. A `best_of` given overrides that.
 
         Raises UnknownVersion, listing what there is.
         """
         version, asked = self.resolve(model)
-        best_of_n = model in (self.alias, "champion") and not self._routes.distilled
+        best_of_n = model in (self.alias, "champion") and self._routes.best_of_n
         drawn = best_of if best_of is not None else max(n, self.n if best_of_n else 1)
         with self.hold(version):
             yield Plan(model, version, drawn, asked)

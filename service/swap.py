@@ -11,7 +11,7 @@ import structlog
 
 from bonbon.engines.base import Engine, VersionKind
 from bonbon.errors import EngineError, UserError
-from bonbon.registry.records import CHALLENGER, CHAMPION, PREVIOUS, Version
+from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Version
 from bonbon.registry.registry import Registry
 from service.golden import check_golden_prompts
 from service.metrics import Metrics
@@ -160,6 +160,7 @@ class Swapper:
             loaded=dict(self._checked),
             previous=self._servable(PREVIOUS),
             challenger=self._servable(CHALLENGER),
+            fallen_back=self._aliases.get(BEST_OF_N) == champion,
         )
         if routes != self.serving.routes:
             if champion != self.serving.champion:

@@ -55,13 +55,13 @@ async def test_store_false_leaves_nothing(api: Api, model: str, stream: bool) ->
     assert await api.groups() == 0
 
 
-async def test_only_stored_single_draws_are_offered_for_audits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_stored_answers_are_offered_for_audits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     offered: list[str] = []
     monkeypatch.setattr(api.parts.audits, "offer", lambda group: offered.append(group.id))
     single = await api.chat(model="base")
     await api.chat(model="base", store=False)
-    await api.chat()
-    assert offered == [single["bonbon"]["group_id"]]
+    several = await api.chat()
+    assert offered == [single["bonbon"]["group_id"], several["bonbon"]["group_id"]]
 
 
 async def test_answers_are_counted(api: Api) -> None:

@@ -18,9 +18,11 @@ from bonbon.pairs.log import PairLog
 from bonbon.pairs.reader import stats
 from bonbon.pairs.records import Group
 from bonbon.prompt import Prompt
+from bonbon.registry.registry import Registry
 from bonbon.rewards.fake import FakeReward
 from bonbon.tables import comparisons, groups
 from service.audit import Audits
+from service.floor import Floor
 from service.metrics import Metrics
 from service.serving import Loaded, Routes, Serving
 
@@ -39,6 +41,7 @@ class Bench:
         self.best_of_n = BestOfN(self.engine, self.reward)
         self.serving = Serving(BASE, alias="bonbon", n=4)
         self.serving.publish(DISTILLED)
+        self.floor = Floor(Registry(database, Path("versions")), self.serving, self.metrics, 0.0)
 
     def audits(self, *, fraction: float = 1.0, waiting: int = 16) -> Audits:
         return Audits(
@@ -46,6 +49,7 @@ class Bench:
             self.pair_log,
             self.serving,
             self.metrics,
+            self.floor,
             fraction=fraction,
             n=4,
             waiting=waiting,
@@ -89,12 +93,14 @@ async def run(audits: Audits, *offered: Group) -> None:
 async def test_an_audit_stores_a_comparison_and_a_group_of_the_champion(bench: Bench) -> None:
     group = await bench.answered()
     await run(bench.audits(), group)
-    [comparison] = await bench.rows(comparisons)
+    comparison, with_best = await bench.rows(comparisons)
+    assert with_best["opponent"] == "best-of-4"
+    assert with_best["opponent_reward"] >= comparison["opponent_reward"]  # type: ignore[operator]
     assert comparison["group_id"] == group.id
     assert (comparison["version"], comparison["opponent"]) == (CHAMPION, BASE)
     assert comparison["reward"] == bench.reward.function(PROMPT, group.candidates[0].text)
     outcome = {True: "win", False: "loss"}[comparison["reward"] > comparison["opponent_reward"]]  # type: ignore[operator]
-    labels = {"champion": CHAMPION, "opponent": BASE}
+    labels = {"champion": CHAMPION, "opponent": BASE, "reward": "fake"}
     assert bench.count("bonbon_comparisons_total", outcome=outcome, **labels) == 1
     audited = [row for row in await bench.rows(groups) if row["origin"] == "audit"]
     assert [(row["version"], row["n"], row["end_user"]) for row in audited] == [(CHAMPION, 4, "ada")]
@@ -110,8 +116,10 @@ async def test_an_audit_stores_a_comparison_and_a_group_of_the_champion(bench: B
 async def test_equal_answers_are_ties(bench: Bench) -> None:
     greedy = Sampling(temperature=0)
     await run(bench.audits(), await bench.answered(sampling=greedy))
-    assert bench.count("bonbon_comparisons_total", champion=CHAMPION, opponent=BASE, outcome="tie") == 1
-    # A greedy group cannot be trained on, so none is drawn.
+    labels = {"champion": CHAMPION, "opponent": BASE, "reward": "fake"}
+    assert bench.count("bonbon_comparisons_total", outcome="tie", **labels) == 1
+    # Best-of-n of equal draws is one draw, and a greedy group cannot be trained on, so none is drawn.
+    assert len(await bench.rows(comparisons)) == 1
     assert [row["origin"] for row in await bench.rows(groups)] == ["request"]
 
 
@@ -159,7 +167,7 @@ async def test_a_reward_that_fails_between_comparison_and_group_leaves_no_group(
     score = bench.reward.function
     bench.reward.function = lambda prompt, text: score(prompt, text) if len(bench.reward.calls) == 1 else float("nan")
     await run(bench.audits(), group)
-    assert len(await bench.rows(comparisons)) == 1
+    assert len(await bench.rows(comparisons)) == 2
     assert [row["origin"] for row in await bench.rows(groups)] == ["request"]
     assert bench.count("bonbon_degraded_total", origin="audit", reward="fake") == 1
 
@@ -176,7 +184,7 @@ async def test_a_failed_audit_does_not_end_the_worker(bench: Bench) -> None:
     audits.offer(group)
     await asyncio.wait_for(audits.idle(), 10)
     await audits.stop()
-    assert len(await bench.rows(comparisons)) == 1
+    assert len(await bench.rows(comparisons)) == 2
 
 
 async def test_a_version_unloaded_before_its_audit_is_counted(bench: Bench) -> None:
@@ -200,3 +208,12 @@ async def test_an_audit_holds_its_versions_and_stopping_lets_them_go(bench: Benc
     await audits.stop()
     assert bench.serving.in_flight == 0
     assert bench.engine.running == 0
+
+
+async def test_an_answer_chosen_from_several_is_audited_by_its_first_draw(bench: Bench) -> None:
+    answer = await bench.best_of_n(PROMPT, 4, version=CHAMPION, sampling=Sampling(seed=1))
+    await bench.pair_log.append(answer.group)
+    await run(bench.audits(), answer.group)
+    rewards = {row["reward"] for row in await bench.rows(comparisons)}
+    assert rewards == {bench.reward.function(PROMPT, answer.group.candidates[0].text)}
+    assert [row["origin"] for row in await bench.rows(groups)] == ["request"]  # it is such a group itself

@@ -2,9 +2,8 @@
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
 
-from sqlalchemy import Table, insert, select
+from sqlalchemy import insert, select
 from sqlalchemy.exc import OperationalError, TimeoutError
 
 from bonbon.database import Database
@@ -12,6 +11,7 @@ from bonbon.errors import StoreError, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.records import Comparison, Feedback, Group
 from bonbon.pairs.rows import candidate_rows, group_of, group_row
+from bonbon.pairs.win_rates import LiveWinRate, count
 from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
 
 MAX_COMMIT = 256
@@ -69,9 +69,14 @@ class PairLog:
         self._waiting.put_nowait((group, done))
         await done
 
-    async def append_comparison(self, comparison: Comparison) -> None:
-        """Store an audit's comparison. Raises StoreError, also when its group is gone."""
-        await self._insert(comparisons, {"id": time_ordered_id(), **asdict(comparison)})
+    async def append_comparison(self, comparison: Comparison) -> LiveWinRate:
+        """Store an audit's comparison and count it; the live win rate with it.
+
+        Raises StoreError, also when its group is gone.
+        """
+        async with self.database.write() as connection:
+            await connection.execute(insert(comparisons), [{"id": time_ordered_id(), **asdict(comparison)}])
+            return await count(self.database, connection, comparison)
 
     async def append_feedback(self, word: Feedback, *, tenant: str = "") -> None:
         """Store feedback on a group of `tenant`.
@@ -89,7 +94,8 @@ class PairLog:
             raise UserError(f"chosen is {word.chosen}, but the group has candidates 0 to {n - 1}", param="chosen")
         row = asdict(word)
         row["end_user"] = row.pop("user")
-        await self._insert(feedback, {"id": time_ordered_id(), **row})
+        async with self.database.write() as connection:
+            await connection.execute(insert(feedback), [{"id": time_ordered_id(), **row}])
 
     async def group(self, group_id: str) -> Group | None:
         """The group with this id, or None."""
@@ -100,10 +106,6 @@ class PairLog:
             query = select(candidates).where(candidates.c.group_id == group_id).order_by(candidates.c.index)
             rows = (await connection.execute(query)).mappings().all()
         return group_of(dict(row), [dict(candidate) for candidate in rows])
-
-    async def _insert(self, table: Table, row: dict[str, Any]) -> None:
-        async with self.database.write() as connection:
-            await connection.execute(insert(table), [row])
 
     async def _write(self) -> None:
         running, entries = True, []

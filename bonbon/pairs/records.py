@@ -86,6 +86,11 @@ class Group:
         return min(self.candidates, key=lambda c: c.rank or 0)
 
 
+def best_of(n: int) -> str:
+    """What best-of-n of the base is called as an opponent."""
+    return f"best-of-{n}"
+
+
 class Outcome(StrEnum):
     """What a comparison showed, from the champion's side."""
 
@@ -96,7 +101,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One audit: the champion's answer to `group_id`'s prompt against a fresh draw of `opponent`."""
+    """From one audit: the champion's answer to `group_id`'s prompt against `opponent`.
+
+    `opponent` is the base, for one fresh draw of it, or `best_of(n)`.
+    """
 
     group_id: str
     time: datetime

@@ -9,6 +9,8 @@ from typing import Any
 from bonbon.engines.base import VersionFiles, VersionKind
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+BEST_OF_N = "best_of_n"
+"""Names the champion while it answers with best-of-n although it may be distilled: see `Registry.fall_back`."""
 
 
 class VersionState(StrEnum):

@@ -16,7 +16,7 @@ from bonbon.errors import Conflict, UnknownVersion, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.registry.files import store
 from bonbon.registry.manifest import base_digest, verify
-from bonbon.registry.records import CHALLENGER, CHAMPION, PREVIOUS, Event, Version, VersionState
+from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Event, Version, VersionState
 from bonbon.tables import aliases, events, version_numbers, versions
 
 PROMOTABLE = (VersionState.APPROVED, VersionState.RETIRED, VersionState.PROMOTED)
@@ -110,13 +110,14 @@ class Registry:
         """The gate refused it; when it was the challenger, there is none now."""
         async with self._change() as connection:
             version = await self._judge(connection, name, VersionState.REFUSED, verdict)
-            await _clear_challenger(connection, name)
+            await _clear(connection, CHALLENGER, name)
         return version
 
     async def promote(
         self, name: str, *, expected: str | None = None, actor: str = "cli", force: bool = False
     ) -> Version:
-        """Make `name` the champion; the champion before it becomes `previous`. Promoting the champion does nothing.
+        """Make `name` the champion; the champion before it becomes `previous`. Promoting the champion does nothing,
+        unless it had to fall back on best-of-n: then one draw answers again.
 
         Args:
             expected: the champion the caller believes in.
@@ -132,7 +133,7 @@ class Registry:
             champion = await _target(connection, CHAMPION)
             if expected is not None and champion != expected:
                 raise Conflict(f"the champion is {champion!r}, not {expected!r}: somebody else promoted first")
-            if champion == name:
+            if champion == name and await _target(connection, BEST_OF_N) is None:
                 return version
             if version.state not in PROMOTABLE and not force:
                 raise UserError(
@@ -140,7 +141,7 @@ class Registry:
                     param="version",
                 )
             await self._move(connection, champion, name)
-            await _clear_challenger(connection, name)
+            await _clear(connection, CHALLENGER, name)
             await _record(connection, "promoted", name, actor, replaced=champion, forced=force)
         return replace(version, state=VersionState.PROMOTED)
 
@@ -154,6 +155,25 @@ class Registry:
             await self._move(connection, champion, previous)
             await _record(connection, "rolled_back", previous, actor, replaced=champion)
         return replace(version, state=VersionState.PROMOTED)
+
+    async def fall_back(self, version: str, to: str, *, actor: str, reason: str) -> Version:
+        """Answer with best-of-n of `to` in the place of the champion `version`, until the next promotion or rollback.
+
+        `reason` goes into the audit trail.
+
+        Raises:
+            UnknownVersion: there is no version `to`.
+            Conflict: the champion is not `version`.
+        """
+        async with self._change() as connection:
+            good = await self._need(connection, to)
+            champion = await _target(connection, CHAMPION)
+            if champion != version:
+                raise Conflict(f"the champion is {champion!r}, not {version!r}: somebody else acted first")
+            await self._move(connection, champion, to)
+            await _point(connection, BEST_OF_N, to)
+            await _record(connection, "fell_back", to, actor, replaced=version, reason=reason)
+        return replace(good, state=VersionState.PROMOTED)
 
     async def champion(self) -> str | None:
         """Name of the champion; None before the first promotion."""
@@ -176,11 +196,15 @@ class Registry:
             rows = await connection.execute(select(versions).order_by(versions.c.created, versions.c.name))
             return [_version(row) for row in rows.mappings()]
 
-    async def history(self, limit: int = 100, *, version: str | None = None) -> tuple[Event, ...]:
-        """The newest lines of the audit trail (of one version, if named), newest first."""
+    async def history(
+        self, limit: int = 100, *, version: str | None = None, kind: str | None = None
+    ) -> tuple[Event, ...]:
+        """The newest lines of the audit trail (of one version or kind, if named), newest first."""
         query = select(events).order_by(events.c.time.desc(), events.c.id.desc()).limit(limit)
         if version is not None:
             query = query.where(events.c.version == version)
+        if kind is not None:
+            query = query.where(events.c.kind == kind)
         async with self.database.read() as connection:
             rows = await connection.execute(query)
             return tuple(Event(row.time, row.kind, row.version, row.actor, row.detail) for row in rows)
@@ -216,8 +240,9 @@ class Registry:
 
     async def _move(self, connection: Transaction, champion: str | None, name: str) -> None:
         await _point(connection, CHAMPION, name)
+        await _clear(connection, BEST_OF_N)
         await _set(connection, name, state=VersionState.PROMOTED)
-        if champion is not None:
+        if champion is not None and champion != name:
             await _point(connection, PREVIOUS, champion)
             await _set(connection, champion, state=VersionState.RETIRED)
 
@@ -259,8 +284,10 @@ async def _point(connection: Transaction, alias: str, name: str) -> None:
         await connection.execute(insert(aliases).values(alias=alias, version=name, moved=now))
 
 
-async def _clear_challenger(connection: Transaction, name: str) -> None:
-    await connection.execute(delete(aliases).where(aliases.c.alias == CHALLENGER, aliases.c.version == name))
+async def _clear(connection: Transaction, alias: str, name: str | None = None) -> None:
+    """Remove the alias (if it names `name`, when that is given)."""
+    statement = delete(aliases).where(aliases.c.alias == alias)
+    await connection.execute(statement if name is None else statement.where(aliases.c.version == name))
 
 
 async def _set(connection: Transaction, name: str, **values: Any) -> None:

@@ -12,6 +12,7 @@ from bonbon.theory.frontier import frontier_gap, frontier_kl, frontier_win_rate,
 from bonbon.theory.intervals import Estimate, Interval, clustered_mean, clustered_ratio, student_t, wilson
 from bonbon.theory.kl import k1, k3, rao_blackwell
 from bonbon.theory.ranks import mid_ranks, win_fraction
+from bonbon.theory.rolling import RollingSequence
 from bonbon.theory.targets import (
     beta,
     harmonic,
@@ -30,6 +31,7 @@ __all__ = [
     "ConfidenceSequence",
     "Estimate",
     "Interval",
+    "RollingSequence",
     "best_level_masses",
     "best_of_k_means",
     "best_of_k_rewards",

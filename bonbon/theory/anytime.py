@@ -5,9 +5,13 @@ is one prompt's share of comparisons won, in [0, 1], ties as half; prompts are i
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
 
 from bonbon.theory.intervals import Interval
+
+EVERYTHING = Interval(0.0, 1.0)
 
 
 @dataclass(slots=True)
@@ -27,6 +31,11 @@ class _Moments:
         self.mean = self._sum / (self.count + 1)
         self._squares += (x - (self.mean if around is None else around)) ** 2
         self.variance = self._squares / (self.count + 1)
+
+    @property
+    def observed_mean(self) -> float:
+        """The mean without the coin; .5 before the first."""
+        return (self._sum - 0.5) / self.count if self.count else 0.5
 
 
 class BettingTest:
@@ -74,22 +83,28 @@ class BettingTest:
         return self.highest >= math.log(1 / delta)
 
 
+@dataclass(slots=True)
 class ConfidenceSequence:
     """Intervals for a mean that hold at all times together with probability at least 1 - alpha (empirical Bernstein).
 
     Centre sum lambda X / sum lambda, radius (log(2 / alpha) + sum 4 (X_s - mean_(s-1))^2 psi(lambda_s)) / sum lambda
     with psi(l) = (-log(1 - l) - l) / 4 and lambda_t = min(1/2, sqrt(2 log(2 / alpha) / (variance_(t-1) t log(1 + t)))):
-    theorem 2, the predictable plug-in. What is reported is the intersection of all intervals so far.
+    theorem 2, the predictable plug-in.
+
+    `interval` is the intersection of all intervals so far, for a mean that does not move. `latest` is the last one by
+    itself: it also holds when the mean moves, for the average, weighted by lambda, of what the mean was each time.
 
     Raises:
         ValueError: an observation is not in [0, 1].
     """
 
-    def __init__(self, alpha: float = 0.05) -> None:
-        self.alpha = alpha
-        self.interval = Interval(0.0, 1.0)
-        self._past = _Moments()
-        self._bets = self._weighted = self._spread = 0.0
+    alpha: float = 0.05
+    interval: Interval = EVERYTHING
+    latest: Interval = EVERYTHING
+    _past: _Moments = field(default_factory=_Moments)
+    _bets: float = 0.0
+    _weighted: float = 0.0
+    _spread: float = 0.0
 
     def add(self, x: float) -> Interval:
         """The next observation; the interval with it."""
@@ -100,7 +115,8 @@ class ConfidenceSequence:
         self._spread += (x - past.mean) ** 2 * (-math.log1p(-bet) - bet)
         past.add(x)
         centre, radius = self._weighted / self._bets, (level + self._spread) / self._bets
-        low, high = max(self.interval.low, centre - radius), min(self.interval.high, centre + radius)
+        self.latest = Interval(max(0.0, centre - radius), min(1.0, centre + radius))
+        low, high = max(self.interval.low, self.latest.low), min(self.interval.high, self.latest.high)
         # An empty intersection has probability at most alpha; then the mean moved, or luck was bad.
         self.interval = Interval(low, high) if low <= high else Interval((low + high) / 2, (low + high) / 2)
         return self.interval
@@ -109,6 +125,21 @@ class ConfidenceSequence:
     def count(self) -> int:
         """Observations seen."""
         return self._past.count
+
+    @property
+    def mean(self) -> float:
+        """Their plain mean; .5 before the first."""
+        return self._past.observed_mean
+
+    def state(self) -> dict[str, Any]:
+        """Everything, in JSON's types."""
+        return asdict(self)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """What `state` gave."""
+        intervals = {name: Interval(*state[name]) for name in ("interval", "latest")}
+        return cls(**{**state, **intervals, "_past": _Moments(**state["_past"])})
 
 
 def _share(x: float) -> float:
