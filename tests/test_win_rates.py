@@ -11,7 +11,7 @@ from groups import scored_group
 from bonbon.database import Database, open_database
 from bonbon.errors import StoreError
 from bonbon.pairs.log import PairLog
-from bonbon.pairs.purge import purge
+from bonbon.pairs.purge import Conditions, purge
 from bonbon.pairs.records import Comparison
 from bonbon.pairs.win_rates import read_win_rates
 from bonbon.theory import RollingSequence
@@ -90,6 +90,6 @@ async def test_counts_outlive_the_groups_they_came_from(logs: list[PairLog], dat
     group = scored_group()
     await logs[0].append(group)
     await logs[0].append_comparison(comparison(group.id, "win"))
-    assert await purge(database, older_than=datetime.now(UTC) + timedelta(days=1)) == 1
+    assert await purge(database, Conditions(older_than=datetime.now(UTC) + timedelta(days=1))) == 1
     [live] = await read_win_rates(database)
     assert live.count == 1
