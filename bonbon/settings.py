@@ -84,6 +84,10 @@ class ServiceSettings(Section):
     """max_tokens of a request that names none; less where the context has less room."""
     max_prompts: int = Field(64, ge=1)
     """Most prompts that one request to /v1/completions may bring."""
+    spool_bytes: int = Field(256 * 2**20, ge=0)
+    """How much of the log may wait in data_dir/spool while the database does not take it; 0: nothing."""
+    spool_full: Literal["refuse", "drop"] = "refuse"
+    """What becomes of an answer that neither database nor spool takes: a 503, or given unlogged, and counted."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
     """Larger request bodies are refused."""
     reward_deadline: float = Field(30.0, gt=0)
@@ -272,6 +276,11 @@ class Settings(BaseSettings):
     def versions_dir(self) -> Path:
         """Root of the registry's content-addressed files."""
         return self.data_dir.absolute() / "versions"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Groups that the database has not taken yet."""
+        return self.data_dir.absolute() / "spool"
 
     @property
     def runs_dir(self) -> Path:

@@ -139,6 +139,7 @@ groups = Table(
     Column("reward_version", String(255), nullable=False),
     Column("degraded", SafeText),
     Column("unclean", String(16)),
+    Column("idempotency", String(64)),
 )
 # Time-ordered ids keep these in append order. The clean groups of one version are one range of the first.
 Index(
@@ -149,6 +150,14 @@ Index(
     postgresql_where=groups.c.unclean.is_(None),
 )
 Index("ix_groups_end_user", groups.c.end_user)
+Index("ix_groups_request_id", groups.c.request_id)
+Index(
+    "ix_groups_idempotency",
+    groups.c.idempotency,
+    unique=True,
+    sqlite_where=groups.c.idempotency.is_not(None),
+    postgresql_where=groups.c.idempotency.is_not(None),
+)
 
 candidates = Table(
     "candidates",

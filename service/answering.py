@@ -7,11 +7,14 @@ from dataclasses import replace
 from bonbon.best_of_n import Answer
 from bonbon.draws import Draws
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started
-from bonbon.errors import EngineError, PromptTooLong
+from bonbon.errors import EngineError, PromptTooLong, StoreError
+from bonbon.pairs.log import Kept
+from bonbon.pairs.records import Unclean
 from bonbon.prompt import Prompt
 from service.ask import Ask
 from service.merge import merge
 from service.parts import Parts
+from service.repeating import repeat
 from service.serving import Plan
 
 Event = Started | Delta | Answer
@@ -28,13 +31,22 @@ async def answer(
 
     Raises what `Engine.draw` raises, and StoreError.
     """
-    prompts = [_answer(parts, ask, plan, prompt, live=live) for prompt in ask.prompts]
+    prompts = [
+        _answer(parts, ask, plan, prompt, live=live, idempotency=ask.idempotency_of(index))
+        for index, prompt in enumerate(ask.prompts)
+    ]
     async with aclosing(merge(prompts, tick)) as events:
         async for event in events:
             yield event
 
 
-async def _answer(parts: Parts, ask: Ask, plan: Plan, prompt: Prompt, *, live: bool) -> AsyncGenerator[Event]:
+async def _answer(
+    parts: Parts, ask: Ask, plan: Plan, prompt: Prompt, *, live: bool, idempotency: str | None
+) -> AsyncGenerator[Event]:
+    if idempotency is not None and (first := await parts.pair_log.repeated(idempotency)) is not None:
+        async for event in repeat(parts.engine, ask, prompt, first):
+            yield event
+        return
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live)
     draws = Draws(plan.best_of)
     events = parts.engine.draw(request)
@@ -55,15 +67,36 @@ async def _answer(parts: Parts, ask: Ask, plan: Plan, prompt: Prompt, *, live: b
                 yield event
     answer = await parts.best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
     group = replace(
-        answer.group, tenant=ask.tenant, user=ask.user, request_id=ask.request_id, metadata=dict(ask.metadata)
+        answer.group,
+        tenant=ask.tenant,
+        user=ask.user,
+        request_id=ask.request_id,
+        metadata=dict(ask.metadata),
+        idempotency=idempotency,
     )
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine cut the answer off before its end; try again")
     parts.metrics.answered(plan, group)
     if ask.store:
-        await parts.pair_log.append(group)
-        parts.metrics.logged(group)
-        parts.audits.offer(group)
+        if ask.retry and idempotency is None and group.unclean is None and await parts.pair_log.seen(group):
+            group = replace(group, unclean=Unclean.REPEATED)
+        kept = await parts.pair_log.append(group)
+        if kept is Kept.REPEATED and live:
+            # The client has most of this answer: it is kept beside the one that was logged first.
+            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
+            kept = await parts.pair_log.append(group)
+        elif kept is Kept.REPEATED and idempotency is not None:
+            first = await parts.pair_log.repeated(idempotency)
+            if first is None:
+                raise StoreError("the first answer to this request cannot be read now")
+            async for event in repeat(parts.engine, ask, prompt, first):
+                yield event
+            return
+        parts.metrics.logged(group, kept)
+        if kept is Kept.DROPPED:
+            group = replace(group, id="")
+        elif kept is Kept.LOGGED:
+            parts.audits.offer(group)
     yield replace(answer, group=group)
 
 

@@ -17,6 +17,7 @@ from bonbon.errors import Conflict, UserError
 from bonbon.keys.records import Scope
 from bonbon.modelfiles import resolve_model, served_name
 from bonbon.pairs.log import PairLog
+from bonbon.pairs.spool import Spool
 from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
 from bonbon.rewards.base import Reward
@@ -73,9 +74,11 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     reward = reward or build_reward(_reward_spec(settings))
     best_of_n = BestOfN(engine, reward, deadline=service.reward_deadline)
     database = Database(settings.database)
-    pair_log = PairLog(database)
+    spool = Spool(settings.spool_dir, service.spool_bytes) if service.spool_bytes else None
+    pair_log = PairLog(database, spool, drop=service.spool_full == "drop")
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
+    prometheus.watch_spool(lambda: spool.size if spool is not None else 0)
     serving = Serving(engine.base, alias=service.alias, n=settings.n)
     swapper = Swapper(engine, registry, serving, prometheus, poll=service.registry_poll)
     audits = Audits(

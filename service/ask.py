@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from bonbon.engines.base import Sampling
 from bonbon.errors import UserError
@@ -13,6 +14,8 @@ class Ask:
     """`n` choices for each prompt, the best of `best_of` draws (None: as many as the model name means).
 
     `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.
+    `idempotency` is the client's name for this request, the same in each attempt; `retry` says that this is not the
+    first one.
     """
 
     model: str
@@ -26,6 +29,8 @@ class Ask:
     user: str = ""
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    idempotency: str | None = None
+    retry: bool = False
 
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0 and (self.n > 1 or (self.best_of or 1) > 1):
@@ -38,6 +43,12 @@ class Ask:
             raise UserError(
                 f"best_of {self.best_of} is less than n {self.n}: n of best_of are returned", param="best_of"
             )
+
+    def idempotency_of(self, index: int) -> str | None:
+        """The name of a prompt's group: a digest, so that no tenant can name another's."""
+        if self.idempotency is None or not self.store:
+            return None
+        return sha256("\0".join((self.tenant, self.idempotency, str(index))).encode()).hexdigest()
 
     @property
     def drawn(self) -> int | None:

@@ -1,11 +1,12 @@
 """What Prometheus scrapes. Labels are bounded: never a key, a user, a request id or a prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bonbon.pairs.log import Kept
 from bonbon.pairs.records import Comparison, Group
 from service.serving import Plan
 
@@ -70,6 +71,10 @@ class Metrics:
             ["origin", "unclean"],
             registry=registry,
         )
+        self._kept = Counter(
+            "bonbon_groups_kept", "Groups by where they went: logged, spooled or dropped.", ["where"], registry=registry
+        )
+        self._spool = Gauge("bonbon_spool_bytes", "Groups that the database has not taken yet.", registry=registry)
         self._comparisons = Counter(
             "bonbon_comparisons",
             "Audited answers of the champion, compared with one draw of the base, and with best-of-n of the base.",
@@ -120,9 +125,15 @@ class Metrics:
         """The reward gave no ranking of `group`."""
         self._degraded.labels(group.origin, group.reward_name).inc()
 
-    def logged(self, group: Group) -> None:
-        """`group` is durable."""
-        self._groups.labels(group.origin, group.unclean or "").inc()
+    def logged(self, group: Group, kept: Kept = Kept.LOGGED) -> None:
+        """`group` is durable, or was dropped."""
+        self._kept.labels(kept).inc()
+        if kept is not Kept.DROPPED:
+            self._groups.labels(group.origin, group.unclean or "").inc()
+
+    def watch_spool(self, size: Callable[[], float]) -> None:
+        """Show what the spool holds."""
+        self._spool.set_function(size)
 
     def compared(self, comparison: Comparison) -> None:
         """An audit's comparison was stored."""

@@ -25,6 +25,8 @@ async def respond(request: Request, parts: Parts, ask: Ask, render: Render, *, s
     """
     limits = parts.settings.service
     ask.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
+    if ask.store:
+        parts.pair_log.check()
     if stream:
         return await sse.EventStream.open(_events(parts, ask, render), request.receive)
     return await unless_disconnected(request.receive, _whole(parts, ask, render))

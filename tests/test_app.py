@@ -23,9 +23,11 @@ from service.server import bind
 ROOT = Path(__file__).parent.parent
 
 
-async def test_health_tells_what_is_served(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("spool_bytes", "status"), [(0, 503), (10_000, 200)])
+async def test_health_tells_what_is_served(tmp_path: Path, spool_bytes: int, status: int) -> None:
+    """Without a database it is ready only as long as groups can wait."""
     engine = WatchedEngine()
-    async with running(settings_in(tmp_path), engine=engine) as service:
+    async with running(settings_in(tmp_path, spool_bytes=spool_bytes), engine=engine) as service:
         assert (await service.client.get("/health/live")).json() == {"status": "live"}
         ready = await service.client.get("/health/ready")
         assert (ready.status_code, ready.json()) == (
@@ -43,7 +45,7 @@ async def test_health_tells_what_is_served(tmp_path: Path) -> None:
         await service.parts.swapper.stop()
         await service.parts.database.stop()
         ready = await service.client.get("/health/ready")
-        assert (ready.status_code, "database" in ready.json()["reason"]) == (503, True)
+        assert (ready.status_code, "database" in ready.json()["reason"]) == (status, True)
         assert (await service.client.get("/health/live")).status_code == 200
 
 

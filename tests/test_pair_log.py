@@ -20,7 +20,7 @@ from sqlalchemy import event, func, select
 from bonbon.database import Database
 from bonbon.engines.base import Sampling
 from bonbon.errors import StoreError, UserError
-from bonbon.pairs.log import PairLog
+from bonbon.pairs.log import Kept, PairLog
 from bonbon.pairs.records import Candidate, Comparison, Feedback, Group, Outcome, Unclean
 from bonbon.prompt import Prompt
 from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
@@ -99,7 +99,7 @@ async def test_one_that_cannot_be_stored_fails_alone(database: Database, log: Pa
     bad = scored_group(99, prompt_token_ids=(2**31,))
     entries = [*good[:7], bad, *good[7:]]
     outcomes = await asyncio.gather(*(log.append(group) for group in entries), return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [type(None)] * 7 + [StoreError] + [type(None)] * 13
+    assert [type(outcome) for outcome in outcomes] == [Kept] * 7 + [StoreError] + [Kept] * 13
     assert await rows_of(database, groups) == 20
     assert await log.group(bad.id) is None
 
@@ -143,7 +143,7 @@ import asyncio, sys
 sys.path.insert(0, {tests!r})
 from groups import scored_group
 from bonbon.database import open_database
-from bonbon.pairs.log import PairLog
+from bonbon.pairs.log import Kept, PairLog
 
 async def main():
     async with open_database({url!r}) as database:

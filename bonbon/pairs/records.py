@@ -15,6 +15,7 @@ class Unclean(StrEnum):
     DEGRADED = "degraded"  # the reward failed, was late, or scored something that is not finite
     TIED = "tied"  # best is not strictly above worst
     SAMPLING = "sampling"  # greedy, top_p, top_k, a response format or forced calls: not the policy's own law
+    REPEATED = "repeated"  # a retry whose first attempt may have been logged, too
     ABORTED = "aborted"  # a candidate was cut off by an abort: the draws are not n whole ones
 
 
@@ -46,7 +47,7 @@ class Group:
 
     `degraded` says why the reward gave no ranking (then the first candidate is the answer); `unclean` why the group
     must not be trained on, None when it is clean. `origin` is `request` for answered traffic, `audit` for background
-    draws.
+    draws. `idempotency` names the request it answers, and the log has one group of each name.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Group:
     user: str = ""
     request_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    idempotency: str | None = None
 
     @property
     def n(self) -> int:

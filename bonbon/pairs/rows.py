@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 from bonbon.engines.base import Sampling
@@ -57,6 +58,7 @@ def group_row(group: Group) -> dict[str, Any]:
         "reward_version": group.reward_version,
         "degraded": group.degraded,
         "unclean": group.unclean,
+        "idempotency": group.idempotency,
     }
 
 
@@ -85,6 +87,16 @@ def group_document(group: Group) -> dict[str, Any]:
     listed = [candidate | {"token_ids": list(candidate["token_ids"])} for candidate in candidate_rows(group)]
     changed = {"time": group.time.isoformat(), "prompt_token_ids": list(group.prompt_token_ids), "candidates": listed}
     return row | changed
+
+
+def group_of_document(document: Mapping[str, Any]) -> Group:
+    """The inverse of `group_document`."""
+    changed = {
+        "time": datetime.fromisoformat(document["time"]),
+        "prompt_token_ids": tuple(document["prompt_token_ids"]),
+    }
+    listed = [entry | {"token_ids": tuple(entry["token_ids"])} for entry in document["candidates"]]
+    return group_of({**document, **changed}, listed)
 
 
 def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) -> Group:
@@ -117,4 +129,5 @@ def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) ->
         user=row["end_user"],
         request_id=row["request_id"],
         metadata=row["metadata"],
+        idempotency=row["idempotency"],
     )

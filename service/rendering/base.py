@@ -132,4 +132,4 @@ class Rendering(ABC):
 
     def _extension(self) -> dict[str, Any]:
         groups = [self.answers[prompt].group for prompt in sorted(self.answers)]
-        return extension(self.plan, groups, stored=self.ask.store, candidates=self.candidates)
+        return extension(groups, stored=self.ask.store, candidates=self.candidates)

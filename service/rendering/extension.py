@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bonbon.pairs.records import Candidate, Group
-from service.serving import Plan
 
 
-def extension(plan: Plan, groups: Sequence[Group], *, stored: bool, candidates: bool) -> dict[str, Any]:
+def extension(groups: Sequence[Group], *, stored: bool, candidates: bool) -> dict[str, Any]:
     """`chosen`, `rewards` and `win_probabilities` have one entry per choice, over all prompts, in order.
 
     `groups` is there when there were several prompts, with one entry for each.
@@ -15,8 +14,8 @@ def extension(plan: Plan, groups: Sequence[Group], *, stored: bool, candidates: 
     described = [_group(group, stored=stored, candidates=candidates) for group in groups]
     degraded = next((group.degraded for group in groups if group.degraded is not None), None)
     whole = {
-        "version": plan.version,
-        "n": plan.best_of,
+        "version": groups[0].version,
+        "n": groups[0].n,
         "chosen": [index for group in described for index in group["chosen"]],
         "rewards": [reward for group in described for reward in group["rewards"]],
         "win_probabilities": [chance for group in described for chance in group["win_probabilities"]],
@@ -37,7 +36,7 @@ def _group(group: Group, *, stored: bool, candidates: bool) -> dict[str, Any]:
         "rewards": [candidate.reward for candidate in served],
         "win_probabilities": [candidate.win_probability for candidate in served],
         "tokens_drawn": sum(len(candidate.token_ids) for candidate in group.candidates),
-        "group_id": group.id if stored else None,
+        "group_id": group.id or None if stored else None,
         "degraded": group.degraded is not None,
         "degraded_reason": group.degraded,
     }

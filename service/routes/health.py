@@ -24,6 +24,7 @@ class Live(BaseModel):
 class Ready(BaseModel):
     """Whether to send requests here, and what the alias is answered with.
 
+    It is ready without its database, too, as long as groups can wait in the spool: then `reason` says so.
     `serving` differs from `champion` while a promotion is under way, and when the champion was refused: `refused`
     says why.
     """
@@ -43,6 +44,7 @@ async def live() -> Live:
 @router.get("/ready", responses={503: {"model": Ready}})
 async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], response: Response) -> Ready:
     champion, reason = None, "the service is stopping" if request.app.state.stopping else None
+    serving = False
     if reason is None:
         try:
             parts.startup.check()
@@ -53,10 +55,11 @@ async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], r
             reason = str(error) if parts.startup.failure else f"the engine cannot draw: {error}"
         except (StoreError, OSError) as error:  # a TimeoutError is an OSError
             reason = f"the database does not answer: {type(error.__cause__ or error).__name__}"
-    if reason is not None:
+            serving = parts.pair_log.can_wait
+    if reason is not None and not serving:
         response.status_code = 503
     return Ready(
-        status="unready" if reason else "ready",
+        status="unready" if reason and not serving else "ready",
         reason=reason,
         champion=champion,
         serving=parts.serving.champion,

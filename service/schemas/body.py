@@ -12,6 +12,7 @@ from service.ask import Ask
 
 INT64 = 2**63
 RETRY_COUNT = "x-stainless-retry-count"
+IDEMPOTENCY_KEY = "idempotency-key"
 
 Neutral = tuple[Any, ...]
 """Values of a field that ask for nothing."""
@@ -103,6 +104,11 @@ class AnswerBody(Body):
         return self
 
     @property
+    def wants_logprobs(self) -> bool:
+        """Whether the answer is to have log-probabilities."""
+        raise NotImplementedError
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -120,6 +126,13 @@ class AnswerBody(Body):
         headers: Mapping[str, str],
     ) -> Ask:
         retries = {RETRY_COUNT: headers[RETRY_COUNT][:16]} if headers.get(RETRY_COUNT, "0") != "0" else {}
+        idempotency = _idempotency(headers)
+        if idempotency is not None and (self.wants_logprobs or any(prompt.tools for prompt in prompts)):
+            raise UserError(
+                f"{IDEMPOTENCY_KEY} goes with neither logprobs nor tools: the log, which an answer is repeated from, "
+                "has no log-probability of a single token and tool calls as text only",
+                param=IDEMPOTENCY_KEY,
+            )
         sampling = Sampling(
             max_tokens=default_max_tokens if max_tokens is None else max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -141,4 +154,13 @@ class AnswerBody(Body):
             user=user,
             request_id=request_id,
             metadata=(self.metadata or {}) | retries,
+            idempotency=idempotency,
+            retry=bool(retries),
         )
+
+
+def _idempotency(headers: Mapping[str, str]) -> str | None:
+    key = headers.get(IDEMPOTENCY_KEY)
+    if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
+        raise UserError(f"{IDEMPOTENCY_KEY} must be 1 to 255 printable ASCII characters", param=IDEMPOTENCY_KEY)
+    return key

@@ -109,6 +109,10 @@ class ChatBody(AnswerBody):
         return self
 
     @property
+    def wants_logprobs(self) -> bool:
+        return bool(self.logprobs)
+
+    @property
     def prompt(self) -> Prompt:
         """Its messages and tools. What means the default is left out, so that it changes no digest."""
         tools = [tool.model_dump(exclude_none=True) for tool in self.tools or ()]

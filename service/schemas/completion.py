@@ -30,6 +30,10 @@ class CompletionBody(AnswerBody):
             raise UserError("echo with logprobs is not supported: the prompt is not scored", param="logprobs")
         return self
 
+    @property
+    def wants_logprobs(self) -> bool:
+        return self.logprobs is not None
+
     def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
         """What this body asks for. Raises UserError for values that do not go together."""
         prompts: tuple[Prompt, ...] = self.prompt

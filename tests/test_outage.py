@@ -1,0 +1,80 @@
+"""A real PostgreSQL server, killed under the running service and started again."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from forked_service import ForkedService
+from load import Compared
+from outage import metric, outage
+from postgresql_server import PostgresqlServer, postgresql_server
+
+BODY = {"model": "bonbon", "messages": [{"role": "user", "content": "x" * 1000}], "max_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[PostgresqlServer]:
+    with postgresql_server() as started:
+        yield started
+
+
+@pytest.fixture
+def server(one_server: PostgresqlServer) -> PostgresqlServer:
+    """Running, whatever the test before has left."""
+    one_server.start()
+    return one_server
+
+
+async def test_while_the_database_is_down_requests_are_answered_and_afterwards_the_log_has_them(
+    server: PostgresqlServer, tmp_path: Path
+) -> None:
+    found = await outage(server, tmp_path, seconds=3.0)
+    assert found.during > 10
+    assert found.statuses.keys() == {200}
+    assert found.spooled > 10
+    assert found.ready[0] == 200
+    assert "database does not answer" in found.ready[1]
+    assert found.compared == Compared()
+
+
+async def test_a_service_that_is_killed_while_the_database_is_down_has_lost_nothing(
+    server: PostgresqlServer, tmp_path: Path
+) -> None:
+    found = await outage(server, tmp_path, seconds=1.0, kill_service=True)
+    assert found.spooled > 0
+    assert found.compared == Compared()
+
+
+@pytest.mark.parametrize("choice", ["refuse", "drop"])
+async def test_a_full_spool_does_what_was_chosen(server: PostgresqlServer, tmp_path: Path, choice: str) -> None:
+    limits = {"spool_bytes": 20_000, "spool_full": choice}
+    service = ForkedService(tmp_path, database_url=server.url, service=limits)
+    await service.start()
+    async with httpx2.AsyncClient(base_url=service.url, timeout=30.0) as client:
+
+        async def ask() -> httpx2.Response:
+            return await client.post("/v1/chat/completions", json=BODY)
+
+        server.kill()
+        for _ in range(20):
+            response = await ask()
+        ready = await client.get("/health/ready")
+        if choice == "refuse":
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) >= 1
+            assert ready.status_code == 503
+            unlogged = await client.post("/v1/chat/completions", json=BODY | {"store": False})
+            assert unlogged.status_code == 200, "what is not to be logged needs no log"
+        else:
+            assert response.status_code == 200
+            assert response.json()["bonbon"]["group_id"] is None
+            assert await metric(client, 'bonbon_groups_kept_total{where="dropped"}') >= 1
+            assert ready.status_code == 200
+        server.start()
+        async with asyncio.timeout(60):
+            while await metric(client, "bonbon_spool_bytes") or (await client.get("/health/ready")).json()["reason"]:
+                await asyncio.sleep(0.1)
+        assert (await ask()).json()["bonbon"]["group_id"]
+    assert await service.stop() == 0
