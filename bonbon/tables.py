@@ -267,6 +267,23 @@ leases = Table(
     Column("expires", Timestamp, nullable=False),
 )
 
+# How far each round of training is, as its trainer last said.
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("run", SafeText, nullable=False),
+    Column("sampler", String(255), nullable=False),
+    Column("stage", String(16), nullable=False),
+    Column("epoch", Float(53), nullable=False),
+    Column("epochs", Float(53), nullable=False),
+    Column("curve", Document, nullable=False),
+    Column("version", String(255)),
+    Column("outcome", SafeText),
+    Column("started", Timestamp, nullable=False, index=True),
+    Column("updated", Timestamp, nullable=False),
+)
+
 # SHA-256 digests of API keys; a key itself is never stored.
 keys = Table(
     "keys",

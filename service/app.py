@@ -31,7 +31,21 @@ from service.keyring import Keyring
 from service.metrics import MeasureRequests, Metrics
 from service.parts import Parts
 from service.request_id import RequestId
-from service.routes import admin, chat, completions, feedback, groups, health, metrics, models, win_rate
+from service.routes import (
+    admin,
+    charts,
+    chat,
+    completions,
+    console,
+    feedback,
+    groups,
+    health,
+    metrics,
+    models,
+    playground,
+    progress,
+    win_rate,
+)
 from service.serving import Serving
 from service.started import require_engine
 from service.startup import Startup
@@ -57,8 +71,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     for router in (chat.router, completions.router, models.router):
         app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
     app.include_router(feedback.router, dependencies=[Depends(allow(Scope.FEEDBACK))])
-    for router in (groups.router, admin.router, win_rate.router, health.router, metrics.router):
-        app.include_router(router)
+    for part in (groups, admin, win_rate, charts, progress, playground, console, health, metrics):
+        app.include_router(part.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
     errors.install(app)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import structlog
 
 from bonbon.errors import BonbonError, Conflict, StoreError, UserError
-from bonbon.pairs.reader import count_clean
+from bonbon.registry.due import new_groups
 from bonbon.registry.records import Version
 from trainer.hold import Hold
 from trainer.rounds import PLAN, Round, Stage, new_directory, stages
@@ -102,11 +102,8 @@ class Loop:
 
     async def due(self) -> Due:
         """Counts the champion's clean groups that are newer than those it has been trained on."""
-        champion = (await self.workshop.champion()).name
-        versions = await self.workshop.registry.list()
-        trained_on = [v.training["last_group"] for v in versions if v.training.get("sampler") == champion]
-        settings, newest = self.workshop.settings, max(trained_on, default=None)
-        count = await count_clean(self.workshop.database, champion, after=newest, tenants=settings.train.tenants)
+        settings, champion = self.workshop.settings, (await self.workshop.champion()).name
+        count = await new_groups(self.workshop.registry, champion, settings.train.tenants)
         return Due(champion, count, settings.loop.min_groups)
 
     def _unfinished(self) -> Round | None:
@@ -129,7 +126,7 @@ class Loop:
             raise
         except BonbonError as error:
             if stage in (round_.snapshot, round_.train):
-                round_.fail(error)
+                await round_.fail(error)
                 raise RoundFailed(f"{round_.directory.name} is closed: {error}") from error
             raise
         return result if isinstance(result, Version) else None

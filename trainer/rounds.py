@@ -20,6 +20,7 @@ from bonbon.errors import Conflict, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.snapshot import Snapshot, read_snapshot, take_snapshot
 from bonbon.registry.records import Version, VersionState
+from bonbon.registry.rounds import RoundStage
 from trainer.evaluation import FILE, Evaluation
 from trainer.files import read_json, write_json
 from trainer.gate import Verdict, judge
@@ -27,6 +28,7 @@ from trainer.launch import run_training
 from trainer.metrics import MetricsLog, read_metrics
 from trainer.report import write_report
 from trainer.signatures import NAMES, signatures
+from trainer.teller import Teller
 from trainer.workshop import Workshop
 
 log = structlog.get_logger(__name__)
@@ -57,6 +59,7 @@ class Round:
 
     def __init__(self, workshop: Workshop, directory: Path, plan: Plan) -> None:
         self.workshop, self.directory, self.plan = workshop, directory, plan
+        self.teller = Teller(workshop.database, plan.id, directory, plan.sampler, workshop.settings.train.epochs)
         self._snapshot: Snapshot | None = None
 
     @classmethod
@@ -115,14 +118,15 @@ class Round:
         snapshot, workshop = await self.snapshot(), self.workshop
         reference = await workshop.registry.get(self.plan.sampler)
         start = perf_counter()
-        result = await run_training(
-            workshop.settings,
-            snapshot,
-            self.directory,
-            base=workshop.base.directory,
-            reference=reference,
-            progress=workshop.progress,
-        )
+        async with self.teller.training():
+            result = await run_training(
+                workshop.settings,
+                snapshot,
+                self.directory,
+                base=workshop.base.directory,
+                reference=reference,
+                progress=workshop.progress,
+            )
         trained = {
             "kind": str(result.kind),
             "steps": result.steps,
@@ -138,6 +142,7 @@ class Round:
         if (self.directory / FILE).exists():
             return Evaluation.load(self.directory)
         kind = VersionKind((await self.train())["kind"])
+        await self.teller.tell(RoundStage.EVALUATING)
         files = VersionFiles(self.directory.name, kind, self.directory / "output")
         evaluation = await self.workshop.evaluate(files, await self.snapshot(), temporary=True)
         evaluation.save(self.directory)
@@ -173,33 +178,35 @@ class Round:
         """Make the version champion if the gate approved it and the champion is who it was when the round began."""
         version = await self.register()
         if version.verdict is None or not version.verdict["passed"]:
-            return self._finish(version, "the gate refused it")
+            return await self._finish(version, "the gate refused it")
         try:
             version = await self.workshop.registry.promote(version.name, expected=self.plan.champion, actor=actor)
         except Conflict as conflict:
             log.warning("not promoted", version=version.name, reason=str(conflict))
-            return self._finish(version, str(conflict))
+            return await self._finish(version, str(conflict))
         log.info("promoted", version=version.name)
-        return self._finish(version, "promoted")
+        return await self._finish(version, "promoted")
 
     async def leave(self) -> Version:
         """Finish without promoting: `bonbon models promote` may do that later."""
-        return self._finish(await self.register(), "not to be promoted by itself")
+        return await self._finish(await self.register(), "not to be promoted by itself")
 
     async def report(self, verdict: Verdict | None = None, version: str | None = None) -> Path:
         """Write the report of what is there so far; registering writes it too."""
         gate = self.workshop.settings.gate
         return await asyncio.to_thread(write_report, self.directory, gate, verdict=verdict, version=version)
 
-    def fail(self, error: Exception) -> None:
+    async def fail(self, error: Exception) -> None:
         """Close the round: what it was to train on or with cannot be used."""
         write_json(self.directory / FAILED, {"error": str(error), "time": datetime.now(UTC).isoformat()})
+        await self.teller.tell(RoundStage.FAILED, outcome=str(error))
 
     async def _take_snapshot(self) -> Snapshot:
         plan = self.plan
         directory = Path(plan.snapshot) if plan.snapshot is not None else self.directory / "snapshot"
         if directory.exists():
             return await asyncio.to_thread(read_snapshot, directory)
+        await self.teller.tell(RoundStage.SNAPSHOT)
         snapshot = await take_snapshot(
             self.workshop.database,
             directory,
@@ -221,8 +228,9 @@ class Round:
             told = {f"signature_{name}": float(name in names) for name in NAMES}
             lines.write(metrics[-1]["step"], metrics[-1]["epoch"], **told)
 
-    def _finish(self, version: Version, outcome: str) -> Version:
+    async def _finish(self, version: Version, outcome: str) -> Version:
         write_json(self.directory / FINISHED, {"version": version.name, "outcome": outcome})
+        await self.teller.tell(RoundStage.FINISHED, version=version.name, outcome=outcome)
         return version
 
     async def _registered_before(self) -> Version | None:

@@ -1,0 +1,72 @@
+"""How the live win rate came about: the audits' comparisons that the log still holds, in their order."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import case, select
+
+from bonbon.database import Database
+from bonbon.tables import comparisons
+from bonbon.theory import RollingSequence
+
+POINTS = 150
+
+
+@dataclass(frozen=True, slots=True)
+class WinRatePoint:
+    """After `count` comparisons: the win rate and its 95 % band, of the most recent ones as `RollingSequence` has them."""
+
+    count: int
+    time: datetime
+    win_rate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class WinRateHistory:
+    """`version` against `opponent`: its newest comparisons, `points` of them told."""
+
+    version: str
+    opponent: str
+    wins: int
+    ties: int
+    losses: int
+    points: tuple[WinRatePoint, ...]
+
+
+async def read_win_rate_history(
+    database: Database, *, version: str, opponent: str, newest: int = 2000
+) -> WinRateHistory:
+    """The newest comparisons of `version` with `opponent`, by the reward that judged the last one."""
+    this = (comparisons.c.version == version, comparisons.c.opponent == opponent)
+    last = select(comparisons.c.reward_name, comparisons.c.reward_version).where(*this)
+    won = comparisons.c.reward - comparisons.c.opponent_reward
+    outcome = case((won > 0, 1.0), (won == 0, 0.5), else_=0.0)
+    async with database.read() as connection:
+        reward = (await connection.execute(last.order_by(comparisons.c.id.desc()).limit(1))).one_or_none()
+        if reward is None:
+            return WinRateHistory(version, opponent, 0, 0, 0, ())
+        judged = (comparisons.c.reward_name == reward[0], comparisons.c.reward_version == reward[1])
+        query = select(comparisons.c.time, outcome).where(*this, *judged)
+        rows = (await connection.execute(query.order_by(comparisons.c.id.desc()).limit(newest))).all()
+    shares = [float(share) for _, share in reversed(rows)]
+    times = [time for time, _ in reversed(rows)]
+    return WinRateHistory(
+        version,
+        opponent,
+        wins=shares.count(1.0),
+        ties=shares.count(0.5),
+        losses=shares.count(0.0),
+        points=tuple(_points(shares, times)),
+    )
+
+
+def _points(shares: list[float], times: list[datetime]) -> list[WinRatePoint]:
+    sequence, points = RollingSequence(), []
+    step = max(1, len(shares) // POINTS)
+    for count, (share, time) in enumerate(zip(shares, times, strict=True), 1):
+        band = sequence.add(share)
+        if count % step == 0 or count == len(shares):
+            points.append(WinRatePoint(count, time, sequence.mean, band.low, band.high))
+    return points

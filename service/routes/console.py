@@ -1,0 +1,39 @@
+"""`/console`: the page for people. It is files only; what it shows comes from /admin, with the key that is typed in."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, HTTPException, Request
+from starlette.responses import FileResponse, RedirectResponse
+
+router = APIRouter(tags=["console"], include_in_schema=False)
+
+FILES = Path(__file__).parents[1] / "console"
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+SERVED = {path.relative_to(FILES).as_posix(): path for path in FILES.rglob("*") if path.suffix in KINDS}
+HEADERS = {
+    # Nothing from elsewhere, nothing inline, and nobody may frame the page or send its forms elsewhere.
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+    "cache-control": "no-cache",
+}
+
+
+@router.get("/console")
+async def console(request: Request) -> RedirectResponse:
+    # Relative, so that it holds behind a proxy that adds a prefix.
+    return RedirectResponse("console/", headers=HEADERS)
+
+
+@router.get("/console/{name:path}")
+async def file(name: str) -> FileResponse:
+    path = SERVED.get(name or "index.html")
+    if path is None:
+        raise HTTPException(404, f"there is no {name[:64]!r} in the console")
+    return FileResponse(path, headers=HEADERS, media_type=KINDS[path.suffix])
