@@ -1,6 +1,7 @@
 """The console in a real Chromium, against a real service on the fakes."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 from groups import scored_group
-from playwright.async_api import Browser, Page, Playwright, Request, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Page, Playwright, Request, async_playwright, expect
 from pydantic import SecretStr
 from running_service import BASE, WatchedEngine, new_version, settings_in
 
@@ -29,6 +30,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
 VIEWS = ("overview", "versions", "pairs", "playground")
+REFUSED = re.compile("status of 40[0139]")
 EVALUATION = {
     "win_rate": {"value": 0.82, "low": 0.79, "high": 0.85},
     "kl": {"value": 1.4, "low": 1.3, "high": 1.5},
@@ -98,10 +100,17 @@ async def opened(browser: Browser, settings: Settings, **context: Any) -> AsyncI
             if not request.url.startswith(url):
                 console.wrong.append(request.url)
 
+        def said(message: ConsoleMessage) -> None:
+            if message.type == "error" and not REFUSED.search(message.text):
+                console.wrong.append(message.text)
+
         page.on("request", watch)
         page.on("pageerror", lambda error: console.wrong.append(str(error)))
         # A refused request is logged by the browser itself.
-        page.on("console", lambda m: console.wrong.append(m.text) if m.type == "error" and "40" not in m.text else None)
+        page.on(
+            "console",
+            lambda m: console.wrong.append(m.text) if m.type == "error" and not REFUSED.search(m.text) else None,
+        )
         yield console
         await page.context.close()
     assert console.wrong == []

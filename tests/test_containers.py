@@ -265,6 +265,9 @@ def test_the_loop_closes_in_what_compose_starts(stack: tuple[Machine, dict[str, 
     assert answer["n"] == 1
     (version,) = [v for v in admin.get("/admin/versions").json()["versions"] if v["name"] == serving]
     assert version["verdict"]["passed"]
+    newest = admin.get("/admin/rounds").json()["rounds"][0]
+    assert (newest["stage"], newest["version"], newest["outcome"]) == ("finished", serving, "promoted")
+    assert newest["epoch"] == newest["epochs"] == 1
     for service in services.values():
         assert machine.healthy(service), service.name
 

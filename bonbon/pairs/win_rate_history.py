@@ -14,7 +14,7 @@ POINTS = 150
 
 @dataclass(frozen=True, slots=True)
 class WinRatePoint:
-    """After `count` comparisons: the win rate and its 95 % band, of the most recent ones as `RollingSequence` has them."""
+    """Win rate and 95 % band after `count` comparisons, of the newest ones: see `RollingSequence`."""
 
     count: int
     time: datetime

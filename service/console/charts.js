@@ -75,9 +75,10 @@ export function labels(points, name = "soft") {
     u.ctx.fillStyle = colour(name);
     u.ctx.font = wide();
     for (const { x, y, text, below } of points) {
-      const gap = 8 * devicePixelRatio, left = u.valToPos(x, "x", true), top = u.valToPos(y, "y", true);
-      const fits = left + gap + u.ctx.measureText(text).width < u.bbox.left + u.bbox.width;
-      write(u.ctx, text, left + (fits ? gap : -gap), top + (below ? 2.1 : -1.1) * gap, fits ? "left" : "right");
+      const gap = 8 * devicePixelRatio, half = u.ctx.measureText(text).width / 2;
+      const least = u.bbox.left + half, most = u.bbox.left + u.bbox.width - half;
+      const middle = Math.min(most, Math.max(least, u.valToPos(x, "x", true) + (below ? 0 : gap + half)));
+      write(u.ctx, text, middle, u.valToPos(y, "y", true) + (below ? 2.4 : -0.9) * gap, "center");
     }
     u.ctx.restore();
   };

@@ -52,11 +52,11 @@ function curveChart(curve) {
 
 function training(round) {
   const share = round.stage === "finished" ? 1 : round.epochs ? round.epoch / round.epochs : 0;
-  const told = h("p", { class: "row" }, h("span", { class: `badge ${round.stage}` }, round.stage),
+  const how = h("p", { class: "row" }, h("span", { class: `badge ${round.stage}` }, round.stage),
     h("span", { class: "note" }, `epoch ${decimal(round.epoch)} of ${decimal(round.epochs)}, ${ago(round.updated)}`), bar(share, "accent"));
-  if (round.curve.length < 2) return h("div", {}, told, empty("The curve comes with the first steps."));
+  if (round.curve.length < 2) return h("div", {}, how, empty("The curve comes with the first steps."));
   const column = (index) => round.curve.map((point) => point[index]);
-  return h("div", {}, told, round.outcome ? h("p", {}, `${round.version ?? ""} ${round.outcome}`) : null, chart({
+  return h("div", {}, how, round.outcome ? h("p", {}, `${round.version ?? ""} ${round.outcome}`) : null, chart({
     label: `Margin of best over worst in training, ${decimal(round.curve.at(-1)[2])} nats of ${decimal(round.curve.at(-1)[3])}`,
     height: 220,
     x: { label: "epochs" },

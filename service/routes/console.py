@@ -8,7 +8,7 @@ from starlette.responses import FileResponse, RedirectResponse
 router = APIRouter(tags=["console"], include_in_schema=False)
 
 FILES = Path(__file__).parents[1] / "console"
-KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 SERVED = {path.relative_to(FILES).as_posix(): path for path in FILES.rglob("*") if path.suffix in KINDS}
 HEADERS = {
     # Nothing from elsewhere, nothing inline, and nobody may frame the page or send its forms elsewhere.
