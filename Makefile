@@ -62,6 +62,7 @@ $(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
 chaos: $(VENV)/.dev
 	$(BIN)/python tests/chaos.py --kills 1000
 	$(BIN)/python tests/outage.py --seconds 60
+	$(BIN)/python tests/overload.py --seconds 30
 
 # The versions that constraints.txt pins are the ones the tests ran with.
 lock: $(VENV)/.dev

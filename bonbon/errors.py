@@ -1,5 +1,7 @@
 """The errors that callers are expected to handle."""
 
+from collections.abc import Mapping
+
 
 class BonbonError(Exception):
     """Base of every error raised on purpose."""
@@ -32,6 +34,22 @@ class RewardError(BonbonError):
 
 class EngineError(BonbonError):
     """The engine failed while drawing; the request may be retried."""
+
+
+class Overloaded(BonbonError):
+    """There is no capacity for the request now; it may be retried."""
+
+
+class RateLimited(BonbonError):
+    """The tenant has asked for more than it may.
+
+    Args:
+        headers: what tells the client how much is left, and when to come back.
+    """
+
+    def __init__(self, message: str, *, headers: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.headers = headers
 
 
 class Conflict(BonbonError):

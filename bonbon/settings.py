@@ -69,6 +69,14 @@ class RewardSpec(BaseModel):
         return target | dict(self.model_extra or {})
 
 
+class Limits(Section):
+    """What a tenant may ask for; None: as much as it likes."""
+
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    """Tokens drawn, over all candidates."""
+
+
 class ServiceSettings(Section):
     """The online half."""
 
@@ -84,6 +92,16 @@ class ServiceSettings(Section):
     """max_tokens of a request that names none; less where the context has less room."""
     max_prompts: int = Field(64, ge=1)
     """Most prompts that one request to /v1/completions may bring."""
+    max_tokens_in_flight: int = Field(2**20, ge=1)
+    """Tokens that may be drawn for all requests at once: candidates times max_tokens. More have to wait."""
+    max_waiting: int = Field(256, ge=0)
+    """Requests that may wait; more are refused with a 503."""
+    max_wait: float = Field(30.0, gt=0)
+    """Seconds that a request waits before it is refused with a 503."""
+    limits: Limits = Limits()
+    """Of each tenant that has no limits of its own."""
+    tenants: dict[str, Limits] = Field(default_factory=dict)
+    """Limits of their own, by tenant."""
     spool_bytes: int = Field(256 * 2**20, ge=0)
     """How much of the log may wait in data_dir/spool while the database does not take it; 0: nothing."""
     spool_full: Literal["refuse", "drop"] = "refuse"

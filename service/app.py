@@ -24,10 +24,12 @@ from bonbon.rewards.base import Reward
 from bonbon.settings import RewardSpec, Settings
 from service import errors
 from service.access import allow
+from service.admission import Admission
 from service.audit import Audits
 from service.body_limit import BodyLimit
 from service.floor import Floor
 from service.keyring import Keyring
+from service.limits import RateLimits
 from service.metrics import MeasureRequests, Metrics
 from service.parts import Parts
 from service.request_id import RequestId
@@ -92,6 +94,8 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     pair_log = PairLog(database, spool, drop=service.spool_full == "drop")
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
+    admission = Admission(service.max_tokens_in_flight, waiting=service.max_waiting, patience=service.max_wait)
+    prometheus.watch_admission(lambda: admission.in_flight, lambda: admission.waiting)
     prometheus.watch_spool(lambda: spool.size if spool is not None else 0)
     serving = Serving(engine.base, alias=service.alias, n=settings.n)
     swapper = Swapper(engine, registry, serving, prometheus, poll=service.registry_poll)
@@ -118,6 +122,8 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         audits=audits,
         startup=Startup(engine, swapper, audits),
         keyring=Keyring(database, service),
+        limits=RateLimits(service.limits, service.tenants),
+        admission=admission,
         metrics=prometheus,
     )
 

@@ -14,11 +14,22 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bonbon.errors import BonbonError, Conflict, EngineError, PromptTooLong, StoreError, UnknownVersion, UserError
+from bonbon.errors import (
+    BonbonError,
+    Conflict,
+    EngineError,
+    Overloaded,
+    PromptTooLong,
+    RateLimited,
+    StoreError,
+    UnknownVersion,
+    UserError,
+)
 
 log = structlog.get_logger(__name__)
 
 RETRY = {"retry-after": "1"}
+BUSY = {"retry-after": "5"}
 VALIDATION_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 LONGEST_MESSAGE = 1000
 LONGEST_PARAM = 200
@@ -48,7 +59,7 @@ class Problem:
         return {
             "error": {
                 "message": _bounded(self.message, LONGEST_MESSAGE),
-                "type": "invalid_request_error" if self.status < 500 else "server_error",
+                "type": _type(self.status),
                 "param": None if self.param is None else _bounded(self.param, LONGEST_PARAM),
                 "code": self.code,
             }
@@ -75,6 +86,10 @@ def problem_of(error: Exception) -> Problem:
             return Problem(400, str(error), error.param, "invalid_value")
         case Conflict():
             return Problem(409, str(error), code="conflict")
+        case RateLimited():
+            return Problem(429, str(error), code="rate_limit_exceeded", headers=error.headers)
+        case Overloaded():
+            return Problem(503, str(error), code="overloaded", headers=BUSY)
         case EngineError():
             return Problem(503, str(error), code="unavailable", headers=RETRY)
         case StoreError() | SQLAlchemyError():
@@ -161,6 +176,12 @@ def _path(location: Sequence[str | int], body: Any) -> str:
             path += f".{step}" if path else step
             here = here.get(step)
     return path
+
+
+def _type(status: int) -> str:
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
 
 
 def _bounded(text: str, length: int) -> str:

@@ -74,6 +74,10 @@ class Metrics:
         self._kept = Counter(
             "bonbon_groups_kept", "Groups by where they went: logged, spooled or dropped.", ["where"], registry=registry
         )
+        self._in_flight = Gauge(
+            "bonbon_tokens_in_flight", "Tokens that may be drawn for the requests let in.", registry=registry
+        )
+        self._waiting = Gauge("bonbon_requests_waiting", "Requests that wait to be let in.", registry=registry)
         self._spool = Gauge("bonbon_spool_bytes", "Groups that the database has not taken yet.", registry=registry)
         self._comparisons = Counter(
             "bonbon_comparisons",
@@ -130,6 +134,11 @@ class Metrics:
         self._kept.labels(kept).inc()
         if kept is not Kept.DROPPED:
             self._groups.labels(group.origin, group.unclean or "").inc()
+
+    def watch_admission(self, in_flight: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """Show what is let in, and how many wait."""
+        self._in_flight.set_function(in_flight)
+        self._waiting.set_function(waiting)
 
     def watch_spool(self, size: Callable[[], float]) -> None:
         """Show what the spool holds."""

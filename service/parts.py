@@ -11,8 +11,10 @@ from bonbon.pairs.log import PairLog
 from bonbon.registry.registry import Registry
 from bonbon.rewards.base import Reward
 from bonbon.settings import Settings
+from service.admission import Admission
 from service.audit import Audits
 from service.keyring import Keyring
+from service.limits import RateLimits
 from service.metrics import Metrics
 from service.serving import Serving
 from service.startup import Startup
@@ -35,6 +37,8 @@ class Parts:
     audits: Audits
     startup: Startup
     keyring: Keyring
+    limits: RateLimits
+    admission: Admission
     metrics: Metrics
 
 

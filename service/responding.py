@@ -1,12 +1,13 @@
 """From what is asked to an HTTP response: a whole body, or a stream."""
 
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from time import perf_counter
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from bonbon.errors import BonbonError
 from service import sse
 from service.answering import answer
 from service.ask import Ask
@@ -27,25 +28,52 @@ async def respond(request: Request, parts: Parts, ask: Ask, render: Render, *, s
     ask.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
     if ask.store:
         parts.pair_log.check()
+    response: Response
     if stream:
-        return await sse.EventStream.open(_events(parts, ask, render), request.receive)
-    return await unless_disconnected(request.receive, _whole(parts, ask, render))
+        response = await sse.EventStream.open(_events(parts, ask, render), request.receive)
+    else:
+        response = await unless_disconnected(request.receive, _whole(parts, ask, render))
+    response.headers.update(parts.limits.headers(ask.tenant))
+    return response
+
+
+@asynccontextmanager
+async def _let_in(parts: Parts, ask: Ask) -> AsyncIterator[tuple[Plan, Callable[[Rendering], None]]]:
+    """Charge the tenant, wait for the request's turn and hold its version; the function settles with what was drawn.
+
+    Raises RateLimited and Overloaded. A request that fails is paid back; one whose client leaves is not.
+    """
+    most = _most_tokens(parts, ask)
+    parts.limits.charge(ask.tenant, most)
+    try:
+        async with parts.admission.admit(ask.tenant, most):
+            with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn) as plan:
+                yield plan, lambda rendering: parts.limits.refund(ask.tenant, most - rendering.tokens_drawn)
+    except BonbonError:
+        parts.limits.refund(ask.tenant, most, request=True)
+        raise
+
+
+def _most_tokens(parts: Parts, ask: Ask) -> int:
+    draws = parts.serving.draws(ask.model, n=ask.n, best_of=ask.drawn)
+    return len(ask.prompts) * draws * min(ask.sampling.max_tokens, parts.engine.context_length)
 
 
 async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
-    with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn) as plan:
+    async with _let_in(parts, ask) as (plan, settle):
         rendering = render(plan)
         async with aclosing(answer(parts, ask, plan)) as events:
             async for item in events:
                 if item is not None:
                     rendering.note(*item)
+        settle(rendering)
     return JSONResponse(rendering.whole())
 
 
 async def _events(parts: Parts, ask: Ask, render: Render) -> AsyncGenerator[bytes]:
     """The first item comes when every prompt has been read, or after one ping interval; the plan is held to the end."""
     start: float | None = perf_counter()
-    with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn) as plan:
+    async with _let_in(parts, ask) as (plan, settle):
         rendering = render(plan)
         live = plan.best_of == 1
         ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
@@ -59,4 +87,5 @@ async def _events(parts: Parts, ask: Ask, render: Render) -> AsyncGenerator[byte
                 if start is not None and rendering.has_text:
                     parts.metrics.first_token(plan, perf_counter() - start)
                     start = None
+        settle(rendering)
         yield b"".join(map(sse.data, rendering.usage_chunks())) + sse.DONE

@@ -121,10 +121,13 @@ class Serving:
         Raises UnknownVersion, listing what there is.
         """
         version, asked = self.resolve(model)
-        best_of_n = model in (self.alias, "champion") and self._routes.best_of_n
-        drawn = best_of if best_of is not None else max(n, self.n if best_of_n else 1)
         with self.hold(version):
-            yield Plan(model, version, drawn, asked)
+            yield Plan(model, version, self.draws(model, n=n, best_of=best_of), asked)
+
+    def draws(self, model: str, *, n: int = 1, best_of: int | None = None) -> int:
+        """How many candidates a request for `model` draws as things are now; see `plan`."""
+        best_of_n = model in (self.alias, "champion") and self._routes.best_of_n
+        return best_of if best_of is not None else max(n, self.n if best_of_n else 1)
 
     def resolve(self, model: str) -> tuple[str, Asked]:
         """The version that `model` means now. Raises UnknownVersion, listing what there is."""

@@ -63,6 +63,11 @@ class Rendering(ABC):
         elif isinstance(event, Answer):
             self.answers[prompt] = event
 
+    @property
+    def tokens_drawn(self) -> int:
+        """Of all candidates, of the prompts that are answered."""
+        return sum(len(c.token_ids) for answer in self.answers.values() for c in answer.group.candidates)
+
     def whole(self) -> dict[str, Any]:
         """The body, once every prompt is answered."""
         choices = [

@@ -228,7 +228,7 @@ class Deleted(Reply):
 
 class ErrorReply(Reply):
     message: str
-    type: Literal["invalid_request_error", "server_error"]
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
     param: str | None
     """The field at fault, such as `messages[0].content`."""
     code: str | None

@@ -1,0 +1,171 @@
+"""Who is let in, and in which order; what a tenant's minute holds."""
+
+import asyncio
+import random
+
+import pytest
+
+from bonbon.errors import Overloaded, RateLimited
+from bonbon.settings import Limits
+from service.admission import Admission
+from service.limits import RateLimits
+
+
+class Crowd:
+    """Requests that ask to be let in and stay until they are told to leave."""
+
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+        self.inside: list[str] = []
+        self.order: list[str] = []
+
+    async def ask(self, tenant: str, tokens: int, leave: asyncio.Event) -> None:
+        async with self.admission.admit(tenant, tokens):
+            self.inside.append(tenant)
+            self.order.append(tenant)
+            assert self.admission.in_flight <= max(self.admission.capacity, tokens)
+            await leave.wait()
+            self.inside.remove(tenant)
+
+
+async def settled() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_no_more_than_the_capacity_is_let_in_and_all_get_their_turn() -> None:
+    rng = random.Random(0)
+    admission = Admission(100, waiting=1000, patience=60)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    leave.set()
+    await asyncio.gather(*(crowd.ask(rng.choice("abc"), rng.randrange(1, 150), leave) for _ in range(300)))
+    assert (len(crowd.order), admission.in_flight, admission.waiting) == (300, 0, 0)
+
+
+async def test_a_flood_does_not_starve_another_tenant() -> None:
+    """One request of b, behind a hundred of a, is next but for those that are inside."""
+    admission = Admission(10, waiting=1000, patience=60)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    flood = [asyncio.create_task(crowd.ask("a", 10, leave)) for _ in range(100)]
+    await settled()
+    other = asyncio.create_task(crowd.ask("b", 10, leave))
+    await settled()
+    leave.set()
+    await asyncio.gather(other, *flood)
+    assert crowd.order.index("b") <= 2
+
+
+async def test_tenants_that_wait_share_by_tokens_not_by_requests() -> None:
+    """a asks for ten times as much each time: while both wait, b has ten requests let in for each of a's."""
+    admission = Admission(100, waiting=1000, patience=60)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    asked = [crowd.ask("a", 100, leave) for _ in range(20)] + [crowd.ask("b", 10, leave) for _ in range(200)]
+    tasks = [asyncio.create_task(ask) for ask in asked]
+    await settled()
+    leave.set()
+    await asyncio.gather(*tasks)
+    half = crowd.order[: len(crowd.order) // 2]
+    assert half.count("a") == pytest.approx(half.count("b") / 10, abs=2)
+
+
+async def test_what_is_larger_than_the_capacity_is_let_in_alone() -> None:
+    admission = Admission(10, waiting=10, patience=60)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    tasks = [asyncio.create_task(crowd.ask(name, tokens, leave)) for name, tokens in (("small", 1), ("large", 99))]
+    await settled()
+    assert crowd.inside == ["small"]
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert crowd.order == ["small", "large"]
+
+
+async def test_a_full_queue_refuses_and_a_flood_gives_way() -> None:
+    admission = Admission(10, waiting=4, patience=60)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    flood = [asyncio.create_task(crowd.ask("a", 10, leave)) for _ in range(5)]
+    await settled()
+    with pytest.raises(Overloaded):
+        await crowd.ask("a", 10, leave)
+    other = asyncio.create_task(crowd.ask("b", 10, leave))
+    await settled()
+    assert isinstance(flood[-1].exception(), Overloaded), "the newest of the flood gave its place"
+    leave.set()
+    await asyncio.gather(other, *flood[:-1])
+    assert crowd.order.index("b") <= 2
+
+
+async def test_who_has_waited_too_long_or_leaves_takes_no_place() -> None:
+    admission = Admission(10, waiting=4, patience=0.05)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    inside = asyncio.create_task(crowd.ask("a", 10, leave))
+    await settled()
+    leaving = asyncio.create_task(crowd.ask("b", 10, leave))
+    await settled()
+    leaving.cancel()
+    with pytest.raises(Overloaded, match="too long"):
+        await crowd.ask("c", 10, leave)
+    assert admission.waiting == 0
+    leave.set()
+    await inside
+    assert admission.in_flight == 0
+    await crowd.ask("b", 10, leave)
+
+
+async def test_whoever_leaves_at_any_moment_leaves_nothing_behind() -> None:
+    rng = random.Random(1)
+    admission = Admission(50, waiting=20, patience=0.02)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    leave.set()
+    for _ in range(50):
+        tasks = [asyncio.create_task(crowd.ask(rng.choice("ab"), rng.randrange(1, 60), leave)) for _ in range(30)]
+        for task in rng.sample(tasks, 15):
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert (admission.in_flight, admission.waiting) == (0, 0)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_minute_holds_so_many_requests_and_tokens_for_each_tenant() -> None:
+    clock = Clock()
+    limits = RateLimits(Limits(), {"a": Limits(requests_per_minute=3, tokens_per_minute=600)}, clock=clock)
+    limits.charge("a", 500)
+    with pytest.raises(RateLimited, match="600 tokens") as refused:
+        limits.charge("a", 500)
+    assert refused.value.headers["retry-after"] == "40"
+    limits.refund("a", 450)
+    assert limits.headers("a") == {
+        "x-ratelimit-limit-requests": "3",
+        "x-ratelimit-remaining-requests": "2",
+        "x-ratelimit-reset-requests": "20.000s",
+        "x-ratelimit-limit-tokens": "600",
+        "x-ratelimit-remaining-tokens": "550",
+        "x-ratelimit-reset-tokens": "5.000s",
+    }
+    limits.charge("a", 100)
+    limits.charge("a", 100)
+    with pytest.raises(RateLimited, match="3 requests"):
+        limits.charge("a", 1)
+    for _ in range(100):
+        limits.charge("b", 10**6)
+    assert limits.headers("b") == {}
+    clock.now = 60.0
+    limits.charge("a", 600)
+
+
+def test_what_asks_for_more_than_a_minutes_worth_is_let_in_when_it_is_full_and_paid_off() -> None:
+    clock = Clock()
+    limits = RateLimits(Limits(tokens_per_minute=100), {}, clock=clock)
+    limits.charge("a", 250)
+    for clock.now in (0.0, 60.0, 100.0, 149.0):
+        with pytest.raises(RateLimited):
+            limits.charge("a", 100)
+    clock.now = 150.0
+    limits.charge("a", 100)
