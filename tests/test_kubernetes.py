@@ -197,6 +197,9 @@ def test_servers_without_keys_are_reached_by_gateways_and_trainers_only() -> Non
     for resource in gpu:
         if resource["kind"] == "Service":
             assert resource["spec"].get("type", "ClusterIP") == "ClusterIP"
-    arguments = named(gpu, "StatefulSet", "vllm")["spec"]["template"]["spec"]["containers"][0]["args"]
+    container = named(gpu, "StatefulSet", "vllm")["spec"]["template"]["spec"]["containers"][0]
+    arguments = container["args"]
     assert "--enable-lora" in arguments
+    assert {"--enable-auto-tool-choice", "--tool-call-parser=$(TOOL_CALL_PARSER)"} <= set(arguments)
+    assert "TOOL_CALL_PARSER" in {variable["name"] for variable in container["env"]}
     assert "--logprobs-mode=processed_logprobs" in arguments

@@ -3,6 +3,7 @@
 The directory is a run directory (see `trainer.rounds`) with a database of its own: the service can be started on it.
 """
 
+import asyncio
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +91,9 @@ async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: S
         return 0
     settings, base = workshop.settings, workshop.base
     assert settings.reward is not None
-    engine, reward = build_engine(settings, base=base.name), build_reward(settings.reward)
+    # In a thread: vLLM takes seconds to import.
+    engine = await asyncio.to_thread(build_engine, settings, base=base.name)
+    reward = build_reward(settings.reward)
     pair_log = PairLog(workshop.database)
     best_of_n = BestOfN(engine, reward, deadline=REWARD_SECONDS)
     waiting = iter(left)

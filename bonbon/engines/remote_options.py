@@ -1,10 +1,8 @@
 """How to reach a fleet, and when to trust it."""
 
-import httpx2
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
-from bonbon.errors import UserError
-from bonbon.secret_files import secret
+from bonbon.endpoint import bearer_token, check_url
 
 
 class RemoteOptions(BaseModel):
@@ -47,16 +45,7 @@ class RemoteOptions(BaseModel):
     @field_validator("urls")
     @classmethod
     def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for text in urls:
-            try:
-                url = httpx2.URL(text)
-            except httpx2.InvalidURL as error:
-                raise ValueError(f"{text!r} is no URL: {error}") from error
-            if url.scheme not in ("http", "https") or not url.host:
-                raise ValueError(f"{text!r}: give an http:// or https:// URL with a host")
-            if url.userinfo:
-                raise ValueError("credentials do not belong in a URL; use api_key_env")
-        clean = tuple(url.rstrip("/").removesuffix("/v1") for url in urls)
+        clean = tuple(check_url(url).rstrip("/").removesuffix("/v1") for url in urls)
         if len(set(clean)) < len(clean):
             raise ValueError("a server is named twice")
         return clean
@@ -64,13 +53,5 @@ class RemoteOptions(BaseModel):
     @property
     def bearer(self) -> str | None:
         """The servers' key. Raises UserError when its environment variable is not set."""
-        if self.api_key is not None:
-            return self.api_key.get_secret_value()
-        if self.api_key_env is None:
-            return None
-        if not (token := secret(self.api_key_env)):
-            raise UserError(
-                f"engine_options.api_key_env = {self.api_key_env!r}: this environment variable is not set",
-                param="engine_options.api_key_env",
-            )
-        return token
+        option = "engine_options.api_key_env"
+        return bearer_token(self.api_key, self.api_key_env, option=option, param=option)

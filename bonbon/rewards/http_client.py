@@ -13,9 +13,9 @@ import stamina
 from pydantic import Field, SecretStr, field_validator
 
 from bonbon.breaker import CircuitBreaker, CircuitOpen
+from bonbon.endpoint import bearer_token, check_url
 from bonbon.errors import RewardError, UserError
 from bonbon.rewards.options import Options
-from bonbon.secret_files import secret
 
 AWS_METADATA_V6 = ip_address("fd00:ec2::254")
 
@@ -47,26 +47,12 @@ class HttpOptions(Options):
     @field_validator("target")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        try:
-            url = httpx2.URL(value)
-        except httpx2.InvalidURL as error:
-            raise ValueError(f"no URL: {error}") from error
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError("give an http:// or https:// URL with a host")
-        if url.userinfo:
-            raise ValueError("credentials do not belong in the URL; use api_key_env")
-        return value
+        return check_url(value)
 
     @property
     def bearer(self) -> str | None:
         """The bearer token. Raises UserError when its environment variable is not set."""
-        if self.api_key is not None:
-            return self.api_key.get_secret_value()
-        if self.api_key_env is None:
-            return None
-        if not (token := secret(self.api_key_env)):
-            raise UserError(f"api_key_env = {self.api_key_env!r}: this environment variable is not set", param="reward")
-        return token
+        return bearer_token(self.api_key, self.api_key_env, option="api_key_env", param="reward")
 
 
 class Unavailable(RewardError):
