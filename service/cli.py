@@ -40,6 +40,7 @@ def serve(
     import uvicorn
 
     from service.app import create_app
+    from service.garbage import settle_garbage
     from service.logs import configure_logs
     from service.server import run_server
 
@@ -48,6 +49,7 @@ def serve(
     service = settings.service
 
     def ready(url: str) -> None:
+        settle_garbage()
         if reason := app.state.parts.startup.failure:
             typer.echo(f"bonbon listens at {url} but is not ready: {reason}", err=True)
         else:
