@@ -98,7 +98,9 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     prometheus.watch_admission(lambda: admission.in_flight, lambda: admission.waiting)
     prometheus.watch_spool(lambda: spool.size if spool is not None else 0)
     serving = Serving(engine.base, alias=service.alias, n=settings.n)
-    swapper = Swapper(engine, registry, serving, prometheus, poll=service.registry_poll)
+    swapper = Swapper(
+        engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
+    )
     audits = Audits(
         best_of_n,
         pair_log,

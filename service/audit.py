@@ -110,6 +110,7 @@ class Audits:
                 self._queue.task_done()
 
     async def _audit(self, group: Group) -> None:
+        await self.serving.admitted()
         base = self.serving.routes.base
         with self.serving.hold(group.version), self.serving.hold(base):
             await self._compare(group, base)

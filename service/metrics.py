@@ -98,6 +98,12 @@ class Metrics:
         self._swap_duration = Histogram(
             "bonbon_swap_duration_seconds", "Verify, load and check of a version.", buckets=LATENCY, registry=registry
         )
+        self._pause_duration = Histogram(
+            "bonbon_pause_duration_seconds",
+            "Time that requests waited for other weights to take the place of those served.",
+            buckets=LATENCY,
+            registry=registry,
+        )
         self._aliases = Gauge(
             "bonbon_alias_info", "1 for the version that each alias means now.", ["alias", "model_version"],
             registry=registry,
@@ -161,6 +167,10 @@ class Metrics:
         """A version was brought up (`served`) or not (`refused`)."""
         self._swaps.labels(outcome).inc()
         self._swap_duration.observe(seconds)
+
+    def paused(self, seconds: float) -> None:
+        """Requests were held back while weights were replaced."""
+        self._pause_duration.observe(seconds)
 
     def routed(self, aliases: Mapping[str, str], loaded: int) -> None:
         """The routing table changed."""

@@ -47,6 +47,7 @@ async def _let_in(parts: Parts, ask: Ask) -> AsyncIterator[tuple[Plan, Callable[
     parts.limits.charge(ask.tenant, most)
     try:
         async with parts.admission.admit(ask.tenant, most):
+            await parts.serving.admitted()
             with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn) as plan:
                 yield plan, lambda rendering: parts.limits.refund(ask.tenant, most - rendering.tokens_drawn)
     except BonbonError:
@@ -73,6 +74,9 @@ async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
 async def _events(parts: Parts, ask: Ask, render: Render) -> AsyncGenerator[bytes]:
     """The first item comes when every prompt has been read, or after one ping interval; the plan is held to the end."""
     start: float | None = perf_counter()
+    async with aclosing(parts.serving.admission(parts.settings.service.ping_interval)) as ticks:
+        async for _ in ticks:
+            yield sse.comment("waiting for other weights")
     async with _let_in(parts, ask) as (plan, settle):
         rendering = render(plan)
         live = plan.best_of == 1

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from bonbon.errors import UnknownVersion
+from bonbon.errors import EngineError, UnknownVersion
+
+MOST_WAITING = 1000
+"""Requests that may wait while the service is paused; more are told to come back."""
 
 
 class Asked(StrEnum):
@@ -77,11 +80,11 @@ class ServedModel:
 class Serving:
     """The routing table, and the references that requests hold on versions.
 
-    Everything but `drained` is synchronous, so on the service's one event loop each call is atomic: a request takes
-    its reference in the same step in which it reads the table, and no version can be unloaded in between.
+    What takes or gives back a reference is synchronous, so on the service's one event loop each call is atomic: a
+    request takes its reference in the same step in which it reads the table, and no version can be unloaded in between.
 
     Args:
-        base: the engine's base version; it is always loaded, and the champion until something else is published.
+        base: the engine's base version; loaded, and the champion, until something else is published.
         alias: the model name that means: whatever is best now.
         n: candidates that the alias draws while the champion is the base.
     """
@@ -91,6 +94,9 @@ class Serving:
         self.alias, self.n = alias, n
         self._references: Counter[str] = Counter()
         self._idle: dict[str, asyncio.Event] = {}
+        self._open = asyncio.Event()
+        self._open.set()
+        self.waiting = 0
 
     @property
     def routes(self) -> Routes:
@@ -110,6 +116,56 @@ class Serving:
     def publish(self, routes: Routes) -> None:
         """Route new requests by `routes`; requests in flight keep the version they hold."""
         self._routes = routes
+
+    @asynccontextmanager
+    async def paused(self, deadline: float) -> AsyncIterator[None]:
+        """Let nothing begin until the block ends; it is entered when everything that has begun is over.
+
+        Raises EngineError when that takes longer than `deadline` seconds. One pause at a time.
+        """
+        self._open.clear()
+        try:
+            try:
+                async with asyncio.timeout(deadline):
+                    await self.all_drained()
+            except TimeoutError as error:
+                raise EngineError(
+                    f"{self.in_flight} requests in flight did not end within {deadline:g} s; they go on, and so does "
+                    "what they draw from"
+                ) from error
+            yield
+        finally:
+            self._open.set()
+
+    @property
+    def resting(self) -> bool:
+        """Whether a pause has begun and not ended."""
+        return not self._open.is_set()
+
+    async def admitted(self) -> None:
+        """Return when a request may begin; see `admission`."""
+        async for _ in self.admission():
+            pass
+
+    async def admission(self, tick: float | None = None) -> AsyncGenerator[None]:
+        """Ends when a request may begin, in the step in which it takes its reference; one item every `tick` seconds.
+
+        Raises EngineError when too many wait already.
+        """
+        if self._open.is_set():
+            return
+        if self.waiting >= MOST_WAITING:
+            raise EngineError("other weights are being loaded, and too many requests wait for them; try again")
+        self.waiting += 1
+        try:
+            while not self._open.is_set():
+                try:
+                    async with asyncio.timeout(tick):
+                        await self._open.wait()
+                except TimeoutError:
+                    yield
+        finally:
+            self.waiting -= 1
 
     @contextmanager
     def plan(self, model: str, *, n: int = 1, best_of: int | None = None) -> Iterator[Plan]:
@@ -182,7 +238,7 @@ class Serving:
     def models(self) -> list[ServedModel]:
         """Every name that a request may use: the aliases, `base`, and the versions that are loaded."""
         names = {**self.aliases(), "base": self._routes.base} | {name: name for name in self._routes.loaded}
-        return [self._served(model, version) for model, version in names.items()]
+        return [self._served(model, version) for model, version in names.items() if version in self._routes.loaded]
 
     def _served(self, model: str, version: str) -> ServedModel:
         loaded = self._routes.loaded[version]

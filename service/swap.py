@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from socket import gethostname
@@ -47,8 +48,12 @@ class Swapper:
     loaded under its own name, which is never reused, checked, and only then routed to; what is no longer wanted
     leaves the routing table first, and the engine when its last request has ended.
 
+    Where the engine has one place for a version and what is served, requests wait while it is loaded. Then only the
+    champion is wanted, and what fits beside it.
+
     Args:
         poll: seconds between looks at the registry.
+        drain_deadline: seconds that requests in flight have to end before such a load.
         golden_deadline: seconds a version has to answer the golden prompts.
     """
 
@@ -61,9 +66,10 @@ class Swapper:
         *,
         poll: float,
         golden_deadline: float = 60.0,
+        drain_deadline: float = 30.0,
     ) -> None:
         self.engine, self.registry, self.serving, self.metrics = engine, registry, serving, metrics
-        self.poll, self.golden_deadline = poll, golden_deadline
+        self.poll, self.golden_deadline, self.drain_deadline = poll, golden_deadline, drain_deadline
         self.refused: dict[str, Refusal] = {}
         self._aliases: dict[str, str] = {}
         self._checked: dict[str, Loaded] = dict(serving.routes.loaded)
@@ -100,10 +106,10 @@ class Swapper:
         A version that cannot be served never raises: it is in `refused`, and the champion of before keeps answering.
         With `retry`, what was refused is tried again now.
         """
-        async with self._lock:
+        async with self._lock, AsyncExitStack() as pause:
             if retry:
                 self._settled, self.refused = None, {}
-            while not await self._turn():
+            while not await self._turn(pause):
                 pass
 
     async def _watch(self) -> None:
@@ -117,22 +123,26 @@ class Swapper:
                 log.exception("cannot follow the registry; what is served stays")
                 pause = max(self.poll, 5.0)
 
-    async def _turn(self) -> bool:
-        """One pass; False when the aliases moved meanwhile and it must be made again."""
+    async def _turn(self, pause: AsyncExitStack) -> bool:
+        """One pass; False when the aliases moved meanwhile and it must be made again.
+
+        `pause` is entered where requests must wait; it ends when the champion is routed to.
+        """
         aliases = await self.registry.aliases()
         if aliases == self._settled and not self._retry_due():
             return True
         if aliases != self._aliases:
             # Somebody acted: give what was refused another chance.
             self._aliases, self.refused = aliases, {}
-        champion = await self._choose_champion(aliases)
+        champion = await self._choose_champion(aliases, pause)
         if await self.registry.aliases() != aliases:
             return False
         self._route(champion, set(self._checked))
+        await pause.aclose()
         wanted = {self.engine.base, champion}
         for alias in (PREVIOUS, CHALLENGER):
             name = aliases.get(alias)
-            if name is not None and await self._bring_up(name):
+            if name is not None and await self._fits(name) and await self._bring_up(name, pause):
                 wanted.add(name)
         self._route(champion, wanted)
         self._settled = aliases
@@ -141,13 +151,13 @@ class Swapper:
     def _retry_due(self) -> bool:
         return any(time.monotonic() >= refusal.retry_at for refusal in self.refused.values())
 
-    async def _choose_champion(self, aliases: dict[str, str]) -> str:
+    async def _choose_champion(self, aliases: dict[str, str], pause: AsyncExitStack) -> str:
         """The champion that the registry names, else the one that serves now, else the last good one."""
         serving_now = self.serving.champion if self._routed else None
-        for name in (aliases.get(CHAMPION), serving_now, aliases.get(PREVIOUS)):
-            if name is not None and await self._bring_up(name):
+        for name in (aliases.get(CHAMPION), serving_now, aliases.get(PREVIOUS), self.engine.base):
+            if name is not None and await self._bring_up(name, pause):
                 return name
-        return self.engine.base
+        raise EngineError("neither the champion nor what served before it can be loaded; it is tried again")
 
     def _route(self, champion: str, wanted: set[str]) -> None:
         """Flip the routing table to `champion` and the `wanted` versions, and retire the rest."""
@@ -173,7 +183,11 @@ class Swapper:
         name = self._aliases.get(alias)
         return name if name in self._checked else None
 
-    async def _bring_up(self, name: str) -> bool:
+    async def _fits(self, name: str) -> bool:
+        """Whether `name` is loaded or can be, beside what is."""
+        return name in self._checked or not self.engine.displaces((await self.registry.get(name)).files)
+
+    async def _bring_up(self, name: str, pause: AsyncExitStack) -> bool:
         """Whether `name` is loaded and checked, after trying, unless it was refused a short while ago."""
         if name in self._checked:
             return True
@@ -182,7 +196,7 @@ class Swapper:
             return False
         start = time.monotonic()
         try:
-            version = await self._load(name)
+            version = await self._load(name, pause)
         except _NotServable as error:
             self.metrics.swapped("refused", time.monotonic() - start)
             await self._refuse(name, str(error), refusal)
@@ -193,18 +207,39 @@ class Swapper:
         log.info("version loaded and checked", version=name, seconds=round(time.monotonic() - start, 3))
         return True
 
-    async def _load(self, name: str) -> Version:
+    async def _load(self, name: str, pause: AsyncExitStack) -> Version:
         """Verify, load, check. Raises _NotServable for whatever goes wrong: a bad version must not end the service."""
         try:
             version = await self.registry.verify(name)
             self._check_base(version)
-            await self.engine.load(version.files)
-            await check_golden_prompts(self.engine, name, deadline=self.golden_deadline)
+            displaced = self.engine.displaces(version.files)
+            if displaced and not self.serving.resting:
+                await pause.enter_async_context(self._pause(name))
+            try:
+                await self.engine.load(version.files)
+                await check_golden_prompts(self.engine, name, deadline=self.golden_deadline)
+            finally:
+                if displaced:
+                    loaded = await self.engine.loaded()
+                    self._checked = {name: one for name, one in self._checked.items() if name in loaded}
         except UserError as error:
             raise _NotServable(str(error)) from error
         except Exception as error:
             raise _NotServable(f"{type(error).__name__}: {error}") from error
         return version
+
+    @asynccontextmanager
+    async def _pause(self, name: str) -> AsyncIterator[None]:
+        """Let what is in flight end, and requests wait until the block ends."""
+        start = time.monotonic()
+        log.info("requests wait: other weights are loaded", version=name, in_flight=self.serving.in_flight)
+        try:
+            async with self.serving.paused(self.drain_deadline):
+                yield
+        finally:
+            seconds = time.monotonic() - start
+            self.metrics.paused(seconds)
+            log.info("requests go on", version=name, paused=round(seconds, 3), waiting=self.serving.waiting)
 
     def _check_base(self, version: Version) -> None:
         base = version.name if version.kind is VersionKind.BASE else version.base

@@ -87,9 +87,9 @@ class Running:
         body = {"model": model, "messages": [{"role": "user", "content": "Where is my order?"}], "max_tokens": 12}
         return await self.client.post("/v1/chat/completions", json=body | fields)
 
-    async def promoted(self, weights: int) -> Version:
+    async def promoted(self, weights: int, kind: VersionKind = VersionKind.ADAPTER) -> Version:
         """A new version, made the champion in the registry by somebody else than this service."""
-        version = await new_version(self.parts.registry, weights)
+        version = await new_version(self.parts.registry, weights, kind=kind)
         return await self.parts.registry.promote(version.name, actor="test", force=True)
 
 
@@ -103,15 +103,22 @@ async def running(settings: Settings, *, engine: FakeEngine, reward: Reward | No
             yield Running(app, app.state.parts, client)
 
 
-async def new_version(registry: Registry, weights: int, *, base: str = BASE, parent: str | None = None) -> Version:
-    """Register an adapter whose one weight is `weights`; the gate has not judged it."""
+async def new_version(
+    registry: Registry,
+    weights: int,
+    *,
+    base: str = BASE,
+    parent: str | None = None,
+    kind: VersionKind = VersionKind.ADAPTER,
+) -> Version:
+    """Register a version whose one weight is `weights`; the gate has not judged it."""
     directory = registry.root.parent / f"trained-{weights}"
     directory.mkdir(exist_ok=True)
     write_adapter(directory, weights)
     return await registry.register(
         base=base,
         parent=parent or base,
-        kind=VersionKind.ADAPTER,
+        kind=kind,
         directory=directory,
         training={"seed": weights},
         evaluation={},

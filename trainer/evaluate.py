@@ -68,6 +68,11 @@ async def evaluate(
         for scorer in filter(None, (reward, held_out_reward)):
             await running.enter_async_context(_started(scorer))
         for files in filter(None, (version, reference)):
+            if engine.displaces(files):
+                raise UserError(
+                    "an evaluation draws from several weights in turn, and this engine holds one at a time: set "
+                    "evaluate.engine_options.full_weights to 'beside'"
+                )
             await engine.load(files)
         sampler = Sampler(
             engine,

@@ -119,7 +119,7 @@ class Engine(Protocol):
 
     @property
     def base(self) -> str:
-        """Name of the base version; it is always loaded."""
+        """Name of the base version; it is always loaded, unless another one has displaced it."""
         ...
 
     async def start(self) -> None:
@@ -145,8 +145,18 @@ class Engine(Protocol):
         """
         ...
 
+    def displaces(self, version: VersionFiles) -> frozenset[str]:
+        """Versions that could not be drawn from once `version` is loaded, because there is one place for both.
+
+        What is drawn from them while it is loaded fails: the caller lets that end first, and starts nothing.
+        """
+        return frozenset()
+
     async def load(self, version: VersionFiles) -> None:
-        """Load a version beside those already served. Idempotent. Raises UserError when it does not fit the base."""
+        """Load a version beside those already served, but for those that it displaces. Idempotent.
+
+        When it fails, what was loaded before still is. Raises UserError when it does not fit the base.
+        """
         ...
 
     async def unload(self, name: str) -> None:

@@ -13,6 +13,7 @@ from bonbon.engines.base import (
     Started,
     TokenAlternative,
     VersionFiles,
+    VersionKind,
     refuse_tools,
 )
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion
@@ -30,12 +31,19 @@ class FakeEngine(Engine):
         delay: seconds between tokens.
         context_length: most tokens of prompt and completion.
         seed: for requests that bring none of their own.
+        one_place: versions with full weights displace each other and the base, each load taking `delay` seconds.
     """
 
     def __init__(
-        self, base: str = "fake", *, delay: float = 0.0, context_length: int = 2048, seed: int | None = 0
+        self,
+        base: str = "fake",
+        *,
+        delay: float = 0.0,
+        context_length: int = 2048,
+        seed: int | None = 0,
+        one_place: bool = False,
     ) -> None:
-        self._base, self._delay, self._context_length = base, delay, context_length
+        self._base, self._delay, self._context_length, self._one_place = base, delay, context_length, one_place
         self._rng = random.Random(seed)
         self._versions: dict[str, VersionFiles | None] = {}
         self.running = 0
@@ -89,7 +97,17 @@ class FakeEngine(Engine):
         finally:
             self.running -= request.n
 
+    def displaces(self, version: VersionFiles) -> frozenset[str]:
+        if not self._one_place or version.name in self._versions or version.kind is VersionKind.ADAPTER:
+            return frozenset()
+        return frozenset(self._versions)
+
     async def load(self, version: VersionFiles) -> None:
+        if displaced := self.displaces(version):
+            if self.running:
+                raise EngineError(f"{self.running} candidates were being drawn from {', '.join(displaced)}")
+            await asyncio.sleep(self._delay)
+            self._versions.clear()
         self._versions[version.name] = version
 
     async def unload(self, name: str) -> None:

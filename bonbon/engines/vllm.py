@@ -41,18 +41,14 @@ class VllmEngine(Engine):
     async def start(self) -> None:
         if self._runtime is None:
             runtime = await asyncio.to_thread(self._open)
-            try:
-                await runtime.settle()
-            except BaseException:
-                await asyncio.to_thread(runtime.close)
-                raise
+            await runtime.start()
             self._runtime = runtime
 
     async def stop(self) -> None:
         if self._runtime is not None:
             runtime, self._runtime = self._runtime, None
             runtime.fail("the engine is stopped")
-            await asyncio.to_thread(runtime.close)
+            await runtime.stop()
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
@@ -67,6 +63,9 @@ class VllmEngine(Engine):
             yield started
             async for delta in deltas:
                 yield delta
+
+    def displaces(self, version: VersionFiles) -> frozenset[str]:
+        return self._running.displaces(version)
 
     async def load(self, version: VersionFiles) -> None:
         await self._running.load(version)

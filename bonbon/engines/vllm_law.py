@@ -1,12 +1,17 @@
-"""In vLLM's worker process: report the law before top_p and top_k.
+"""In vLLM's worker process: report the law before top_p and top_k, and end when the service does.
 
 vLLM reports log-probabilities either of the model's own logits (`raw_logprobs`), or of what is left of them after
 temperature, top_k and top_p (`processed_logprobs`). An engine reports them after the temperature and before the limits.
 Without limits the second is that; with them, this module makes it so.
 """
 
+import os
+import select
+import signal
+import threading
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -16,6 +21,14 @@ class WholeLaw:
 
     model_runner: Any
 
+    def end_with(self, service: int) -> None:
+        """Have vLLM's processes on this machine end when process `service` does, however that ends."""
+        above = [process.pid for process in psutil.Process().parents()]
+        if service in above:  # not on another machine of several
+            watched = os.pidfd_open(service)
+            ours = [os.getpid(), *above[: above.index(service)]]
+            threading.Thread(target=_end_with, args=(watched, ours), name="end-with-service", daemon=True).start()
+
     def report_whole_law(self) -> None:
         """Have the sampler report log-probabilities before top_p and top_k. Called once, before any draw."""
         sampler = self.model_runner.sampler
@@ -23,6 +36,13 @@ class WholeLaw:
             sampler.topk_topp_sampler = BeforeLimits(sampler.topk_topp_sampler)
         else:  # vLLM's model runner V2
             sampler._sample_random = before_limits(sampler._sample_random)
+
+
+def _end_with(watched: int, ours: list[int]) -> None:
+    """Wait for a process to end, then kill the processes in between, this one last."""
+    select.select([watched], [], [])
+    for process in reversed(ours):
+        os.kill(process, signal.SIGKILL)
 
 
 class BeforeLimits(torch.nn.Module):

@@ -2,7 +2,7 @@
 
 import os
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -52,9 +52,12 @@ ON_CPU = {"enable_chunked_prefill": False}
 
 
 class VllmOptions(BaseModel):
-    """Arguments of vLLM's `AsyncEngineArgs`, passed on as they are."""
+    """Arguments of vLLM's `AsyncEngineArgs`, passed on as they are, and what bonbon has of its own."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    full_weights: Literal["beside", "instead"] = "beside"
+    """Where a version with full weights goes: beside the base, or in its place, for which requests wait."""
 
     @property
     def arguments(self) -> dict[str, Any]:

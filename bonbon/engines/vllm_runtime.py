@@ -17,7 +17,8 @@ from bonbon.engines.base import Delta, DrawRequest, Started, VersionFiles, Versi
 from bonbon.engines.prompt_reader import PromptReader
 from bonbon.engines.skeleton import check_fit
 from bonbon.engines.tokenizer import load_tokenizer
-from bonbon.engines.vllm_core import Core, translated
+from bonbon.engines.vllm_core import Core
+from bonbon.engines.vllm_errors import translated
 from bonbon.engines.vllm_options import VllmOptions
 from bonbon.engines.vllm_reading import Reading
 from bonbon.engines.vllm_sampling import sampling_params
@@ -41,27 +42,42 @@ class Loaded:
 
 
 class VllmRuntime:
-    """The engines, the versions served from them, and the tokenizer; made and closed off the event loop.
+    """The engines, the versions served from them, and the tokenizer; made off the event loop, then started on it.
 
     Raises:
-        UserError: the base model cannot be served.
+        UserError: the base model cannot be read.
     """
 
     def __init__(self, base: str, directory: Path, options: VllmOptions) -> None:
         self._base, self._directory, self._options = base, directory, options
-        tokenizer = load_tokenizer(directory)
+        self._tokenizer = load_tokenizer(directory)
         self._end_ids = _end_ids(directory)
-        self._core = Core(directory, options.arguments)
-        self.context_length = self._core.context_length
-        self.versions = {base: Loaded(base, self._core)}
-        self._reader = PromptReader(tokenizer, self._core.vocabulary)
         # One thread: a tokenizer may be used by one encoder at a time.
         self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
         self._loading = asyncio.Lock()
+        self.versions: dict[str, Loaded] = {}
 
-    async def settle(self) -> None:
-        """See to what can only be done on the event loop, before the first draw."""
-        await self._core.settle()
+    async def start(self) -> None:
+        """Start vLLM on the base. Raises UserError when it cannot be served."""
+        core = Core(self._directory, self._options.arguments)
+        try:
+            await core.start()
+        except BaseException:
+            self._readers.shutdown()
+            raise
+        self.context_length = core.context_length
+        self._reader = PromptReader(self._tokenizer, core.vocabulary)
+        self.versions[self._base] = Loaded(self._base, core)
+
+    async def stop(self) -> None:
+        """End vLLM's processes and the thread."""
+        for core in self._cores:
+            await core.stop()
+        await asyncio.to_thread(self._readers.shutdown)
+
+    @property
+    def _cores(self) -> set[Core]:
+        return {loaded.core for loaded in self.versions.values()}
 
     def read(self, prompt: Prompt) -> "Future[Started]":
         """Read a prompt in a thread of its own: a long one takes a while."""
@@ -80,34 +96,53 @@ class VllmRuntime:
             finally:
                 loaded.running.discard(collector)
 
+    def displaces(self, version: VersionFiles) -> frozenset[str]:
+        """See `Engine.displaces`: with `full_weights = "instead"`, all that is drawn with other weights."""
+        if self._options.full_weights == "beside" or version.name in self.versions:
+            return frozenset()
+        (core,) = self._cores
+        return frozenset() if core.directory == self._weights(version) else frozenset(self.versions)
+
     async def load(self, version: VersionFiles) -> None:
         """See `Engine.load`."""
         async with self._loading:
             if version.name in self.versions:
                 return
-            if version.kind is VersionKind.BASE:
+            if version.kind is VersionKind.BASE and version.name != self._base:
                 raise UserError(
                     f"{version.name} is another base than {self._base}, which this engine serves; "
                     "start a service of its own for it"
                 )
-            load = self._load_adapter if version.kind is VersionKind.ADAPTER else self._load_full
-            self.versions[version.name] = await load(version)
+            if version.kind is VersionKind.FULL:
+                await asyncio.to_thread(_check_same, version, self._base, self._directory)
+            if self.displaces(version):
+                await self._replace(version)
+            elif version.kind is VersionKind.ADAPTER:
+                (core,) = (core for core in self._cores if core.directory == self._directory)
+                self.versions[version.name] = await _attached(version, core, await self._read(version))
+            else:
+                core = Core(version.directory, self._options.arguments)
+                await core.start()
+                self.versions[version.name] = Loaded(version.name, core)
 
     async def unload(self, name: str) -> None:
         """See `Engine.unload`. What the version still draws fails."""
         async with self._loading:
-            if name == self._base or (loaded := self.versions.pop(name, None)) is None:
+            if name == self._base or (loaded := self.versions.get(name)) is None:
                 return
+            if loaded.adapter is None and len(self._cores) == 1:
+                return  # the only weights there are: they stay until others take their place
+            del self.versions[name]
             loaded.fail(f"version {name} was unloaded while it drew")
             await loaded.core.abort(loaded.running)
             if loaded.adapter is not None:
                 await loaded.core.detach(loaded.adapter)
             else:
-                await asyncio.to_thread(loaded.core.close)
+                await loaded.core.stop()
 
     async def check(self) -> None:
         """Raise EngineError when an engine is gone."""
-        for core in {loaded.core for loaded in self.versions.values()}:
+        for core in self._cores:
             await core.check()
 
     def fail(self, reason: str) -> None:
@@ -115,40 +150,37 @@ class VllmRuntime:
         for loaded in self.versions.values():
             loaded.fail(reason)
 
-    def close(self) -> None:
-        """End vLLM's processes and the thread."""
-        for core in {loaded.core for loaded in self.versions.values()}:
-            core.close()
-        self._readers.shutdown()
+    async def _replace(self, version: VersionFiles) -> None:
+        """Give the place of the weights that are drawn from now to a version's; when that fails, they get it back."""
+        adapter = await self._read(version) if version.kind is VersionKind.ADAPTER else None
+        (old,) = self._cores
+        self.fail("other weights were loaded while it drew")
+        core = Core(self._weights(version), self._options.arguments)
+        await old.stop()
+        try:
+            await core.start()
+            try:
+                loaded = await _attached(version, core, adapter) if adapter else Loaded(version.name, core)
+            except BaseException:
+                await core.stop()
+                raise
+        except Exception:
+            await old.start_or_keep_trying()
+            raise
+        except BaseException:  # cancelled: nobody waits for the old weights either
+            old.keep_trying()
+            raise
+        base = {self._base: Loaded(self._base, core)} if core.directory == self._directory else {}
+        self.versions = base | {version.name: loaded}
 
-    async def _load_adapter(self, version: VersionFiles) -> Loaded:
+    async def _read(self, version: VersionFiles) -> Adapter:
         adapter = await asyncio.to_thread(read_adapter, version.directory)
         await asyncio.to_thread(check_fit, adapter, self._directory)
-        self._check_rank(adapter)
-        return Loaded(version.name, self._core, await self._core.attach(version.name, version.directory))
+        return adapter
 
-    async def _load_full(self, version: VersionFiles) -> Loaded:
-        """Beside the base, with the same arguments: both are in memory."""
-        await asyncio.to_thread(_check_same, version, self._base, self._directory)
-        core = await asyncio.to_thread(Core, version.directory, self._options.arguments)
-        try:
-            await core.settle()
-        except BaseException:
-            await asyncio.to_thread(core.close)
-            raise
-        return Loaded(version.name, core)
-
-    def _check_rank(self, adapter: Adapter) -> None:
-        most = self._core.max_rank
-        if not most:
-            raise UserError(
-                f"adapter {adapter.directory} cannot be served: engine_options.enable_lora is false; set it to true"
-            )
-        if adapter.rank > most:
-            raise UserError(
-                f"adapter {adapter.directory} has rank {adapter.rank}, and this engine serves ranks up to {most}; set "
-                f"engine_options.max_lora_rank to {adapter.rank} or more, or train with a lower train.lora_rank"
-            )
+    def _weights(self, version: VersionFiles) -> Path:
+        """The directory of the weights that a version draws with: an adapter's are the base's."""
+        return version.directory if version.kind is VersionKind.FULL else self._directory
 
     async def _deltas(self, collector: RequestOutputCollector, reading: Reading) -> AsyncIterator[Delta]:
         while not reading.finished:
@@ -156,6 +188,21 @@ class VllmRuntime:
                 output = collector.get_nowait() or await collector.get()
             for delta in reading.read(output):
                 yield delta
+
+
+async def _attached(version: VersionFiles, core: Core, adapter: Adapter) -> Loaded:
+    """The version served from `core`. Raises UserError when its rank is too high, or vLLM cannot serve it."""
+    most = core.max_rank
+    if not most:
+        raise UserError(
+            f"adapter {adapter.directory} cannot be served: engine_options.enable_lora is false; set it to true"
+        )
+    if adapter.rank > most:
+        raise UserError(
+            f"adapter {adapter.directory} has rank {adapter.rank}, and this engine serves ranks up to {most}; set "
+            f"engine_options.max_lora_rank to {adapter.rank} or more, or train with a lower train.lora_rank"
+        )
+    return Loaded(version.name, core, await core.attach(version.name, version.directory))
 
 
 def _end_ids(directory: Path) -> frozenset[int]:

@@ -1,0 +1,29 @@
+"""vLLM's errors as ours."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vllm.exceptions import VLLMClientError, VLLMError
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from bonbon.errors import EngineError, UserError
+
+DIED = "vLLM's engine process has died; its output says why, and it is started again"
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise what vLLM raises as UserError where the request is at fault, and as EngineError where vLLM is."""
+    try:
+        yield
+    except VLLMClientError as error:
+        raise UserError(f"vLLM refuses the request: {first_line(error)}") from error
+    except EngineDeadError as error:
+        raise EngineError(DIED) from error
+    except VLLMError as error:
+        raise EngineError(f"vLLM failed: {type(error).__name__}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What `error` says, cut to one line."""
+    return next(iter(str(error).strip().splitlines()), "no message")
