@@ -16,6 +16,7 @@ from sqlalchemy.engine import URL, make_url
 from bonbon.database import Database, open_database
 from bonbon.demo.models import TinyModels
 from bonbon.demo.models import tiny_models as shipped_models
+from bonbon.pairs.log import PairLog
 
 if TYPE_CHECKING:
     from bonbon.engines.vllm import VllmEngine
@@ -83,3 +84,12 @@ async def database(database_url: str) -> AsyncIterator[Database]:
     """A new database, started."""
     async with open_database(database_url) as started:
         yield started
+
+
+@pytest.fixture
+async def log(database: Database) -> AsyncIterator[PairLog]:
+    """A pair log of the new database, started."""
+    started = PairLog(database)
+    await started.start()
+    yield started
+    await started.stop()

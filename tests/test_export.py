@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -21,14 +20,6 @@ from bonbon.prompt import Prompt
 from bonbon.tables import candidates
 
 Format = Literal["parquet", "jsonl"]
-
-
-@pytest.fixture
-async def log(database: Database) -> AsyncIterator[PairLog]:
-    started = PairLog(database)
-    await started.start()
-    yield started
-    await started.stop()
 
 
 @pytest.fixture(params=["parquet", "jsonl"])

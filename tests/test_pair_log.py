@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,14 +23,6 @@ from bonbon.pairs.log import Kept, PairLog
 from bonbon.pairs.records import Candidate, Comparison, Feedback, Group, Outcome, Unclean
 from bonbon.prompt import Prompt
 from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
-
-
-@pytest.fixture
-async def log(database: Database) -> AsyncIterator[PairLog]:
-    started = PairLog(database)
-    await started.start()
-    yield started
-    await started.stop()
 
 
 async def rows_of(database: Database, table: Any) -> int:

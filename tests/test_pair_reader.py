@@ -2,7 +2,6 @@
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,14 +14,6 @@ from bonbon.pairs.log import PairLog
 from bonbon.pairs.purge import Conditions, count_purgeable, purge
 from bonbon.pairs.reader import RewardKey, count_clean, newest_reward, pairs, stats
 from bonbon.pairs.records import Comparison, Feedback, Group, Unclean
-
-
-@pytest.fixture
-async def log(database: Database) -> AsyncIterator[PairLog]:
-    started = PairLog(database)
-    await started.start()
-    yield started
-    await started.stop()
 
 
 async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:

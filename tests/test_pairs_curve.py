@@ -6,7 +6,7 @@ import json
 import math
 import struct
 import tracemalloc
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,6 @@ from bonbon.pairs.selection import select_groups
 from bonbon.prompt import Prompt
 from bonbon.rewards.fake import FakeReward
 from bonbon.theory import best_of_n_kl, best_of_n_win_rate, clustered_mean
-
-
-@pytest.fixture
-async def log(database: Database) -> AsyncIterator[PairLog]:
-    started = PairLog(database)
-    await started.start()
-    yield started
-    await started.stop()
 
 
 async def append(log: PairLog, groups: Iterable[Group]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import tracemalloc
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,6 @@ from bonbon.pairs.records import Group, Unclean
 from bonbon.pairs.snapshot import PAIRS, RECORD, SCHEMA, Snapshot, is_held_out, read_rows, read_snapshot, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
-
-
-@pytest.fixture
-async def log(database: Database) -> AsyncIterator[PairLog]:
-    started = PairLog(database)
-    await started.start()
-    yield started
-    await started.stop()
 
 
 async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:
