@@ -50,9 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         taken = measure(arguments.database, arguments.gateways, arguments.promotions, Path(directory))
         seconds = sorted(asyncio.run(taken))
-    print(
-        f"{len(seconds)} promotions, {arguments.gateways} gateways: seconds until the last one answers with the new one"
-    )
+    print(f"{len(seconds)} promotions, {arguments.gateways} gateways, seconds until all answer with the version:")
     print(f"median {median(seconds):.2f}, highest {seconds[-1]:.2f}")
 
 
