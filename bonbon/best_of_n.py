@@ -22,10 +22,14 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The scored group, and its draws in the same order, which also have every token's log-probability."""
+    """The scored group, and its draws in the same order, which also have every token's log-probability.
+
+    `failure` is what kept the reward from ranking the group, when something did.
+    """
 
     group: Group
     draws: tuple[Draw, ...]
+    failure: RewardError | None = None
 
     @property
     def text(self) -> str:
@@ -65,7 +69,7 @@ class BestOfN:
     async def rank(self, prompt: Prompt, draws: Draws, *, version: str, sampling: Sampling, keep: int = 1) -> Answer:
         """Score and rank what was drawn. A single draw is not scored: there is nothing to choose."""
         candidates = tuple(_candidate(draw) for draw in draws.draws)
-        degraded: str | None = None
+        failure: RewardError | None = None
         if len(candidates) > 1:
             try:
                 # Rewards read text; only the policy's tokenizer can read token ids.
@@ -73,11 +77,11 @@ class BestOfN:
                 rewards = await self.score(readable, [candidate.text for candidate in candidates])
                 candidates = rank(candidates, rewards, random.Random(sampling.seed))
             except RewardError as error:
-                degraded = str(error)
+                failure = error
                 log.warning(
                     "reward failed, the first candidate answers",
                     reward=self.reward.name,
-                    error=degraded,
+                    error=str(error),
                 )
         kept = {c.index for c in sorted(candidates, key=lambda c: -(c.rank or 0))[:keep]}
         group = Group(
@@ -90,9 +94,9 @@ class BestOfN:
             reward_name=self.reward.name,
             reward_version=self.reward.version,
             candidates=tuple(replace(c, served=c.index in kept) for c in candidates),
-            degraded=degraded,
+            degraded=None if failure is None else str(failure),
         )
-        return Answer(replace(group, unclean=why_unclean(group)), tuple(draws.draws))
+        return Answer(replace(group, unclean=why_unclean(group)), tuple(draws.draws), failure)
 
     async def score(self, prompt: Prompt, texts: list[str]) -> list[float]:
         """One finite reward per text; see `score_texts`."""

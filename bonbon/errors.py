@@ -29,7 +29,21 @@ class UnknownVersion(UserError):
 
 
 class RewardError(BonbonError):
-    """The reward could not score: it failed, was late, or answered something that is not a finite number."""
+    """The reward could not score. `reason` says in one word why."""
+
+    reason = "failed"
+
+
+class RewardLate(RewardError):
+    """The reward had not answered when its time was over."""
+
+    reason = "late"
+
+
+class RewardInvalid(RewardError):
+    """The reward answered something else than one finite number per text."""
+
+    reason = "invalid"
 
 
 class EngineError(BonbonError):

@@ -77,6 +77,8 @@ async def _answer(
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine cut the answer off before its end; try again")
     parts.metrics.answered(plan, group)
+    if answer.failure is not None:
+        parts.metrics.degraded(group, answer.failure)
     if ask.store:
         if ask.retry and idempotency is None and group.unclean is None and await parts.pair_log.seen(group):
             group = replace(group, unclean=Unclean.REPEATED)

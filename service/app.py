@@ -30,7 +30,8 @@ from service.body_limit import BodyLimit
 from service.floor import Floor
 from service.keyring import Keyring
 from service.limits import RateLimits
-from service.metrics import MeasureRequests, Metrics
+from service.measure_requests import MeasureRequests
+from service.metrics import Metrics
 from service.parts import Parts
 from service.request_id import RequestId
 from service.routes import (
@@ -51,6 +52,7 @@ from service.routes import (
 from service.serving import Serving
 from service.started import require_engine
 from service.startup import Startup
+from service.stored_metrics import StoredMetrics
 from service.swap import Swapper
 
 log = structlog.get_logger(__name__)
@@ -95,8 +97,6 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
     admission = Admission(service.max_tokens_in_flight, waiting=service.max_waiting, patience=service.max_wait)
-    prometheus.watch_admission(lambda: admission.in_flight, lambda: admission.waiting)
-    prometheus.watch_spool(lambda: spool.size if spool is not None else 0)
     serving = Serving(engine.base, alias=service.alias, n=settings.n)
     swapper = Swapper(
         engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
@@ -111,6 +111,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         n=settings.n,
         waiting=service.audit_queue,
     )
+    _watch(prometheus, pair_log, admission, serving, swapper, audits)
     return Parts(
         settings=settings,
         database=database,
@@ -127,7 +128,36 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         limits=RateLimits(service.limits, service.tenants),
         admission=admission,
         metrics=prometheus,
+        stored_metrics=StoredMetrics(prometheus.families, database, serving, service.win_rate_floor),
     )
+
+
+def _watch(
+    metrics: Metrics, pair_log: PairLog, admission: Admission, serving: Serving, swapper: Swapper, audits: Audits
+) -> None:
+    """Gauges of what waits, is held, and is refused now."""
+    watch, spool = metrics.watch, pair_log.spool
+    watch("bonbon_tokens_in_flight", "Tokens that may be drawn for the requests let in.", lambda: admission.in_flight)
+    watch("bonbon_requests_waiting", "Requests that wait to be let in.", lambda: admission.waiting)
+    watch(
+        "bonbon_spool_bytes",
+        "Groups that the database has not taken yet.",
+        lambda: spool.size if spool is not None else 0,
+    )
+    watch("bonbon_pair_log_waiting", "Groups that are not durable yet.", lambda: pair_log.waiting)
+    watch("bonbon_audits_waiting", "Audits that have not begun.", lambda: audits.waiting)
+    watch("bonbon_answers_in_flight", "Versions held by requests and audits now.", lambda: serving.in_flight)
+    watch(
+        "bonbon_versions_refused", "Versions that an alias names and that are not served.", lambda: len(swapper.refused)
+    )
+    watch("bonbon_versions_draining", "Versions that wait for their last request.", lambda: len(swapper.draining))
+    watch("bonbon_best_of_n", "1 while the alias answers with best-of-n.", lambda: serving.routes.best_of_n)
+    watch(
+        "bonbon_fallen_back",
+        "1 from a champion's fall under the floor to the next promotion or rollback.",
+        lambda: serving.routes.fallen_back,
+    )
+    watch("bonbon_n", "Candidates that best-of-n draws.", lambda: serving.n)
 
 
 def _base_name(settings: Settings) -> str:

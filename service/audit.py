@@ -144,8 +144,8 @@ class Audits:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         answer = await self.best_of_n(group.prompt, self.n, version=group.version, sampling=sampling, keep=0)
         drawn = replace(answer.group, origin="audit", tenant=group.tenant, user=group.user, request_id=group.request_id)
-        if drawn.degraded is not None:
-            self.metrics.degraded(drawn)
-            raise RewardError(drawn.degraded)
+        if answer.failure is not None:
+            self.metrics.degraded(drawn, answer.failure)
+            raise answer.failure
         await self.pair_log.append(drawn)
         self.metrics.logged(drawn)

@@ -38,7 +38,7 @@ class Floor:
         except Conflict as conflict:
             log.info("somebody else moved the champion first", reason=str(conflict))
             return
-        self.metrics.fell_back(live.version)
+        self.metrics.fell_back()
         log.error("the champion fell under the floor; best-of-n answers again", version=to, reason=reason)
 
     async def _last_good(self, live: LiveWinRate) -> str:

@@ -18,6 +18,7 @@ from service.limits import RateLimits
 from service.metrics import Metrics
 from service.serving import Serving
 from service.startup import Startup
+from service.stored_metrics import StoredMetrics
 from service.swap import Swapper
 
 
@@ -40,6 +41,7 @@ class Parts:
     limits: RateLimits
     admission: Admission
     metrics: Metrics
+    stored_metrics: StoredMetrics
 
 
 def get_parts(connection: HTTPConnection) -> Parts:

@@ -283,4 +283,5 @@ class Swapper:
             except Exception:
                 log.exception("unload failed", version=name)
             else:
+                self.metrics.retired(name)
                 log.info("version unloaded", version=name)

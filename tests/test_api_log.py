@@ -77,9 +77,10 @@ async def test_answers_are_counted(api: Api) -> None:
     value = {
         line.split()[0]: float(line.split()[1]) for line in metrics.splitlines() if line.startswith("bonbon_tokens")
     }
-    single = value['bonbon_tokens_drawn_total{model_version="fake"}'] - drawn
-    assert single > 0
-    assert value['bonbon_tokens_returned_total{model_version="fake"}'] == returned + single
+    assert value['bonbon_tokens_drawn_total{asked="alias",model_version="fake"}'] == drawn
+    assert value['bonbon_tokens_returned_total{asked="alias",model_version="fake"}'] == returned
+    single = value['bonbon_tokens_drawn_total{asked="base",model_version="fake"}']
+    assert value['bonbon_tokens_returned_total{asked="base",model_version="fake"}'] == single > 0
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ async def test_metrics_tell_what_happened_and_nothing_private(tmp_path: Path) ->
         'bonbon_groups_logged_total{origin="request",unclean="single"} 2.0',
         'bonbon_groups_logged_total{origin="request",unclean=""} 2.0',
         'bonbon_groups_logged_total{origin="audit",unclean=""} 2.0',
-        'bonbon_reward_gain_count{reward="fake"} 2.0',
+        'bonbon_reward_best_minus_first_count{reward="fake"} 2.0',
+        'bonbon_reward_best_minus_worst_count{reward="fake"} 2.0',
         'bonbon_swaps_total{outcome="served"} 1.0',
         f'bonbon_alias_info{{alias="bonbon",model_version="{version.name}"}} 1.0',
         "bonbon_versions_loaded 2.0",
@@ -94,7 +95,7 @@ async def test_a_degraded_answer_is_counted(tmp_path: Path) -> None:
         reward.failure = "down"
         assert (await service.ask()).json()["bonbon"]["degraded"]
         scrape = (await service.client.get("/metrics")).text
-    assert 'bonbon_degraded_total{origin="request",reward="fake"} 1.0' in scrape
+    assert 'bonbon_degraded_total{origin="request",reason="failed",reward="fake"} 1.0' in scrape
     assert 'bonbon_groups_logged_total{origin="request",unclean="degraded"} 1.0' in scrape
 
 

@@ -169,7 +169,7 @@ async def test_a_reward_that_fails_between_comparison_and_group_leaves_no_group(
     await run(bench.audits(), group)
     assert len(await bench.rows(comparisons)) == 2
     assert [row["origin"] for row in await bench.rows(groups)] == ["request"]
-    assert bench.count("bonbon_degraded_total", origin="audit", reward="fake") == 1
+    assert bench.count("bonbon_degraded_total", origin="audit", reward="fake", reason="invalid") == 1
 
 
 async def test_a_failed_audit_does_not_end_the_worker(bench: Bench) -> None:

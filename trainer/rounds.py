@@ -20,7 +20,7 @@ from bonbon.errors import Conflict, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.snapshot import Snapshot, read_snapshot, take_snapshot
 from bonbon.registry.records import Version, VersionState
-from bonbon.registry.rounds import RoundStage
+from bonbon.registry.rounds import PROMOTED, REFUSED, RoundStage
 from trainer.evaluation import FILE, Evaluation
 from trainer.files import read_json, write_json
 from trainer.gate import Verdict, judge
@@ -178,14 +178,14 @@ class Round:
         """Make the version champion if the gate approved it and the champion is who it was when the round began."""
         version = await self.register()
         if version.verdict is None or not version.verdict["passed"]:
-            return await self._finish(version, "the gate refused it")
+            return await self._finish(version, REFUSED)
         try:
             version = await self.workshop.registry.promote(version.name, expected=self.plan.champion, actor=actor)
         except Conflict as conflict:
             log.warning("not promoted", version=version.name, reason=str(conflict))
             return await self._finish(version, str(conflict))
         log.info("promoted", version=version.name)
-        return await self._finish(version, "promoted")
+        return await self._finish(version, PROMOTED)
 
     async def leave(self) -> Version:
         """Finish without promoting: `bonbon models promote` may do that later."""

@@ -269,6 +269,14 @@ class Registry:
         return version
 
 
+async def newest_versions(database: Database, limit: int) -> list[Version]:
+    """The versions that were made last, newest first, bases left out."""
+    query = select(versions).where(versions.c.kind != VersionKind.BASE).order_by(versions.c.created.desc())
+    async with database.read() as connection:
+        rows = await connection.execute(query.limit(limit))
+        return [_version(row) for row in rows.mappings()]
+
+
 def _located(directory: Path) -> tuple[Path, str]:
     return directory.absolute(), base_digest(directory)
 

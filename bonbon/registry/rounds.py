@@ -11,6 +11,9 @@ from sqlalchemy import select, update
 from bonbon.database import Database
 from bonbon.tables import rounds
 
+PROMOTED, REFUSED = "promoted", "the gate refused it"
+"""Outcomes of a round; others say why its version was not promoted."""
+
 
 class RoundStage(StrEnum):
     """What a round is at, or how it ended."""

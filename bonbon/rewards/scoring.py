@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 
-from bonbon.errors import RewardError
+from bonbon.errors import RewardError, RewardInvalid, RewardLate
 from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
 
@@ -23,9 +23,9 @@ async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, d
         raise
     except Exception as error:
         if timer.expired():
-            raise RewardError(f"reward {reward.name} gave no score within {deadline:g} s") from error
+            raise RewardLate(f"reward {reward.name} gave no score within {deadline:g} s") from error
         raise RewardError(f"reward {reward.name} failed: {type(error).__name__}: {error}") from error
     if len(scores) != len(distinct) or not all(math.isfinite(score) for score in scores):
-        raise RewardError(f"reward {reward.name} did not give one finite score per candidate")
+        raise RewardInvalid(f"reward {reward.name} did not give one finite score per candidate")
     by_text = dict(zip(distinct, scores, strict=True))
     return [by_text[text] for text in texts]

@@ -11,5 +11,6 @@ router = APIRouter(tags=["metrics"])
 
 
 @router.get("/metrics", response_class=Response)
-def metrics(parts: Annotated[Parts, Depends(get_parts)]) -> Response:
+async def metrics(parts: Annotated[Parts, Depends(get_parts)]) -> Response:
+    await parts.stored_metrics.refresh()
     return Response(parts.metrics.exposition(), media_type=CONTENT_TYPE_PLAIN_0_0_4)

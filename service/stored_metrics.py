@@ -1,0 +1,187 @@
+"""What Prometheus scrapes of the database: live win rates, rounds of training, evaluations and the gate's verdicts.
+
+Every gateway on the database exposes the same, so that the trainer, a batch job, need not be scraped.
+"""
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import structlog
+from prometheus_client import Gauge
+
+from bonbon.database import Database
+from bonbon.errors import StoreError
+from bonbon.pairs.win_rates import LiveWinRate, read_win_rates
+from bonbon.registry.records import Version
+from bonbon.registry.registry import newest_versions
+from bonbon.registry.rounds import PROMOTED, REFUSED, RoundProgress, RoundStage, read_rounds
+from bonbon.theory import frontier_win_rate
+from service.families import Families
+from service.serving import Serving
+
+log = structlog.get_logger(__name__)
+
+DEADLINE = 2.0
+NEWEST = 10
+"""Versions whose evaluations are exposed."""
+FRONTIER = tuple(round(0.1 * step, 1) for step in range(31))
+"""Nats at which the best possible win rate is exposed, for the dashboard to draw."""
+BOUNDS = ("value", "low", "high")
+OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
+
+
+class StoredMetrics:
+    """Gauges set from the database when somebody scrapes; what they were before, while it does not answer."""
+
+    def __init__(self, make: Families, database: Database, serving: Serving, floor: float) -> None:
+        self._database, self._serving = database, serving
+        self._lock = asyncio.Lock()
+        self._up = make.gauge("bonbon_database_up", "1 when the database answered this scrape.")
+        self._win_rate = make.gauge(
+            "bonbon_win_rate",
+            "Live win rate of the champion's one draw over the last 500 to 1000 comparisons, ties half, and its 95 % "
+            "band, which holds at all times together (bound: value, low, high).",
+            "champion",
+            "opponent",
+            "reward",
+            "bound",
+        )
+        self._compared = make.gauge(
+            "bonbon_win_rate_comparisons",
+            "Comparisons of all gateways that there ever were, by outcome.",
+            "champion",
+            "opponent",
+            "reward",
+            "outcome",
+        )
+        make.gauge("bonbon_win_rate_floor", "Under this live win rate best-of-n comes back.").set(floor)
+        frontier = make.gauge(
+            "bonbon_frontier_win_rate", "Best win rate that any policy can have at a KL from the base.", "kl_nats"
+        )
+        for kl in FRONTIER:
+            frontier.labels(f"{kl:.1f}").set(frontier_win_rate(kl))
+        self._rounds = make.gauge(
+            "bonbon_rounds",
+            "The newest 50 rounds by outcome (running, promoted, refused, failed; kept: not promoted by itself).",
+            "outcome",
+        )
+        self._unsuccessful = make.gauge(
+            "bonbon_rounds_unsuccessful_in_a_row", "Newest rounds that were refused by the gate or failed, in a row."
+        )
+        self._begun = make.gauge("bonbon_round_begun_timestamp_seconds", "When the newest round began; 0: never.")
+        self._ended = make.gauge("bonbon_round_ended_timestamp_seconds", "When a round last ended; 0: never.")
+        self._progress = make.gauge("bonbon_round_progress_ratio", "Share of the newest round's training that is done.")
+        self._loss = make.gauge("bonbon_training_loss", "Of the newest round, last told.")
+        self._margin = make.gauge("bonbon_training_margin_nats", "Mean margin of its pairs, last told.")
+        self._target = make.gauge("bonbon_training_target_nats", "What that margin is trained towards.")
+        self._evaluated = make.gauge(
+            "bonbon_evaluation_win_rate",
+            "Win rate of one draw on held-out prompts, with its 95 % interval; opponent: base, best_of_n, reference.",
+            "model_version",
+            "opponent",
+            "bound",
+        )
+        self._kl = make.gauge("bonbon_evaluation_kl_nats", "KL from the base.", "model_version", "bound")
+        self._recovered = make.gauge(
+            "bonbon_evaluation_recovered_ratio",
+            "Share of best-of-n's reward gain that one draw gives.",
+            "model_version",
+            "bound",
+        )
+        self._length = make.gauge(
+            "bonbon_evaluation_length_ratio", "Mean length over the base's.", "model_version", "bound"
+        )
+        self._passed = make.gauge("bonbon_gate_passed", "1 when the gate approved the version.", "model_version")
+        self._value = make.gauge("bonbon_gate_value", "What the gate read.", "model_version", "check")
+        self._threshold = make.gauge("bonbon_gate_threshold", "What it read it against.", "model_version", "check")
+
+    async def refresh(self) -> None:
+        """Read the database again. Never raises for its sake."""
+        async with self._lock:
+            try:
+                async with asyncio.timeout(DEADLINE):
+                    win_rates = await read_win_rates(self._database)
+                    rounds = await read_rounds(self._database, 50)
+                    versions = await newest_versions(self._database, NEWEST)
+            except (StoreError, TimeoutError) as error:
+                log.warning("the database did not answer a scrape", error=str(error))
+                self._up.set(0)
+                return
+            self._up.set(1)
+            self._show_win_rates(win_rates)
+            self._show_rounds(rounds)
+            self._show_versions(versions)
+
+    def _show_win_rates(self, win_rates: Iterable[LiveWinRate]) -> None:
+        self._win_rate.clear()
+        self._compared.clear()
+        loaded, seen = self._serving.routes.loaded, set()
+        for live in win_rates:  # the one counted last first: of a reward's versions, the newest is shown
+            key = (live.version, live.opponent, live.reward_name)
+            if live.version not in loaded or key in seen:
+                continue
+            seen.add(key)
+            for bound, value in zip(BOUNDS, (live.win_rate, *live.band), strict=True):
+                self._win_rate.labels(*key, bound).set(value)
+            for outcome, count in (("win", live.wins), ("tie", live.ties), ("loss", live.losses)):
+                self._compared.labels(*key, outcome).set(count)
+
+    def _show_rounds(self, rounds: Sequence[RoundProgress]) -> None:
+        outcomes = [_outcome(told) for told in rounds]
+        counts = Counter(outcomes)
+        for outcome in OUTCOMES:
+            self._rounds.labels(outcome).set(counts[outcome])
+        ended = [outcome for outcome in outcomes if outcome != "running"]
+        good = (i for i, outcome in enumerate(ended) if outcome not in ("refused", "failed"))
+        self._unsuccessful.set(next(good, len(ended)))
+        self._ended.set(max((told.updated.timestamp() for told in rounds if told.ended), default=0))
+        if not rounds:
+            return
+        newest = rounds[0]
+        self._begun.set(newest.started.timestamp())
+        self._progress.set(min(newest.epoch / newest.epochs, 1))
+        if newest.curve:
+            point = newest.curve[-1]
+            for gauge, value in ((self._loss, point.loss), (self._margin, point.margin), (self._target, point.target)):
+                gauge.set(math.nan if value is None else value)
+
+    def _show_versions(self, versions: Iterable[Version]) -> None:
+        shown = (self._evaluated, self._kl, self._recovered, self._length, self._passed, self._value, self._threshold)
+        for gauge in shown:
+            gauge.clear()
+        for version in versions:
+            name, measured = version.name, version.evaluation
+            for field, opponent in (
+                ("win_rate", "base"),
+                ("win_rate_best_of_n", "best_of_n"),
+                ("win_rate_reference", "reference"),
+            ):
+                _set_bounds(self._evaluated, (name, opponent), measured.get(field))
+            _set_bounds(self._kl, (name,), measured.get("kl"))
+            _set_bounds(self._recovered, (name,), measured.get("recovered"))
+            _set_bounds(self._length, (name,), measured.get("length_ratio"))
+            if version.verdict is None:
+                continue
+            self._passed.labels(name).set(version.verdict["passed"])
+            for check in version.verdict["reasons"]:
+                if check["value"] is not None:
+                    self._value.labels(name, check["check"]).set(check["value"])
+                self._threshold.labels(name, check["check"]).set(check["threshold"])
+
+
+def _outcome(told: RoundProgress) -> str:
+    if told.stage is RoundStage.FAILED:
+        return "failed"
+    if not told.ended:
+        return "running"
+    return {PROMOTED: "promoted", REFUSED: "refused"}.get(told.outcome or "", "kept")
+
+
+def _set_bounds(gauge: Gauge, labels: tuple[str, ...], estimate: Mapping[str, Any] | None) -> None:
+    """The estimate and its interval; what was not measured, or is no finite number, is left out."""
+    for bound in BOUNDS:
+        if estimate is not None and (value := estimate.get(bound)) is not None:
+            gauge.labels(*labels, bound).set(value)
