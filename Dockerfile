@@ -36,7 +36,7 @@ RUN mkdir service trainer
 
 FROM build AS build-service
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --extra-index-url "$TORCH_INDEX" --constraint constraints.txt '.[embedded,postgres]'
+    pip install --extra-index-url "$TORCH_INDEX" --constraint constraints.txt '.[embedded,otel,postgres]'
 COPY . .
 RUN pip install --no-deps --force-reinstall .
 
@@ -50,7 +50,7 @@ FROM build AS build-vllm
 # vLLM wants an older numpy, through numba.
 RUN --mount=type=cache,target=/root/.cache/pip \
     grep -vE '^numpy==' constraints.txt > constraints-vllm.txt \
-    && pip install --constraint constraints-vllm.txt '.[vllm,postgres]'
+    && pip install --constraint constraints-vllm.txt '.[vllm,otel,postgres]'
 COPY . .
 RUN pip install --no-deps --force-reinstall .
 

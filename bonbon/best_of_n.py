@@ -16,6 +16,7 @@ from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
 from bonbon.rewards.scoring import score_texts
 from bonbon.theory import mid_ranks
+from bonbon.tracing import Name, span
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +101,8 @@ class BestOfN:
 
     async def score(self, prompt: Prompt, texts: list[str]) -> list[float]:
         """One finite reward per text; see `score_texts`."""
-        return await score_texts(self.reward, prompt, texts, deadline=self.deadline)
+        with span(Name.SCORE, REWARD=self.reward.name, CANDIDATES=len(texts)):
+            return await score_texts(self.reward, prompt, texts, deadline=self.deadline)
 
 
 def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Random) -> tuple[Candidate, ...]:

@@ -122,6 +122,8 @@ class ServiceSettings(Section):
     """Seconds that requests in flight have to finish when the service stops."""
     ping_interval: float = Field(5.0, gt=0)
     """Seconds between the comments that keep a stream open while candidates are drawn."""
+    traces: Literal["off", "otlp"] = "off"
+    """otlp: send a trace of each request to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs bonbon[otel]."""
     auth: Literal["auto", "on", "off"] = "auto"
     """Whether requests need a key. auto: unless the service listens to this machine only and no key was ever made."""
     keys_poll: float = Field(1.0, gt=0)

@@ -11,6 +11,7 @@ from bonbon.errors import EngineError, PromptTooLong, StoreError
 from bonbon.pairs.log import Kept
 from bonbon.pairs.records import Unclean
 from bonbon.prompt import Prompt
+from bonbon.tracing import Key, Name, Value, span
 from service.ask import Ask
 from service.merge import merge
 from service.parts import Parts
@@ -49,22 +50,25 @@ async def _answer(
         return
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live)
     draws = Draws(plan.best_of)
-    events = parts.engine.draw(request)
-    try:
-        started = await _first(events)
-    except PromptTooLong:
-        if not ask.fit:
-            raise
-        request = await _fitted(parts.engine, request)
+    with span(Name.DRAW, **_drawing(request)) as drawing:
         events = parts.engine.draw(request)
-        started = await _first(events)
-    async with aclosing(events):
-        draws.add(started)
-        yield started
-        async for event in events:
-            draws.add(event)
-            if live:
-                yield event
+        try:
+            started = await _first(events)
+        except PromptTooLong:
+            if not ask.fit:
+                raise
+            request = await _fitted(parts.engine, request)
+            events = parts.engine.draw(request)
+            started = await _first(events)
+        drawing.set(Key.INPUT_TOKENS, len(started.token_ids))
+        async with aclosing(events):
+            draws.add(started)
+            yield started
+            async for event in events:
+                draws.add(event)
+                if live:
+                    yield event
+        drawing.set(Key.OUTPUT_TOKENS, sum(len(draw.token_ids) for draw in draws.draws))
     answer = await parts.best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
     group = replace(
         answer.group,
@@ -82,7 +86,9 @@ async def _answer(
     if ask.store:
         if ask.retry and idempotency is None and group.unclean is None and await parts.pair_log.seen(group):
             group = replace(group, unclean=Unclean.REPEATED)
-        kept = await parts.pair_log.append(group)
+        with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
+            kept = await parts.pair_log.append(group)
+            logging.set(Key.KEPT, kept)
         if kept is Kept.REPEATED and live:
             # The client has most of this answer: it is kept beside the one that was logged first.
             group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
@@ -100,6 +106,17 @@ async def _answer(
         elif kept is Kept.LOGGED:
             parts.audits.offer(group)
     yield replace(answer, group=group)
+
+
+def _drawing(request: DrawRequest) -> dict[str, Value]:
+    return {
+        "OPERATION": "text_completion" if request.prompt.messages is None else "chat",
+        "PROVIDER": "bonbon",
+        "MODEL": request.version,
+        "CHOICES": request.n,
+        "MAX_TOKENS": request.sampling.max_tokens,
+        "TEMPERATURE": request.sampling.temperature,
+    }
 
 
 async def _fitted(engine: Engine, request: DrawRequest) -> DrawRequest:

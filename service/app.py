@@ -54,6 +54,7 @@ from service.started import require_engine
 from service.startup import Startup
 from service.stored_metrics import StoredMetrics
 from service.swap import Swapper
+from service.traces import TraceRequests
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +82,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
     errors.install(app)
     app.add_middleware(MeasureRequests, metrics=parts.metrics)
+    app.add_middleware(TraceRequests)
     app.add_middleware(RequestId)
     return app
 

@@ -43,6 +43,7 @@ def serve(
     from service.garbage import settle_garbage
     from service.logs import configure_logs
     from service.server import run_server
+    from service.traces import exported_traces
 
     configure_logs(json=json_logs)
     app = create_app(settings)
@@ -56,7 +57,7 @@ def serve(
             typer.echo(f"bonbon is ready: {url} (API under {url}/v1, docs at {url}/docs)")
 
     loop_factory = uvicorn.Config(app).get_loop_factory()  # uvloop where it is installed
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
+    with exported_traces(service), asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(
             run_server(app, host=service.host, port=service.port, drain_timeout=service.drain_timeout, ready=ready)
         )

@@ -2,15 +2,19 @@
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+from bonbon.tracing import current_ids
 
 
 def configure_logs(*, json: bool, level: int = logging.INFO) -> None:
     """Write every log line to standard error: as JSON objects, or for people to read."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
+        _add_trace,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -37,3 +41,8 @@ def configure_logs(*, json: bool, level: int = logging.INFO) -> None:
     # Below warnings these tell of each request and each migration step.
     for chatty in ("httpx2", "httpcore2", "alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
+
+
+def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.update(current_ids())
+    return event

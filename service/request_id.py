@@ -37,5 +37,10 @@ class RequestId:
 
 def request_id(connection: HTTPConnection) -> str:
     """The name of the request that came by `connection`."""
-    name: str = connection.state.request_id
+    return name_of(connection.scope)
+
+
+def name_of(scope: Scope) -> str:
+    """The same from inside `RequestId`, for middleware."""
+    name: str = scope["state"]["request_id"]
     return name
