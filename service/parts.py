@@ -1,6 +1,7 @@
 """What a running service is made of."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from starlette.requests import HTTPConnection
 
@@ -24,7 +25,10 @@ from service.swap import Swapper
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Wired together by `service.app.create_app`, found by routes as `app.state.parts`."""
+    """Wired together by `service.app.create_app`, found by routes as `app.state.parts`.
+
+    `cut_off` is set when the service stops and answers in flight have had their time.
+    """
 
     settings: Settings
     database: Database
@@ -42,6 +46,7 @@ class Parts:
     admission: Admission
     metrics: Metrics
     stored_metrics: StoredMetrics
+    cut_off: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def get_parts(connection: HTTPConnection) -> Parts:

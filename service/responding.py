@@ -30,9 +30,9 @@ async def respond(request: Request, parts: Parts, ask: Ask, render: Render, *, s
         parts.pair_log.check()
     response: Response
     if stream:
-        response = await sse.EventStream.open(_events(parts, ask, render), request.receive)
+        response = await sse.EventStream.open(_events(parts, ask, render), request.receive, parts.cut_off)
     else:
-        response = await unless_disconnected(request.receive, _whole(parts, ask, render))
+        response = await unless_disconnected(request.receive, _whole(parts, ask, render), parts.cut_off)
     response.headers.update(parts.limits.headers(ask.tenant))
     return response
 

@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from bonbon.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GOODBYE = 3.0
+"""Seconds to tell clients that they are cut off."""
 
 
 class Server(uvicorn.Server):
@@ -36,7 +38,8 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
     """Start `app`, serve it until SIGINT or SIGTERM, drain, stop.
 
     The application starts before the server listens, so that what it raises reaches the caller. The first signal
-    makes the service unready and lets requests in flight end; a second one cuts them off.
+    makes the service unready and lets requests in flight end. When they have had their time, or at a second signal,
+    they are cut off: streams end with an error event, other requests are a 503. A third signal waits for nothing.
 
     Args:
         drain_timeout: seconds that requests in flight have.
@@ -49,18 +52,29 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
         lifespan="off",
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=math.ceil(drain_timeout),
+        timeout_graceful_shutdown=math.ceil(drain_timeout + GOODBYE),
         server_header=False,
     )
     server = Server(config, lambda: ready(url))
     serving = asyncio.create_task(_serve(app, server, listener))
 
+    loop = asyncio.get_running_loop()
+    cut_off: asyncio.Event = app.state.parts.cut_off
+
     def stop() -> None:
-        if server.should_exit or not server.started:
+        if cut_off.is_set() or not server.started:
             serving.cancel()
+        elif server.should_exit:
+            cut()
+        else:
+            loop.call_later(drain_timeout, cut)
         server.should_exit = app.state.stopping = True
 
-    loop = asyncio.get_running_loop()
+    def cut() -> None:
+        if not cut_off.is_set():
+            cut_off.set()
+            loop.call_later(GOODBYE, serving.cancel)
+
     for number in SIGNALS:
         loop.add_signal_handler(number, stop)
     try:

@@ -55,6 +55,10 @@ class ForkedService:
         """SIGTERM; the exit status."""
         if self._process.exitcode is None:
             os.kill(self.pid, signal.SIGTERM)
+        return await self.wait()
+
+    async def wait(self) -> int:
+        """The exit status, when it has ended."""
         await asyncio.to_thread(self._process.join)
         status: int = self._process.exitcode
         return status
