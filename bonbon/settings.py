@@ -102,6 +102,10 @@ class ServiceSettings(Section):
     """Of each tenant that has no limits of its own."""
     tenants: dict[str, Limits] = Field(default_factory=dict)
     """Limits of their own, by tenant."""
+    retention_days: float | None = Field(None, gt=0)
+    """Groups older than this are deleted, with the training snapshots that hold them."""
+    retention_poll: float = Field(3600.0, gt=0)
+    """Seconds between looks for old groups."""
     spool_bytes: int = Field(256 * 2**20, ge=0)
     """How much of the log may wait in data_dir/spool while the database does not take it; 0: nothing."""
     spool_full: Literal["refuse", "drop"] = "refuse"

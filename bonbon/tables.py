@@ -297,3 +297,15 @@ keys = Table(
     Column("expires", Timestamp),
     Column("revoked", Timestamp),
 )
+
+# What `purge` was told to delete; names of users and requests as SHA-256 digests.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("time", Timestamp, nullable=False, index=True),
+    Column("older_than", Timestamp),
+    Column("user_digest", String(64)),
+    Column("request_digest", String(64)),
+    Column("tenant", SafeText),
+)

@@ -34,6 +34,7 @@ from service.measure_requests import MeasureRequests
 from service.metrics import Metrics
 from service.parts import Parts
 from service.request_id import RequestId
+from service.retention import Retention
 from service.routes import (
     admin,
     charts,
@@ -209,6 +210,11 @@ async def _start(parts: Parts, stack: AsyncExitStack) -> None:
         await part.start()
         stack.push_async_callback(part.stop)
     await _register_base(parts)
+    retention = Retention(
+        parts.database, settings.runs_dir, days=settings.service.retention_days, poll=settings.service.retention_poll
+    )
+    await retention.start()
+    stack.push_async_callback(retention.stop)
     stack.push_async_callback(parts.startup.stop)
     await parts.startup.start()
     log.info(

@@ -10,8 +10,9 @@ from groups import scored_group
 
 from bonbon.database import Database, open_database
 from bonbon.errors import StoreError
+from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.log import PairLog
-from bonbon.pairs.purge import Conditions, purge
+from bonbon.pairs.purge import purge
 from bonbon.pairs.records import Comparison
 from bonbon.pairs.win_rates import read_win_rates
 from bonbon.theory import RollingSequence

@@ -19,10 +19,11 @@ from rich.text import Text
 from bonbon.ages import age
 from bonbon.errors import UserError
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.curve import SHARE, Curve, make_curve
 from bonbon.pairs.curve_table import print_curve
-from bonbon.pairs.lineage import Lineage, lineage
-from bonbon.pairs.purge import Conditions, count_purgeable, purge
+from bonbon.pairs.erase import Erased, erase
+from bonbon.pairs.purge import count_purgeable
 from bonbon.pairs.reader import PairStats, count_clean, stats
 from bonbon.pairs.selection import select_groups
 from bonbon.rewards import build_reward
@@ -117,16 +118,19 @@ def purge_groups(
     if not any(value is not None for value in asdict(conditions).values()):
         raise UserError("say what to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME")
     settings = store_settings(data_dir, database)
-    deleted, learnt = asyncio.run(_purge(settings, conditions, ask=not yes))
+    erased = asyncio.run(_purge(settings, conditions, ask=not yes))
+    deleted, learnt = erased.groups, erased.lineage
     if as_json:
-        print_json(asdict(conditions) | {"deleted": deleted} | asdict(learnt))
+        print_json(asdict(conditions) | {"deleted": deleted, "snapshots": erased.snapshots} | asdict(learnt))
         return
     out = console()
     out.print(
         f"{deleted} groups deleted. A running service goes on logging; "
-        "snapshots, exports and versions already made from them are not changed.",
+        "exports and versions already made from them are not changed.",
         soft_wrap=True,
     )
+    for path in erased.snapshots:
+        out.print(f"deleted with them: the training snapshot {path}", soft_wrap=True)
     for text, names in (("trained on some of them", learnt.trained), ("trained from those", learnt.descended)):
         if names:
             out.print(f"versions {text}: {', '.join(names)}", soft_wrap=True)
@@ -171,14 +175,13 @@ async def _running(judge: Reward | None) -> AsyncIterator[None]:
             await judge.stop()
 
 
-async def _purge(settings: Settings, conditions: Conditions, *, ask: bool) -> tuple[int, Lineage]:
+async def _purge(settings: Settings, conditions: Conditions, *, ask: bool) -> Erased:
     async with open_store(settings) as database:
         count = await count_purgeable(database, conditions)
-        learnt = await lineage(database, conditions)
         if count and ask:
             typer.confirm(f"Delete {count} groups{conditions} for good?", abort=True, err=True)
         with _bar("deleting", count) as progress:
-            return await purge(database, conditions, progress=progress), learnt
+            return await erase(database, settings.runs_dir, conditions, progress=progress)
 
 
 @contextmanager

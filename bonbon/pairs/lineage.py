@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, select
 
 from bonbon.database import Database, Transaction
-from bonbon.pairs.purge import Conditions
+from bonbon.pairs.conditions import Conditions
 from bonbon.tables import groups, versions
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 from bonbon.database import Database, Transaction
 from bonbon.errors import StoreError, UserError
 from bonbon.ids import time_ordered_id
+from bonbon.pairs.erasures import without_erased
 from bonbon.pairs.records import Comparison, Feedback, Group, Unclean
 from bonbon.pairs.rows import candidate_rows, group_of, group_row
 from bonbon.pairs.spool import Segment, Spool
@@ -302,6 +303,8 @@ class PairLog:
 
     async def _replay_groups(self, spool: Spool, found: list[Group]) -> None:
         try:
+            async with self.database.read() as connection:
+                found = await without_erased(connection, found)
             kept = await self._commit(found)
         except StoreError as error:
             if unreachable(error):

@@ -1,42 +1,15 @@
 """Deletes groups, with everything that hangs on them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
 
-from sqlalchemy import ColumnElement, and_, delete, func, select
+from sqlalchemy import delete, func, select
 
 from bonbon.database import Database
-from bonbon.tables import clean_text, groups
+from bonbon.pairs.conditions import Conditions
+from bonbon.pairs.erasures import note_erasure
+from bonbon.tables import groups
 
 CHUNK = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Conditions:
-    """Which groups: those that meet every condition given. As text it ends the sentence "delete 5 groups"."""
-
-    older_than: datetime | None = None
-    user: str | None = None
-    request_id: str | None = None
-    tenant: str | None = None
-
-    def __str__(self) -> str:
-        age = "" if self.older_than is None else f" older than {self.older_than:%Y-%m-%d %H:%M} UTC"
-        names = {"user": self.user, "request": self.request_id, "tenant": self.tenant}
-        return age + "".join(f" of {kind} {name!r}" for kind, name in names.items() if name is not None)
-
-    @property
-    def clause(self) -> ColumnElement[bool]:
-        """The same on the table of groups. Raises ValueError when there is none: it would mean every group."""
-        clauses: list[ColumnElement[bool]] = []
-        if self.older_than is not None:
-            clauses.append(groups.c.time < self.older_than)
-        named = (groups.c.end_user, self.user), (groups.c.request_id, self.request_id), (groups.c.tenant, self.tenant)
-        clauses += [column == clean_text(value) for column, value in named if value is not None]
-        if not clauses:
-            raise ValueError("no condition is given")
-        return and_(*clauses)
 
 
 async def count_purgeable(database: Database, conditions: Conditions) -> int:
@@ -50,6 +23,7 @@ async def purge(database: Database, conditions: Conditions, *, progress: Callabl
     """Delete the groups that meet the conditions; how many.
 
     Candidates, comparisons and feedback go with their groups, and nothing of them stays readable in SQLite's files.
+    What was answered before and comes later, from a spool, is left out.
     Small transactions let writers through.
 
     Args:
@@ -59,6 +33,8 @@ async def purge(database: Database, conditions: Conditions, *, progress: Callabl
         ValueError: no condition is given.
     """
     query = select(groups.c.id).where(conditions.clause).limit(CHUNK)
+    async with database.write() as connection:
+        await note_erasure(connection, conditions)
     deleted = 0
     while True:
         async with database.write() as connection:

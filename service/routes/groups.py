@@ -9,9 +9,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from bonbon.errors import UserError
 from bonbon.keys.records import Scope
+from bonbon.pairs.conditions import Conditions
+from bonbon.pairs.erase import erase
 from bonbon.pairs.export import as_json_line
-from bonbon.pairs.lineage import lineage
-from bonbon.pairs.purge import Conditions, purge
 from bonbon.pairs.reader import pairs
 from bonbon.pairs.rows import group_document
 from service.access import allow, caller
@@ -56,6 +56,6 @@ async def delete_groups(request: Request, user: Name = None, request_id: Name = 
         raise UserError("say what to delete: user, request_id, or both", param="user")
     database, tenant = get_parts(request).database, caller(request).tenant
     conditions = Conditions(user=user, request_id=request_id, tenant=tenant)
-    learnt = await lineage(database, conditions)
-    deleted = await purge(database, conditions)
-    return Deleted(deleted=deleted, trained=list(learnt.trained), descended=list(learnt.descended))
+    erased = await erase(database, get_parts(request).settings.runs_dir, conditions)
+    learnt = erased.lineage
+    return Deleted(deleted=erased.groups, trained=list(learnt.trained), descended=list(learnt.descended))
