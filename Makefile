@@ -64,11 +64,12 @@ chaos: $(VENV)/.dev
 	$(BIN)/python tests/outage.py --seconds 60
 	$(BIN)/python tests/overload.py --seconds 30
 
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz.py --cases 12000
+
 # What is generated and committed; tests say so when it is out of date.
 docs: $(VENV)/.dev
 	$(BIN)/python -m service.metrics_reference > docs/metrics.md
-fuzz: $(VENV)/.dev
-	$(BIN)/python tests/fuzz.py --cases 12000
 
 # The versions that constraints.txt pins are the ones the tests ran with.
 lock: $(VENV)/.dev

@@ -69,7 +69,9 @@ class PairLog:
             self._open = True
             self._writer = asyncio.create_task(self._write(), name="pair log")
             if self.spool is not None:
-                self._replayer = asyncio.create_task(self._empty_spool(self.spool), name="spool")
+                # Before any request: one that comes again is known by the group that its first attempt has left.
+                await self._empty_spool(self.spool)
+                self._replayer = asyncio.create_task(self._watch_spool(self.spool), name="spool")
 
     async def stop(self) -> None:
         """Refuse new groups, commit what is waiting, then end. What the spool holds is for the next start."""
@@ -269,20 +271,23 @@ class PairLog:
             await connection.execute(insert(candidates), rows)
         return inserted
 
-    async def _empty_spool(self, spool: Spool) -> None:
+    async def _watch_spool(self, spool: Spool) -> None:
         while True:
-            try:
-                while (segment := await uncancelled(asyncio.to_thread(spool.take))) is not None:
-                    await self._replay(spool, segment)
-                if self._down:
-                    await self._probe()
-            except StoreError as error:
-                self._note(down=unreachable(error))
-                if not unreachable(error):
-                    log.exception("the spool cannot be emptied; its groups stay in it")
-            except OSError:
-                log.exception("the spool cannot be read; its groups stay in it")
             await asyncio.sleep(self.retry)
+            await self._empty_spool(spool)
+
+    async def _empty_spool(self, spool: Spool) -> None:
+        try:
+            while (segment := await uncancelled(asyncio.to_thread(spool.take))) is not None:
+                await self._replay(spool, segment)
+            if self._down:
+                await self._probe()
+        except StoreError as error:
+            self._note(down=unreachable(error))
+            if not unreachable(error):
+                log.exception("the spool cannot be emptied; its groups stay in it")
+        except OSError:
+            log.exception("the spool cannot be read; its groups stay in it")
 
     async def _replay(self, spool: Spool, segment: Segment) -> None:
         try:
