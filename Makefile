@@ -70,6 +70,7 @@ fuzz: $(VENV)/.dev
 # What is generated and committed; tests say so when it is out of date.
 docs: $(VENV)/.dev
 	$(BIN)/python -m service.metrics_reference > docs/metrics.md
+	$(BIN)/python deploy/grafana/generate.py
 
 # The versions that constraints.txt pins are the ones the tests ran with.
 lock: $(VENV)/.dev

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from adapters import approve, database_url, register_adapter
 from openai import AsyncOpenAI, OpenAIError
 
 from bonbon.database import open_database
@@ -16,9 +17,7 @@ from bonbon.demo.models import TinyModels
 from bonbon.demo.service import ServiceProcess
 from bonbon.demo.traffic import SwapTraffic, Traffic
 from bonbon.demo.world import requests
-from bonbon.engines.base import VersionKind
 from bonbon.pairs.log import PairLog
-from bonbon.registry.registry import Registry
 
 REQUESTS = requests(7, 200)
 
@@ -45,10 +44,6 @@ async def service(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[
 
 def client_of(service: ServiceProcess) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=60.0)
-
-
-def database_url(environment: dict[str, str]) -> str:
-    return f"sqlite+aiosqlite:///{environment['BONBON_DATA_DIR']}/bonbon.db"
 
 
 async def test_every_answered_request_survives_kill_9(
@@ -85,30 +80,6 @@ async def test_every_answered_request_survives_kill_9(
             assert group is not None
             assert group.n == 4
             assert group.unclean is None
-
-
-async def register_adapter(environment: dict[str, str], base: Path, directory: Path, seed: int) -> str:
-    """A version with small random weights; the gate has not judged it."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(seed)
-    config = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(directory)
-    async with open_database(database_url(environment)) as database:
-        registry = Registry(database, Path(environment["BONBON_DATA_DIR"]) / "versions")
-        version = await registry.register(
-            base=base.name, parent=base.name, kind=VersionKind.ADAPTER, directory=directory, training={"seed": seed}
-        )
-    return version.name
-
-
-async def approve(environment: dict[str, str], name: str) -> Path:
-    """From now on the service sees it as the challenger; where its files are."""
-    async with open_database(database_url(environment)) as database:
-        registry = Registry(database, Path(environment["BONBON_DATA_DIR"]) / "versions")
-        return (await registry.approve(name, {"passed": True, "reasons": []})).directory
 
 
 async def admin(service: ServiceProcess, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -1,0 +1,379 @@
+"""Writes the dashboards: `python deploy/grafana/generate.py [DIRECTORY]`."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from panels import SOURCE, Panel, Query, band, dashboard, lines, number, on_off, stacked, variable
+
+REWARD = variable("reward", "label_values(bonbon_win_rate, reward)")
+INSTANCE = variable("instance", 'label_values(up{job="bonbon"}, instance)')
+BASE, BEST = 'opponent!~"best-of-.*"', 'opponent=~"best-of-.*"'
+SWAPS = {
+    "name": "Swaps",
+    "datasource": SOURCE,
+    "enable": True,
+    "iconColor": "purple",
+    "expr": '(count by (model_version) (bonbon_alias_info{alias="champion"})) '
+    'unless (count by (model_version) (bonbon_alias_info{alias="champion"} offset 1m))',
+    "titleFormat": "champion: {{model_version}}",
+    "step": "15s",
+}
+LATENCY = 'bonbon_request_duration_seconds_bucket{route=~"/v1/(chat/)?completions", instance=~"$instance"}'
+TTFT = 'bonbon_time_to_first_token_seconds_bucket{instance=~"$instance"}'
+
+
+def live(bound: str, opponent: str) -> str:
+    return f'max by (champion) (bonbon:win_rate:{bound}{{{opponent}, reward=~"$reward"}})'
+
+
+def live_band(title: str, opponent: str, *others: Query, description: str) -> Panel:
+    return band(
+        title,
+        Query(f"min({live('low', opponent)})", "low"),
+        Query(f"max({live('high', opponent)})", "high"),
+        Query(live("value", opponent), "{{champion}}"),
+        *others,
+        width=12,
+        description=description,
+    )
+
+
+def quantile(share: float, buckets: str, by: str = "") -> str:
+    return f"histogram_quantile({share}, sum by (le{by}) (rate({buckets}[$__rate_interval])))"
+
+
+def evaluated(metric: str, bound: str, *, opponent: str = "") -> str:
+    labels = f', opponent="{opponent}"' if opponent else ""
+    return f'max by (model_version) ({metric}{{bound="{bound}"{labels}}})'
+
+
+WIN_RATE = [
+    number("Live win rate against the base", Query(f"max({live('value', BASE)})"), unit="percentunit", decimals=1),
+    number(
+        "Comparisons it rests on",
+        Query(f'max(sum by (instance) (bonbon_win_rate_comparisons{{{BASE}, reward=~"$reward"}}))'),
+    ),
+    number("Answers with", Query("max(bonbon_best_of_n)"), mappings=on_off("best-of-n", "one draw")),
+    number("Floor", Query("max(bonbon_fallen_back)"), mappings=on_off("fallen under", "holds")),
+    number(
+        "Tokens per answer, last 5 minutes",
+        Query(
+            'sum(rate(bonbon_tokens_drawn_total{asked="alias"}[5m])) '
+            '/ sum(rate(bonbon_answers_total{asked="alias"}[5m]))'
+        ),
+        decimals=0,
+    ),
+    number(
+        "Share of best-of-n's gain recovered",
+        Query(f"max({evaluated('bonbon_evaluation_recovered_ratio', 'value')})"),
+        unit="percentunit",
+    ),
+    live_band(
+        "Live win rate against one draw of the base",
+        BASE,
+        Query("max(bonbon_win_rate_floor)", "floor"),
+        Query("max(bonbon_n) / (max(bonbon_n) + 1)", "best-of-n, in theory"),
+        description="With the 95 % band that holds however often one looks. Under the floor, best-of-n comes back.",
+    ),
+    live_band(
+        "Live win rate against best-of-n of the base",
+        BEST,
+        description="A draw of best-of-n itself would win half of these.",
+    ),
+    stacked(
+        "Comparisons",
+        Query(
+            f'sum by (outcome) (increase(bonbon_comparisons_total{{{BASE}, reward=~"$reward"}}[$__rate_interval]))',
+            "{{outcome}}",
+        ),
+    ),
+    Panel(
+        "Win rate against KL",
+        "xychart",
+        [
+            Query("max by (kl_nats) (bonbon_frontier_win_rate)"),
+            Query(
+                'count_values by (model_version) ("kl_nats", '  # 1, with the KL as a label
+                f"{evaluated('bonbon_evaluation_kl_nats', 'value')}) * on (model_version) group_left () "
+                f"{evaluated('bonbon_evaluation_win_rate', 'value', opponent='base')}"
+            ),
+        ],
+        unit="percentunit",
+        instant=True,
+        description="The best that any policy could do at each KL from the base, and every evaluated version.",
+        transformations=[
+            {
+                "id": "convertFieldType",
+                "options": {"conversions": [{"targetField": "kl_nats", "destinationType": "number"}]},
+            }
+        ],
+        options={
+            "mapping": "manual",
+            "series": [
+                {
+                    "frame": {"matcher": {"id": "byIndex", "options": index}},
+                    "name": {"fixed": name},
+                    "x": {"matcher": {"id": "byName", "options": "kl_nats"}},
+                    "y": {"matcher": {"id": "byRegexp", "options": "/^Value/"}},
+                }
+                for index, name in enumerate(("frontier", "versions"))
+            ],
+        },
+    ),
+    lines(
+        "Tokens drawn per answer",
+        Query("bonbon:tokens_per_answer:ratio5m", "{{model_version}}, asked by {{asked}}"),
+        minimum=0,
+        description="Before and after distillation: n draws, then one.",
+    ),
+    lines(
+        "What best-of-n gains over one draw, in reward",
+        Query(
+            'sum by (reward) (rate(bonbon_reward_best_minus_first_sum{reward=~"$reward"}[$__rate_interval])) / '
+            'sum by (reward) (rate(bonbon_reward_best_minus_first_count{reward=~"$reward"}[$__rate_interval]))',
+            "{{reward}}",
+        ),
+        description="Mean of best minus first, of the answers that were ranked.",
+    ),
+    Panel(
+        "Evaluated win rate against the base",
+        "bargauge",
+        [Query(evaluated("bonbon_evaluation_win_rate", "value", opponent="base"), "{{model_version}}")],
+        unit="percentunit",
+        instant=True,
+        minimum=0,
+        maximum=1,
+        options={"orientation": "horizontal", "reduceOptions": {"calcs": ["lastNotNull"]}},
+    ),
+    Panel(
+        "Share of best-of-n's gain recovered",
+        "bargauge",
+        [Query(evaluated("bonbon_evaluation_recovered_ratio", "value"), "{{model_version}}")],
+        unit="percentunit",
+        instant=True,
+        minimum=0,
+        options={"orientation": "horizontal", "reduceOptions": {"calcs": ["lastNotNull"]}},
+    ),
+]
+
+SERVICE = [
+    number("Requests a second", Query("bonbon:requests:rate5m"), unit="reqps"),
+    number("Errors, last 5 minutes", Query("bonbon:request_errors:ratio5m"), unit="percentunit"),
+    number("95th percentile", Query("bonbon:request_duration_seconds:p95_5m"), unit="s"),
+    number("Degraded answers", Query("bonbon:degraded:ratio5m"), unit="percentunit"),
+    number("Gateways", Query('sum(up{job="bonbon"})')),
+    number("Database", Query("min(bonbon_database_up)"), mappings=on_off("answers", "away")),
+    stacked(
+        "Requests by status",
+        Query('sum by (status) (rate(bonbon_requests_total{instance=~"$instance"}[$__rate_interval]))', "{{status}}"),
+        unit="reqps",
+    ),
+    lines(
+        "Request to last byte",
+        *(Query(quantile(share, LATENCY), f"p{share * 100:.0f}") for share in (0.5, 0.95, 0.99)),
+        unit="s",
+    ),
+    lines(
+        "Time to first token of streams",
+        *(Query(quantile(share, TTFT, ", asked"), f"p{share * 100:.0f}, {{{{asked}}}}") for share in (0.5, 0.95)),
+        unit="s",
+    ),
+    stacked(
+        "Answers by version",
+        Query(
+            'sum by (model_version) (rate(bonbon_answers_total{instance=~"$instance"}[$__rate_interval]))',
+            "{{model_version}}",
+        ),
+        unit="reqps",
+    ),
+    lines(
+        "Tokens a second",
+        Query('sum(rate(bonbon_tokens_drawn_total{instance=~"$instance"}[$__rate_interval]))', "drawn"),
+        Query('sum(rate(bonbon_tokens_returned_total{instance=~"$instance"}[$__rate_interval]))', "returned"),
+    ),
+    lines(
+        "Candidates drawn per answer",
+        Query(
+            'sum by (asked) (rate(bonbon_candidates_drawn_sum{instance=~"$instance"}[$__rate_interval])) / '
+            'sum by (asked) (rate(bonbon_candidates_drawn_count{instance=~"$instance"}[$__rate_interval]))',
+            "{{asked}}",
+        ),
+    ),
+    lines(
+        "Waiting and in flight",
+        Query('sum(bonbon_requests_waiting{instance=~"$instance"})', "requests waiting"),
+        Query('sum(bonbon_answers_in_flight{instance=~"$instance"})', "answers in flight"),
+        Query('sum(bonbon_audits_waiting{instance=~"$instance"})', "audits waiting"),
+        Query('sum(bonbon_pair_log_waiting{instance=~"$instance"})', "groups waiting"),
+    ),
+    lines(
+        "Tokens that may be drawn",
+        Query('sum by (instance) (bonbon_tokens_in_flight{instance=~"$instance"})', "{{instance}}"),
+    ),
+    stacked(
+        "Degraded answers and audits not made",
+        Query('sum(increase(bonbon_degraded_total{instance=~"$instance"}[$__rate_interval])) or vector(0)', "degraded"),
+        Query(
+            'sum(increase(bonbon_audits_dropped_total{instance=~"$instance"}[$__rate_interval])) or vector(0)', "audits"
+        ),
+    ),
+    stacked(
+        "Swaps",
+        Query(
+            'sum by (outcome) (increase(bonbon_swaps_total{instance=~"$instance"}[$__rate_interval]))', "{{outcome}}"
+        ),
+        Query("sum(increase(bonbon_fallbacks_total[$__rate_interval]))", "fallen back to best-of-n"),
+    ),
+    lines(
+        "Mean duration of swaps and pauses",
+        Query("sum(bonbon_swap_duration_seconds_sum) / sum(bonbon_swap_duration_seconds_count)", "swap"),
+        Query("sum(bonbon_pause_duration_seconds_sum)", "requests held back, in all"),
+        unit="s",
+    ),
+    lines(
+        "Versions",
+        Query('sum(bonbon_versions_loaded{instance=~"$instance"})', "loaded"),
+        Query('sum(bonbon_versions_draining{instance=~"$instance"})', "draining"),
+        Query('sum(bonbon_versions_refused{instance=~"$instance"})', "refused"),
+    ),
+    lines(
+        "Memory",
+        Query('process_resident_memory_bytes{instance=~"$instance", job="bonbon"}', "{{instance}}"),
+        unit="bytes",
+    ),
+    lines(
+        "CPU",
+        Query('rate(process_cpu_seconds_total{instance=~"$instance", job="bonbon"}[$__rate_interval])', "{{instance}}"),
+    ),
+    Panel(
+        "Aliases",
+        "table",
+        [Query("max by (alias, model_version) (bonbon_alias_info)"), Query("max by (version) (bonbon_build_info)")],
+        instant=True,
+    ),
+]
+
+PAIRS = [
+    number("Clean groups, last hour", Query('sum(increase(bonbon_groups_logged_total{unclean=""}[1h]))'), decimals=0),
+    number(
+        "Clean share",
+        Query('sum(bonbon_groups_logged_total{unclean=""}) / sum(bonbon_groups_logged_total)'),
+        unit="percentunit",
+    ),
+    number("Spool", Query("sum(bonbon_spool_bytes)"), unit="bytes"),
+    number("Rounds without success, in a row", Query("max(bonbon_rounds_unsuccessful_in_a_row)")),
+    number("Last round ended", Query("max(bonbon_round_ended_timestamp_seconds) * 1000"), unit="dateTimeFromNow"),
+    number("Newest round began", Query("max(bonbon_round_begun_timestamp_seconds) * 1000"), unit="dateTimeFromNow"),
+    stacked(
+        "Groups logged, by why they are unclean",
+        Query('sum by (unclean) (increase(bonbon_groups_logged_total{unclean!=""}[$__rate_interval]))', "{{unclean}}"),
+        Query('sum(increase(bonbon_groups_logged_total{unclean=""}[$__rate_interval]))', "clean"),
+    ),
+    stacked(
+        "Groups logged, by origin",
+        Query("sum by (origin) (increase(bonbon_groups_logged_total[$__rate_interval]))", "{{origin}}"),
+    ),
+    stacked(
+        "Where groups went", Query("sum by (where) (increase(bonbon_groups_kept_total[$__rate_interval]))", "{{where}}")
+    ),
+    lines(
+        "Margin of a pair, in reward",
+        *(
+            Query(quantile(share, 'bonbon_reward_best_minus_worst_bucket{reward=~"$reward"}'), f"p{share * 100:.0f}")
+            for share in (0.1, 0.5, 0.9)
+        ),
+        description="Best minus worst of the groups that were ranked.",
+    ),
+    lines("Spool", Query("sum by (instance) (bonbon_spool_bytes)", "{{instance}}"), unit="bytes"),
+    lines(
+        "Training done",
+        Query("max(bonbon_round_progress_ratio)", "newest round"),
+        unit="percentunit",
+        minimum=0,
+        maximum=1,
+    ),
+    lines("Loss", Query("max(bonbon_training_loss)", "loss")),
+    lines(
+        "Margin of the newest round, nats",
+        Query("max(bonbon_training_margin_nats)", "margin"),
+        Query("max(bonbon_training_target_nats)", "target"),
+    ),
+    Panel(
+        "Rounds",
+        "bargauge",
+        [Query("max by (outcome) (bonbon_rounds)", "{{outcome}}")],
+        instant=True,
+        options={"orientation": "horizontal", "reduceOptions": {"calcs": ["lastNotNull"]}},
+    ),
+    Panel(
+        "Evaluations",
+        "table",
+        [
+            Query(evaluated("bonbon_evaluation_win_rate", "low", opponent="base")),
+            Query(evaluated("bonbon_evaluation_win_rate", "high", opponent="base")),
+            Query(evaluated("bonbon_evaluation_win_rate", "value", opponent="best_of_n")),
+            Query(evaluated("bonbon_evaluation_kl_nats", "value")),
+            Query(evaluated("bonbon_evaluation_length_ratio", "value")),
+            Query("max by (model_version) (bonbon_gate_passed)"),
+        ],
+        width=12,
+        instant=True,
+        decimals=3,
+        transformations=[
+            {"id": "merge", "options": {}},
+            {
+                "id": "organize",
+                "options": {
+                    "excludeByName": {"Time": True},
+                    "renameByName": {
+                        "Value #A": "win rate, low",
+                        "Value #B": "win rate, high",
+                        "Value #C": "against best-of-n",
+                        "Value #D": "KL, nats",
+                        "Value #E": "length over the base's",
+                        "Value #F": "passed the gate",
+                    },
+                },
+            },
+        ],
+    ),
+    Panel(
+        "What the gate read",
+        "table",
+        [
+            Query("max by (model_version, check) (bonbon_gate_value)"),
+            Query("max by (model_version, check) (bonbon_gate_threshold)"),
+        ],
+        width=12,
+        instant=True,
+        decimals=3,
+        transformations=[
+            {"id": "merge", "options": {}},
+            {
+                "id": "organize",
+                "options": {
+                    "excludeByName": {"Time": True},
+                    "renameByName": {"Value #A": "value", "Value #B": "threshold"},
+                },
+            },
+        ],
+    ),
+]
+
+DASHBOARDS: dict[str, dict[str, Any]] = {
+    "win-rate": dashboard("bonbon-win-rate", "bonbon: Win rate", WIN_RATE, [REWARD], SWAPS),
+    "service": dashboard("bonbon-service", "bonbon: Service", SERVICE, [INSTANCE], SWAPS),
+    "pairs-and-training": dashboard("bonbon-pairs", "bonbon: Pairs and training", PAIRS, [REWARD], SWAPS),
+}
+
+
+def main() -> None:
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "dashboards"
+    for name, content in DASHBOARDS.items():
+        (directory / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
