@@ -71,6 +71,7 @@ fuzz: $(VENV)/.dev
 docs: $(VENV)/.dev
 	$(BIN)/python -m service.metrics_reference > docs/metrics.md
 	$(BIN)/python deploy/grafana/generate.py
+	$(BIN)/python -m bonbon.settings_reference > docs/settings.md
 
 # The versions that constraints.txt pins are the ones the tests ran with.
 lock: $(VENV)/.dev

@@ -73,6 +73,7 @@ class Limits(Section):
     """What a tenant may ask for; None: as much as it likes."""
 
     requests_per_minute: int | None = Field(None, ge=1)
+    """Requests."""
     tokens_per_minute: int | None = Field(None, ge=1)
     """Tokens drawn, over all candidates."""
 
@@ -150,13 +151,17 @@ class TrainSettings(Section):
     method: Literal["lora", "full"] = "lora"
     """Train a LoRA adapter or all weights."""
     lora_rank: int = Field(16, ge=1)
+    """Rank of the adapter."""
     lora_alpha: int = Field(32, ge=1)
+    """The adapter's output is scaled by lora_alpha / lora_rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that are dropped in training."""
     lora_targets: str = "all-linear"
     """Module names the adapter is put on: `all-linear`, or a comma-separated list."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak of the learning rate; by default from the model's width (an adapter's 5e-4 at 2000, 3e-4 at 4096)."""
     epochs: float = Field(3.0, gt=0)
+    """Passes over the pairs."""
     batch_size: int = Field(32, ge=1)
     """Pairs per optimiser step, over all processes and accumulation steps."""
     micro_batch_size: int = Field(8, ge=1)
@@ -164,14 +169,19 @@ class TrainSettings(Section):
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them: about a third slower, for much less memory."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises; then it falls to 0 in a straight line."""
     max_grad_norm: float = Field(10.0, gt=0)
+    """Longer gradients are shortened to this norm."""
     weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """auto: bf16 on a GPU that has it, else 32-bit."""
     seed: int = Field(0, ge=0)
+    """Of the order of pairs, the adapter's first weights, dropout, and the evaluation's draws."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimiser steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
     tenants: list[str] | None = None
     """Whose groups may be trained on. Without it they must be of one tenant, for the version answers everybody."""
     min_pairs: int = Field(64, ge=1)

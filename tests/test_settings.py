@@ -1,5 +1,6 @@
 """Settings: where they come from, which source wins, and what is said about a bad one."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from bonbon.engines.remote_options import RemoteOptions
 from bonbon.errors import UserError
 from bonbon.settings import RewardSpec, Settings, load_settings
+from bonbon.settings_reference import reference
 
 
 @pytest.fixture(autouse=True)
@@ -230,3 +232,28 @@ def test_a_key_of_a_server_may_be_in_a_file(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "key").write_text("secret\n")
     monkeypatch.setenv("VLLM_API_KEY_FILE", "key")
     assert options.bearer == "secret"
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def test_every_setting_is_listed_as_it_is() -> None:
+    page = reference()
+    assert (DOCS / "settings.md").read_text() == page, "make docs writes it anew"
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    names = {row[0].strip("| `") for row in rows}
+    assert {"model", "database_password", "service.port", "service.limits.tokens_per_minute", "loop.poll"} <= names
+    for row in rows:
+        assert len(row) == 4, row
+        assert row[3].strip(" |"), f"{row[0]} has no description"
+
+
+def test_every_variable_that_the_documents_name_is_a_setting() -> None:
+    """In all pages and manifests: a setting that was renamed must not live on in one of them."""
+    listed = set(re.findall(r"^\| `([\w.]+)`", (DOCS / "settings.md").read_text(), re.MULTILINE))
+    known = {name.upper().replace(".", "__") for name in listed} | {"CONFIG"}
+    root = DOCS.parent
+    pages = [root / "README.md", *DOCS.glob("*.md"), *(root / "deploy").rglob("*.yaml"), *root.glob("docker-compose*")]
+    for page in pages:
+        for name in re.findall(r"\bBONBON_([A-Z][A-Z_]+[A-Z])\b", page.read_text()):
+            assert name.removesuffix("_FILE") in known, f"{page.name}: BONBON_{name}"
