@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import uvicorn
 from groups import scored_group
 from playwright.async_api import Browser, ConsoleMessage, Page, Playwright, Request, async_playwright, expect
@@ -27,7 +28,10 @@ from service.app import create_app
 from service.parts import Parts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 VIEWS = ("overview", "versions", "pairs", "playground")
 REFUSED = re.compile("status of 40[0139]")
@@ -79,7 +83,7 @@ def uncaught(server: uvicorn.Server) -> Iterator[None]:
     yield
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     playwright: Playwright
     async with async_playwright() as playwright:

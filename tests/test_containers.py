@@ -205,6 +205,41 @@ def test_settings_and_secrets_are_understood(
             assert [key and key.get_secret_value() for key in keys] == [values["api_key"], values["admin_key"]]
 
 
+def test_what_is_mounted_is_there(services: dict[str, Service]) -> None:
+    project = read_project()
+    for service in services.values():
+        for mount in service.raw.get("volumes", []):
+            source = mount.split(":")[0]
+            if source.startswith("./deploy"):
+                assert (ROOT / source).is_dir(), mount
+            elif not source.startswith("./"):
+                assert source in project["volumes"], mount
+    mounted = dict(volume.split(":")[:2] for volume in services["grafana"].raw["volumes"])
+    (provider,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/bonbon.yml").read_text())["providers"]
+    assert mounted["./deploy/grafana/dashboards"] == provider["options"]["path"]
+
+
+def test_who_names_a_service_can_reach_it(services: dict[str, Service]) -> None:
+    """In settings, and in what Prometheus and Grafana are configured with: a network in common, and the right port."""
+    ports = {"service": 8080, "postgres": 5432, "prometheus": 9090, "vllm": 8000, "reward": 8000}
+    names: dict[str, set[str]] = {}  # by network; an alias is a name, too
+    for service in services.values():
+        for network, options in networks_of(service).items():
+            names.setdefault(network, set()).update({service.name, *options.get("aliases", [])})
+    configured = {"prometheus": "deploy/prometheus/*.yml", "grafana": "deploy/grafana/provisioning/datasources/*.yml"}
+    for service in services.values():
+        texts = [*service.environment.values(), *(f.read_text() for f in ROOT.glob(configured.get(service.name, "-")))]
+        reached = set().union(*(names[network] for network in networks_of(service)))
+        for host, port in re.findall(r"(?<![\w.-])([a-z]+):(\d{4})\b", "\n".join(texts)):
+            assert host in reached, (service.name, host)
+            assert ports[host] == int(port), (service.name, host)
+
+
+def networks_of(service: Service) -> dict[str, dict[str, Any]]:
+    networks = service.raw["networks"]
+    return {name: {} for name in networks} if isinstance(networks, list) else networks
+
+
 def test_profiles_differ_in_who_draws_only() -> None:
     project = read_project()
     cpu, gpu = (read_services(project, profile) for profile in PROFILES)

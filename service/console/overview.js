@@ -33,7 +33,7 @@ export function render({ ready, versions, measured, pairs, history, live, fronti
       rival ? tile("Against best-of-n", percent(rival.win_rate), `95 % band ${interval(rival)}, ${rival.opponent}`) : null,
       tile("Groups logged", count(pairs.groups), pairs.last ? `the last one ${ago(pairs.last)}` : "none yet")),
     h("div", { class: "two" },
-      card("Live win rate", `${history.version} against a fresh draw of ${history.opponent}, ties as half`, liveChart(history)),
+      card("Live win rate", `${history.version} against a fresh draw of ${history.opponent}, ties as half`, liveChart(history, live.floor)),
       card("Win rate against KL", "What every version costs and brings, under the most that any policy can have",
         frontierChart(frontier, measured, ready.serving))),
   ];
@@ -44,7 +44,7 @@ function fallback(event) {
     `Best-of-n answers again since ${new Date(event.time).toLocaleString()}: ${event.reason} (${event.replaced})`);
 }
 
-function liveChart(history) {
+function liveChart(history, floor) {
   const { points } = history;
   if (points.length < 2) return empty("Every audit compares an answer of the champion with a fresh draw of the base. There are not enough yet.");
   return chart({
@@ -56,7 +56,7 @@ function liveChart(history) {
       scales: { x: { time: false }, y: { range: [0, 1] } },
       series: [{ label: "audits", value: told(count) }, line("win rate", "accent", { value: told(percent) }), bound("low"), bound("high")],
       bands: [band(3, 2, "accent-soft")],
-      hooks: { draw: [level(0.5, "no better than the base")] },
+      hooks: { draw: [level(floor || 0.5, floor ? "the floor: under it best-of-n answers again" : "no better than the base")] },
     }),
     table: {
       head: ["audits", "win rate", "95 % band"],

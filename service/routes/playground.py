@@ -56,12 +56,15 @@ class PlayedBody(BaseModel):
 async def play(body: AskBody, parts: Annotated[Parts, Depends(get_parts)]) -> PlayedBody:
     if body.n > parts.settings.service.max_best_of:
         raise UserError(f"n {body.n} is above this service's limit of {parts.settings.service.max_best_of}", param="n")
-    routes, best_of_n = parts.serving.routes, parts.best_of_n
-    version, prompt = body.version or routes.champion, Prompt.user(body.prompt)
+    best_of_n, prompt = parts.best_of_n, Prompt.user(body.prompt)
     sampling = Sampling(max_tokens=body.max_tokens, temperature=body.temperature)
-    with parts.serving.hold(routes.base), parts.serving.hold(version):
-        group = (await best_of_n(prompt, body.n, version=routes.base, sampling=sampling)).group
-        drawn = (await collect(best_of_n.engine, DrawRequest(prompt, version, 1, sampling))).draws[0]
+    async with parts.admission.admit("", (body.n + 1) * body.max_tokens):
+        await parts.serving.admitted()
+        routes = parts.serving.routes
+        version = body.version or routes.champion
+        with parts.serving.hold(routes.base), parts.serving.hold(version):
+            group = (await best_of_n(prompt, body.n, version=routes.base, sampling=sampling)).group
+            drawn = (await collect(best_of_n.engine, DrawRequest(prompt, version, 1, sampling))).draws[0]
     problem, reward = group.degraded, None
     if problem is None:
         try:
