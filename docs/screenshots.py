@@ -39,7 +39,7 @@ def main(url: str) -> None:
             page.wait_for_timeout(500)
             page.evaluate("scrollTo(0, 0)")
             shot = Image.open(BytesIO(page.screenshot(full_page=True)))
-            shot.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(
+            shot.convert("RGB").quantize(256, kmeans=4, dither=Image.Dither.NONE).save(
                 DIRECTORY / f"console-{view}-{scheme}.png", optimize=True
             )
             context.close()

@@ -56,7 +56,7 @@ function liveChart(history, floor) {
       scales: { x: { time: false }, y: { range: [0, 1] } },
       series: [{ label: "audits", value: told(count) }, line("win rate", "accent", { value: told(percent) }), bound("low"), bound("high")],
       bands: [band(3, 2, "accent-soft")],
-      hooks: { draw: [level(floor || 0.5, floor ? "the floor: under it best-of-n answers again" : "no better than the base")] },
+      hooks: { draw: [level(floor || 0.5, floor ? "the floor" : "no better than the base")] },
     }),
     table: {
       head: ["audits", "win rate", "95 % band"],
