@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
@@ -51,8 +51,9 @@ class Teller:
             yield
         finally:
             telling.cancel()
-            with suppress(asyncio.CancelledError):
-                await telling
+            (ended,) = await asyncio.gather(telling, return_exceptions=True)
+            if isinstance(ended, Exception):
+                log.warning("how far the round is could not be told", error=str(ended))
 
     async def _tell_training(self) -> None:
         while True:
