@@ -10,7 +10,8 @@ BY_VERSION_ONLY = {"torch"}
 
 
 def pins(file: str) -> dict[str, str]:
-    return dict(match.groups() for line in (ROOT / file).read_text().splitlines() if (match := PIN.match(line)))
+    lines = (ROOT / file).read_text().splitlines()
+    return {match[1]: match[2] for line in lines if (match := PIN.match(line))}
 
 
 def test_the_lock_and_the_constraints_are_of_the_same_versions() -> None:
