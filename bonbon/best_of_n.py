@@ -58,13 +58,14 @@ class BestOfN:
         version: str | None = None,
         sampling: Sampling = Sampling(),
         keep: int = 1,
+        salt: str = "",
     ) -> Answer:
         """Draw `n` candidates from `version` (default: the base), score and rank them, mark the `keep` best as served.
 
         Raises what `Engine.draw` raises; a failing reward never raises, it degrades the group.
         """
         version = version or self.engine.base
-        draws = await collect(self.engine, DrawRequest(prompt, version, n, sampling))
+        draws = await collect(self.engine, DrawRequest(prompt, version, n, sampling, salt=salt))
         return await self.rank(prompt, draws, version=version, sampling=sampling, keep=keep)
 
     async def rank(self, prompt: Prompt, draws: Draws, *, version: str, sampling: Sampling, keep: int = 1) -> Answer:

@@ -9,7 +9,7 @@ from bonbon.draws import Draws
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started
 from bonbon.errors import EngineError, PromptTooLong, StoreError
 from bonbon.pairs.log import Kept
-from bonbon.pairs.records import Unclean
+from bonbon.pairs.records import Unclean, salt_of
 from bonbon.prompt import Prompt
 from bonbon.tracing import Key, Name, Value, span
 from service.ask import Ask
@@ -48,7 +48,7 @@ async def _answer(
         async for event in repeat(parts.engine, ask, prompt, first):
             yield event
         return
-    request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live)
+    request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
     draws = Draws(plan.best_of)
     with span(Name.DRAW, **_drawing(request)) as drawing:
         events = parts.engine.draw(request)

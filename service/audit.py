@@ -120,7 +120,7 @@ class Audits:
     async def _compare(self, group: Group, base: str) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         n = 1 if sampling.temperature == 0 else self.n  # greedy draws are all the same
-        drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling))
+        drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling, salt=group.salt))
         # The first candidate, not the best: one draw of the champion, however many the request asked for.
         texts = [group.candidates[0].text, *(draw.written for draw in drawn.draws)]
         reward, *opposed = await self.best_of_n.score(group.prompt, texts)
@@ -142,7 +142,9 @@ class Audits:
 
     async def _draw_group(self, group: Group) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
-        answer = await self.best_of_n(group.prompt, self.n, version=group.version, sampling=sampling, keep=0)
+        answer = await self.best_of_n(
+            group.prompt, self.n, version=group.version, sampling=sampling, keep=0, salt=group.salt
+        )
         drawn = replace(answer.group, origin="audit", tenant=group.tenant, user=group.user, request_id=group.request_id)
         if answer.failure is not None:
             self.metrics.degraded(drawn, answer.failure)

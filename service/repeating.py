@@ -21,15 +21,16 @@ async def repeat(engine: Engine, ask: Ask, prompt: Prompt, group: Group) -> Asyn
         raise UserError(
             "this idempotency-key came before, with another request: use a new one for each", param="idempotency-key"
         )
-    yield await _read(engine, prompt)
+    yield await _read(engine, prompt, group.salt)
     for candidate in group.served:
         yield Delta(0, candidate.text, candidate.token_ids, finish_reason=candidate.finish_reason)
     draws = tuple(Draw(c.index, c.text, list(c.token_ids), finish_reason=c.finish_reason) for c in group.candidates)
     yield Answer(group, draws)
 
 
-async def _read(engine: Engine, prompt: Prompt) -> Started:
-    async with aclosing(engine.draw(DrawRequest(prompt, engine.base, 1, Sampling(max_tokens=1)))) as events:
+async def _read(engine: Engine, prompt: Prompt, salt: str) -> Started:
+    request = DrawRequest(prompt, engine.base, 1, Sampling(max_tokens=1), salt=salt)
+    async with aclosing(engine.draw(request)) as events:
         async for event in events:
             if isinstance(event, Started):
                 return event

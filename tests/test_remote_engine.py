@@ -17,6 +17,7 @@ from bonbon.engines.base import Delta, DrawRequest, Sampling, Started, VersionFi
 from bonbon.engines.remote import RemoteEngine
 from bonbon.engines.remote_options import RemoteOptions
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
+from bonbon.pairs.records import salt_of
 from bonbon.prompt import Prompt
 from bonbon.settings import Settings
 from bonbon.tools import ToolCall, canonical
@@ -96,6 +97,18 @@ async def test_what_a_server_is_asked_for_leaves_nothing_to_its_defaults(pair: l
     assert "seed" not in first
     # The server seeds candidate i with seed + i: neighbouring seeds must not share candidates.
     assert abs(seeded[0]["seed"] - seeded[1]["seed"]) > 1000
+
+
+async def test_tenants_share_no_prefix_cache(pair: list[Double]) -> None:
+    """vLLM finds a cached prompt only under the salt that it was drawn with."""
+    async with fleet(pair[:1]) as engine:
+        for tenant in ("ada", "bob", ""):
+            request = DrawRequest(Prompt.user("Hi"), engine.base, 1, Sampling(max_tokens=2), salt=salt_of(tenant))
+            await collect(engine, request)
+    salts = [body.get("cache_salt") for body in pair[0].draws]
+    assert len(set(salts)) == 3
+    assert salts[2] is None
+    assert not any(tenant in salt for tenant, salt in zip(("ada", "bob"), salts, strict=False) if salt)
 
 
 async def test_greedy_candidates_are_drawn_once(pair: list[Double]) -> None:

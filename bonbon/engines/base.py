@@ -46,6 +46,8 @@ class DrawRequest:
     """Draw `n` completions of `prompt` from the loaded version named `version`.
 
     `deltas` asks for pieces as they are made; without it each candidate arrives as one delta when it is finished.
+    Prompts of different `salt`s share no cache on a fleet: how long one takes to read must not tell a tenant what
+    another has asked.
     """
 
     prompt: Prompt
@@ -53,6 +55,7 @@ class DrawRequest:
     n: int = 1
     sampling: Sampling = Sampling()
     deltas: bool = False
+    salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

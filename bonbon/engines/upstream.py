@@ -38,6 +38,8 @@ def question(request: DrawRequest) -> Question:
         "stream": request.deltas,
         "return_token_ids": True,
     }
+    if request.salt:
+        body["cache_salt"] = request.salt
     if sampling.response_format is not None:
         body["response_format"] = json.loads(sampling.response_format)
     if sampling.seed is not None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 
 from bonbon.engines.base import FinishReason, Sampling
 from bonbon.prompt import Prompt
@@ -41,6 +42,11 @@ class Candidate:
     served: bool = False
 
 
+def salt_of(tenant: str) -> str:
+    """What keeps a tenant's prompts apart in an engine's cache; none for the tenant without a name."""
+    return sha256(tenant.encode(errors="surrogatepass")).hexdigest() if tenant else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """One prompt's n scored candidates, in the order they were drawn.
@@ -71,6 +77,11 @@ class Group:
     @property
     def n(self) -> int:
         return len(self.candidates)
+
+    @property
+    def salt(self) -> str:
+        """Of the draws, see `DrawRequest`."""
+        return salt_of(self.tenant)
 
     @property
     def served(self) -> tuple[Candidate, ...]:
