@@ -221,6 +221,8 @@ class GateSettings(Section):
 
     min_win_rate: float = Field(0.55, ge=0, le=1)
     """Lower bound of the win rate against the base."""
+    max_p_value: float = Field(0.05, gt=0, le=1)
+    """Most that chance may explain of a win rate above `min_win_rate`, by a test that needs no large sample."""
     min_win_rate_reference: float = Field(0.5, ge=0, le=1)
     """Lower bound of the win rate against the reference policy, when that is not the base."""
     min_held_out_win_rate: float = Field(0.5, ge=0, le=1)

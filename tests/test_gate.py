@@ -2,11 +2,13 @@
 
 from math import inf, nan
 
+import numpy as np
 import pytest
 from evaluations import estimate, evaluation
 
 from bonbon.settings import GateSettings
 from bonbon.theory import best_of_n_kl
+from trainer.evaluation import Evaluation
 from trainer.gate import Check, Verdict, judge
 
 GATE = GateSettings()
@@ -83,3 +85,37 @@ def test_a_verdict_survives_json() -> None:
     assert Verdict.from_dict(stored).to_dict() == stored
     passed = judge(evaluation(), GATE, n=8)
     assert Verdict.from_dict(passed.to_dict()) == passed
+
+
+def test_too_few_prompts_are_no_evidence_however_good_they_look() -> None:
+    """The interval leans on the central limit theorem, the betting test on nothing."""
+    few = judge(evaluation(win_rate_shares=[0.8, 0.9, 0.85]), GATE, n=8)
+    assert failed(few) == ["p_value"]
+    assert reason(few, "p_value").text.startswith("p-value of a win rate against the base of at most 0.550: ")
+    many = judge(evaluation(win_rate_shares=[0.8, 0.9, 0.85] * 20), GATE, n=8)
+    assert many.passed
+    assert reason(many, "p_value").value < 0.01
+
+
+def test_a_version_at_the_threshold_rarely_passes() -> None:
+    """At most 5 % of such versions: of 300 at most 26 (P < .003 at .05)."""
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(300):
+        shares = rng.choice([0.0, 0.5, 1.0], size=60, p=[0.4, 0.1, 0.5]).tolist()
+        passed += reason(judge(evaluation(win_rate_shares=shares), GATE, n=8), "p_value").passed
+    assert passed <= 26
+
+
+def test_without_the_prompts_shares_or_a_threshold_there_is_no_such_check() -> None:
+    for changes, gate in (
+        ({"win_rate_shares": None}, GATE),
+        ({"win_rate_shares": [0.5, 0.5]}, GateSettings(min_win_rate=0)),
+    ):
+        assert "p_value" not in [check.check for check in judge(evaluation(**changes), gate, n=8).reasons]
+
+
+def test_an_evaluation_of_an_older_release_is_read() -> None:
+    stored = evaluation().to_dict()
+    del stored["win_rate_shares"]
+    assert Evaluation.from_dict(stored).win_rate_shares is None

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, Field, asdict, dataclass, fields
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +25,8 @@ class Evaluation:
 
     `recovered` is (E r(version) - E r(base)) / (E r(best-of-n) - E r(base)). `truncated` is the share of answers cut
     off at `max_tokens`. `skipped` counts prompts that left no room for `max_tokens` in the context.
+    `win_rate_shares` is what each prompt's answers won of their comparisons with the base, one prompt after the other;
+    None in an evaluation of an older release.
     """
 
     version: str
@@ -71,6 +73,8 @@ class Evaluation:
 
     seconds: float
 
+    win_rate_shares: list[float] | None = None
+
     @property
     def distinct_1_ratio(self) -> float:
         """Distinct-1 over the base's."""
@@ -96,7 +100,9 @@ class Evaluation:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What `to_dict` gave. Raises UserError when a field is missing."""
         try:
-            return cls(**{field.name: _read(field.name, values[field.name]) for field in fields(cls)})
+            return cls(
+                **{f.name: _read(f.name, values[f.name]) for f in fields(cls) if f.name in values or not _added(f)}
+            )
         except KeyError as error:
             raise UserError(f"the evaluation has no field {error}: it is of another version of bonbon") from error
 
@@ -109,6 +115,11 @@ class Evaluation:
 
 
 OPTIONAL = frozenset(field.name for field in fields(Evaluation) if "None" in str(field.type))
+
+
+def _added(field: Field[Any]) -> bool:
+    """Whether evaluations of older releases do not have it."""
+    return field.default is not MISSING
 
 
 def _read(name: str, value: Any) -> Any:

@@ -1,12 +1,12 @@
 """Decides whether a version may be promoted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Self
 
 from bonbon.settings import GateSettings
-from bonbon.theory import best_of_n_kl
+from bonbon.theory import BettingTest, best_of_n_kl
 from trainer.evaluation import Evaluation
 
 
@@ -53,6 +53,9 @@ def judge(evaluation: Evaluation, gate: GateSettings, *, n: int) -> Verdict:
     """
     e = evaluation
     checks = [_at_least("win rate against the base", "win_rate", e.win_rate.low, gate.min_win_rate, "lower bound")]
+    if e.win_rate_shares is not None and 0 < gate.min_win_rate < 1:
+        title = f"p-value of a win rate against the base of at most {gate.min_win_rate:.3f}"
+        checks.append(_at_most(title, "p_value", _p_value(e.win_rate_shares, gate.min_win_rate), gate.max_p_value))
     if e.win_rate_reference is not None:
         title = f"win rate against the reference {e.reference}"
         checks.append(
@@ -77,6 +80,14 @@ def judge(evaluation: Evaluation, gate: GateSettings, *, n: int) -> Verdict:
         _at_least("distinct-2 over the base's", "distinct_2_ratio", e.distinct_2_ratio, gate.min_distinct_ratio),
     ]
     return Verdict(all(check.passed for check in checks), tuple(checks))
+
+
+def _p_value(shares: Sequence[float], null: float) -> float:
+    """By betting on prompt after prompt; unlike the interval's, its error rate holds for any number of them."""
+    test = BettingTest(null)
+    for share in shares:
+        test.add(share)
+    return test.p_value
 
 
 def _at_least(title: str, check: str, value: float, threshold: float, bound: str = "") -> Check:

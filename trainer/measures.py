@@ -25,6 +25,7 @@ def win_rates(samples: Sequence[Samples]) -> dict[str, Any]:
     held_out = samples[0].base[0].held_out is not None
     return {
         "win_rate": against_base(by_reward),
+        "win_rate_shares": [wins(one.answers, one.base, by_reward) for one in samples],
         "win_rate_best_of_n": rate(lambda one: wins(one.answers, one.best, by_reward), answers * 2),
         "win_rate_reference": rate(lambda one: wins(one.answers, one.reference, by_reward), answers * n)
         if samples[0].reference
