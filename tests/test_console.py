@@ -33,6 +33,8 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
+expect.set_options(timeout=30_000)  # milliseconds; a loaded machine draws slowly
+
 VIEWS = ("overview", "versions", "pairs", "playground")
 REFUSED = re.compile("status of 40[0139]")
 EVALUATION = {
