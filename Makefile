@@ -80,8 +80,8 @@ docs: $(VENV)/.dev
 # (docs/decisions/0008-locked-with-hashes.md).
 lock: $(VENV)/.dev
 	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-annotate --no-emit-index-url \
-		--no-emit-find-links --no-emit-options --allow-unsafe --generate-hashes --output-file lock.tmp pyproject.toml
-	awk '/^[^ ]/ {keep = !/^(#|bonbon|cuda-|nvidia-|pip==|torch==|triton==)/} keep' lock.tmp > requirements.lock
+		--no-emit-find-links --no-emit-options --generate-hashes --output-file lock.tmp pyproject.toml
+	awk '/^[^ ]/ {keep = !/^(#|bonbon|cuda-|nvidia-|torch==|triton==)/} keep' lock.tmp > requirements.lock
 	(sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock; sed -n 's/^\(torch==[^+ ]*\).*/\1/p' lock.tmp) \
 		| sort > constraints.txt
 	rm lock.tmp
