@@ -268,7 +268,7 @@ async def test_a_fleet_that_is_not_there_is_waited_for(pair: list[Double]) -> No
     pair[0].stop()
     pair[1].healthy = False
     async with fleet(pair) as engine:
-        with pytest.raises(EngineError, match=r"no server .*ConnectError.*its /health answers 503"):
+        with pytest.raises(EngineError, match=r"no server .*ConnectorError.*its /health answers 503"):
             await engine.check()
         with pytest.raises(EngineError, match="no server of the fleet can draw from base now") as caught:
             await draw(engine)

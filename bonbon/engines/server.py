@@ -1,11 +1,12 @@
 """HTTP to one vLLM server: pooled, bounded, and closed at once when nobody waits any more."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import closing
 from typing import Any
 
-import httpx2
+import aiohttp
+import orjson
 
 from bonbon.engines.refusals import Elsewhere, refusal
 from bonbon.errors import EngineError
@@ -30,18 +31,16 @@ class Server:
         self, url: str, *, bearer: str | None, connections: int, connect_timeout: float, max_bytes: int
     ) -> None:
         self.url, self._max_bytes = url, max_bytes
-        self._client = httpx2.AsyncClient(
-            base_url=url,
-            headers={"accept-encoding": "identity"} | ({"authorization": f"Bearer {bearer}"} if bearer else {}),
-            timeout=httpx2.Timeout(None, connect=connect_timeout),
-            limits=httpx2.Limits(
-                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=KEEP_ALIVE
-            ),
-            follow_redirects=False,
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE),
+            headers={"accept-encoding": "identity", "content-type": "application/json"}
+            | ({"authorization": f"Bearer {bearer}"} if bearer else {}),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._session.close()
 
     async def ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float
@@ -49,15 +48,13 @@ class Server:
         """Status and body. Raises Elsewhere when there is no answer within `seconds`."""
         try:
             async with asyncio.timeout(seconds):
-                response = await self._client.send(self._client.build_request(method, path, json=body), stream=True)
-                try:
-                    return response.status_code, await self._read(response)
-                finally:
-                    await response.aclose()
+                response = await self._send(method, path, body)
+                with closing(response):
+                    return response.status, await self._read(response)
+        except aiohttp.ClientError as error:
+            raise _lost(error) from error
         except TimeoutError as error:
             raise Elsewhere(f"{path} was not answered within {seconds:g} s") from error
-        except httpx2.TransportError as error:
-            raise _lost(error) from error
 
     async def answers(self, path: str, body: Mapping[str, Any], until: float) -> AsyncGenerator[Mapping[str, Any]]:
         """The answer to a draw or, where `body` asks for a stream, its events.
@@ -73,9 +70,9 @@ class Server:
         response = None
         try:
             async with asyncio.timeout_at(until):
-                response = await self._client.send(self._client.build_request("POST", path, json=body), stream=True)
-                if response.status_code != 200:
-                    raise refusal(response.status_code, await self._read(response))
+                response = await self._send("POST", path, body)
+                if response.status != 200:
+                    raise refusal(response.status, await self._read(response))
                 if not body["stream"]:
                     answer = _json(await self._read(response))
             if not body["stream"]:
@@ -92,18 +89,22 @@ class Server:
                     if "error" in event:
                         raise refusal(_status(event), line.removeprefix(EVENT))
                     yield event
+        except aiohttp.ClientError as error:  # before TimeoutError: a late connection is both
+            raise _lost(error) from error
         except TimeoutError as error:
             raise EngineError("the fleet did not answer in time") from error
-        except httpx2.TransportError as error:
-            raise _lost(error) from error
         finally:
             if response is not None:
-                await response.aclose()
+                response.close()
 
-    async def _lines(self, response: httpx2.Response) -> AsyncGenerator[bytes]:
+    async def _send(self, method: str, path: str, body: Mapping[str, Any] | None) -> aiohttp.ClientResponse:
+        data = None if body is None else orjson.dumps(body)
+        return await self._session.request(method, self.url + path, data=data, allow_redirects=False)
+
+    async def _lines(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
         """Lines as events have them: other line ends than a line feed may stand inside of a JSON string."""
         rest = bytearray()
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.content.iter_any():
             *lines, last = chunk.split(b"\n")
             for line in lines:
                 yield bytes(rest + line).removesuffix(b"\r")
@@ -112,23 +113,23 @@ class Server:
             if len(rest) > self._max_bytes:
                 raise EngineError("a server of the fleet sent an event that is too long")
 
-    async def _read(self, response: httpx2.Response) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         content = bytearray()
-        async for chunk in response.aiter_bytes():
+        async for chunk in response.content.iter_any():
             content += chunk
             if len(content) > self._max_bytes:
                 raise EngineError(f"a server of the fleet answered more than {self._max_bytes} bytes")
         return bytes(content)
 
 
-def _lost(error: httpx2.TransportError) -> Elsewhere:
-    down = isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+def _lost(error: aiohttp.ClientError) -> Elsewhere:
+    down = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
     return Elsewhere(f"a server of the fleet was lost ({type(error).__name__})", down=down)
 
 
 def _json(content: bytes) -> Mapping[str, Any]:
     try:
-        value = json.loads(content)
+        value = orjson.loads(content)
     except ValueError as error:
         raise Elsewhere("a server of the fleet answered no JSON") from error
     if not isinstance(value, dict):
