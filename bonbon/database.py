@@ -1,6 +1,8 @@
 """The one database of pair log and registry: SQLite by default, PostgreSQL by URL."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +12,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, CursorResult, Dialect, Insert, Table, event, text
+from sqlalchemy import Connection, CursorResult, Dialect, Engine, Insert, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
@@ -71,6 +73,8 @@ class Database:
                 param="database_url",
             )
         self._engine: AsyncEngine | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._blocking: Engine | None = None
 
     @property
     def engine(self) -> AsyncEngine:
@@ -96,8 +100,11 @@ class Database:
                 connect_args={} if sqlite_file else PATIENCE,
             )
             if sqlite_file:
-                event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
-                event.listen(self._engine.sync_engine, "begin", _begin_sqlite)
+                self._thread = ThreadPoolExecutor(1, "bonbon-database")
+                self._blocking = create_engine(self.url.set(drivername="sqlite"), hide_parameters=True)
+                for engine in (self._engine.sync_engine, self._blocking):
+                    event.listen(engine, "connect", _configure_sqlite)
+                    event.listen(engine, "begin", _begin_sqlite)
             await self._migrate()
         except BaseException as error:
             await self.stop()
@@ -124,6 +131,10 @@ class Database:
 
     async def stop(self) -> None:
         """Close every connection."""
+        if self._thread is not None and self._blocking is not None:
+            await uncancelled(asyncio.to_thread(self._thread.shutdown))
+            self._blocking.dispose()
+            self._thread = self._blocking = None
         if self._engine is not None:
             await uncancelled(self._engine.dispose())
             self._engine = None
@@ -142,6 +153,18 @@ class Database:
         """
         async with self._transaction(writes=True) as transaction:
             yield transaction
+
+    async def transact(self, function: Callable[[Connection], T]) -> T:
+        """The result of `function` in a transaction like `write`'s.
+
+        On SQLite all of it runs in one thread; `write` goes to a thread and back for every step of each statement.
+        """
+        if self._thread is None or self._blocking is None:
+            async with self.write() as transaction:
+                return await transaction.run_sync(function)
+        writing = asyncio.get_running_loop().run_in_executor(self._thread, _transact, self._blocking, function)
+        async with _store_errors():
+            return await uncancelled(writing)
 
     @asynccontextmanager
     async def _transaction(self, **options: Any) -> AsyncIterator[Transaction]:
@@ -218,6 +241,11 @@ def migrate(connection: Connection, revision: str = "head") -> None:
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
+
+
+def _transact(engine: Engine, function: Callable[[Connection], T]) -> T:
+    with engine.execution_options(writes=True).begin() as connection:
+        return function(connection)
 
 
 @asynccontextmanager

@@ -1,13 +1,13 @@
 """Work that a cancelled caller must not leave half done."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
+async def uncancelled(work: Awaitable[T]) -> T:
     """Await `work` to its end even when the caller is cancelled meanwhile; then raise that CancelledError."""
     task = asyncio.ensure_future(work)
     interruption: asyncio.CancelledError | None = None

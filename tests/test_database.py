@@ -117,6 +117,26 @@ async def test_a_transaction_that_fails_leaves_nothing(database: Database) -> No
     assert await names(database) == set()
 
 
+async def test_a_function_in_a_transaction_of_its_own_commits_whole_or_not_at_all(database: Database) -> None:
+    def add(connection: Connection, *rows: str) -> int:
+        connection.execute(insert(aliases), [alias(row) for row in rows])
+        return len(rows)
+
+    assert await database.transact(lambda connection: add(connection, "champion", "previous")) == 2
+    with pytest.raises(StoreError, match="the database failed"):
+        await database.transact(lambda connection: add(connection, "challenger") + add(connection, "champion"))
+    with pytest.raises(ZeroDivisionError):
+        await database.transact(lambda connection: add(connection, "challenger") // 0)
+    task = asyncio.create_task(database.transact(lambda connection: add(connection, "kept")))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await names(database) - {"kept"} == {"champion", "previous"}
+    async with database.write() as connection:  # no lock is left behind
+        await connection.execute(insert(aliases), [alias("challenger")])
+
+
 async def test_a_reader_sees_one_moment(database: Database) -> None:
     async with database.read() as reader:
         assert (await reader.execute(select(aliases.c.alias))).all() == []

@@ -7,10 +7,10 @@ from datetime import timedelta
 from enum import StrEnum
 
 import structlog
-from sqlalchemy import ColumnElement, insert, select
+from sqlalchemy import ColumnElement, Connection, insert, select
 from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
 
-from bonbon.database import Database, Transaction
+from bonbon.database import Database
 from bonbon.errors import StoreError, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.erasures import without_erased
@@ -253,23 +253,21 @@ class PairLog:
 
     async def _commit(self, new: list[Group]) -> dict[str, Kept]:
         by_id = {group.id: group for group in reversed(new)}
-        async with self.database.write() as connection:
-            inserted = await self._insert_groups(connection, list(by_id.values()))
-            late = [i for i, group in by_id.items() if i not in inserted and group.idempotency is not None]
-            there = set((await connection.execute(select(groups.c.id).where(groups.c.id.in_(late)))).scalars())
-        return {i: Kept.REPEATED if i in late and i not in there else Kept.LOGGED for i in by_id}
+        if not by_id:
+            return {}
+        return await self.database.transact(lambda connection: self._insert_groups(connection, by_id))
 
-    async def _insert_groups(self, connection: Transaction, new: list[Group]) -> set[str]:
-        """The ids of those that were new."""
-        if not new:
-            return set()
-        by_id = {group.id: group for group in new}
+    def _insert_groups(self, connection: Connection, by_id: dict[str, Group]) -> dict[str, Kept]:
         insertion = self.database.insert_new(groups).returning(groups.c.id)
-        inserted = set((await connection.execute(insertion, [group_row(group) for group in new])).scalars())
+        inserted = set(connection.execute(insertion, [group_row(group) for group in by_id.values()]).scalars())
         rows = [row for group_id in inserted for row in candidate_rows(by_id[group_id])]
         if rows:
-            await connection.execute(insert(candidates), rows)
-        return inserted
+            connection.execute(insert(candidates), rows)
+        late = [i for i, group in by_id.items() if i not in inserted and group.idempotency is not None]
+        there: set[str] = set()
+        if late:
+            there = set(connection.execute(select(groups.c.id).where(groups.c.id.in_(late))).scalars())
+        return {i: Kept.REPEATED if i in late and i not in there else Kept.LOGGED for i in by_id}
 
     async def _watch_spool(self, spool: Spool) -> None:
         while True:
