@@ -45,10 +45,10 @@ class Fleet:
 
     @property
     def context_length(self) -> int:
-        """The shortest of all servers'. Raises EngineError when none has answered yet."""
+        """The shortest of all servers'. Raises EngineError, which clients are shown, when none has answered yet."""
         known = [replica.context_length for replica in self.replicas if replica.context_length]
         if not known:
-            raise EngineError(self.why())
+            raise EngineError("no server of the fleet has answered yet; try again")
         return min(known)
 
     def why(self) -> str:
