@@ -1,0 +1,210 @@
+"""A world small enough to be summed over: win rate and KL of any policy are computed, not sampled.
+
+8 prompts, of one token each; completions of at most 5 of 7 words, so 19 608 for every prompt, from 2 801 prefixes. The
+reward is a sum over words (by prompt) and pairs of neighbours, over the root of the length, with no two equal. The base
+is a small Llama that learnt a random Markov chain.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+PROMPTS, WORDS, LONGEST = 8, 7, 5
+END = 0
+VOCABULARY = WORDS + 1
+"""What a policy can say: the end, and the words 1 to 7. Prompts are tokens above."""
+PRETRAINING = 300
+
+COMPLETIONS = [words for length in range(LONGEST + 1) for words in itertools.product(range(1, VOCABULARY), repeat=length)]
+"""Every completion, shortest first; so the first 2 801 are also every prefix that a token can follow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of a model: its width and layers."""
+
+    width: int = 64
+    layers: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """`prompts` [groups]; `completions` (numbers in `COMPLETIONS`) and `rewards` [groups, n], worst first."""
+
+    prompts: Tensor
+    completions: Tensor
+    rewards: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """Exact, means over prompts. `from_best_of_n` is KL(best-of-n || policy); ties count half."""
+
+    win_rate: float
+    kl: float
+    from_best_of_n: float
+    length: float
+
+
+class ExactWorld:
+    """One draw of rewards and base.
+
+    Args:
+        seed: of everything random in it.
+        size: of the base.
+    """
+
+    def __init__(self, seed: int, size: Size = Size()) -> None:
+        self.seed, self.size = seed, size
+        rng = np.random.default_rng(seed)
+        self.base = _pretrained(rng, seed, size)
+        self.base_logprobs = logprobs(self.base)
+        self.rewards = _rewards(rng)
+
+    @cached_property
+    def quantiles(self) -> Tensor:
+        """P0(reward <= that of a completion), [prompts, completions]."""
+        order = self.rewards.argsort(dim=1)
+        mass = self.base_logprobs.exp().gather(1, order).cumsum(1)
+        return torch.zeros_like(mass).scatter(1, order, mass)
+
+    def best_of_n(self, n: int) -> Tensor:
+        """Best-of-n's exact probabilities, Q^n - (Q - p)^n, [prompts, completions]."""
+        base = self.base_logprobs.exp()
+        return self.quantiles**n - (self.quantiles - base).clamp(min=0) ** n
+
+    def measure(self, logprobs: Tensor, n: int) -> Measures:
+        """Of a policy with these log-probabilities, [prompts, completions]."""
+        policy, base, best = logprobs.exp(), self.base_logprobs, self.best_of_n(n)
+        wins = self.quantiles - base.exp() / 2
+        return Measures(
+            win_rate=_mean(policy * wins),
+            kl=_mean(policy * (logprobs.clamp(min=-1e9) - base)),
+            from_best_of_n=_mean(torch.xlogy(best, best) - best * logprobs.clamp(min=-1e9)),
+            length=_mean(policy * WORD_COUNTS),
+        )
+
+    def draw(self, groups: int, n: int, *, seed: int, prompts: int = PROMPTS) -> Groups:
+        """Best-of-n groups of the base, for the first `prompts` prompts."""
+        generator = torch.Generator().manual_seed(seed)
+        asked = torch.randint(prompts, (groups,), generator=generator)
+        uniform = torch.rand(groups, n, generator=generator, dtype=torch.float64)
+        mass = self.base_logprobs.exp().cumsum(1)
+        drawn = torch.searchsorted(mass[asked], uniform * mass[asked, -1:]).clamp(max=len(COMPLETIONS) - 1)
+        rewards, order = self.rewards[asked[:, None], drawn].sort(dim=1)
+        return Groups(asked, drawn.gather(1, order), rewards)
+
+
+def sequence_logprobs(model: PreTrainedModel, prompts: Tensor, completions: Tensor) -> Tensor:
+    """Of completions (numbers in `COMPLETIONS`) to these prompts, [batch] each, in nats."""
+    tokens = TOKENS[completions]
+    logits = _next_token(model, prompts, tokens[:, :-1])
+    return (logits.gather(-1, tokens[..., None])[..., 0] * MASK[completions]).sum(1)
+
+
+@torch.no_grad()
+def logprobs(model: PreTrainedModel) -> Tensor:
+    """Of every completion to every prompt, [prompts, completions], 64-bit: one pass over the longest prefixes."""
+    longest = torch.tensor(list(itertools.product(range(1, VOCABULARY), repeat=LONGEST - 1)))
+    result = []
+    for prompt in range(PROMPTS):
+        after = _next_token(model, torch.full((len(longest),), prompt), longest)[*FIRST_WITH_PREFIX]
+        result.append((after[PREFIXES, TOKENS].double() * MASK).sum(1))
+    return torch.stack(result)
+
+
+def parameters(model: PreTrainedModel) -> int:
+    """How many weights a model has."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _next_token(model: PreTrainedModel, prompts: Tensor, words: Tensor) -> Tensor:
+    """Log-probabilities of what follows the prompt and each word after it, [batch, 1 + words, vocabulary]."""
+    ids = torch.cat([prompts[:, None] + VOCABULARY, words], dim=1)
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[..., :VOCABULARY].log_softmax(-1)
+
+
+def _pretrained(rng: np.random.Generator, seed: int, size: Size) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY + PROMPTS,
+        hidden_size=size.width,
+        intermediate_size=size.width * 5 // 2,
+        num_hidden_layers=size.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=16,
+        bos_token_id=None,
+        eos_token_id=END,
+        pad_token_id=END,
+    )
+    model = LlamaForCausalLM(config)
+    chain = rng.dirichlet(np.full(VOCABULARY, 0.7), size=(PROMPTS, VOCABULARY + 1)).cumsum(-1)
+    optimiser = torch.optim.Adam(model.parameters(), 2e-3)
+    for _ in range(PRETRAINING):
+        prompts, tokens = _walk(rng, chain, 256)
+        said = _next_token(model, prompts, tokens[:, :-1].clamp(min=0))
+        mask = tokens >= 0
+        loss = -(said.gather(-1, tokens.clamp(min=0)[..., None])[..., 0] * mask).sum() / mask.sum()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return model.eval()
+
+
+def _walk(rng: np.random.Generator, chain: NDArray[np.float64], count: int) -> tuple[Tensor, Tensor]:
+    """Prompts [count] and tokens [count, LONGEST], -1 after the end."""
+    prompts = rng.integers(PROMPTS, size=count)
+    tokens, last, ended = np.full((count, LONGEST), -1), np.full(count, VOCABULARY), np.zeros(count, bool)
+    for place in range(LONGEST):
+        drawn = (rng.random((count, 1)) > chain[prompts, last]).sum(1).clip(max=VOCABULARY - 1)
+        tokens[~ended, place] = drawn[~ended]
+        ended |= drawn == END
+        last = drawn
+    return torch.from_numpy(prompts), torch.from_numpy(tokens)
+
+
+def _rewards(rng: np.random.Generator) -> Tensor:
+    word, neighbours = rng.normal(size=(PROMPTS, VOCABULARY)), rng.normal(size=(VOCABULARY, VOCABULARY))
+    sums = np.array(
+        [
+            (word[:, list(words)].sum(1) + sum(neighbours[pair] for pair in itertools.pairwise(words)))
+            / math.sqrt(len(words) + 1)
+            for words in COMPLETIONS
+        ]
+    ).T
+    return torch.from_numpy(sums + 1e-6 * rng.normal(size=sums.shape))
+
+
+def _number(words: tuple[int, ...]) -> int:
+    """A completion's place in `COMPLETIONS`."""
+    shorter = (WORDS ** len(words) - 1) // (WORDS - 1)
+    return shorter + sum((word - 1) * WORDS**power for power, word in enumerate(reversed(words)))
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.sum(1).mean())
+
+
+WORD_COUNTS = torch.tensor([len(words) for words in COMPLETIONS])
+TOKENS = torch.tensor([[*words, *[END] * (LONGEST - len(words))] for words in COMPLETIONS])
+"""[completions, LONGEST]; the longest ones have no end."""
+MASK = torch.arange(LONGEST) <= WORD_COUNTS[:, None]
+PREFIXES = torch.tensor([[_number(words[:place]) if place <= len(words) else 0 for place in range(LONGEST)] for words in COMPLETIONS])
+"""Which prefix each token follows, [completions, LONGEST]."""
+FIRST_WITH_PREFIX = torch.tensor(
+    [
+        (_number((*words, *[1] * (LONGEST - 1 - len(words)))) - _number((1,) * (LONGEST - 1)), len(words))
+        for words in COMPLETIONS
+        if len(words) < LONGEST
+    ]
+).T
+"""The row of the longest prefixes, and the place in it, where each prefix ends; [2, prefixes]."""
