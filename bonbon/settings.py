@@ -11,7 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
@@ -143,9 +143,11 @@ class TrainSettings(Section):
     """The offline half: what a training run is made with."""
 
     loss: Literal["bonbon", "paper", "sft", "ipo", "dpo"] = "bonbon"
-    """bonbon: a*SFT + (1-a)*IPO/Var; paper: raw alpha as in the paper; the others for comparison."""
-    alpha: float | None = Field(None, ge=0, le=1)
-    """Weight of the SFT term; by default .8 (bonbon) or .005 (paper)."""
+    """bonbon: a*SFT + (1-a)*IPO/Var, best against a random other; paper: raw alpha as in the paper, best against worst;
+    the others for comparison."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    """Weight of the SFT term. auto: .005 for `paper`; for `bonbon` .8, and a divergence in place of both terms for
+    prompts that were asked often enough to know their rewards' distribution."""
     dpo_beta: float = Field(0.1, gt=0)
     """Beta of the `dpo` loss."""
     method: Literal["lora", "full"] = "lora"

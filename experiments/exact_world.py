@@ -22,7 +22,9 @@ VOCABULARY = WORDS + 1
 """What a policy can say: the end, and the words 1 to 7. Prompts are tokens above."""
 PRETRAINING = 300
 
-COMPLETIONS = [words for length in range(LONGEST + 1) for words in itertools.product(range(1, VOCABULARY), repeat=length)]
+COMPLETIONS = [
+    words for length in range(LONGEST + 1) for words in itertools.product(range(1, VOCABULARY), repeat=length)
+]
 """Every completion, shortest first; so the first 2 801 are also every prefix that a token can follow."""
 
 
@@ -198,7 +200,9 @@ WORD_COUNTS = torch.tensor([len(words) for words in COMPLETIONS])
 TOKENS = torch.tensor([[*words, *[END] * (LONGEST - len(words))] for words in COMPLETIONS])
 """[completions, LONGEST]; the longest ones have no end."""
 MASK = torch.arange(LONGEST) <= WORD_COUNTS[:, None]
-PREFIXES = torch.tensor([[_number(words[:place]) if place <= len(words) else 0 for place in range(LONGEST)] for words in COMPLETIONS])
+PREFIXES = torch.tensor(
+    [[_number(words[:place]) if place <= len(words) else 0 for place in range(LONGEST)] for words in COMPLETIONS]
+)
 """Which prefix each token follows, [completions, LONGEST]."""
 FIRST_WITH_PREFIX = torch.tensor(
     [

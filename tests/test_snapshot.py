@@ -19,7 +19,7 @@ from bonbon.errors import UserError
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.reader import RewardKey
 from bonbon.pairs.records import Group, Unclean
-from bonbon.pairs.snapshot import PAIRS, RECORD, SCHEMA, Snapshot, is_held_out, read_rows, read_snapshot, take_snapshot
+from bonbon.pairs.snapshot import GROUPS, RECORD, SCHEMA, Snapshot, is_held_out, read_rows, read_snapshot, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
 
@@ -49,9 +49,10 @@ async def test_it_holds_every_clean_pair_of_one_sampler_and_reward(
     first, row = groups[0], rows[0]
     assert (row["prompt_token_ids"], row["prompt_digest"]) == (list(first.prompt_token_ids), first.prompt.digest)
     assert json.loads(row["prompt"]) == {"messages": list(first.prompt.messages or ())}
-    for side, candidate in (("chosen", first.best), ("rejected", first.worst)):
-        assert (row[side], row[f"{side}_text"]) == (list(candidate.token_ids), candidate.text)
-        assert (row[f"{side}_reward"], row[f"{side}_logprob"]) == (candidate.reward, candidate.logprob)
+    ranked = sorted(first.candidates, key=lambda candidate: candidate.rank or 0)
+    assert row["candidates"] == [list(candidate.token_ids) for candidate in ranked]
+    assert row["rewards"] == [candidate.reward for candidate in ranked]
+    assert row["logprobs"] == [candidate.logprob for candidate in ranked]
     assert (snapshot.groups, snapshot.other_rewards, told) == (30, len(old), [30])
     assert (snapshot.reward_name, snapshot.reward_version) == ("helpful", "1")
     assert (snapshot.first_group, snapshot.last_group) == (groups[0].id, groups[-1].id)
@@ -69,7 +70,7 @@ async def test_it_comes_back_from_its_directory(database: Database, log: PairLog
     assert read_snapshot(tmp_path / "snapshot") == snapshot
     moved = (tmp_path / "snapshot").rename(tmp_path / "moved")
     assert read_snapshot(moved) == replace(snapshot, path=moved)
-    assert sorted(path.name for path in moved.iterdir()) == [PAIRS, RECORD]
+    assert sorted(path.name for path in moved.iterdir()) == [GROUPS, RECORD]
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
@@ -189,9 +190,9 @@ def record_of(directory: Path, **changes: Any) -> None:
 
 
 def rows_of(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -> None:
-    rows = pq.read_table(directory / PAIRS).to_pylist()
+    rows = pq.read_table(directory / GROUPS).to_pylist()
     change(rows)
-    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), directory / PAIRS)
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), directory / GROUPS)
 
 
 @pytest.mark.parametrize(
@@ -199,9 +200,9 @@ def rows_of(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -
     [
         lambda d: rows_of(d, lambda rows: rows.pop()),
         lambda d: rows_of(d, lambda rows: rows.reverse()),
-        lambda d: rows_of(d, lambda rows: rows[0].update(chosen_reward=1.5)),
+        lambda d: rows_of(d, lambda rows: rows[0]["rewards"].append(1.5)),
         lambda d: rows_of(d, lambda rows: rows[1].update(held_out=not rows[1]["held_out"])),
-        lambda d: rows_of(d, lambda rows: rows[2]["chosen"].append(7)),
+        lambda d: rows_of(d, lambda rows: rows[2]["candidates"][0].append(7)),
         lambda d: record_of(d, hash="0" * 64),
         lambda d: record_of(d, version="v1"),
         lambda d: record_of(d, reward_version="2"),
@@ -231,15 +232,15 @@ async def test_what_is_not_what_the_hash_names_is_refused(taken: Path, damage: C
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda d: (d / PAIRS).unlink(),
+        lambda d: (d / GROUPS).unlink(),
         lambda d: (d / RECORD).unlink(),
-        lambda d: (d / PAIRS).write_bytes((d / PAIRS).read_bytes()[:-100]),
-        lambda d: (d / PAIRS).write_bytes(b""),
+        lambda d: (d / GROUPS).write_bytes((d / GROUPS).read_bytes()[:-100]),
+        lambda d: (d / GROUPS).write_bytes(b""),
         lambda d: (d / RECORD).write_text("{"),
         lambda d: (d / RECORD).write_text("[]"),
         lambda d: (d / RECORD).write_text("null"),
         lambda d: record_of(d, unknown=1),
-        lambda d: pq.write_table(pa.table({"group_id": ["x"]}), d / PAIRS),
+        lambda d: pq.write_table(pa.table({"group_id": ["x"]}), d / GROUPS),
         lambda d: d.rename(d.with_name("elsewhere")),
     ],
     ids=["no pairs", "no record", "truncated", "empty", "bad JSON", "list", "null", "unknown", "columns", "gone"],

@@ -1,5 +1,6 @@
 """Whole training runs on pairs drawn from a tiny model."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,21 +17,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import scipy.stats
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from sampled_pairs import draw, make_base, make_snapshot, reward
+from sampled_pairs import draw, make_base, make_group, make_snapshot, reward, snapshot_of
 from transformers import AutoModelForCausalLM
 
-from bonbon.engines.base import VersionKind
+from bonbon.engines.base import Sampling, VersionKind
 from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Snapshot
 from bonbon.registry.manifest import make_manifest
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings, load_settings
-from bonbon.theory import pair_target, win_fraction
+from bonbon.theory import win_fraction
+from trainer.groups import Groups
 from trainer.metrics import read_metrics
-from trainer.pairs import Pairs, epoch_batches, length_batches
+from trainer.pairs import epoch_batches, length_batches, places
 from trainer.schedule import default_learning_rate, learning_rate_factor
 from trainer.train import train
 
@@ -95,7 +98,8 @@ def test_a_run_reports_what_it_did(base: Path, snapshot: Snapshot, tmp_path: Pat
         "learning_rate", "tokens_per_second",
     } < steps[0].keys()  # fmt: skip
     assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)
-    assert steps[0]["target"] == pytest.approx((pair_target(4) + pair_target(3)) / 2, rel=0.2)
+    # The mean of (n - 1) (H_(n-1) - H_(k-1)) over all k < n is n - 1.
+    assert steps[0]["target"] == pytest.approx((3 + 2) / 2, rel=0.3)
     assert steps[-1]["sft"] < steps[0]["sft"]
     assert steps[-1]["margin"] > 1
     held_out = [line for line in lines if "held_out_loss" in line]
@@ -256,10 +260,12 @@ def test_reference_logprobs_are_computed_once(base: Path, snapshot: Snapshot, tm
     config = settings(base, epochs=1)
     train(config, snapshot, tmp_path / "run", base=base, progress=False)
     cached = load_file(tmp_path / "run" / "reference.safetensors")["logprobs"]
-    logged = Pairs(snapshot.path / "pairs.parquet").logprobs
+    logged = Groups(snapshot.path / "groups.parquet").logprobs
     np.testing.assert_allclose(cached.numpy(), logged, atol=1e-4)
 
-    shifted = cached - torch.tensor([0.01, 0.0])
+    groups = Groups(snapshot.groups_file)
+    shifted = cached.clone()
+    shifted[groups.starts + groups.n - 1] -= 0.01
     for run_dir, key, margin in (
         ("same", f"{snapshot.hash} {snapshot.base_digest}", 0.01),
         ("other", "another snapshot", 0.0),
@@ -306,26 +312,57 @@ def test_full_training_gives_a_whole_model(base: Path, snapshot: Snapshot, tmp_p
     ("changes", "match"),
     [
         ({"n": 1}, "group 0+ has fewer than two candidates"),
-        ({"chosen_reward": 0.0, "rejected_reward": 0.0}, "group 0+ is tied"),
-        ({"chosen_reward": float("nan")}, "reward that is not finite"),
-        ({"rejected_logprob": float("-inf")}, "log-probability that is not finite"),
+        ({"n": 3}, "group 0+ has not the candidates that its n says"),
+        ({"rewards": [0.0] * 4}, "group 0+ is tied"),
+        ({"rewards": [0.0, 2.0, 1.0, 3.0]}, "not in the order of their rewards"),
+        ({"rewards": [0.0, 1.0, 2.0, float("nan")]}, "reward that is not finite"),
+        ({"logprobs": [-1.0, -1.0, -1.0, float("-inf")]}, "log-probability that is not finite"),
         ({"temperature": 0.0}, "drawn greedily"),
         ({"prompt_token_ids": []}, "empty prompt"),
     ],
 )
 def test_unclean_pairs_are_refused(snapshot: Snapshot, tmp_path: Path, changes: dict[str, Any], match: str) -> None:
-    table = pq.read_table(snapshot.pairs_file)
+    table = pq.read_table(snapshot.groups_file)
     rows = table.to_pylist()
     rows[0] |= changes
-    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "pairs.parquet")
-    with pytest.raises(UserError, match=rf"1 of the snapshot's 96 pairs .* {match}"):
-        Pairs(tmp_path / "pairs.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), tmp_path / "groups.parquet")
+    with pytest.raises(UserError, match=rf"1 of the snapshot's 96 groups .* {match}"):
+        Groups(tmp_path / "groups.parquet")
+
+
+def test_ranks_are_pooled_where_a_prompt_was_asked_often(base: Path, tmp_path: Path) -> None:
+    often, once = (2, 5, 6), (2, 7)
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    torch.manual_seed(0)
+    sampling = Sampling(max_tokens=8)
+    drawn = [make_group(model, "tiny", i, often if i % 3 else once, 4, sampling) for i in range(12)]
+    snapshot = asyncio.run(snapshot_of(drawn, tmp_path / "snapshot", base, "tiny"))
+    pooled, alone = Groups(snapshot.groups_file, pool=True), Groups(snapshot.groups_file)
+    rewards = np.concatenate([sorted(c.reward or 0 for c in group.candidates) for group in drawn])
+    asked = np.repeat([group.prompt_token_ids == often for group in drawn], 4)
+    assert set(pooled.ranked[asked]) == {32}
+    np.testing.assert_array_equal(pooled.ranks[asked], scipy.stats.rankdata(rewards[asked]))
+    assert set(pooled.ranked[~asked]) == {4}
+    np.testing.assert_array_equal(pooled.ranks[~asked], alone.ranks[~asked])
+    assert set(alone.ranked) == {4}
+
+
+def test_the_rejected_is_drawn_from_all_below_the_best(snapshot: Snapshot) -> None:
+    groups = Groups(snapshot.groups_file)
+    rows = groups.train
+    drawn = np.stack([places(groups, rows, "random", seed=1, step=step) for step in range(300)])
+    assert (drawn[:, :, 0] == groups.n[rows] - 1).all()
+    counts = np.bincount(drawn[:, groups.below[rows] == 3, 1].ravel(), minlength=4)
+    assert counts[3] == 0
+    assert scipy.stats.chisquare(counts[:3]).pvalue > 1e-4
+    np.testing.assert_array_equal(drawn[7], places(groups, rows, "random", seed=1, step=7))
+    assert not places(groups, rows, "worst", seed=1, step=7)[:, 1].any()
 
 
 def test_a_changed_snapshot_is_refused(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
     shutil.copytree(snapshot.path, tmp_path / "changed")
-    table = pq.read_table(snapshot.pairs_file)
-    pq.write_table(table.slice(1), tmp_path / "changed" / "pairs.parquet")
+    table = pq.read_table(snapshot.groups_file)
+    pq.write_table(table.slice(1), tmp_path / "changed" / "groups.parquet")
     with pytest.raises(UserError, match="is not what"):
         train(settings(base), replace(snapshot, path=tmp_path / "changed"), tmp_path / "run", base=base)
     with pytest.raises(UserError, match="another snapshot"):
@@ -358,7 +395,7 @@ def test_pairs_of_another_sampler_are_refused(base: Path, tmp_path: Path) -> Non
     """Whatever the groups say of themselves: the log-probabilities they were logged with tell."""
     stranger = AutoModelForCausalLM.from_pretrained(make_base(tmp_path / "other", seed=1))
     snapshot = make_snapshot(tmp_path / "snapshot", base, model=stranger)
-    with pytest.raises(UserError, match=r"of 96 pairs were logged with log-probabilities more than"):
+    with pytest.raises(UserError, match=r"of 384 candidates were logged with log-probabilities more than"):
         train(settings(base), snapshot, tmp_path / "run", base=base, progress=False)
     assert not (tmp_path / "run" / "output").exists()
 

@@ -24,7 +24,7 @@ class HeldOut(NamedTuple):
 def read_held_out(snapshot: "Snapshot") -> HeldOut:
     """Reads only what it needs of the snapshot's pairs."""
     columns = ["prompt", "temperature", "max_tokens"]
-    rows = pq.read_table(snapshot.pairs_file, columns=columns, filters=[("held_out", "=", True)]).to_pylist()
+    rows = pq.read_table(snapshot.groups_file, columns=columns, filters=[("held_out", "=", True)]).to_pylist()
     prompts = [prompt_of(json.loads(row["prompt"])) for row in rows]
     settings = Counter((row["temperature"], row["max_tokens"]) for row in rows)
     if not settings:

@@ -5,24 +5,25 @@ arXiv 2305.18290. Log-probabilities are in nats, summed over a completion's toke
 to which the closed-form target does not belong.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-EULER_GAMMA = -float(torch.digamma(torch.tensor(1.0, dtype=torch.float64)))
+Alpha = float | Literal["auto"]
 BONBON_ALPHA, PAPER_ALPHA = 0.8, 0.005
 
 
 class PairLogprobs(NamedTuple):
     """One batch, every field of shape [batch].
 
-    `chosen` and `rejected` are under the policy, the other two under the reference policy; `n` is how many candidates
-    each pair is the best and worst of.
+    `chosen` and `rejected` are under the policy, the next two under the reference policy; `n` is how many candidates
+    each group has, `chosen_rank` and `rejected_rank` (1 the lowest, fractions for ties) are among `ranked` candidates:
+    the group's own n, or all that were drawn for its prompt. `below` is how many of the group's candidates are strictly
+    below the best: those that the rejected one was drawn from.
     """
 
     chosen: Tensor
@@ -30,6 +31,10 @@ class PairLogprobs(NamedTuple):
     reference_chosen: Tensor
     reference_rejected: Tensor
     n: Tensor
+    chosen_rank: Tensor
+    rejected_rank: Tensor
+    ranked: Tensor
+    below: Tensor
 
     @property
     def margin(self) -> Tensor:
@@ -56,25 +61,49 @@ class LossTerms(NamedTuple):
 Loss = Callable[[PairLogprobs], LossTerms]
 
 
-def targets(n: Tensor) -> Tensor:
-    """`bonbon.theory.pair_target` of each n, [batch], float32: (n - 1) H_(n-1), where H_(n-1) = digamma(n) + gamma."""
-    n = n.double()
-    return ((n - 1) * (torch.digamma(n) + EULER_GAMMA)).float()
+def targets(pairs: PairLogprobs) -> Tensor:
+    """`bonbon.theory.rank_pair_target` of each pair, [batch], float32: (n - 1) (psi(upper) - psi(lower))."""
+    digamma = torch.digamma(pairs.chosen_rank.double()) - torch.digamma(pairs.rejected_rank.double())
+    return ((pairs.n - 1) * digamma).float()
 
 
-def target_variances(n: Tensor) -> Tensor:
-    """`bonbon.theory.pair_target_variance` of each n, [batch], float32: sum_(k<n) 1/k^2 = pi^2/6 - trigamma(n)."""
-    n = n.double()
-    return ((n - 1) ** 2 * (math.pi**2 / 6 - torch.polygamma(1, n))).float()
+def target_variances(pairs: PairLogprobs) -> Tensor:
+    """`bonbon.theory.rank_pair_variance` of each pair, [batch], float32: (n - 1)^2 (psi'(lower) - psi'(upper))."""
+    lower, upper = pairs.rejected_rank.double(), pairs.chosen_rank.double()
+    return ((pairs.n - 1) ** 2 * (torch.polygamma(1, lower) - torch.polygamma(1, upper))).float()
 
 
-def bonbon(pairs: PairLogprobs, alpha: float = BONBON_ALPHA) -> LossTerms:
+def bonbon(pairs: PairLogprobs, alpha: Alpha = "auto") -> LossTerms:
     """alpha SFT + (1 - alpha) IPO / Var: BoNBoN with each contrast in units of its own variance.
 
-    The division makes alpha mean the same at every n: best-of-n itself leaves a contrast of exactly 1.
+    The division makes alpha mean the same at every n and rank: best-of-n itself leaves a contrast of exactly 1.
+
+    Args:
+        alpha: `auto` takes `BONBON_ALPHA`, and `divergence` in the place of both terms for pairs whose ranks are among
+            more candidates than their group's.
     """
-    contrast = (_squared_error(pairs) / target_variances(pairs.n)).mean()
-    return _terms(pairs, alpha * _sft(pairs) + (1 - alpha) * contrast, contrast)
+    contrast = _squared_error(pairs) / target_variances(pairs)
+    weight = BONBON_ALPHA if alpha == "auto" else alpha
+    loss = weight * -pairs.chosen + (1 - weight) * contrast
+    if alpha == "auto":
+        pooled = pairs.ranked > pairs.n
+        away = divergence(pairs)
+        loss, contrast = torch.where(pooled, away, loss), torch.where(pooled, away, contrast)
+    return _terms(pairs, loss.mean(), contrast.mean())
+
+
+def divergence(pairs: PairLogprobs) -> Tensor:
+    """An estimate of KL(best-of-n || policy) that is 0 where log pi/pi_0 of both is best-of-n's own, [batch].
+
+    With h = log pi/pi_0 and w = pi_n/pi_0, which ranks among many candidates give, KL(pi_n || pi) is the mean over the
+    reference of w (log w - h) - w + e^h: the last two terms have equal means and only take noise away (the convex risk
+    of Nguyen, Wainwright and Jordan, arXiv 0809.0853). A group's mean over all its candidates is estimated from the
+    best and one drawn from those below it.
+    """
+    share = pairs.below / pairs.n
+    best = _away(pairs.chosen - pairs.reference_chosen, pairs.chosen_rank, pairs)
+    other = _away(pairs.rejected - pairs.reference_rejected, pairs.rejected_rank, pairs)
+    return (1 - share) * best + share * other
 
 
 def paper(pairs: PairLogprobs, alpha: float = PAPER_ALPHA) -> LossTerms:
@@ -84,8 +113,8 @@ def paper(pairs: PairLogprobs, alpha: float = PAPER_ALPHA) -> LossTerms:
 
 
 def sft(pairs: PairLogprobs) -> LossTerms:
-    """-log pi(chosen). The contrast of `bonbon` is reported, not trained on."""
-    contrast = (_squared_error(pairs) / target_variances(pairs.n)).mean()
+    """-log pi(chosen). The contrast of `bonbon` with a number for alpha is reported, not trained on."""
+    contrast = (_squared_error(pairs) / target_variances(pairs)).mean()
     return _terms(pairs, _sft(pairs), contrast)
 
 
@@ -101,11 +130,11 @@ def dpo(pairs: PairLogprobs, beta: float = 0.1) -> LossTerms:
     return _terms(pairs, contrast, contrast)
 
 
-def make_loss(name: str, *, alpha: float | None = None, dpo_beta: float = 0.1) -> Loss:
-    """The loss called `name`: bonbon, paper, sft, ipo or dpo. `alpha` None is the default of each."""
+def make_loss(name: str, *, alpha: Alpha = "auto", dpo_beta: float = 0.1) -> Loss:
+    """The loss called `name`: bonbon, paper, sft, ipo or dpo."""
     losses: dict[str, Loss] = {
-        "bonbon": partial(bonbon, alpha=BONBON_ALPHA if alpha is None else alpha),
-        "paper": partial(paper, alpha=PAPER_ALPHA if alpha is None else alpha),
+        "bonbon": partial(bonbon, alpha=alpha),
+        "paper": partial(paper, alpha=PAPER_ALPHA if alpha == "auto" else alpha),
         "sft": sft,
         "ipo": ipo,
         "dpo": partial(dpo, beta=dpo_beta),
@@ -113,12 +142,21 @@ def make_loss(name: str, *, alpha: float | None = None, dpo_beta: float = 0.1) -
     return losses[name]
 
 
+def _away(log_ratio: Tensor, rank: Tensor, pairs: PairLogprobs) -> Tensor:
+    """w (log w - h) - w + e^h, with log w the rank's target in `bonbon.theory.rank_targets`, [batch]."""
+    n = pairs.n.double()
+    target = n.log() + (n - 1) * (torch.digamma(rank.double()) - torch.digamma(pairs.ranked.double()))
+    target = target.float()
+    weight = target.exp()
+    return weight * (target - log_ratio) - weight + log_ratio.exp()
+
+
 def _sft(pairs: PairLogprobs) -> Tensor:
     return -pairs.chosen.mean()
 
 
 def _squared_error(pairs: PairLogprobs) -> Tensor:
-    return (pairs.margin - targets(pairs.n)).square()
+    return (pairs.margin - targets(pairs)).square()
 
 
 def _terms(pairs: PairLogprobs, loss: Tensor, contrast: Tensor) -> LossTerms:
@@ -127,7 +165,7 @@ def _terms(pairs: PairLogprobs, loss: Tensor, contrast: Tensor) -> LossTerms:
         sft=_sft(pairs).detach(),
         contrast=contrast.detach(),
         margin=pairs.margin.detach().mean(),
-        target=targets(pairs.n).mean(),
+        target=targets(pairs).mean(),
         chosen_logprob=pairs.chosen.detach().mean(),
         rejected_logprob=pairs.rejected.detach().mean(),
     )

@@ -1,34 +1,18 @@
-"""A snapshot's pairs: checked, batched by length, and made into tensors."""
+"""A snapshot's groups as pairs: the best candidate and one below it, checked, batched by length, made into tensors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bonbon.errors import UserError
+from trainer.groups import Groups, Rows
 
-Rows = NDArray[np.int64]
+Partner = Literal["random", "worst"]
 
-COLUMNS = [
-    "group_id",
-    "prompt_token_ids",
-    "chosen",
-    "rejected",
-    "chosen_reward",
-    "rejected_reward",
-    "chosen_logprob",
-    "rejected_logprob",
-    "n",
-    "temperature",
-    "held_out",
-]
 BATCHES_PER_BUCKET = 32
 
 
@@ -37,7 +21,8 @@ class Batch:
     """Pairs as right-padded tensors: every chosen sequence, then every rejected one, so 2 * pairs rows.
 
     `input_ids` and `attention_mask` are [2 * pairs, length]; `prompt_lengths` and `temperatures` [2 * pairs];
-    `rows` (numbers of the pairs in the snapshot) and `n` are [pairs].
+    `rows` (numbers of the groups in the snapshot) [pairs], and `places` (of the two among their group's candidates,
+    worst first, from 0) [pairs, 2].
     """
 
     input_ids: Tensor
@@ -45,7 +30,7 @@ class Batch:
     prompt_lengths: Tensor
     temperatures: Tensor
     rows: Tensor
-    n: Tensor
+    places: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(
@@ -53,63 +38,45 @@ class Batch:
         )
 
 
-class Pairs:
-    """The pairs of a snapshot, in its order; a row's number is its place there.
+def places(groups: Groups, rows: Rows, partner: Partner, *, seed: int, step: int) -> Rows:
+    """Places of chosen and rejected among the candidates of each row, [rows, 2].
 
-    Args:
-        path: the snapshot's `pairs.parquet`.
-
-    Attributes:
-        train: rows to train on.
-        held_out: rows whose prompts are held out.
-        lengths: tokens of prompt and longer completion, [rows].
-        tokens: tokens of the chosen and of the rejected completion, [rows, 2].
-        logprobs: of chosen and rejected under the sampler, as it logged them, [rows, 2].
-
-    Raises:
-        UserError: a row is no clean pair; the message says which group and why.
+    Chosen is the best. `random` draws the rejected from all candidates strictly below it, anew for every step, as a
+    function of seed, step and row: neither resuming a run nor splitting a batch changes it. `worst` takes the worst.
     """
+    below = groups.below[rows]
+    if partner == "worst":
+        rejected = np.zeros(len(rows), dtype=np.int64)
+    else:
+        rejected = (np.random.default_rng([seed, step]).random(len(groups))[rows] * below).astype(np.int64)
+    return np.stack([groups.n[rows] - 1, rejected], axis=1)
 
-    def __init__(self, path: Path) -> None:
-        table = pq.read_table(path, columns=COLUMNS).combine_chunks()
-        _check(table)
-        self.n = _array(table, "n")
-        self.temperatures = _array(table, "temperature").astype(np.float32)
-        self.logprobs = np.stack([_array(table, f"{side}_logprob") for side in ("chosen", "rejected")], axis=1)
-        self._prompts, self._chosen, self._rejected = (
-            _Ragged(table.column(name).combine_chunks()) for name in ("prompt_token_ids", "chosen", "rejected")
-        )
-        self.tokens = np.stack([self._chosen.lengths, self._rejected.lengths], axis=1)
-        self.lengths = self._prompts.lengths + self.tokens.max(axis=1)
-        held_out = _array(table, "held_out").astype(bool)
-        self.train, self.held_out = np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
-    def __len__(self) -> int:
-        return len(self.n)
+def make_batch(groups: Groups, rows: Rows, places: Rows) -> Batch:
+    """These groups' candidates at `places`, [rows, 2], as tensors on the CPU."""
+    sequences = [
+        np.concatenate([groups.prompt(row), groups.candidate(row, place)])
+        for side in (0, 1)
+        for row, place in zip(rows, places[:, side], strict=True)
+    ]
+    return Batch(
+        *padded(sequences),
+        prompt_lengths=torch.tensor([len(groups.prompt(row)) for row in rows] * 2),
+        temperatures=torch.from_numpy(np.tile(groups.temperatures[rows], 2)),
+        rows=torch.from_numpy(rows),
+        places=torch.from_numpy(places),
+    )
 
-    def batch(self, rows: Sequence[int] | Rows) -> Batch:
-        """These rows as tensors on the CPU."""
-        prompts = [self._prompts[row] for row in rows]
-        sequences = [
-            np.concatenate([prompt, side[row]])
-            for side in (self._chosen, self._rejected)
-            for row, prompt in zip(rows, prompts, strict=True)
-        ]
-        # Padding is masked and to the right, where causal attention never looks: any token id will do.
-        input_ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        for i, sequence in enumerate(sequences):
-            input_ids[i, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
-            attention_mask[i, : len(sequence)] = 1
-        index = np.asarray(rows, dtype=np.int64)
-        return Batch(
-            input_ids,
-            attention_mask,
-            prompt_lengths=torch.tensor([len(prompt) for prompt in prompts] * 2),
-            temperatures=torch.from_numpy(np.tile(self.temperatures[index], 2)),
-            rows=torch.from_numpy(index),
-            n=torch.from_numpy(self.n[index].astype(np.int64)),
-        )
+
+def padded(sequences: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, padded on the right, [sequences, longest] each."""
+    # Padding is masked and to the right, where causal attention never looks: any token id will do.
+    input_ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    for i, sequence in enumerate(sequences):
+        input_ids[i, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
+        attention_mask[i, : len(sequence)] = 1
+    return input_ids, attention_mask
 
 
 def epoch_batches(rows: Rows, lengths: Rows, size: int, *, seed: int, epoch: int) -> list[Rows]:
@@ -132,41 +99,3 @@ def length_batches(rows: Rows, lengths: Rows, size: int) -> list[Rows]:
     """All rows once, longest first, in batches of at most `size`: for passes that do not train."""
     ordered = rows[np.argsort(-lengths[rows], kind="stable")]
     return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-
-class _Ragged:
-    """A column of lists of token ids, as one flat array."""
-
-    def __init__(self, column: pa.ListArray) -> None:
-        self._offsets = column.offsets.to_numpy()
-        self._values = column.values.to_numpy()
-        self.lengths: Rows = np.diff(self._offsets).astype(np.int64)
-
-    def __getitem__(self, row: int) -> NDArray[np.int32]:
-        values: NDArray[np.int32] = self._values[self._offsets[row] : self._offsets[row + 1]]
-        return values
-
-
-def _array(table: pa.Table, name: str) -> NDArray[np.float64]:
-    array: NDArray[np.float64] = table.column(name).to_numpy()
-    return array
-
-
-def _check(table: pa.Table) -> None:
-    chosen, rejected = _array(table, "chosen_reward"), _array(table, "rejected_reward")
-    logprobs = np.stack([_array(table, "chosen_logprob"), _array(table, "rejected_logprob")])
-    prompt_lengths = pc.list_value_length(table.column("prompt_token_ids")).to_numpy()
-    for wrong, why in (
-        (_array(table, "n") < 2, "has fewer than two candidates"),
-        (~(np.isfinite(chosen) & np.isfinite(rejected)), "has a reward that is not finite"),
-        (chosen <= rejected, "is tied: its chosen reward is not above its rejected one"),
-        (~np.isfinite(logprobs).all(axis=0), "has a log-probability that is not finite"),
-        (_array(table, "temperature") <= 0, "was drawn greedily, so its candidates are no draws of the policy"),
-        (prompt_lengths == 0, "has an empty prompt"),
-    ):
-        if wrong.any():
-            group = table.column("group_id")[int(np.flatnonzero(wrong)[0])].as_py()
-            raise UserError(
-                f"{int(wrong.sum())} of the snapshot's {wrong.size} pairs must not be trained on: group {group} {why}; "
-                "take the snapshot anew from the pair log, which leaves such groups out"
-            )

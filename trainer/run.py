@@ -14,10 +14,11 @@ from torch import Tensor
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from trainer.checkpoint import Checkpoints, refuse_non_finite, trained_weights
+from trainer.groups import Groups, Rows
 from trainer.logprobs import Logprobs, sampler_gap
 from trainer.loss import LossTerms, PairLogprobs, make_loss
 from trainer.metrics import MetricsLog
-from trainer.pairs import Batch, Pairs, Rows, epoch_batches
+from trainer.pairs import Batch, Partner, epoch_batches, make_batch, places
 from trainer.policy import save_policy
 from trainer.progress import Bars
 from trainer.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
@@ -32,40 +33,42 @@ class Run:
 
     Args:
         policy: the reference policy, its trainable weights requiring gradients; see `load_policy`.
-        pairs: what to train on; at least `config.batch_size` of them.
+        groups: what to train on; at least `config.batch_size` of them.
         key: names snapshot and reference; cached reference log-probabilities are used under the same key only.
 
     Raises:
-        UserError: the pairs' logged log-probabilities are not the policy's, so it did not sample them.
+        UserError: the candidates' logged log-probabilities are not the policy's, so it did not sample them.
     """
 
     def __init__(
         self,
         config: TrainSettings,
         policy: "PreTrainedModel | PeftModel",
-        pairs: Pairs,
+        groups: Groups,
         run_dir: Path,
         accelerator: Accelerator,
         *,
         key: str,
         progress: Bars,
     ) -> None:
-        self.config, self.pairs, self.run_dir, self.accelerator = config, pairs, run_dir, accelerator
+        self.config, self.groups, self.run_dir, self.accelerator = config, groups, run_dir, accelerator
         self.progress = progress
         width = policy.config.get_text_config().hidden_size
         self.learning_rate = config.learning_rate or default_learning_rate(config.method, width)
         self.loss = make_loss(config.loss, alpha=config.alpha, dpo_beta=config.dpo_beta)
+        # The target of the paper's losses is that of best and worst.
+        self.partner: Partner = "random" if config.loss == "bonbon" else "worst"
         self.checkpoints = Checkpoints(run_dir / "checkpoints", config.keep_checkpoints, accelerator)
-        self.steps_per_epoch = len(pairs.train) // config.batch_size
-        self.steps = count_steps(config, len(pairs.train))
+        self.steps_per_epoch = len(groups.train) // config.batch_size
+        self.steps = count_steps(config, len(groups.train))
         self.step = 0
         self._epoch: tuple[int, list[Rows]] = (-1, [])
         parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=config.weight_decay)
         self.model, self.optimiser = accelerator.prepare(policy, optimiser)
-        self.logprobs = Logprobs(self.model, pairs, accelerator, config.micro_batch_size, progress)
+        self.logprobs = Logprobs(self.model, groups, accelerator, config.micro_batch_size, progress)
         self.reference = self.logprobs.reference(run_dir / "reference.safetensors", key)
-        self.sampler_gap = sampler_gap(self.reference, pairs, config.max_sampler_gap)
+        self.sampler_gap = sampler_gap(self.reference, groups, config.max_sampler_gap)
 
     def train(self) -> None:
         """All steps that are left after the last checkpoint.
@@ -122,7 +125,8 @@ class Run:
         norm = torch.zeros(())
         for rows in self._micro_batches():
             with self.accelerator.accumulate(self.model):
-                batch = self.pairs.batch(rows).to(self.accelerator.device)
+                chosen = places(self.groups, rows, self.partner, seed=self.config.seed, step=self.step)
+                batch = make_batch(self.groups, rows, chosen).to(self.accelerator.device)
                 term = self.loss(self._pair_logprobs(batch))
                 self.accelerator.backward(term.loss)
                 terms.append(torch.stack([value.detach().float() for value in term]))
@@ -156,7 +160,7 @@ class Run:
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             batches = epoch_batches(
-                self.pairs.train, self.pairs.lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch
+                self.groups.train, self.groups.lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch
             )
             self._epoch = epoch, batches
         rows = self._epoch[1][position]
@@ -165,17 +169,26 @@ class Run:
 
     def _pair_logprobs(self, batch: Batch) -> PairLogprobs:
         chosen, rejected = self.logprobs.of_batch(batch).chunk(2)
-        reference = self.reference[batch.rows.cpu()].to(batch.rows.device)
-        return PairLogprobs(chosen, rejected, reference[:, 0], reference[:, 1], batch.n)
+        return self._beside_reference(chosen, rejected, batch.rows.cpu().numpy(), batch.places.cpu().numpy())
+
+    def _beside_reference(self, chosen: Tensor, rejected: Tensor, rows: Rows, places: Rows) -> PairLogprobs:
+        groups, flat = self.groups, self.groups.starts[rows, None] + places
+        known = (
+            *self.reference[torch.from_numpy(flat)].T,
+            *map(
+                torch.from_numpy, (groups.n[rows], *groups.ranks[flat].T, groups.ranked[flat[:, 0]], groups.below[rows])
+            ),
+        )
+        return PairLogprobs(chosen, rejected, *(value.to(chosen.device) for value in known))
 
     def _held_out(self, logprobs: Tensor | None = None) -> dict[str, float]:
-        """The loss's terms on held-out pairs, empty when there are none."""
-        rows = self.pairs.held_out
+        """The loss's terms on held-out groups, empty when there are none; always on the same pairs."""
+        rows = self.groups.held_out
         if not len(rows):
             return {}
         if logprobs is None:
-            logprobs = self.logprobs.of_rows(rows, "held-out pairs", transient=True)
-        policy, reference = logprobs[rows], self.reference[rows]
-        n = torch.from_numpy(self.pairs.n[rows])
-        terms = self.loss(PairLogprobs(policy[:, 0], policy[:, 1], reference[:, 0], reference[:, 1], n))
+            logprobs = self.logprobs.of_candidates(rows, "held-out groups", transient=True)
+        chosen = places(self.groups, rows, self.partner, seed=self.config.seed, step=0)
+        pair = logprobs[torch.from_numpy(self.groups.starts[rows, None] + chosen)]
+        terms = self.loss(self._beside_reference(pair[:, 0], pair[:, 1], rows, chosen))
         return {f"held_out_{name}": float(value) for name, value in zip(LossTerms._fields, terms, strict=True)}

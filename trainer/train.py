@@ -1,4 +1,4 @@
-"""Training: from a snapshot of pairs to an adapter or a whole model."""
+"""Training: from a snapshot of groups to an adapter or a whole model."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ from bonbon.pairs.snapshot import Snapshot, read_snapshot
 from bonbon.registry.manifest import make_manifest
 from bonbon.settings import Settings, TrainSettings
 from trainer.accelerator import make_accelerator
+from trainer.groups import Groups
 from trainer.metrics import latest_metrics
-from trainer.pairs import Pairs
 from trainer.policy import load_policy
 from trainer.progress import Bars
 from trainer.run import Run
@@ -64,9 +64,9 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     base_digest, reference_digest = _refuse_strangers(snapshot, base, reference)
-    pairs = Pairs(snapshot.pairs_file)
+    groups = Groups(snapshot.groups_file, pool=config.loss == "bonbon" and config.alpha == "auto")
     accelerator = make_accelerator(config)
-    accelerator.gradient_accumulation_steps = _accumulation(config, len(pairs.train), accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = _accumulation(config, len(groups.train), accelerator.num_processes)
     base_name = served_name(settings.model or str(base))
     if accelerator.is_main_process:
         claim(
@@ -80,7 +80,7 @@ def train(
         policy = load_policy(base, reference.files if reference else None, config, dtype=dtype)
         key = f"{snapshot.hash} {reference_digest}"
         with Bars(show=progress and accelerator.is_main_process) as bar:
-            run = Run(config, policy, pairs, run_dir, accelerator, key=key, progress=bar)
+            run = Run(config, policy, groups, run_dir, accelerator, key=key, progress=bar)
             run.train()
             run.save(output, base=base, base_name=base_name)
         accelerator.free_memory()
@@ -88,8 +88,8 @@ def train(
         run_dir,
         output,
         VersionKind.ADAPTER if config.method == "lora" else VersionKind.FULL,
-        count_steps(config, len(pairs.train)),
-        len(pairs.train),
+        count_steps(config, len(groups.train)),
+        len(groups.train),
         latest_metrics(run_dir),
     )
 

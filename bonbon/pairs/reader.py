@@ -71,14 +71,14 @@ async def count_clean(
     database: Database, version: str | None, *, after: str | None = None, tenants: Tenants = None
 ) -> int:
     """Clean groups drawn from `version` (None: from any), newer than the group id `after`, of `tenants` (None: all)."""
-    query = select(func.count()).select_from(groups).where(_clean(version, after, tenants))
+    query = select(func.count()).select_from(groups).where(clean(version, after, tenants))
     async with database.read() as connection:
         return int((await connection.execute(query)).scalar_one())
 
 
 async def clean_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
     """Whose requests the clean groups of `version` are."""
-    query = select(groups.c.tenant).where(_clean(version, after)).distinct().order_by(groups.c.tenant)
+    query = select(groups.c.tenant).where(clean(version, after)).distinct().order_by(groups.c.tenant)
     async with database.read() as connection:
         return list((await connection.execute(query)).scalars())
 
@@ -89,7 +89,7 @@ async def newest_reward(
     """The reward that scored the newest clean group of `version`."""
     query = (
         select(groups.c.reward_name, groups.c.reward_version)
-        .where(_clean(version, after, tenants))
+        .where(clean(version, after, tenants))
         .order_by(groups.c.id.desc())
         .limit(1)
     )
@@ -155,7 +155,8 @@ async def stats(database: Database) -> PairStats:
         )
 
 
-def _clean(version: str | None, after: str | None, tenants: Tenants = None) -> ColumnElement[bool]:
+def clean(version: str | None, after: str | None, tenants: Tenants = None) -> ColumnElement[bool]:
+    """Groups that may be trained on, of `version` and `tenants` (None: of all), newer than the group id `after`."""
     conditions: list[ColumnElement[bool]] = [groups.c.unclean.is_(None)]
     if version is not None:
         conditions.append(groups.c.version == version)
@@ -172,7 +173,7 @@ def _pairs_query(version: str | None, tenants: Tenants, chunk: int) -> Select[An
     # on, for every chunk anew.
     chosen = (
         select(groups)
-        .where(_clean(version, None, tenants), groups.c.id > bindparam("after"))
+        .where(clean(version, None, tenants), groups.c.id > bindparam("after"))
         .order_by(groups.c.id)
         .limit(chunk)
         .subquery()

@@ -1,4 +1,4 @@
-"""A training snapshot: exactly which pairs a run is trained on, in a file of its own."""
+"""A training snapshot: exactly which groups a run is trained on, in a file of its own."""
 
 import json
 import os
@@ -15,12 +15,13 @@ from sqlalchemy import select
 
 from bonbon.database import Database
 from bonbon.errors import UserError
-from bonbon.pairs.reader import Pair, RewardKey, Tenants, clean_tenants, newest_reward, pairs
+from bonbon.pairs.clean import CleanGroup, clean_groups
+from bonbon.pairs.reader import RewardKey, Tenants, clean_tenants, newest_reward
 from bonbon.pairs.rows import prompt_document
 from bonbon.tables import versions
 
-PAIRS, RECORD = "pairs.parquet", "snapshot.json"
-CHUNK = 1000
+GROUPS, RECORD = "groups.parquet", "snapshot.json"
+CHUNK = 500
 
 SCHEMA = pa.schema(
     [
@@ -28,14 +29,9 @@ SCHEMA = pa.schema(
         ("prompt_digest", pa.string()),
         ("prompt", pa.string()),
         ("prompt_token_ids", pa.list_(pa.int32())),
-        ("chosen", pa.list_(pa.int32())),
-        ("rejected", pa.list_(pa.int32())),
-        ("chosen_text", pa.string()),
-        ("rejected_text", pa.string()),
-        ("chosen_reward", pa.float64()),
-        ("rejected_reward", pa.float64()),
-        ("chosen_logprob", pa.float64()),
-        ("rejected_logprob", pa.float64()),
+        ("candidates", pa.list_(pa.list_(pa.int32()))),
+        ("rewards", pa.list_(pa.float64())),
+        ("logprobs", pa.list_(pa.float64())),
         ("n", pa.int32()),
         ("temperature", pa.float64()),
         ("max_tokens", pa.int32()),
@@ -46,9 +42,9 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a snapshot holds. `hash` is SHA-256 over sampler, reward and pairs in order: same hash, same training data.
+    """What a snapshot holds. `hash` is SHA-256 over sampler, reward and groups in order: same hash, same training data.
 
-    `version` is the one sampler of every pair, `base_digest` the manifest digest of the base it was made from ("" when
+    `version` is the one sampler of every group, `base_digest` the manifest digest of the base it was made from ("" when
     the registry does not know it). `other_rewards` counts clean groups left out because another reward, or another
     version of it, scored them.
     """
@@ -68,9 +64,9 @@ class Snapshot:
     other_rewards: int = 0
 
     @property
-    def pairs_file(self) -> Path:
-        """The Parquet file."""
-        return self.path / PAIRS
+    def groups_file(self) -> Path:
+        """The Parquet file: a row a group, its candidates worst first."""
+        return self.path / GROUPS
 
 
 def is_held_out(prompt_digest: str, fraction: float) -> bool:
@@ -89,7 +85,7 @@ async def take_snapshot(
     tenants: Tenants = None,
     progress: Callable[[int], None] | None = None,
 ) -> Snapshot:
-    """Write the pairs of `version`'s clean groups (newer than the group `after`) to `directory`.
+    """Write `version`'s clean groups (newer than the group `after`) to `directory`.
 
     Args:
         reward: take only groups that this reward scored; by default the one that scored the newest group.
@@ -114,13 +110,13 @@ async def take_snapshot(
     with TemporaryDirectory(dir=directory.parent, prefix=".snapshot-") as temporary:
         work = Path(temporary) / "work"
         work.mkdir()
-        with pq.ParquetWriter(work / PAIRS, SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(work / GROUPS, SCHEMA, compression="zstd") as writer:
             chunk: list[dict[str, Any]] = []
-            async for pair in pairs(database, version=version, after=after, tenants=tenants):
-                if pair.reward != reward:
+            async for group in clean_groups(database, version=version, after=after, tenants=tenants):
+                if group.reward != reward:
                     other += 1
                     continue
-                row = _row(pair, held_out_fraction)
+                row = _row(group, held_out_fraction)
                 digest.add(row)
                 taken.add(row)
                 chunk.append(row)
@@ -165,13 +161,13 @@ def read_snapshot(directory: Path) -> Snapshot:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
         raise UserError(f"{directory} is not a readable snapshot: {error}; take a new one") from error
     if digest.hex != snapshot.hash or any(getattr(snapshot, name) != total for name, total in taken.totals.items()):
-        raise UserError(f"{directory / PAIRS} is not what {RECORD} says (hash {snapshot.hash}); take a new snapshot")
+        raise UserError(f"{directory / GROUPS} is not what {RECORD} says (hash {snapshot.hash}); take a new snapshot")
     return snapshot
 
 
 def read_rows(snapshot: Snapshot) -> Iterable[dict[str, Any]]:
     """The rows of the Parquet file, in constant memory."""
-    with pq.ParquetFile(snapshot.pairs_file) as file:
+    with pq.ParquetFile(snapshot.groups_file) as file:
         for batch in file.iter_batches(CHUNK):
             yield from batch.to_pylist()
 
@@ -226,11 +222,12 @@ class _Tally:
         }
 
 
-def _row(pair: Pair, held_out_fraction: float) -> dict[str, Any]:
-    row: dict[str, Any] = {item.name: getattr(pair, item.name) for item in fields(pair)}
-    row["prompt"] = json.dumps(prompt_document(pair.prompt), ensure_ascii=False)
-    row["held_out"] = is_held_out(pair.prompt_digest, held_out_fraction)
-    for name in ("prompt_token_ids", "chosen", "rejected"):
+def _row(group: CleanGroup, held_out_fraction: float) -> dict[str, Any]:
+    row: dict[str, Any] = {item.name: getattr(group, item.name) for item in fields(group)}
+    row["prompt"] = json.dumps(prompt_document(group.prompt), ensure_ascii=False)
+    row["held_out"] = is_held_out(group.prompt_digest, held_out_fraction)
+    row["candidates"] = [list(tokens) for tokens in group.candidates]
+    for name in ("prompt_token_ids", "rewards", "logprobs"):
         row[name] = list(row[name])
     return {name: row[name] for name in SCHEMA.names}
 
