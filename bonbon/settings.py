@@ -148,6 +148,9 @@ class TrainSettings(Section):
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
     """Weight of the SFT term. auto: .005 for `paper`; for `bonbon` .8, and a divergence in place of both terms for
     prompts that were asked often enough to know their rewards' distribution."""
+    kl: float | None = Field(None, gt=0)
+    """With alpha auto: nats from the reference, on held-out prompts, that a policy is brought back to which went
+    further; by default best-of-n's own, log n - (n-1)/n."""
     dpo_beta: float = Field(0.1, gt=0)
     """Beta of the `dpo` loss."""
     method: Literal["lora", "full"] = "lora"

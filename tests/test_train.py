@@ -24,14 +24,16 @@ from safetensors.torch import load_file, save_file
 from sampled_pairs import draw, make_base, make_group, make_snapshot, reward, snapshot_of
 from transformers import AutoModelForCausalLM
 
-from bonbon.engines.base import Sampling, VersionKind
+from bonbon.engines.base import Sampling, VersionFiles, VersionKind
 from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Snapshot
 from bonbon.registry.manifest import make_manifest
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings, load_settings
 from bonbon.theory import win_fraction
+from trainer.divergence import Completion
 from trainer.groups import Groups
+from trainer.kl import KL
 from trainer.metrics import read_metrics
 from trainer.pairs import epoch_batches, length_batches, places
 from trainer.schedule import default_learning_rate, learning_rate_factor
@@ -137,7 +139,8 @@ def test_one_draw_of_the_trained_policy_beats_the_base(base: Path, tmp_path: Pat
     with policy.disable_adapter():
         before, again = ([rewards(prompt) for prompt in prompts] for _ in range(2))
     assert np.mean([*map(win_fraction, again, before)]) == pytest.approx(0.5, abs=0.06)
-    assert np.mean([*map(win_fraction, after, before)]) > 0.7
+    # Brought back to best-of-n's KL on the held-out prompts of a world without much to learn from another's prompts.
+    assert np.mean([*map(win_fraction, after, before)]) > 0.6
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -274,6 +277,41 @@ def test_reference_logprobs_are_computed_once(base: Path, snapshot: Snapshot, tm
         save_file({"logprobs": shifted}, tmp_path / run_dir / "reference.safetensors", metadata={"key": key})
         train(config, snapshot, tmp_path / run_dir, base=base, progress=False)
         assert read_metrics(tmp_path / run_dir)[1]["margin"] == pytest.approx(margin, abs=1e-4)
+
+
+def test_a_policy_that_went_too_far_is_taken_back_to_the_kl_it_is_to_have(
+    base: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    config = settings(base, learning_rate=2e-2, kl=0.3)
+    result = train(config, snapshot, tmp_path / "run", base=base, progress=False)
+    assert 0 < result.metrics["landing_share"] < 1
+    assert result.metrics["landing_kl"] == pytest.approx(0.3, rel=0.05)
+    policy: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), result.output).eval()
+    rng = np.random.default_rng(5)
+    prompts = [(2, *rng.integers(3, 40, 3).tolist()) for _ in range(100)]
+    torch.manual_seed(3)
+    completions = [
+        Completion(prompt, tuple(tokens))
+        for prompt in prompts
+        for tokens, _ in draw(policy, list(prompt), 4, temperature=1.0, max_tokens=8)
+    ]
+    files = [
+        VersionFiles("base", VersionKind.BASE, base),
+        VersionFiles("new", VersionKind.ADAPTER, result.output),
+    ]
+    found = KL(files, temperature=1.0, precision="no")("new", ["base"], completions, lambda _: None)["base"]
+    # Other prompts and other draws: the KL by prompt varies by about as much as its mean.
+    assert np.mean([one.rao_blackwell for one in found]) == pytest.approx(0.3, rel=0.3)
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "sft"}, {"alpha": 0.8}], ids=["near enough", "sft", "by hand"])
+def test_what_did_not_go_too_far_or_was_asked_for_is_left_alone(
+    base: Path, snapshot: Snapshot, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = settings(base, epochs=1, kl=1000.0, **changes)
+    metrics = train(config, snapshot, tmp_path / "run", base=base, progress=False).metrics
+    assert metrics.get("landing_share", 1.0) == 1.0
+    assert ("landing_kl" in metrics) is not bool(changes)
 
 
 def test_a_second_round_starts_from_the_first_and_measures_against_it(

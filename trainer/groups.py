@@ -43,7 +43,7 @@ class Groups:
     Attributes:
         train: rows to train on.
         held_out: rows whose prompts are held out.
-        n, temperatures, starts: [rows].
+        n, temperatures, max_tokens, starts: [rows].
         below: how many candidates are strictly below the best, [rows].
         lengths: tokens of prompt and longest candidate, [rows].
         tokens, logprobs: of each candidate, under the sampler as it was logged, [candidates].
@@ -60,6 +60,7 @@ class Groups:
         self.n: Rows = table.column("n").to_numpy().astype(np.int64)
         self.starts: Rows = np.concatenate([[0], np.cumsum(self.n)[:-1]]).astype(np.int64)
         self.temperatures: NDArray[np.float32] = table.column("temperature").to_numpy().astype(np.float32)
+        self.max_tokens: Rows = table.column("max_tokens").to_numpy().astype(np.int64)
         self.logprobs, rewards = _flat(table, "logprobs"), _flat(table, "rewards")
         self._prompts = _Ragged(table.column("prompt_token_ids").combine_chunks())
         self._candidates = _Ragged(table.column("candidates").combine_chunks().flatten())

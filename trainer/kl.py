@@ -51,7 +51,7 @@ class KL:
         order = sorted(range(len(completions)), key=lambda i: -len(completions[i].prompt) - len(completions[i].tokens))
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
-            batch = _Batch([completions[row] for row in rows], self._device)
+            batch = CompletionBatch([completions[row] for row in rows], self._device)
             ours = batch.logits(logits[policy])
             for name in others:
                 theirs = ours if name == policy else batch.logits(logits[name])
@@ -124,7 +124,7 @@ class _Models:
         return logits
 
 
-class _Batch:
+class CompletionBatch:
     """Prompts padded on the left, completions on the right: every completion begins in the same column."""
 
     def __init__(self, completions: Sequence[Completion], device: torch.device) -> None:

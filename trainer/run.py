@@ -13,8 +13,10 @@ from torch import Tensor
 
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
+from bonbon.theory import best_of_n_kl
 from trainer.checkpoint import Checkpoints, refuse_non_finite, trained_weights
 from trainer.groups import Groups, Rows
+from trainer.landing import Landing
 from trainer.logprobs import Logprobs, sampler_gap
 from trainer.loss import LossTerms, PairLogprobs, make_loss
 from trainer.metrics import MetricsLog
@@ -65,6 +67,7 @@ class Run:
         self._epoch: tuple[int, list[Rows]] = (-1, [])
         parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         optimiser = torch.optim.AdamW(parameters, lr=self.learning_rate, weight_decay=config.weight_decay)
+        self.landing = self._landing(policy)
         self.model, self.optimiser = accelerator.prepare(policy, optimiser)
         self.logprobs = Logprobs(self.model, groups, accelerator, config.micro_batch_size, progress)
         self.reference = self.logprobs.reference(run_dir / "reference.safetensors", key)
@@ -95,6 +98,7 @@ class Run:
                     log.write(self.step, epoch, **self._held_out())
                 if self.step % self.config.checkpoint_every == 0:
                     self.checkpoints.save(self.step, self.model, self.optimiser.optimizer)
+            self._land(log)
 
     def save(self, output: Path, *, base: Path, base_name: str) -> None:
         """Write the trained version to `output`, which appears when it is whole.
@@ -112,6 +116,23 @@ class Run:
             )
             partial.rename(output)
         self.accelerator.wait_for_everyone()
+
+    def _landing(self, policy: "PreTrainedModel | PeftModel") -> Landing | None:
+        """None where alpha is a number, or another loss is asked for what it does by itself."""
+        config = self.config
+        # Drawing from weights that are spread over processes would take longer than training them.
+        if config.loss != "bonbon" or config.alpha != "auto" or config.sharding == "full":
+            return None
+        size = 2 * config.micro_batch_size
+        return Landing(policy, self.groups, size=size, seed=config.seed, progress=self.progress)
+
+    def _land(self, log: MetricsLog) -> None:
+        """Every process draws the same, so that all of them end with the same weights."""
+        if self.landing is None:
+            return
+        kl = self.config.kl or float(np.mean([best_of_n_kl(int(n)) for n in self.groups.n[self.groups.train]]))
+        if landed := self.landing(kl):
+            log.write(self.step, self.step / self.steps_per_epoch, landing_share=landed.share, landing_kl=landed.kl)
 
     def _train_step(self) -> dict[str, float]:
         """One optimiser step. Its random numbers depend on seed, step and process only, so that it can be repeated."""

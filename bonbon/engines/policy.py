@@ -36,7 +36,7 @@ class Policy:
         self.model = load_model(directory, device, dtype)
         self.config = self.model.config.get_text_config()
         self.vocabulary: int = self.model.get_input_embeddings().num_embeddings
-        self.end_ids = _end_ids(self.model)
+        self.end_ids = end_ids(self.model)
         # The model's own sampling defaults must not touch the draws.
         self.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
         self._peft: PeftModel | None = None
@@ -182,7 +182,7 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype | None)
     return model.to(device).eval()
 
 
-def _end_ids(model: Any) -> frozenset[int]:
+def end_ids(model: Any) -> frozenset[int]:
     """The ids that end a sequence, by the generation config or else the model's."""
     end = model.generation_config.eos_token_id
     end = model.config.get_text_config().eos_token_id if end is None else end
