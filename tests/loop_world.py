@@ -39,7 +39,7 @@ def make_settings(base: Path, data_dir: Path, **changes: Any) -> Settings:
             "threads": 1,
         },
         "evaluate": {"prompts": 40, "answers": 8},
-        "gate": {"max_kl_factor": 20, "min_distinct_ratio": 0.2, "max_p_value": 1},
+        "gate": {"min_win_rate": 0.5, "max_kl_factor": 20, "min_distinct_ratio": 0.2, "max_p_value": 1},
         "loop": {"min_groups": 150, "poll": 0.05, "lease_seconds": 20},
     }
     for name in sections:
