@@ -119,13 +119,13 @@ async def test_a_deletion_reaches_rows_snapshots_and_future_training_and_names_w
     erased = await erase(database, runs, Conditions(user="ada"))
     assert erased.groups == 3
     assert erased.lineage.trained == (first,)
-    assert erased.snapshots == (with_ada.pairs_file,)
-    assert not with_ada.pairs_file.exists()
+    assert erased.snapshots == (with_ada.groups_file,)
+    assert not with_ada.groups_file.exists()
     again = await take_snapshot(database, runs / "round-2" / "snapshot", version="tiny", held_out_fraction=0.1)
     assert again.groups == 3
     nothing = await erase(database, runs, Conditions(user="ada"))
     assert (nothing.groups, nothing.lineage.trained, nothing.snapshots) == (0, (), ())
-    assert again.pairs_file.exists()
+    assert again.groups_file.exists()
 
 
 async def test_what_comes_late_from_a_spool_is_not_brought_back(database: Database, tmp_path: Path) -> None:

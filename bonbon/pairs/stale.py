@@ -17,13 +17,13 @@ CHUNK = 500
 
 
 async def delete_stale_snapshots(database: Database, runs_dir: Path) -> list[Path]:
-    """Delete the pairs of every snapshot under `runs_dir` that has a group which the log has not; their files.
+    """Delete the groups of every snapshot under `runs_dir` that has a group which the log has not; their files.
 
-    A run that is not yet trained on it takes no pairs from it any more. What was trained already keeps its record, with
+    A run that is not yet trained on it takes nothing from it any more. What was trained already keeps its record, with
     the counts. Raises OSError.
     """
     deleted = []
-    for path in sorted(runs_dir.glob("*/snapshot/pairs.parquet")):
+    for path in sorted(runs_dir.glob("*/snapshot/*.parquet")):
         if not await _is_whole(database, path):
             path.unlink()
             log.info("a snapshot held groups that were deleted from the log; it is deleted, too", file=str(path))
