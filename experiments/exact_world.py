@@ -82,10 +82,10 @@ class ExactWorld:
         base = self.base_logprobs.exp()
         return self.quantiles**n - (self.quantiles - base).clamp(min=0) ** n
 
-    def measure(self, logprobs: Tensor, n: int) -> Measures:
-        """Of a policy with these log-probabilities, [prompts, completions]."""
-        policy, base, best = logprobs.exp(), self.base_logprobs, self.best_of_n(n)
-        wins = self.quantiles - base.exp() / 2
+    def measure(self, logprobs: Tensor, n: int, prompts: slice = slice(None)) -> Measures:
+        """Of a policy with these log-probabilities, [prompts, completions]; means over these `prompts`."""
+        logprobs, base, best = logprobs[prompts], self.base_logprobs[prompts], self.best_of_n(n)[prompts]
+        policy, wins = logprobs.exp(), self.quantiles[prompts] - base.exp() / 2
         return Measures(
             win_rate=_mean(policy * wins),
             kl=_mean(policy * (logprobs.clamp(min=-1e9) - base)),

@@ -1,0 +1,40 @@
+"""`python -m experiments [--quick] [--out DIR] [--only NAME]`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bonbon.errors import UserError
+from experiments.cells import compute_missing
+from experiments.results import EXPERIMENTS, write
+
+ROOT = Path(__file__).parents[1]
+QUICK_OUT = ROOT / "build" / "experiments"
+
+
+def main(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small versions of all: that they run, not what they say.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="For data, page and pictures; by default the repository.")] = None,
+    only: Annotated[str | None, typer.Option(help=f"One of {', '.join(EXPERIMENTS)}.")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="At a time, one thread each.")] = 2,
+) -> None:
+    """Compute what is missing of the experiments, then write the page of results and its pictures.
+
+    Each figure's file is written when it is done, so a run that was ended goes on where it was.
+    """
+    if only is not None and only not in EXPERIMENTS:
+        raise UserError(f"--only {only}: there is no such experiment; there are {', '.join(EXPERIMENTS)}", param="only")
+    if out is None and quick:
+        out = QUICK_OUT
+    data, docs = (ROOT / "experiments" / "data", ROOT / "docs") if out is None else (out / "data", out)
+    modules = [module for name, (module, _) in EXPERIMENTS.items() if only in (None, name)]
+    compute_missing([cell for module in modules for cell in module.cells(quick)], data, processes=processes)
+    write(data, docs / "results.md", docs / "pictures", quick=quick)
+    typer.echo(f"results: {docs / 'results.md'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,74 @@
+"""An experiment is cells; a cell is a call whose figures are one JSON file. What is there is not computed again."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from trainer.files import read_json, write_json
+from trainer.progress import bar
+
+Row = dict[str, Any]
+"""A cell's arguments and figures, by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """`run` is a module's own function, and its arguments and figures are JSON; `name` is the file's."""
+
+    name: str
+    run: Callable[..., dict[str, Any]]
+    arguments: dict[str, Any]
+
+    def read(self, directory: Path) -> Row | None:
+        """None when there are no figures yet, or figures for other arguments."""
+        found = read_json(self._file(directory))
+        if found is None or found["arguments"] != json.loads(json.dumps(self.arguments)):
+            return None
+        return {**found["arguments"], **found["figures"]}
+
+    def compute(self, directory: Path) -> None:
+        file = self._file(directory)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"arguments": self.arguments, "figures": self.run(**self.arguments)})
+
+    def _file(self, directory: Path) -> Path:
+        return directory / f"{self.name}.json"
+
+
+def slug(name: str) -> str:
+    """Of letters, digits and hyphens."""
+    return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
+
+
+def compute_missing(cells: Sequence[Cell], directory: Path, *, processes: int, progress: bool = True) -> None:
+    """Compute the cells that have no figures in `directory`, the first ones first, in processes of one thread each.
+
+    A cell that fails ends the run with its error; what others have written stays.
+    """
+    left = [cell for cell in cells if cell.read(directory) is None]
+    with (
+        bar("experiments", len(cells), show=progress) as advance,
+        ProcessPoolExecutor(processes, get_context("spawn"), _one_thread) as pool,
+    ):
+        advance(len(cells) - len(left))
+        running = [pool.submit(cell.compute, directory) for cell in left]
+        try:
+            for done in as_completed(running):
+                done.result()
+                advance(1)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _one_thread() -> None:
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)

@@ -1,0 +1,146 @@
+"""The experiments' pictures: each point is a policy, and no policy can be above the frontier."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bonbon.chart_style import FAINT, INK, STYLE
+from bonbon.theory import best_of_n_kl, best_of_n_win_rate, frontier_win_rate
+from experiments import alpha, best_of_n, budgets, methods, text
+from experiments.cells import Row
+
+COLOURS = ("#64748b", "#d97706", "#dc2626", "#7c3aed", "#0891b2", "#16a34a", "#db2777")
+MARKERS = "osD^vP*"
+Panel = Callable[[Axes, Sequence[Row]], None]
+
+
+def save(rows: Mapping[str, Sequence[Row]], directory: Path) -> list[str]:
+    """Draw every experiment that has figures to results-NAME.png in `directory`; the names of those drawn."""
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = [name for name in PANELS if rows.get(name)]
+    for name in drawn:
+        with rc_context(STYLE):
+            panels = PANELS[name]
+            figure = Figure(figsize=(6.2 * len(panels), 4.4), layout="constrained")
+            for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+                panel(axis, rows[name])
+                axis.legend()
+            # Without a date or a version inside, the same figures make the same file.
+            figure.savefig(directory / file_name(name), dpi=100, metadata={"Software": None})
+    return drawn
+
+
+def file_name(experiment: str) -> str:
+    return f"results-{experiment}.png"
+
+
+def _best_of_n(axis: Axes, rows: Sequence[Row]) -> None:
+    for row, colour in zip(rows, COLOURS, strict=False):
+        kls, wins = [one["kl"] for one in row["measured"]], [one["win_rate"] for one in row["measured"]]
+        axis.plot(kls, wins, "o", color=colour, markersize=4, label=f"world {row['seed']}, exact")
+    kls = [best_of_n_kl(n) for n in best_of_n.NS]
+    axis.plot(kls, [best_of_n_win_rate(n) for n in best_of_n.NS], "+", color=INK, markersize=9, label="theory, no ties")
+    for n, kl in zip(best_of_n.NS, kls, strict=True):
+        axis.annotate(f"n = {n}", (kl, best_of_n_win_rate(n)), xytext=(5, -11), textcoords="offset points", fontsize=8)
+    _frontier(axis, "Best-of-n against theory")
+
+
+def _methods_at_8(axis: Axes, rows: Sequence[Row]) -> None:
+    for method, colour, marker in zip(methods.METHODS, COLOURS, MARKERS, strict=True):
+        found = methods.of_method(rows, method, 8)
+        _points(axis, found, marker, colour, method)
+    axis.plot(best_of_n_kl(8), best_of_n_win_rate(8), "+", color=INK, markersize=11, label="best-of-8, no ties")
+    _frontier(axis, "n = 8, a point a seed")
+
+
+def _methods_by_n(axis: Axes, rows: Sequence[Row]) -> None:
+    ns = sorted({int(row["budget"]["n"]) for row in rows})
+    for method, colour, marker in zip(methods.METHODS, COLOURS, MARKERS, strict=True):
+        found = [row for n in ns for row in methods.of_method(rows, method, n) if row["seed"] == 0]
+        _points(axis, found, f"{marker}-", colour, method)
+    for n in ns:
+        axis.plot(best_of_n_kl(n), best_of_n_win_rate(n), "+", color=INK, markersize=11)
+    _frontier(axis, f"n = {', '.join(map(str, ns))}; best-of-n: +")
+
+
+def _alpha_gap(axis: Axes, rows: Sequence[Row]) -> None:
+    _over_alpha(axis, rows, "gap", 100, "Points of win rate under the frontier")
+
+
+def _alpha_kl(axis: Axes, rows: Sequence[Row]) -> None:
+    _over_alpha(axis, rows, "kl", 1, "KL")
+    axis.axhline(best_of_n_kl(alpha.BUDGET.n), color=FAINT, linestyle="--", label="best-of-8, no ties")
+
+
+def _over_alpha(axis: Axes, rows: Sequence[Row], name: str, scale: float, title: str) -> None:
+    for size, colour, marker in zip(alpha.SIZES, COLOURS, MARKERS, strict=False):
+        found = alpha.of_size(rows, size)
+        fixed = sorted((row["alpha"], scale * row[name]) for row in found if row["alpha"] != "auto")
+        axis.plot(*np.array(fixed).reshape(-1, 2).T, f"{marker}-", color=colour, label=f"{size} parameters")
+        for row in found:
+            if row["alpha"] == "auto":
+                axis.plot(1.08, scale * row[name], marker, color=colour)
+    axis.set_xticks(
+        [*(a for a in alpha.ALPHAS if a != "auto"), 1.08], [*(f"{a:g}" for a in alpha.ALPHAS if a != "auto"), "auto"]
+    )
+    axis.set_xlabel("alpha, the weight of SFT")
+    axis.set_title(title)
+
+
+def _budget_gap(axis: Axes, rows: Sequence[Row]) -> None:
+    _over_groups(axis, rows, "gap", 100, "Points of win rate under the frontier")
+
+
+def _budget_distance(axis: Axes, rows: Sequence[Row]) -> None:
+    _over_groups(axis, rows, "from_best_of_n", 1, "KL(best-of-n, policy)")
+
+
+def _over_groups(axis: Axes, rows: Sequence[Row], name: str, scale: float, title: str) -> None:
+    for method, colour, marker in zip(budgets.COMPARED, COLOURS, MARKERS, strict=False):
+        found = budgets.of_method(rows, method)
+        counts = [row["budget"]["groups"] for row in found]
+        axis.plot(counts, [scale * row[name] for row in found], f"{marker}-", color=colour, label=method)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xlabel("groups")
+    axis.set_title(title)
+
+
+def _text(axis: Axes, rows: Sequence[Row]) -> None:
+    for row, colour, marker in zip(rows, COLOURS, MARKERS, strict=False):
+        win, kl = row["evaluation"]["win_rate"], row["evaluation"]["kl"]
+        errors = [[[one["value"] - one["low"]], [one["high"] - one["value"]]] for one in (kl, win)]
+        axis.errorbar(
+            kl["value"], win["value"], xerr=errors[0], yerr=errors[1], fmt=marker, color=colour, label=row["loss"]
+        )
+    n = rows[0]["evaluation"]["n"]
+    axis.plot(best_of_n_kl(n), best_of_n_win_rate(n), "+", color=INK, markersize=11, label=f"best-of-{n}, no ties")
+    _frontier(axis, "Text world, 95 % intervals")
+
+
+def _points(axis: Axes, rows: Sequence[Row], style: str, colour: str, label: str) -> None:
+    if rows:
+        kls, wins = [row["kl"] for row in rows], [row["win_rate"] for row in rows]
+        axis.plot(kls, wins, style, color=colour, markersize=5, linewidth=0.8, label=label)
+
+
+def _frontier(axis: Axes, title: str) -> None:
+    """To the right end of what was drawn."""
+    kls = np.linspace(0.05, axis.get_xlim()[1], 200)
+    axis.plot(kls, [frontier_win_rate(kl) for kl in kls], color=FAINT, linestyle="--", label="frontier")
+    axis.set_xlabel("KL from the base, nats")
+    axis.set_ylabel("win rate against the base")
+    axis.set_title(title)
+
+
+PANELS: dict[str, tuple[Panel, ...]] = {
+    best_of_n.NAME: (_best_of_n,),
+    methods.NAME: (_methods_at_8, _methods_by_n),
+    alpha.NAME: (_alpha_gap, _alpha_kl),
+    budgets.NAME: (_budget_gap, _budget_distance),
+    text.NAME: (_text,),
+}
