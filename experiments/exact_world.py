@@ -188,8 +188,11 @@ def _rewards(rng: np.random.Generator) -> Tensor:
 
 def _number(words: tuple[int, ...]) -> int:
     """A completion's place in `COMPLETIONS`."""
-    shorter = (WORDS ** len(words) - 1) // (WORDS - 1)
-    return shorter + sum((word - 1) * WORDS**power for power, word in enumerate(reversed(words)))
+    shorter: int = (WORDS ** len(words) - 1) // (WORDS - 1)
+    place = 0
+    for word in words:
+        place = place * WORDS + word - 1
+    return shorter + place
 
 
 def _mean(values: Tensor) -> float:

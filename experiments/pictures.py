@@ -12,6 +12,7 @@ from bonbon.chart_style import FAINT, INK, STYLE
 from bonbon.theory import best_of_n_kl, best_of_n_win_rate, frontier_win_rate
 from experiments import alpha, best_of_n, budgets, methods, text
 from experiments.cells import Row
+from experiments.training import METHODS
 
 COLOURS = ("#64748b", "#d97706", "#dc2626", "#7c3aed", "#0891b2", "#16a34a", "#db2777")
 MARKERS = "osD^vP*"
@@ -50,7 +51,7 @@ def _best_of_n(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def _methods_at_8(axis: Axes, rows: Sequence[Row]) -> None:
-    for method, colour, marker in zip(methods.METHODS, COLOURS, MARKERS, strict=True):
+    for method, colour, marker in zip(METHODS, COLOURS, MARKERS, strict=True):
         found = methods.of_method(rows, method, 8)
         _points(axis, found, marker, colour, method)
     axis.plot(best_of_n_kl(8), best_of_n_win_rate(8), "+", color=INK, markersize=11, label="best-of-8, no ties")
@@ -59,7 +60,7 @@ def _methods_at_8(axis: Axes, rows: Sequence[Row]) -> None:
 
 def _methods_by_n(axis: Axes, rows: Sequence[Row]) -> None:
     ns = sorted({int(row["budget"]["n"]) for row in rows})
-    for method, colour, marker in zip(methods.METHODS, COLOURS, MARKERS, strict=True):
+    for method, colour, marker in zip(METHODS, COLOURS, MARKERS, strict=True):
         found = [row for n in ns for row in methods.of_method(rows, method, n) if row["seed"] == 0]
         _points(axis, found, f"{marker}-", colour, method)
     for n in ns:

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy.stats import rankdata
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from bonbon.theory import frontier_gap
 from experiments.exact_world import PROMPTS, ExactWorld, Groups, Size, logprobs, sequence_logprobs
 from trainer.loss import Alpha, PairLogprobs, make_loss
+from trainer.pairs import Partner
 from trainer.schedule import learning_rate_factor
 
 BATCH, WARMUP, MAX_NORM = 64, 20, 10.0
@@ -28,7 +29,7 @@ class Method:
 
     loss: str
     alpha: Alpha = "auto"
-    partner: Literal["random", "worst"] = "worst"
+    partner: Partner = "worst"
 
 
 METHODS = {
@@ -105,7 +106,7 @@ class _Ranked:
         self.below = (groups.rewards < groups.rewards[:, -1:]).sum(1)
         self.rows = self.below.nonzero()[:, 0]
         self.ranks, self.ranked = torch.empty_like(groups.rewards), torch.empty(count, dtype=torch.float64)
-        for members in [groups.prompts == prompt for prompt in groups.prompts.unique()] if pool else []:
+        for members in [groups.prompts == prompt for prompt in set(groups.prompts.tolist())] if pool else []:
             ranks = rankdata(groups.rewards[members].numpy(), axis=None).reshape(-1, self.n)
             self.ranks[members], self.ranked[members] = torch.from_numpy(ranks), float(ranks.size)
         if not pool:
@@ -121,7 +122,8 @@ class _Ranked:
         chosen, rejected = self.groups.completions[rows, -1], self.groups.completions[rows, partners]
         ours = sequence_logprobs(policy, prompts.repeat(2), torch.cat([chosen, rejected]))
         return PairLogprobs(
-            *ours.chunk(2),
+            chosen=ours[: len(rows)],
+            rejected=ours[len(rows) :],
             reference_chosen=world.base_logprobs[prompts, chosen].float(),
             reference_rejected=world.base_logprobs[prompts, rejected].float(),
             n=torch.full_like(rows, self.n),

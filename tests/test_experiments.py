@@ -1,0 +1,104 @@
+"""The experiments in small: that they run, are gone on with, say what theory says, and make the page that is committed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bonbon.theory import best_of_n_kl, best_of_n_win_rate
+from experiments import best_of_n, methods
+from experiments.results import EXPERIMENTS, page, read
+from experiments.training import METHODS
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(out: Path) -> list[str]:
+    return [sys.executable, "-m", "experiments", "--quick", "--out", str(out), "--processes", "1"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("experiments")
+    subprocess.run(command(directory), cwd=ROOT, check=True)
+    return directory
+
+
+def test_every_cell_is_computed_and_shown(out: Path) -> None:
+    found = read(out / "data", quick=True)
+    assert set(found.missing.values()) == {0}
+    text = (out / "results.md").read_text()
+    assert "not been computed" not in text
+    for name in EXPERIMENTS:
+        assert f"pictures/results-{name}.png" in text
+        assert (out / "pictures" / f"results-{name}.png").stat().st_size > 10_000
+
+
+def test_a_run_computes_only_what_is_missing(out: Path) -> None:
+    files = {file: file.stat().st_mtime_ns for file in (out / "data").rglob("*.json")}
+    lost = out / "data" / "best-of-n" / "seed-0.json"
+    before = json.loads(lost.read_text())
+    lost.unlink()
+    subprocess.run([*command(out), "--only", "best-of-n"], cwd=ROOT, check=True)
+    assert json.loads(lost.read_text()) == before
+    assert {file for file, time in files.items() if file.stat().st_mtime_ns != time} == {lost}
+
+
+def test_other_arguments_make_figures_stale(out: Path) -> None:
+    cell = best_of_n.cells(quick=True)[0]
+    assert cell.read(out / "data") is not None
+    other = type(cell)(cell.name, cell.run, {**cell.arguments, "ns": (2, 3)})
+    assert other.read(out / "data") is None
+
+
+def test_exact_best_of_n_is_what_theory_says(out: Path) -> None:
+    """Ties and atoms only take away, and no policy is above the frontier."""
+    (row,) = read(out / "data", quick=True).rows[best_of_n.NAME]
+    measured = row["measured"]
+    assert [one["n"] for one in measured] == list(best_of_n.NS)
+    for one in measured:
+        bound, limit = best_of_n_kl(one["n"]), best_of_n_win_rate(one["n"])
+        assert limit - 0.01 < one["win_rate"] <= limit
+        assert 0.97 * bound < one["kl"] <= bound
+        assert 0 <= one["gap"] < 0.0105
+        assert abs(one["from_best_of_n"]) < 1e-9
+    assert measured[-1]["gap"] < measured[0]["gap"]
+
+
+def test_no_trained_policy_is_above_the_frontier(out: Path) -> None:
+    rows = read(out / "data", quick=True).rows[methods.NAME]
+    assert [row["method"] for row in rows] == list(METHODS)
+    for row in rows:
+        assert row["gap"] >= 0
+        assert row["kl"] > 0.05
+        assert row["win_rate"] > 0.55
+        assert row["from_best_of_n"] > 0
+
+
+def test_the_committed_figures_order_the_losses_as_theory_does() -> None:
+    """A full run's: from best-of-n itself the raw contrast is farther than the scaled one, and DPO farthest of all."""
+    rows = read(ROOT / "experiments" / "data", quick=False).rows[methods.NAME]
+    far = {
+        method: [row["from_best_of_n"] for row in methods.of_method(rows, method, 8)]
+        for method in ("auto", "alpha .8", "paper", "DPO")
+    }
+    assert all(far.values())
+    assert max(far["alpha .8"]) < 0.6
+    assert min(far["paper"]) > 1
+    assert min(far["DPO"]) > 3
+    assert max(far["auto"]) < min(far["paper"])
+
+
+def test_the_committed_page_is_made_from_the_committed_figures() -> None:
+    found = read(ROOT / "experiments" / "data", quick=False)
+    assert page(found) == (ROOT / "docs" / "results.md").read_text()
+    for name, rows in found.rows.items():
+        assert (ROOT / "docs" / "pictures" / f"results-{name}.png").is_file() == bool(rows)
+
+
+def test_an_experiment_that_is_not_there_is_named() -> None:
+    done = subprocess.run([*command(Path("unused")), "--only", "all"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "--only all: there is no such experiment; there are best-of-n, methods" in done.stderr
