@@ -1,5 +1,6 @@
 """`python -m experiments [--quick] [--out DIR] [--only NAME]`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -37,4 +38,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -98,8 +98,10 @@ class ExactWorld:
         generator = torch.Generator().manual_seed(seed)
         asked = torch.randint(prompts, (groups,), generator=generator)
         uniform = torch.rand(groups, n, generator=generator, dtype=torch.float64)
-        mass = self.base_logprobs.exp().cumsum(1)
-        drawn = torch.searchsorted(mass[asked], uniform * mass[asked, -1:]).clamp(max=len(COMPLETIONS) - 1)
+        drawn = torch.empty(groups, n, dtype=torch.long)
+        for prompt, mass in enumerate(self.base_logprobs[:prompts].exp().cumsum(1)):
+            here = asked == prompt
+            drawn[here] = torch.searchsorted(mass, uniform[here] * mass[-1]).clamp(max=len(COMPLETIONS) - 1)
         rewards, order = self.rewards[asked[:, None], drawn].sort(dim=1)
         return Groups(asked, drawn.gather(1, order), rewards)
 

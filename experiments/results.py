@@ -19,8 +19,8 @@ EXPERIMENTS: dict[str, tuple[ModuleType, str]] = {
 }
 HEAD = """# Results
 
-Made by `make experiments` from the files in `experiments/data`; do not edit it by hand. `python -m experiments
---quick` shows in a minute or two that everything runs.
+Made by `make experiments` from the files in `experiments/data`; do not edit it by hand. With `ARGS=--quick` everything
+runs in small, to show that it does.
 
 The **exact world** is small enough to be summed over: 8 prompts, every answer of up to 5 of 7 words (19,608 for each
 prompt), a reward without ties, and a language model of 0.1 million parameters (unless said otherwise) that learnt a

@@ -13,6 +13,8 @@ from experiments.results import EXPERIMENTS, page, read
 from experiments.training import METHODS
 
 ROOT = Path(__file__).parents[1]
+# The first test waits for all experiments in small, most of a minute where nothing else runs.
+pytestmark = pytest.mark.timeout(1200)
 
 
 def command(out: Path) -> list[str]:
