@@ -1,4 +1,4 @@
-"""The experiments in small: that they run, are gone on with, say what theory says, and make the page that is committed."""
+"""The experiments in small: they run, are gone on with, and agree with theory and with the page that is committed."""
 
 import json
 import subprocess
