@@ -1,7 +1,7 @@
 """Brings a trained policy that went too far back to the KL it is to have, by going part of the way from the reference.
 
 Between the reference's weights and the trained ones the KL grows steadily, while the win rate at a given KL hardly
-changes: a policy trained a little too far and taken back is no worse than one that stopped in time (docs/results.md).
+changes: a policy trained a little too far and taken back is no worse than one that stopped in time (decision 9).
 """
 
 import math
