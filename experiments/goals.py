@@ -4,23 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from bonbon.theory import best_of_n_kl
-from experiments import budgets, methods, text
+from experiments import budgets, text
 from experiments.cells import Row
 from experiments.tables import table
 
-DEFAULT = "auto"
-N, MOST = 8, 65536
+N, FEW, MOST = 8, 8192, 65536
 OPEN = "undecided"
 
 
 def shortcomings(rows: Mapping[str, Sequence[Row]]) -> str:
     """Every goal of the program's default loss with what was measured, and whether that is enough."""
-    lines = [*_few_groups(rows[methods.NAME]), *_many_groups(rows[budgets.NAME]), *_text(rows[text.NAME])]
+    lines = [*_exact(rows[budgets.NAME]), *_text(rows[text.NAME])]
     if not lines:
         return "Not measured yet."
     failed, undecided = (sum(met.startswith(word) for *_, met in lines) for word in ("no", OPEN))
     verdict = f"Of {len(lines)} goals {failed} are **not** met and {undecided} are undecided."
-    return f"""The goals of the program's default, `{DEFAULT}`, at n = {N}. {verdict}
+    return f"""The goals of the program's default, `{budgets.DEFAULT}`, at n = {N}. {verdict}
 
 {table(("", "goal", "measured", "met"), lines)}
 
@@ -32,25 +31,20 @@ all losses and were chosen for none of them by search. Nothing was measured on m
 Line = tuple[str, str, str, str]
 
 
-def _few_groups(rows: Sequence[Row]) -> Iterator[Line]:
-    if found := methods.of_method(rows, DEFAULT, N):
-        where = f"{found[0]['budget']['groups']:,} groups, mean of {len(methods.SEEDS)} worlds"
-        lines = (
-            _at_most(f"points under the frontier, {where}", 1.0, 100 * fmean(row["gap"] for row in found), 2),
-            _at_most(f"KL, {where}", 1.1 * best_of_n_kl(N), fmean(row["kl"] for row in found), 3),
-        )
-        short = len(found) < len(methods.SEEDS)
-        yield from (
-            (what, goal, measured, f"{OPEN}: {len(found)} of {len(methods.SEEDS)} worlds" if short else met)
-            for what, goal, measured, met in lines
-        )
-
-
-def _many_groups(rows: Sequence[Row]) -> Iterator[Line]:
-    for row in budgets.of_method(rows, DEFAULT):
-        if row["budget"]["groups"] == MOST:
-            yield _at_most(f"points under the frontier, {MOST:,} groups, one world", 0.5, 100 * row["gap"], 2)
-            yield _at_most(f"KL(best-of-n, policy), {MOST:,} groups, one world", 0.05, row["from_best_of_n"], 3)
+def _exact(rows: Sequence[Row]) -> Iterator[Line]:
+    for groups, gap, what, key, limit in (
+        (FEW, 1.0, "KL", "kl", 1.1 * best_of_n_kl(N)),
+        (MOST, 0.5, "KL(best-of-n, policy)", "from_best_of_n", 0.05),
+    ):
+        if found := budgets.longer(rows, groups):
+            where = f"{groups:,} groups, mean of {len(budgets.SEEDS)} worlds"
+            lines = (
+                _at_most(f"points under the frontier, {where}", gap, 100 * fmean(row["gap"] for row in found), 2),
+                _at_most(f"{what}, {where}", limit, fmean(row[key] for row in found), 3),
+            )
+            short = f"{OPEN}: {len(found)} of {len(budgets.SEEDS)} worlds"
+            whole = len(found) == len(budgets.SEEDS)
+            yield from ((name, goal, measured, met if whole else short) for name, goal, measured, met in lines)
 
 
 def _text(rows: Sequence[Row]) -> Iterator[Line]:
