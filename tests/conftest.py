@@ -1,10 +1,12 @@
 """Fixtures that many tests share."""
 
 import logging
+import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
@@ -20,6 +22,12 @@ from bonbon.pairs.log import PairLog
 
 if TYPE_CHECKING:
     from bonbon.engines.vllm import VllmEngine
+
+TESTS = Path(__file__).parent
+if os.environ.pop("COVERAGE_PROCESS_CONFIG", None):
+    # Coverage measures the processes that tests start, too; that file says why not with these settings.
+    os.environ["COVERAGE_PROCESS_START"] = str(TESTS / "subprocess.coveragerc")
+    os.environ["COVERAGE_FILE"] = str(TESTS.parent / ".coverage")
 
 VLLM_OPTIONS = {
     "dtype": "float32",
