@@ -22,7 +22,7 @@ ENV PATH=/opt/bonbon/bin:$PATH \
 WORKDIR /data
 
 FROM python AS build
-# torch for a CPU; https://pypi.org/simple brings the one for CUDA.
+# torch for a CPU; with an empty index pip takes the one for CUDA.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 WORKDIR /src
 # And a short name for the models that ship with the package.
@@ -36,13 +36,13 @@ RUN mkdir service trainer
 
 FROM build AS build-service
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --extra-index-url "$TORCH_INDEX" --constraint constraints.txt '.[embedded,otel,postgres]'
+    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt '.[embedded,otel,postgres]'
 COPY . .
 RUN pip install --no-deps --force-reinstall .
 
 FROM build AS build-trainer
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --extra-index-url "$TORCH_INDEX" --constraint constraints.txt '.[train,postgres]'
+    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt '.[train,postgres]'
 COPY . .
 RUN pip install --no-deps --force-reinstall .
 

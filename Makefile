@@ -97,7 +97,7 @@ locked: $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --editable .
 	$(BIN)/pip check
 
-# Known vulnerabilities of what is locked. Needs pypi.org: where it is not reached, this fails rather than finds nothing.
+# Known vulnerabilities of what is locked. Where pip-audit cannot reach its data, this fails rather than finds nothing.
 audit: $(VENV)/.supply
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
