@@ -7,12 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from bonbon.theory import frontier_gap
 from experiments.exact_world import PROMPTS, ExactWorld, Groups, Size, logprobs, sequence_logprobs
+from trainer.groups import pooled_ranks
 from trainer.loss import Alpha, PairLogprobs, make_loss
 from trainer.pairs import Partner
 from trainer.schedule import learning_rate_factor
@@ -105,12 +105,10 @@ class _Ranked:
         count, self.n = groups.rewards.shape
         self.below = (groups.rewards < groups.rewards[:, -1:]).sum(1)
         self.rows = self.below.nonzero()[:, 0]
-        self.ranks, self.ranked = torch.empty_like(groups.rewards), torch.empty(count, dtype=torch.float64)
-        for members in [groups.prompts == prompt for prompt in set(groups.prompts.tolist())] if pool else []:
-            ranks = rankdata(groups.rewards[members].numpy(), axis=None).reshape(-1, self.n)
-            self.ranks[members], self.ranked[members] = torch.from_numpy(ranks), float(ranks.size)
-        if not pool:
-            self.ranks[:], self.ranked[:] = torch.from_numpy(rankdata(groups.rewards.numpy(), axis=1)), float(self.n)
+        pools = (groups.prompts if pool else torch.arange(count)).numpy().repeat(self.n)
+        ranks, ranked = pooled_ranks(groups.rewards.flatten().numpy(), pools)
+        self.ranks = torch.from_numpy(ranks).view(count, self.n)
+        self.ranked = torch.from_numpy(ranked).view(count, self.n)[:, 0]
 
     def random_partners(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Places of candidates below the best of their group, [rows]."""

@@ -43,9 +43,11 @@ class Groups:
     Attributes:
         train: rows to train on.
         held_out: rows whose prompts are held out.
-        n, temperatures, max_tokens, starts: [rows].
+        n, temperatures, max_tokens, starts, prompt_lengths: [rows].
+        owners: the row of each candidate, [candidates].
         below: how many candidates are strictly below the best, [rows].
         lengths: tokens of prompt and longest candidate, [rows].
+        sequence_lengths: tokens of prompt and candidate, [candidates].
         tokens, logprobs: of each candidate, under the sampler as it was logged, [candidates].
         ranks: of each candidate, 1 the lowest, among the `ranked` of its group, or among all that were drawn for its
             prompt with the same settings; equal rewards share the mean of their ranks. [candidates] both.
@@ -65,8 +67,11 @@ class Groups:
         self._prompts = _Ragged(table.column("prompt_token_ids").combine_chunks())
         self._candidates = _Ragged(table.column("candidates").combine_chunks().flatten())
         self.tokens = self._candidates.lengths
-        self.lengths: Rows = self._prompts.lengths + np.maximum.reduceat(self.tokens, self.starts)
-        best = np.repeat(rewards[self.starts + self.n - 1], self.n)
+        self.owners: Rows = np.repeat(np.arange(len(self.n), dtype=np.int64), self.n)
+        self.prompt_lengths = self._prompts.lengths
+        self.sequence_lengths: Rows = self.prompt_lengths[self.owners] + self.tokens
+        self.lengths: Rows = np.maximum.reduceat(self.sequence_lengths, self.starts)
+        best = rewards[self.starts + self.n - 1][self.owners]
         self.below: Rows = np.add.reduceat((rewards < best).astype(np.int64), self.starts)
         held_out = table.column("held_out").to_numpy(zero_copy_only=False).astype(bool)
         self.train: Rows = np.flatnonzero(~held_out).astype(np.int64)
@@ -75,7 +80,7 @@ class Groups:
         if pool:
             settings = [table.column(name).to_pylist() for name in ("prompt_digest", "temperature", "max_tokens")]
             pools = _pools(list(zip(*settings, strict=True)))
-        self.ranks, self.ranked = _ranks(rewards, np.repeat(pools, self.n))
+        self.ranks, self.ranked = pooled_ranks(rewards, pools[self.owners])
 
     def __len__(self) -> int:
         return len(self.n)
@@ -84,9 +89,9 @@ class Groups:
         """Token ids."""
         return self._prompts[row]
 
-    def candidate(self, row: int, place: int) -> NDArray[np.int32]:
-        """Token ids of the candidate at this place, 0 the worst."""
-        return self._candidates[int(self.starts[row]) + place]
+    def sequence(self, row: int, place: int) -> NDArray[np.int32]:
+        """Token ids of prompt and candidate at this place, 0 the worst."""
+        return np.concatenate([self._prompts[row], self._candidates[int(self.starts[row]) + place]])
 
     def candidates_of(self, rows: Rows) -> Rows:
         """Where the candidates of these rows are in the flat arrays."""
@@ -114,8 +119,8 @@ def _pools(kinds: Sequence[tuple[object, ...]]) -> Rows:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def _ranks(rewards: Values, pools: Rows) -> tuple[Values, Values]:
-    """Rank of each reward in its pool, ties sharing the mean of theirs, and the pool's size, [candidates] both."""
+def pooled_ranks(rewards: Values, pools: Rows) -> tuple[Values, Values]:
+    """Rank of each reward in its pool, 1 the lowest, and the pool's size, [candidates] both; ties share their mean."""
     ranks, sizes = np.empty(len(rewards)), np.bincount(pools)
     order = np.lexsort((rewards, pools))
     for members in np.split(order, np.cumsum(sizes)[:-1]):

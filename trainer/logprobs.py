@@ -36,31 +36,25 @@ class Logprobs:
         self.model.eval()
         groups, device = self.groups, self.accelerator.device
         processes, mine = self.accelerator.num_processes, self.accelerator.process_index
-        owners = np.repeat(np.arange(len(groups)), groups.n)
-        lengths = groups.tokens + np.array([len(groups.prompt(row)) for row in range(len(groups))])[owners]
-        batches = length_batches(groups.candidates_of(rows), lengths, 2 * self.size)
-        result = torch.zeros(len(owners), device=device)
+        batches = length_batches(groups.candidates_of(rows), groups.sequence_lengths, 2 * self.size)
+        result = torch.zeros(len(groups.owners), device=device)
         with self.progress.task(title, sum(map(len, batches)), transient=transient) as bar:
             for start in range(0, len(batches), processes):
                 # Sharded models need all processes in every forward pass: who has no batch left repeats the last.
                 some = batches[min(start + mine, len(batches) - 1)]
-                logprobs = self._of_flat(some, owners[some])
+                logprobs = self._of_flat(some)
                 if start + mine < len(batches):
                     result[torch.from_numpy(some).to(device)] = logprobs
                 bar(sum(map(len, batches[: start + processes])))
         reduced: Tensor = self.accelerator.reduce(result, "sum")
         return reduced.cpu()
 
-    def _of_flat(self, candidates: Rows, rows: Rows) -> Tensor:
+    def _of_flat(self, candidates: Rows) -> Tensor:
         groups, device = self.groups, self.accelerator.device
-        prompts = [groups.prompt(row) for row in rows]
+        rows = groups.owners[candidates]
         places = candidates - groups.starts[rows]
-        sequences = [
-            np.concatenate([prompt, groups.candidate(row, place)])
-            for prompt, row, place in zip(prompts, rows, places, strict=True)
-        ]
-        input_ids, mask = padded(sequences)
-        lengths, temperatures = torch.tensor([len(p) for p in prompts]), torch.from_numpy(groups.temperatures[rows])
+        input_ids, mask = padded([groups.sequence(row, place) for row, place in zip(rows, places, strict=True)])
+        lengths, temperatures = map(torch.from_numpy, (groups.prompt_lengths[rows], groups.temperatures[rows]))
         return sequence_logprobs(self.model, *(part.to(device) for part in (input_ids, mask, lengths, temperatures)))
 
     def reference(self, path: Path, key: str) -> Tensor:

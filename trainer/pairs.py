@@ -55,13 +55,11 @@ def places(groups: Groups, rows: Rows, partner: Partner, *, seed: int, step: int
 def make_batch(groups: Groups, rows: Rows, places: Rows) -> Batch:
     """These groups' candidates at `places`, [rows, 2], as tensors on the CPU."""
     sequences = [
-        np.concatenate([groups.prompt(row), groups.candidate(row, place)])
-        for side in (0, 1)
-        for row, place in zip(rows, places[:, side], strict=True)
+        groups.sequence(row, place) for side in (0, 1) for row, place in zip(rows, places[:, side], strict=True)
     ]
     return Batch(
         *padded(sequences),
-        prompt_lengths=torch.tensor([len(groups.prompt(row)) for row in rows] * 2),
+        prompt_lengths=torch.from_numpy(np.tile(groups.prompt_lengths[rows], 2)),
         temperatures=torch.from_numpy(np.tile(groups.temperatures[rows], 2)),
         rows=torch.from_numpy(rows),
         places=torch.from_numpy(places),

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import select
 
 from bonbon.database import Database
-from bonbon.pairs.reader import RewardKey, Tenants, clean
+from bonbon.pairs.reader import RewardKey, Tenants, next_clean
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
-from bonbon.tables import candidates, groups
+from bonbon.tables import candidates
 
 CHUNK = 200
 
@@ -37,15 +37,7 @@ async def clean_groups(
     database: Database, *, version: str, after: str | None = None, tenants: Tenants = None, chunk: int = CHUNK
 ) -> AsyncGenerator[CleanGroup]:
     """The clean groups of `version` and of `tenants` (None: of all), oldest first, in constant memory."""
-    # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
-    # on, for every chunk anew.
-    some = (
-        select(groups)
-        .where(clean(version, None, tenants), groups.c.id > bindparam("after"))
-        .order_by(groups.c.id)
-        .limit(chunk)
-        .subquery()
-    )
+    some = next_clean(version, tenants, chunk)
     query = (
         select(some, candidates.c.token_ids, candidates.c.reward, candidates.c.logprob)
         .join(candidates, candidates.c.group_id == some.c.id)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, bindparam, case, func, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, select
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from bonbon.database import Database
@@ -167,18 +167,22 @@ def clean(version: str | None, after: str | None, tenants: Tenants = None) -> Co
     return and_(*conditions)
 
 
-def _pairs_query(version: str | None, tenants: Tenants, chunk: int) -> Select[Any]:
-    """The pairs of the next `chunk` clean groups whose ids are above the parameter `after`."""
+def next_clean(version: str | None, tenants: Tenants, chunk: int) -> Subquery:
+    """The next `chunk` clean groups whose ids are above the parameter `after`, to be joined with their candidates."""
     # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
     # on, for every chunk anew.
-    chosen = (
+    return (
         select(groups)
         .where(clean(version, None, tenants), groups.c.id > bindparam("after"))
         .order_by(groups.c.id)
         .limit(chunk)
         .subquery()
-        .c
     )
+
+
+def _pairs_query(version: str | None, tenants: Tenants, chunk: int) -> Select[Any]:
+    """The pairs of the next `chunk` clean groups whose ids are above the parameter `after`."""
+    chosen = next_clean(version, tenants, chunk).c
     columns = [
         column
         for side, name in ((_BEST, "chosen"), (_WORST, "rejected"))

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from panels import SOURCE, Panel, Query, band, dashboard, lines, number, on_off, stacked, variable
@@ -47,6 +48,15 @@ def quantile(share: float, buckets: str, by: str = "") -> str:
 def evaluated(metric: str, bound: str, *, opponent: str = "") -> str:
     labels = f', opponent="{opponent}"' if opponent else ""
     return f'max by (model_version) ({metric}{{bound="{bound}"{labels}}})'
+
+
+def columns(*titles: str) -> list[dict[str, Any]]:
+    """A table of one row a series, its queries under these titles in their order."""
+    renamed = {f"Value #{letter}": title for letter, title in zip(ascii_uppercase, titles, strict=False)}
+    return [
+        {"id": "merge", "options": {}},
+        {"id": "organize", "options": {"excludeByName": {"Time": True}, "renameByName": renamed}},
+    ]
 
 
 WIN_RATE = [
@@ -321,23 +331,14 @@ PAIRS = [
         width=12,
         instant=True,
         decimals=3,
-        transformations=[
-            {"id": "merge", "options": {}},
-            {
-                "id": "organize",
-                "options": {
-                    "excludeByName": {"Time": True},
-                    "renameByName": {
-                        "Value #A": "win rate, low",
-                        "Value #B": "win rate, high",
-                        "Value #C": "against best-of-n",
-                        "Value #D": "KL, nats",
-                        "Value #E": "length over the base's",
-                        "Value #F": "passed the gate",
-                    },
-                },
-            },
-        ],
+        transformations=columns(
+            "win rate, low",
+            "win rate, high",
+            "against best-of-n",
+            "KL, nats",
+            "length over the base's",
+            "passed the gate",
+        ),
     ),
     Panel(
         "What the gate read",
@@ -349,16 +350,7 @@ PAIRS = [
         width=12,
         instant=True,
         decimals=3,
-        transformations=[
-            {"id": "merge", "options": {}},
-            {
-                "id": "organize",
-                "options": {
-                    "excludeByName": {"Time": True},
-                    "renameByName": {"Value #A": "value", "Value #B": "threshold"},
-                },
-            },
-        ],
+        transformations=columns("value", "threshold"),
     ),
 ]
 
