@@ -145,6 +145,18 @@ async def query(client: httpx2.AsyncClient, target: dict[str, Any]) -> list[floa
     return [number for number in (float(value) for _, value in points) if math.isfinite(number)]
 
 
+async def unanswered(client: httpx2.AsyncClient, wanted: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Those of `wanted` that have no data yet."""
+    missing = dict(wanted)
+    for title, target in wanted.items():
+        try:
+            if await query(client, target):
+                del missing[title]
+        except httpx2.TransportError:
+            break  # not listening yet
+    return missing
+
+
 async def evaluate(environment: dict[str, str], name: str) -> None:
     """What a round would have left of the version in the database."""
     measured = evaluation(version=name, base="tiny-support", reference="tiny-support")
@@ -190,23 +202,21 @@ async def test_a_real_prometheus_answers_every_query_of_every_panel(tiny_models:
         ):
             traffic = Traffic(users)
             sending = asyncio.create_task(traffic.until(stop, questions, model="bonbon", workers=2))
-            await asyncio.sleep(5)
+            missing = {title: target for dashboard in dashboards() for title, target in targets(dashboard)}
+            # What best-of-n gains is seen only while it answers: until two scrapes have seen it grow.
+            gains = {"expr": "rate(bonbon_reward_best_minus_first_count[1m]) > 0", "instant": True}
+            while await unanswered(client, {"gains": gains}):
+                await asyncio.sleep(1)
+            missing = await unanswered(client, missing)
             name = await register_adapter(environment, tiny_models.policy, tmp_path / "adapter", 1)
             await evaluate(environment, name)
             async with httpx2.AsyncClient(base_url=service.url, timeout=60) as admin:
                 assert (await admin.post("/admin/promote", json={"version": name})).json()["served"]
             for seed, model in enumerate(["bonbon", "base"] * 3):
                 await traffic.stream(questions[seed], model=model, seed=seed)
-            wanted = [item for dashboard in dashboards() for item in targets(dashboard)]
-            missing = dict(wanted)
             while missing:  # until the last audit has been counted and scraped; the server's time is limited
                 await asyncio.sleep(1)
-                for title, target in list(missing.items()):
-                    try:
-                        if await query(client, target):
-                            del missing[title]
-                    except httpx2.TransportError:
-                        break  # not listening yet
+                missing = await unanswered(client, missing)
                 print("no data yet:", sorted(missing))
             stop.set()
             assert (await sending).failed == 0
