@@ -68,7 +68,8 @@ async def vllm_engine(tiny_models: TinyModels) -> AsyncIterator["VllmEngine"]:
     from bonbon.engines.vllm import build_vllm
     from bonbon.engines.vllm_options import VllmOptions
 
-    engine = build_vllm("tiny", tiny_models.policy, VllmOptions.model_validate(VLLM_OPTIONS))
+    options = VllmOptions.model_validate(VLLM_OPTIONS | {"disable_log_stats": False})  # a test reads vLLM's metrics
+    engine = build_vllm("tiny", tiny_models.policy, options)
     await engine.start()
     yield engine
     await engine.stop()

