@@ -1,6 +1,7 @@
 """What any HTTP peer is named by: a URL without secrets in it, and a bearer token from somewhere safer."""
 
-import httpx2
+from urllib.parse import urlsplit
+
 from pydantic import SecretStr
 
 from bonbon.errors import UserError
@@ -10,12 +11,13 @@ from bonbon.secret_files import secret
 def check_url(text: str) -> str:
     """`text`, an http or https URL with a host and without credentials. Raises ValueError when it is not."""
     try:
-        url = httpx2.URL(text)
-    except httpx2.InvalidURL as error:
+        url = urlsplit(text)
+        _ = url.port  # looked at only when it is asked for
+    except ValueError as error:
         raise ValueError(f"no URL: {error}") from error
-    if url.userinfo:
+    if url.username is not None or url.password is not None:
         raise ValueError("credentials do not belong in a URL; use api_key_env")
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not url.hostname:
         raise ValueError(f"{text!r}: give an http:// or https:// URL with a host")
     return text
 

@@ -39,7 +39,7 @@ def configure_logs(*, json: bool, level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Below warnings these tell of each request and each migration step.
-    for chatty in ("httpx2", "httpcore2", "alembic", "uvicorn"):
+    for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(level, logging.WARNING))
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx2
 import uvicorn
@@ -13,7 +14,7 @@ from bonbon.settings import ServiceSettings
 
 UNLIMITED = ServiceSettings(max_best_of=128, max_prompts=256, max_tokens_in_flight=2**30)
 """Settings of a service that takes as much at once."""
-HANG_UPS = {
+HANG_UPS: dict[str, dict[str, Any]] = {
     "whole answers": {"model": "bonbon", "prompt": ["Hello"] * 32, "best_of": 128},
     "streams that open when the best is known": {
         "model": "bonbon",

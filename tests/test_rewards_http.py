@@ -152,7 +152,7 @@ async def test_nobody_listens() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/score"
         async with started(url, attempts=2, breaker_failures=1) as reward:
-            with pytest.raises(RewardError, match="ConnectError"):
+            with pytest.raises(RewardError, match="ClientConnectorError"):
                 await reward.score(PROMPT, ["a"])
             assert state(reward) is BreakerState.OPEN
 

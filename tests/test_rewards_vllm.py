@@ -34,12 +34,21 @@ class Scorer:
         if "use_activation" not in body:
             return JSONResponse({"tokens": self.tokens(body), "count": 0, "max_model_len": LENGTH})
         assert body["use_activation"] is False
-        ids = self.tokens({"prompt": body["input"]} if isinstance(body.get("input"), str) else body)
-        if len(ids) > LENGTH:
+        whole = [{"input": one} for one in body["input"]] if "input" in body else [body]
+        assert len(whole) > 0
+        texts = [self.tokens({"prompt": one["input"]} if isinstance(one.get("input"), str) else one) for one in whole]
+        if max(map(len, texts)) > LENGTH:
             message = f"This model's maximum context length is {LENGTH} tokens."
             return JSONResponse({"error": {"message": message, "code": 400}}, 400)
-        self.classified.append(ids)
-        return JSONResponse({"data": [{"index": 0, "probs": [float(ids[-1]) + i for i in range(self.labels)]}]})
+        self.classified += texts
+        return JSONResponse(
+            {
+                "data": [
+                    {"index": at, "probs": [float(ids[-1]) + i for i in range(self.labels)]}
+                    for at, ids in enumerate(texts)
+                ]
+            }
+        )
 
     def tokens(self, body: dict[str, Any]) -> list[int]:
         if "messages" in body:
@@ -67,13 +76,13 @@ async def test_scores_prompt_and_completion() -> None:
         async with started(f"{server.root}/v1/") as reward:
             assert reward.version == "not asked yet"
             assert await reward.score(PROMPT, ["a", "bc"]) == [97, 99]
-            assert await reward.score(Prompt(text="Dear "), ["x"]) == [120]
+            assert await reward.score(Prompt(text="Dear "), ["x", "y"]) == [120, 121]
             assert reward.version.startswith("judge@")
         chat, text = server.requests[-2], server.requests[-1]
     assert server.paths == ["/v1/models", "/classify", "/classify", "/classify"]
     assert chat["model"] == "judge"
     assert chat["messages"][0] == {"role": "user", "content": "Where is my order?"}
-    assert text["input"] == "Dear x"
+    assert text["input"] == ["Dear x", "Dear y"]
 
 
 async def test_what_is_too_long_is_cut_from_the_start_as_the_classifier_cuts_it() -> None:

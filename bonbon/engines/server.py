@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import closing
 from typing import Any
 
 import aiohttp
@@ -10,9 +9,8 @@ import orjson
 
 from bonbon.engines.refusals import Elsewhere, refusal
 from bonbon.errors import EngineError
+from bonbon.http_session import TooLong, open_session, read
 
-# Shorter than a server keeps an idle connection (5 s), so that none is used just as it closes.
-KEEP_ALIVE = 2.0
 EVENT = b"data: "
 
 
@@ -31,13 +29,7 @@ class Server:
         self, url: str, *, bearer: str | None, connections: int, connect_timeout: float, max_bytes: int
     ) -> None:
         self.url, self._max_bytes = url, max_bytes
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE),
-            headers={"accept-encoding": "identity", "content-type": "application/json"}
-            | ({"authorization": f"Bearer {bearer}"} if bearer else {}),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        self._session = open_session(bearer=bearer, connections=connections, connect_timeout=connect_timeout)
 
     async def close(self) -> None:
         await self._session.close()
@@ -49,8 +41,7 @@ class Server:
         try:
             async with asyncio.timeout(seconds):
                 response = await self._send(method, path, body)
-                with closing(response):
-                    return response.status, await self._read(response)
+                return response.status, await self._read(response)
         except aiohttp.ClientError as error:
             raise _lost(error) from error
         except TimeoutError as error:
@@ -114,12 +105,10 @@ class Server:
                 raise EngineError("a server of the fleet sent an event that is too long")
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        content = bytearray()
-        async for chunk in response.content.iter_any():
-            content += chunk
-            if len(content) > self._max_bytes:
-                raise EngineError(f"a server of the fleet answered more than {self._max_bytes} bytes")
-        return bytes(content)
+        try:
+            return await read(response, self._max_bytes)
+        except TooLong as error:
+            raise EngineError(f"a server of the fleet answered more than {self._max_bytes} bytes") from error
 
 
 def _lost(error: aiohttp.ClientError) -> Elsewhere:

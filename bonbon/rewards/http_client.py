@@ -2,19 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv6Address, ip_address
 from socket import SOCK_STREAM
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx2
+import aiohttp
 import stamina
 from pydantic import Field, SecretStr, field_validator
 
 from bonbon.breaker import CircuitBreaker, CircuitOpen
 from bonbon.endpoint import bearer_token, check_url
 from bonbon.errors import RewardError, UserError
+from bonbon.http_session import TooLong, open_session, read
 from bonbon.rewards.options import Options
 
 AWS_METADATA_V6 = ip_address("fd00:ec2::254")
@@ -92,27 +94,19 @@ class HttpClient:
     def __init__(self, options: HttpOptions, *, breaker: CircuitBreaker | None = None) -> None:
         self.options = options
         self.breaker = breaker or CircuitBreaker(failures=options.breaker_failures, cool_down=options.breaker_cool_down)
-        self._client: httpx2.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
         """Open the pool. Raises UserError for a forbidden address or a missing token."""
         options = self.options
         if not options.allow_link_local:
-            await _refuse_link_local(httpx2.URL(options.target))
-        headers = {"accept": "application/json", "accept-encoding": "identity"}
-        if bearer := options.bearer:
-            headers["authorization"] = f"Bearer {bearer}"
-        self._client = httpx2.AsyncClient(
-            headers=headers,
-            timeout=None,
-            limits=httpx2.Limits(max_connections=options.connections, max_keepalive_connections=options.connections),
-            follow_redirects=False,
-        )
+            await _refuse_link_local(options.target)
+        self._session = open_session(bearer=options.bearer, connections=options.connections, proxies=True)
 
     async def stop(self) -> None:
-        if self._client:
-            await self._client.aclose()
-        self._client = None
+        if self._session:
+            await self._session.close()
+        self._session = None
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -151,7 +145,7 @@ class HttpClient:
                 status, headers, content = await self._exchange(method, url, body)
         except TimeoutError as error:
             raise Unavailable(f"{url} did not answer within {self.options.timeout:g} s") from error
-        except httpx2.TransportError as error:
+        except aiohttp.ClientError as error:
             raise Unavailable(f"{url}: {type(error).__name__}: {error}", retry=True) from error
         if status == 429 or status >= 500:
             raise Unavailable(f"{url} answered {status}: {_shown(content)}", retry=self._pause(headers))
@@ -162,18 +156,18 @@ class HttpClient:
         except ValueError as error:
             raise RewardError(f"{url} answered no JSON: {_shown(content)}") from error
 
-    async def _exchange(self, method: str, url: str, body: object) -> tuple[int, httpx2.Headers, bytes]:
-        if self._client is None:
+    async def _exchange(self, method: str, url: str, body: object) -> tuple[int, Mapping[str, str], bytes]:
+        if self._session is None:
             raise RewardError(f"{url}: the reward is not started")
-        content = bytearray()
-        async with self._client.stream(method, url, json=body) as response:
-            async for chunk in response.aiter_bytes():
-                content += chunk
-                if len(content) > self.options.max_response_bytes:
-                    raise RewardError(f"{url} answered more than {self.options.max_response_bytes} bytes")
-        return response.status_code, response.headers, bytes(content)
+        data = None if body is None else json.dumps(body).encode()
+        response = await self._session.request(method, url, data=data, allow_redirects=False)
+        most = self.options.max_response_bytes
+        try:
+            return response.status, response.headers, await read(response, most)
+        except TooLong as error:
+            raise RewardError(f"{url} answered more than {most} bytes") from error
 
-    def _pause(self, headers: httpx2.Headers) -> bool | float:
+    def _pause(self, headers: Mapping[str, str]) -> bool | float:
         """What `retry-after` says in seconds; one that exceeds an attempt's own timeout is not waited for."""
         said = headers.get("retry-after", "")
         if not said.isdecimal():
@@ -181,10 +175,9 @@ class HttpClient:
         return float(said) if float(said) <= self.options.timeout else False
 
 
-async def _refuse_link_local(url: httpx2.URL) -> None:
-    port = url.port or (443 if url.scheme == "https" else 80)
+async def _refuse_link_local(target: str) -> None:
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(url.host, port, type=SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(urlsplit(target).hostname, None, type=SOCK_STREAM)
     except OSError:
         return  # not resolvable now; every attempt will say so
     for *_, (host, *_rest) in found:
@@ -193,7 +186,7 @@ async def _refuse_link_local(url: httpx2.URL) -> None:
             address = address.ipv4_mapped
         if address.is_link_local or address == AWS_METADATA_V6:
             raise UserError(
-                f"reward target {str(url)!r} is the link-local address {address}, where clouds serve credentials; "
+                f"reward target {target!r} is the link-local address {address}, where clouds serve credentials; "
                 "set allow_link_local = true if that is meant",
                 param="reward",
             )

@@ -99,7 +99,14 @@ class VllmReward(Reward):
             raise RewardError("the reward model reads text, and this prompt is token ids of another tokenizer")
         with self.client.guarded():
             self._card = card = self._card or await self._find()
-            return await together(self._score(card, _text(prompt, completion)) for completion in completions)
+            texts = [_text(prompt, completion) for completion in completions]
+            if self._length(card) == card.max_model_len:
+                try:
+                    return await self._whole(card, texts)
+                except Refused as error:
+                    if TOO_LONG not in error.content:
+                        raise
+            return await self._classify(card, await together(self._cut(card, text) for text in texts))
 
     async def _find(self) -> _Card:
         cards = _read(_Cards, await self.client.get("/v1/models")).data
@@ -111,34 +118,42 @@ class VllmReward(Reward):
             )
         return found[0]
 
-    async def _score(self, card: _Card, text: dict[str, Any]) -> float:
-        body = {"model": card.id, "use_activation": False}
-        # A text's field has two names: `prompt` where it is tokenised, `input` where it is classified.
-        whole = {"input": text["prompt"]} if "prompt" in text else text
-        if self._length(card) == card.max_model_len:
-            try:
-                return self._value(await self.client.post(body | whole, "/classify"))
-            except Refused as error:
-                if TOO_LONG not in error.content:
-                    raise
+    async def _whole(self, card: _Card, texts: list[dict[str, Any]]) -> list[float]:
+        """Scores of texts as they are. Raises Refused when the server finds one of them too long."""
+        if "messages" in texts[0]:  # of these it takes one a call
+            return await together(self._score(card, chat) for chat in texts)
+        return await self._classify(card, [text["prompt"] for text in texts])
+
+    async def _cut(self, card: _Card, text: dict[str, Any]) -> list[int]:
         ids, most = await self._tokens(card, text), self._length(card)
-        if len(ids) > most:
-            self.truncated += 1
-            log.warning("cut a text to the reward model's length", tokens=len(ids), length=most)
-            # A chat begins with its template's first token; a text with what the tokenizer puts there, if anything.
-            opening = ids[:1] if "messages" in text or ids[0] in await self._tokens(card, {"prompt": ""}) else []
-            ids = opening + ids[len(ids) - most + len(opening) :]
-        return self._value(await self.client.post(body | {"input": ids}, "/classify"))
+        if len(ids) <= most:
+            return ids
+        self.truncated += 1
+        log.warning("cut a text to the reward model's length", tokens=len(ids), length=most)
+        # A chat begins with its template's first token; a text with what the tokenizer puts there, if anything.
+        opening = ids[:1] if "messages" in text or ids[0] in await self._tokens(card, {"prompt": ""}) else []
+        return opening + ids[len(ids) - most + len(opening) :]
 
     async def _tokens(self, card: _Card, text: dict[str, Any]) -> list[int]:
         asked = {"model": card.id} | text | ({"add_generation_prompt": False} if "messages" in text else {})
         return _read(_Tokens, await self.client.post(asked, "/tokenize")).tokens
 
-    def _value(self, answer: object) -> float:
-        classes = _read(_Classes, answer).data
-        if len(classes) != 1:
-            raise RewardError(f"the reward model gave {len(classes)} classes for one text")
-        logits, label = classes[0].probs, self.options.label
+    async def _score(self, card: _Card, chat: dict[str, Any]) -> float:
+        (score,) = await self._scores(card, chat, 1)
+        return score
+
+    async def _classify(self, card: _Card, inputs: list[str] | list[list[int]]) -> list[float]:
+        return await self._scores(card, {"input": inputs}, len(inputs))
+
+    async def _scores(self, card: _Card, asked: dict[str, Any], count: int) -> list[float]:
+        answer = await self.client.post({"model": card.id, "use_activation": False} | asked, "/classify")
+        classes = sorted(_read(_Classes, answer).data, key=lambda one: one.index)
+        if [one.index for one in classes] != list(range(count)):
+            raise RewardError(f"the reward model gave {len(classes)} classes for {count} texts")
+        return [self._value(one.probs) for one in classes]
+
+    def _value(self, logits: list[float]) -> float:
+        label = self.options.label
         if (label is None and len(logits) > 1) or (label is not None and label >= len(logits)):
             raise RewardError(f"the reward model has {len(logits)} labels: set label to one of 0 to {len(logits) - 1}")
         value = logits[label or 0]
@@ -154,6 +169,7 @@ class VllmReward(Reward):
 
 
 def _text(prompt: Prompt, completion: str) -> dict[str, Any]:
+    """As the server tokenises it: the field of a text is called `input` where it is classified."""
     if prompt.messages is None:
         return {"prompt": (prompt.text or "") + completion}
     return {"messages": [*prompt.messages, {"role": "assistant", "content": completion}]}
