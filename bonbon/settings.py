@@ -78,6 +78,17 @@ class Limits(Section):
     """Tokens drawn, over all candidates."""
 
 
+class Tenant(Limits):
+    """A tenant of its own. A limit that it does not name is everybody's."""
+
+    reward: str | None = None
+    """Which of `rewards` ranks its candidates; None: the service's reward."""
+
+    def limits(self, default: Limits) -> Limits:
+        """Its limits, where `default` are everybody's."""
+        return default.model_copy(update=self.model_dump(include=self.model_fields_set & set(Limits.model_fields)))
+
+
 class ServiceSettings(Section):
     """The online half."""
 
@@ -101,8 +112,10 @@ class ServiceSettings(Section):
     """Seconds that a request waits before it is refused with a 503."""
     limits: Limits = Limits()
     """Of each tenant that has no limits of its own."""
-    tenants: dict[str, Limits] = Field(default_factory=dict)
-    """Limits of their own, by tenant."""
+    rewards: dict[str, RewardSpec] = Field(default_factory=dict)
+    """Rewards besides the service's, by the name that groups and metrics have for them."""
+    tenants: dict[str, Tenant] = Field(default_factory=dict)
+    """Limits of their own, and which of service.rewards ranks their candidates, by tenant."""
     retention_days: float | None = Field(None, gt=0)
     """Groups older than this are deleted, with the training snapshots that hold them."""
     retention_poll: float = Field(3600.0, gt=0)
@@ -137,6 +150,16 @@ class ServiceSettings(Section):
     """A key of the tenant without a name, besides those that `bonbon keys create` makes: for answers and feedback."""
     admin_key: SecretStr | None = None
     """A key for /admin; when no such key is set or made, /admin answers to this machine only."""
+
+    @model_validator(mode="after")
+    def _tenants_name_known_rewards(self) -> "ServiceSettings":
+        for tenant, own in self.tenants.items():
+            if own.reward is not None and own.reward not in self.rewards:
+                known = ", ".join(map(repr, self.rewards)) or "none"
+                raise ValueError(
+                    f"tenants.{tenant}.reward is {own.reward!r}, which service.rewards does not have; it has: {known}"
+                )
+        return self
 
 
 class TrainSettings(Section):

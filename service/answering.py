@@ -69,7 +69,8 @@ async def _answer(
                 if live:
                     yield event
         drawing.set(Key.OUTPUT_TOKENS, sum(len(draw.token_ids) for draw in draws.draws))
-    answer = await parts.best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
+    best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
+    answer = await best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
     group = replace(
         answer.group,
         tenant=ask.tenant,
@@ -78,6 +79,9 @@ async def _answer(
         metadata=dict(ask.metadata),
         idempotency=idempotency,
     )
+    own_reward = parts.tenant_rewards.has_own(ask.tenant)
+    if own_reward and group.unclean in (None, Unclean.TIED):
+        group = replace(group, unclean=Unclean.REWARD)
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine cut the answer off before its end; try again")
     parts.metrics.answered(plan, group)
@@ -103,7 +107,7 @@ async def _answer(
         parts.metrics.logged(group, kept)
         if kept is Kept.DROPPED:
             group = replace(group, id="")
-        elif kept is Kept.LOGGED:
+        elif kept is Kept.LOGGED and not own_reward:
             parts.audits.offer(group)
     yield replace(answer, group=group)
 

@@ -55,6 +55,7 @@ from service.started import require_engine
 from service.startup import Startup
 from service.stored_metrics import StoredMetrics
 from service.swap import Swapper
+from service.tenant_rewards import TenantRewards
 from service.traces import TraceRequests
 
 log = structlog.get_logger(__name__)
@@ -94,6 +95,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     engine = engine or build_engine(settings, base=_base_name(settings))
     reward = reward or build_reward(_reward_spec(settings))
     best_of_n = BestOfN(engine, reward, deadline=service.reward_deadline)
+    tenant_rewards = TenantRewards(best_of_n, service.rewards, service.tenants)
     database = Database(settings.database)
     spool = Spool(settings.spool_dir, service.spool_bytes) if service.spool_bytes else None
     pair_log = PairLog(database, spool, drop=service.spool_full == "drop")
@@ -121,6 +123,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         engine=engine,
         reward=reward,
         best_of_n=best_of_n,
+        tenant_rewards=tenant_rewards,
         pair_log=pair_log,
         registry=registry,
         serving=serving,
@@ -128,7 +131,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         audits=audits,
         startup=Startup(engine, swapper, audits),
         keyring=Keyring(database, service),
-        limits=RateLimits(service.limits, service.tenants),
+        limits=RateLimits(service.limits, {name: own.limits(service.limits) for name, own in service.tenants.items()}),
         admission=admission,
         metrics=prometheus,
         stored_metrics=StoredMetrics(prometheus.families, database, serving, service.win_rate_floor),
@@ -206,7 +209,7 @@ async def _start(parts: Parts, stack: AsyncExitStack) -> None:
     """
     settings = parts.settings
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    for part in (parts.database, parts.keyring, parts.pair_log, parts.reward):
+    for part in (parts.database, parts.keyring, parts.pair_log, parts.reward, parts.tenant_rewards):
         await part.start()
         stack.push_async_callback(part.stop)
     await _register_base(parts)

@@ -21,6 +21,7 @@ from service.serving import Serving
 from service.startup import Startup
 from service.stored_metrics import StoredMetrics
 from service.swap import Swapper
+from service.tenant_rewards import TenantRewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Parts:
     engine: Engine
     reward: Reward
     best_of_n: BestOfN
+    tenant_rewards: TenantRewards
     pair_log: PairLog
     registry: Registry
     serving: Serving

@@ -48,7 +48,7 @@ async def _let_in(parts: Parts, ask: Ask) -> AsyncIterator[tuple[Plan, Callable[
     try:
         async with parts.admission.admit(ask.tenant, most):
             await parts.serving.admitted()
-            with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn) as plan:
+            with parts.serving.plan(ask.model, n=ask.n, best_of=ask.drawn, learnt=_learnt(parts, ask)) as plan:
                 yield plan, lambda rendering: parts.limits.refund(ask.tenant, most - rendering.tokens_drawn)
     except BonbonError:
         parts.limits.refund(ask.tenant, most, request=True)
@@ -56,8 +56,12 @@ async def _let_in(parts: Parts, ask: Ask) -> AsyncIterator[tuple[Plan, Callable[
 
 
 def _most_tokens(parts: Parts, ask: Ask) -> int:
-    draws = parts.serving.draws(ask.model, n=ask.n, best_of=ask.drawn)
+    draws = parts.serving.draws(ask.model, n=ask.n, best_of=ask.drawn, learnt=_learnt(parts, ask))
     return len(ask.prompts) * draws * min(ask.sampling.max_tokens, parts.engine.context_length)
+
+
+def _learnt(parts: Parts, ask: Ask) -> bool:
+    return not parts.tenant_rewards.has_own(ask.tenant)
 
 
 async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:

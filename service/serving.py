@@ -168,21 +168,26 @@ class Serving:
             self.waiting -= 1
 
     @contextmanager
-    def plan(self, model: str, *, n: int = 1, best_of: int | None = None) -> Iterator[Plan]:
+    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> Iterator[Plan]:
         """How to answer a request for `model` that wants `n` choices; its version stays loaded until the block ends.
 
         The alias draws best-of-n while the champion is the base or has fallen back on it, and otherwise one candidate
-        per choice, as versions asked for by name do. A `best_of` given overrides that.
+        per choice, as versions asked for by name do. A `best_of` given overrides that. `learnt`: what versions learn is
+        what this request is judged by; where it is not, the alias means best-of-n of the base, whoever is champion.
 
         Raises UnknownVersion, listing what there is.
         """
         version, asked = self.resolve(model)
+        if model == self.alias and not learnt and self._routes.base in self._routes.loaded:
+            version = self._routes.base  # not loaded while other weights have its place: then n of those
         with self.hold(version):
-            yield Plan(model, version, self.draws(model, n=n, best_of=best_of), asked)
+            yield Plan(model, version, self.draws(model, n=n, best_of=best_of, learnt=learnt), asked)
 
-    def draws(self, model: str, *, n: int = 1, best_of: int | None = None) -> int:
+    def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> int:
         """How many candidates a request for `model` draws as things are now; see `plan`."""
-        best_of_n = model in (self.alias, "champion") and self._routes.best_of_n
+        best_of_n = model in (self.alias, "champion") and (
+            self._routes.best_of_n or (model == self.alias and not learnt)
+        )
         return best_of if best_of is not None else max(n, self.n if best_of_n else 1)
 
     def resolve(self, model: str) -> tuple[str, Asked]:

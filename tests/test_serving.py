@@ -62,6 +62,29 @@ def test_a_distilled_champion_answers_with_one_draw(
         assert (plan.version, plan.best_of) == (version, drawn)
 
 
+@pytest.mark.parametrize(
+    ("model", "best_of", "version", "drawn"),
+    [
+        ("bonbon", None, "tiny", 8),
+        ("bonbon", 2, "tiny", 2),
+        ("champion", None, "tiny-bonbon-0002", 1),
+        ("tiny-bonbon-0002", None, "tiny-bonbon-0002", 1),
+    ],
+)
+def test_for_what_no_version_has_learnt_the_alias_is_best_of_n_of_the_base(
+    model: str, best_of: int | None, version: str, drawn: int
+) -> None:
+    with make(DISTILLED).plan(model, best_of=best_of, learnt=False) as plan:
+        assert (plan.version, plan.best_of) == (version, drawn)
+
+
+def test_and_of_the_champion_while_the_base_has_no_place() -> None:
+    """Full weights that are loaded in the base's place."""
+    loaded = {"tiny-bonbon-0002": LOADED["tiny-bonbon-0002"]}
+    with make(Routes("tiny", "tiny-bonbon-0002", loaded)).plan("bonbon", learnt=False) as plan:
+        assert (plan.version, plan.best_of) == ("tiny-bonbon-0002", 8)
+
+
 @pytest.mark.parametrize("model", ["gpt-5", "challenger", "", "tiny-bonbon-0003"])
 def test_an_unknown_model_is_refused_with_what_there_is(model: str) -> None:
     with pytest.raises(UnknownVersion) as refused, make(DISTILLED).plan(model):

@@ -148,7 +148,7 @@ async def _export(
     from bonbon.pairs.export import export
 
     async with open_store(settings) as database:
-        total = await count_clean(database, version, tenants=tenants)
+        total = await count_clean(database, version, tenants=tenants, own_rewards=tenants is not None)
         if version is not None and total == 0:
             known = ", ".join((await stats(database)).versions) or "none"
             raise UserError(f"the pair log has no clean group of version {version!r}; it has groups of: {known}")

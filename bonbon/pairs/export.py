@@ -53,7 +53,7 @@ async def export(
 ) -> int:
     """Write every clean pair to `path`, replaced only when complete; how many.
 
-    Only those of one sampler version and of some tenants, if named.
+    Only those of one sampler version and of some tenants, if named; of these also what a reward of their own ranked.
 
     A text prompt becomes one user message, a token-id prompt an empty one: `prompt_format` says which it was, and
     `prompt_token_ids` has what the policy really read. Tool calls are written out in the messages' contents; `tools` is
@@ -67,7 +67,7 @@ async def export(
         path.parent.mkdir(parents=True, exist_ok=True)
         with _Parquet(temporary) if format == "parquet" else _Lines(temporary) as sink:
             chunk: list[dict[str, Any]] = []
-            async for pair in pairs(database, version=version, tenants=tenants):
+            async for pair in pairs(database, version=version, tenants=tenants, own_rewards=tenants is not None):
                 chunk.append(_row(pair))
                 count += 1
                 if len(chunk) == CHUNK:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, or_, select
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from bonbon.database import Database
+from bonbon.pairs.records import Unclean
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
 from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
@@ -68,10 +69,15 @@ class PairStats:
 
 
 async def count_clean(
-    database: Database, version: str | None, *, after: str | None = None, tenants: Tenants = None
+    database: Database,
+    version: str | None,
+    *,
+    after: str | None = None,
+    tenants: Tenants = None,
+    own_rewards: bool = False,
 ) -> int:
-    """Clean groups drawn from `version` (None: from any), newer than the group id `after`, of `tenants` (None: all)."""
-    query = select(func.count()).select_from(groups).where(clean(version, after, tenants))
+    """Groups that `clean` means, drawn from `version` (None: from any)."""
+    query = select(func.count()).select_from(groups).where(clean(version, after, tenants, own_rewards))
     async with database.read() as connection:
         return int((await connection.execute(query)).scalar_one())
 
@@ -104,15 +110,20 @@ async def pairs(
     version: str | None,
     after: str | None = None,
     tenants: Tenants = None,
+    own_rewards: bool = False,
     chunk: int = CHUNK,
 ) -> AsyncGenerator[Pair]:
-    """The pairs of the clean groups of `version` and of `tenants` (None: of all), oldest first, in constant memory."""
-    query, last = _pairs_query(version, tenants, chunk), after or ""
+    """The pairs of the clean groups of `version` and of `tenants` (None: of all), oldest first, in constant memory.
+
+    With `own_rewards`, also of those that are unclean only because their tenant's own reward ranked them.
+    """
+    query, last = _pairs_query(version, tenants, chunk, own_rewards), after or ""
     while True:
         async with database.read() as connection:
             rows = (await connection.execute(query.params(after=last))).mappings().all()
         for row in rows:
-            yield _pair(row)
+            if row["chosen_reward"] > row["rejected_reward"]:  # a clean group's always is
+                yield _pair(row)
         if len(rows) < chunk:
             return
         last = rows[-1]["group_id"]
@@ -155,9 +166,15 @@ async def stats(database: Database) -> PairStats:
         )
 
 
-def clean(version: str | None, after: str | None, tenants: Tenants = None) -> ColumnElement[bool]:
-    """Groups that may be trained on, of `version` and `tenants` (None: of all), newer than the group id `after`."""
-    conditions: list[ColumnElement[bool]] = [groups.c.unclean.is_(None)]
+def clean(
+    version: str | None, after: str | None, tenants: Tenants = None, own_rewards: bool = False
+) -> ColumnElement[bool]:
+    """Groups that may be trained on, of `version` and `tenants` (None: of all), newer than the group id `after`.
+
+    With `own_rewards`, those too that their tenant's own reward ranked.
+    """
+    ranked = groups.c.unclean.is_(None)
+    conditions = [or_(ranked, groups.c.unclean == Unclean.REWARD) if own_rewards else ranked]
     if version is not None:
         conditions.append(groups.c.version == version)
     if after is not None:
@@ -167,22 +184,22 @@ def clean(version: str | None, after: str | None, tenants: Tenants = None) -> Co
     return and_(*conditions)
 
 
-def next_clean(version: str | None, tenants: Tenants, chunk: int) -> Subquery:
+def next_clean(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool = False) -> Subquery:
     """The next `chunk` clean groups whose ids are above the parameter `after`, to be joined with their candidates."""
     # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
     # on, for every chunk anew.
     return (
         select(groups)
-        .where(clean(version, None, tenants), groups.c.id > bindparam("after"))
+        .where(clean(version, None, tenants, own_rewards), groups.c.id > bindparam("after"))
         .order_by(groups.c.id)
         .limit(chunk)
         .subquery()
     )
 
 
-def _pairs_query(version: str | None, tenants: Tenants, chunk: int) -> Select[Any]:
+def _pairs_query(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool) -> Select[Any]:
     """The pairs of the next `chunk` clean groups whose ids are above the parameter `after`."""
-    chosen = next_clean(version, tenants, chunk).c
+    chosen = next_clean(version, tenants, chunk, own_rewards).c
     columns = [
         column
         for side, name in ((_BEST, "chosen"), (_WORST, "rejected"))

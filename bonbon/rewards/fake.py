@@ -46,5 +46,6 @@ class FakeReward(Reward):
 
 
 def build(options: Mapping[str, Any]) -> FakeReward:
-    """Options: `delay` (seconds)."""
-    return FakeReward(delay=float(options.get("delay", 0.0)))
+    """Options: `delay` (seconds), `salt` (text: another one ranks otherwise)."""
+    salt = str(options.get("salt", ""))
+    return FakeReward(lambda prompt, text: digest_score(prompt, salt + text), delay=float(options.get("delay", 0.0)))

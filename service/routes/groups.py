@@ -38,11 +38,14 @@ async def show_group(group_id: str, request: Request) -> Response:
 
 @router.get("/pairs", response_class=Response, dependencies=READS, responses=REFUSALS)
 async def export_pairs(request: Request, version: Name = None) -> Response:
-    """The best and the worst candidate of every clean group, a JSON object a line, as `bonbon pairs export` has it."""
+    """The best and the worst candidate of every clean group, a JSON object a line, as `bonbon pairs export` has it.
+
+    Groups that the tenant's own reward ranked are among them.
+    """
     database, tenant = get_parts(request).database, caller(request).tenant
 
     async def lines() -> AsyncIterator[str]:
-        async with aclosing(pairs(database, version=version, tenants=[tenant])) as found:
+        async with aclosing(pairs(database, version=version, tenants=[tenant], own_rewards=True)) as found:
             async for pair in found:
                 yield as_json_line(pair)
 
