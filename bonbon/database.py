@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 from alembic import command
@@ -23,6 +24,9 @@ from bonbon.errors import StoreError, UserError
 from bonbon.uncancelled import uncancelled
 
 T = TypeVar("T")
+
+_migrating = Lock()
+"""Alembic hands the connection to the migrations through a variable of the whole process."""
 
 PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 
@@ -126,8 +130,19 @@ class Database:
         async with self.read() as connection:
             current = await connection.run_sync(_is_current)
         if not current:
-            async with self.write() as connection:
-                await connection.run_sync(migrate)
+            # In a thread, to its end: two databases of one event loop take turns without stopping it.
+            migrating = asyncio.get_running_loop().run_in_executor(self._thread, self._migrate_blocking)
+            async with _store_errors():
+                await uncancelled(migrating)
+
+    def _migrate_blocking(self) -> None:
+        engine = self._blocking or create_engine(self.url, hide_parameters=True, connect_args=PATIENCE)
+        try:
+            with _migrating:
+                _transact(engine, migrate)
+        finally:
+            if engine is not self._blocking:
+                engine.dispose()
 
     async def stop(self) -> None:
         """Close every connection."""

@@ -50,6 +50,20 @@ asyncio.run(main())
         assert process.returncode == 0, errors.decode()
 
 
+async def test_databases_that_start_at_once_in_one_process_take_turns(database_url: str, tmp_path: Path) -> None:
+    """Several on one event loop, of the same and of other databases."""
+    urls = [database_url] * 4 + [f"sqlite+aiosqlite:///{tmp_path / name}.db" for name in "abc"]
+    started = [Database(url) for url in urls]
+    try:
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(one.start() for one in started))
+        for one in started:
+            assert await names(one) == set()
+    finally:
+        for one in started:
+            await one.stop()
+
+
 async def test_a_newer_schema_is_refused(database: Database, database_url: str) -> None:
     async with database.write() as connection:
         await connection.execute(text("UPDATE alembic_version SET version_num = 'from_the_future'"))
