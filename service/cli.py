@@ -1,7 +1,10 @@
 """`bonbon serve`."""
 
 import asyncio
+import signal
+import sys
 from pathlib import Path
+from types import FrameType
 
 import typer
 
@@ -25,6 +28,8 @@ def serve(
 
     What is not given here comes from the environment (BONBON_MODEL, ...) or from bonbon.toml.
     """
+    # Until the server takes signals: nothing has begun. A container's first process could not be stopped at all.
+    signal.signal(signal.SIGTERM, _leave)
     given = {"host": host, "port": port, "auth": None if auth is None else "on" if auth else "off"}
     settings = load_settings(
         model=model,
@@ -61,3 +66,8 @@ def serve(
         runner.run(
             run_server(app, host=service.host, port=service.port, drain_timeout=service.drain_timeout, ready=ready)
         )
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # everything has ended: one more must not make it look otherwise
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)

@@ -40,6 +40,7 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
     The application starts before the server listens, so that what it raises reaches the caller. The first signal
     makes the service unready and lets requests in flight end. When they have had their time, or at a second signal,
     they are cut off: streams end with an error event, other requests are a 503. A third signal waits for nothing.
+    Afterwards signals are handled as they were before.
 
     Args:
         drain_timeout: seconds that requests in flight have.
@@ -75,6 +76,7 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
             cut_off.set()
             loop.call_later(GOODBYE, serving.cancel)
 
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         loop.add_signal_handler(number, stop)
     try:
@@ -83,8 +85,9 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
         if not server.should_exit:
             raise
     finally:
-        for number in SIGNALS:
+        for number, handler in before.items():
             loop.remove_signal_handler(number)
+            signal.signal(number, handler)
         listener.close()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,38 @@ async def test_what_does_not_end_is_told_so(tmp_path: Path, how: str) -> None:
         last = json.loads(stream.text.rstrip("\n").rpartition("data: ")[2])
         assert "has to stop" in last["error"]["message"]
     assert rows(tmp_path, "SELECT id FROM groups") == [(answered.json()["bonbon"]["group_id"],)]
+
+
+SLOW_TO_COME_AND_GO = """
+import atexit, time
+def leave():
+    print("leaving", flush=True)
+    time.sleep(1)
+atexit.register(leave)
+print("coming", flush=True)
+time.sleep({seconds})
+def score(prompt, completions):
+    return [float(len(text)) for text in completions]
+"""
+
+
+@pytest.mark.parametrize("moment", ["coming", "leaving"])
+async def test_a_signal_before_the_start_or_after_the_end_is_an_orderly_end_too(tmp_path: Path, moment: str) -> None:
+    """While its reward's module is imported, and while that module cleans up, when the server has long ended."""
+    seconds = 600 if moment == "coming" else 0
+    (tmp_path / "slow_reward.py").write_text(SLOW_TO_COME_AND_GO.format(seconds=seconds))
+    settings = {"ENGINE": "fake", "REWARD": "python:slow_reward:score", "DATA_DIR": str(tmp_path), "SERVICE__PORT": "0"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bonbon", "serve",
+        cwd=tmp_path, env={**os.environ, **{f"BONBON_{name}": value for name, value in settings.items()}},
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    async with asyncio.timeout(120):
+        async for line in process.stdout:
+            if line.startswith(b"bonbon is ready") or line.strip() == moment.encode():
+                process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
 
 
 async def test_a_client_that_reads_nothing_does_not_keep_it_from_ending(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from conftest import VLLM_OPTIONS
 from engine_models import REFUSALS, assert_logprobs, edit_weights, logprobs, reference, save_adapter, save_model
 from hang_up import HANG_UPS, UNLIMITED, hang_up, listening
 
@@ -366,6 +367,27 @@ async def test_a_response_format_that_cannot_be_held_to_is_refused_by_name(
         await collect(vllm_engine, draw(response_format=schema(bad)))
     assert caught.value.param == "response_format"
     await collect(vllm_engine, draw(max_tokens=2))
+
+
+async def test_a_prompts_cache_is_its_salts_own(tiny_models: TinyModels) -> None:
+    """What another tenant asked before is read anew: no time tells that it was asked."""
+    from bonbon.engines.vllm_core import Core
+    from bonbon.engines.vllm_options import VllmOptions
+    from bonbon.engines.vllm_sampling import salted_prompt, sampling_params
+
+    token_ids = range(300, 700)
+    assert salted_prompt(token_ids, "ada")["cache_salt"] == "ada"
+    assert "cache_salt" not in salted_prompt(token_ids, "")
+    core = Core(tiny_models.policy, VllmOptions.model_validate(VLLM_OPTIONS).arguments)
+    await core.start()
+    cached = []
+    for salt in ("", "ada", "bob", "ada", "bob", ""):
+        params = sampling_params(draw(max_tokens=1), frozenset())
+        async with core.draw(salted_prompt(token_ids, salt), params, None) as collector:
+            cached.append((await collector.get()).num_cached_tokens)
+    await core.stop()
+    assert cached[:3] == [0, 0, 0]
+    assert all(cached[3:])
 
 
 async def test_many_requests_at_once_are_all_answered(vllm_engine: "VllmEngine", adapters: dict[str, Path]) -> None:

@@ -46,8 +46,8 @@ class DrawRequest:
     """Draw `n` completions of `prompt` from the loaded version named `version`.
 
     `deltas` asks for pieces as they are made; without it each candidate arrives as one delta when it is finished.
-    Prompts of different `salt`s share no cache on a fleet: how long one takes to read must not tell a tenant what
-    another has asked.
+    Prompts of different `salt`s share no cache: how long one takes to read must not tell a tenant what another has
+    asked.
     """
 
     prompt: Prompt

@@ -16,7 +16,7 @@ import structlog
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError, VLLMError
-from vllm.inputs.engine import tokens_input
+from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
@@ -86,7 +86,7 @@ class Core:
 
     @asynccontextmanager
     async def draw(
-        self, prompt: list[int], params: SamplingParams, adapter: LoRARequest | None
+        self, prompt: TokensInput, params: SamplingParams, adapter: LoRARequest | None
     ) -> AsyncIterator[RequestOutputCollector]:
         """Start a request; what it draws comes from the collector. It is aborted when the block ends before it does.
 
@@ -97,7 +97,7 @@ class Core:
         with translated():
             llm = self._running
             try:
-                collector = await llm.add_request(uuid4().hex, tokens_input(prompt), params, lora_request=adapter)
+                collector = await llm.add_request(uuid4().hex, prompt, params, lora_request=adapter)
             except VLLMClientError as error:
                 if params.structured_outputs is None:
                     raise
@@ -207,7 +207,7 @@ class Core:
         llm = self._running
         await llm.collective_rpc("end_with", args=(os.getpid(),))
         await llm.collective_rpc("report_whole_law")
-        async with self.draw([0], ONE_OF_TWO, None) as collector:
+        async with self.draw(tokens_input([0]), ONE_OF_TWO, None) as collector:
             (piece,) = (await collector.get()).outputs
         if min(piece.logprobs.logprobs) == -float("inf"):
             raise EngineError(

@@ -21,7 +21,7 @@ from bonbon.engines.vllm_core import Core
 from bonbon.engines.vllm_errors import translated
 from bonbon.engines.vllm_options import VllmOptions
 from bonbon.engines.vllm_reading import Reading
-from bonbon.engines.vllm_sampling import sampling_params
+from bonbon.engines.vllm_sampling import salted_prompt, sampling_params
 from bonbon.errors import EngineError, UserError
 from bonbon.prompt import Prompt
 
@@ -89,7 +89,8 @@ class VllmRuntime:
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         """Have vLLM draw while the block runs; its deltas, to be read within."""
         params = sampling_params(request, self._end_ids)
-        async with loaded.core.draw(list(started.token_ids), params, loaded.adapter) as collector:
+        prompt = salted_prompt(started.token_ids, request.salt)
+        async with loaded.core.draw(prompt, params, loaded.adapter) as collector:
             loaded.running.add(collector)
             try:
                 yield self._deltas(collector, Reading(request, self._end_ids, self._reader.detokenizer))

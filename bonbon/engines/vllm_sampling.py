@@ -1,11 +1,13 @@
 """How vLLM is told to draw."""
 
 import json
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from bonbon.engines.base import DrawRequest
@@ -48,6 +50,11 @@ def sampling_params(request: DrawRequest, end_ids: frozenset[int]) -> SamplingPa
         )
     except VLLMClientError as error:
         raise UserError(f"vLLM refuses the sampling: {error}") from error
+
+
+def salted_prompt(token_ids: Sequence[int], salt: str) -> TokensInput:
+    """The prompt as vLLM takes it. Blocks of its prefix cache are shared by prompts of the same `salt` only."""
+    return tokens_input(list(token_ids), cache_salt=salt or None)
 
 
 def _seed(seed: int) -> int:
