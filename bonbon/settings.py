@@ -169,7 +169,7 @@ class TrainSettings(Section):
     """bonbon: a*SFT + (1-a)*IPO/Var, best against a random other; paper: raw alpha as in the paper, best against worst;
     the others for comparison."""
     alpha: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Weight of the SFT term. auto: .005 for `paper`; for `bonbon` .8, and a divergence in place of both terms for
+    """Weight of the SFT term. auto: .005 for `paper`; for `bonbon` .5, and a divergence in place of both terms for
     prompts that were asked often enough to know their rewards' distribution."""
     kl: float | None = Field(None, gt=0)
     """With alpha auto: nats from the reference, on held-out prompts, that a policy is brought back to which went

@@ -10,7 +10,7 @@ from experiments.tables import points, spread, table
 from experiments.training import METHODS, Budget, trained_figures
 
 NAME = "budgets"
-COMPARED = ("auto", "alpha .8", "SFT only")
+COMPARED = ("auto", "alpha .5", "SFT only")
 GROUPS = {1024: 2000, 4096: 2000, 16384: 2000, 65536: 3000}
 """With the steps that each is trained for."""
 FEW_PROMPTS = (2, 4)
@@ -23,8 +23,8 @@ SEEDS = range(3)
 def cells(quick: bool) -> list[Cell]:
     if quick:
         return [
-            _cell("alpha .8", Budget(groups=256, steps=60)),
-            _cell("alpha .8", Budget(groups=256, steps=60, prompts=2)),
+            _cell("alpha .5", Budget(groups=256, steps=60)),
+            _cell("alpha .5", Budget(groups=256, steps=60, prompts=2)),
         ]
     by_groups = [_cell(method, Budget(groups=groups, steps=GROUPS[groups])) for groups in GROUPS for method in COMPARED]
     few = [_cell(method, Budget(prompts=prompts)) for prompts in FEW_PROMPTS for method in COMPARED]

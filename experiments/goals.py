@@ -53,7 +53,10 @@ def _text(rows: Sequence[Row]) -> Iterator[Line]:
             recovered = row["evaluation"]["recovered"]
             interval = f"{recovered['value']:.3f} ({recovered['low']:.3f} to {recovered['high']:.3f})"
             met = "yes" if recovered["value"] >= 0.95 else "no"
-            yield "share of best-of-n's gain recovered, text", "at least 0.95", interval, met
+            where = f"text, {text.WEIGHTS[row['method']]}"
+            yield f"share of best-of-n's gain recovered, {where}", "at least 0.95", interval, met
+            kl = row["evaluation"]["kl"]["value"]
+            yield _at_most(f"KL, {where}", 1.1 * best_of_n_kl(N), kl, 3)
 
 
 def _at_most(what: str, limit: float, measured: float, digits: int) -> Line:

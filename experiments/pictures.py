@@ -118,10 +118,9 @@ def _over_groups(axis: Axes, rows: Sequence[Row], name: str, scale: float, title
 def _text(axis: Axes, rows: Sequence[Row]) -> None:
     for row, colour, marker in zip(rows, COLOURS, MARKERS, strict=False):
         win, kl = row["evaluation"]["win_rate"], row["evaluation"]["kl"]
+        label = f"{row['loss']}, {text.WEIGHTS[row['method']]}"
         errors = [[[one["value"] - one["low"]], [one["high"] - one["value"]]] for one in (kl, win)]
-        axis.errorbar(
-            kl["value"], win["value"], xerr=errors[0], yerr=errors[1], fmt=marker, color=colour, label=row["loss"]
-        )
+        axis.errorbar(kl["value"], win["value"], xerr=errors[0], yerr=errors[1], fmt=marker, color=colour, label=label)
     n = rows[0]["evaluation"]["n"]
     axis.plot(best_of_n_kl(n), best_of_n_win_rate(n), "+", color=INK, markersize=11, label=f"best-of-{n}, no ties")
     _frontier(axis, "Text world, 95 % intervals")

@@ -30,9 +30,9 @@ the base, in nats. **Points under the frontier** is how much more often the best
 win, in percentage points: what a method wastes.
 
 The losses: `SFT only` imitates the best of each group; `contrast only` is IPO between best and worst; `paper` adds
-SFT to it with the published weight, .005; `DPO` has beta .1. `alpha .8` divides each contrast by its own variance and
-pairs the best with a random other candidate; `alpha .8, worst` with the worst. `auto` is the program's default:
-`alpha .8` for prompts that were asked a few times, and for prompts that were asked often, as all are in the exact
+SFT to it with the published weight, .005; `DPO` has beta .1. `alpha .5` divides each contrast by its own variance and
+pairs the best with a random other candidate; `alpha .5, worst` with the worst. `auto` is the program's default:
+`alpha .5` for prompts that were asked a few times, and for prompts that were asked often, as all are in the exact
 world, a divergence on ranks among all their candidates. The trainer then brings a policy that went further than
 best-of-n back to its KL; in the exact world that is left out, so that what the loss does is seen."""
 

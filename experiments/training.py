@@ -37,8 +37,8 @@ METHODS = {
     "contrast only": Method("ipo"),
     "paper": Method("paper"),
     "DPO": Method("dpo"),
-    "alpha .8, worst": Method("bonbon", 0.8),
-    "alpha .8": Method("bonbon", 0.8, "random"),
+    "alpha .5, worst": Method("bonbon", 0.5),
+    "alpha .5": Method("bonbon", 0.5, "random"),
     "auto": Method("bonbon", "auto", "random"),
 }
 """By the names that the page calls them. The last two are the trainer's `bonbon`."""

@@ -74,7 +74,7 @@ def test_targets_are_the_papers(n: int, beta: float, target: float, sd: float) -
 @pytest.mark.parametrize(
     ("loss", "value", "contrast"),
     [
-        (bonbon, 0.8 * 15 + 0.2 * (9 / 5 + 4) / 2, (9 / 5 + 4) / 2),
+        (bonbon, 0.5 * 15 + 0.5 * (9 / 5 + 4) / 2, (9 / 5 + 4) / 2),
         (paper, 0.005 * 15 + 0.995 * (9 + 4) / 2, (9 + 4) / 2),
         (sft, 15.0, (9 / 5 + 4) / 2),
         (ipo, 6.5, 6.5),
@@ -94,7 +94,7 @@ def test_names_and_weights() -> None:
     for name, loss in zip(NAMES, (bonbon, paper, sft, ipo, dpo), strict=True):
         assert torch.equal(make_loss(name)(some).loss, loss(some).loss)
     assert torch.equal(make_loss("bonbon", alpha=1.0)(some).loss, sft(some).loss)
-    assert torch.equal(make_loss("bonbon", alpha=0.8)(some).loss, bonbon(some).loss)
+    assert torch.equal(make_loss("bonbon", alpha=0.5)(some).loss, bonbon(some).loss)
     assert torch.equal(make_loss("paper", alpha=0.0)(some).loss, ipo(some).loss)
     assert torch.equal(make_loss("dpo", dpo_beta=2.0)(some).loss, dpo(some, beta=2.0).loss)
 
@@ -122,7 +122,7 @@ def test_above_the_target_the_rejected_recovers(name: str) -> None:
 
 def test_at_the_target_only_sft_pulls() -> None:
     assert gradients(ipo, pair_target(8)) == pytest.approx((0, 0), abs=1e-5)
-    assert gradients(bonbon, pair_target(8)) == pytest.approx((-0.8, 0), abs=1e-5)
+    assert gradients(bonbon, pair_target(8)) == pytest.approx((-0.5, 0), abs=1e-5)
     assert gradients(sft, 0.0) == (-1.0, 0.0)
 
 
@@ -240,5 +240,5 @@ def test_a_number_for_alpha_does_without_the_pool() -> None:
     ranks, best_of_n = a_pool()
     some = pooled(best_of_n, ranks, 8, ranks.numel())
     contrast = ((some.margin - targets(some)).square() / target_variances(some)).mean()
-    expected = 0.8 * -some.chosen.mean() + 0.2 * contrast
-    assert bonbon(some, alpha=0.8).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = 0.5 * -some.chosen.mean() + 0.5 * contrast
+    assert bonbon(some, alpha=0.5).loss.item() == pytest.approx(expected.item(), rel=1e-5)

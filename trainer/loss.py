@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 Alpha = float | Literal["auto"]
-BONBON_ALPHA, PAPER_ALPHA = 0.8, 0.005
+BONBON_ALPHA, PAPER_ALPHA = 0.5, 0.005
 
 
 class PairLogprobs(NamedTuple):
