@@ -265,6 +265,7 @@ leases = Table(
     Column("holder", String(255), nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("expires", Timestamp, nullable=False),
+    Column("seconds", Float(53)),
 )
 
 # How far each round of training is, as its trainer last said.

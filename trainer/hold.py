@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 class Hold:
     """Holds the lease `name` inside `async with`, renewing it in the background three times in its length.
 
-    Entering raises Conflict when somebody else holds it.
+    Entering raises Conflict when somebody else holds it. Where a holder looks late, entering takes as long as `acquire`
+    watches it: one that lives renews the lease meanwhile.
     """
 
     def __init__(self, database: Database, name: str, seconds: float) -> None:
@@ -29,8 +30,8 @@ class Hold:
 
     async def __aenter__(self) -> Self:
         holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._lease: Lease = await acquire(self._database, self._name, holder, self._seconds, watch=True)
         self._until = monotonic() + self._seconds
-        self._lease: Lease = await acquire(self._database, self._name, holder, self._seconds)
         self._renewing = asyncio.create_task(self._keep())
         return self
 

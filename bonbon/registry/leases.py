@@ -1,5 +1,6 @@
 """Leases: one holder at a time, and a fencing token that tells a late holder that it is late."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -14,8 +15,8 @@ from bonbon.tables import leases
 class Lease:
     """A held lease. Each acquisition gets a greater `token` than the one before.
 
-    Times are the holders' own clocks: clocks that differ by more than the lease's length can let two holders overlap;
-    the token makes the late one's `renew` and `release` fail.
+    Times are the holders' own clocks, which may differ and be set: who takes a lease over watches it first (see
+    `acquire`), and the token makes a late holder's `renew` and `release` fail.
     """
 
     name: str
@@ -24,35 +25,65 @@ class Lease:
     seconds: float
 
 
-async def acquire(database: Database, name: str, holder: str, seconds: float) -> Lease:
-    """Take the lease if nobody holds it or its holder is late in renewing it. Raises Conflict naming the holder."""
+async def acquire(database: Database, name: str, holder: str, seconds: float, *, watch: bool = False) -> Lease:
+    """Take the lease if nobody holds it or its holder is late in renewing it. Raises Conflict naming the holder.
+
+    Args:
+        watch: where the clock says that a holder is late, or holds it for longer than anybody can, see first whether it
+            is renewed within half its length: perhaps only a clock was set.
+    """
+    doubted = await _doubted(database, name) if watch else None
     now = datetime.now(UTC)
     async with database.write() as connection:
         await connection.execute(database.insert_new(leases).values(name=name, holder="", token=0, expires=now))
         row = (await connection.execute(select(leases).where(leases.c.name == name).with_for_update())).one()
-        if row.expires > now and row.holder:
+        held = (row.token, row.expires) != doubted if watch else row.expires > now
+        if row.holder and held:
             raise Conflict(f"lease {name!r} is held by {row.holder} until {row.expires.isoformat(timespec='seconds')}")
         lease = Lease(name, holder, row.token + 1, seconds)
-        values = {"holder": holder, "token": lease.token, "expires": now + timedelta(seconds=seconds)}
+        values = {"holder": holder, "token": lease.token, **_until(lease)}
         await connection.execute(update(leases).where(leases.c.name == name).values(values))
     return lease
 
 
+async def _doubted(database: Database, name: str) -> tuple[int, datetime] | None:
+    """Token and end of a lease that the clock casts doubt on, when half its length has passed and it is unchanged."""
+
+    async def look() -> tuple[int, datetime, float | None] | None:
+        query = select(leases.c.token, leases.c.expires, leases.c.seconds).where(leases.c.name == name)
+        async with database.read() as connection:
+            row = (await connection.execute(query)).one_or_none()
+        return None if row is None else (row.token, row.expires, row.seconds)
+
+    found = await look()
+    if found is None:
+        return None
+    token, expires, seconds = found
+    left = expires - datetime.now(UTC)
+    if left > timedelta(0) and (seconds is None or left <= timedelta(seconds=seconds)):
+        return None
+    await asyncio.sleep((seconds or 0.0) / 2)
+    return (token, expires) if await look() == found else None
+
+
+def _until(lease: Lease) -> dict[str, object]:
+    return {"expires": datetime.now(UTC) + timedelta(seconds=lease.seconds), "seconds": lease.seconds}
+
+
 async def renew(database: Database, lease: Lease) -> Lease:
     """Hold it for another `lease.seconds`. Raises Conflict when somebody else has taken it."""
-    expires = datetime.now(UTC) + timedelta(seconds=lease.seconds)
-    await _change(database, lease, lease.holder, expires)
+    await _change(database, lease, holder=lease.holder, **_until(lease))
     return lease
 
 
 async def release(database: Database, lease: Lease) -> None:
     """Give it back. Raises Conflict when somebody else has taken it."""
-    await _change(database, lease, "", datetime.now(UTC))
+    await _change(database, lease, holder="", expires=datetime.now(UTC))
 
 
-async def _change(database: Database, lease: Lease, holder: str, expires: datetime) -> None:
+async def _change(database: Database, lease: Lease, **values: object) -> None:
     held = (leases.c.name == lease.name, leases.c.token == lease.token, leases.c.holder == lease.holder)
     async with database.write() as connection:
-        result = await connection.execute(update(leases).where(*held).values(holder=holder, expires=expires))
+        result = await connection.execute(update(leases).where(*held).values(**values))
         if result.rowcount != 1:
             raise Conflict(f"lease {lease.name!r} with token {lease.token} was taken over")
