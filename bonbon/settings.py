@@ -273,7 +273,7 @@ class LoopSettings(Section):
     auto_promote: bool = True
     """Promote what passes the gate; otherwise it waits, approved, for `bonbon models promote`."""
     lease_seconds: float = Field(60.0, gt=0)
-    """How long a dead trainer blocks the next one, which then watches its lease for half of that; a live one renews it."""
+    """How long a dead trainer blocks the next one, which then watches its lease for half of that; a live one renews."""
 
 
 class Settings(BaseSettings):

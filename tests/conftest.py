@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
@@ -102,3 +103,27 @@ async def log(database: Database) -> AsyncIterator[PairLog]:
     await started.start()
     yield started
     await started.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real filesystem of 8 megabytes."""
+    if os.geteuid() != 0:
+        pytest.skip("making a filesystem takes root")
+    directory = tmp_path / "small"
+    directory.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "small", directory], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no filesystem can be mounted here: {mounted.stderr.decode()}")
+    yield directory
+    subprocess.run(["umount", "-l", directory], check=True)
+
+
+def fill(disk: Path, *, leave: int = 0) -> Path:
+    """Take all room but `leave` bytes of a filesystem; the file that has it."""
+    ballast = disk / "ballast"
+    with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:  # noqa: PT012 - the last write is what fails
+        while True:
+            file.write(b"x" * 4096)
+    os.truncate(ballast, max(0, ballast.stat().st_size - leave))
+    return ballast

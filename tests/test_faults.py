@@ -2,14 +2,12 @@
 
 import asyncio
 import json
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from conftest import fill
 from fake_service import BODY, CHAT, rows
 from forked_service import ForkedService
 from scripted_server import Answer, Slow, lengths, serving
@@ -69,30 +67,13 @@ def client_of(service: ForkedService) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=service.url, timeout=60.0)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real filesystem of 8 megabytes."""
-    if os.geteuid() != 0:
-        pytest.skip("making a filesystem takes root")
-    directory = tmp_path / "small"
-    directory.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "small", directory], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip(f"no filesystem can be mounted here: {mounted.stderr.decode()}")
-    yield directory
-    subprocess.run(["umount", "-l", directory], check=True)
-
-
 async def test_a_full_disk_is_a_503_and_passes_when_there_is_room(small_disk: Path) -> None:
     """Log and spool are on it."""
     service = ForkedService(small_disk)
     await service.start()
     async with client_of(service) as client:
         logged = [(await client.post(CHAT, json=BODY)).json()["bonbon"]["group_id"] for _ in range(5)]
-        ballast = small_disk / "ballast"
-        with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:  # noqa: PT012 - the last write is what fails
-            while True:
-                file.write(b"x" * 4096)
+        ballast = fill(small_disk)
         statuses = set()
         for _ in range(20):
             response = await client.post(CHAT, json=BODY | {"metadata": {"filling": "x" * 512}})

@@ -81,6 +81,7 @@ async def _train(
 ) -> None:
     from trainer.hold import Hold
     from trainer.loop import LEASE
+    from trainer.room import room_for
     from trainer.rounds import Round, new_directory
     from trainer.tables import show_version
     from trainer.workshop import open_workshop
@@ -95,17 +96,19 @@ async def _train(
             round_ = Round.open(workshop, run.absolute())
         else:
             directory = run.absolute() if run else new_directory(settings.runs_dir, "train")
-            round_ = await Round.create(workshop, directory, sampler=sampler, snapshot=snapshot)
-        taken = await round_.snapshot()
-        trained = await round_.train()
-        console.print(f"trained on {trained['pairs']} pairs of {taken.version} in {trained['steps']} steps")
-        if register:
-            await round_.evaluate()
-            await hold.confirm()
-            version = await (round_.promote(actor="cli") if promote else round_.register())
-            show_version(console, version)
-        else:
-            await round_.report()
+            with room_for(directory):
+                round_ = await Round.create(workshop, directory, sampler=sampler, snapshot=snapshot)
+        with room_for(round_.directory):
+            taken = await round_.snapshot()
+            trained = await round_.train()
+            console.print(f"trained on {trained['pairs']} pairs of {taken.version} in {trained['steps']} steps")
+            if register:
+                await round_.evaluate()
+                await hold.confirm()
+                version = await (round_.promote(actor="cli") if promote else round_.register())
+                show_version(console, version)
+            else:
+                await round_.report()
         console.print(f"report: {round_.directory / 'report.html'}", highlight=False, soft_wrap=True)
 
 

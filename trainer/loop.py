@@ -10,6 +10,7 @@ from bonbon.errors import BonbonError, Conflict, StoreError, UserError
 from bonbon.registry.due import new_groups
 from bonbon.registry.records import Version
 from trainer.hold import Hold
+from trainer.room import DiskFull, room_for
 from trainer.rounds import PLAN, Round, Stage, new_directory, stages
 from trainer.workshop import Workshop
 
@@ -57,7 +58,8 @@ class Loop:
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; a stage that has begun is ended first.
 
-        What may pass by itself (an engine, a reward or the database that fails) is tried again, at growing intervals.
+        What may pass by itself (an engine, a reward or the database that fails, a full disk) is tried again, at growing
+        intervals.
 
         Raises:
             BonbonError: a round cannot be trained, or needs a setting changed; it will not pass by itself.
@@ -72,6 +74,9 @@ class Loop:
                 log.info("another trainer is at work", reason=str(conflict))
             except (UserError, RoundFailed):
                 raise
+            except DiskFull as full:
+                pause = min(2 * pause, LONGEST_PAUSE)
+                log.error("the disk is full; the round is tried again", reason=str(full), seconds=pause)
             except Exception:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 log.exception("the round was interrupted; it is tried again", seconds=pause)
@@ -83,6 +88,7 @@ class Loop:
 
         Raises:
             Conflict: another trainer holds the lease, or took it over.
+            DiskFull: there was no room for what the round writes.
             RoundFailed: training is impossible; the round is closed.
         """
         if self._unfinished() is None and not (await self.due()).now:
@@ -117,12 +123,14 @@ class Loop:
             return None
         directory = new_directory(self.workshop.settings.runs_dir, "round")
         log.info("round begins", champion=due.champion, groups=due.groups, run=str(directory))
-        return await Round.create(self.workshop, directory)
+        with room_for(directory):
+            return await Round.create(self.workshop, directory)
 
     async def _perform(self, round_: Round, stage: Stage) -> Version | None:
         try:
-            result = await stage()
-        except (Conflict, StoreError):
+            with room_for(round_.directory):
+                result = await stage()
+        except (Conflict, StoreError, DiskFull):
             raise
         except BonbonError as error:
             if stage in (round_.snapshot, round_.train):
