@@ -15,6 +15,7 @@ import httpx2
 import numpy as np
 import psutil
 from forked_service import ForkedService
+from targets import told
 
 INSIDE = 8
 """Requests that fit in at once; as many may wait."""
@@ -74,7 +75,9 @@ def main() -> None:
         results = asyncio.run(overload(Path(directory), parser.parse_args().seconds))
     for name, found in zip(("at capacity", "at ten times"), results, strict=True):
         print(f"{name}: {found.statuses}, p50 {found.p50:.2f} s, p99 {found.p99:.2f} s, {found.memory:.0f} MiB")
-    print(f"p99 of the accepted: {results[1].p99 / results[0].p99:.2f} times that at capacity")
+    capacity, above = results
+    print(told("p99 of the accepted over p99 at capacity,", above.p99 / capacity.p99, 2.0))
+    print(told("memory over memory at capacity,", above.memory / capacity.memory, 1.2))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from forked_service import ForkedService
 from rich.console import Console
 from rich.progress import Progress
 from running_service import new_version
+from targets import told
 
 from bonbon.database import open_database
 from bonbon.registry.registry import Registry
@@ -155,8 +156,8 @@ def main() -> None:
     inside, outside = found.p99()
     print(f"{len(found.requests)} requests over {found.swaps} swaps in {perf_counter() - start:.0f} s:")
     print(f"failures {len(found.failures)}, answers of another version than they name {len(found.misnamed)}")
-    print(f"p99 within {SWAP_WINDOW:g} s of a swap {1000 * inside:.0f} ms, else {1000 * outside:.0f} ms: ", end="")
-    print(f"{inside / outside:.2f} times")
+    print(f"p99 within {SWAP_WINDOW:g} s of a swap {1000 * inside:.0f} ms, else {1000 * outside:.0f} ms")
+    print(told("p99 around swaps over p99 elsewhere,", inside / outside, 1.5))
     if found.failures or found.misnamed:
         print(*found.failures[:5], sep="\n")
         raise SystemExit(1)

@@ -55,7 +55,7 @@ async def test_no_room_at_any_stage_costs_nothing_but_time(settings: Settings, s
             ballast.unlink()
             assert await trained(open_) == []
             versions = settings.versions_dir
-            assert not versions.exists() or not {path.name for path in versions.iterdir()} - {base.directory.name}  # type: ignore[union-attr]
+            assert not versions.exists() or not {path.name for path in versions.iterdir()} - {base.directory.name}
 
         base = await open_.champion()
         await fails()  # the plan
