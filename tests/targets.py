@@ -1,4 +1,4 @@
-"""Ratios that a long run measures, against what they should be: told, and no reason to fail on a machine that is busy."""
+"""What a long run measures against what it should be: told, for a busy machine is no reason to fail."""
 
 
 def told(what: str, ratio: float, most: float) -> str:
