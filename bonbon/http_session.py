@@ -1,5 +1,7 @@
 """HTTP to a peer: pooled, and bounded."""
 
+import socket
+from collections.abc import Callable
 from contextlib import closing
 
 import aiohttp
@@ -13,7 +15,12 @@ class TooLong(Exception):
 
 
 def open_session(
-    *, bearer: str | None, connections: int, connect_timeout: float | None = None, proxies: bool = False
+    *,
+    bearer: str | None,
+    connections: int,
+    connect_timeout: float | None = None,
+    proxies: bool = False,
+    refuse: Callable[[str], None] | None = None,
 ) -> aiohttp.ClientSession:
     """A session for JSON that stores no cookies. Only `connect_timeout` limits how long anything takes.
 
@@ -22,9 +29,18 @@ def open_session(
         connections: most at once to each peer.
         connect_timeout: seconds.
         proxies: go through those that the environment names.
+        refuse: raises OSError for an address that must not be connected to; asked for each connection, whatever a name
+            meant before.
     """
+
+    def make_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, (host, *_) = address
+        if refuse is not None:
+            refuse(str(host))
+        return socket.socket(family, kind, protocol)
+
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE),
+        connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE, socket_factory=make_socket),
         headers={"accept-encoding": "identity", "content-type": "application/json"}
         | ({"authorization": f"Bearer {bearer}"} if bearer else {}),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=connect_timeout),

@@ -196,6 +196,20 @@ async def test_metadata_addresses_are_refused(host: str) -> None:
         await reward.start()
 
 
+async def test_a_name_that_means_a_metadata_address_later_is_refused_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DNS rebinding: what a name means is looked at for each connection, and that address is connected to."""
+    meant = iter(["127.0.0.1", *["169.254.169.254"] * 9])
+
+    async def getaddrinfo(host: str, port: int | None, **_: Any) -> list[Any]:
+        address = next(meant) if host == "scores.example" else host
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port or 0))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    async with started("http://scores.example:9/", attempts=1) as reward:
+        with pytest.raises(RewardError, match=r"link-local address 169\.254\.169\.254"):
+            await reward.score(PROMPT, ["a"])
+
+
 async def test_metadata_addresses_can_be_allowed() -> None:
     async with started("http://169.254.169.254/", allow_link_local=True) as reward:
         assert reward.name == "http"

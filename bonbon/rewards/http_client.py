@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from errno import EACCES
 from ipaddress import IPv6Address, ip_address
 from socket import SOCK_STREAM
 from typing import Any
@@ -100,8 +101,13 @@ class HttpClient:
         """Open the pool. Raises UserError for a forbidden address or a missing token."""
         options = self.options
         if not options.allow_link_local:
-            await _refuse_link_local(options.target)
-        self._session = open_session(bearer=options.bearer, connections=options.connections, proxies=True)
+            await _check_target(options.target)
+        self._session = open_session(
+            bearer=options.bearer,
+            connections=options.connections,
+            proxies=True,
+            refuse=None if options.allow_link_local else _refuse_link_local,
+        )
 
     async def stop(self) -> None:
         if self._session:
@@ -175,21 +181,28 @@ class HttpClient:
         return float(said) if float(said) <= self.options.timeout else False
 
 
-async def _refuse_link_local(target: str) -> None:
+async def _check_target(target: str) -> None:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(urlsplit(target).hostname, None, type=SOCK_STREAM)
     except OSError:
         return  # not resolvable now; every attempt will say so
     for *_, (host, *_rest) in found:
-        address = ip_address(str(host).partition("%")[0])
-        if isinstance(address, IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        if address.is_link_local or address == AWS_METADATA_V6:
-            raise UserError(
-                f"reward target {target!r} is the link-local address {address}, where clouds serve credentials; "
-                "set allow_link_local = true if that is meant",
-                param="reward",
-            )
+        try:
+            _refuse_link_local(str(host))
+        except PermissionError as error:
+            raise UserError(f"reward target {target!r} is {error.strerror}", param="reward") from error
+
+
+def _refuse_link_local(host: str) -> None:
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    if address.is_link_local or address == AWS_METADATA_V6:
+        raise PermissionError(
+            EACCES,
+            f"the link-local address {address}, where clouds serve credentials; set allow_link_local = true if that is "
+            "meant",
+        )
 
 
 def _shown(content: bytes) -> str:
