@@ -30,24 +30,24 @@ RUN python -m venv /opt/bonbon \
     && ln -s "$(/opt/bonbon/bin/python -c 'from sysconfig import get_path; print(get_path("purelib"))')/bonbon/demo/tiny" \
     /opt/bonbon/tiny
 # The dependencies first: they stay as they are when only the source changes.
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt requirements.lock deploy/install_locked.py README.md LICENSE ./
 COPY bonbon/__init__.py bonbon/
 RUN mkdir service trainer
 
 FROM build AS build-service
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt '.[embedded,otel,postgres]'
+    python install_locked.py '.[embedded,otel,postgres]' ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}
 COPY . .
 RUN pip install --no-deps --force-reinstall .
 
 FROM build AS build-trainer
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint constraints.txt '.[train,postgres]'
+    python install_locked.py '.[train,postgres]' ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"}
 COPY . .
 RUN pip install --no-deps --force-reinstall .
 
 FROM build AS build-vllm
-# vLLM wants an older numpy, through numba.
+# By version, not by hash: vLLM brings a hundred packages that nothing else needs, and through numba an older numpy.
 RUN --mount=type=cache,target=/root/.cache/pip \
     grep -vE '^numpy==' constraints.txt > constraints-vllm.txt \
     && pip install --constraint constraints-vllm.txt '.[vllm,otel,postgres]'

@@ -86,6 +86,7 @@ def test_the_context_holds_what_the_images_are_built_from_and_no_more(tmp_path: 
         if source.is_dir():
             shutil.copytree(source, context / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, context / name)
     assert sum(file.stat().st_size for file in context.rglob("*") if file.is_file()) < 8 * 2**20
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(context)]

@@ -3,6 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from deploy.install_locked import locked
+
 ROOT = Path(__file__).parents[1]
 PIN = re.compile(r"([a-z0-9][a-z0-9._-]*)==(\S+)")
 BY_VERSION_ONLY = {"torch"}
@@ -18,6 +22,16 @@ def test_the_lock_and_the_constraints_are_of_the_same_versions() -> None:
     locked, constrained = pins("requirements.lock"), pins("constraints.txt")
     assert constrained.keys() - locked.keys() == BY_VERSION_ONLY
     assert locked == {name: version for name, version in constrained.items() if name not in BY_VERSION_ONLY}
+
+
+def test_an_image_installs_its_part_of_the_lock_by_hash() -> None:
+    lock = (ROOT / "requirements.lock").read_text()
+    part = locked({"NumPy", "typing_extensions", "torch", "nvidia-cublas-cu12", "bonbon"}, lock)
+    assert re.findall(r"^(\S+)==", part, re.MULTILINE) == ["numpy", "typing-extensions"]
+    assert part.count("--hash=sha256:") > 2
+    assert not part.rstrip().endswith("\\")
+    with pytest.raises(SystemExit, match=r"requirements\.lock lacks left-pad: make lock"):
+        locked({"numpy", "left-pad"}, lock)
 
 
 def test_every_locked_package_has_hashes_and_no_file_names_a_place() -> None:
