@@ -58,17 +58,23 @@ $(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
 	$(VLLM_INSTALL) --editable '.[dev]'
 	touch $@
 
-# The long forms of tests that run, shorter, with the others.
+# The long forms of tests that run, shorter, with the others: make chaos KILLS=30 SECONDS=5 is quick.
+KILLS ?= 1000
+SECONDS ?= 60
+REQUESTS ?= 30000
+SWAPS ?= 24
+CASES ?= 12000
+
 chaos: $(VENV)/.dev
-	$(BIN)/python tests/chaos.py --kills 1000
-	$(BIN)/python tests/outage.py --seconds 60
-	$(BIN)/python tests/overload.py --seconds 30
+	$(BIN)/python tests/chaos.py --kills $(KILLS)
+	$(BIN)/python tests/outage.py --seconds $(SECONDS)
+	$(BIN)/python tests/overload.py --seconds $(SECONDS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python tests/soak.py --requests 30000 --swaps 24
+	$(BIN)/python tests/soak.py --requests $(REQUESTS) --swaps $(SWAPS)
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python tests/fuzz.py --cases 12000
+	$(BIN)/python tests/fuzz.py --cases $(CASES)
 
 # What docs/results.md says, measured anew where experiments/data lacks it: from nothing, under an hour on two cores.
 experiments: $(VENV)/.dev

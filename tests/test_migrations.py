@@ -3,15 +3,21 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
+from alembic import command
+from alembic.config import Config
 from alembic.script import ScriptDirectory
+from fake_service import BODY, CHAT
+from forked_service import ForkedService
 from groups import scored_group
 from running_service import WatchedEngine, running, settings_in
-from sqlalchemy import Connection, MetaData, func, insert, select
+from sqlalchemy import Connection, MetaData, create_engine, func, insert, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -22,6 +28,7 @@ from bonbon.pairs.reader import count_clean, pairs, stats
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import CHAMPION, PREVIOUS, VersionState
 from bonbon.registry.registry import Registry
+from bonbon.tables import groups
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GROUP = "0197" + "0" * 27
@@ -200,3 +207,42 @@ async def test_every_gateway_follows_a_promotion_by_its_own_look(database_url: s
                     await asyncio.sleep(0.02)
             answers = [(await gateway.ask()).json()["bonbon"]["version"] for gateway in gateways]
             assert answers == [version.name] * 4
+
+
+def step(url: str, function: Callable[..., None], revision: str) -> None:
+    """Alembic's own command, on a connection of its own."""
+    engine = create_engine(make_url(url).set(drivername=make_url(url).drivername.replace("+aiosqlite", "")))
+    config = Config()
+    config.set_main_option("script_location", "bonbon:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        function(config, revision)
+    engine.dispose()
+
+
+async def test_a_migration_under_traffic_costs_no_request_and_no_group(database_url: str, tmp_path: Path) -> None:
+    """The newest one, back and forth, while a gateway answers."""
+    service = ForkedService(tmp_path, database_url=database_url)
+    await service.start()
+    statuses, answered, enough = set(), set(), asyncio.Event()
+
+    async def ask(client: httpx2.AsyncClient) -> None:
+        while not enough.is_set():
+            response = await client.post(CHAT, json=BODY)
+            statuses.add(response.status_code)
+            answered.add(response.json()["bonbon"]["group_id"])
+
+    async with httpx2.AsyncClient(base_url=service.url, timeout=60.0) as client:
+        asking = [asyncio.create_task(ask(client)) for _ in range(4)]
+        for _ in range(3):
+            for function, revision in ((command.downgrade, "-1"), (command.upgrade, "head")):
+                before = len(answered)
+                await asyncio.to_thread(step, database_url, function, revision)
+                while len(answered) < before + 8 and not any(task.done() for task in asking):
+                    await asyncio.sleep(0.01)
+        enough.set()
+        await asyncio.gather(*asking)
+    assert await service.stop() == 0
+    assert statuses == {200}
+    async with open_database(database_url, create=False) as database, database.read() as connection:
+        assert set((await connection.execute(select(groups.c.id))).scalars()) == answered
