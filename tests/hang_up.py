@@ -14,17 +14,25 @@ from bonbon.settings import ServiceSettings
 
 UNLIMITED = ServiceSettings(max_best_of=128, max_prompts=256, max_tokens_in_flight=2**30)
 """Settings of a service that takes as much at once."""
-HANG_UPS: dict[str, dict[str, Any]] = {
-    "whole answers": {"model": "bonbon", "prompt": ["Hello"] * 32, "best_of": 128},
-    "streams that open when the best is known": {
-        "model": "bonbon",
-        "prompt": ["Hello"] * 32,
-        "best_of": 128,
-        "stream": True,
-    },
-    "tokens as they are drawn": {"model": "base", "prompt": ["Hello"] * 256, "stream": True},
+NUMBERS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": 400, "maxItems": 400}
+"""No draw that is held to it ends early."""
+HANG_UPS: dict[str, tuple[int, dict[str, Any]]] = {
+    "whole answers": (32, {"model": "bonbon", "best_of": 128}),
+    "streams that open when the best is known": (32, {"model": "bonbon", "best_of": 128, "stream": True}),
+    # Few enough that passing their tokens on leaves this event loop, which also looks at vLLM, time to see them drawn.
+    "tokens as they are drawn": (
+        8,
+        {
+            "model": "base",
+            "stream": True,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "numbers", "strict": True, "schema": NUMBERS},
+            },
+        },
+    ),
 }
-"""Requests that keep vLLM busy: 4,096 draws of the tiny model take two idle cores half a minute."""
+"""How many chats keep vLLM busy, and what they ask: 4,096 draws of the tiny model take two idle cores half a minute."""
 WHILE = 10.0
 """Seconds that ending all draws may take on a busy machine."""
 
@@ -50,16 +58,19 @@ async def hang_up(url: str, kind: str, metrics: Callable[[], Awaitable[Iterable[
     Args:
         metrics: vLLM's own, as they are now.
     """
-    body = HANG_UPS[kind] | {"max_tokens": 1000, "temperature": 2}
-    draws = len(body["prompt"]) * body.get("best_of", 1)
+    chats, asked = HANG_UPS[kind]
+    draws = chats * asked.get("best_of", 1)
+    body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1000, "temperature": 2} | asked
     drawn_before = ended(await metrics())
-    async with httpx2.AsyncClient(timeout=None) as client:
-        asking = asyncio.create_task(client.post(f"{url}/v1/completions", json=body))
+    async with httpx2.AsyncClient(timeout=None, limits=httpx2.Limits()) as client:
+        asking = [asyncio.create_task(client.post(f"{url}/v1/chat/completions", json=body)) for _ in range(chats)]
         while (before := under_way(await metrics())) < draws / 2:
-            assert not asking.done(), asking.result().text
+            for done in (one for one in asking if one.done()):
+                raise AssertionError(done.result().text[:1000])
             await asyncio.sleep(0.02)
-        asking.cancel()
-        await asyncio.wait([asking])
+        for one in asking:
+            one.cancel()
+        await asyncio.wait(asking)
         loop = asyncio.get_running_loop()
         start = loop.time()
         async with asyncio.timeout(WHILE):

@@ -20,8 +20,8 @@ class RemoteOptions(BaseModel):
     """Name of the environment variable that holds it; with _FILE at its end it names a file instead."""
     deadline: float = Field(300.0, gt=0)
     """Seconds a draw may take, retry included."""
-    connect_timeout: float = Field(2.0, gt=0)
-    """Seconds to connect to a server."""
+    connect_timeout: float = Field(5.0, gt=0)
+    """Seconds to connect to a server: room for two lost packets, and for a burst that keeps the gateway itself busy."""
     connections: int = Field(512, ge=1)
     """Most connections to each server."""
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
