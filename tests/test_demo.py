@@ -26,7 +26,7 @@ POLICY = {
 
 
 def demo(
-    directory: Path, *arguments: str, timeout: float = 280.0, **environment: str
+    directory: Path, *arguments: str, timeout: float = 800.0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bonbon", "demo", "--exit", "--data-dir", str(directory / "data"), *arguments],

@@ -80,7 +80,7 @@ def test_killed_while_drawing_it_goes_on_without_drawing_twice(tiny_models: Tiny
     assert not (out / "round.json").exists()
 
     done = subprocess.run(
-        command(tiny_models, prompts, out), env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240
+        command(tiny_models, prompts, out), env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=800
     )
     assert done.returncode == 0, done.stderr
     after = groups_in(out / "bonbon.db")
@@ -96,7 +96,7 @@ def test_killed_while_drawing_it_goes_on_without_drawing_twice(tiny_models: Tiny
 
     written = (out / "output" / "adapter_model.safetensors").stat().st_mtime_ns
     again = subprocess.run(
-        command(tiny_models, prompts, out), env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=240
+        command(tiny_models, prompts, out), env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=800
     )
     assert again.returncode == 0, again.stderr
     assert groups_in(out / "bonbon.db") == after
