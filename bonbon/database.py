@@ -1,6 +1,8 @@
 """The one database of pair log and registry: SQLite by default, PostgreSQL by URL."""
 
 import asyncio
+import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -28,9 +30,9 @@ T = TypeVar("T")
 _migrating = Lock()
 """Alembic hands the connection to the migrations through a variable of the whole process."""
 
-PRAGMAS = ("busy_timeout=30000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
-
-
+BUSY = 30.0
+"""How long, in seconds, SQLite waits for a lock that another connection holds."""
+PRAGMAS = (f"busy_timeout={BUSY * 1000:.0f}", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
 """How long, in seconds and at the end in milliseconds, PostgreSQL's client waits for a server that says nothing."""
 
@@ -299,10 +301,25 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
     try:
         for pragma in PRAGMAS:
             cursor.execute(f"PRAGMA {pragma}")
+        _log_ahead(cursor)
     except BaseException:
         connection.close()  # the pool has not got it yet: nobody else would end its thread
         raise
     cursor.close()
+
+
+def _log_ahead(cursor: Any) -> None:
+    # Of connections that make a new file's log at once, all but one are told at once that it is locked, whatever
+    # busy_timeout says.
+    end = time.monotonic() + BUSY
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def _empty_log(connection: Connection) -> None:

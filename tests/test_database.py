@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,21 @@ async def test_databases_that_start_at_once_in_one_process_take_turns(database_u
     finally:
         for one in started:
             await one.stop()
+
+
+async def test_a_new_file_that_another_is_opening_is_waited_for(tmp_path: Path) -> None:
+    """SQLite says at once that it is locked when another connection is about to write the log of its changes."""
+    file = tmp_path / "new.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        database = Database(f"sqlite+aiosqlite:///{file}")
+        starting = asyncio.create_task(database.start())
+        await asyncio.wait([starting], timeout=0.3)
+        assert not starting.done()
+        other.execute("COMMIT")
+        await starting
+        assert await names(database) == set()
+        await database.stop()
 
 
 async def test_a_newer_schema_is_refused(database: Database, database_url: str) -> None:
