@@ -10,6 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, count_groups, error_of, events, open_api, serve
+from until import until
 
 from bonbon.engines.fake import FakeEngine
 from bonbon.prompt import Prompt
@@ -206,12 +207,6 @@ async def hang_up(url: str, body: dict[str, Any], when: Callable[[], bool]) -> N
         assert not asking.done()
         asking.cancel()
         await asyncio.wait([asking])
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not happened():
-            await asyncio.sleep(0.005)
 
 
 async def test_a_client_that_disconnects_while_the_reward_scores_leaves_no_group(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The floor under the live win rate, end to end: a reward that drifts, two gateways on one database."""
 
-import asyncio
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 from running_service import BASE, Running, WatchedEngine, running, settings_in
+from until import until
 
 from bonbon.engines.base import Delta, DrawRequest, Started
 from bonbon.prompt import Prompt
@@ -65,12 +65,6 @@ async def audited(service: Running, answers: int) -> None:
     for _ in range(answers):
         assert (await service.ask()).status_code == 200
     await service.parts.audits.idle()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def promote(service: Running, weights: int) -> str:

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
+from until import until
 from vllm_double import CONTEXT, END, Double, doubles
 
 from bonbon.draws import Draws, collect
@@ -43,11 +44,6 @@ async def fleet(servers: list[Double], **options: Any) -> AsyncIterator[RemoteEn
         yield engine
     finally:
         await engine.stop()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    while not true():
-        await asyncio.sleep(0.01)
 
 
 async def draw(

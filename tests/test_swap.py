@@ -3,21 +3,19 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in
+from until import until
 
 from bonbon.errors import Conflict
 from bonbon.registry.registry import Registry
 from service import swap
 from service.swap import Swapper
 
-
-async def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
+eventually = partial(until, seconds=10.0)
 
 
 class Traffic:

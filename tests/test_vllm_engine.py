@@ -27,7 +27,7 @@ pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vll
 if TYPE_CHECKING:
     from bonbon.engines.vllm import VllmEngine
 
-pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
 PROMPT = Prompt.user("My lamp arrived broken. Can you help?")
 

@@ -21,7 +21,7 @@ class RemoteOptions(BaseModel):
     deadline: float = Field(300.0, gt=0)
     """Seconds a draw may take, retry included."""
     connect_timeout: float = Field(5.0, gt=0)
-    """Seconds to connect to a server: room for two lost packets, and for a burst that keeps the gateway itself busy."""
+    """Seconds to connect to a server: room for two lost packets and a gateway that waits for its processor."""
     connections: int = Field(512, ge=1)
     """Most connections to each server."""
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
