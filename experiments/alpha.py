@@ -9,7 +9,7 @@ from experiments.cells import Cell, Row
 from experiments.exact_world import Size
 from experiments.tables import table
 from experiments.training import Budget, Method, trained_figures
-from trainer.loss import Alpha
+from trainer.training.loss import Alpha
 
 NAME = "alpha"
 SIZES = {"0.1M": Size(64, 2), "0.7M": Size(128, 4), "3M": Size(256, 4)}

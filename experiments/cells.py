@@ -10,8 +10,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from trainer.bars import bar
 from trainer.files import read_json, write_json
-from trainer.progress import bar
 
 Row = dict[str, Any]
 """A cell's arguments and figures, by name."""

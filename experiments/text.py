@@ -17,9 +17,9 @@ from bonbon.settings import Settings, load_settings
 from bonbon.theory import best_of_n_kl
 from experiments.cells import Cell, Row
 from experiments.tables import table
+from trainer.context import open_workshop
 from trainer.distill import distill, draw_groups
-from trainer.evaluation import FILE
-from trainer.workshop import open_workshop
+from trainer.evaluation.evaluation import FILE
 
 NAME = "text"
 Method = Literal["full", "lora"]

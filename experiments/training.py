@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from bonbon.theory import frontier_gap
 from experiments.exact_world import PROMPTS, ExactWorld, Groups, Size, logprobs, sequence_logprobs
-from trainer.groups import pooled_ranks
-from trainer.loss import Alpha, PairLogprobs, make_loss
-from trainer.pairs import Partner
-from trainer.schedule import learning_rate_factor
+from trainer.data.batches import Partner
+from trainer.data.groups import pooled_ranks
+from trainer.training.loss import Alpha, PairLogprobs, make_loss
+from trainer.training.schedule import learning_rate_factor
 
 BATCH, WARMUP, MAX_NORM = 64, 20, 10.0
 GROUPS_SEED = 100

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from bonbon.theory import Estimate
-from trainer.evaluation import Evaluation
+from trainer.evaluation.evaluation import Evaluation
 
 
 def estimate(value: float, half: float = 0.02, count: int = 400) -> Estimate:

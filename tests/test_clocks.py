@@ -21,7 +21,7 @@ from fake_service import BODY, CHAT, client_of, fake_service, rows, started
 from bonbon.database import Database
 from bonbon.demo.service import ServiceProcess
 from bonbon.errors import Conflict
-from trainer.hold import Hold
+from trainer.lease import Hold
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed here (Debian: libfaketime)")
@@ -126,7 +126,7 @@ CONTENDER = """
 import asyncio, sys
 from bonbon.database import open_database
 from bonbon.errors import Conflict
-from trainer.hold import Hold
+from trainer.lease import Hold
 
 async def main():
     async with open_database({url!r}) as database:

@@ -34,7 +34,7 @@ from bonbon.registry.rounds import PROMOTED, CurvePoint, RoundStage, tell_round
 from bonbon.rewards.fake import FakeReward
 from bonbon.settings import GateSettings, Settings
 from service.app import build_parts
-from trainer.gate import judge
+from trainer.evaluation.gate import judge
 
 ROOT = Path(__file__).parents[1]
 GRAFANA, PROMETHEUS = ROOT / "deploy" / "grafana", ROOT / "deploy" / "prometheus"

@@ -23,9 +23,9 @@ from bonbon.errors import Conflict, RewardError, UserError
 from bonbon.pairs.reader import stats
 from bonbon.prompt import Prompt
 from bonbon.registry.records import Version
+from trainer.context import open_workshop
+from trainer.data.prompt_file import read_prompts
 from trainer.distill import distill, locked
-from trainer.prompt_file import read_prompts
-from trainer.workshop import open_workshop
 
 COUNT = 72
 

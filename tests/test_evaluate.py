@@ -17,11 +17,11 @@ from bonbon.prompt import Prompt
 from bonbon.rewards.fake import FakeReward
 from bonbon.settings import EvaluateSettings
 from bonbon.theory import best_of_n_win_rate
-from trainer import estimates
-from trainer.divergence import Completion, Divergence
-from trainer.evaluate import evaluate
-from trainer.evaluation import Evaluation
-from trainer.samples import choose
+from trainer.evaluation import estimates
+from trainer.evaluation.divergence import Completion, Divergence
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.evaluation import Evaluation
+from trainer.evaluation.samples import choose
 
 PROMPTS = [Prompt.user(f"Where is order {number}?") for number in range(300)]
 SAMPLING = Sampling(max_tokens=24)

@@ -13,10 +13,10 @@ from structlog.testing import capture_logs
 
 from bonbon.registry.records import Version
 from bonbon.settings import Settings
+from trainer.context import Workshop, open_workshop
+from trainer.disk import DiskFull
 from trainer.loop import Loop
-from trainer.room import DiskFull
 from trainer.rounds import Round
-from trainer.workshop import Workshop, open_workshop
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from evaluations import estimate, evaluation
 
 from bonbon.settings import GateSettings
 from bonbon.theory import best_of_n_kl
-from trainer.evaluation import Evaluation
-from trainer.gate import Check, Verdict, judge
+from trainer.evaluation.evaluation import Evaluation
+from trainer.evaluation.gate import Check, Verdict, judge
 
 GATE = GateSettings()
 

@@ -35,9 +35,9 @@ def plant(root: Path, file: str, line: str) -> list[str]:
     ("file", "line", "message"),
     [
         ("bonbon/settings.py", "import service.app", "bonbon must not import service.app"),
-        ("bonbon/prompt.py", "from trainer import loss", "bonbon must not import trainer.loss"),
+        ("bonbon/prompt.py", "from trainer.training import loss", "bonbon must not import trainer.training.loss"),
         ("service/serving.py", "import trainer", "service must not import trainer"),
-        ("trainer/loss.py", "def f():\n    from service.swap import Swapper", "trainer must not import service.swap"),
+        ("trainer/loop.py", "def f():\n    from service.swap import Swapper", "trainer must not import service.swap"),
         ("bonbon/ids.py", "import torch", "bonbon loads torch by way of bonbon -> "),
         ("service/golden.py", "from transformers import pipeline", "service.app loads transformers"),
         ("bonbon/errors.py", "try:\n    import vllm\nexcept ImportError:\n    vllm = None", "trainer.cli loads vllm"),

@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.theory import Estimate, clustered_mean
-from trainer.divergence import Completion, Divergence
-from trainer.kl import KL, divergence
+from trainer.evaluation.divergence import Completion, Divergence
+from trainer.evaluation.kl import KL, divergence
 
 VOCABULARY, LENGTH, END = 5, 4, 0
 TEMPERATURE = 0.8

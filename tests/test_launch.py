@@ -19,11 +19,11 @@ from test_train import as_arguments, assert_same, environment, settings, weights
 from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Snapshot
 from bonbon.registry.leases import acquire
-from trainer.launch import run_training
+from trainer.context import open_workshop
 from trainer.loop import LEASE, Loop
-from trainer.metrics import read_metrics
-from trainer.train import TrainingResult, train
-from trainer.workshop import open_workshop
+from trainer.training.launch import run_training
+from trainer.training.metrics import read_metrics
+from trainer.training.train import TrainingResult, train
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_sharded_over_two_processes_is_one_run(
 SHARES = """
 import os, torch
 from bonbon.settings import TrainSettings
-from trainer.accelerator import make_accelerator
+from trainer.training.accelerator import make_accelerator
 accelerator = make_accelerator(TrainSettings(sharding="full", precision="no"))
 from transformers import LlamaConfig, LlamaForCausalLM
 model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -153,7 +153,7 @@ import json
 from pathlib import Path
 from bonbon.pairs.snapshot import read_snapshot
 from bonbon.settings import load_settings
-from trainer.launch import run_training
+from trainer.training.launch import run_training
 
 arguments = json.loads(sys.argv[1])
 settings = load_settings(model=arguments["base"], train=arguments["train"])
@@ -174,7 +174,7 @@ async def test_the_processes_end_with_the_one_that_started_them(base: Path, snap
             assert owner.poll() is None
             await asyncio.sleep(0.05)
         workers = psutil.Process(owner.pid).children(recursive=True)
-        assert len([worker for worker in workers if "trainer.worker" in worker.cmdline()]) == 3  # and torchrun
+        assert len([worker for worker in workers if "trainer.training.worker" in worker.cmdline()]) == 3  # and torchrun
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):

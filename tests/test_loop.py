@@ -17,12 +17,12 @@ from bonbon.errors import Conflict, UserError
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings
-from trainer.evaluation import Evaluation
-from trainer.hold import Hold
-from trainer.inspection import inspect
+from trainer.context import Workshop, open_workshop
+from trainer.evaluation.evaluation import Evaluation
+from trainer.evaluation.inspection import inspect
+from trainer.lease import Hold
 from trainer.loop import LEASE, Loop, RoundFailed
 from trainer.rounds import Round
-from trainer.workshop import Workshop, open_workshop
 
 
 @pytest.fixture(scope="module")

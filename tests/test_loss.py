@@ -14,7 +14,7 @@ from bonbon.theory import (
     rank_pair_variance,
     rank_targets,
 )
-from trainer.loss import Loss, PairLogprobs, bonbon, dpo, ipo, make_loss, paper, sft, target_variances, targets
+from trainer.training.loss import Loss, PairLogprobs, bonbon, dpo, ipo, make_loss, paper, sft, target_variances, targets
 
 NAMES = ["bonbon", "paper", "sft", "ipo", "dpo"]
 

@@ -15,7 +15,7 @@ from bonbon.registry.rounds import PROMOTED, REFUSED, CurvePoint, RoundStage, te
 from bonbon.rewards.fake import FakeReward
 from bonbon.settings import GateSettings
 from service.metrics_reference import reference
-from trainer.gate import judge
+from trainer.evaluation.gate import judge
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
-from trainer.checkpoint import trained_weights
-from trainer.policy import load_policy, save_policy, sequence_logprobs
+from trainer.training.checkpoint import trained_weights
+from trainer.training.policy import load_policy, save_policy, sequence_logprobs
 
 Sequence = tuple[list[int], list[int], float]
 

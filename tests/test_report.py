@@ -12,8 +12,8 @@ from evaluations import estimate, evaluation
 
 from bonbon.settings import GateSettings
 from bonbon.theory import pair_target
-from trainer.gate import judge
-from trainer.report import write_report
+from trainer.evaluation.gate import judge
+from trainer.reports.report import write_report
 
 GATE = GateSettings()
 

@@ -17,11 +17,11 @@ from structlog.testing import capture_logs
 
 from bonbon.prompt import Prompt
 from bonbon.settings import Settings
-from trainer.metrics import latest_metrics, read_metrics
-from trainer.report import write_report
+from trainer.context import open_workshop
+from trainer.reports.report import write_report
+from trainer.reports.signatures import CONTRAST, FLAT, SFT, Signature, signatures
 from trainer.rounds import Round
-from trainer.signatures import CONTRAST, FLAT, SFT, Signature, signatures
-from trainer.workshop import open_workshop
+from trainer.training.metrics import latest_metrics, read_metrics
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from bonbon.database import Database
 from bonbon.registry.rounds import RoundStage, read_rounds
-from trainer.teller import POINTS, Teller, training_curve
+from trainer.progress import POINTS, Teller, training_curve
 
 
 def write_steps(directory: Path, count: int) -> None:

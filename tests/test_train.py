@@ -31,13 +31,13 @@ from bonbon.registry.manifest import make_manifest
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings, load_settings
 from bonbon.theory import win_fraction
-from trainer.divergence import Completion
-from trainer.groups import Groups
-from trainer.kl import KL
-from trainer.metrics import read_metrics
-from trainer.pairs import epoch_batches, length_batches, places
-from trainer.schedule import default_learning_rate, learning_rate_factor
-from trainer.train import train
+from trainer.data.batches import epoch_batches, length_batches, places
+from trainer.data.groups import Groups
+from trainer.evaluation.divergence import Completion
+from trainer.evaluation.kl import KL
+from trainer.training.metrics import read_metrics
+from trainer.training.schedule import default_learning_rate, learning_rate_factor
+from trainer.training.train import train
 
 
 @pytest.fixture(autouse=True)
@@ -177,8 +177,8 @@ import json, os, signal, sys
 from pathlib import Path
 from bonbon.pairs.snapshot import read_snapshot
 from bonbon.settings import load_settings
-from trainer.metrics import MetricsLog
-from trainer.train import train
+from trainer.training.metrics import MetricsLog
+from trainer.training.train import train
 
 arguments = json.loads(sys.argv[1])
 

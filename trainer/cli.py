@@ -79,12 +79,12 @@ async def _train(
     register: bool,
     promote: bool,
 ) -> None:
-    from trainer.hold import Hold
+    from trainer.context import open_workshop
+    from trainer.disk import room_for
+    from trainer.lease import Hold
     from trainer.loop import LEASE
-    from trainer.room import room_for
+    from trainer.reports.tables import show_version
     from trainer.rounds import Round, new_directory
-    from trainer.tables import show_version
-    from trainer.workshop import open_workshop
 
     _end_at_once_on_signals()
     console = Console()
@@ -126,8 +126,8 @@ def evaluate(
 
 
 async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
-    from trainer.inspection import inspect
-    from trainer.workshop import open_workshop
+    from trainer.context import open_workshop
+    from trainer.evaluation.inspection import inspect
 
     _end_at_once_on_signals()
     async with open_workshop(settings, progress=not as_json) as workshop:
@@ -135,7 +135,7 @@ async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"evaluation": evaluation.to_dict(), "verdict": verdict.to_dict()}, indent=2))
         return
-    from trainer.tables import show
+    from trainer.reports.tables import show
 
     console = Console()
     show(console, evaluation, verdict)
@@ -160,9 +160,9 @@ def loop(
 
 
 async def _loop(settings: Settings, once: bool) -> None:
+    from trainer.context import open_workshop
     from trainer.loop import Loop
-    from trainer.tables import show_version
-    from trainer.workshop import open_workshop
+    from trainer.reports.tables import show_version
 
     console = Console(stderr=True)
     stop = asyncio.Event()
@@ -204,10 +204,10 @@ def distill(
 
 async def _distill(settings: Settings, out: Path, file: Path, plain: bool, max_tokens: int, temperature: float) -> None:
     from bonbon.engines.base import Sampling
+    from trainer.context import open_workshop
+    from trainer.data.prompt_file import read_prompts
     from trainer.distill import distill
-    from trainer.prompt_file import read_prompts
-    from trainer.tables import show_version
-    from trainer.workshop import open_workshop
+    from trainer.reports.tables import show_version
 
     _end_at_once_on_signals()
     prompts = await asyncio.to_thread(read_prompts, file, plain=plain)

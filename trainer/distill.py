@@ -26,10 +26,10 @@ from bonbon.rewards import build_reward
 from bonbon.rewards.together import together
 from bonbon.settings import Settings
 from bonbon.tables import groups
+from trainer.bars import bar
+from trainer.context import Workshop
 from trainer.files import read_json, write_json
-from trainer.progress import bar
 from trainer.rounds import PLAN, Round, stages
-from trainer.workshop import Workshop
 
 log = structlog.get_logger(__name__)
 

@@ -9,10 +9,10 @@ import structlog
 from bonbon.errors import BonbonError, Conflict, StoreError, UserError
 from bonbon.registry.due import new_groups
 from bonbon.registry.records import Version
-from trainer.hold import Hold
-from trainer.room import DiskFull, room_for
+from trainer.context import Workshop
+from trainer.disk import DiskFull, room_for
+from trainer.lease import Hold
 from trainer.rounds import PLAN, Round, Stage, new_directory, stages
-from trainer.workshop import Workshop
 
 log = structlog.get_logger(__name__)
 

@@ -1,51 +1,75 @@
-"""Progress bars that look alike."""
+"""Tells the database how far a round is, for those who watch it from elsewhere."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Protocol, Self
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+import structlog
 
+from bonbon.database import Database
+from bonbon.errors import StoreError
+from bonbon.registry.rounds import CurvePoint, RoundStage, tell_round
+from trainer.training.metrics import read_metrics
 
-@contextmanager
-def bar(title: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; the block gets the function that moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True), disable=not show) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda steps: progress.advance(task, steps)
+log = structlog.get_logger(__name__)
 
-
-class Advance(Protocol):
-    """Moves a task to `done`, with a note beside its bar."""
-
-    def __call__(self, done: int, note: str = "") -> None: ...
+SECONDS = 2.0
+POINTS = 120
 
 
-class Bars:
-    """Several tasks under each other, on standard error, while the block lasts."""
+class Teller:
+    """Of one round. What cannot be told is logged, and never stops the round."""
 
-    def __init__(self, *, show: bool) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-        self._progress = Progress(*columns, *times, console=Console(stderr=True), disable=not show)
+    def __init__(self, database: Database, round_id: str, directory: Path, sampler: str, epochs: float) -> None:
+        self.database, self.round_id, self.directory = database, round_id, directory
+        self.sampler, self.epochs = sampler, epochs
 
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
+    async def tell(self, stage: RoundStage, *, version: str | None = None, outcome: str | None = None) -> None:
+        """The round is at `stage` now; how far its training got is read from the run directory."""
+        curve = await asyncio.to_thread(training_curve, self.directory)
+        try:
+            await tell_round(
+                self.database,
+                self.round_id,
+                run=self.directory.name,
+                sampler=self.sampler,
+                stage=stage,
+                epochs=self.epochs,
+                curve=curve,
+                version=version,
+                outcome=outcome,
+            )
+        except StoreError as error:
+            log.warning("how far the round is could not be told", error=str(error))
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+    @asynccontextmanager
+    async def training(self) -> AsyncIterator[None]:
+        """Tell again and again while the block trains, in whichever processes."""
+        telling = asyncio.create_task(self._tell_training(), name="teller")
+        try:
+            yield
+        finally:
+            telling.cancel()
+            (ended,) = await asyncio.gather(telling, return_exceptions=True)
+            if isinstance(ended, Exception):
+                log.warning("how far the round is could not be told", error=str(ended))
 
-    @contextmanager
-    def task(self, title: str, total: int, *, done: int = 0, transient: bool = False) -> Iterator[Advance]:
-        """A task; a transient one leaves no bar behind."""
-        task = self._progress.add_task(title, total=total, completed=done, note="")
-        yield lambda done, note="": self._progress.update(task, completed=done, note=note)
-        if transient:
-            self._progress.remove_task(task)
+    async def _tell_training(self) -> None:
+        while True:
+            await self.tell(RoundStage.TRAINING)
+            await asyncio.sleep(SECONDS)
+
+
+def training_curve(directory: Path) -> tuple[CurvePoint, ...]:
+    """At most `POINTS` of the steps reported so far, evenly spread, the last one among them."""
+    steps = [entry for entry in read_metrics(directory) if "loss" in entry]
+    chosen = range(len(steps)) if len(steps) <= POINTS else _spread(len(steps))
+    return tuple(
+        CurvePoint(step["epoch"], step["loss"], step.get("margin"), step.get("target"))
+        for step in map(steps.__getitem__, chosen)
+    )
+
+
+def _spread(count: int) -> list[int]:
+    return [round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)]

@@ -21,15 +21,15 @@ from bonbon.ids import time_ordered_id
 from bonbon.pairs.snapshot import Snapshot, read_snapshot, take_snapshot
 from bonbon.registry.records import Version, VersionState
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundStage
-from trainer.evaluation import FILE, Evaluation
+from trainer.context import Workshop
+from trainer.evaluation.evaluation import FILE, Evaluation
+from trainer.evaluation.gate import Verdict, judge
 from trainer.files import read_json, write_json
-from trainer.gate import Verdict, judge
-from trainer.launch import run_training
-from trainer.metrics import MetricsLog, read_metrics
-from trainer.report import write_report
-from trainer.signatures import NAMES, signatures
-from trainer.teller import Teller
-from trainer.workshop import Workshop
+from trainer.progress import Teller
+from trainer.reports.report import write_report
+from trainer.reports.signatures import NAMES, signatures
+from trainer.training.launch import run_training
+from trainer.training.metrics import MetricsLog, read_metrics
 
 log = structlog.get_logger(__name__)
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from bonbon.settings import GateSettings
 from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate
-from trainer.evaluation import FILE, Evaluation
+from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.files import read_json
-from trainer.signatures import signatures
+from trainer.reports.signatures import signatures
 
 if TYPE_CHECKING:
-    from trainer.gate import Verdict
+    from trainer.evaluation.gate import Verdict
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -32,8 +32,8 @@ def write_report(
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    from trainer.figures import save
-    from trainer.metrics import read_metrics
+    from trainer.reports.figures import save
+    from trainer.training.metrics import read_metrics
 
     metrics = read_metrics(run_dir)
     evaluation = Evaluation.load(run_dir) if (run_dir / FILE).exists() else None

@@ -20,14 +20,14 @@ from bonbon.registry.records import Version
 from bonbon.settings import Settings, TrainSettings
 
 if TYPE_CHECKING:
-    from trainer.train import TrainingResult
+    from trainer.training.train import TrainingResult
 
 JOB, OUTCOME = "job.json", "outcome.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The arguments of `trainer.train.train`; the run directory is where this is."""
+    """The arguments of `trainer.training.train.train`; the run directory is where this is."""
 
     model: str
     train: TrainSettings
@@ -53,14 +53,14 @@ class Failure:
 async def run_training(
     settings: Settings, snapshot: Snapshot, run_dir: Path, *, base: Path, reference: Version | None, progress: bool
 ) -> "TrainingResult":
-    """`trainer.train.train` in `train.processes` processes, or in those of `train.launcher`.
+    """`trainer.training.train.train` in `train.processes` processes, or in those of `train.launcher`.
 
     When this process ends, however it ends, the others do too: the run goes on from its last checkpoint.
 
     Raises:
         UserError, BonbonError: what `train` raises, or a process died.
     """
-    from trainer.train import train
+    from trainer.training.train import train
 
     config = settings.train
     if config.processes == 1 and not config.launcher:
@@ -68,7 +68,7 @@ async def run_training(
         return await asyncio.to_thread(
             train, settings, snapshot, run_dir, base=base, reference=reference, progress=progress
         )
-    command = [*_launcher(config), "-m", "trainer.worker", str(run_dir), "--owned"]
+    command = [*_launcher(config), "-m", "trainer.training.worker", str(run_dir), "--owned"]
     job = Job(settings.model, config, snapshot.path.absolute(), base, reference, progress)
     (run_dir / OUTCOME).unlink(missing_ok=True)
     (run_dir / JOB).write_bytes(TypeAdapter(Job).dump_json(job, indent=2))
@@ -111,7 +111,7 @@ async def _end(process: Process) -> None:
 
 
 def _outcome(run_dir: Path, status: int, command: str) -> "TrainingResult":
-    from trainer.train import TrainingResult
+    from trainer.training.train import TrainingResult
 
     try:
         outcome = (run_dir / OUTCOME).read_bytes()

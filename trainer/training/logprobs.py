@@ -10,10 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bonbon.errors import UserError
-from trainer.groups import Groups, Rows
-from trainer.pairs import Batch, length_batches, padded
-from trainer.policy import sequence_logprobs
-from trainer.progress import Bars
+from trainer.bars import Bars
+from trainer.data.batches import Batch, length_batches, padded
+from trainer.data.groups import Groups, Rows
+from trainer.training.policy import sequence_logprobs
 
 STRANGE_SHARE = 0.01
 

@@ -15,7 +15,7 @@ from bonbon.registry.records import Version
 from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
-from trainer.evaluation import Evaluation
+from trainer.evaluation.evaluation import Evaluation
 
 if TYPE_CHECKING:
     from bonbon.pairs.snapshot import Snapshot
@@ -52,9 +52,9 @@ class Workshop:
             UserError: no reward is configured, or there are too few held-out prompts.
             RewardError, EngineError: scoring or drawing failed.
         """
-        from trainer.evaluate import evaluate
-        from trainer.held_out import read_held_out
-        from trainer.kl import KL
+        from trainer.data.held_out import read_held_out
+        from trainer.evaluation.evaluate import evaluate
+        from trainer.evaluation.kl import KL
 
         settings = self.settings
         if settings.reward is None:

@@ -5,9 +5,9 @@ from statistics import fmean
 from typing import Any
 
 from bonbon.theory import Estimate, clustered_mean, clustered_ratio
-from trainer import estimates
-from trainer.divergence import Divergence
-from trainer.samples import Judge, Samples, Scored, by_held_out, by_reward, wins
+from trainer.evaluation import estimates
+from trainer.evaluation.divergence import Divergence
+from trainer.evaluation.samples import Judge, Samples, Scored, by_held_out, by_reward, wins
 
 
 def win_rates(samples: Sequence[Samples]) -> dict[str, Any]:

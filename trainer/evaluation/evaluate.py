@@ -11,11 +11,11 @@ from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
 from bonbon.rewards.together import together
 from bonbon.settings import EvaluateSettings
-from trainer import measures
-from trainer.divergence import Completion, DivergenceEstimator
-from trainer.evaluation import Evaluation
-from trainer.progress import bar
-from trainer.samples import Sampler, Samples, choose
+from trainer.bars import bar
+from trainer.evaluation import measures
+from trainer.evaluation.divergence import Completion, DivergenceEstimator
+from trainer.evaluation.evaluation import Evaluation
+from trainer.evaluation.samples import Sampler, Samples, choose
 
 CONCURRENCY = 16
 """Prompts in flight."""

@@ -4,9 +4,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bonbon.registry.records import Version
-from trainer.evaluation import Evaluation
-from trainer.gate import Verdict
-from trainer.report import evaluation_rows
+from trainer.evaluation.evaluation import Evaluation
+from trainer.evaluation.gate import Verdict
+from trainer.reports.report import evaluation_rows
 
 
 def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:

@@ -1,4 +1,4 @@
-"""One of the processes of a training: `torchrun --nproc-per-node 8 -m trainer.worker RUN_DIRECTORY`."""
+"""One of the processes of a training: `torchrun --nproc-per-node 8 -m trainer.training.worker RUN_DIRECTORY`."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import read_snapshot
 from bonbon.settings import load_settings
 from trainer.files import write_json
-from trainer.launch import JOB, OUTCOME, Failure, Job
-from trainer.train import TrainingResult, train
+from trainer.training.launch import JOB, OUTCOME, Failure, Job
+from trainer.training.train import TrainingResult, train
 
 
 def main(run_dir: Path, *, owned: bool) -> int:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.groups import Groups, Rows
+from trainer.data.groups import Groups, Rows
 
 Partner = Literal["random", "worst"]
 

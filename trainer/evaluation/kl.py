@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.engines.policy import load_model
-from trainer.divergence import Completion, Divergence
+from trainer.evaluation.divergence import Completion, Divergence
 
 
 class KL:

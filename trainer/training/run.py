@@ -14,16 +14,16 @@ from torch import Tensor
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from bonbon.theory import best_of_n_kl
-from trainer.checkpoint import Checkpoints, refuse_non_finite, trained_weights
-from trainer.groups import Groups, Rows
-from trainer.landing import Landing
-from trainer.logprobs import Logprobs, sampler_gap
-from trainer.loss import LossTerms, PairLogprobs, make_loss
-from trainer.metrics import MetricsLog
-from trainer.pairs import Batch, Partner, epoch_batches, make_batch, places
-from trainer.policy import save_policy
-from trainer.progress import Bars
-from trainer.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
+from trainer.bars import Bars
+from trainer.data.batches import Batch, Partner, epoch_batches, make_batch, places
+from trainer.data.groups import Groups, Rows
+from trainer.training.checkpoint import Checkpoints, refuse_non_finite, trained_weights
+from trainer.training.interpolation import Landing
+from trainer.training.logprobs import Logprobs, sampler_gap
+from trainer.training.loss import LossTerms, PairLogprobs, make_loss
+from trainer.training.metrics import MetricsLog
+from trainer.training.policy import save_policy
+from trainer.training.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
 
 if TYPE_CHECKING:
     from peft import PeftModel

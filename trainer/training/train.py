@@ -12,14 +12,14 @@ from bonbon.modelfiles import served_name
 from bonbon.pairs.snapshot import Snapshot, read_snapshot
 from bonbon.registry.manifest import make_manifest
 from bonbon.settings import Settings, TrainSettings
-from trainer.accelerator import make_accelerator
-from trainer.groups import Groups
-from trainer.metrics import latest_metrics
-from trainer.policy import load_policy
-from trainer.progress import Bars
-from trainer.run import Run
-from trainer.run_record import claim, describe
-from trainer.schedule import count_steps
+from trainer.bars import Bars
+from trainer.data.groups import Groups
+from trainer.training.accelerator import make_accelerator
+from trainer.training.metrics import latest_metrics
+from trainer.training.policy import load_policy
+from trainer.training.run import Run
+from trainer.training.run_record import claim, describe
+from trainer.training.schedule import count_steps
 
 if TYPE_CHECKING:
     from bonbon.registry.records import Version

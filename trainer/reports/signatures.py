@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from bonbon.theory import best_of_n_kl, frontier_kl
-from trainer.evaluation import Evaluation
+from trainer.evaluation.evaluation import Evaluation
 
 FLAT, CONTRAST, SFT = "win_rate_flat", "contrast_dominates", "sft_dominates"
 NAMES = (FLAT, CONTRAST, SFT)

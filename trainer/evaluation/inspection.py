@@ -9,11 +9,11 @@ from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.pairs.snapshot import Snapshot, take_snapshot
 from bonbon.registry.records import Version
-from trainer.evaluation import FILE, Evaluation
-from trainer.gate import Verdict, judge
-from trainer.report import write_report
+from trainer.context import Workshop
+from trainer.evaluation.evaluation import FILE, Evaluation
+from trainer.evaluation.gate import Verdict, judge
+from trainer.reports.report import write_report
 from trainer.rounds import PLAN, REGISTERED, Round
-from trainer.workshop import Workshop
 
 
 class Inspection(NamedTuple):

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from bonbon.engines.policy import end_ids
-from trainer.divergence import Completion
-from trainer.groups import Groups, Rows
-from trainer.kl import CompletionBatch, divergence
-from trainer.progress import Bars
+from trainer.bars import Bars
+from trainer.data.groups import Groups, Rows
+from trainer.evaluation.divergence import Completion
+from trainer.evaluation.kl import CompletionBatch, divergence
 
 if TYPE_CHECKING:
     from peft import PeftModel

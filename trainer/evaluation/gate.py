@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from bonbon.settings import GateSettings
 from bonbon.theory import BettingTest, best_of_n_kl
-from trainer.evaluation import Evaluation
+from trainer.evaluation.evaluation import Evaluation
 
 
 @dataclass(frozen=True, slots=True)

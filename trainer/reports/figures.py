@@ -13,7 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from bonbon.chart_style import FAINT, STYLE
 from bonbon.settings import GateSettings
 from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
-from trainer.evaluation import Evaluation
+from trainer.evaluation.evaluation import Evaluation
 
 Metrics = Sequence[dict[str, Any]]
 

@@ -1,0 +1,1 @@
+"""Measures a trained version and decides whether it may be promoted."""

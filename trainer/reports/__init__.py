@@ -1,0 +1,1 @@
+"""Reports of a run: figures, tables and known ways to fail."""

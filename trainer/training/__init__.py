@@ -1,0 +1,1 @@
+"""Trains a policy on groups of scored candidates."""
