@@ -52,11 +52,24 @@ class Prompt:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the prompt's content: the same prompt always falls on the same side of the held-out split."""
+        """SHA-256 of the prompt's content."""
         content: tuple[object, ...] = (self.messages, self.text, self.token_ids)
         if self.tools is not None or self.tool_choice is not None:
             content += (self.tools, self.tool_choice)
         return sha256(repr(content).encode()).hexdigest()
+
+    @property
+    def root_digest(self) -> str:
+        """The digest of the conversation's beginning, up to and including its first user turn.
+
+        Every later turn of a conversation repeats its beginning, so all of its turns share this digest. A prompt that
+        is no conversation, or that has no user turn, is its own beginning.
+        """
+        turns = self.messages or ()
+        first = next((place for place, message in enumerate(turns) if message["role"] == "user"), len(turns))
+        if first + 1 >= len(turns):
+            return self.digest
+        return Prompt(turns[: first + 1], tools=self.tools, tool_choice=self.tool_choice).digest
 
     @property
     def has_tools(self) -> bool:

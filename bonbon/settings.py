@@ -163,104 +163,132 @@ class ServiceSettings(Section):
 
 
 class TrainSettings(Section):
-    """The offline half: what a training run is made with."""
+    """How a version is trained."""
 
-    loss: Literal["bonbon", "paper", "sft", "ipo", "dpo"] = "bonbon"
-    """bonbon: a*SFT + (1-a)*IPO/Var, best against a random other; paper: raw alpha as in the paper, best against worst;
-    the others for comparison."""
-    alpha: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"
-    """Weight of the SFT term. auto: .005 for `paper`; for `bonbon` .5, and a divergence in place of both terms for
-    prompts that were asked often enough to know their rewards' distribution."""
-    kl: float | None = Field(None, gt=0)
-    """With alpha auto: nats from the reference, on held-out prompts, that a policy is brought back to which went
-    further; by default best-of-n's own, log n - (n-1)/n."""
+    loss: Literal["gvpo", "bonbon", "paper", "sft", "ipo", "dpo"] = "gvpo"
+    """What is minimised. `gvpo` learns from all candidates of a group at once. The others compare two of them:
+    `bonbon` and `paper` are BoNBoN with its terms in units of their variance and as printed; `sft`, `ipo` and `dpo`
+    are there for comparison."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of a supervised term beside `gvpo`, which keeps the policy near to what the base says."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Weight of the supervised term in `bonbon` (default 0.5) and in `paper` (default 0.005)."""
     dpo_beta: float = Field(0.1, gt=0)
-    """Beta of the `dpo` loss."""
+    """The beta of the `dpo` loss."""
+    kl: float | None = Field(None, gt=0)
+    """The most that a trained policy may diverge from the base, in nats; by default as much as best-of-n does,
+    log n - (n-1)/n."""
     method: Literal["lora", "full"] = "lora"
-    """Train a LoRA adapter or all weights."""
+    """Whether a LoRA adapter or all weights are trained."""
     lora_rank: int = Field(16, ge=1)
-    """Rank of the adapter."""
+    """The rank of the adapter."""
     lora_alpha: int = Field(32, ge=1)
     """The adapter's output is scaled by lora_alpha / lora_rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs that are dropped in training."""
+    """The share of the adapter's inputs that is dropped in training."""
     lora_targets: str = "all-linear"
-    """Module names the adapter is put on: `all-linear`, or a comma-separated list."""
+    """The modules that get an adapter: `all-linear`, or a comma-separated list of module names."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak of the learning rate; by default from the model's width (an adapter's 5e-4 at 2000, 3e-4 at 4096)."""
-    epochs: float = Field(3.0, gt=0)
-    """Passes over the pairs."""
-    batch_size: int = Field(32, ge=1)
-    """Pairs per optimiser step, over all processes and accumulation steps."""
-    micro_batch_size: int = Field(8, ge=1)
-    """Pairs per forward pass in each process; what memory allows."""
+    """The peak of the learning rate. By default a short probe chooses it by what it gains on validation groups."""
+    epochs: float = Field(1.0, gt=0)
+    """How often the training groups are gone through before the policy draws for itself."""
+    batch_size: int = Field(16, ge=1)
+    """Groups in an optimiser step, over all processes and forward passes."""
+    micro_batch_size: int = Field(4, ge=1)
+    """Groups in a forward pass of each process. Lower it when memory runs out; it must divide batch_size."""
     gradient_checkpointing: bool = False
-    """Compute activations twice instead of keeping them: about a third slower, for much less memory."""
+    """Whether activations are computed twice instead of kept: about a third slower, for much less memory."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises; then it falls to 0 in a straight line."""
-    max_grad_norm: float = Field(10.0, gt=0)
-    """Longer gradients are shortened to this norm."""
+    """The share of the steps in which the learning rate rises; after that it falls to 0 in a straight line."""
+    max_grad_norm: float = Field(4.0, gt=1)
+    """A gradient that is longer than this many times the median of the latest ones is shortened to that."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW."""
+    """The weight decay of AdamW."""
+    refine: Literal["auto", "on", "off"] = "auto"
+    """Whether the policy then learns from its own draws. `auto` does so where a reward is configured, the engine can
+    load what is trained and there are enough validation prompts; `on` refuses to train where it cannot be done."""
+    refine_tokens: int = Field(2_000_000, ge=1)
+    """The most tokens that are drawn for learning from the policy's own draws. It ends earlier when nothing more is
+    gained."""
+    refine_draws: int = Field(8, ge=2)
+    """Candidates that are drawn for each prompt."""
+    refine_replay: int = Field(2, ge=0)
+    """Optimiser steps on earlier draws after each step on fresh ones."""
+    refine_learning_rate: float | None = Field(None, gt=0)
+    """The learning rate on the policy's own draws; by default a fifth of that on logged groups. It is halved whenever
+    validation prompts gain less than before."""
+    validation_draws: int = Field(2, ge=2)
+    """Draws for each validation prompt whenever policies are compared by what they draw."""
+    draws_in_flight: int = Field(32, ge=1)
+    """Prompts that a training draws for at once. Where its engine also answers requests, keep this well below what that
+    engine can draw at once."""
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, else 32-bit."""
+    """`auto` computes in bf16 on a GPU that has it and in 32 bits elsewhere; `no` always computes in 32 bits."""
     seed: int = Field(0, ge=0)
-    """Of the order of pairs, the adapter's first weights, dropout, and the evaluation's draws."""
+    """The seed of everything that is random in training and evaluation."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimiser steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """How many of the newest checkpoints are kept."""
     tenants: list[str] | None = None
-    """Whose groups may be trained on. Without it they must be of one tenant, for the version answers everybody."""
+    """The tenants whose groups may be trained on. By default all groups must be of one tenant, because the version
+    answers everybody."""
     min_pairs: int = Field(64, ge=1)
-    """Fewer clean pairs than this are refused."""
-    max_sampler_gap: float = Field(0.2, gt=0)
-    """Nats per token by which a pair's logged log-probability may differ from the reference's; more than 1 % of pairs
-    beyond it are refused, for the reference did not sample them."""
-    held_out_fraction: float = Field(0.1, gt=0, lt=1)
-    """Share of prompts (by their digest) that are never trained on."""
+    """Fewer training groups than this are refused."""
+    max_sampler_gap: float = Field(0.1, gt=0)
+    """The most, in nats an answer, by which the engine's log-probabilities may be higher on average than the trainer's,
+    beyond the noise of 16-bit arithmetic. More than this means that another policy drew the groups."""
+    held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
+    """The share of conversations that are kept for tests: no round trains on them or chooses by them."""
+    validation_fraction: float = Field(0.1, ge=0, lt=0.5)
+    """The share of conversations that learning rates, steps and policies are chosen by. No round trains on them."""
     threads: int = Field(0, ge=0)
-    """CPU threads for torch; 0 leaves torch's own choice."""
+    """CPU threads for torch; 0 leaves the choice to torch."""
     processes: int = Field(1, ge=1)
-    """Training processes on this machine, one a GPU; they share every batch."""
+    """Training processes on this machine, one for each GPU; they share every step."""
     sharding: Literal["none", "full"] = "none"
-    """none: every process holds the whole model; full: weights, gradients and optimiser state are split among the
+    """`none` gives every process the whole model; `full` splits weights, gradients and optimiser state among the
     processes (FSDP2)."""
     launcher: str = ""
-    """Command that starts the training processes in the place of torchrun on this machine."""
+    """A command that starts the training processes instead of torchrun on this machine."""
 
 
 class EvaluateSettings(Section):
     """How a trained version is measured."""
 
-    prompts: int = Field(200, ge=2)
-    """Held-out prompts to draw for."""
-    answers: int = Field(2, ge=1)
-    """Draws of the policy per prompt."""
+    prompts: int = Field(400, ge=2)
+    """The most test prompts that are drawn for."""
+    draws: int | None = Field(None, ge=1)
+    """Draws of the version for each prompt; by default n. Best-of-k is measured for every k up to this."""
     batch_size: int = Field(32, ge=1)
-    """Sequences per forward pass of the KL estimate."""
+    """Sequences in a forward pass of the KL estimate."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """In place of the same keys of the service's engine_options: the evaluation's engine may run beside it, on the same
-    machine, and must fit into the memory that is left."""
+    """Options that replace those of the same name in engine_options for the engine that training and evaluation draw
+    with. It may run beside the service's engine on the same machine, and must fit into the memory that is left."""
 
 
 class GateSettings(Section):
-    """What a version must show before it is promoted. All but the two ratios are read on 95 % interval bounds."""
+    """What a version must show before it is promoted. Win rates and divergences are read on their 95 % bounds."""
 
-    min_win_rate: float = Field(0.55, ge=0, le=1)
-    """Lower bound of the win rate against the base."""
+    margin: float = Field(0.03, ge=0, lt=0.5)
+    """How much of the win rate against what answers requests now may be lost at most: the version answers with the
+    smallest k whose best-of-k wins at least half of these comparisons less this margin, by its lower bound."""
+    min_saved: float = Field(0.05, ge=0, lt=1)
+    """The least share of tokens per answer that must be saved at that k."""
+    min_win_rate: float = Field(0.5, ge=0, le=1)
+    """The least win rate of one draw against one draw of the base, by its lower bound."""
     max_p_value: float = Field(0.05, gt=0, le=1)
-    """Most that chance may explain of a win rate above `min_win_rate`, by a test that needs no large sample."""
-    min_win_rate_reference: float = Field(0.5, ge=0, le=1)
-    """Lower bound of the win rate against the reference policy, when that is not the base."""
-    min_held_out_win_rate: float = Field(0.5, ge=0, le=1)
-    """Lower bound of the win rate by the held-out reward, when one is configured."""
-    max_kl_factor: float = Field(3.0, gt=0)
-    """Upper bound of KL from the reference, as a multiple of best-of-n's own log n - (n-1)/n."""
+    """The most that chance may explain of a win rate above `min_win_rate`, by a test that needs no large sample."""
+    min_gain: float = 0.0
+    """The least gain in the objective over the base, win rate for divergence, in nats, by its lower bound."""
+    max_kl_factor: float = Field(2.0, gt=0)
+    """The most divergence from the base, by its upper bound, as a multiple of best-of-n's log n - (n-1)/n."""
+    max_truncated: float = Field(0.05, ge=0, le=1)
+    """By how much the share of answers that are cut off at max_tokens may be higher than the base's."""
     length_ratio: tuple[float, float] = (0.5, 2.0)
-    """Mean length over the base's."""
+    """The least and the greatest mean length over the base's."""
     min_distinct_ratio: float = Field(0.5, ge=0)
-    """Distinct-2 over the base's."""
+    """The least share of different pairs of tokens (distinct-2) over the base's."""
 
 
 class LoopSettings(Section):

@@ -24,6 +24,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    or_,
 )
 
 
@@ -141,13 +142,15 @@ groups = Table(
     Column("unclean", String(16)),
     Column("idempotency", String(64)),
 )
-# Time-ordered ids keep these in append order. The clean groups of one version are one range of the first.
+# Time-ordered ids keep these in append order. The groups of one version that may be trained on are one range of the
+# first, which also serves those who ask for clean groups alone.
+_TRAINABLE = or_(groups.c.unclean.is_(None), groups.c.unclean == "tied")
 Index(
-    "ix_groups_clean",
+    "ix_groups_trainable",
     groups.c.version,
     groups.c.id,
-    sqlite_where=groups.c.unclean.is_(None),
-    postgresql_where=groups.c.unclean.is_(None),
+    sqlite_where=_TRAINABLE,
+    postgresql_where=_TRAINABLE,
 )
 Index("ix_groups_end_user", groups.c.end_user)
 Index("ix_groups_request_id", groups.c.request_id)

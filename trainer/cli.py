@@ -22,7 +22,7 @@ DATABASE = typer.Option(None, help="SQLAlchemy URL of the pair log and registry.
 
 
 def train(
-    version: str = typer.Option(None, help="Whose groups to train on, and from where (default: the champion)."),
+    version: str = typer.Option(None, help="The version to start from (default: the champion)."),
     run: Path = typer.Option(None, help="Run directory (default: a new one in data_dir/runs)."),
     resume: bool = typer.Option(False, "--resume", help="Go on with the run in --run."),
     snapshot: Path = typer.Option(None, help="Train on this snapshot instead of taking a new one."),
@@ -72,7 +72,7 @@ def _settings(
 
 async def _train(
     settings: Settings,
-    sampler: str | None,
+    start: str | None,
     run: Path | None,
     resume: bool,
     snapshot: Path | None,
@@ -97,11 +97,11 @@ async def _train(
         else:
             directory = run.absolute() if run else new_directory(settings.runs_dir, "train")
             with room_for(directory):
-                round_ = await Round.create(workshop, directory, sampler=sampler, snapshot=snapshot)
+                round_ = await Round.create(workshop, directory, start=start, snapshot=snapshot)
         with room_for(round_.directory):
             taken = await round_.snapshot()
             trained = await round_.train()
-            console.print(f"trained on {trained['pairs']} pairs of {taken.version} in {trained['steps']} steps")
+            console.print(f"trained {taken.version} on {trained['groups']} groups in {trained['steps']} steps")
             if register:
                 await round_.evaluate()
                 await hold.confirm()

@@ -11,6 +11,7 @@ from bonbon.engines import build_engine
 from bonbon.engines.base import Engine, VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import resolve_model, served_name
+from bonbon.pairs.snapshot import Split
 from bonbon.registry.records import Version
 from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
@@ -39,21 +40,21 @@ class Workshop:
         name = await self.registry.champion()
         return self.base if name is None else await self.registry.get(name)
 
-    def n(self, snapshot: "Snapshot") -> int:
-        """The n that a version trained on `snapshot` is measured against: the configured one, if groups have it."""
-        return self.settings.n if self.settings.n in snapshot.ns else max(snapshot.ns)
+    async def evaluate(
+        self, version: VersionFiles, snapshot: "Snapshot", *, served: str | None, temporary: bool = False
+    ) -> Evaluation:
+        """Measure `version` on the test prompts of `snapshot`, against the base and what is served.
 
-    async def evaluate(self, version: VersionFiles, snapshot: "Snapshot", *, temporary: bool = False) -> Evaluation:
-        """Measure `version` on the held-out prompts of `snapshot`, against the base and the snapshot's sampler.
-
-        With `temporary`, nobody else draws from it under this name.
+        Args:
+            served: the version that answers requests; None or the base: best-of-n of the base does.
+            temporary: nobody else draws from the version under this name.
 
         Raises:
-            UserError: no reward is configured, or there are too few held-out prompts.
+            UserError: no reward is configured, or there are too few test prompts.
             RewardError, EngineError: scoring or drawing failed.
         """
-        from trainer.data.held_out import read_held_out
-        from trainer.evaluation.evaluate import evaluate
+        from trainer.data.logged_prompts import logged_prompts
+        from trainer.evaluation.evaluate import Served, evaluate
         from trainer.evaluation.kl import KL
 
         settings = self.settings
@@ -63,32 +64,25 @@ class Workshop:
                 "bonbon.toml)",
                 param="reward",
             )
-        held_out = await asyncio.to_thread(read_held_out, snapshot)
-        reference = await self.registry.get(snapshot.version)
-        others = [self.base.files] if reference.kind is VersionKind.BASE else [self.base.files, reference.files]
+        champion = self.base if served is None else await self.registry.get(served)
+        by_base = champion.kind is VersionKind.BASE
         return await evaluate(
-            engine=await asyncio.to_thread(self._engine),
+            engine=await asyncio.to_thread(self.build_engine),
             reward=build_reward(settings.reward),
             held_out_reward=build_reward(settings.held_out_reward) if settings.held_out_reward else None,
-            divergence=KL(
-                [*others, version],
-                temperature=held_out.sampling.temperature,
-                batch_size=settings.evaluate.batch_size,
-                precision=settings.train.precision,
-            ),
-            prompts=held_out.prompts,
+            divergence=KL(self.base.files, version, batch_size=settings.evaluate.batch_size),
+            prompts=await asyncio.to_thread(logged_prompts, snapshot, Split.TEST),
             version=version,
-            reference=None if reference.kind is VersionKind.BASE else reference.files,
-            n=self.n(snapshot),
-            sampling=held_out.sampling,
+            served=Served(None, settings.n) if by_base else Served(champion.files, champion.k),
+            n=settings.n,
             settings=settings.evaluate,
             seed=settings.train.seed,
             progress=self.progress,
             temporary=temporary,
         )
 
-    def _engine(self) -> Engine:
-        """What the evaluation draws with; building it may import a heavy library."""
+    def build_engine(self) -> Engine:
+        """What training and evaluation draw with, not started; building it may import a heavy library."""
         evaluate = self.settings.evaluate
         options = self.settings.engine_options | evaluate.engine_options
         settings = self.settings.model_copy(update={"engine_options": options})

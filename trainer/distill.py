@@ -5,6 +5,7 @@ The directory is a run directory (see `trainer.rounds`) with a database of its o
 
 import asyncio
 import fcntl
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +20,7 @@ from bonbon.engines import build_engine
 from bonbon.engines.base import Sampling
 from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
 from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import is_held_out
+from bonbon.pairs.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt
 from bonbon.registry.records import Version
 from bonbon.rewards import build_reward
@@ -28,6 +29,7 @@ from bonbon.settings import Settings
 from bonbon.tables import groups
 from trainer.bars import bar
 from trainer.context import Workshop
+from trainer.drawing import LEAST_VALIDATION
 from trainer.files import read_json, write_json
 from trainer.rounds import PLAN, Round, stages
 
@@ -73,7 +75,7 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
         _claim(out, _task(workshop, prompts, sampling))
         if not (out / PLAN).exists():
             await draw_groups(workshop, prompts, sampling)
-            round_ = await Round.create(workshop, out, sampler=workshop.base.name)
+            round_ = await Round.create(workshop, out, start=workshop.base.name)
         else:
             round_ = Round.open(workshop, out)
         for stage in stages(round_, promote=True):
@@ -165,20 +167,27 @@ def _claim(out: Path, task: Task) -> None:
 
 def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
     """Before anything is drawn: a run that could not be trained or measured."""
-    fraction = settings.train.held_out_fraction
-    held_out = [prompt.digest for prompt in prompts if is_held_out(prompt.digest, fraction)]
-    train, needed = len(prompts) - len(held_out), max(settings.train.min_pairs, settings.train.batch_size)
-    if train < needed:
+    train = settings.train
+    fractions = Fractions(test=train.held_out_fraction, validation=train.validation_fraction)
+    splits = Counter(split_of(prompt.root_digest, fractions) for prompt in prompts)
+    needed = max(train.min_pairs, train.batch_size)
+    if splits[Split.TRAIN] < needed:
         raise UserError(
-            f"{len(prompts)} prompts leave {train} to train on, fewer than {needed} (train.min_pairs = "
-            f"{settings.train.min_pairs}, train.batch_size = {settings.train.batch_size}): give more prompts, or lower "
-            "these",
+            f"{len(prompts)} prompts leave {splits[Split.TRAIN]} to train on, fewer than {needed} (train.min_pairs = "
+            f"{train.min_pairs}, train.batch_size = {train.batch_size}): give more prompts, or lower these",
             param="prompts",
         )
-    if len(set(held_out)) < 2:
+    test = {prompt.digest for prompt in prompts if split_of(prompt.root_digest, fractions) is Split.TEST}
+    if len(test) < 2:
         raise UserError(
-            f"train.held_out_fraction = {fraction} keeps {len(set(held_out))} of the different prompts to measure on, "
-            "and two are needed: give more prompts, or raise it",
+            f"train.held_out_fraction = {train.held_out_fraction} keeps {len(test)} of the different prompts to "
+            "measure on, and two are needed: give more prompts, or raise it",
+            param="prompts",
+        )
+    if train.refine == "on" and splits[Split.VALIDATION] < LEAST_VALIDATION:
+        raise UserError(
+            f"train.refine = 'on' needs {LEAST_VALIDATION} validation prompts, and train.validation_fraction = "
+            f"{train.validation_fraction} keeps {splits[Split.VALIDATION]}: give more prompts, or raise it",
             param="prompts",
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from bonbon.errors import BonbonError, Conflict, StoreError, UserError
+from bonbon.errors import BonbonError, Conflict, EngineError, RewardError, StoreError, UserError
 from bonbon.registry.due import new_groups
 from bonbon.registry.records import Version
 from trainer.context import Workshop
@@ -47,7 +47,8 @@ class Loop:
     def __init__(self, workshop: Workshop) -> None:
         self.workshop = workshop
         settings = workshop.settings
-        trained_on = settings.loop.min_groups * (1 - settings.train.held_out_fraction)
+        kept = settings.train.held_out_fraction + settings.train.validation_fraction
+        trained_on = settings.loop.min_groups * (1 - kept)
         if trained_on < settings.train.min_pairs:
             raise UserError(
                 f"loop.min_groups = {settings.loop.min_groups} leaves about {trained_on:.0f} pairs to train on, fewer "
@@ -132,6 +133,8 @@ class Loop:
                 result = await stage()
         except (Conflict, StoreError, DiskFull):
             raise
+        except (EngineError, RewardError):
+            raise  # what the training has drawn so far is kept
         except BonbonError as error:
             if stage in (round_.snapshot, round_.train):
                 await round_.fail(error)

@@ -6,7 +6,8 @@ cut off goes on at the stage it had reached, in another process too.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,16 +19,20 @@ import structlog
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.errors import Conflict, UserError
 from bonbon.ids import time_ordered_id
-from bonbon.pairs.snapshot import Snapshot, read_snapshot, take_snapshot
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.snapshot import Fractions, Snapshot, Split, read_snapshot, take_snapshot
 from bonbon.registry.records import Version, VersionState
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundStage
+from bonbon.rewards import build_reward
 from trainer.context import Workshop
+from trainer.drawing import Drawing, why_not_drawn
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.evaluation.gate import Verdict, judge
 from trainer.files import read_json, write_json
 from trainer.progress import Teller
 from trainer.reports.report import write_report
 from trainer.reports.signatures import NAMES, signatures
+from trainer.training.draws import DrawBox
 from trainer.training.launch import run_training
 from trainer.training.metrics import MetricsLog, read_metrics
 
@@ -42,16 +47,22 @@ PLAN, TRAINING, REGISTERED, FINISHED, FAILED = (
 class Plan:
     """What a round sets out to do.
 
-    `sampler` drew the groups; it is the reference policy and what training starts from. `champion` is who answered when
-    the round began, None before anything was promoted. `snapshot` is a directory to use instead of taking a new one.
+    `start` is the version that training starts from, and `champion` the one that answered when the round began, None
+    before anything was promoted. `snapshot` is a directory to use instead of taking a new one.
     """
 
     id: str
-    sampler: str
+    start: str
     champion: str | None
-    held_out_fraction: float
+    test_fraction: float
+    validation_fraction: float
     created: str
     snapshot: str | None = None
+
+    @property
+    def policy(self) -> str:
+        """What the trained policy is called until it is a version: no version, past or to come, has this name."""
+        return f"round-{self.id}"
 
 
 class Round:
@@ -59,32 +70,33 @@ class Round:
 
     def __init__(self, workshop: Workshop, directory: Path, plan: Plan) -> None:
         self.workshop, self.directory, self.plan = workshop, directory, plan
-        self.teller = Teller(workshop.database, plan.id, directory, plan.sampler, workshop.settings.train.epochs)
+        self.teller = Teller(workshop.database, plan.id, directory, plan.start, workshop.settings.train.epochs)
         self._snapshot: Snapshot | None = None
 
     @classmethod
     async def create(
-        cls, workshop: Workshop, directory: Path, *, sampler: str | None = None, snapshot: Path | None = None
+        cls, workshop: Workshop, directory: Path, *, start: str | None = None, snapshot: Path | None = None
     ) -> "Round":
-        """Plan a round in a new directory. By default the champion's groups are trained on.
+        """Plan a round in a new directory. By default it starts from the champion.
 
         Raises:
-            UserError: the directory holds a round already, or sampler and snapshot are of different versions.
-            UnknownVersion: there is no such sampler.
+            UserError: the directory holds a round already, or start and snapshot are of different versions.
+            UnknownVersion: there is no such version to start from.
         """
         if (directory / PLAN).exists():
             raise UserError(f"{directory} holds a run already; --resume goes on with it, or name another directory")
         if snapshot is not None:
             snapshot = snapshot.absolute()
-            sampler = _sampler_of(read_snapshot(snapshot), sampler)
-        version = await workshop.registry.get(sampler) if sampler else await workshop.champion()
-        # What an ancestor held out must not be trained on, nor what it was trained on be measured on.
-        inherited = version.training.get("held_out_fraction", 1.0)
+            start = _start_of(read_snapshot(snapshot), start)
+        version = await workshop.registry.get(start) if start else await workshop.champion()
+        # What an ancestor kept from training must not be trained on, nor what it was trained on be measured on.
+        inherited, train = version.training, workshop.settings.train
         plan = Plan(
             id=time_ordered_id(),
-            sampler=version.name,
+            start=version.name,
             champion=await workshop.registry.champion(),
-            held_out_fraction=min(inherited, workshop.settings.train.held_out_fraction),
+            test_fraction=min(inherited.get("held_out_fraction", 1.0), train.held_out_fraction),
+            validation_fraction=min(inherited.get("validation_fraction", 1.0), train.validation_fraction),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             snapshot=str(snapshot) if snapshot else None,
         )
@@ -106,31 +118,31 @@ class Round:
         return not (self.directory / FINISHED).exists() and not (self.directory / FAILED).exists()
 
     async def snapshot(self) -> Snapshot:
-        """Take the sampler's clean groups. All of them: they are draws of the policy that training starts from."""
+        """Take the groups that the base and the version to start from have drawn."""
         if self._snapshot is None:
             self._snapshot = await self._take_snapshot()
         return self._snapshot
 
     async def train(self) -> dict[str, Any]:
-        """Train on the snapshot: kind, steps, pairs, metrics and seconds."""
+        """Train on the snapshot: kind, steps, groups, metrics and seconds."""
         if done := read_json(self.directory / TRAINING):
             return done
         snapshot, workshop = await self.snapshot(), self.workshop
-        reference = await workshop.registry.get(self.plan.sampler)
         start = perf_counter()
-        async with self.teller.training():
+        async with self.teller.training(), self._drawing(snapshot) as draws:
             result = await run_training(
                 workshop.settings,
                 snapshot,
                 self.directory,
                 base=workshop.base.directory,
-                reference=reference,
+                start=await workshop.registry.get(self.plan.start),
+                draws=draws,
                 progress=workshop.progress,
             )
         trained = {
             "kind": str(result.kind),
             "steps": result.steps,
-            "pairs": result.pairs,
+            "groups": result.groups,
             "metrics": result.metrics,
             "seconds": perf_counter() - start,
         }
@@ -138,13 +150,15 @@ class Round:
         return trained
 
     async def evaluate(self) -> Evaluation:
-        """Measure the trained version on held-out prompts."""
+        """Measure the trained version on test prompts."""
         if (self.directory / FILE).exists():
             return Evaluation.load(self.directory)
         kind = VersionKind((await self.train())["kind"])
         await self.teller.tell(RoundStage.EVALUATING)
-        files = VersionFiles(self.directory.name, kind, self.directory / "output")
-        evaluation = await self.workshop.evaluate(files, await self.snapshot(), temporary=True)
+        files = VersionFiles(self.plan.policy, kind, self.directory / "output")
+        evaluation = await self.workshop.evaluate(
+            files, await self.snapshot(), served=self.plan.champion, temporary=True
+        )
         evaluation.save(self.directory)
         self._tell_signatures(evaluation)
         return evaluation
@@ -157,13 +171,13 @@ class Round:
         evaluation, snapshot = await self.evaluate(), await self.snapshot()
         version = await self._registered_before() or await registry.register(
             base=self.workshop.base.name,
-            parent=self.plan.sampler,
+            parent=self.plan.start,
             kind=VersionKind((await self.train())["kind"]),
             directory=self.directory / "output",
             training=await self._training_record(snapshot, evaluation),
         )
         evaluation = replace(evaluation, version=version.name)
-        verdict = judge(evaluation, self.workshop.settings.gate, n=self.workshop.n(snapshot))
+        verdict = judge(evaluation, self.workshop.settings.gate)
         if version.state is VersionState.REGISTERED:
             await registry.record_evaluation(version.name, evaluation.to_dict())
             decide = registry.approve if verdict.passed else registry.refuse
@@ -201,6 +215,39 @@ class Round:
         write_json(self.directory / FAILED, {"error": str(error), "time": datetime.now(UTC).isoformat()})
         await self.teller.tell(RoundStage.FAILED, outcome=str(error))
 
+    @asynccontextmanager
+    async def _drawing(self, snapshot: Snapshot) -> AsyncIterator[bool]:
+        """Draw for the training inside the block, if that is possible: whether it is.
+
+        Raises:
+            UserError: `train.refine` is "on", and it is not possible.
+        """
+        workshop = self.workshop
+        settings = workshop.settings
+        if problem := why_not_drawn(settings, snapshot):
+            if settings.train.refine == "on":
+                raise UserError(f"train.refine = 'on', but {problem}", param="train.refine")
+            log.warning("the version is trained without draws of its own", reason=problem)
+            yield False
+            return
+        assert settings.reward is not None
+        pair_log = PairLog(workshop.database)
+        await pair_log.start()
+        try:
+            drawing = Drawing(
+                workshop.build_engine,
+                build_reward(settings.reward),
+                snapshot,
+                DrawBox(self.directory),
+                name=self.plan.policy,
+                pair_log=pair_log,
+                concurrency=settings.train.draws_in_flight,
+            )
+            async with drawing.in_background():
+                yield True
+        finally:
+            await pair_log.stop()
+
     async def _take_snapshot(self) -> Snapshot:
         plan = self.plan
         directory = Path(plan.snapshot) if plan.snapshot is not None else self.directory / "snapshot"
@@ -210,11 +257,17 @@ class Round:
         snapshot = await take_snapshot(
             self.workshop.database,
             directory,
-            version=plan.sampler,
-            held_out_fraction=plan.held_out_fraction,
+            version=plan.start,
+            fractions=Fractions(test=plan.test_fraction, validation=plan.validation_fraction),
             tenants=self.workshop.settings.train.tenants,
         )
-        log.info("snapshot taken", groups=snapshot.groups, held_out=snapshot.held_out_groups, sampler=plan.sampler)
+        log.info(
+            "snapshot taken",
+            training=snapshot.train_groups,
+            validation=snapshot.validation_groups,
+            test=snapshot.test_groups,
+            start=plan.start,
+        )
         return snapshot
 
     def _tell_signatures(self, evaluation: Evaluation) -> None:
@@ -243,17 +296,18 @@ class Round:
         return {
             "round": plan.id,
             "run": str(self.directory),
-            "sampler": plan.sampler,
+            "start": plan.start,
             "snapshot": snapshot.hash,
             "groups": snapshot.groups,
-            "held_out_groups": snapshot.held_out_groups,
+            **{f"{split}_groups": getattr(snapshot, f"{split}_groups") for split in Split},
             "first_group": snapshot.first_group,
             "last_group": snapshot.last_group,
-            "held_out_fraction": plan.held_out_fraction,
+            "held_out_fraction": plan.test_fraction,
+            "validation_fraction": plan.validation_fraction,
             "ns": list(snapshot.ns),
             "temperatures": list(snapshot.temperatures),
             "reward": {"name": snapshot.reward_name, "version": snapshot.reward_version},
-            "pairs": trained["pairs"],
+            "trained_groups": trained["groups"],
             "steps": trained["steps"],
             "metrics": trained["metrics"],
             "signatures": [asdict(found) for found in signatures(read_metrics(self.directory), evaluation)],
@@ -279,7 +333,9 @@ def new_directory(runs_dir: Path, prefix: str) -> Path:
     return directory
 
 
-def _sampler_of(snapshot: Snapshot, sampler: str | None) -> str:
-    if sampler is not None and sampler != snapshot.version:
-        raise UserError(f"the snapshot was sampled from {snapshot.version}, not from {sampler}; leave --version out")
+def _start_of(snapshot: Snapshot, start: str | None) -> str:
+    if start is not None and start != snapshot.version:
+        raise UserError(
+            f"the snapshot was taken to start from {snapshot.version}, not from {start}; leave --version out"
+        )
     return snapshot.version

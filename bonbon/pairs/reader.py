@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, literal, or_, select
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from bonbon.database import Database
@@ -82,9 +82,9 @@ async def count_clean(
         return int((await connection.execute(query)).scalar_one())
 
 
-async def clean_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
-    """Whose requests the clean groups of `version` are."""
-    query = select(groups.c.tenant).where(clean(version, after)).distinct().order_by(groups.c.tenant)
+async def trainable_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
+    """The tenants whose groups of `version` may be trained on."""
+    query = select(groups.c.tenant).where(trainable(version, after)).distinct().order_by(groups.c.tenant)
     async with database.read() as connection:
         return list((await connection.execute(query)).scalars())
 
@@ -92,10 +92,10 @@ async def clean_tenants(database: Database, version: str, *, after: str | None =
 async def newest_reward(
     database: Database, version: str, *, after: str | None = None, tenants: Tenants = None
 ) -> RewardKey | None:
-    """The reward that scored the newest clean group of `version`."""
+    """The reward that scored the newest group of `version` that may be trained on."""
     query = (
         select(groups.c.reward_name, groups.c.reward_version)
-        .where(clean(version, after, tenants))
+        .where(trainable(version, after, tenants))
         .order_by(groups.c.id.desc())
         .limit(1)
     )
@@ -175,6 +175,24 @@ def clean(
     """
     ranked = groups.c.unclean.is_(None)
     conditions = [or_(ranked, groups.c.unclean == Unclean.REWARD) if own_rewards else ranked]
+    if version is not None:
+        conditions.append(groups.c.version == version)
+    if after is not None:
+        conditions.append(groups.c.id > after)
+    if tenants is not None:
+        conditions.append(groups.c.tenant.in_([clean_text(tenant) for tenant in tenants]))
+    return and_(*conditions)
+
+
+def trainable(version: str | None, after: str | None, tenants: Tenants = None) -> ColumnElement[bool]:
+    """Groups of two or more scored draws of a version's own distribution, tied ones included.
+
+    A tied group makes no pair, but it says that more draws gain nothing for its prompt: leaving it out would overstate
+    what best-of-n gains.
+    """
+    # Written into the statement: a planner does not see from a parameter that the partial index has what is asked for.
+    tied = groups.c.unclean == literal(str(Unclean.TIED), literal_execute=True)
+    conditions: list[ColumnElement[bool]] = [or_(groups.c.unclean.is_(None), tied)]
     if version is not None:
         conditions.append(groups.c.version == version)
     if after is not None:

@@ -6,11 +6,10 @@ from itertools import groupby
 from operator import itemgetter
 from typing import NamedTuple
 
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import and_, select
 
 from bonbon.database import Database
-from bonbon.pairs.reader import RewardKey
-from bonbon.pairs.records import Unclean
+from bonbon.pairs.reader import RewardKey, trainable
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
 from bonbon.tables import candidates, groups
@@ -57,7 +56,7 @@ async def scored_groups(
     )
     last, found = after, chunk
     while found == chunk:
-        page = select(*columns).where(drawn_and_scored(version, last), condition).order_by(groups.c.id).limit(chunk)
+        page = select(*columns).where(trainable(version, last), condition).order_by(groups.c.id).limit(chunk)
         some = page.subquery()
         query = (
             select(some, candidates.c.reward, *([candidates.c.text] if texts else []))
@@ -77,14 +76,3 @@ async def scored_groups(
                 prompt_of(ranked[0]["prompt"]) if texts else None,
                 tuple(row["text"] for row in ranked) if texts else (),
             )
-
-
-def drawn_and_scored(version: str | None, after: str | None) -> ColumnElement[bool]:
-    """Groups of two or more independent draws of a version's own law, all of them scored."""
-    # To leave ties out would leave out the prompts on which more draws gain nothing.
-    conditions: list[ColumnElement[bool]] = [or_(groups.c.unclean.is_(None), groups.c.unclean == Unclean.TIED)]
-    if version is not None:
-        conditions.append(groups.c.version == version)
-    if after is not None:
-        conditions.append(groups.c.id > after)
-    return and_(*conditions)

@@ -7,8 +7,8 @@ from sqlalchemy import func, select
 
 from bonbon.database import Database
 from bonbon.errors import UserError
-from bonbon.pairs.reader import RewardKey
-from bonbon.pairs.scored import Kind, drawn_and_scored
+from bonbon.pairs.reader import RewardKey, trainable
+from bonbon.pairs.scored import Kind
 from bonbon.tables import groups
 
 
@@ -76,7 +76,7 @@ class _Holding:
 
 async def _holdings(database: Database, version: str | None, after: str | None) -> list[_Holding]:
     key = (groups.c.version, groups.c.reward_name, groups.c.reward_version, groups.c.n)
-    query = select(*key, func.count(), func.max(groups.c.id)).where(drawn_and_scored(version, after)).group_by(*key)
+    query = select(*key, func.count(), func.max(groups.c.id)).where(trainable(version, after)).group_by(*key)
     async with database.read() as connection:
         rows = (await connection.execute(query)).all()
     return [_Holding(Kind(row[0], RewardKey(row[1], row[2]), row[3]), row[4], row[5]) for row in rows]

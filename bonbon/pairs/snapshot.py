@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,9 +16,9 @@ from sqlalchemy import select
 
 from bonbon.database import Database
 from bonbon.errors import UserError
-from bonbon.pairs.clean import CleanGroup, clean_groups
-from bonbon.pairs.reader import RewardKey, Tenants, clean_tenants, newest_reward
+from bonbon.pairs.reader import RewardKey, Tenants, newest_reward, trainable_tenants
 from bonbon.pairs.rows import prompt_document
+from bonbon.pairs.training import TrainingGroup, training_groups
 from bonbon.tables import versions
 
 GROUPS, RECORD = "groups.parquet", "snapshot.json"
@@ -26,6 +27,7 @@ CHUNK = 500
 SCHEMA = pa.schema(
     [
         ("group_id", pa.string()),
+        ("version", pa.string()),
         ("prompt_digest", pa.string()),
         ("prompt", pa.string()),
         ("prompt_token_ids", pa.list_(pa.int32())),
@@ -35,26 +37,59 @@ SCHEMA = pa.schema(
         ("n", pa.int32()),
         ("temperature", pa.float64()),
         ("max_tokens", pa.int32()),
-        ("held_out", pa.bool_()),
+        ("stop", pa.list_(pa.string())),
+        ("split", pa.string()),
     ]
 )
 
 
+class Split(StrEnum):
+    """What a group is for: to be trained on, to choose between policies, or to measure the one that was chosen."""
+
+    TRAIN = "train"
+    VALIDATION = "validation"
+    TEST = "test"
+
+
+class Fractions(NamedTuple):
+    """The shares of all conversations that are kept for tests and for validation."""
+
+    test: float
+    validation: float
+
+
+def split_of(root_digest: str, fractions: Fractions) -> Split:
+    """Which split a conversation is in, by the digest of its beginning (`Prompt.root_digest`).
+
+    The digest decides alone, so every turn of a conversation is in the same split, today and in every later round.
+    Tests are taken from one end of the digests and validation from the other: a smaller fraction of either takes a part
+    of what a larger one took, and never a conversation of the other.
+    """
+    place = int(root_digest[:8], 16) / 2**32
+    if place < fractions.test:
+        return Split.TEST
+    return Split.VALIDATION if place >= 1 - fractions.validation else Split.TRAIN
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a snapshot holds. `hash` is SHA-256 over sampler, reward and groups in order: same hash, same training data.
+    """What a snapshot holds. `hash` is SHA-256 over versions, reward and groups in order: same hash, same data.
 
-    `version` is the one sampler of every group, `base_digest` the manifest digest of the base it was made from ("" when
-    the registry does not know it). `other_rewards` counts clean groups left out because another reward, or another
-    version of it, scored them.
+    `version` is the policy that training starts from and `base` the base it was made from, which is its reference
+    policy; every group was drawn from one of the two. `base_digest` is the base's manifest digest ("" when the registry
+    does not know the base). `train_groups`, `validation_groups` and `test_groups` add up to `groups`. `other_rewards`
+    counts groups left out because another reward, or another version of it, scored them.
     """
 
     path: Path
     hash: str
     version: str
+    base: str
     base_digest: str
     groups: int
-    held_out_groups: int
+    train_groups: int
+    validation_groups: int
+    test_groups: int
     ns: tuple[int, ...]
     temperatures: tuple[float, ...]
     reward_name: str
@@ -69,38 +104,38 @@ class Snapshot:
         return self.path / GROUPS
 
 
-def is_held_out(prompt_digest: str, fraction: float) -> bool:
-    """Whether a prompt is kept from training: a fixed share of all prompts, the same ones every time."""
-    return int(prompt_digest[:8], 16) / 2**32 < fraction
-
-
 async def take_snapshot(
     database: Database,
     directory: Path,
     *,
     version: str,
-    held_out_fraction: float,
+    fractions: Fractions,
     after: str | None = None,
     reward: RewardKey | None = None,
     tenants: Tenants = None,
     progress: Callable[[int], None] | None = None,
 ) -> Snapshot:
-    """Write `version`'s clean groups (newer than the group `after`) to `directory`.
+    """Write the groups that `version` and its base have drawn (newer than the group `after`) to `directory`.
+
+    The base's groups belong to every round: its draws are what win probabilities and KL divergences are relative to.
 
     Args:
+        fractions: of the conversations that are kept for tests and for validation.
         reward: take only groups that this reward scored; by default the one that scored the newest group.
         tenants: take only groups of these; by default there must be one tenant only, whoever it is.
         progress: called with the number of groups taken so far.
 
     Raises:
-        UserError: there is no clean group to take, they are of several tenants, or `directory` holds something already.
+        UserError: there is no group to take, they are of several tenants, or `directory` holds something already.
     """
+    base, base_digest = await _base(database, version)
+    samplers = tuple(dict.fromkeys((base, version)))
     if tenants is None:
-        await _refuse_mixture(database, version, after)
-    reward = reward or await newest_reward(database, version, after=after, tenants=tenants)
+        await _refuse_mixture(database, samplers, after)
+    reward = reward or await _newest_reward(database, samplers, after, tenants)
     if reward is None:
         raise UserError(
-            f"the pair log has no clean group of version {version!r}; send requests first, "
+            f"the pair log has no group of version {version!r} that can be trained on; send requests first, "
             "and see `bonbon pairs stats` for what it has"
         )
     if directory.exists():
@@ -112,30 +147,32 @@ async def take_snapshot(
         work.mkdir()
         with pq.ParquetWriter(work / GROUPS, SCHEMA, compression="zstd") as writer:
             chunk: list[dict[str, Any]] = []
-            async for group in clean_groups(database, version=version, after=after, tenants=tenants):
-                if group.reward != reward:
-                    other += 1
-                    continue
-                row = _row(group, held_out_fraction)
-                digest.add(row)
-                taken.add(row)
-                chunk.append(row)
-                if len(chunk) == CHUNK:
-                    writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
-                    chunk.clear()
-                    if progress is not None:
-                        progress(taken.groups)
+            for sampler in samplers:
+                async for group in training_groups(database, version=sampler, after=after, tenants=tenants):
+                    if group.reward != reward:
+                        other += 1
+                        continue
+                    row = snapshot_row(group, fractions)
+                    digest.add(row)
+                    taken.add(row)
+                    chunk.append(row)
+                    if len(chunk) == CHUNK:
+                        writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
+                        chunk.clear()
+                        if progress is not None:
+                            progress(taken.groups)
             if chunk:
                 writer.write_table(pa.Table.from_pylist(chunk, SCHEMA))
         if progress is not None:
             progress(taken.groups)
         if taken.groups == 0:
-            raise UserError(f"no clean group of version {version!r} was scored by {reward.name!r} {reward.version!r}")
+            raise UserError(f"no group of version {version!r} was scored by {reward.name!r} {reward.version!r}")
         snapshot = Snapshot(
             path=directory,
             hash=digest.hex,
             version=version,
-            base_digest=await _base_digest(database, version),
+            base=base,
+            base_digest=base_digest,
             reward_name=reward.name,
             reward_version=reward.version,
             other_rewards=other,
@@ -149,7 +186,7 @@ async def take_snapshot(
 
 
 def read_snapshot(directory: Path) -> Snapshot:
-    """The snapshot in `directory`. Raises UserError when it is not one, or its pairs are not those its hash names."""
+    """The snapshot in `directory`. Raises UserError when it is not one, or its groups are not those its hash names."""
     try:
         record = json.loads((directory / RECORD).read_text())
         record = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
@@ -194,18 +231,20 @@ class _Digest:
 class _Tally:
     """What has been taken so far."""
 
-    groups: int = 0
-    held_out: int = 0
+    splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Split, 0))
     first: str = ""
     last: str = ""
     ns: set[int] = field(default_factory=set)
     temperatures: set[float] = field(default_factory=set)
 
+    @property
+    def groups(self) -> int:
+        return sum(self.splits.values())
+
     def add(self, row: dict[str, Any]) -> None:
-        self.groups += 1
-        self.held_out += row["held_out"]
-        self.first = self.first or row["group_id"]
-        self.last = row["group_id"]
+        self.splits[row["split"]] += 1
+        self.first = min(self.first or row["group_id"], row["group_id"])
+        self.last = max(self.last, row["group_id"])
         self.ns.add(row["n"])
         self.temperatures.add(row["temperature"])
 
@@ -214,7 +253,7 @@ class _Tally:
         """The snapshot's fields of these names."""
         return {
             "groups": self.groups,
-            "held_out_groups": self.held_out,
+            **{f"{split}_groups": self.splits[split] for split in Split},
             "ns": tuple(sorted(self.ns)),
             "temperatures": tuple(sorted(self.temperatures)),
             "first_group": self.first,
@@ -222,28 +261,43 @@ class _Tally:
         }
 
 
-def _row(group: CleanGroup, held_out_fraction: float) -> dict[str, Any]:
+def snapshot_row(group: TrainingGroup, fractions: Fractions) -> dict[str, Any]:
+    """The group as a row of `SCHEMA`."""
     row: dict[str, Any] = {item.name: getattr(group, item.name) for item in fields(group)}
     row["prompt"] = json.dumps(prompt_document(group.prompt), ensure_ascii=False)
-    row["held_out"] = is_held_out(group.prompt_digest, held_out_fraction)
+    row["split"] = str(split_of(group.prompt.root_digest, fractions))
     row["candidates"] = [list(tokens) for tokens in group.candidates]
-    for name in ("prompt_token_ids", "rewards", "logprobs"):
+    for name in ("prompt_token_ids", "rewards", "logprobs", "stop"):
         row[name] = list(row[name])
     return {name: row[name] for name in SCHEMA.names}
 
 
-async def _refuse_mixture(database: Database, version: str, after: str | None) -> None:
-    found = await clean_tenants(database, version, after=after)
+async def _newest_reward(
+    database: Database, samplers: Iterable[str], after: str | None, tenants: Tenants
+) -> RewardKey | None:
+    """Of the last of `samplers` that has groups: what the policy that answers now was scored by."""
+    found = None
+    for sampler in samplers:
+        found = await newest_reward(database, sampler, after=after, tenants=tenants) or found
+    return found
+
+
+async def _refuse_mixture(database: Database, samplers: Iterable[str], after: str | None) -> None:
+    found = sorted(
+        {tenant for version in samplers for tenant in await trainable_tenants(database, version, after=after)}
+    )
     if len(found) > 1:
         raise UserError(
-            f"the groups of version {version!r} are of several tenants, {', '.join(map(repr, found))}; what is trained "
-            "on them answers everybody, so name those that agree in train.tenants (BONBON_TRAIN__TENANTS)",
+            f"the groups to train on are of several tenants, {', '.join(map(repr, found))}; what is trained on them "
+            "answers everybody, so name those that agree in train.tenants (BONBON_TRAIN__TENANTS)",
             param="train.tenants",
         )
 
 
-async def _base_digest(database: Database, version: str) -> str:
-    base = select(versions.c.base).where(versions.c.name == version).scalar_subquery()
+async def _base(database: Database, version: str) -> tuple[str, str]:
+    """Name and manifest digest of the base of `version`; its own name and "" where nobody has registered it."""
+    name = select(versions.c.base).where(versions.c.name == version).scalar_subquery()
+    query = select(versions.c.name, versions.c.digest).where(versions.c.name == name)
     async with database.read() as connection:
-        query = select(versions.c.digest).where(versions.c.name == base)
-        return (await connection.execute(query)).scalar_one_or_none() or ""
+        row = (await connection.execute(query)).one_or_none()
+    return (version, "") if row is None else (row.name, row.digest)

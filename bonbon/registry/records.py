@@ -48,6 +48,11 @@ class Version:
         """What an engine loads."""
         return VersionFiles(self.name, self.kind, self.directory)
 
+    @property
+    def k(self) -> int:
+        """With how many draws the version answers so that nothing is lost, by the gate's verdict; else 1."""
+        return int((self.verdict or {}).get("k") or 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

@@ -11,6 +11,7 @@ from bonbon.theory.estimates import best_of_k_means, best_of_k_rewards, best_of_
 from bonbon.theory.frontier import frontier_gap, frontier_kl, frontier_win_rate, tilted_kl, tilted_win_rate
 from bonbon.theory.intervals import Estimate, Interval, clustered_mean, clustered_ratio, student_t, wilson
 from bonbon.theory.kl import k1, k3, rao_blackwell
+from bonbon.theory.objective import best_gain, objective, objective_gain, tilt
 from bonbon.theory.ranks import mid_ranks, win_fraction
 from bonbon.theory.rolling import RollingSequence
 from bonbon.theory.targets import (
@@ -32,6 +33,7 @@ __all__ = [
     "Estimate",
     "Interval",
     "RollingSequence",
+    "best_gain",
     "best_level_masses",
     "best_of_k_means",
     "best_of_k_rewards",
@@ -50,6 +52,8 @@ __all__ = [
     "k1",
     "k3",
     "mid_ranks",
+    "objective",
+    "objective_gain",
     "pair_target",
     "pair_target_variance",
     "quietest_partner",
@@ -62,6 +66,7 @@ __all__ = [
     "tied_kl",
     "tied_rank_targets",
     "tied_win_rate",
+    "tilt",
     "tilted_kl",
     "tilted_win_rate",
     "wilson",

@@ -30,7 +30,7 @@ def frontier_win_rate(kl: float) -> float:
     """The highest win rate against the reference at this KL from it. Raises ValueError when `kl` is negative."""
     if not kl >= 0:
         raise ValueError(f"a KL divergence is not negative, got {kl}")
-    return tilted_win_rate(_solve(tilted_kl, kl)) if math.isfinite(kl) else 1.0
+    return tilted_win_rate(solve_increasing(tilted_kl, kl)) if math.isfinite(kl) else 1.0
 
 
 def frontier_kl(win_rate: float) -> float:
@@ -40,7 +40,7 @@ def frontier_kl(win_rate: float) -> float:
     """
     if not 0 <= win_rate < 1:
         raise ValueError(f"a win rate at a finite KL is in [0, 1), got {win_rate}")
-    return tilted_kl(_solve(tilted_win_rate, win_rate)) if win_rate > 0.5 else 0.0
+    return tilted_kl(solve_increasing(tilted_win_rate, win_rate)) if win_rate > 0.5 else 0.0
 
 
 def frontier_gap(win_rate: float, kl: float) -> float:
@@ -48,7 +48,7 @@ def frontier_gap(win_rate: float, kl: float) -> float:
     return frontier_win_rate(kl) - win_rate
 
 
-def _solve(increasing: Callable[[float], float], value: float) -> float:
+def solve_increasing(increasing: Callable[[float], float], value: float) -> float:
     """The c >= 0 at which an increasing function has this value, by bisection to the last digit."""
     low, high = 0.0, 1.0
     while increasing(high) < value:

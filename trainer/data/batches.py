@@ -1,99 +1,149 @@
-"""A snapshot's groups as pairs: the best candidate and one below it, checked, batched by length, made into tensors."""
+"""Candidates of a snapshot's groups as tensors, and which of them meet in an optimiser step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.groups import Groups, Rows
-
-Partner = Literal["random", "worst"]
-
-BATCHES_PER_BUCKET = 32
+from trainer.data.groups import Groups, Rows, Tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pairs as right-padded tensors: every chosen sequence, then every rejected one, so 2 * pairs rows.
+    """Candidates as the inputs of one forward pass, and where the log-probability of each of their tokens is found.
 
-    `input_ids` and `attention_mask` are [2 * pairs, length]; `prompt_lengths` and `temperatures` [2 * pairs];
-    `rows` (numbers of the groups in the snapshot) [pairs], and `places` (of the two among their group's candidates,
-    worst first, from 0) [pairs, 2].
+    A sequence is a prompt with one candidate, or (`shared`) a prompt with several candidates after it, each of which
+    attends to the prompt and to itself alone.
+
+    Attributes:
+        input_ids: padded on the right, [sequences, length].
+        segments: 0 on prompts, 1 and up on the candidates of a sequence, -1 on padding, [sequences, length].
+        position_ids: each candidate's continue where its prompt ends, [sequences, length].
+        first: the first position whose logits are needed.
+        predictors: for every candidate's token, the position that predicts it, counted over all sequences from `first`
+            on, [tokens].
+        targets: those tokens, [tokens].
+        owners: the place in `candidates` of each of those tokens' candidate, [tokens].
+        candidates: which candidates these are, by their place in the flat arrays of the groups, [candidates].
+        temperatures: each candidate's own sampling temperature, [candidates].
+        shared: whether candidates share their prompt's sequence.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
-    prompt_lengths: Tensor
+    segments: Tensor
+    position_ids: Tensor
+    predictors: Tensor
+    targets: Tensor
+    owners: Tensor
+    candidates: Tensor
     temperatures: Tensor
-    rows: Tensor
-    places: Tensor
+    first: int
+    shared: bool
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(
-            *(getattr(self, name).to(device) for name in self.__dataclass_fields__)  # non_blocking needs pinned memory
-        )
+        items = {one.name: getattr(self, one.name) for one in fields(self)}
+        moved: dict[str, Any] = {k: item.to(device) if isinstance(item, Tensor) else item for k, item in items.items()}
+        return Batch(**moved)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the model reads, padding left out."""
+        return int((self.segments >= 0).sum())
+
+    def inputs(self) -> dict[str, Tensor | int | bool]:
+        """Arguments of the model's forward pass, whose logits begin at position `first`."""
+        inputs: dict[str, Tensor | int | bool] = {
+            "input_ids": self.input_ids,
+            "use_cache": False,
+            # The output layer is the largest tensor of all: only positions that predict a candidate's token need it.
+            "logits_to_keep": self.input_ids.shape[1] - self.first,
+        }
+        if not self.shared:
+            # Padding is on the right, where causal attention never looks: positions need no telling.
+            return inputs | {"attention_mask": (self.segments >= 0).long()}
+        return inputs | {"attention_mask": self._attention(), "position_ids": self.position_ids}
+
+    def _attention(self) -> Tensor:
+        """Which position attends to which, [sequences, 1, length, length]."""
+        length = self.input_ids.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
+        ours, theirs = self.segments[:, :, None], self.segments[:, None, :]
+        allowed = causal & ((ours == theirs) | (theirs == 0))
+        # A row of padding attends to itself: attention to nothing would not be a number.
+        return (allowed | torch.eye(length, dtype=torch.bool, device=self.segments.device))[:, None]
 
 
-def places(groups: Groups, rows: Rows, partner: Partner, *, seed: int, step: int) -> Rows:
-    """Places of chosen and rejected among the candidates of each row, [rows, 2].
+def make_batch(groups: Groups, chosen: Sequence[Rows], *, share_prompts: bool) -> Batch:
+    """Candidates as tensors on the CPU.
 
-    Chosen is the best. `random` draws the rejected from all candidates strictly below it, anew for every step, as a
-    function of seed, step and row: neither resuming a run nor splitting a batch changes it. `worst` takes the worst.
+    Args:
+        chosen: the places in the flat arrays of some candidates of one group, for each of the groups.
+        share_prompts: read each group's prompt once, not once for each of its candidates.
     """
-    below = groups.below[rows]
-    if partner == "worst":
-        rejected = np.zeros(len(rows), dtype=np.int64)
-    else:
-        rejected = (np.random.default_rng([seed, step]).random(len(groups))[rows] * below).astype(np.int64)
-    return np.stack([groups.n[rows] - 1, rejected], axis=1)
-
-
-def make_batch(groups: Groups, rows: Rows, places: Rows) -> Batch:
-    """These groups' candidates at `places`, [rows, 2], as tensors on the CPU."""
+    units = chosen if share_prompts else [candidate[None] for some in chosen for candidate in some]
     sequences = [
-        groups.sequence(row, place) for side in (0, 1) for row, place in zip(rows, places[:, side], strict=True)
+        (groups.prompts[int(groups.owners[unit[0]])], [groups.completions[int(candidate)] for candidate in unit])
+        for unit in units
     ]
+    candidates = np.concatenate(chosen)
+    return _lay_out(sequences, candidates, groups.temperatures[groups.owners[candidates]], shared=share_prompts)
+
+
+def _lay_out(
+    sequences: Sequence[tuple[Tokens, list[Tokens]]],
+    candidates: Rows,
+    temperatures: NDArray[np.float32],
+    *,
+    shared: bool,
+) -> Batch:
+    length = max(len(prompt) + sum(map(len, completions)) for prompt, completions in sequences)
+    first = min(len(prompt) for prompt, _ in sequences) - 1
+    shape = len(sequences), length
+    # Padding is masked: any token id will do.
+    ids, positions, segments = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
+    predictors: list[Rows] = []
+    owners: list[Rows] = []
+    for number, (prompt, completions) in enumerate(sequences):
+        end = len(prompt)
+        ids[number, :end], positions[number, :end], segments[number, :end] = prompt, np.arange(end), 0
+        for place, completion in enumerate(completions, start=1):
+            here = slice(end, end + len(completion))
+            ids[number, here], segments[number, here] = completion, place
+            positions[number, here] = np.arange(len(prompt), len(prompt) + len(completion))
+            # The prompt's last token predicts the first one of every candidate.
+            before = np.concatenate([[len(prompt) - 1], np.arange(end, end + len(completion) - 1)])
+            predictors.append(number * (length - first) + before[: len(completion)] - first)
+            owners.append(np.full(len(completion), len(owners)))
+            end += len(completion)
     return Batch(
-        *padded(sequences),
-        prompt_lengths=torch.from_numpy(np.tile(groups.prompt_lengths[rows], 2)),
-        temperatures=torch.from_numpy(np.tile(groups.temperatures[rows], 2)),
-        rows=torch.from_numpy(rows),
-        places=torch.from_numpy(places),
+        input_ids=torch.from_numpy(ids),
+        segments=torch.from_numpy(segments),
+        position_ids=torch.from_numpy(positions),
+        predictors=torch.from_numpy(np.concatenate(predictors)),
+        targets=torch.from_numpy(np.concatenate([one for _, some in sequences for one in some]).astype(np.int64)),
+        owners=torch.from_numpy(np.concatenate(owners)),
+        candidates=torch.from_numpy(candidates),
+        temperatures=torch.from_numpy(temperatures),
+        first=first,
+        shared=shared,
     )
 
 
-def padded(sequences: Sequence[NDArray[np.int32]]) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, padded on the right, [sequences, longest] each."""
-    # Padding is masked and to the right, where causal attention never looks: any token id will do.
-    input_ids = torch.zeros(len(sequences), max(map(len, sequences)), dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for i, sequence in enumerate(sequences):
-        input_ids[i, : len(sequence)] = torch.from_numpy(sequence.astype(np.int64))
-        attention_mask[i, : len(sequence)] = 1
-    return input_ids, attention_mask
+def epoch_steps(rows: Rows, size: int, *, seed: int, epoch: int) -> list[Rows]:
+    """One epoch's optimiser steps of exactly `size` rows each: a function of its arguments, so that a run can resume.
 
-
-def epoch_batches(rows: Rows, lengths: Rows, size: int, *, seed: int, epoch: int) -> list[Rows]:
-    """One epoch's batches of exactly `size` rows: a function of its arguments alone, so that a run can be resumed.
-
-    Sequences of like length share a batch (less padding), except that the shuffle decides which of them meet. What
-    fills no batch is left out; with each epoch's own shuffle these are other rows every time.
+    Which rows meet is left to chance alone: steps of rows of like length would let long answers count for less, because
+    the optimiser normalises each step. What does not fill a step is left out, and is different with every epoch.
     """
-    rng = np.random.default_rng([seed, epoch])
-    shuffled = rng.permutation(rows)[: len(rows) // size * size]
-    batches: list[Rows] = []
-    for start in range(0, len(shuffled), size * BATCHES_PER_BUCKET):
-        bucket = shuffled[start : start + size * BATCHES_PER_BUCKET]
-        bucket = bucket[np.argsort(lengths[bucket], kind="stable")]
-        batches += np.split(bucket, len(bucket) // size)
-    return [batches[i] for i in rng.permutation(len(batches))]
+    shuffled = np.random.default_rng([seed, epoch]).permutation(rows)
+    return np.split(shuffled[: len(rows) // size * size], max(1, len(rows) // size))
 
 
-def length_batches(rows: Rows, lengths: Rows, size: int) -> list[Rows]:
-    """All rows once, longest first, in batches of at most `size`: for passes that do not train."""
-    ordered = rows[np.argsort(-lengths[rows], kind="stable")]
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
+def by_length(lengths: Rows, size: int) -> list[Rows]:
+    """All places of `lengths`, the longest first, in batches of at most `size`: such a batch needs little padding."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[i : i + size] for i in range(0, len(order), size)]

@@ -1,8 +1,10 @@
-"""A snapshot's groups in memory: checked, with every candidate's rank among all that were drawn for its prompt."""
+"""Groups of scored candidates in memory: checked, with every candidate's chance to win against the base."""
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
+from typing import Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -11,122 +13,221 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bonbon.errors import UserError
+from bonbon.pairs.snapshot import Split
+from bonbon.theory import mid_ranks
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Tokens = NDArray[np.int32]
 
-POOLED = 8
-"""From so many groups of one prompt on, ranks among all of their candidates say more than those in a group."""
+T = TypeVar("T")
+
+Distribution = tuple[object, ...]
+"""What a candidate was drawn from, but for the policy: the prompt and the sampling settings."""
+OF_DISTRIBUTION = ("prompt_digest", "temperature", "max_tokens", "stop")
 COLUMNS = [
     "group_id",
-    "prompt_digest",
+    "version",
     "prompt_token_ids",
     "candidates",
     "rewards",
     "logprobs",
     "n",
-    "temperature",
-    "max_tokens",
-    "held_out",
+    "split",
+    *OF_DISTRIBUTION,
 ]
 
 
+@dataclass(frozen=True, eq=False)
 class Groups:
-    """The groups of a snapshot, in its order; a row's number is its place there. Candidates are worst first.
+    """Groups one after another; a row's number is its place. Candidates are worst first.
 
-    Candidates of all groups lie one after another in flat arrays; those of row r begin at `starts[r]`.
-
-    Args:
-        path: the snapshot's Parquet file.
-        pool: whether ranks are among all candidates of a prompt, where it has `POOLED` groups or more.
+    The candidates of all groups lie one after another in flat arrays; those of row r begin at `starts[r]`.
 
     Attributes:
-        train: rows to train on.
-        held_out: rows whose prompts are held out.
-        n, temperatures, max_tokens, starts, prompt_lengths: [rows].
-        owners: the row of each candidate, [candidates].
-        below: how many candidates are strictly below the best, [rows].
-        lengths: tokens of prompt and longest candidate, [rows].
-        sequence_lengths: tokens of prompt and candidate, [candidates].
-        tokens, logprobs: of each candidate, under the sampler as it was logged, [candidates].
-        ranks: of each candidate, 1 the lowest, among the `ranked` of its group, or among all that were drawn for its
-            prompt with the same settings; equal rewards share the mean of their ranks. [candidates] both.
-
-    Raises:
-        UserError: a group is not clean; the message says which and why.
+        distributions: what each row's candidates were drawn from, [rows].
+        by_base: whether the base drew the group, [rows].
+        split: whether the group is for training, validation or tests, [rows].
+        n: how many candidates it has, [rows].
+        temperatures: at which they were drawn, [rows].
+        logprobs, rewards: of each candidate, under its sampler and its reward as they were logged, [candidates].
+        wins: each candidate's estimated chance to win against one draw of the base, ties as half, [candidates]; not a
+            number where the base has not drawn for the prompt. See `win_chances`.
+        prompts: token ids, [rows].
+        completions: token ids, [candidates].
     """
 
-    def __init__(self, path: Path, *, pool: bool = False) -> None:
+    distributions: list[Distribution]
+    by_base: Flags
+    split: NDArray[np.str_]
+    n: Rows
+    temperatures: NDArray[np.float32]
+    logprobs: Values
+    rewards: Values
+    wins: Values
+    prompts: "Ragged"
+    completions: "Ragged"
+
+    @classmethod
+    def read(cls, path: Path, *, base: str, opponents: "Opponents | None" = None) -> Self:
+        """The groups of a Parquet file with the columns of `bonbon.pairs.snapshot.SCHEMA`.
+
+        Args:
+            base: the name of the base.
+            opponents: what the candidates are compared with; by default the base's groups in the file.
+
+        Raises:
+            UserError: a group cannot be trained on; the message says which one and why.
+        """
         table = pq.read_table(path, columns=COLUMNS).combine_chunks()
         _check(table)
-        self.n: Rows = table.column("n").to_numpy().astype(np.int64)
-        self.starts: Rows = np.concatenate([[0], np.cumsum(self.n)[:-1]]).astype(np.int64)
-        self.temperatures: NDArray[np.float32] = table.column("temperature").to_numpy().astype(np.float32)
-        self.max_tokens: Rows = table.column("max_tokens").to_numpy().astype(np.int64)
-        self.logprobs, rewards = _flat(table, "logprobs"), _flat(table, "rewards")
-        self._prompts = _Ragged(table.column("prompt_token_ids").combine_chunks())
-        self._candidates = _Ragged(table.column("candidates").combine_chunks().flatten())
-        self.tokens = self._candidates.lengths
-        self.owners: Rows = np.repeat(np.arange(len(self.n), dtype=np.int64), self.n)
-        self.prompt_lengths = self._prompts.lengths
-        self.sequence_lengths: Rows = self.prompt_lengths[self.owners] + self.tokens
-        self.lengths: Rows = np.maximum.reduceat(self.sequence_lengths, self.starts)
-        best = rewards[self.starts + self.n - 1][self.owners]
-        self.below: Rows = np.add.reduceat((rewards < best).astype(np.int64), self.starts)
-        held_out = table.column("held_out").to_numpy(zero_copy_only=False).astype(bool)
-        self.train: Rows = np.flatnonzero(~held_out).astype(np.int64)
-        self.held_out: Rows = np.flatnonzero(held_out).astype(np.int64)
-        pools = np.arange(len(self.n))
-        if pool:
-            settings = [table.column(name).to_pylist() for name in ("prompt_digest", "temperature", "max_tokens")]
-            pools = _pools(list(zip(*settings, strict=True)))
-        self.ranks, self.ranked = pooled_ranks(rewards, pools[self.owners])
+        n: Rows = table.column("n").to_numpy().astype(np.int64)
+        by_base = np.array([name == base for name in table.column("version").to_pylist()], dtype=bool)
+        distributions, rewards = _distributions(table), _flat(table, "rewards")
+        if opponents is None:
+            opponents = _opponents(distributions, by_base, n, rewards)
+        return cls(
+            distributions=distributions,
+            by_base=by_base,
+            split=np.array(table.column("split").to_pylist()),
+            n=n,
+            temperatures=table.column("temperature").to_numpy().astype(np.float32),
+            logprobs=_flat(table, "logprobs"),
+            rewards=rewards,
+            wins=_wins(distributions, n, rewards, opponents),
+            prompts=Ragged.of(table.column("prompt_token_ids").combine_chunks()),
+            completions=Ragged.of(table.column("candidates").combine_chunks().flatten()),
+        )
+
+    def __add__(self, other: Self) -> Self:
+        """The rows of both, each candidate with the chance to win that it has."""
+        return type(self)(
+            **{one.name: _joined(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)}
+        )
 
     def __len__(self) -> int:
         return len(self.n)
 
-    def prompt(self, row: int) -> NDArray[np.int32]:
-        """Token ids."""
-        return self._prompts[row]
+    @cached_property
+    def starts(self) -> Rows:
+        """Where each row's candidates begin, [rows]."""
+        return np.concatenate([[0], np.cumsum(self.n)[:-1]]).astype(np.int64)
 
-    def sequence(self, row: int, place: int) -> NDArray[np.int32]:
-        """Token ids of prompt and candidate at this place, 0 the worst."""
-        return np.concatenate([self._prompts[row], self._candidates[int(self.starts[row]) + place]])
+    @cached_property
+    def owners(self) -> Rows:
+        """The row of each candidate, [candidates]."""
+        return np.repeat(np.arange(len(self.n), dtype=np.int64), self.n)
 
-    def candidates_of(self, rows: Rows) -> Rows:
-        """Where the candidates of these rows are in the flat arrays."""
-        return np.concatenate([np.arange(self.starts[row], self.starts[row] + self.n[row]) for row in rows])
+    @cached_property
+    def opponents(self) -> "Opponents":
+        """Everything that the base has drawn here."""
+        return _opponents(self.distributions, self.by_base, self.n, self.rewards)
+
+    @cached_property
+    def comparable(self) -> Flags:
+        """Whether the base has drawn for the prompt, so that chances to win are known, [rows]."""
+        return np.isfinite(self.wins[self.starts])
+
+    @cached_property
+    def ranks(self) -> Values:
+        """Of each candidate in its group, 1 the lowest; equal rewards share the mean of their ranks, [candidates]."""
+        return np.concatenate([mid_ranks(some.tolist()) for some in np.split(self.rewards, self.starts[1:])])
+
+    @cached_property
+    def below(self) -> Rows:
+        """How many candidates are strictly below their group's best, [rows]; none in a tied group."""
+        best = self.rewards[self.starts + self.n - 1]
+        return np.add.reduceat((self.rewards < best[self.owners]).astype(np.int64), self.starts)
+
+    @cached_property
+    def tokens(self) -> Rows:
+        """Of each candidate, [candidates]."""
+        return self.completions.lengths
+
+    def rows_of(self, split: Split) -> Rows:
+        """The rows of a split."""
+        return np.flatnonzero(self.split == split).astype(np.int64)
+
+    def candidates_of(self, row: int) -> Rows:
+        """Places of a row's candidates in the flat arrays."""
+        return np.arange(self.starts[row], self.starts[row] + self.n[row])
 
 
-class _Ragged:
-    """A column of lists of token ids, as one flat array."""
-
-    def __init__(self, column: pa.ListArray) -> None:
-        self._offsets = column.offsets.to_numpy()
-        self._values = column.values.to_numpy()
-        self.lengths: Rows = np.diff(self._offsets).astype(np.int64)
-
-    def __getitem__(self, row: int) -> NDArray[np.int32]:
-        values: NDArray[np.int32] = self._values[self._offsets[row] : self._offsets[row + 1]]
-        return values
+Opponents = Mapping[Distribution, Values]
+"""The sorted rewards of everything that the base has drawn from a distribution."""
 
 
-def _pools(kinds: Sequence[tuple[object, ...]]) -> Rows:
-    """A number for each row, [rows]: one for all rows of a kind that `POOLED` or more have, its own for any other."""
-    counts = Counter(kinds)
-    numbers: dict[object, int] = {}
-    keys = (kind if counts[kind] >= POOLED else row for row, kind in enumerate(kinds))
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+def win_chances(rewards: Values, opponents: Values) -> Values:
+    """Estimates of U, each candidate's chance to win against one draw of the base for its prompt, [candidates].
+
+    A candidate that the base did not draw is compared with all N candidates that it did, ties as half. One that it did
+    draw is compared with the N - 1 others and, as half a win, with itself: its mid-rank less a half, over N. In either
+    case the differences within a group are unbiased for those of U after the group's mean is taken away, which is all
+    that training uses.
+
+    Args:
+        rewards: of each candidate, [candidates].
+        opponents: sorted rewards of the base's candidates, [N]; none: the chances are not numbers.
+    """
+    if not len(opponents):
+        return np.full(len(rewards), np.nan)
+    lower, upper = (np.searchsorted(opponents, rewards, side=side) for side in ("left", "right"))
+    return np.asarray((lower + upper) / (2 * len(opponents)))
 
 
-def pooled_ranks(rewards: Values, pools: Rows) -> tuple[Values, Values]:
-    """Rank of each reward in its pool, 1 the lowest, and the pool's size, [candidates] both; ties share their mean."""
-    ranks, sizes = np.empty(len(rewards)), np.bincount(pools)
-    order = np.lexsort((rewards, pools))
-    for members in np.split(order, np.cumsum(sizes)[:-1]):
-        _, which, counts = np.unique(rewards[members], return_inverse=True, return_counts=True)
-        ranks[members] = (np.cumsum(counts) - (counts - 1) / 2)[which]
-    return ranks, sizes[pools].astype(np.float64)
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """Lists of token ids as one flat array, with where each list begins and, last of all, where the last one ends."""
+
+    values: Tokens
+    offsets: Rows
+    lengths: Rows = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lengths", np.diff(self.offsets))
+
+    @classmethod
+    def of(cls, column: pa.ListArray) -> Self:
+        offsets = column.offsets.to_numpy().astype(np.int64)
+        return cls(column.values.to_numpy()[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, place: int) -> Tokens:
+        return self.values[self.offsets[place] : self.offsets[place + 1]]
+
+    def __add__(self, other: Self) -> Self:
+        offsets = np.concatenate([self.offsets, other.offsets[1:] + self.offsets[-1]])
+        return type(self)(np.concatenate([self.values, other.values]), offsets)
+
+
+def _joined(left: T, right: T) -> T:
+    if isinstance(left, np.ndarray):
+        return np.concatenate([left, right])  # type: ignore[return-value]
+    return left + right  # type: ignore[operator, no-any-return]
+
+
+def _distributions(table: pa.Table) -> list[Distribution]:
+    columns = [table.column(name).to_pylist() for name in OF_DISTRIBUTION]
+    columns[-1] = [tuple(stop) for stop in columns[-1]]
+    return list(zip(*columns, strict=True))
+
+
+def _opponents(distributions: Sequence[Distribution], by_base: Flags, n: Rows, rewards: Values) -> Opponents:
+    found: dict[Distribution, list[Values]] = {}
+    for distribution, base, some in zip(distributions, by_base, np.split(rewards, np.cumsum(n)[:-1]), strict=True):
+        if base:
+            found.setdefault(distribution, []).append(some)
+    return {distribution: np.sort(np.concatenate(some)) for distribution, some in found.items()}
+
+
+def _wins(distributions: Sequence[Distribution], n: Rows, rewards: Values, opponents: Opponents) -> Values:
+    groups = zip(distributions, np.split(rewards, np.cumsum(n)[:-1]), strict=True)
+    return np.concatenate(
+        [win_chances(some, opponents.get(distribution, np.empty(0))) for distribution, some in groups]
+    )
 
 
 def _flat(table: pa.Table, name: str) -> Values:
@@ -141,20 +242,19 @@ def _check(table: pa.Table) -> None:
     sizes = pc.list_value_length(table.column("candidates")).to_numpy()
     for wrong, why in (
         (n < 2, "has fewer than two candidates"),
-        (sizes != n, "has not the candidates that its n says"),
+        (sizes != n, "does not have as many candidates as its n says"),
         (~np.array([np.isfinite(some).all() for some in rewards]), "has a reward that is not finite"),
         (
             np.array([some != sorted(some) for some in rewards]),
             "has candidates that are not in the order of their rewards",
         ),
-        (np.array([some[-1] <= some[0] for some in rewards]), "is tied: its best reward is not above its worst"),
         (~np.array([np.isfinite(some).all() for some in logprobs]), "has a log-probability that is not finite"),
-        (temperature <= 0, "was drawn greedily, so its candidates are no draws of the policy"),
+        (temperature <= 0, "was drawn greedily, so its candidates are not draws of the policy"),
         (prompt_lengths == 0, "has an empty prompt"),
     ):
         if wrong.any():
             group = table.column("group_id")[int(np.flatnonzero(wrong)[0])].as_py()
             raise UserError(
-                f"{int(wrong.sum())} of the snapshot's {wrong.size} groups must not be trained on: group {group} {why}"
-                "; take the snapshot anew from the pair log, which leaves such groups out"
+                f"{int(wrong.sum())} of {wrong.size} groups cannot be trained on: group {group} {why}; take a new "
+                "snapshot from the pair log, which leaves such groups out"
             )

@@ -1,17 +1,20 @@
-"""Measures a version on held-out prompts: draws anew from it and from the base, scores, estimates."""
+"""Measures a version on test prompts: draws anew from it, the base and what is served, scores, estimates."""
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
+from typing import NamedTuple
 
-from bonbon.engines.base import Engine, Sampling, VersionFiles
+from bonbon.engines.base import Engine, VersionFiles
 from bonbon.errors import UserError
-from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
 from bonbon.rewards.together import together
 from bonbon.settings import EvaluateSettings
 from trainer.bars import bar
+from trainer.data.logged_prompts import LoggedPrompt
 from trainer.evaluation import measures
 from trainer.evaluation.divergence import Completion, DivergenceEstimator
 from trainer.evaluation.evaluation import Evaluation
@@ -19,6 +22,15 @@ from trainer.evaluation.samples import Sampler, Samples, choose
 
 CONCURRENCY = 16
 """Prompts in flight."""
+KL_DRAWS = 2
+"""Draws for each prompt that the KL is estimated from: an answer's divergence varies less than its reward."""
+
+
+class Served(NamedTuple):
+    """What answers requests now: the best of `k` draws of `version`, which is None for the base."""
+
+    version: VersionFiles | None
+    k: int
 
 
 async def evaluate(
@@ -27,47 +39,47 @@ async def evaluate(
     reward: Reward,
     held_out_reward: Reward | None,
     divergence: DivergenceEstimator,
-    prompts: Iterable[Prompt],
+    prompts: Iterable[LoggedPrompt],
     version: VersionFiles,
-    reference: VersionFiles | None,
+    served: Served,
     n: int,
-    sampling: Sampling,
     settings: EvaluateSettings,
     seed: int = 0,
     progress: bool = True,
     temporary: bool = False,
 ) -> Evaluation:
-    """Measure `version` on `settings.prompts` of `prompts`, none of which may have been trained on.
+    """Measure `version` on `settings.prompts` of `prompts`, none of which may have been used in training.
 
     Engine and rewards are started here, and stopped before divergences are estimated: these need the memory.
 
     Args:
-        prompts: held-out prompts; which of them are used depends on them and on `seed` only.
-        reference: what the version was trained from, None when that was the base.
+        prompts: test prompts; which of them are used depends on them and on `seed` only.
         n: of best-of-n.
-        sampling: how the training groups were drawn; its own seed is not used.
         temporary: nobody else draws from the version under this name: a fleet is to forget it again.
 
     Raises:
-        UserError: fewer than two prompts to measure on, or a sampling that is not the policy's own law.
+        UserError: fewer than two prompts to measure on, or a prompt that was not sampled from the policy's own
+            distribution.
         RewardError, EngineError: scoring or drawing failed.
     """
     start = perf_counter()
-    if not sampling.unmodified:
-        raise UserError(
-            f"an evaluation draws from the policy's own law (temperature > 0, no top_p, no top_k): {sampling}"
-        )
     chosen = choose(prompts, settings.prompts, seed)
+    if strange := [one.sampling for one in chosen if not one.sampling.unmodified]:
+        raise UserError(
+            "an evaluation draws from the policy's own distribution (temperature above 0, no top_p, no top_k), but a "
+            f"prompt was sampled with {strange[0]}"
+        )
     if len(chosen) < 2:
         raise UserError(
-            f"{len(chosen)} held-out prompts are too few to measure on; log groups for more different prompts, or "
-            "raise train.held_out_fraction"
+            f"{len(chosen)} test prompts are too few to measure on; log groups for more different prompts, or raise "
+            "train.held_out_fraction"
         )
+    draws = settings.draws or n
     async with AsyncExitStack() as running:
         await running.enter_async_context(_started(engine))
         for scorer in filter(None, (reward, held_out_reward)):
             await running.enter_async_context(_started(scorer))
-        for files in filter(None, (version, reference)):
+        for files in filter(None, (version, served.version)):
             if engine.displaces(files):
                 raise UserError(
                     "an evaluation draws from several weights in turn, and this engine holds one at a time: set "
@@ -79,45 +91,46 @@ async def evaluate(
             reward,
             held_out_reward,
             version=version.name,
-            reference=reference.name if reference else None,
-            n=n,
-            answers=settings.answers,
-            sampling=sampling,
+            served=served.version.name if served.version else None,
+            draws=draws,
+            base_draws=2 * n,
             seed=seed,
         )
-        samples = await _draw_all(sampler, chosen, f"measuring {version.name} on held-out prompts", progress)
+        samples = await _draw_all(sampler, chosen, "drawing for test prompts", progress)
         room = engine.context_length
         if temporary:
             await engine.unload(version.name)
     if len(samples) < 2:
         raise UserError(
-            f"{len(chosen) - len(samples)} of {len(chosen)} held-out prompts leave no room for max_tokens "
-            f"{sampling.max_tokens} in the context of {room} tokens: too few are left to measure on"
+            f"{len(chosen) - len(samples)} of {len(chosen)} test prompts leave no room for their max_tokens in the "
+            f"context of {room} tokens: too few are left to measure on"
         )
-    completions = [Completion(one.prompt, answer.tokens) for one in samples for answer in one.answers]
-    others = [engine.base, *([reference.name] if reference else [])]
-    with bar(f"estimating the KL of {version.name}", len(completions), show=progress) as advance:
-        divergences = await asyncio.to_thread(divergence, version.name, others, completions, advance)
+    answers = min(KL_DRAWS, draws)
+    completions = _completions(samples, answers, seed)
+    with bar("estimating the KL from the base", len(completions), show=progress) as advance:
+        divergences = await asyncio.to_thread(divergence, completions, advance)
+    commonest = Counter((one.sampling.temperature, one.sampling.max_tokens) for one in chosen).most_common(1)[0][0]
     return Evaluation(
         version=version.name,
         base=engine.base,
-        reference=reference.name if reference else engine.base,
+        served=served.version.name if served.version else engine.base,
+        served_k=served.k,
         n=n,
         prompts=len(samples),
-        answers=settings.answers,
+        draws=draws,
         skipped=len(chosen) - len(samples),
         seed=seed,
-        temperature=sampling.temperature,
-        max_tokens=sampling.max_tokens,
+        temperature=commonest[0],
+        max_tokens=commonest[1],
         reward=reward.name,
         reward_version=reward.version,
         held_out_reward=held_out_reward.name if held_out_reward else None,
+        best_of_k=measures.best_of_k(samples, served_k=served.k),
         kl_estimator=divergence.name,
-        **measures.win_rates(samples),
-        **measures.rewards(samples),
-        **measures.divergences("kl", divergences[engine.base], settings.answers),
-        **measures.divergences("kl_reference", divergences[reference.name] if reference else None, settings.answers),
-        **measures.lengths(samples),
+        **measures.win_rates(samples, n),
+        **measures.rewards(samples, n),
+        **measures.divergences(samples, divergences, answers, n),
+        **measures.lengths(samples, served_k=served.k),
         seconds=perf_counter() - start,
     )
 
@@ -131,10 +144,10 @@ async def _started(part: Engine | Reward) -> AsyncIterator[None]:
         await part.stop()
 
 
-async def _draw_all(sampler: Sampler, prompts: Sequence[Prompt], title: str, progress: bool) -> list[Samples]:
+async def _draw_all(sampler: Sampler, prompts: Sequence[LoggedPrompt], title: str, progress: bool) -> list[Samples]:
     slots = asyncio.Semaphore(CONCURRENCY)
 
-    async def draw(prompt: Prompt) -> Samples | None:
+    async def draw(prompt: LoggedPrompt) -> Samples | None:
         async with slots:
             samples = await sampler(prompt)
         advance(1)
@@ -143,3 +156,13 @@ async def _draw_all(sampler: Sampler, prompts: Sequence[Prompt], title: str, pro
     with bar(title, len(prompts), show=progress) as advance:
         drawn = await together(draw(prompt) for prompt in prompts)
     return [samples for samples in drawn if samples is not None]
+
+
+def _completions(samples: Sequence[Samples], answers: int, seed: int) -> list[Completion]:
+    """So many of each prompt's draws, whatever their rewards are."""
+    rng = random.Random(seed)
+    return [
+        Completion(one.prompt, draw.tokens, one.temperature)
+        for one in samples
+        for draw in rng.sample(list(one.version), answers)
+    ]

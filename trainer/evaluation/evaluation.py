@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any, Self
@@ -15,26 +15,55 @@ FILE = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)
+class BestOfK:
+    """Answering with the best of k draws of a version.
+
+    `win_rate` is against one draw of the base and `win_rate_served` against what answers requests now; the held-out
+    reward compares in `held_out_win_rate_served`, while the reward still chooses. `tokens` are drawn for an answer.
+    """
+
+    k: int
+    win_rate: Estimate
+    win_rate_served: Estimate
+    held_out_win_rate_served: Estimate | None
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One draw of `version` on held-out prompts, against the base and best-of-n of the base.
+    """`version` on test prompts, against the base and what answers requests now.
 
     Every `Estimate` has its 95 % interval, how many comparisons or answers it rests on (`count`) and how many prompts
-    (`clusters`). Ties count half. Lengths are in tokens, KL divergences in nats. `reference` is the policy that the
-    version was trained from; the `..._reference` fields are None when that is the base. The `held_out_...` fields are
-    by a reward that was never trained on, None when none is configured.
+    (`clusters`). Ties count half. Lengths are in tokens, divergences in nats. The `held_out_...` fields are by a reward
+    that was never trained on; they are None when none is configured.
 
-    `recovered` is (E r(version) - E r(base)) / (E r(best-of-n) - E r(base)). `truncated` is the share of answers cut
-    off at `max_tokens`. `skipped` counts prompts that left no room for `max_tokens` in the context.
-    `win_rate_shares` is what each prompt's answers won of their comparisons with the base, one prompt after the other;
-    None in an evaluation of an older release.
+    Attributes:
+        n: of best-of-n of the base.
+        draws: of the version for each prompt.
+        skipped: prompts that left no room for their max_tokens in the context.
+        temperature, max_tokens: of most of the prompts.
+        served: the version that answers requests, with the best of `served_k` draws and `served_tokens` tokens.
+        win_rate: of one draw, against one draw of the base; `win_rate_shares` has every prompt's.
+        best_of_n_win_rate: of best-of-n of the base, against one draw of the base.
+        best_of_k: best-of-k of the version, for every k from 1 to `draws`.
+        recovered: (E r(version) - E r(base)) / (E r(best-of-n) - E r(base)), for one draw.
+        gain: c (W - 1/2) - KL(version || base), how much higher than the base's the objective J is that training
+            maximises (`bonbon.theory.objective`).
+        kl: from the base, by `kl_estimator`; `kl_k1` is the mean log ratio.
+        held_out_share: what one draw gains by the held-out reward over what it gains by the reward, in win rate. Where
+            it is much lower than `best_of_n_held_out_share`, the version has learnt the reward's errors.
+        truncated: the share of answers that were cut off at max_tokens; `sufficient_max_tokens` is about how many
+            tokens would let nine of ten of the base's answers end, None where they do.
+        seconds: that the evaluation took.
     """
 
     version: str
     base: str
-    reference: str
+    served: str
+    served_k: int
     n: int
     prompts: int
-    answers: int
+    draws: int
     skipped: int
     seed: int
     temperature: float
@@ -44,12 +73,15 @@ class Evaluation:
     held_out_reward: str | None
 
     win_rate: Estimate
-    win_rate_best_of_n: Estimate
-    win_rate_reference: Estimate | None
+    win_rate_shares: list[float]
     best_of_n_win_rate: Estimate
+    best_of_k: list[BestOfK]
     recovered: Estimate
+    gain: Estimate
     held_out_win_rate: Estimate | None
     held_out_best_of_n_win_rate: Estimate | None
+    held_out_share: Estimate | None
+    best_of_n_held_out_share: Estimate | None
 
     reward_mean: Estimate
     base_reward_mean: Estimate
@@ -58,22 +90,20 @@ class Evaluation:
     kl_estimator: str
     kl: Estimate
     kl_k1: Estimate
-    kl_reference: Estimate | None
-    kl_reference_k1: Estimate | None
 
     length_mean: Estimate
     base_length_mean: Estimate
     length_ratio: Estimate
+    served_tokens: float
     truncated: float
     base_truncated: float
+    sufficient_max_tokens: int | None
     distinct_1: float
     distinct_2: float
     base_distinct_1: float
     base_distinct_2: float
 
     seconds: float
-
-    win_rate_shares: list[float] | None = None
 
     @property
     def distinct_1_ratio(self) -> float:
@@ -86,25 +116,30 @@ class Evaluation:
         return _over(self.distinct_2, self.base_distinct_2)
 
     @property
-    def kl_from_reference(self) -> Estimate:
-        """KL from the policy that was trained from, the base in a first round."""
-        return self.kl if self.kl_reference is None else self.kl_reference
+    def effective_n(self) -> float:
+        """The n of the best-of-n that wins as often as one draw of the version does, W / (1 - W)."""
+        return _over(self.win_rate.value, 1 - self.win_rate.value)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's types only: a number that is not finite is None."""
         values = asdict(self)
-        values |= {"distinct_1_ratio": self.distinct_1_ratio, "distinct_2_ratio": self.distinct_2_ratio}
+        values |= {name: getattr(self, name) for name in ("distinct_1_ratio", "distinct_2_ratio", "effective_n")}
         return {key: _finite(value) for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """What `to_dict` gave. Raises UserError when a field is missing."""
         try:
-            return cls(
-                **{f.name: _read(f.name, values[f.name]) for f in fields(cls) if f.name in values or not _added(f)}
-            )
+            found = {one.name: _read(one.name, values[one.name]) for one in fields(cls)}
+            found["best_of_k"] = [
+                BestOfK(**{one.name: _read(one.name, each[one.name]) for one in fields(BestOfK)})
+                for each in values["best_of_k"]
+            ]
         except KeyError as error:
-            raise UserError(f"the evaluation has no field {error}: it is of another version of bonbon") from error
+            raise UserError(
+                f"the evaluation has no field {error}: another version of bonbon has made it; run `bonbon evaluate`"
+            ) from error
+        return cls(**found)
 
     def save(self, directory: Path) -> None:
         write_json(directory / FILE, self.to_dict())
@@ -114,12 +149,7 @@ class Evaluation:
         return cls.from_dict(json.loads((directory / FILE).read_text()))
 
 
-OPTIONAL = frozenset(field.name for field in fields(Evaluation) if "None" in str(field.type))
-
-
-def _added(field: Field[Any]) -> bool:
-    """Whether evaluations of older releases do not have it."""
-    return field.default is not MISSING
+OPTIONAL = frozenset(one.name for kind in (Evaluation, BestOfK) for one in fields(kind) if "None" in str(one.type))
 
 
 def _read(name: str, value: Any) -> Any:
@@ -132,6 +162,8 @@ def _read(name: str, value: Any) -> Any:
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not isfinite(value) else value
 
 

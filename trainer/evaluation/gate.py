@@ -1,4 +1,4 @@
-"""Decides whether a version may be promoted."""
+"""Decides whether a version may be promoted, and with how many draws it answers then."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from bonbon.settings import GateSettings
 from bonbon.theory import BettingTest, best_of_n_kl
-from trainer.evaluation.evaluation import Evaluation
+from trainer.evaluation.evaluation import BestOfK, Evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +23,13 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Passed when every check did."""
+    """Passed when every check did; then the version answers with the best of `k` draws, and `saved` of the tokens that
+    an answer takes now are no longer drawn."""
 
     passed: bool
     reasons: tuple[Check, ...]
+    k: int | None = None
+    saved: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's types only: a value that is not finite is None."""
@@ -42,44 +45,54 @@ class Verdict:
             reason | {"value": float("nan") if reason["value"] is None else reason["value"]}
             for reason in values["reasons"]
         )
-        return cls(values["passed"], tuple(Check(**reason) for reason in reasons))
+        checks = tuple(Check(**reason) for reason in reasons)
+        return cls(values["passed"], checks, values.get("k"), values.get("saved"))
 
 
-def judge(evaluation: Evaluation, gate: GateSettings, *, n: int) -> Verdict:
-    """The gate's verdict. Win rates and KL are read on the bound that is against the version; NaN fails.
-
-    Args:
-        n: of the groups the version was trained on: its KL limit is a multiple of log n - (n - 1) / n.
-    """
+def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
+    """The gate's verdict. Win rates and divergences are read on the bound that is against the version; NaN fails."""
     e = evaluation
-    checks = [_at_least("win rate against the base", "win_rate", e.win_rate.low, gate.min_win_rate, "lower bound")]
-    if e.win_rate_shares is not None and 0 < gate.min_win_rate < 1:
-        title = f"p-value of a win rate against the base of at most {gate.min_win_rate:.3f}"
+    k, saving = _smallest_k(e, gate)
+    checks = [_at_least("win rate of one draw", "win_rate", e.win_rate.low, gate.min_win_rate, "lower bound")]
+    if 0 < gate.min_win_rate < 1:
+        title = f"p-value of a win rate of at most {gate.min_win_rate:.3f}"
         checks.append(_at_most(title, "p_value", _p_value(e.win_rate_shares, gate.min_win_rate), gate.max_p_value))
-    if e.win_rate_reference is not None:
-        title = f"win rate against the reference {e.reference}"
-        checks.append(
-            _at_least(title, "win_rate_reference", e.win_rate_reference.low, gate.min_win_rate_reference, "lower bound")
-        )
-    if e.held_out_win_rate is not None:
-        title = "win rate by the held-out reward"
-        checks.append(
-            _at_least(title, "held_out_win_rate", e.held_out_win_rate.low, gate.min_held_out_win_rate, "lower bound")
-        )
     shortest, longest = gate.length_ratio
+    most_kl = gate.max_kl_factor * best_of_n_kl(e.n)
     checks += [
-        _at_most(
-            f"KL from {e.reference}",
-            "kl",
-            e.kl_from_reference.high,
-            gate.max_kl_factor * best_of_n_kl(n),
-            "upper bound",
-        ),
+        *saving,
+        _at_least("gain in the objective, nats", "gain", e.gain.low, gate.min_gain, "lower bound"),
+        _at_most(f"KL from {e.base}, nats", "kl", e.kl.high, most_kl, "upper bound"),
+        _at_most("share of answers cut off", "truncated", e.truncated, e.base_truncated + gate.max_truncated),
         _at_least("mean length over the base's", "length_ratio_min", e.length_ratio.value, shortest),
         _at_most("mean length over the base's", "length_ratio_max", e.length_ratio.value, longest),
         _at_least("distinct-2 over the base's", "distinct_2_ratio", e.distinct_2_ratio, gate.min_distinct_ratio),
     ]
-    return Verdict(all(check.passed for check in checks), tuple(checks))
+    passed = all(check.passed for check in checks)
+    saved = None if k is None else 1 - k.tokens / e.served_tokens
+    return Verdict(passed, tuple(checks), k.k if passed and k else None, saved if passed else None)
+
+
+def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list[Check]]:
+    """The smallest k that is as good as what is served, and the checks that say so, or that none is."""
+    served = f"best-of-{e.served_k} of {e.served}" if e.served_k > 1 else f"one draw of {e.served}"
+    least = 0.5 - gate.margin
+    good = [one for one in e.best_of_k if _is_as_good(one, least)]
+    chosen = good[0] if good else max(e.best_of_k, key=lambda one: one.win_rate_served.low)
+    title = f"win rate of best-of-{chosen.k} against {served}"
+    checks = [_at_least(title, "win_rate_served", chosen.win_rate_served.low, least, "lower bound")]
+    if chosen.held_out_win_rate_served is not None:
+        title += " by the held-out reward"
+        high = chosen.held_out_win_rate_served.high
+        checks.append(_at_least(title, "held_out_win_rate_served", high, 0.5, "upper bound"))
+    title = f"share of the tokens of {served} that best-of-{chosen.k} saves"
+    checks.append(_at_least(title, "saved", 1 - chosen.tokens / e.served_tokens, gate.min_saved))
+    return (chosen if good else None), checks
+
+
+def _is_as_good(one: BestOfK, least: float) -> bool:
+    held_out = one.held_out_win_rate_served
+    return one.win_rate_served.low >= least and (held_out is None or held_out.high >= 0.5)
 
 
 def _p_value(shares: Sequence[float], null: float) -> float:

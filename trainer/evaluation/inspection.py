@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
-from bonbon.pairs.snapshot import Snapshot, take_snapshot
+from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.registry.records import Version
 from trainer.context import Workshop
 from trainer.evaluation.evaluation import FILE, Evaluation
@@ -37,7 +37,7 @@ async def inspect(workshop: Workshop, target: str) -> Inspection:
         if (round_.directory / REGISTERED).exists():
             return await _inspect_version(workshop, await round_.register())
         (round_.directory / FILE).unlink(missing_ok=True)
-        return await _judged(workshop, await round_.evaluate(), await round_.snapshot(), round_.directory)
+        return await _judged(workshop, await round_.evaluate(), round_.directory)
     return await _inspect_version(workshop, await workshop.registry.get(target))
 
 
@@ -47,15 +47,15 @@ async def _inspect_version(workshop: Workshop, version: Version) -> Inspection:
     if not (directory / PLAN).exists():
         directory = workshop.settings.runs_dir / f"evaluate-{version.name}"
     snapshot = await _snapshot(workshop, version, directory)
-    evaluation = await workshop.evaluate(version.files, snapshot)
+    evaluation = await workshop.evaluate(version.files, snapshot, served=await _served_beside(workshop, version))
     evaluation.save(directory)
     if version.kind is not VersionKind.BASE:
         await workshop.registry.record_evaluation(version.name, evaluation.to_dict())
-    return await _judged(workshop, evaluation, snapshot, directory)
+    return await _judged(workshop, evaluation, directory)
 
 
 async def _snapshot(workshop: Workshop, version: Version, directory: Path) -> Snapshot:
-    """The snapshot the version was trained on, or else a new one: what is held out follows from the prompts alone."""
+    """The snapshot the version was trained on, or else a new one: the test prompts follow from the prompts alone."""
     if (directory / PLAN).exists():
         return await Round.open(workshop, directory).snapshot()
     taken = directory / "snapshot"
@@ -63,13 +63,22 @@ async def _snapshot(workshop: Workshop, version: Version, directory: Path) -> Sn
     return await take_snapshot(
         workshop.database,
         taken,
-        version=version.training.get("sampler", workshop.base.name),
-        held_out_fraction=version.training.get("held_out_fraction", workshop.settings.train.held_out_fraction),
+        version=version.training.get("start", workshop.base.name),
+        fractions=Fractions(
+            test=version.training.get("held_out_fraction", workshop.settings.train.held_out_fraction),
+            validation=version.training.get("validation_fraction", workshop.settings.train.validation_fraction),
+        ),
         tenants=version.training.get("settings", {}).get("tenants", workshop.settings.train.tenants),
     )
 
 
-async def _judged(workshop: Workshop, evaluation: Evaluation, snapshot: Snapshot, directory: Path) -> Inspection:
-    verdict = judge(evaluation, workshop.settings.gate, n=workshop.n(snapshot))
+async def _served_beside(workshop: Workshop, version: Version) -> str | None:
+    """What answers requests, unless that is the version itself: then it is compared with best-of-n of the base."""
+    champion = await workshop.registry.champion()
+    return None if champion == version.name else champion
+
+
+async def _judged(workshop: Workshop, evaluation: Evaluation, directory: Path) -> Inspection:
+    verdict = judge(evaluation, workshop.settings.gate)
     report = await asyncio.to_thread(write_report, directory, workshop.settings.gate, verdict=verdict)
     return Inspection(evaluation, verdict, report)

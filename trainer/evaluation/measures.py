@@ -1,71 +1,116 @@
 """From samples to the estimates of an evaluation, by the names of its fields."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
-from bonbon.theory import Estimate, clustered_mean, clustered_ratio
+import numpy as np
+from numpy.typing import NDArray
+
+from bonbon.theory import (
+    Estimate,
+    best_of_k_means,
+    best_of_k_weights,
+    best_of_k_win_rates,
+    clustered_mean,
+    clustered_ratio,
+    objective_gain,
+)
 from trainer.evaluation import estimates
 from trainer.evaluation.divergence import Divergence
-from trainer.evaluation.samples import Judge, Samples, Scored, by_held_out, by_reward, wins
+from trainer.evaluation.evaluation import BestOfK
+from trainer.evaluation.samples import Judge, Samples, Scored, by_held_out, by_reward
+
+Array = NDArray[np.float64]
 
 
-def win_rates(samples: Sequence[Samples]) -> dict[str, Any]:
-    n, answers = len(samples[0].groups[0]), len(samples[0].answers)
+def win_rates(samples: Sequence[Samples], n: int) -> dict[str, Any]:
+    """Of one draw and of best-of-n of the base against one draw of the base, by both rewards."""
+    base_draws, count = len(samples[0].base), len(samples[0].version) * len(samples)
 
-    def rate(one_prompt: Callable[[Samples], float], comparisons: int) -> Estimate:
-        return estimates.win_rate([one_prompt(one) for one in samples], comparisons * len(samples))
+    def one_draw(judge: Judge) -> list[float]:
+        return [float(_wins(one.version, one.base, judge).mean()) for one in samples]
 
-    def against_base(judge: Judge) -> Estimate:
-        return rate(lambda one: wins(one.answers, one.base, judge), answers * 2 * n)
+    def best_of_n(judge: Judge) -> list[float]:
+        # Independent draws of the base are what the candidates that were not among the n are.
+        return [_own_win_rate(one.base, n, judge) for one in samples]
 
-    def best_of_n(judge: Judge) -> Estimate:
-        return rate(lambda one: one.best_of_n_wins(judge), 2 * n)
+    def rate(per_prompt: Sequence[float], comparisons: int) -> Estimate:
+        return estimates.win_rate(per_prompt, comparisons)
 
-    held_out = samples[0].base[0].held_out is not None
-    return {
-        "win_rate": against_base(by_reward),
-        "win_rate_shares": [wins(one.answers, one.base, by_reward) for one in samples],
-        "win_rate_best_of_n": rate(lambda one: wins(one.answers, one.best, by_reward), answers * 2),
-        "win_rate_reference": rate(lambda one: wins(one.answers, one.reference, by_reward), answers * n)
-        if samples[0].reference
-        else None,
-        "best_of_n_win_rate": best_of_n(by_reward),
-        "held_out_win_rate": against_base(by_held_out) if held_out else None,
-        "held_out_best_of_n_win_rate": best_of_n(by_held_out) if held_out else None,
+    shares, best_shares = one_draw(by_reward), best_of_n(by_reward)
+    found: dict[str, Any] = {
+        "win_rate": rate(shares, count * base_draws),
+        "win_rate_shares": shares,
+        "best_of_n_win_rate": clustered_mean(best_shares, base_draws * len(samples)),
+        "held_out_win_rate": None,
+        "held_out_best_of_n_win_rate": None,
+        "held_out_share": None,
+        "best_of_n_held_out_share": None,
     }
+    if _has_held_out(samples):
+        held_out, best_held_out = one_draw(by_held_out), best_of_n(by_held_out)
+        found |= {
+            "held_out_win_rate": rate(held_out, count * base_draws),
+            "held_out_best_of_n_win_rate": clustered_mean(best_held_out, base_draws * len(samples)),
+            "held_out_share": _gain_ratio(held_out, shares),
+            "best_of_n_held_out_share": _gain_ratio(best_held_out, best_shares),
+        }
+    return found
 
 
-def rewards(samples: Sequence[Samples]) -> dict[str, Any]:
-    ours = [_mean_reward(one.answers) for one in samples]
+def best_of_k(samples: Sequence[Samples], *, served_k: int) -> list[BestOfK]:
+    """Best-of-k of the version, for every k that its draws allow, against one draw of the base and what is served."""
+    draws, prompts = len(samples[0].version), len(samples)
+    lengths = [fmean(len(draw.tokens) for draw in one.version) for one in samples]
+    by_judge = {judge: _by_k(samples, served_k, judge) for judge in _judges(samples)}
+    found = []
+    for k in range(1, draws + 1):
+        against_base, against_served = (
+            estimates.win_rate(rates[:, k - 1].tolist(), draws * prompts) for rates in by_judge[by_reward]
+        )
+        held_out = None
+        if by_held_out in by_judge:
+            held_out = estimates.win_rate(by_judge[by_held_out][1][:, k - 1].tolist(), draws * prompts)
+        tokens = clustered_mean([k * length for length in lengths], draws * prompts)
+        found.append(BestOfK(k, against_base, against_served, held_out, tokens.value))
+    return found
+
+
+def rewards(samples: Sequence[Samples], n: int) -> dict[str, Any]:
+    ours = [_mean_reward(one.version) for one in samples]
     base = [_mean_reward(one.base) for one in samples]
-    best = [_mean_reward(one.best) for one in samples]
-    answers, n = len(samples[0].answers), len(samples[0].groups[0])
+    best = [float(best_of_k_means([draw.reward for draw in one.base])[n - 1]) for one in samples]
+    draws, base_draws = len(samples[0].version), len(samples[0].base)
     return {
-        "reward_mean": clustered_mean(ours, answers * len(samples)),
-        "base_reward_mean": clustered_mean(base, 2 * n * len(samples)),
-        "best_of_n_reward_mean": clustered_mean(best, 2 * len(samples)),
+        "reward_mean": clustered_mean(ours, draws * len(samples)),
+        "base_reward_mean": clustered_mean(base, base_draws * len(samples)),
+        "best_of_n_reward_mean": clustered_mean(best, base_draws * len(samples)),
         "recovered": clustered_ratio(
             [a - b for a, b in zip(ours, base, strict=True)],
             [a - b for a, b in zip(best, base, strict=True)],
-            answers * len(samples),
+            draws * len(samples),
         ),
     }
 
 
-def lengths(samples: Sequence[Samples]) -> dict[str, Any]:
-    ours, base = [one.answers for one in samples], [one.base for one in samples]
+def lengths(samples: Sequence[Samples], *, served_k: int) -> dict[str, Any]:
+    ours, base = [one.version for one in samples], [one.base for one in samples]
     # Distinct-n falls as there is more text: as many draws of the base as there are answers.
-    alike = [one.base[: len(one.answers)] for one in samples]
+    alike = [one.base[:: max(1, len(one.base) // len(one.version))][: len(one.version)] for one in samples]
     our_lengths = [fmean(len(draw.tokens) for draw in draws) for draws in ours]
     base_lengths = [fmean(len(draw.tokens) for draw in draws) for draws in base]
+    served = fmean(fmean(len(draw.tokens) for draw in one.served) for one in samples)
     count, base_count = sum(map(len, ours)), sum(map(len, base))
     return {
         "length_mean": clustered_mean(our_lengths, count),
         "base_length_mean": clustered_mean(base_lengths, base_count),
         "length_ratio": clustered_ratio(our_lengths, base_lengths, count),
+        "served_tokens": served_k * served,
         "truncated": sum(draw.truncated for draws in ours for draw in draws) / count,
         "base_truncated": sum(draw.truncated for draws in base for draw in draws) / base_count,
+        "sufficient_max_tokens": sufficient_max_tokens(draw for draws in base for draw in draws),
         "distinct_1": _distinct(ours, 1),
         "distinct_2": _distinct(ours, 2),
         "base_distinct_1": _distinct(alike, 1),
@@ -73,14 +118,77 @@ def lengths(samples: Sequence[Samples]) -> dict[str, Any]:
     }
 
 
-def divergences(name: str, values: Sequence[Divergence] | None, answers: int) -> dict[str, Any]:
-    if values is None:
-        return {name: None, f"{name}_k1": None}
+def divergences(samples: Sequence[Samples], values: Sequence[Divergence], answers: int, n: int) -> dict[str, Any]:
+    """The KL from the base and the gain in J, from the divergences of `answers` draws for every prompt."""
     clusters = [values[i : i + answers] for i in range(0, len(values), answers)]
+    exact = [fmean(one.rao_blackwell for one in cluster) for cluster in clusters]
+    shares = [float(_wins(one.version, one.base, by_reward).mean()) for one in samples]
+    gains = [objective_gain(share, kl, n) for share, kl in zip(shares, exact, strict=True)]
     return {
-        name: clustered_mean([fmean(one.rao_blackwell for one in cluster) for cluster in clusters], len(values)),
-        f"{name}_k1": clustered_mean([fmean(one.k1 for one in cluster) for cluster in clusters], len(values)),
+        "kl": clustered_mean(exact, len(values)),
+        "kl_k1": clustered_mean([fmean(one.k1 for one in cluster) for cluster in clusters], len(values)),
+        "gain": clustered_mean(gains, len(values)),
     }
+
+
+MOST_TRUNCATED = 0.1
+"""The share of answers that may be cut off before it is worth a warning."""
+
+
+def sufficient_max_tokens(draws: Iterable[Scored]) -> int | None:
+    """About how many tokens let nine answers of ten end by themselves; None where they do, or none has ended.
+
+    The rate at which answers end in the second half of what was drawn is taken to go on.
+    """
+    drawn = list(draws)
+    truncated = [len(draw.tokens) for draw in drawn if draw.truncated]
+    share = len(truncated) / len(drawn)
+    if share <= MOST_TRUNCATED:
+        return None
+    longest = max(truncated)
+    half = longest // 2
+    ended = sum(half < len(draw.tokens) and not draw.truncated for draw in drawn)
+    exposed = sum(max(0, len(draw.tokens) - half) for draw in drawn)
+    if not ended:
+        return None
+    return math.ceil(longest + math.log(share / MOST_TRUNCATED) * exposed / ended)
+
+
+def _by_k(samples: Sequence[Samples], served_k: int, judge: Judge) -> tuple[Array, Array]:
+    """Win rates of best-of-k against one draw of the base and against what is served, [prompts, k], both unbiased.
+
+    The reward chooses the best of k, and `judge` compares.
+    """
+    base, served = [], []
+    for one in samples:
+        opponent = best_of_k_weights(len(one.served), served_k)
+        base.append(best_of_k_means(_wins(one.version, one.base, judge).mean(1).tolist()))
+        served.append(best_of_k_means((_wins(one.version, one.served, judge) @ opponent).tolist()))
+    return np.stack(base), np.stack(served)
+
+
+def _own_win_rate(draws: Sequence[Scored], n: int, judge: Judge) -> float:
+    """Unbiased win rate of best-of-n against one other draw of the same policy; `judge` compares what is chosen."""
+    return float(best_of_k_win_rates([judge(draw) for draw in draws])[n - 1])
+
+
+def _wins(ours: Sequence[Scored], theirs: Sequence[Scored], judge: Judge) -> Array:
+    """Whether each of ours beats each of theirs, ties as half, [ours, theirs]."""
+    a, b = (np.array([judge(draw) for draw in draws])[:, None] for draws in (ours, theirs))
+    return np.asarray((a > b.T) + 0.5 * (a == b.T))
+
+
+def _gain_ratio(held_out: Sequence[float], trained: Sequence[float]) -> Estimate:
+    """What a win rate gains over one half by the held-out reward, over what it gains by the reward."""
+    return clustered_ratio([rate - 0.5 for rate in held_out], [rate - 0.5 for rate in trained])
+
+
+def _judges(samples: Sequence[Samples]) -> tuple[Judge, ...]:
+    return (by_reward, by_held_out) if _has_held_out(samples) else (by_reward,)
+
+
+def _has_held_out(samples: Sequence[Samples]) -> bool:
+    return samples[0].base[0].held_out is not None
 
 
 def _mean_reward(draws: Sequence[Scored]) -> float:

@@ -1,4 +1,4 @@
-"""What an evaluation draws and scores, anew, for each held-out prompt."""
+"""What an evaluation draws and scores, anew, for each test prompt."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -8,12 +8,12 @@ from hashlib import sha256
 import structlog
 
 from bonbon.draws import Draws, collect
-from bonbon.engines.base import DrawRequest, Engine, Sampling
+from bonbon.engines.base import DrawRequest, Engine
 from bonbon.errors import EngineError, PromptTooLong
 from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
 from bonbon.rewards.scoring import score_texts
-from bonbon.theory import win_fraction
+from trainer.data.logged_prompts import LoggedPrompt
 
 log = structlog.get_logger(__name__)
 
@@ -46,35 +46,25 @@ def by_held_out(draw: Scored) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """One prompt's draws: answers of the version, two groups of n of the base, n of the reference (if it is another).
+    """One prompt's draws, each list in the order of the reward, the lowest first and ties broken at random.
 
-    `best[i]` is the draw of `groups[i]` that the reward puts first, a tie broken at random. It is compared with the
-    other group: within its own, the win rate would be (n - 1/2) / n whatever was drawn.
+    `version` are of the version that is measured, `base` of the base, `served` of what answers requests when the
+    version is measured: the base's own where best-of-n of the base answers.
     """
 
     prompt: tuple[int, ...]
-    answers: Sequence[Scored]
-    groups: tuple[Sequence[Scored], Sequence[Scored]]
-    best: tuple[Scored, Scored]
-    reference: Sequence[Scored]
-
-    @property
-    def base(self) -> list[Scored]:
-        return [*self.groups[0], *self.groups[1]]
-
-    def best_of_n_wins(self, judge: Judge) -> float:
-        """Share of best-of-n's comparisons with independent draws of the base that it wins."""
-        return (wins(self.best[:1], self.groups[1], judge) + wins(self.best[1:], self.groups[0], judge)) / 2
+    temperature: float
+    version: Sequence[Scored]
+    base: Sequence[Scored]
+    served: Sequence[Scored]
 
 
-def wins(ours: Sequence[Scored], theirs: Sequence[Scored], judge: Judge) -> float:
-    """Share of all pairs that ours win, ties as half."""
-    return win_fraction([judge(one) for one in ours], [judge(one) for one in theirs])
+def choose(prompts: Iterable[LoggedPrompt], count: int, seed: int) -> list[LoggedPrompt]:
+    """`count` different prompts, or all when there are fewer; the same ones in the same order for the same seed.
 
-
-def choose(prompts: Iterable[Prompt], count: int, seed: int) -> list[Prompt]:
-    """`count` different prompts, or all when there are fewer; the same ones in the same order for the same seed."""
-    different = {prompt.digest: prompt for prompt in prompts}
+    A prompt that was logged with several sampling settings is measured with the latest.
+    """
+    different = {one.prompt.digest: one for one in prompts}
     order = sorted(different, key=lambda digest: sha256(f"{seed}/{digest}".encode()).digest())
     return [different[digest] for digest in order[:count]]
 
@@ -84,11 +74,9 @@ class Sampler:
 
     Args:
         engine: has all versions loaded.
-        version: the version that is measured.
-        reference: what it was trained from, None when that was the base.
-        n: of best-of-n.
-        answers: draws of the version per prompt.
-        sampling: its own seed is not used.
+        version: the version that is measured, `draws` times for each prompt.
+        served: the version that answers requests, None for the base.
+        base_draws: draws of the base for each prompt.
         seed: decides every draw, as far as the engine allows.
     """
 
@@ -99,62 +87,61 @@ class Sampler:
         held_out_reward: Reward | None,
         *,
         version: str,
-        reference: str | None,
-        n: int,
-        answers: int,
-        sampling: Sampling,
+        served: str | None,
+        draws: int,
+        base_draws: int,
         seed: int,
     ) -> None:
-        self._engine, self._version, self._reference = engine, version, reference
+        self._engine, self._version, self._served = engine, version, served
         self._reward, self._held_out = reward, held_out_reward
-        self._n, self._answers, self._sampling, self._seed = n, answers, sampling, seed
+        self._draws, self._base_draws, self._seed = draws, base_draws, seed
 
-    async def __call__(self, prompt: Prompt) -> Samples | None:
+    async def __call__(self, asked: LoggedPrompt) -> Samples | None:
         """The prompt's samples; None when prompt and max_tokens do not fit the context."""
-        n, answers = self._n, self._answers
         try:
             drawn = [
-                await self._draw(prompt, self._version, answers, "version"),
-                await self._draw(prompt, self._engine.base, 2 * n, "base"),
+                await self._draw(asked, self._version, self._draws, "version"),
+                await self._draw(asked, self._engine.base, self._base_draws, "base"),
             ]
         except PromptTooLong as error:
-            log.warning("held-out prompt left out", reason=str(error))
+            log.warning("a test prompt is left out", reason=str(error))
             return None
-        if self._reference is not None:
-            drawn.append(await self._draw(prompt, self._reference, n, "reference"))
-        scored = await self._score(prompt, drawn)
-        groups = scored[answers : answers + n], scored[answers + n : answers + 2 * n]
-        rng = random.Random(self._seed_of(prompt, "ties"))
-        first, second = (max(group, key=lambda draw: (draw.reward, rng.random())) for group in groups)
+        if self._served is not None:
+            drawn.append(await self._draw(asked, self._served, self._draws, "served"))
+        scored = [self._ranked(asked.prompt, some) for some in await self._score(asked.prompt, drawn)]
         return Samples(
             prompt=drawn[0].prompt.token_ids,
-            answers=scored[:answers],
-            groups=groups,
-            best=(first, second),
-            reference=scored[answers + 2 * n :],
+            temperature=asked.sampling.temperature,
+            version=scored[0],
+            base=scored[1],
+            served=scored[-1],
         )
 
-    async def _draw(self, prompt: Prompt, version: str, count: int, role: str) -> Draws:
+    async def _draw(self, asked: LoggedPrompt, version: str, count: int, role: str) -> Draws:
         # A seed for each role: with one seed, draws of different versions are not independent.
-        sampling = replace(self._sampling, seed=self._seed_of(prompt, role))
-        draws = await collect(self._engine, DrawRequest(prompt, version, count, sampling))
+        sampling = replace(asked.sampling, seed=self._seed_of(asked.prompt, role))
+        draws = await collect(self._engine, DrawRequest(asked.prompt, version, count, sampling))
         if any(draw.finish_reason not in ("stop", "length") for draw in draws.draws):
             raise EngineError(f"the engine did not finish its draws of {version}; see its log")
         return draws
 
-    async def _score(self, prompt: Prompt, drawn: list[Draws]) -> list[Scored]:
-        draws = [draw for draws in drawn for draw in draws.draws]
-        texts = [draw.written for draw in draws]
+    async def _score(self, prompt: Prompt, drawn: list[Draws]) -> list[list[Scored]]:
+        texts = [draw.written for draws in drawn for draw in draws.draws]
         rewards = await score_texts(self._reward, prompt, texts, deadline=REWARD_SECONDS)
         held_out: list[float] | list[None] = (
             await score_texts(self._held_out, prompt, texts, deadline=REWARD_SECONDS)
             if self._held_out
             else [None] * len(texts)
         )
+        scores = zip(rewards, held_out, strict=True)
         return [
-            Scored(tuple(draw.token_ids), draw.finish_reason == "length", reward, other)
-            for draw, reward, other in zip(draws, rewards, held_out, strict=True)
+            [Scored(tuple(draw.token_ids), draw.finish_reason == "length", *next(scores)) for draw in draws.draws]
+            for draws in drawn
         ]
+
+    def _ranked(self, prompt: Prompt, scored: list[Scored]) -> list[Scored]:
+        rng = random.Random(self._seed_of(prompt, "ties"))
+        return sorted(scored, key=lambda draw: (draw.reward, rng.random()))
 
     def _seed_of(self, prompt: Prompt, role: str) -> int:
         return int.from_bytes(sha256(f"{self._seed}/{role}/{prompt.digest}".encode()).digest()[:4], "big")

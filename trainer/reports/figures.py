@@ -53,37 +53,61 @@ def _loss(axis: Axes, metrics: Metrics) -> None:
     _curves(axis, metrics, "loss")
 
 
-def _sft(axis: Axes, metrics: Metrics) -> None:
-    axis.set_title("Supervised term, -log π(chosen)")
-    _curves(axis, metrics, "sft")
-    axis.set_ylabel("nats")
-
-
-def _contrast(axis: Axes, metrics: Metrics) -> None:
-    axis.set_title("Contrast term")
-    _curves(axis, metrics, "contrast")
-
-
 def _margin(axis: Axes, metrics: Metrics) -> None:
-    axis.set_title("Margin against its target")
+    axis.set_title("Best against worst, log π/π₀")
     _curves(axis, metrics, "margin")
     steps, targets = _series(metrics, "target")
-    axis.plot(steps, targets, color=BEST_OF_N, linestyle="--", linewidth=1.6, label="target, (n-1) H(n-1)")
+    axis.plot(steps, targets, color=BEST_OF_N, linestyle="--", linewidth=1.6, label="what the loss asks for")
     axis.set_ylabel("nats")
     axis.legend(loc="best")
 
 
+def _gain(axis: Axes, metrics: Metrics) -> None:
+    """The objective along training, on validation prompts, and the step that was kept."""
+    axis.set_title("Gain in the objective, validation prompts")
+    for name, colour, label in (
+        ("validation_gain", HELD_OUT, "logged groups, to second order"),
+        ("validation_drawn_gain", POLICY, "fresh draws of the policy"),
+        ("interpolation_gain", BEST_OF_N, "the same, where refinement starts"),
+    ):
+        steps, gains = _series(metrics, name)
+        if len(gains):
+            axis.plot(steps, gains, "o-", color=colour, markersize=4, linewidth=1.4, label=label)
+    kept, _ = _series(metrics, "kept_step")
+    if kept:
+        axis.axvline(kept[-1], color=FAINT, linestyle=":", linewidth=1.5, label="the step that was kept")
+    axis.axhline(0, color=FAINT, linewidth=1)
+    axis.set_xlabel("step")
+    axis.set_ylabel("nats")
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc="best")
+
+
+def _drawn(axis: Axes, metrics: Metrics) -> None:
+    axis.set_title("Win rate and KL of fresh draws")
+    steps, rates = _series(metrics, "validation_win_rate")
+    _, kls = _series(metrics, "validation_kl")
+    if not steps:
+        axis.text(0.5, 0.5, "the policy drew nothing for itself", ha="center", va="center", transform=axis.transAxes)
+        axis.set_axis_off()
+        return
+    axis.plot(steps, rates, "o-", color=POLICY, markersize=4, linewidth=1.4, label="win rate")
+    axis.plot(steps, kls, "s-", color=LIMIT, markersize=4, linewidth=1.4, label="KL, nats")
+    axis.set_xlabel("step")
+    axis.legend(loc="best")
+
+
 def _curves(axis: Axes, metrics: Metrics, name: str) -> None:
-    """A metric on the training pairs, raw and smoothed, and on the held-out ones."""
+    """A metric on the training groups, raw and smoothed, and on validation groups."""
     steps, values = _series(metrics, name)
     window = max(1, len(values) // 25)
     axis.plot(steps, values, color=POLICY, alpha=0.22, linewidth=0.8)
     if len(values) >= window:
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        axis.plot(steps[window - 1 :], smooth, color=POLICY, linewidth=1.8, label="training pairs")
-    held_out_steps, held_out = _series(metrics, f"held_out_{name}")
-    if len(held_out):
-        axis.plot(held_out_steps, held_out, "o-", color=HELD_OUT, markersize=4, linewidth=1.4, label="held-out pairs")
+        axis.plot(steps[window - 1 :], smooth, color=POLICY, linewidth=1.8, label="training groups")
+    seen, validation = _series(metrics, f"validation_{name}")
+    if len(validation):
+        axis.plot(seen, validation, "o-", color=HELD_OUT, markersize=4, linewidth=1.4, label="validation groups")
     axis.set_xlabel("step")
     axis.margins(x=0.02)
     axis.legend(loc="best")
@@ -95,8 +119,7 @@ def _win_rates(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
     rows: list[tuple[str, Estimate | None, str]] = [
         ("against the base", e.win_rate, POLICY),
         (f"best-of-{e.n}\nagainst the base", e.best_of_n_win_rate, BEST_OF_N),
-        (f"against\nbest-of-{e.n}", e.win_rate_best_of_n, POLICY),
-        ("against the\nreference", e.win_rate_reference, POLICY),
+        ("against what\nis served", e.best_of_k[0].win_rate_served, POLICY),
         ("against the base,\nheld-out reward", e.held_out_win_rate, HELD_OUT),
     ]
     shown = [(label, estimate, colour) for label, estimate, colour in rows if estimate is not None]
@@ -130,13 +153,25 @@ def _kl_plane(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
         markersize=7,
         label=f"{e.version}: {e.kl.value:.2f}",
     )
-    if e.kl_reference is None:
-        limit = gate.max_kl_factor * bound
-        axis.axvline(limit, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, {limit:.2f}")
+    limit = gate.max_kl_factor * bound
+    axis.axvline(limit, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, {limit:.2f}")
     axis.set_xlabel(f"KL from the base, nats\n({e.kl_estimator})")
     axis.set_ylabel("win rate against the base")
     axis.set_xlim(left=0)
     axis.legend(loc="lower right")
+
+
+def _best_of_k(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
+    e = evaluation
+    axis.set_title("Best of k draws against what is served")
+    for one in e.best_of_k:
+        _interval(axis, one.win_rate_served, one.k, POLICY, horizontal=False)
+    least = 0.5 - gate.margin
+    axis.axhline(least, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, lower bound {least:.2f}")
+    axis.axhline(0.5, color=FAINT, linewidth=1)
+    axis.set_xlabel("k, draws an answer")
+    axis.set_ylabel("win rate")
+    axis.legend(loc="best")
 
 
 def _rewards(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
@@ -150,16 +185,6 @@ def _rewards(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
             (e.best_of_n_reward_mean, f"best-of-{e.n}", BEST_OF_N),
         ),
     )
-
-
-def _lengths(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
-    e = evaluation
-    axis.set_title(f"Mean length (ratio {e.length_ratio.value:.2f})")
-    _columns(axis, ((e.base_length_mean, "base", BASE), (e.length_mean, "version", POLICY)))
-    for factor in gate.length_ratio:
-        axis.axhline(factor * e.base_length_mean.value, color=LIMIT, linestyle=":", linewidth=1.5)
-    axis.set_ylim(bottom=0)
-    axis.set_ylabel("tokens")
 
 
 def _columns(axis: Axes, columns: Iterable[tuple[Estimate, str, str]]) -> None:
@@ -192,10 +217,10 @@ def _series(metrics: Metrics, name: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in found], [value for _, value in found]
 
 
-PANELS_OF_TRAINING: tuple[Callable[[Axes, Metrics], None], ...] = (_loss, _sft, _contrast, _margin)
+PANELS_OF_TRAINING: tuple[Callable[[Axes, Metrics], None], ...] = (_loss, _margin, _gain, _drawn)
 PANELS_OF_EVALUATION: tuple[Callable[[Axes, Evaluation, GateSettings], None], ...] = (
     _win_rates,
     _kl_plane,
+    _best_of_k,
     _rewards,
-    _lengths,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bonbon.settings import GateSettings
-from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate
+from bonbon.theory import Estimate, best_gain, best_of_n_kl, best_of_n_win_rate
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.files import read_json
 from trainer.reports.signatures import signatures
@@ -52,6 +52,7 @@ def write_report(
         title=title,
         evaluation=evaluation,
         rows=evaluation_rows(evaluation) if evaluation else [],
+        served=served_name(evaluation) if evaluation else "",
         verdict=verdict,
         signatures=signatures(metrics, evaluation),
         run=read_json(run_dir / "run.json"),
@@ -68,36 +69,40 @@ def write_report(
 def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, str]]:
     """What tables say of an evaluation: a title, an estimate or a plain number (None where there is none), a remark."""
     ideal, bound = best_of_n_win_rate(e.n), best_of_n_kl(e.n)
-    base, reference = f"the base {e.base}", e.reference
+    base, one, best = f"the base {e.base}", e.best_of_k[0], f"best-of-{e.n}"
+    served = served_name(e)
+    cut_off = f"at {e.max_tokens} tokens; base {_number(e.base_truncated)}"
+    if e.sufficient_max_tokens is not None:
+        cut_off += f"; about {e.sufficient_max_tokens} tokens would let nine of ten end"
     return [
-        (f"win rate against {base}", e.win_rate, f"best-of-{e.n} without ties: {ideal:.3f}"),
-        (f"win rate against best-of-{e.n}", e.win_rate_best_of_n, "0.5 is as good"),
-        (f"win rate against the reference {reference}", e.win_rate_reference, ""),
-        (
-            f"win rate of best-of-{e.n} against {base}",
-            e.best_of_n_win_rate,
-            "one group's best, another's draws",
-        ),
-        (f"share of best-of-{e.n}'s reward gain recovered", e.recovered, ""),
+        (f"gain in the objective over {base}, nats", e.gain, f"the highest possible is {best_gain(e.n):.2f}"),
+        (f"win rate against {base}", e.win_rate, f"{best} without ties: {ideal:.3f}"),
+        (f"win rate against {served}", one.win_rate_served, "0.5 is as good"),
+        ("the same by the held-out reward", one.held_out_win_rate_served, ""),
+        ("effective n", e.effective_n, f"one draw wins as often as the best of so many of {base}"),
+        (f"win rate of {best} against {base}", e.best_of_n_win_rate, ""),
+        (f"share of {best}'s reward gain recovered", e.recovered, ""),
         (f"win rate against {base} by {e.held_out_reward}", e.held_out_win_rate, "held-out reward, never trained on"),
-        (
-            f"win rate of best-of-{e.n} by {e.held_out_reward}",
-            e.held_out_best_of_n_win_rate,
-            "still chosen by the reward",
-        ),
+        (f"win rate of {best} by {e.held_out_reward}", e.held_out_best_of_n_win_rate, "still chosen by the reward"),
+        ("gain by the held-out reward over that by the reward", e.held_out_share, "in win rate"),
+        (f"the same for {best}", e.best_of_n_held_out_share, "a much lower share above is reward hacking"),
         ("mean reward", e.reward_mean, f"{e.reward}, version {e.reward_version}"),
         ("mean reward of the base", e.base_reward_mean, ""),
-        (f"mean reward of best-of-{e.n}", e.best_of_n_reward_mean, ""),
-        (f"KL from {base}, nats", e.kl, f"{e.kl_estimator}; best-of-{e.n} has at most {bound:.3f}"),
+        (f"mean reward of {best}", e.best_of_n_reward_mean, ""),
+        (f"KL from {base}, nats", e.kl, f"{e.kl_estimator}; {best} has at most {bound:.3f}"),
         (f"KL from {base}, nats", e.kl_k1, "k1, the mean log ratio: for comparison"),
-        (f"KL from the reference {reference}, nats", e.kl_reference, e.kl_estimator),
         ("mean length, tokens", e.length_mean, ""),
         ("mean length of the base, tokens", e.base_length_mean, ""),
         ("length over the base's", e.length_ratio, ""),
-        ("answers cut off", e.truncated, f"at {e.max_tokens} tokens; base {_number(e.base_truncated)}"),
+        ("answers cut off", e.truncated, cut_off),
         ("distinct-1", e.distinct_1, f"base {_number(e.base_distinct_1)}, ratio {_number(e.distinct_1_ratio)}"),
         ("distinct-2", e.distinct_2, f"base {_number(e.base_distinct_2)}, ratio {_number(e.distinct_2_ratio)}"),
     ]
+
+
+def served_name(e: Evaluation) -> str:
+    """What the version was compared with as what answers requests."""
+    return f"best-of-{e.served_k} of {e.served}" if e.served_k > 1 else f"one draw of {e.served}"
 
 
 def _last(metrics: list[dict[str, Any]]) -> dict[str, float]:

@@ -5,24 +5,33 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from bonbon.theory import best_of_n_kl, frontier_kl
+from bonbon.theory import frontier_kl
 from trainer.evaluation.evaluation import Evaluation
 
-FLAT, CONTRAST, SFT = "win_rate_flat", "contrast_dominates", "sft_dominates"
-NAMES = (FLAT, CONTRAST, SFT)
+FLAT, OVERFITTED, DEPARTED, TRUNCATED, HACKED, UNDERFITTED = (
+    "win_rate_flat",
+    "learnt_by_heart",
+    "left_the_base",
+    "truncated",
+    "reward_hacking",
+    "underfitted",
+)
+NAMES = (FLAT, OVERFITTED, DEPARTED, TRUNCATED, HACKED, UNDERFITTED)
 
 WASTED_KL = 0.5
 """A win rate that could be had for less than this share of the KL spent is flat."""
 LEAST_KL = 0.05
 """Nats: below it nothing has been spent."""
-KL_OVER = 1.5
-"""KL over best-of-n's own that only the contrast asks for."""
-CHOSEN_FALL = 1.0
-"""Nats by which the chosen answers have become less likely: best-of-n makes them likelier."""
-LENGTHS = (0.8, 1.25)
-"""Mean length over the base's; beyond it length drifts."""
-MARGIN_UNDER = 0.3
-"""Share of its target that a margin has at the end of a run whose contrast did its work."""
+MARGIN_OVER = 3.0
+"""Margin on training groups over that on validation groups, from which on they are learnt by heart."""
+LEAST_MARGIN = 1.0
+"""Nats: smaller margins on training groups are no sign of anything."""
+MOST_TRUNCATED = 0.1
+"""The share of answers that may be cut off."""
+HELD_OUT_LOST = 0.5
+"""The version's held-out share over best-of-n's, below which it has learnt the reward's errors."""
+MARGIN_UNDER = 0.15
+"""Share of its target that the margin of the training groups has at the end of a run that has learnt something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +46,19 @@ class Signature:
 def signatures(metrics: Sequence[Mapping[str, Any]], evaluation: Evaluation | None) -> tuple[Signature, ...]:
     """Those found in a run's metrics and its evaluation; either may be missing.
 
-    Evaluations are read on the interval bound that speaks for the version, what became of the chosen answers on
-    held-out pairs where there are some.
+    Evaluations are read on the interval bound that speaks for the version.
     """
-    found = (_flat(evaluation), _contrast(metrics, evaluation), _sft(metrics))
+    found = [_overfitted(metrics), _departed(metrics), _underfitted(metrics)]
+    if evaluation is not None:
+        found += [_flat(evaluation), _truncated(evaluation), _hacked(evaluation)]
     return tuple(signature for signature in found if signature is not None)
 
 
-def _flat(evaluation: Evaluation | None) -> Signature | None:
+def _flat(evaluation: Evaluation) -> Signature | None:
     """The KL that the frontier asks for this win rate is a small part of the KL spent."""
-    if evaluation is None or not evaluation.kl.low > LEAST_KL:
-        return None
     win_rate, kl = evaluation.win_rate, evaluation.kl
+    if not kl.low > LEAST_KL:
+        return None
     needed = frontier_kl(min(win_rate.high, 1 - 1e-9))
     if needed >= WASTED_KL * kl.low:
         return None
@@ -56,51 +66,80 @@ def _flat(evaluation: Evaluation | None) -> Signature | None:
         FLAT,
         f"the win rate against the base is {win_rate.value:.3f} (at most {win_rate.high:.3f}), which takes "
         f"{needed:.2f} nats, but the policy is {kl.value:.2f} nats from the base (at least {kl.low:.2f})",
-        "n is too small, the reward is exhausted, or it does not say anything about unseen prompts: look at the gain "
-        "per draw (`bonbon pairs curve`), log groups of a larger n or of more prompts, or use a better reward",
+        "let the policy learn from its own draws (train.refine), log groups for more different prompts, or use a "
+        "reward that says more about prompts it has not seen",
     )
 
 
-def _contrast(metrics: Sequence[Mapping[str, Any]], evaluation: Evaluation | None) -> Signature | None:
-    """The chosen answers became less likely, or the policy is further from its reference than best-of-n would be."""
-    symptoms = []
-    chosen = _ends(metrics, "chosen_logprob", "held_out_") or _ends(metrics, "chosen_logprob", "")
-    if chosen is not None and chosen.last < chosen.first - CHOSEN_FALL:
-        symptoms.append(
-            f"log pi(chosen) fell by {chosen.first - chosen.last:.1f} nats, from {chosen.first:.1f} to "
-            f"{chosen.last:.1f}"
-        )
-    if evaluation is not None:
-        kl, bound = evaluation.kl_from_reference, best_of_n_kl(evaluation.n)
-        if kl.low > KL_OVER * bound:
-            symptoms.append(
-                f"the KL from {evaluation.reference} is {kl.value:.2f} nats (at least {kl.low:.2f}), "
-                f"best-of-{evaluation.n}'s at most {bound:.2f}"
-            )
-        length = evaluation.length_ratio
-        # Length may drift for other reasons: it is told, but proves nothing alone.
-        if symptoms and (length.high < LENGTHS[0] or length.low > LENGTHS[1]):
-            symptoms.append(f"answers are {length.value:.2f} times as long as the base's")
-    if not symptoms:
+def _overfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
+    """The margin of the training groups is far above that of validation groups."""
+    train, validation = _ends(metrics, "margin"), _ends(metrics, "validation_margin")
+    if train is None or validation is None or train.last < LEAST_MARGIN:
+        return None
+    if train.last <= MARGIN_OVER * max(validation.last, 0.0):
         return None
     return Signature(
-        CONTRAST,
-        "; ".join(symptoms),
-        "the margin is widened by making the rejected answers impossible rather than the chosen ones likely: raise "
-        "train.alpha towards 1, lower train.learning_rate, train for fewer train.epochs, or log more groups",
+        OVERFITTED,
+        f"best and worst of the training groups are {train.last:.1f} nats apart at the end, and those of validation "
+        f"groups {validation.last:.1f}",
+        "the groups are learnt by heart: lower train.epochs or train.learning_rate, or log groups for more different "
+        "prompts",
     )
 
 
-def _sft(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
-    """The margin of the training pairs ends far under its target. (On held-out pairs it may for want of data.)"""
-    margin, target = _ends(metrics, "margin", ""), _ends(metrics, "target", "")
+def _departed(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
+    """Logged groups promise a gain, and fresh draws of the same policy show none."""
+    promised, drawn = _last(metrics, "validation_gain"), _last(metrics, "interpolation_gain")
+    share = _last(metrics, "interpolation_share")
+    if promised is None or drawn is None or share is None or promised <= 0 or (share > 0 and drawn > 0.25 * promised):
+        return None
+    return Signature(
+        DEPARTED,
+        f"validation groups promised a gain of {promised:.2f} nats, and draws of the policy gained {drawn:.2f} at "
+        f"{share:.0%} of the way from the base",
+        "the policy says what the base would hardly say: lower train.learning_rate, raise train.sft_weight, or let it "
+        "learn from its own draws (train.refine)",
+    )
+
+
+def _underfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
+    """The margin of the training groups ends far under its target."""
+    margin, target = _ends(metrics, "margin"), _ends(metrics, "target")
     if margin is None or target is None or margin.last >= MARGIN_UNDER * target.last:
         return None
     return Signature(
-        SFT,
-        f"the margin between chosen and rejected is {margin.last:.1f} nats, its target {target.last:.1f}",
-        "the contrast has done little: lower train.alpha, train for more train.epochs or at a higher "
-        "train.learning_rate, log more groups, or use train.loss = bonbon when it was sft",
+        UNDERFITTED,
+        f"best and worst of the training groups are {margin.last:.1f} nats apart, and the loss asks for "
+        f"{target.last:.1f}",
+        "little was learnt: raise train.learning_rate or train.epochs, or log more groups",
+    )
+
+
+def _truncated(evaluation: Evaluation) -> Signature | None:
+    """Many answers were cut off, and the reward has judged them as if they were finished."""
+    worst = max(evaluation.truncated, evaluation.base_truncated)
+    if worst <= MOST_TRUNCATED:
+        return None
+    enough = evaluation.sufficient_max_tokens
+    remedy = f"about {enough} tokens would let nine of ten end" if enough else "raise it until nine of ten end"
+    return Signature(
+        TRUNCATED,
+        f"{evaluation.truncated:.0%} of the version's answers and {evaluation.base_truncated:.0%} of the base's were "
+        f"cut off at max_tokens = {evaluation.max_tokens}",
+        f"the reward judges unfinished answers: raise max_tokens ({remedy})",
+    )
+
+
+def _hacked(evaluation: Evaluation) -> Signature | None:
+    """By the held-out reward the version gains far less of what it gains by the reward than best-of-n does."""
+    ours, best = evaluation.held_out_share, evaluation.best_of_n_held_out_share
+    if ours is None or best is None or not ours.high < HELD_OUT_LOST * best.value:
+        return None
+    return Signature(
+        HACKED,
+        f"by the held-out reward the version gains {ours.value:.0%} of what it gains by the reward (at most "
+        f"{ours.high:.0%}), best-of-{evaluation.n} {best.value:.0%}",
+        "it has learnt the reward's errors: lower train.kl, or use a better reward or a sum of several",
     )
 
 
@@ -111,7 +150,12 @@ class _Ends(NamedTuple):
     last: float
 
 
-def _ends(metrics: Sequence[Mapping[str, Any]], name: str, prefix: str) -> _Ends | None:
-    values = [entry[prefix + name] for entry in metrics if prefix + name in entry]
+def _ends(metrics: Sequence[Mapping[str, Any]], name: str) -> _Ends | None:
+    """Of the offline stage, whose groups are the same ones all the time."""
+    values = [entry[name] for entry in metrics if name in entry and entry.get("stage", 0) == 0]
     tenth = max(1, len(values) // 10)
     return _Ends(fmean(values[:tenth]), fmean(values[-tenth:])) if values else None
+
+
+def _last(metrics: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return next((entry[name] for entry in reversed(metrics) if name in entry), None)

@@ -11,9 +11,7 @@ from trainer.reports.report import evaluation_rows
 
 def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:
     """The evaluation and the verdict as tables."""
-    table = Table(
-        title=f"{evaluation.version}: one draw on {evaluation.prompts} held-out prompts", title_justify="left"
-    )
+    table = Table(title=f"{evaluation.version}: one draw on {evaluation.prompts} test prompts", title_justify="left")
     for title, justify in (("", "left"), ("value", "right"), ("95 % interval", "right"), ("count", "right")):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for name, value, _ in evaluation_rows(evaluation):
@@ -26,8 +24,11 @@ def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:
 
 
 def show_verdict(console: Console, verdict: Verdict) -> None:
-    colour, word = ("green", "passed") if verdict.passed else ("red", "refused it")
-    console.print(f"[bold {colour}]gate {word}[/]")
+    if verdict.passed:
+        saved = f", which saves {verdict.saved:.0%} of the tokens" if verdict.saved is not None else ""
+        console.print(f"[bold green]The gate passed it to answer with the best of {verdict.k} draws{saved}.[/]")
+    else:
+        console.print("[bold red]The gate refused it.[/]")
     for reason in verdict.reasons:
         console.print(
             f"  [{'green' if reason.passed else 'red'}]{'✓' if reason.passed else '✗'}[/] {reason.text}",

@@ -1,31 +1,61 @@
-"""Checkpoints of a training run: trained weights and optimiser state in safetensors, one directory a step.
+"""Checkpoints of a training stage: weights, optimiser state and what was best so far, one directory a step.
 
 The learning rate, the order of the data and the random numbers of a step are functions of the run's settings and the
 step, so a checkpoint need not hold them.
 """
 
+import math
 import os
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_optimizer_state_dict,
-    set_state_dict,
+    set_optimizer_state_dict,
 )
 
-from bonbon.errors import BonbonError
+from trainer.files import read_json, write_json
+from trainer.training.learner import Learner, Weights, refuse_non_finite
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 OWN = StateDictOptions(ignore_frozen_params=True)
-WEIGHTS, OPTIMISER = "weights.safetensors", "optimiser.safetensors"
+WEIGHTS, OPTIMISER, BEST, STATE = "weights.safetensors", "optimiser.safetensors", "best.safetensors", "state.json"
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """How far a stage is.
+
+    `best` has the weights of the step `best_step`, whose gain was the highest so far. `mark` is the gain that further
+    looks are compared with, `last_gain` that of the latest look, and `halvings` how often the learning rate was halved.
+    """
+
+    step: int = 0
+    best: Weights = field(default_factory=dict)
+    best_step: int = 0
+    best_gain: float = -math.inf
+    mark: float = -math.inf
+    looks_since_mark: int = 0
+    last_gain: float = -math.inf
+    halvings: int = 0
+
+    def see(self, gain: float, weights: Callable[[], Weights], *, least: float = 0.0) -> None:
+        """Take note of the gain of the policy as it is: the highest is kept, and one that is `least` above the mark
+        becomes the mark."""
+        if gain > self.best_gain:
+            self.best, self.best_step, self.best_gain = weights(), self.step, gain
+        self.looks_since_mark += 1
+        if gain > self.mark + least:
+            self.mark, self.looks_since_mark = gain, 0
+        self.last_gain = gain
 
 
 class Checkpoints:
@@ -41,49 +71,55 @@ class Checkpoints:
         """Step of the newest whole checkpoint, None when there is none."""
         return max(self._steps(), default=None)
 
-    def save(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Write a checkpoint after `step` optimiser steps; every process must call it.
+    def save(self, state: Checkpoint, learner: Learner) -> None:
+        """Write a checkpoint after `state.step` optimiser steps; every process must call it.
 
         Raises:
             BonbonError: a weight is not finite; nothing is written.
         """
-        weights = trained_weights(model)
-        optimiser_state: Any = get_optimizer_state_dict(model, optimiser, options=WHOLE)
+        weights = learner.weights()
+        optimiser: Any = get_optimizer_state_dict(learner.model, learner.optimiser.optimizer, options=WHOLE)
         if self.accelerator.is_main_process:
             refuse_non_finite(weights)
-            # Copies, because tied weights share memory and safetensors holds each tensor by itself.
-            flat = {
-                f"{name}/{key}": tensor for name, of in optimiser_state["state"].items() for key, tensor in of.items()
-            }
-            self._write(step, {WEIGHTS: _copies(weights), OPTIMISER: _copies(flat)})
+            flat = {f"{name}/{key}": tensor for name, of in optimiser["state"].items() for key, tensor in of.items()}
+            values: dict[str, Any] = {one.name: getattr(state, one.name) for one in fields(state) if one.name != "best"}
+            values["gradient_norms"] = list(learner.gradient_norms)
+            self._write(state.step, _json(values), {WEIGHTS: weights, OPTIMISER: flat, BEST: state.best})
         self.accelerator.wait_for_everyone()
 
-    def load(self, step: int, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-        """Put model and optimiser back to where `save` found them; every process must call it."""
+    def load(self, learner: Learner) -> Checkpoint | None:
+        """Put the learner back to where the newest checkpoint found it; None when there is none.
+
+        Every process must call it.
+        """
+        step = self.latest()
+        if step is None:
+            return None
         path = self._path(step)
+        learner.load(load_file(path / WEIGHTS))
         state: dict[str, Any] = {}
         for key, tensor in load_file(path / OPTIMISER).items():
-            name, _, field = key.rpartition("/")
-            state.setdefault(name, {})[field] = tensor
+            name, _, entry = key.rpartition("/")
+            state.setdefault(name, {})[entry] = tensor
+        model, optimiser = learner.model, learner.optimiser.optimizer
         # The settings of the groups are the run's own; only the main process would be given them whole.
         groups = get_optimizer_state_dict(model, optimiser, options=OWN)["param_groups"]
-        set_state_dict(
-            model,
-            optimiser,
-            model_state_dict=load_file(path / WEIGHTS),  # type: ignore[arg-type]
-            optim_state_dict={"state": state, "param_groups": groups},
-            options=WHOLE,
-        )
+        set_optimizer_state_dict(model, optimiser, {"state": state, "param_groups": groups}, options=WHOLE)
+        values = read_json(path / STATE) or {}
+        learner.gradient_norms.extend(values.pop("gradient_norms"))
+        return Checkpoint(best=load_file(path / BEST), **_from_json(values))
 
-    def _write(self, step: int, files: dict[str, dict[str, Tensor]]) -> None:
+    def _write(self, step: int, values: dict[str, Any], files: dict[str, dict[str, Tensor]]) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         for unfinished in self.directory.glob("*.partial"):
             shutil.rmtree(unfinished)
         final = self._path(step)
         partial = final.with_suffix(".partial")
         partial.mkdir()
+        write_json(partial / STATE, values)
         for name, tensors in files.items():
-            save_file(tensors, partial / name)
+            # Copies, because tied weights share memory and safetensors holds each tensor by itself.
+            save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, partial / name)
             sync(partial / name)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
@@ -101,19 +137,6 @@ class Checkpoints:
         return [int(match[1]) for match in found if match]
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes, by name, gathered on the CPU of the main process; every process must call it."""
-    weights: dict[str, Any] = get_model_state_dict(model, options=WHOLE)
-    return weights
-
-
-def refuse_non_finite(weights: dict[str, Tensor]) -> None:
-    """Raise BonbonError naming the first tensor with a NaN or an infinity in it."""
-    for name, tensor in weights.items():
-        if not bool(tensor.isfinite().all()):
-            raise BonbonError(f"the trained weight {name} is not finite; lower train.learning_rate")
-
-
 def sync(path: Path) -> None:
     """Return when the file or directory is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -123,5 +146,10 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+def _json(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity."""
+    return {name: None if value == -math.inf else value for name, value in values.items()}
+
+
+def _from_json(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: -math.inf if value is None else value for name, value in values.items()}

@@ -18,6 +18,7 @@ from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Snapshot
 from bonbon.registry.records import Version
 from bonbon.settings import Settings, TrainSettings
+from trainer.training.failure import Failure
 
 if TYPE_CHECKING:
     from trainer.training.train import TrainingResult
@@ -33,25 +34,21 @@ class Job:
     train: TrainSettings
     snapshot: Path
     base: Path
-    reference: Version | None
+    n: int
+    start: Version | None
+    draws: bool
     progress: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """The error that ended a training."""
-
-    message: str
-    mendable: bool
-    param: str | None = None
-
-    def error(self) -> BonbonError:
-        """What the training raised."""
-        return UserError(self.message, param=self.param) if self.mendable else BonbonError(self.message)
-
-
 async def run_training(
-    settings: Settings, snapshot: Snapshot, run_dir: Path, *, base: Path, reference: Version | None, progress: bool
+    settings: Settings,
+    snapshot: Snapshot,
+    run_dir: Path,
+    *,
+    base: Path,
+    start: Version | None,
+    draws: bool,
+    progress: bool,
 ) -> "TrainingResult":
     """`trainer.training.train.train` in `train.processes` processes, or in those of `train.launcher`.
 
@@ -66,10 +63,18 @@ async def run_training(
     if config.processes == 1 and not config.launcher:
         # In a thread: the lease is renewed meanwhile, and no second start of torch is paid for.
         return await asyncio.to_thread(
-            train, settings, snapshot, run_dir, base=base, reference=reference, progress=progress
+            train,
+            settings,
+            snapshot,
+            run_dir,
+            base=base,
+            n=settings.n,
+            start=start,
+            draws=draws,
+            progress=progress,
         )
     command = [*_launcher(config), "-m", "trainer.training.worker", str(run_dir), "--owned"]
-    job = Job(settings.model, config, snapshot.path.absolute(), base, reference, progress)
+    job = Job(settings.model, config, snapshot.path.absolute(), base, settings.n, start, draws, progress)
     (run_dir / OUTCOME).unlink(missing_ok=True)
     (run_dir / JOB).write_bytes(TypeAdapter(Job).dump_json(job, indent=2))
     try:

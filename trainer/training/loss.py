@@ -1,8 +1,8 @@
-"""Losses on a batch of best-of-n pairs, as pure functions of summed log-probabilities.
+"""Losses on groups of scored candidates, as pure functions of summed log-probabilities.
 
 "BoNBoN" is Gui, Garbacea and Veitch, arXiv 2406.00832; "IPO" Azar et al., arXiv 2310.12036; "DPO" Rafailov et al.,
-arXiv 2305.18290. Log-probabilities are in nats, summed over a completion's tokens: a mean over tokens is another loss,
-to which the closed-form target does not belong.
+arXiv 2305.18290; "GVPO" Zhang et al., arXiv 2504.19599. Log-probabilities are in nats, summed over a candidate's
+tokens: a mean over tokens is another loss, to which the targets do not belong.
 """
 
 from collections.abc import Callable
@@ -13,40 +13,72 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-Alpha = float | Literal["auto"]
-BONBON_ALPHA, PAPER_ALPHA = 0.5, 0.005
+LossName = Literal["gvpo", "bonbon", "paper", "sft", "ipo", "dpo"]
+ALPHAS: dict[LossName, float] = {"bonbon": 0.5, "paper": 0.005}
+"""Weights of the supervised term in the losses that have one."""
 
 
-class PairLogprobs(NamedTuple):
-    """One batch, every field of shape [batch].
+class GroupLogprobs(NamedTuple):
+    """The candidates of a batch of groups, those of one group side by side and worst first; every field [candidates].
 
-    `chosen` and `rejected` are under the policy, the next two under the reference policy; `n` is how many candidates
-    each group has, `chosen_rank` and `rejected_rank` (1 the lowest, fractions for ties) are among `ranked` candidates:
-    the group's own n, or all that were drawn for its prompt. `below` is how many of the group's candidates are strictly
-    below the best: those that the rejected one was drawn from.
+    `policy` and `reference` are log-probabilities under the policy and its reference. `wins` estimates the chance to
+    win against one draw of the reference (`trainer.data.groups.win_chances`), `rank` (1 the lowest, fractions for ties)
+    is among the `n` candidates that the group has, of which only some may be here. `group` numbers the groups from 0.
     """
 
-    chosen: Tensor
-    rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
+    policy: Tensor
+    reference: Tensor
+    wins: Tensor
+    rank: Tensor
     n: Tensor
-    chosen_rank: Tensor
-    rejected_rank: Tensor
-    ranked: Tensor
-    below: Tensor
+    group: Tensor
 
     @property
-    def margin(self) -> Tensor:
-        """log pi/pi_0 (chosen) - log pi/pi_0 (rejected), [batch]."""
-        return (self.chosen - self.reference_chosen) - (self.rejected - self.reference_rejected)
+    def log_ratio(self) -> Tensor:
+        """log pi/pi_0, [candidates]."""
+        return self.policy - self.reference
+
+    @property
+    def worst(self) -> Tensor:
+        """Place of each group's first candidate, [groups]."""
+        return torch.cat([self._sizes.new_zeros(1), self._sizes.cumsum(0)[:-1]])
+
+    @property
+    def best(self) -> Tensor:
+        """Place of each group's last candidate, [groups]."""
+        return self._sizes.cumsum(0) - 1
+
+    @property
+    def _sizes(self) -> Tensor:
+        return torch.bincount(self.group)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over each group of a value per candidate, [groups]."""
+        return self.sum(values) / self._sizes
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over each group of a value per candidate, [groups]."""
+        return values.new_zeros(len(self._sizes)).index_add(0, self.group, values)
+
+    def centred(self, values: Tensor) -> Tensor:
+        """A value per candidate less its group's mean, [candidates]."""
+        return values - self.mean(values)[self.group]
+
+    def softmax(self, values: Tensor) -> Tensor:
+        """Softmax over each group of a value per candidate, [candidates]."""
+        weights = (values - values.max()).exp()
+        return weights / self.sum(weights)[self.group]
+
+    def covariance(self, left: Tensor, right: Tensor) -> Tensor:
+        """Unbiased covariance within each group, [groups]."""
+        return self.sum(self.centred(left) * self.centred(right)) / (self._sizes - 1)
 
 
 class LossTerms(NamedTuple):
     """Scalars. Only `loss` carries a gradient; the others are for reports.
 
-    `sft` is the mean of -log pi(chosen), `contrast` the loss's own contrast term before its weight, `target` the mean
-    of the pairs' closed-form margins.
+    `sft` is the supervised term and `contrast` the other one, before their weights. `margin` is the mean of
+    log pi/pi_0 (best) - log pi/pi_0 (worst of those in the batch) and `target` what the loss wants it to be.
     """
 
     loss: Tensor
@@ -58,83 +90,70 @@ class LossTerms(NamedTuple):
     rejected_logprob: Tensor
 
 
-Loss = Callable[[PairLogprobs], LossTerms]
+Loss = Callable[[GroupLogprobs], LossTerms]
 
 
-def targets(pairs: PairLogprobs) -> Tensor:
-    """`bonbon.theory.rank_pair_target` of each pair, [batch], float32: (n - 1) (psi(upper) - psi(lower))."""
-    digamma = torch.digamma(pairs.chosen_rank.double()) - torch.digamma(pairs.rejected_rank.double())
-    return ((pairs.n - 1) * digamma).float()
+def gvpo(batch: GroupLogprobs, *, tilt: float, sft_weight: float = 0.0) -> LossTerms:
+    """Half the squared difference of log pi/pi_0 from `tilt` times the win chance, both less their group's mean.
+
+    All candidates of a group take part. The minimum is the reference tilted by exp(tilt U), the best policy at its KL
+    (`bonbon.theory.objective`), whichever policy drew the candidates (GVPO, theorems 1 and 2). On the policy's own
+    fresh draws the gradient is an unbiased estimate of that of -J.
+
+    Args:
+        sft_weight: of a supervised term, the mean of -log pi over candidates weighted by exp(tilt U), which has the
+            same minimum and keeps the policy on what the reference says.
+    """
+    target = tilt * batch.wins
+    residual = batch.log_ratio - target
+    contrast = batch.covariance(residual, residual).mean() / 2
+    sft = -batch.sum(batch.softmax(target) * batch.policy).mean()
+    reached = (target[batch.best] - target[batch.worst]).mean()
+    return _terms(batch, contrast + sft_weight * sft, sft=sft, contrast=contrast, target=reached)
 
 
-def target_variances(pairs: PairLogprobs) -> Tensor:
-    """`bonbon.theory.rank_pair_variance` of each pair, [batch], float32: (n - 1)^2 (psi'(lower) - psi'(upper))."""
-    lower, upper = pairs.rejected_rank.double(), pairs.chosen_rank.double()
-    return ((pairs.n - 1) ** 2 * (torch.polygamma(1, lower) - torch.polygamma(1, upper))).float()
-
-
-def bonbon(pairs: PairLogprobs, alpha: Alpha = "auto") -> LossTerms:
+def bonbon(batch: GroupLogprobs, *, alpha: float = ALPHAS["bonbon"]) -> LossTerms:
     """alpha SFT + (1 - alpha) IPO / Var: BoNBoN with each contrast in units of its own variance.
 
     The division makes alpha mean the same at every n and rank: best-of-n itself leaves a contrast of exactly 1.
-
-    Args:
-        alpha: `auto` takes `BONBON_ALPHA`, and `divergence` in the place of both terms for pairs whose ranks are among
-            more candidates than their group's.
     """
-    contrast = _squared_error(pairs) / target_variances(pairs)
-    weight = BONBON_ALPHA if alpha == "auto" else alpha
-    loss = weight * -pairs.chosen + (1 - weight) * contrast
-    if alpha == "auto":
-        pooled = pairs.ranked > pairs.n
-        away = divergence(pairs)
-        loss, contrast = torch.where(pooled, away, loss), torch.where(pooled, away, contrast)
-    return _terms(pairs, loss.mean(), contrast.mean())
+    sft, contrast = _sft(batch), (_squared_error(batch) / pair_variances(batch)).mean()
+    return _terms(batch, alpha * sft + (1 - alpha) * contrast, sft=sft, contrast=contrast)
 
 
-def divergence(pairs: PairLogprobs) -> Tensor:
-    """An estimate of KL(best-of-n || policy) that is 0 where log pi/pi_0 of both is best-of-n's own, [batch].
-
-    With h = log pi/pi_0 and w = pi_n/pi_0, which ranks among many candidates give, KL(pi_n || pi) is the mean over the
-    reference of w (log w - h) - w + e^h: the last two terms have equal means and only take noise away (the convex risk
-    of Nguyen, Wainwright and Jordan, arXiv 0809.0853). A group's mean over all its candidates is estimated from the
-    best and one drawn from those below it.
-    """
-    share = pairs.below / pairs.n
-    best = _away(pairs.chosen - pairs.reference_chosen, pairs.chosen_rank, pairs)
-    other = _away(pairs.rejected - pairs.reference_rejected, pairs.rejected_rank, pairs)
-    return (1 - share) * best + share * other
-
-
-def paper(pairs: PairLogprobs, alpha: float = PAPER_ALPHA) -> LossTerms:
+def paper(batch: GroupLogprobs, *, alpha: float = ALPHAS["paper"]) -> LossTerms:
     """alpha SFT + (1 - alpha) IPO, as printed (BoNBoN, section 4)."""
-    contrast = _squared_error(pairs).mean()
-    return _terms(pairs, alpha * _sft(pairs) + (1 - alpha) * contrast, contrast)
+    sft, contrast = _sft(batch), _squared_error(batch).mean()
+    return _terms(batch, alpha * sft + (1 - alpha) * contrast, sft=sft, contrast=contrast)
 
 
-def sft(pairs: PairLogprobs) -> LossTerms:
-    """-log pi(chosen). The contrast of `bonbon` with a number for alpha is reported, not trained on."""
-    contrast = (_squared_error(pairs) / target_variances(pairs)).mean()
-    return _terms(pairs, _sft(pairs), contrast)
+def sft(batch: GroupLogprobs) -> LossTerms:
+    """-log pi(best). The contrast of `bonbon` is reported, not trained on."""
+    loss = _sft(batch)
+    return _terms(batch, loss, sft=loss, contrast=(_squared_error(batch) / pair_variances(batch)).mean())
 
 
-def ipo(pairs: PairLogprobs) -> LossTerms:
+def ipo(batch: GroupLogprobs) -> LossTerms:
     """(margin - target)^2 with best-of-n's own target in the place of 1 / (2 beta)."""
-    contrast = _squared_error(pairs).mean()
-    return _terms(pairs, contrast, contrast)
+    contrast = _squared_error(batch).mean()
+    return _terms(batch, contrast, sft=_sft(batch), contrast=contrast)
 
 
-def dpo(pairs: PairLogprobs, beta: float = 0.1) -> LossTerms:
+def dpo(batch: GroupLogprobs, *, beta: float = 0.1) -> LossTerms:
     """-log sigmoid(beta margin)."""
-    contrast = -logsigmoid(beta * pairs.margin).mean()
-    return _terms(pairs, contrast, contrast)
+    contrast = -logsigmoid(beta * margins(batch)).mean()
+    return _terms(batch, contrast, sft=_sft(batch), contrast=contrast)
 
 
-def make_loss(name: str, *, alpha: Alpha = "auto", dpo_beta: float = 0.1) -> Loss:
-    """The loss called `name`: bonbon, paper, sft, ipo or dpo."""
-    losses: dict[str, Loss] = {
-        "bonbon": partial(bonbon, alpha=alpha),
-        "paper": partial(paper, alpha=PAPER_ALPHA if alpha == "auto" else alpha),
+def make_loss(
+    name: LossName, *, tilt: float, sft_weight: float = 0.0, alpha: float | None = None, dpo_beta: float = 0.1
+) -> Loss:
+    """The loss of this name. All but `gvpo` are for pairs: two candidates of each group, the best one last."""
+    weight = ALPHAS.get(name, 0.0) if alpha is None else alpha
+    losses: dict[LossName, Loss] = {
+        "gvpo": partial(gvpo, tilt=tilt, sft_weight=sft_weight),
+        "bonbon": partial(bonbon, alpha=weight),
+        "paper": partial(paper, alpha=weight),
         "sft": sft,
         "ipo": ipo,
         "dpo": partial(dpo, beta=dpo_beta),
@@ -142,30 +161,40 @@ def make_loss(name: str, *, alpha: Alpha = "auto", dpo_beta: float = 0.1) -> Los
     return losses[name]
 
 
-def _away(log_ratio: Tensor, rank: Tensor, pairs: PairLogprobs) -> Tensor:
-    """w (log w - h) - w + e^h, with log w the rank's target in `bonbon.theory.rank_targets`, [batch]."""
-    n = pairs.n.double()
-    target = n.log() + (n - 1) * (torch.digamma(rank.double()) - torch.digamma(pairs.ranked.double()))
-    target = target.float()
-    weight = target.exp()
-    return weight * (target - log_ratio) - weight + log_ratio.exp()
+def margins(batch: GroupLogprobs) -> Tensor:
+    """log pi/pi_0 (best) - log pi/pi_0 (worst of those in the batch), [groups]."""
+    return batch.log_ratio[batch.best] - batch.log_ratio[batch.worst]
 
 
-def _sft(pairs: PairLogprobs) -> Tensor:
-    return -pairs.chosen.mean()
+def pair_targets(batch: GroupLogprobs) -> Tensor:
+    """`bonbon.theory.rank_pair_target` of each pair, [groups], float32: (n - 1) (psi(upper) - psi(lower))."""
+    digamma = torch.digamma(batch.rank.double())
+    return ((batch.n[batch.best] - 1) * (digamma[batch.best] - digamma[batch.worst])).float()
 
 
-def _squared_error(pairs: PairLogprobs) -> Tensor:
-    return (pairs.margin - targets(pairs)).square()
+def pair_variances(batch: GroupLogprobs) -> Tensor:
+    """`bonbon.theory.rank_pair_variance` of each pair, [groups], float32: (n - 1)^2 (psi'(lower) - psi'(upper))."""
+    trigamma = torch.polygamma(1, batch.rank.double())
+    return ((batch.n[batch.best] - 1) ** 2 * (trigamma[batch.worst] - trigamma[batch.best])).float()
 
 
-def _terms(pairs: PairLogprobs, loss: Tensor, contrast: Tensor) -> LossTerms:
+def _sft(batch: GroupLogprobs) -> Tensor:
+    return -batch.policy[batch.best].mean()
+
+
+def _squared_error(batch: GroupLogprobs) -> Tensor:
+    return (margins(batch) - pair_targets(batch)).square()
+
+
+def _terms(
+    batch: GroupLogprobs, loss: Tensor, *, sft: Tensor, contrast: Tensor, target: Tensor | None = None
+) -> LossTerms:
     return LossTerms(
         loss,
-        sft=_sft(pairs).detach(),
+        sft=sft.detach(),
         contrast=contrast.detach(),
-        margin=pairs.margin.detach().mean(),
-        target=targets(pairs).mean(),
-        chosen_logprob=pairs.chosen.detach().mean(),
-        rejected_logprob=pairs.rejected.detach().mean(),
+        margin=margins(batch).detach().mean(),
+        target=(pair_targets(batch).mean() if target is None else target).detach(),
+        chosen_logprob=batch.policy[batch.best].detach().mean(),
+        rejected_logprob=batch.policy[batch.worst].detach().mean(),
     )

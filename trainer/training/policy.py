@@ -1,10 +1,11 @@
-"""The policy being trained: loading it, its log-probabilities, saving it."""
+"""The policy that is trained: loading it and saving it."""
 
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -19,40 +20,41 @@ from bonbon.settings import TrainSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-TOKENIZER_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
+COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 
 
 def load_policy(
-    base: Path, reference: VersionFiles | None, settings: TrainSettings, *, dtype: torch.dtype = torch.float32
+    base: Path, start: VersionFiles | None, settings: TrainSettings, *, dtype: torch.dtype = torch.float32
 ) -> "PreTrainedModel | PeftModel":
-    """The reference policy, with the weights that `settings.method` trains set to require gradients.
+    """The policy that training starts from, with the weights that `settings.method` trains set to require gradients.
 
-    It starts as the reference exactly: a fresh adapter adds nothing, an adapter version is continued where it ends.
-    So the reference log-probabilities of a run are the policy's own before the first step.
+    It is the start exactly: a fresh adapter adds nothing, an adapter version is continued where it ends. The base's own
+    dropout is off for good, so that training mode changes nothing but the adapter's dropout.
 
     Args:
         base: directory of the base model.
-        reference: the version that sampled the pairs; None or a base version: the base.
+        start: the version to start from; None or a base version: the base.
         dtype: of the frozen weights; those that are trained are always 32-bit.
 
     Raises:
-        UserError: the files cannot be loaded, or the method does not fit the reference.
+        UserError: the files cannot be loaded, or the method does not fit the start.
     """
-    kind = VersionKind.BASE if reference is None else reference.kind
+    kind = VersionKind.BASE if start is None else start.kind
     if settings.method == "full":
         dtype = torch.float32
     if kind is VersionKind.FULL and settings.method == "lora":
         raise UserError(
-            f"{reference and reference.name} has weights of its own, and an adapter trained on it would not fit the "
-            "base it is served with: set train.method = full",
+            f"{start and start.name} has weights of its own, and an adapter trained on it would not fit the base it is "
+            "served with: set train.method = full",
             param="train.method",
         )
-    source = reference.directory if reference and kind is VersionKind.FULL else base
+    source = start.directory if start and kind is VersionKind.FULL else base
     model: PreTrainedModel = load_model(source, torch.device("cpu"), dtype).requires_grad_(False)
+    _disable_dropout(model)
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if kind is VersionKind.ADAPTER and reference is not None:
-        adapted = _load_adapter(model, reference)
+    if kind is VersionKind.ADAPTER and start is not None:
+        adapted = _load_adapter(model, start)
         if settings.method == "lora":
             return adapted
         model = adapted.merge_and_unload()
@@ -61,43 +63,15 @@ def load_policy(
     return model.requires_grad_(True)
 
 
-def sequence_logprobs(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, prompt_lengths: Tensor, temperatures: Tensor
-) -> Tensor:
-    """Log-probability of each row's completion, in nats, summed over exactly the tokens given.
-
-    Args:
-        model: a causal language model.
-        input_ids: prompt and completion, padded on the right, [batch, length].
-        attention_mask: 1 on tokens, 0 on padding, [batch, length].
-        prompt_lengths: tokens of the prompt, at least 1, [batch].
-        temperatures: each row's own sampling temperature, [batch].
-
-    Returns:
-        32-bit, [batch], whatever the model computes in.
-    """
-    length = input_ids.shape[1]
-    first = int(prompt_lengths.min())
-    # The output layer is the largest tensor of all: only positions that predict a completion's token are asked for.
-    keep = length - first + 1
-    output = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, logits_to_keep=keep)
-    logits = output.logits[:, -keep:-1].float() / temperatures[:, None, None]
-    targets = input_ids[:, first:, None]
-    logprobs: Tensor = logits.gather(-1, targets)[..., 0] - logits.logsumexp(-1)
-    positions = torch.arange(first, length, device=input_ids.device)
-    completion = (positions >= prompt_lengths[:, None]) & attention_mask[:, first:].bool()
-    return logprobs.where(completion, 0.0).sum(-1)
-
-
 def save_policy(
     model: "PreTrainedModel | PeftModel", directory: Path, *, base: Path, base_name: str, weights: dict[str, Tensor]
 ) -> None:
-    """Write what an engine loads: the adapter alone, or the whole model, in the base's precision, with its tokenizer.
+    """Write what an engine loads: the adapter alone, or the whole model with the base's configuration and tokenizer.
 
-    Safetensors only. The model is not fit for training after this.
+    Safetensors only. The model stays as it is.
 
     Args:
-        weights: the model's state dictionary, gathered from all processes.
+        weights: the model's state dictionary, gathered from all processes; see `stored`.
         base_name: what the adapter says it belongs to: a name, for a path would be another machine's.
     """
     if isinstance(model, PeftModel):
@@ -108,24 +82,44 @@ def save_policy(
         # peft's model card is a form nobody has filled in.
         (directory / "README.md").unlink(missing_ok=True)
         return
-    dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
-    # Gathered from several processes, tied weights share no memory any more, by which they would be known.
-    tied = model.all_tied_weights_keys
-    weights = {name: weight.to(dtype) for name, weight in weights.items() if name not in tied}
-    model.to(dtype).save_pretrained(directory, state_dict=weights)
+    directory.mkdir(parents=True)
+    # The base's own files: transformers would check them again, and refuse to save what it has loaded.
     for file in sorted(base.iterdir()):
         about_weights = file.name == MANIFEST or file.name.endswith(".index.json")
-        if file.suffix in TOKENIZER_SUFFIXES and not about_weights and not (directory / file.name).exists():
+        if file.suffix in COPIED_SUFFIXES and not about_weights:
             shutil.copyfile(file, directory / file.name)
+    tied = model.all_tied_weights_keys
+    save_torch_state_dict({name: weight for name, weight in weights.items() if name not in tied}, directory)
 
 
-def _load_adapter(model: "PreTrainedModel", reference: VersionFiles) -> PeftModel:
-    if not (reference.directory / "adapter_model.safetensors").is_file():
-        raise UserError(f"{reference.name} has no adapter_model.safetensors in {reference.directory}")
+def stored(model: "PreTrainedModel | PeftModel", base: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights as they are stored: an adapter's as they are, whole ones in the base's precision.
+
+    What is measured must be what is served, and 16-bit weights round a small update away.
+    """
+    if isinstance(model, PeftModel):
+        return weights
+    dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
+    return {name: weight.to(dtype) for name, weight in weights.items()}
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Some models drop by a module, others by a rate that they pass to a function."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def _load_adapter(model: "PreTrainedModel", start: VersionFiles) -> PeftModel:
+    if not (start.directory / "adapter_model.safetensors").is_file():
+        raise UserError(f"{start.name} has no adapter_model.safetensors in {start.directory}")
     try:
-        return PeftModel.from_pretrained(model, reference.directory, is_trainable=True)
+        return PeftModel.from_pretrained(model, start.directory, is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{reference.name} in {reference.directory} does not fit the base model: {error}") from error
+        raise UserError(f"{start.name} in {start.directory} does not fit the base model: {error}") from error
 
 
 def _add_adapter(model: "PreTrainedModel", settings: TrainSettings) -> PeftModel:

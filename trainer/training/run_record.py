@@ -3,10 +3,10 @@
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bonbon.errors import UserError
-from bonbon.pairs.snapshot import Snapshot
+from bonbon.pairs.snapshot import Snapshot, Split
 from bonbon.settings import TrainSettings
 from trainer.files import read_json, write_json
 
@@ -24,18 +24,25 @@ INDIFFERENT = {
 }
 
 
+class Digests(NamedTuple):
+    """Of the files of the base and of the version that training starts from."""
+
+    base: str
+    start: str
+
+
 def describe(
-    settings: TrainSettings, snapshot: Snapshot, *, base_name: str, base_digest: str, reference_digest: str
+    settings: TrainSettings, snapshot: Snapshot, *, n: int, base_name: str, digests: Digests
 ) -> dict[str, Any]:
     """What makes a run the run it is, and what it was made with."""
     return {
         "train": settings.model_dump(mode="json"),
-        "base": {"name": base_name, "digest": base_digest},
-        "reference": {"name": snapshot.version, "digest": reference_digest},
+        "n": n,
+        "base": {"name": base_name, "digest": digests.base},
+        "start": {"name": snapshot.version, "digest": digests.start},
         "snapshot": {
             "hash": snapshot.hash,
-            "groups": snapshot.groups,
-            "held_out_groups": snapshot.held_out_groups,
+            **{f"{split}_groups": getattr(snapshot, f"{split}_groups") for split in Split},
             "reward": {"name": snapshot.reward_name, "version": snapshot.reward_version},
         },
         "libraries": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
@@ -62,8 +69,9 @@ def claim(run_dir: Path, description: dict[str, Any]) -> None:
 def _identity(description: dict[str, Any]) -> dict[str, Any]:
     train = {f"train.{key}": value for key, value in description["train"].items() if key not in INDIFFERENT}
     return {
+        "n": description["n"],
         "base": description["base"]["digest"],
-        "reference": description["reference"]["digest"],
+        "start": description["start"]["digest"],
         "snapshot": description["snapshot"]["hash"],
         **train,
     }

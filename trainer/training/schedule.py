@@ -8,9 +8,9 @@ import numpy as np
 from bonbon.settings import TrainSettings
 
 
-def count_steps(config: TrainSettings, pairs: int) -> int:
-    """Optimiser steps of a run on this many pairs."""
-    return max(1, math.ceil(config.epochs * (pairs // config.batch_size)))
+def count_steps(config: TrainSettings, groups: int) -> int:
+    """Optimiser steps of the offline stage on this many groups."""
+    return max(1, math.ceil(config.epochs * (groups // config.batch_size)))
 
 
 def default_learning_rate(method: Literal["lora", "full"], width: int) -> float:
@@ -28,6 +28,6 @@ def learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float
     return (step + 1) / (warmup + 1) if step < warmup else (steps - step) / (steps - warmup)
 
 
-def step_seed(seed: int, step: int, process: int) -> int:
-    """Seed of the random numbers (dropout) that a process draws in a step."""
-    return int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0])
+def step_seed(seed: int, stage: int, step: int) -> int:
+    """Seed of what is random in a step of a stage."""
+    return int(np.random.SeedSequence([seed, stage, step]).generate_state(1)[0])

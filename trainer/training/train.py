@@ -1,5 +1,6 @@
 """Training: from a snapshot of groups to an adapter or a whole model."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +17,9 @@ from trainer.bars import Bars
 from trainer.data.groups import Groups
 from trainer.training.accelerator import make_accelerator
 from trainer.training.metrics import latest_metrics
-from trainer.training.policy import load_policy
 from trainer.training.run import Run
-from trainer.training.run_record import claim, describe
-from trainer.training.schedule import count_steps
+from trainer.training.run_record import Digests, claim, describe
+from trainer.training.selection import trainable_rows
 
 if TYPE_CHECKING:
     from bonbon.registry.records import Version
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 class TrainingResult:
     """A finished run: `output` is an adapter's or a whole model's directory, as `kind` says.
 
-    `pairs` were trained on in `steps` optimiser steps; `metrics` has the last reported value under each name.
+    `groups` were trained on in `steps` optimiser steps; `metrics` has the last reported value under each name.
     """
 
     run_dir: Path
     output: Path
     kind: VersionKind
     steps: int
-    pairs: int
+    groups: int
     metrics: dict[str, float]
 
 
@@ -46,56 +46,64 @@ def train(
     run_dir: Path,
     *,
     base: Path,
-    reference: "Version | None" = None,
+    n: int,
+    start: "Version | None" = None,
+    draws: bool = False,
     progress: bool = True,
 ) -> TrainingResult:
     """Train on `snapshot` in `run_dir`; an interrupted run goes on from its last checkpoint, a finished one is kept.
 
     Args:
-        base: directory of the base model.
-        reference: the version that sampled the snapshot. None or a base version: the base itself; another version:
-            training continues from it.
+        base: directory of the base model, which is the reference policy.
+        n: of the best-of-n that is imitated.
+        start: the version that training starts from. None or a base version: the base itself.
+        draws: whether somebody fulfils the run's orders for draws (`trainer.training.draws`). Then the policy is
+            brought to where its own draws are best and, by `train.refine`, learns from them.
 
     Raises:
-        UserError: snapshot, base, reference and settings do not belong together, or `run_dir` holds another run.
-        BonbonError: the loss, a gradient or a weight is not finite; the last checkpoint before that is kept.
+        UserError: snapshot, base, start and settings do not belong together, or `run_dir` holds another run.
+        BonbonError: the loss, a gradient or a weight is not finite, or drawing failed; the last checkpoint before that
+            is kept.
     """
     config = settings.train
     if config.threads:
         torch.set_num_threads(config.threads)
-    base_digest, reference_digest = _refuse_strangers(snapshot, base, reference)
-    groups = Groups(snapshot.groups_file, pool=config.loss == "bonbon" and config.alpha == "auto")
+    digests = _refuse_strangers(snapshot, base, start)
+    groups = Groups.read(snapshot.groups_file, base=snapshot.base)
+    rows = trainable_rows(groups, config.loss)
     accelerator = make_accelerator(config)
-    accelerator.gradient_accumulation_steps = _accumulation(config, len(groups.train), accelerator.num_processes)
+    _refuse_sizes(config, len(rows), accelerator.num_processes)
     base_name = served_name(settings.model or str(base))
     if accelerator.is_main_process:
-        claim(
-            run_dir,
-            describe(config, snapshot, base_name=base_name, base_digest=base_digest, reference_digest=reference_digest),
-        )
+        claim(run_dir, describe(config, snapshot, n=n, base_name=base_name, digests=digests))
     accelerator.wait_for_everyone()
     output = run_dir / "output"
     if not output.is_dir():
-        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
-        policy = load_policy(base, reference.files if reference else None, config, dtype=dtype)
-        key = f"{snapshot.hash} {reference_digest}"
-        with Bars(show=progress and accelerator.is_main_process) as bar:
-            run = Run(config, policy, groups, run_dir, accelerator, key=key, progress=bar)
-            run.train()
-            run.save(output, base=base, base_name=base_name)
+        with Bars(show=progress and accelerator.is_main_process) as bars:
+            key = f"{snapshot.hash} {digests.base}"
+            run = Run(
+                config,
+                groups,
+                rows,
+                run_dir,
+                accelerator,
+                bars,
+                base=base,
+                base_name=snapshot.base,
+                n=n,
+                start=start,
+                key=key,
+            )
+            run.learner.save(run.train(draws=draws), output, base_name=base_name)
         accelerator.free_memory()
-    return TrainingResult(
-        run_dir,
-        output,
-        VersionKind.ADAPTER if config.method == "lora" else VersionKind.FULL,
-        count_steps(config, len(groups.train)),
-        len(groups.train),
-        latest_metrics(run_dir),
-    )
+        shutil.rmtree(run_dir / "draws", ignore_errors=True)
+    metrics = latest_metrics(run_dir)
+    kind = VersionKind.ADAPTER if config.method == "lora" else VersionKind.FULL
+    return TrainingResult(run_dir, output, kind, int(metrics["step"]), len(rows), metrics)
 
 
-def _refuse_strangers(snapshot: Snapshot, base: Path, reference: "Version | None") -> tuple[str, str]:
-    """Digests of the base and of the reference, once it is sure that they and the snapshot belong together."""
+def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -> Digests:
+    """Digests of the base and of the start, once it is sure that they and the snapshot belong together."""
     if read_snapshot(snapshot.path).hash != snapshot.hash:
         raise UserError(f"{snapshot.path} holds another snapshot than {snapshot.hash}; take a new one")
     digest = make_manifest(base).digest
@@ -106,39 +114,36 @@ def _refuse_strangers(snapshot: Snapshot, base: Path, reference: "Version | None
             f"{digest[:12]}: train on the model that answered, its files unchanged",
             param="model",
         )
-    if reference is None:
-        return digest, digest
-    if snapshot.version != reference.name:
+    if start is None:
+        return Digests(digest, digest)
+    if snapshot.version != start.name:
         raise UserError(
-            f"the snapshot was sampled from {snapshot.version}, but the reference is {reference.name}: the reference "
-            "must be the sampler; take a snapshot of its groups, or name the other reference",
-            param="reference",
+            f"the snapshot was taken to start from {snapshot.version}, not from {start.name}; take a snapshot for it, "
+            "or name the other version",
+            param="version",
         )
-    if make_manifest(reference.directory).digest != reference.digest:
+    if make_manifest(start.directory).digest != start.digest:
         raise UserError(
-            f"the files of {reference.name} in {reference.directory} are not those that were registered; restore them"
+            f"the files of {start.name} in {start.directory} are not those that were registered; restore them"
         )
-    return digest, reference.digest
+    return Digests(digest, start.digest)
 
 
-def _accumulation(config: TrainSettings, pairs: int, processes: int) -> int:
-    """Forward passes per optimiser step in each process."""
-    if pairs < config.min_pairs:
+def _refuse_sizes(config: TrainSettings, groups: int, processes: int) -> None:
+    if groups < config.min_pairs:
         raise UserError(
-            f"the snapshot has {pairs} clean pairs to train on, fewer than train.min_pairs = {config.min_pairs}: "
+            f"the snapshot has {groups} groups to train on, fewer than train.min_pairs = {config.min_pairs}: "
             "answer more requests first, or lower it",
             param="train.min_pairs",
         )
-    if pairs < config.batch_size:
+    if groups < config.batch_size:
         raise UserError(
-            f"train.batch_size = {config.batch_size} is more than the snapshot's {pairs} pairs: lower it",
+            f"train.batch_size = {config.batch_size} is more than the snapshot's {groups} groups: lower it",
             param="train.batch_size",
         )
-    together = config.micro_batch_size * processes
-    if config.batch_size % together:
+    if config.batch_size % (config.micro_batch_size * processes):
         raise UserError(
             f"train.batch_size = {config.batch_size} is no multiple of train.micro_batch_size = "
             f"{config.micro_batch_size}" + (f" times {processes} processes" if processes > 1 else ""),
             param="train.micro_batch_size",
         )
-    return config.batch_size // together

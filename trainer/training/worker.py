@@ -3,16 +3,18 @@
 import os
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
-from bonbon.errors import BonbonError, UserError
+from bonbon.errors import BonbonError
 from bonbon.pairs.snapshot import read_snapshot
 from bonbon.settings import load_settings
 from trainer.files import write_json
-from trainer.training.launch import JOB, OUTCOME, Failure, Job
+from trainer.training.failure import Failure
+from trainer.training.launch import JOB, OUTCOME, Job
 from trainer.training.train import TrainingResult, train
 
 
@@ -32,12 +34,13 @@ def main(run_dir: Path, *, owned: bool) -> int:
             read_snapshot(job.snapshot),
             run_dir,
             base=job.base,
-            reference=job.reference,
+            n=job.n,
+            start=job.start,
+            draws=job.draws,
             progress=job.progress,
         )
     except BonbonError as error:
-        failure = Failure(str(error), isinstance(error, UserError), getattr(error, "param", None))
-        write_json(run_dir / OUTCOME, TypeAdapter(Failure).dump_python(failure, mode="json"))
+        write_json(run_dir / OUTCOME, asdict(Failure.of(error)))
         return 1
     if os.environ.get("RANK", "0") == "0":
         write_json(run_dir / OUTCOME, TypeAdapter(TrainingResult).dump_python(result, mode="json"))

@@ -1,26 +1,30 @@
-"""Reads what training is made of: clean groups with all their candidates."""
+"""Reads what training is made of: groups whose candidates are all scored draws of one version's own distribution."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from bonbon.database import Database
-from bonbon.pairs.reader import RewardKey, Tenants, next_clean
+from bonbon.pairs.reader import RewardKey, Tenants, trainable
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
-from bonbon.tables import candidates
+from bonbon.tables import candidates, groups
 
 CHUNK = 200
 
 
 @dataclass(frozen=True, slots=True)
-class CleanGroup:
-    """One prompt's candidates by rank, the worst first: tokens as drawn, log-probabilities in nats."""
+class TrainingGroup:
+    """One prompt's candidates by rank, the worst first: tokens as they were drawn, log-probabilities in nats.
+
+    The best candidate of a tied group is not above its worst.
+    """
 
     group_id: str
+    version: str
     prompt: Prompt
     prompt_digest: str
     prompt_token_ids: tuple[int, ...]
@@ -30,14 +34,26 @@ class CleanGroup:
     n: int
     temperature: float
     max_tokens: int
+    stop: tuple[str, ...]
     reward: RewardKey
 
 
-async def clean_groups(
+async def training_groups(
     database: Database, *, version: str, after: str | None = None, tenants: Tenants = None, chunk: int = CHUNK
-) -> AsyncGenerator[CleanGroup]:
-    """The clean groups of `version` and of `tenants` (None: of all), oldest first, in constant memory."""
-    some = next_clean(version, tenants, chunk)
+) -> AsyncGenerator[TrainingGroup]:
+    """The groups of `version` and of `tenants` (None: of all) that may be trained on, oldest first.
+
+    Reads `chunk` groups at a time, so that memory does not grow with the log.
+    """
+    # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
+    # on, for every chunk anew.
+    some = (
+        select(groups)
+        .where(trainable(version, None, tenants), groups.c.id > bindparam("after"))
+        .order_by(groups.c.id)
+        .limit(chunk)
+        .subquery()
+    )
     query = (
         select(some, candidates.c.token_ids, candidates.c.reward, candidates.c.logprob)
         .join(candidates, candidates.c.group_id == some.c.id)
@@ -51,8 +67,9 @@ async def clean_groups(
         for group_id, members in groupby(rows, key=itemgetter("id")):
             ranked = list(members)
             row, found, last = ranked[0], found + 1, group_id
-            yield CleanGroup(
+            yield TrainingGroup(
                 group_id,
+                version=row["version"],
                 prompt=prompt_of(row["prompt"]),
                 prompt_digest=row["prompt_digest"],
                 prompt_token_ids=row["prompt_token_ids"],
@@ -62,5 +79,6 @@ async def clean_groups(
                 n=row["n"],
                 temperature=row["temperature"],
                 max_tokens=row["max_tokens"],
+                stop=tuple(row["stop"]),
                 reward=RewardKey(row["reward_name"], row["reward_version"]),
             )

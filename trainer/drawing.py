@@ -1,0 +1,177 @@
+"""Draws from the policy that a training is at, for the training: the other end of `trainer.training.draws`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import structlog
+
+from bonbon.best_of_n import BestOfN
+from bonbon.engines.base import Engine, VersionFiles
+from bonbon.errors import PromptTooLong, RewardError, UserError
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.reader import RewardKey
+from bonbon.pairs.records import Group
+from bonbon.pairs.snapshot import SCHEMA, Fractions, Snapshot, snapshot_row
+from bonbon.pairs.training import TrainingGroup
+from bonbon.rewards.base import Reward
+from bonbon.rewards.together import together
+from bonbon.settings import Settings
+from trainer.data.logged_prompts import LoggedPrompt, logged_prompts
+from trainer.training.draws import DrawBox, DrawOrder
+
+log = structlog.get_logger(__name__)
+
+ORIGIN = "training"
+"""The origin of groups that a training has drawn for itself."""
+POLL = 0.02
+"""Seconds between looks for an order."""
+REWARD_DEADLINE = 600.0
+"""Seconds that a group's scores may take: nobody waits for an answer here."""
+
+
+LEAST_VALIDATION = 8
+"""Validation groups without which draws would say too little to choose a policy by."""
+
+
+def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
+    """What keeps a training from drawing, with what to do about it; None when nothing is known to."""
+    if settings.reward is None:
+        return "no reward is set that could score the draws: set reward (BONBON_REWARD)"
+    if settings.engine == "fake":
+        return "the engine 'fake' cannot draw from what is trained: set engine to another one"
+    if snapshot.validation_groups < LEAST_VALIDATION:
+        return (
+            f"{snapshot.validation_groups} validation groups are fewer than {LEAST_VALIDATION}, too few to choose a "
+            "policy by: log more groups, or raise train.validation_fraction"
+        )
+    return None
+
+
+class Drawing:
+    """Fulfils the orders of one run, one after the other. Engine and reward are started for the first one.
+
+    Args:
+        make_engine: the engine, not started; it may import a heavy library.
+        reward: not started.
+        snapshot: the run's.
+        box: where the orders are.
+        name: what the policies are called in the engine, with the number of the order after it; no other version may
+            ever have these names.
+        pair_log: where the groups go, with an origin of their own: they are never trained on in another run.
+        concurrency: prompts in flight.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[], Engine],
+        reward: Reward,
+        snapshot: Snapshot,
+        box: DrawBox,
+        *,
+        name: str,
+        pair_log: PairLog,
+        concurrency: int,
+    ) -> None:
+        self._make_engine, self._reward, self._snapshot, self._box = make_engine, reward, snapshot, box
+        self._name, self._log, self._concurrency = name, pair_log, concurrency
+        self._prompts: list[LoggedPrompt] = []
+        self._running = AsyncExitStack()
+        self._best_of_n: BestOfN | None = None
+
+    @asynccontextmanager
+    async def in_background(self) -> AsyncIterator[None]:
+        """Orders are fulfilled while the block runs."""
+        task = asyncio.create_task(self._run(), name="draws for a training")
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            await self._running.aclose()
+            self._best_of_n = None
+
+    async def _run(self) -> None:
+        while True:
+            for order in await asyncio.to_thread(self._box.open_orders):
+                try:
+                    await self._fulfil(order)
+                except Exception as error:  # noqa: BLE001 - whatever it is, the training is waiting to be told
+                    log.warning("the training could not be given its draws", error=str(error))
+                    await asyncio.to_thread(self._box.fail, order, error)
+            await asyncio.sleep(POLL)
+
+    async def _fulfil(self, order: DrawOrder) -> None:
+        best_of_n = self._best_of_n or await self._start()
+        version = VersionFiles(f"{self._name}-{order.number}", order.kind, Path(order.policy))
+        if best_of_n.engine.displaces(version):
+            raise UserError(
+                "training draws from whole weights beside the base's, and this engine holds one at a time: set "
+                "evaluate.engine_options.full_weights to 'beside', or train.refine to 'off'",
+                param="train.refine",
+            )
+        await best_of_n.engine.load(version)
+        try:
+            slots = asyncio.Semaphore(self._concurrency)
+            groups = await together(self._draw(best_of_n, order, version.name, row, slots) for row in order.rows)
+        finally:
+            await best_of_n.engine.unload(version.name)
+        drawn = [group for group in groups if group is not None]
+        for group in drawn:
+            await self._log.append(group)
+        await asyncio.to_thread(_write, self._box.groups(order.number), drawn)
+
+    async def _draw(
+        self, best_of_n: BestOfN, order: DrawOrder, version: str, row: int, slots: asyncio.Semaphore
+    ) -> Group | None:
+        prompt, sampling = self._prompts[row]
+        async with slots:
+            try:
+                seeded = replace(sampling, seed=(order.seed * 1_000_003 + row) % 2**31)
+                group = (await best_of_n(prompt, order.count, version=version, sampling=seeded)).group
+            except PromptTooLong as error:
+                log.warning("a prompt is left out of the training's draws", reason=str(error))
+                return None
+        if group.degraded is not None:
+            raise RewardError(f"the training's draws could not be scored: {group.degraded}")
+        return replace(group, origin=ORIGIN)
+
+    async def _start(self) -> BestOfN:
+        engine = await asyncio.to_thread(self._make_engine)
+        for part in (engine, self._reward):
+            await part.start()
+            self._running.push_async_callback(part.stop)
+        self._prompts = await asyncio.to_thread(logged_prompts, self._snapshot)
+        self._best_of_n = BestOfN(engine, self._reward, deadline=REWARD_DEADLINE)
+        return self._best_of_n
+
+
+def _write(path: Path, groups: list[Group]) -> None:
+    table = pa.Table.from_pylist([snapshot_row(_ranked(group), Fractions(0, 0)) for group in groups], SCHEMA)
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+
+
+def _ranked(group: Group) -> TrainingGroup:
+    ranked = sorted(group.candidates, key=lambda candidate: candidate.rank or 0)
+    return TrainingGroup(
+        group_id=group.id,
+        version=group.version,
+        prompt=group.prompt,
+        prompt_digest=group.prompt.digest,
+        prompt_token_ids=group.prompt_token_ids,
+        candidates=tuple(candidate.token_ids for candidate in ranked),
+        rewards=tuple(candidate.reward or 0.0 for candidate in ranked),
+        logprobs=tuple(candidate.logprob for candidate in ranked),
+        n=group.n,
+        temperature=group.sampling.temperature,
+        max_tokens=group.sampling.max_tokens,
+        stop=group.sampling.stop,
+        reward=RewardKey(group.reward_name, group.reward_version),
+    )

@@ -1,0 +1,97 @@
+"""How a training that runs anywhere asks for draws of its policy: by files in the run directory.
+
+The training process writes what is to be drawn, beside the policy to draw from, and waits. The process that launched
+it draws with the engine, scores with the reward and writes the groups (`trainer.drawing`). Draws are kept until the run
+has ended, so that a training which is resumed does not pay for them again.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bonbon.engines.base import VersionKind
+from trainer.files import read_json, write_json
+from trainer.training.failure import Failure
+
+POLL = 0.02
+"""Seconds between looks at what is written in another process."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawOrder:
+    """Draw `count` candidates from the policy in `policy` (an adapter or whole weights, as `kind` says).
+
+    One group for each of `rows`, which are rows of the run's snapshot: with that row's prompt and sampling settings.
+    `number` names the order in its run, and `seed` decides its draws as far as the engine allows.
+    """
+
+    number: int
+    policy: str
+    kind: VersionKind
+    rows: tuple[int, ...]
+    count: int
+    seed: int
+
+
+class DrawBox:
+    """The orders of a run and what was drawn for them."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.directory = run_dir / "draws"
+
+    def policy(self, number: int) -> Path:
+        """Where the policy of an order is put before the order is given."""
+        return self.directory / f"policy-{number:06d}"
+
+    def groups(self, number: int) -> Path:
+        """The Parquet file with an order's groups, which is there when they are drawn."""
+        return self.directory / f"groups-{number:06d}.parquet"
+
+    def wait(self, order: DrawOrder) -> Path:
+        """Give the order, wait until it is fulfilled, and return the file with its groups. The policy is deleted then.
+
+        An order that was fulfilled before is not given again.
+
+        Raises:
+            BonbonError: what kept the other process from drawing.
+        """
+        groups = self.groups(order.number)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if read_json(self._order(order.number)) != json.loads(json.dumps(asdict(order))) or not groups.exists():
+            groups.unlink(missing_ok=True)
+            self._failure(order.number).unlink(missing_ok=True)
+            write_json(self._order(order.number), asdict(order))
+        while not groups.exists():
+            if failure := read_json(self._failure(order.number)):
+                self._failure(order.number).unlink()
+                raise Failure(**failure).error()
+            time.sleep(POLL)
+        shutil.rmtree(order.policy, ignore_errors=True)
+        return groups
+
+    def open_orders(self) -> Sequence[DrawOrder]:
+        """Orders that are neither fulfilled nor failed, the first one first."""
+        orders = (_read(path) for path in sorted(self.directory.glob("order-*.json")))
+        return [
+            order
+            for order in orders
+            if not self.groups(order.number).exists() and not self._failure(order.number).exists()
+        ]
+
+    def fail(self, order: DrawOrder, error: Exception) -> None:
+        """Tell the training why its order cannot be fulfilled."""
+        write_json(self._failure(order.number), asdict(Failure.of(error)))
+
+    def _order(self, number: int) -> Path:
+        return self.directory / f"order-{number:06d}.json"
+
+    def _failure(self, number: int) -> Path:
+        return self.directory / f"failure-{number:06d}.json"
+
+
+def _read(path: Path) -> DrawOrder:
+    values = read_json(path) or {}
+    return DrawOrder(**values | {"kind": VersionKind(values["kind"]), "rows": tuple(values["rows"])})
