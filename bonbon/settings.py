@@ -217,8 +217,12 @@ class TrainSettings(Section):
     refine_learning_rate: float | None = Field(None, gt=0)
     """The learning rate on the policy's own draws; by default a fifth of that on logged groups. It is halved whenever
     validation prompts gain less than before."""
-    validation_draws: int = Field(2, ge=2)
-    """Draws for each validation prompt whenever policies are compared by what they draw."""
+    validation_draws: int = Field(256, ge=2)
+    """Draws for the validation prompts, over all of them, whenever policies are compared by what they draw; at least
+    two for each prompt."""
+    base_prompts: int = Field(1000, ge=0)
+    """For how many prompts the base draws once a version answers in its place: training compares candidates with the
+    base's, so that prompts which only a version has answered are of no use without."""
     draws_in_flight: int = Field(32, ge=1)
     """Prompts that a training draws for at once. Where its engine also answers requests, keep this well below what that
     engine can draw at once."""

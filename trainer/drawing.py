@@ -5,18 +5,19 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 
 from bonbon.best_of_n import BestOfN
-from bonbon.engines.base import Engine, VersionFiles
+from bonbon.engines.base import Engine, VersionFiles, VersionKind
 from bonbon.errors import PromptTooLong, RewardError, UserError
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.reader import RewardKey
 from bonbon.pairs.records import Group
-from bonbon.pairs.snapshot import SCHEMA, Fractions, Snapshot, snapshot_row
+from bonbon.pairs.snapshot import SCHEMA, Snapshot, snapshot_row
 from bonbon.pairs.training import TrainingGroup
 from bonbon.rewards.base import Reward
 from bonbon.rewards.together import together
@@ -108,6 +109,8 @@ class Drawing:
 
     async def _fulfil(self, order: DrawOrder) -> None:
         best_of_n = self._best_of_n or await self._start()
+        if order.kind is VersionKind.BASE:
+            return await self._draw_all(best_of_n, order, best_of_n.engine.base)
         version = VersionFiles(f"{self._name}-{order.number}", order.kind, Path(order.policy))
         if best_of_n.engine.displaces(version):
             raise UserError(
@@ -117,19 +120,24 @@ class Drawing:
             )
         await best_of_n.engine.load(version)
         try:
-            slots = asyncio.Semaphore(self._concurrency)
-            groups = await together(self._draw(best_of_n, order, version.name, row, slots) for row in order.rows)
+            await self._draw_all(best_of_n, order, version.name)
         finally:
             await best_of_n.engine.unload(version.name)
-        drawn = [group for group in groups if group is not None]
-        for group in drawn:
-            await self._log.append(group)
-        await asyncio.to_thread(_write, self._box.groups(order.number), drawn)
+
+    async def _draw_all(self, best_of_n: BestOfN, order: DrawOrder, version: str) -> None:
+        slots = asyncio.Semaphore(self._concurrency)
+        groups = await together(self._draw(best_of_n, order, version, row, slots) for row in order.rows)
+        rows = []
+        for row, group in zip(order.rows, groups, strict=True):
+            if group is not None:
+                await self._log.append(group)
+                rows.append(snapshot_row(_ranked(group), self._prompts[row].split))
+        await asyncio.to_thread(_write, self._box.groups(order.number), rows)
 
     async def _draw(
         self, best_of_n: BestOfN, order: DrawOrder, version: str, row: int, slots: asyncio.Semaphore
     ) -> Group | None:
-        prompt, sampling = self._prompts[row]
+        prompt, sampling, _ = self._prompts[row]
         async with slots:
             try:
                 seeded = replace(sampling, seed=(order.seed * 1_000_003 + row) % 2**31)
@@ -151,10 +159,9 @@ class Drawing:
         return self._best_of_n
 
 
-def _write(path: Path, groups: list[Group]) -> None:
-    table = pa.Table.from_pylist([snapshot_row(_ranked(group), Fractions(0, 0)) for group in groups], SCHEMA)
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     partial = path.with_suffix(".partial")
-    pq.write_table(table, partial, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), partial, compression="zstd")
     partial.replace(path)
 
 

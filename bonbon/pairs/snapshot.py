@@ -152,7 +152,7 @@ async def take_snapshot(
                     if group.reward != reward:
                         other += 1
                         continue
-                    row = snapshot_row(group, fractions)
+                    row = snapshot_row(group, split_of(group.prompt.root_digest, fractions))
                     digest.add(row)
                     taken.add(row)
                     chunk.append(row)
@@ -261,11 +261,11 @@ class _Tally:
         }
 
 
-def snapshot_row(group: TrainingGroup, fractions: Fractions) -> dict[str, Any]:
+def snapshot_row(group: TrainingGroup, split: Split) -> dict[str, Any]:
     """The group as a row of `SCHEMA`."""
     row: dict[str, Any] = {item.name: getattr(group, item.name) for item in fields(group)}
     row["prompt"] = json.dumps(prompt_document(group.prompt), ensure_ascii=False)
-    row["split"] = str(split_of(group.prompt.root_digest, fractions))
+    row["split"] = str(split)
     row["candidates"] = [list(tokens) for tokens in group.candidates]
     for name in ("prompt_token_ids", "rewards", "logprobs", "stop"):
         row[name] = list(row[name])

@@ -70,17 +70,17 @@ class Groups:
     completions: "Ragged"
 
     @classmethod
-    def read(cls, path: Path, *, base: str, opponents: "Opponents | None" = None) -> Self:
-        """The groups of a Parquet file with the columns of `bonbon.pairs.snapshot.SCHEMA`.
+    def read(cls, *paths: Path, base: str, opponents: "Opponents | None" = None) -> Self:
+        """The groups of Parquet files with the columns of `bonbon.pairs.snapshot.SCHEMA`.
 
         Args:
             base: the name of the base.
-            opponents: what the candidates are compared with; by default the base's groups in the file.
+            opponents: what the candidates are compared with; by default the base's groups in the files.
 
         Raises:
             UserError: a group cannot be trained on; the message says which one and why.
         """
-        table = pq.read_table(path, columns=COLUMNS).combine_chunks()
+        table = pa.concat_tables(pq.read_table(path, columns=COLUMNS) for path in paths).combine_chunks()
         _check(table)
         n: Rows = table.column("n").to_numpy().astype(np.int64)
         by_base = np.array([name == base for name in table.column("version").to_pylist()], dtype=bool)

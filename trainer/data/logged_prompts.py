@@ -15,21 +15,23 @@ if TYPE_CHECKING:
 
 
 class LoggedPrompt(NamedTuple):
-    """A prompt and how it was sampled."""
+    """A prompt, how it was sampled, and what it is for."""
 
     prompt: Prompt
     sampling: Sampling
+    split: Split
 
 
 def logged_prompts(snapshot: "Snapshot", split: Split | None = None) -> list[LoggedPrompt]:
     """Those of a split (None: of all), in the order of the snapshot's rows, repeats included."""
-    columns = ["prompt", "temperature", "max_tokens", "stop"]
+    columns = ["prompt", "temperature", "max_tokens", "stop", "split"]
     filters = None if split is None else [("split", "=", str(split))]
     rows = pq.read_table(snapshot.groups_file, columns=columns, filters=filters).to_pylist()
     return [
         LoggedPrompt(
             prompt_of(json.loads(row["prompt"])),
             Sampling(max_tokens=row["max_tokens"], temperature=row["temperature"], stop=tuple(row["stop"])),
+            Split(row["split"]),
         )
         for row in rows
     ]

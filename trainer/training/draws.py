@@ -22,7 +22,7 @@ POLL = 0.02
 
 @dataclass(frozen=True, slots=True)
 class DrawOrder:
-    """Draw `count` candidates from the policy in `policy` (an adapter or whole weights, as `kind` says).
+    """Draw `count` candidates from the policy in `policy` (an adapter or whole weights, as `kind` says), or the base.
 
     One group for each of `rows`, which are rows of the run's snapshot: with that row's prompt and sampling settings.
     `number` names the order in its run, and `seed` decides its draws as far as the engine allows.
@@ -69,7 +69,8 @@ class DrawBox:
                 self._failure(order.number).unlink()
                 raise Failure(**failure).error()
             time.sleep(POLL)
-        shutil.rmtree(order.policy, ignore_errors=True)
+        if order.kind is not VersionKind.BASE:
+            shutil.rmtree(order.policy, ignore_errors=True)
         return groups
 
     def open_orders(self) -> Sequence[DrawOrder]:

@@ -19,7 +19,6 @@ from trainer.bars import Bars
 from trainer.data.batches import epoch_steps
 from trainer.data.groups import Groups, Rows
 from trainer.training.checkpoint import Checkpoint, Checkpoints
-from trainer.training.interpolation import TOLERANCE
 from trainer.training.learner import Learner, Weights
 from trainer.training.metrics import MetricsLog
 from trainer.training.schedule import step_seed
@@ -35,6 +34,8 @@ PATIENCE = 3
 LEAST_GAIN = 0.05
 """Nats."""
 WARMUP = 5
+TOLERANCE = 1.05
+"""Times the limit of the KL that a policy may have by its draws, whose KL is known to some hundredths of a nat."""
 
 
 class Refinement:
@@ -43,7 +44,7 @@ class Refinement:
     Args:
         start: the weights that the stage starts from, and `gain` what they have gained on validation draws.
         groups: the snapshot's.
-        validation: rows of the prompts that are drawn for at every look.
+        validation: rows of the prompts that are drawn for at every look, `draws` times each.
         offset: optimiser steps of the stages before, and `epochs` their passes over the data, for the run's metrics.
         rate: the learning rate.
         tilt: c of the objective.
@@ -57,6 +58,7 @@ class Refinement:
         groups: Groups,
         validation: Rows,
         *,
+        draws: int,
         config: TrainSettings,
         rate: float,
         tilt: float,
@@ -67,7 +69,7 @@ class Refinement:
         progress: Bars,
     ) -> None:
         self.learner, self.drawer, self.start, self.groups = learner, drawer, start, groups
-        self.config, self.rate, self.tilt, self.most_kl = config, rate, tilt, most_kl
+        self.draws, self.config, self.rate, self.tilt, self.most_kl = draws, config, rate, tilt, most_kl
         self.validation, self.offset, self.epochs, self.progress = validation, offset, epochs, progress
         rows = groups.rows_of(Split.TRAIN)
         # One row a prompt: a prompt that was asked often is drawn for as often as any other.
@@ -150,7 +152,7 @@ class Refinement:
     def _look(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draw for the validation prompts, and keep the policy if it gains more than the best one before it."""
         weights, number = self.learner.weights(), FIRST_ORDER + 2 * state.step + 1
-        found = self.drawer.gain(number, weights, self.validation, self.config.validation_draws, self.tilt)
+        found = self.drawer.gain(number, weights, self.validation, self.draws, self.tilt)
         self.tokens += found.tokens
         allowed = found.kl <= self.most_kl * TOLERANCE
         gain = found.gain if allowed else -math.inf

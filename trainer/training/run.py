@@ -1,5 +1,6 @@
 """A training run: the stages that a policy goes through, from where it starts to what is kept of it."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ class Run:
         self.config, self.groups, self.run_dir, self.bars = config, groups, run_dir, bars
         self.tilt, self.most_kl = tilt(n), config.kl or best_of_n_kl(n)
         self.validation = validation_rows(groups, config.seed)
+        self.draws_for_validation = max(2, math.ceil(config.validation_draws / max(1, len(self.validation))))
         bf16 = accelerator.mixed_precision == "bf16"
         policy = load_policy(
             base, start.files if start else None, config, dtype=torch.bfloat16 if bf16 else torch.float32
@@ -132,7 +134,7 @@ class Run:
             drawer,
             weights,
             self.validation,
-            draws=config.validation_draws,
+            draws=self.draws_for_validation,
             tilt=self.tilt,
             most_kl=self.most_kl,
             run_dir=self.run_dir,
@@ -150,6 +152,7 @@ class Run:
             weights,
             self.groups,
             self.validation,
+            draws=self.draws_for_validation,
             config=config,
             rate=config.refine_learning_rate or REFINED * self.offline.rate(),
             tilt=self.tilt,

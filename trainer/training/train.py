@@ -5,24 +5,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import served_name
-from bonbon.pairs.snapshot import Snapshot, read_snapshot
+from bonbon.pairs.snapshot import Snapshot, Split, read_snapshot
 from bonbon.registry.manifest import make_manifest
 from bonbon.settings import Settings, TrainSettings
 from trainer.bars import Bars
 from trainer.data.groups import Groups
 from trainer.training.accelerator import make_accelerator
+from trainer.training.draws import DrawBox, DrawOrder
 from trainer.training.metrics import latest_metrics
 from trainer.training.run import Run
 from trainer.training.run_record import Digests, claim, describe
 from trainer.training.selection import trainable_rows
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from bonbon.registry.records import Version
+
+
+BASE_ORDER = 99
+"""The number of the base's own draws among a run's orders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +77,14 @@ def train(
     if config.threads:
         torch.set_num_threads(config.threads)
     digests = _refuse_strangers(snapshot, base, start)
-    groups = Groups.read(snapshot.groups_file, base=snapshot.base)
-    rows = trainable_rows(groups, config.loss)
     accelerator = make_accelerator(config)
-    _refuse_sizes(config, len(rows), accelerator.num_processes)
     base_name = served_name(settings.model or str(base))
     if accelerator.is_main_process:
         claim(run_dir, describe(config, snapshot, n=n, base_name=base_name, digests=digests))
     accelerator.wait_for_everyone()
+    groups = _read(config, snapshot, run_dir, accelerator, n=n, draws=draws)
+    rows = trainable_rows(groups, config.loss)
+    _refuse_sizes(config, len(rows), accelerator.num_processes)
     output = run_dir / "output"
     if not output.is_dir():
         with Bars(show=progress and accelerator.is_main_process) as bars:
@@ -100,6 +108,22 @@ def train(
     metrics = latest_metrics(run_dir)
     kind = VersionKind.ADAPTER if config.method == "lora" else VersionKind.FULL
     return TrainingResult(run_dir, output, kind, int(metrics["step"]), len(rows), metrics)
+
+
+def _read(
+    config: TrainSettings, snapshot: Snapshot, run_dir: Path, accelerator: "Accelerator", *, n: int, draws: bool
+) -> Groups:
+    """The snapshot's groups and, for prompts that the base has not drawn for, groups that it draws now."""
+    groups = Groups.read(snapshot.groups_file, base=snapshot.base)
+    wanted = np.flatnonzero(~groups.comparable & (groups.split != Split.TEST))
+    rows = np.random.default_rng(config.seed).permutation(wanted)[: config.base_prompts]
+    if not draws or not len(rows):
+        return groups
+    box = DrawBox(run_dir)
+    if accelerator.is_main_process:
+        box.wait(DrawOrder(BASE_ORDER, "", VersionKind.BASE, tuple(sorted(rows.tolist())), n, config.seed))
+    accelerator.wait_for_everyone()
+    return Groups.read(snapshot.groups_file, box.groups(BASE_ORDER), base=snapshot.base)
 
 
 def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -> Digests:
