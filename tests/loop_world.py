@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sampled_pairs import VOCABULARY
+from sampled_groups import VOCABULARY
 
 from bonbon.best_of_n import BestOfN
 from bonbon.database import open_database

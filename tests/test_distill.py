@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from loop_world import make_settings
-from sampled_pairs import make_base
+from sampled_groups import make_base
 
 from bonbon.database import open_database
 from bonbon.demo.models import TinyModels

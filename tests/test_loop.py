@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from loop_world import answer, make_settings
-from sampled_pairs import make_base
+from sampled_groups import make_base
 from structlog.testing import capture_logs
 
 from bonbon.errors import Conflict, UserError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from sampled_pairs import EOS, VOCABULARY, draw, make_base
+from sampled_groups import EOS, VOCABULARY, draw, make_base
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -21,7 +21,7 @@ import scipy.stats
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from sampled_pairs import draw, make_base, make_group, make_snapshot, reward, snapshot_of
+from sampled_groups import draw, make_base, make_group, make_snapshot, reward, snapshot_of
 from transformers import AutoModelForCausalLM
 
 from bonbon.engines.base import Sampling, VersionFiles, VersionKind
