@@ -116,6 +116,18 @@ def test_many_simulated_groups_reach_the_kl_and_the_win_rate_of_best_of_n() -> N
     assert objective_gain(win_rate, kl, n) == pytest.approx(best_gain(n), abs=0.01)
 
 
+def test_the_supervised_term_holds_the_policy_nearer_to_the_base() -> None:
+    """Weighted like the contrast it costs little of the objective, and a quarter of the KL is not spent."""
+    count, n = 160, 8
+    answers = torch.from_numpy(np.sort(np.random.default_rng(0).integers(0, count, (10_000, n)), axis=1))
+    base = torch.full((count,), 1 / count, dtype=torch.float64)
+    found = minimum(answers, chances(answers, answers), base, c=tilt(n), sft_weight=1.0)
+    win_rate = float((found.exp() * win_rates(base)).sum())
+    kl = float((found.exp() * (found - base.log())).sum())
+    assert 0.7 * best_of_n_kl(n) < kl < 0.9 * best_of_n_kl(n)
+    assert objective_gain(win_rate, kl, n) > 0.97 * best_gain(n)
+
+
 def objective(logits: Tensor, base: Tensor, c: float) -> Tensor:
     """J as it is defined."""
     policy = logits.log_softmax(0)
