@@ -29,7 +29,7 @@ EVERY_LOSS: list[LossName] = ["gvpo", *PAIR_LOSSES]
 
 
 def loss_of(name: LossName, **options: float) -> Loss:
-    return make_loss(name, tilt=tilt(8), **options)  # type: ignore[arg-type]
+    return make_loss(name, tilt=tilt(8), **options)
 
 
 def pairs(
@@ -260,8 +260,8 @@ def test_contrasts_depend_on_the_margin_alone() -> None:
 
 
 def test_mixed_n_is_the_mean_of_each_group_alone() -> None:
-    some = batch()
-    alone = [GroupLogprobs(*(field[2 * i : 2 * i + 2] for field in some[:-1]), torch.zeros(2).long()) for i in range(2)]
+    some, pair = batch(), torch.zeros(2, dtype=torch.long)
+    alone = [GroupLogprobs(*(field[place : place + 2] for field in some))._replace(group=pair) for place in (0, 2)]
     for name in EVERY_LOSS:
         loss = loss_of(name, sft_weight=0.1)
         assert loss(some).loss.item() == pytest.approx(sum(loss(one).loss.item() for one in alone) / 2)
