@@ -132,7 +132,11 @@ class Offline:
         best = max(gains, key=lambda place: gains[place])
         found = {
             "learning_rate": highest * PROBED[best],
-            "gains": {f"{highest * PROBED[place]:.3g}": gain for place, gain in sorted(gains.items())},
+            # JSON has no infinity.
+            "gains": {
+                f"{highest * PROBED[place]:.3g}": gain if math.isfinite(gain) else None
+                for place, gain in sorted(gains.items())
+            },
         }
         if self.learner.accelerator.is_main_process:
             write_json(self.run_dir / PROBE, found)
@@ -146,9 +150,10 @@ class Offline:
             for step in range(steps):
                 self._step(step, rate, steps)
                 bar(step + 1, f"at {rate:.2g}")
-            return self._look().gain
+            gain = self._look().gain
         except BonbonError:
-            return -math.inf  # not finite any more: too high a rate
+            gain = math.nan
+        return gain if math.isfinite(gain) else -math.inf  # too high a rate
 
     def _step(self, step: int, rate: float, steps: int) -> dict[str, float]:
         epoch, position = divmod(step, self.steps_per_epoch)
