@@ -76,9 +76,15 @@ def draw(model: Any, prompt: list[int], n: int, *, temperature: float, max_token
     return draws
 
 
-def reward(tokens: Sequence[int]) -> float:
-    """Even tokens are good; a little of their sum breaks ties."""
-    return float(np.mean([token % 2 == 0 for token in tokens]) + 1e-4 * np.sum(tokens))
+def text_of(tokens: Sequence[int]) -> str:
+    """As the engine writes it: end of sequence and padding are no words."""
+    return " ".join(f"w{token}" for token in tokens if token not in (0, EOS))
+
+
+def score(prompt: Prompt, completions: Sequence[str]) -> list[float]:
+    """The reward "python:sampled_groups:score": even words are good; a little of their sum breaks ties."""
+    numbers = [[int(word[1:]) for word in completion.split()] for completion in completions]
+    return [sum(n % 2 == 0 for n in words) / (len(words) or 1) + 1e-4 * sum(words) for words in numbers]
 
 
 FRACTIONS = Fractions(test=1 / 6, validation=1 / 6)
@@ -124,7 +130,7 @@ def make_group(model: Any, version: str, number: int, prompt: tuple[int, ...], n
     candidates = tuple(
         Candidate(
             index,
-            " ".join(f"w{token}" for token in tokens),
+            text_of(tokens),
             tuple(tokens),
             logprob,
             "stop" if tokens[-1] == EOS else "length",
@@ -140,7 +146,9 @@ def make_group(model: Any, version: str, number: int, prompt: tuple[int, ...], n
         sampling=sampling,
         reward_name="even",
         reward_version="1",
-        candidates=rank(candidates, [reward(c.token_ids) for c in candidates], random.Random(number)),
+        candidates=rank(
+            candidates, score(Prompt(token_ids=prompt), [c.text for c in candidates]), random.Random(number)
+        ),
     )
     return replace(group, unclean=why_unclean(group))
 

@@ -147,7 +147,7 @@ async def test_one_process_at_a_time(base: Path, tmp_path: Path) -> None:
 
 def away_after_a_while(prompt: Prompt, completions: list[str]) -> list[float]:
     """Scores thirty groups, then fails."""
-    from loop_world import score
+    from sampled_groups import score
 
     away_after_a_while.calls = getattr(away_after_a_while, "calls", 0) + 1  # type: ignore[attr-defined]
     if away_after_a_while.calls > 30:  # type: ignore[attr-defined]
