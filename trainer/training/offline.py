@@ -150,10 +150,9 @@ class Offline:
             for step in range(steps):
                 self._step(step, rate, steps)
                 bar(step + 1, f"at {rate:.2g}")
-            gain = self._look().gain
+            return self._look().gain
         except BonbonError:
-            gain = math.nan
-        return gain if math.isfinite(gain) else -math.inf  # too high a rate
+            return -math.inf  # not finite any more: too high a rate
 
     def _step(self, step: int, rate: float, steps: int) -> dict[str, float]:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -167,7 +166,10 @@ class Offline:
 
     def _look(self) -> Look:
         policy = self.learner.of_policy(self.groups, self.validation, "validation groups", transient=True)
-        return look(self.groups, self.validation, policy, self.reference, self.tilt)
+        seen = look(self.groups, self.validation, policy, self.reference, self.tilt)
+        if not math.isfinite(seen.gain):
+            raise BonbonError(f"the gain on validation groups is {seen.gain}; lower train.learning_rate")
+        return seen
 
     def _write(self, log: MetricsLog, step: int, **values: float) -> None:
         log.write(step, step / self.steps_per_epoch, stage=STAGE, **values)
