@@ -2,11 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sampled_pairs import VOCABULARY
+from sampled_groups import VOCABULARY
 
 from bonbon.best_of_n import BestOfN
 from bonbon.database import open_database
@@ -19,12 +18,6 @@ from bonbon.rewards import build_reward
 from bonbon.settings import Settings
 
 MAX_TOKENS = 10
-
-
-def score(prompt: Prompt, completions: Sequence[str]) -> list[float]:
-    """Even words are good; a little of their sum breaks ties."""
-    numbers = [[int(word[1:]) for word in completion.split()] for completion in completions]
-    return [sum(n % 2 == 0 for n in words) / (len(words) or 1) + 1e-4 * sum(words) for words in numbers]
 
 
 def make_settings(base: Path, data_dir: Path, **changes: Any) -> Settings:
@@ -44,7 +37,7 @@ def make_settings(base: Path, data_dir: Path, **changes: Any) -> Settings:
     }
     for name in sections:
         sections[name] |= changes.pop(name, {})
-    arguments = {"model": str(base), "data_dir": data_dir, "n": 4, "reward": "python:loop_world:score"}
+    arguments = {"model": str(base), "data_dir": data_dir, "n": 4, "reward": "python:sampled_groups:score"}
     return Settings(**(arguments | {"engine_options": {"threads": 1}} | sections | changes))  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from loop_world import make_settings
-from sampled_pairs import make_base
+from sampled_groups import make_base
 
 from bonbon.database import open_database
 from bonbon.demo.models import TinyModels
@@ -147,7 +147,7 @@ async def test_one_process_at_a_time(base: Path, tmp_path: Path) -> None:
 
 def away_after_a_while(prompt: Prompt, completions: list[str]) -> list[float]:
     """Scores thirty groups, then fails."""
-    from loop_world import score
+    from sampled_groups import score
 
     away_after_a_while.calls = getattr(away_after_a_while, "calls", 0) + 1  # type: ignore[attr-defined]
     if away_after_a_while.calls > 30:  # type: ignore[attr-defined]

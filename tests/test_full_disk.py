@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import fill
 from loop_world import answer, make_settings
-from sampled_pairs import make_base
+from sampled_groups import make_base
 from structlog.testing import capture_logs
 
 from bonbon.registry.records import Version

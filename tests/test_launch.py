@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from loop_world import answer, make_settings
-from sampled_pairs import make_base, make_snapshot
+from sampled_groups import make_base, make_snapshot
 from test_train import as_arguments, assert_same, environment, settings, weights
 
 from bonbon.errors import BonbonError, UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from loop_world import answer, make_settings
-from sampled_pairs import make_base
+from sampled_groups import make_base
 from structlog.testing import capture_logs
 
 from bonbon.errors import Conflict, UserError
@@ -339,7 +339,7 @@ async def test_the_base_is_found_through_the_champion(resumed: Settings, tmp_pat
 
 def fail_once(prompt: Any, completions: list[str]) -> list[float]:
     """Fails the first time it is called in this process."""
-    from loop_world import score
+    from sampled_groups import score
 
     fail_once.calls = getattr(fail_once, "calls", 0) + 1  # type: ignore[attr-defined]
     if fail_once.calls == 1:  # type: ignore[attr-defined]

@@ -1,39 +1,61 @@
-"""The losses against hand-computed values, the theory's numbers and simulated best-of-n groups."""
+"""The losses on pairs against hand-computed values, the theory's numbers and simulated best-of-n groups."""
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from bonbon.theory import (
-    best_of_n_kl,
-    pair_target,
-    pair_target_variance,
-    rank_pair_target,
-    rank_pair_variance,
-    rank_targets,
+from bonbon.theory import pair_target, pair_target_variance, rank_pair_target, rank_pair_variance, tilt
+from trainer.training.loss import (
+    GroupLogprobs,
+    Loss,
+    LossName,
+    bonbon,
+    dpo,
+    gvpo,
+    ipo,
+    make_loss,
+    margins,
+    pair_targets,
+    pair_variances,
+    paper,
+    sft,
 )
-from trainer.training.loss import Loss, PairLogprobs, bonbon, dpo, ipo, make_loss, paper, sft, target_variances, targets
 
-NAMES = ["bonbon", "paper", "sft", "ipo", "dpo"]
+PAIR_LOSSES: list[LossName] = ["bonbon", "paper", "sft", "ipo", "dpo"]
+EVERY_LOSS: list[LossName] = ["gvpo", *PAIR_LOSSES]
+
+
+def loss_of(name: LossName, **options: float) -> Loss:
+    return make_loss(name, tilt=tilt(8), **options)
 
 
 def pairs(
     chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, n: Tensor
-) -> PairLogprobs:
-    """Best and worst of groups of n."""
-    return PairLogprobs(
-        chosen, rejected, reference_chosen, reference_rejected, n, n, torch.ones_like(n), n, below=n - 1
+) -> GroupLogprobs:
+    """Worst and best of groups of n."""
+
+    def interleaved(worst: Tensor, best: Tensor) -> Tensor:
+        return torch.stack([worst, best], dim=1).flatten()
+
+    return GroupLogprobs(
+        policy=interleaved(rejected, chosen),
+        reference=interleaved(reference_rejected, reference_chosen),
+        wins=interleaved(0.5 / n, 1 - 0.5 / n),
+        rank=interleaved(torch.ones_like(n), n).float(),
+        n=interleaved(n, n),
+        group=torch.arange(len(n)).repeat_interleave(2),
     )
 
 
-def best_and_worst(*n: int) -> PairLogprobs:
-    zeros = torch.zeros(len(n))
-    return pairs(zeros, zeros, zeros, zeros, torch.tensor(n))
+def best_and_worst(ns: Sequence[int]) -> GroupLogprobs:
+    zeros = torch.zeros(len(ns))
+    return pairs(zeros, zeros, zeros, zeros, torch.tensor(ns))
 
 
-def batch() -> PairLogprobs:
+def batch() -> GroupLogprobs:
     """Margins 5 - (-1) = 6 and 1 - 2 = -1, with n = 3 (target 3, variance 5) and n = 2 (target 1, variance 1)."""
     return pairs(
         chosen=torch.tensor([-10.0, -20.0]),
@@ -46,18 +68,16 @@ def batch() -> PairLogprobs:
 
 def test_targets_are_the_theorys() -> None:
     ns = range(2, 129)
-    torch.testing.assert_close(targets(best_and_worst(*ns)), torch.tensor([pair_target(n) for n in ns]))
-    torch.testing.assert_close(
-        target_variances(best_and_worst(*ns)), torch.tensor([pair_target_variance(n) for n in ns])
-    )
+    some = best_and_worst(ns)
+    torch.testing.assert_close(pair_targets(some), torch.tensor([pair_target(n) for n in ns]))
+    torch.testing.assert_close(pair_variances(some), torch.tensor([pair_target_variance(n) for n in ns]))
 
 
 def test_targets_of_any_two_ranks_are_the_theorys() -> None:
     ranks = [(upper, lower) for upper in range(2, 9) for lower in range(1, upper)]
-    upper, lower = torch.tensor(ranks).T
-    some = best_and_worst(*[8] * len(ranks))._replace(chosen_rank=upper, rejected_rank=lower)
-    torch.testing.assert_close(targets(some), torch.tensor([rank_pair_target(*pair, 8) for pair in ranks]))
-    torch.testing.assert_close(target_variances(some), torch.tensor([rank_pair_variance(*pair, 8) for pair in ranks]))
+    some = best_and_worst([8] * len(ranks))._replace(rank=torch.tensor(ranks).float().flip(1).flatten())
+    torch.testing.assert_close(pair_targets(some), torch.tensor([rank_pair_target(*pair, 8) for pair in ranks]))
+    torch.testing.assert_close(pair_variances(some), torch.tensor([rank_pair_variance(*pair, 8) for pair in ranks]))
 
 
 @pytest.mark.parametrize(
@@ -65,10 +85,10 @@ def test_targets_of_any_two_ranks_are_the_theorys() -> None:
     [(2, 0.5, 1, 1), (3, 0.166667, 3, 2.24), (8, 0.0275482, 18.15, 8.61), (64, 0.00167852, 297.9, 80.4)],
 )
 def test_targets_are_the_papers(n: int, beta: float, target: float, sd: float) -> None:
-    tensor = best_and_worst(n)
-    assert targets(tensor).item() == pytest.approx(target, rel=2e-4)
-    assert 1 / (2 * targets(tensor).item()) == pytest.approx(beta, rel=1e-5)
-    assert math.sqrt(target_variances(tensor).item()) == pytest.approx(sd, rel=2e-3)
+    some = best_and_worst([n])
+    assert pair_targets(some).item() == pytest.approx(target, rel=2e-4)
+    assert 1 / (2 * pair_targets(some).item()) == pytest.approx(beta, rel=1e-5)
+    assert math.sqrt(pair_variances(some).item()) == pytest.approx(sd, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +109,41 @@ def test_by_hand(loss: Loss, value: float, contrast: float | None) -> None:
     assert (terms.chosen_logprob.item(), terms.rejected_logprob.item()) == (-15.0, -21.0)
 
 
+def test_gvpo_by_hand() -> None:
+    """Two groups, of three candidates and of two, at a tilt of 6.
+
+    Log ratios 1, 2, 3 and targets 1, 3, 5: the residuals 0, -1, -2 have a variance of 1. Log ratios 0, 4 and targets
+    0, 3: the residuals 0, 1 have a variance of 1/2.
+    """
+    some = GroupLogprobs(
+        policy=torch.tensor([-9.0, -8.0, -7.0, -5.0, -1.0]),
+        reference=torch.tensor([-10.0, -10.0, -10.0, -5.0, -5.0]),
+        wins=torch.tensor([1 / 6, 1 / 2, 5 / 6, 0.0, 0.5]),
+        rank=torch.tensor([1.0, 2.0, 3.0, 1.0, 2.0]),
+        n=torch.tensor([3, 3, 3, 2, 2]),
+        group=torch.tensor([0, 0, 0, 1, 1]),
+    )
+    terms = gvpo(some, tilt=6.0)
+    assert terms.loss.item() == terms.contrast.item() == pytest.approx((1 + 0.5) / 2 / 2)
+    assert terms.margin.item() == pytest.approx((2 + 4) / 2)
+    assert terms.target.item() == pytest.approx((4 + 3) / 2)
+    weights = [torch.tensor([1.0, 3.0, 5.0]).softmax(0), torch.tensor([0.0, 3.0]).softmax(0)]
+    expected = [weights[0] @ torch.tensor([9.0, 8.0, 7.0]), weights[1] @ torch.tensor([5.0, 1.0])]
+    assert terms.sft.item() == pytest.approx(float(sum(expected)) / 2)
+    both = gvpo(some, tilt=6.0, sft_weight=0.1)
+    assert both.loss.item() == pytest.approx(terms.loss.item() + 0.1 * terms.sft.item())
+
+
 def test_names_and_weights() -> None:
     some = batch()
-    for name, loss in zip(NAMES, (bonbon, paper, sft, ipo, dpo), strict=True):
-        assert torch.equal(make_loss(name)(some).loss, loss(some).loss)
-    assert torch.equal(make_loss("bonbon", alpha=1.0)(some).loss, sft(some).loss)
-    assert torch.equal(make_loss("bonbon", alpha=0.5)(some).loss, bonbon(some).loss)
-    assert torch.equal(make_loss("paper", alpha=0.0)(some).loss, ipo(some).loss)
-    assert torch.equal(make_loss("dpo", dpo_beta=2.0)(some).loss, dpo(some, beta=2.0).loss)
+    for name, loss in zip(PAIR_LOSSES, (bonbon, paper, sft, ipo, dpo), strict=True):
+        assert torch.equal(loss_of(name)(some).loss, loss(some).loss)
+    assert torch.equal(loss_of("gvpo")(some).loss, gvpo(some, tilt=tilt(8)).loss)
+    assert torch.equal(loss_of("gvpo", sft_weight=0.3)(some).loss, gvpo(some, tilt=tilt(8), sft_weight=0.3).loss)
+    assert torch.equal(loss_of("bonbon", alpha=1.0)(some).loss, sft(some).loss)
+    assert torch.equal(loss_of("bonbon", alpha=0.5)(some).loss, bonbon(some).loss)
+    assert torch.equal(loss_of("paper", alpha=0.0)(some).loss, ipo(some).loss)
+    assert torch.equal(loss_of("dpo", dpo_beta=2.0)(some).loss, dpo(some, beta=2.0).loss)
 
 
 def gradients(loss: Loss, margin: float, n: int = 8) -> tuple[float, float]:
@@ -105,18 +152,19 @@ def gradients(loss: Loss, margin: float, n: int = 8) -> tuple[float, float]:
     reference = torch.tensor([-50.0])
     loss(pairs(chosen, rejected, reference, reference, torch.tensor([n]))).loss.backward()  # type: ignore[no-untyped-call]
     assert chosen.grad is not None
-    return chosen.grad.item(), 0.0 if rejected.grad is None else rejected.grad.item()
+    assert rejected.grad is not None
+    return chosen.grad.item(), rejected.grad.item()
 
 
-@pytest.mark.parametrize("name", ["bonbon", "paper", "ipo", "dpo"])
-def test_below_the_target_the_margin_grows(name: str) -> None:
-    by_chosen, by_rejected = gradients(make_loss(name), margin=0.0)
+@pytest.mark.parametrize("name", ["gvpo", "bonbon", "paper", "ipo", "dpo"])
+def test_below_the_target_the_margin_grows(name: LossName) -> None:
+    by_chosen, by_rejected = gradients(loss_of(name), margin=0.0)
     assert by_chosen < 0 < by_rejected
 
 
-@pytest.mark.parametrize("name", ["bonbon", "paper", "ipo"])
-def test_above_the_target_the_rejected_recovers(name: str) -> None:
-    _, by_rejected = gradients(make_loss(name), margin=30.0)
+@pytest.mark.parametrize("name", ["gvpo", "bonbon", "paper", "ipo"])
+def test_above_the_target_the_rejected_recovers(name: LossName) -> None:
+    _, by_rejected = gradients(loss_of(name), margin=30.0)
     assert by_rejected < 0
 
 
@@ -124,9 +172,34 @@ def test_at_the_target_only_sft_pulls() -> None:
     assert gradients(ipo, pair_target(8)) == pytest.approx((0, 0), abs=1e-5)
     assert gradients(bonbon, pair_target(8)) == pytest.approx((-0.5, 0), abs=1e-5)
     assert gradients(sft, 0.0) == (-1.0, 0.0)
+    assert gradients(loss_of("gvpo"), 7 / 8 * tilt(8)) == pytest.approx((0, 0), abs=1e-5)
 
 
-def simulated(n: int, groups: int = 200_000) -> PairLogprobs:
+@pytest.mark.parametrize("name", EVERY_LOSS)
+@pytest.mark.parametrize("far", [120.0, 1e4])
+def test_no_gradient_is_nan_however_far_the_policy_is_from_its_reference(name: LossName, far: float) -> None:
+    """Both ways, in one batch with a group that is not: exp(120) is beyond 32-bit numbers."""
+    for chosen, rejected in ((far, -far), (-far, far), (far, far)):
+        policy = torch.tensor([rejected, chosen, 0.1, 0.2], requires_grad=True)
+        some = best_and_worst([8, 8])._replace(policy=policy)
+        terms = loss_of(name, sft_weight=1.0)(some)
+        terms.loss.backward()  # type: ignore[no-untyped-call]
+        assert policy.grad is not None
+        assert all(bool(value.isfinite()) for value in terms)
+        assert bool(policy.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("n", [2, 128])
+def test_a_hopeless_group_beside_a_sure_one_spoils_nothing(n: int) -> None:
+    """At n = 128 the targets of candidates that always lose are exp(-133) of those that always win."""
+    wins = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    some = best_and_worst([n, n])._replace(policy=torch.tensor([-3.0, -1.0, -2.0, -2.0]), wins=wins)
+    terms = gvpo(some, tilt=tilt(n))
+    assert terms.loss.item() == pytest.approx(0.5, rel=1e-5)
+    assert terms.sft.item() == pytest.approx(2, rel=1e-5)
+
+
+def simulated(n: int, groups: int = 200_000) -> GroupLogprobs:
     """Best and worst of groups under best-of-n's own law: log pi_n/pi_0 = log n + (n - 1) log U."""
     generator = torch.Generator().manual_seed(n)
     u = torch.rand(groups, n, generator=generator, dtype=torch.float64)
@@ -147,7 +220,7 @@ def simulated(n: int, groups: int = 200_000) -> PairLogprobs:
 @pytest.mark.parametrize("n", [2, 4, 8, 16])
 def test_best_of_n_itself_has_the_target_margin_and_a_contrast_of_one(n: int) -> None:
     some = simulated(n)
-    standard_error = math.sqrt(pair_target_variance(n) / len(some.n))
+    standard_error = math.sqrt(pair_target_variance(n) / len(some.best))
     terms = bonbon(some)
     assert terms.margin.item() == pytest.approx(pair_target(n), abs=4 * standard_error)
     assert terms.contrast.item() == pytest.approx(1, abs=0.05)
@@ -155,90 +228,47 @@ def test_best_of_n_itself_has_the_target_margin_and_a_contrast_of_one(n: int) ->
 
 
 @pytest.mark.parametrize("name", ["bonbon", "paper", "ipo"])
-def test_gradient_descent_on_one_shift_ends_at_the_target(name: str) -> None:
+def test_gradient_descent_on_one_shift_ends_at_the_target(name: LossName) -> None:
     """The constant shift of the rejected log-probabilities that minimises the loss puts the margins' mean on target."""
-    pairs = simulated(8, groups=2000)
+    some = simulated(8, groups=2000)
+    rejected = torch.zeros(len(some.policy)).index_fill(0, some.worst, 1.0)
     shift = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([shift], max_iter=50, line_search_fn="strong_wolfe")
 
-    def shifted() -> PairLogprobs:
-        return pairs._replace(rejected=pairs.rejected - shift)
+    def shifted() -> GroupLogprobs:
+        return some._replace(policy=some.policy - shift * rejected)
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = make_loss(name)(shifted()).loss
+        loss = loss_of(name)(shifted()).loss
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    assert shifted().margin.mean().item() == pytest.approx(pair_target(8), abs=1e-2)
+    assert margins(shifted()).mean().item() == pytest.approx(pair_target(8), abs=1e-2)
 
 
 def test_contrasts_depend_on_the_margin_alone() -> None:
-    """Moving chosen and rejected together, or policy and reference together, changes no contrast term."""
-    pairs = batch()
-    together = pairs._replace(chosen=pairs.chosen + 3, rejected=pairs.rejected + 3)
-    rescaled = pairs._replace(chosen=pairs.chosen - 2, reference_chosen=pairs.reference_chosen - 2)
-    for name in NAMES:
-        contrast = make_loss(name)(pairs).contrast
-        assert make_loss(name)(together).contrast.item() == pytest.approx(contrast.item())
-        assert make_loss(name)(rescaled).contrast.item() == pytest.approx(contrast.item())
+    """Moving a group's candidates together, or policy and reference together, changes no contrast term."""
+    some = batch()
+    together = some._replace(policy=some.policy + 3)
+    rescaled = some._replace(policy=some.policy - 2, reference=some.reference - 2)
+    for name in EVERY_LOSS:
+        contrast = loss_of(name)(some).contrast
+        assert loss_of(name)(together).contrast.item() == pytest.approx(contrast.item())
+        assert loss_of(name)(rescaled).contrast.item() == pytest.approx(contrast.item())
 
 
-def test_mixed_n_is_the_mean_of_each_pair_alone() -> None:
-    pairs = batch()
-    alone = [PairLogprobs(*(field[i : i + 1] for field in pairs)) for i in range(2)]
-    for name in NAMES:
-        loss = make_loss(name)
-        assert loss(pairs).loss.item() == pytest.approx(sum(loss(pair).loss.item() for pair in alone) / 2)
+def test_mixed_n_is_the_mean_of_each_group_alone() -> None:
+    some, pair = batch(), torch.zeros(2, dtype=torch.long)
+    alone = [GroupLogprobs(*(field[place : place + 2] for field in some))._replace(group=pair) for place in (0, 2)]
+    for name in EVERY_LOSS:
+        loss = loss_of(name, sft_weight=0.1)
+        assert loss(some).loss.item() == pytest.approx(sum(loss(one).loss.item() for one in alone) / 2)
 
 
 def test_only_the_loss_carries_a_gradient() -> None:
-    pairs = batch()
-    terms = bonbon(pairs._replace(chosen=pairs.chosen.clone().requires_grad_()))
-    assert [field.requires_grad for field in terms] == [True] + [False] * 6
-
-
-def pooled(log_ratios: Tensor, ranks: Tensor, n: int, size: int) -> PairLogprobs:
-    """Best and a random other of groups of `n` that were drawn from a pool with these ranks, [groups, n] both."""
-    best = ranks.argmax(dim=1, keepdim=True)
-    others = ranks.argsort(dim=1)[:, :-1]
-    other = others.gather(1, torch.arange(len(ranks))[:, None] % (n - 1))
-    zeros, count = torch.zeros(len(ranks)), torch.full((len(ranks),), n)
-    return PairLogprobs(
-        chosen=log_ratios.gather(1, best)[:, 0],
-        rejected=log_ratios.gather(1, other)[:, 0],
-        reference_chosen=zeros,
-        reference_rejected=zeros,
-        n=count,
-        chosen_rank=ranks.gather(1, best)[:, 0],
-        rejected_rank=ranks.gather(1, other)[:, 0],
-        ranked=torch.full((len(ranks),), size),
-        below=count - 1,
-    )
-
-
-def a_pool(n: int = 8, groups: int = 512) -> tuple[Tensor, Tensor]:
-    """Ranks in a random pool, and best-of-n's log pi_n/pi_0 of each, [groups, n] both."""
-    ranks = torch.randperm(n * groups, generator=torch.Generator().manual_seed(n)).view(groups, n) + 1
-    return ranks, torch.tensor(rank_targets(n * groups, n))[ranks - 1].float()
-
-
-def test_where_a_prompt_has_a_pool_the_loss_is_a_divergence_that_is_zero_at_best_of_n() -> None:
-    ranks, best_of_n = a_pool()
-    at = bonbon(pooled(best_of_n, ranks, 8, ranks.numel()))
-    assert at.loss.item() == pytest.approx(0, abs=1e-5)
-    assert at.contrast.item() == at.loss.item()
-    for change in (-0.5, 0.5):
-        assert bonbon(pooled(best_of_n + change, ranks, 8, ranks.numel())).loss.item() > 0.05
-    assert bonbon(pooled(0 * best_of_n, ranks, 8, ranks.numel())).loss.item() == pytest.approx(
-        best_of_n_kl(8), rel=0.1
-    ), "the base is log n - (n-1)/n from best-of-n"
-
-
-def test_a_number_for_alpha_does_without_the_pool() -> None:
-    ranks, best_of_n = a_pool()
-    some = pooled(best_of_n, ranks, 8, ranks.numel())
-    contrast = ((some.margin - targets(some)).square() / target_variances(some)).mean()
-    expected = 0.5 * -some.chosen.mean() + 0.5 * contrast
-    assert bonbon(some, alpha=0.5).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    some = batch()
+    for name in EVERY_LOSS:
+        terms = loss_of(name)(some._replace(policy=some.policy.clone().requires_grad_()))
+        assert [field.requires_grad for field in terms] == [True] + [False] * 6

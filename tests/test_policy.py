@@ -1,24 +1,25 @@
-"""The policy's log-probabilities against independent computations, and its files."""
+"""The policy that training starts from: what is loaded, what of it is trained, and what is refused."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from learners import learner_of, nudge
 from peft import PeftModel
-from sampled_pairs import EOS, VOCABULARY, draw, make_base
+from sampled_groups import make_base
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
-from trainer.training.checkpoint import trained_weights
-from trainer.training.policy import load_policy, save_policy, sequence_logprobs
+from trainer.training.policy import load_policy
 
-Sequence = tuple[list[int], list[int], float]
+IDS = torch.tensor([[2, 5, 9, 4, 8, 8, 1], [2, 11, 30, 12, 13, 14, 15]])
+LORA = TrainSettings(lora_rank=4, lora_alpha=8)
+FULL = TrainSettings(method="full")
 
 
 @pytest.fixture(scope="module")
@@ -31,154 +32,103 @@ def model(base: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(base).eval()
 
 
-def padded(sequences: list[Sequence], padding: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Prompts, completions and temperatures as `sequence_logprobs` takes them."""
-    rows = [prompt + completion for prompt, completion, _ in sequences]
-    length = max(map(len, rows)) + padding
-    ids = torch.tensor([row + [7] * (length - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-    return ids, mask, torch.tensor([len(one[0]) for one in sequences]), torch.tensor([one[2] for one in sequences])
+@pytest.fixture(scope="module")
+def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained: it is not the base any more."""
+    directory = tmp_path_factory.mktemp("versions") / "adapter"
+    learner = learner_of(base, LORA)
+    nudge(learner)
+    learner.save(learner.weights(), directory, base_name="tiny")
+    return directory
 
 
-def one_by_one(model: Any, sequences: list[Sequence]) -> list[float]:
-    """Token by token in 64-bit, without padding, batches or the code under test."""
-    sums = []
-    for prompt, completion, temperature in sequences:
-        logits = model(torch.tensor([prompt + completion])).logits[0].double() / temperature
-        logprobs = logits.log_softmax(-1)
-        sums.append(math.fsum(float(logprobs[len(prompt) + i - 1, token]) for i, token in enumerate(completion)))
-    return sums
-
-
-SEQUENCES: list[Sequence] = [
-    ([2, 5, 9], [4, 8, 8, EOS], 1.0),
-    ([2], [11, 30], 0.7),
-    ([2, 3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 14, 15, 16], 1.5),
-    ([2, 5, 9], [EOS], 1.0),
-    ([2, 5], [], 1.0),
-]
+def adapter_version(directory: Path) -> VersionFiles:
+    return VersionFiles("tiny-bonbon-0001", VersionKind.ADAPTER, directory)
 
 
 @torch.no_grad()
-def test_a_padded_batch_of_mixed_temperatures_equals_one_sequence_at_a_time(model: Any) -> None:
-    logprobs = sequence_logprobs(model, *padded(SEQUENCES))
-    assert logprobs.dtype == torch.float32
-    assert logprobs.tolist() == pytest.approx(one_by_one(model, SEQUENCES), abs=1e-4)
-    assert logprobs[-1] == 0
+def logits(model: Any) -> Tensor:
+    found: Tensor = model(IDS).logits
+    return found
 
 
-@torch.no_grad()
-def test_padding_changes_nothing(model: Any) -> None:
-    wide, narrow = (sequence_logprobs(model, *padded(SEQUENCES, padding)) for padding in (9, 0))
-    torch.testing.assert_close(wide, narrow)
+def trained(policy: Any) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
-def test_equals_what_the_sampler_summed_while_drawing(model: Any, temperature: float) -> None:
-    """Truncated draws too: no end of sequence is added to them."""
-    torch.manual_seed(1)
-    prompt = [2, 17, 5]
-    drawn = draw(model, prompt, 32, temperature=temperature, max_tokens=12)
-    assert any(EOS in tokens for tokens, _ in drawn)
-    assert any(EOS not in tokens for tokens, _ in drawn)
-    logprobs = sequence_logprobs(model, *padded([(prompt, tokens, temperature) for tokens, _ in drawn]))
-    assert logprobs.tolist() == pytest.approx([logprob for _, logprob in drawn], abs=1e-4)
-
-
-def test_all_completions_of_one_token_sum_to_one(model: Any) -> None:
-    with torch.no_grad():
-        logprobs = sequence_logprobs(model, *padded([([2, 8], [token], 0.8) for token in range(VOCABULARY)]))
-    assert float(logprobs.exp().sum()) == pytest.approx(1, abs=1e-5)
-
-
-def lora(**changes: Any) -> TrainSettings:
-    return TrainSettings(lora_rank=4, lora_alpha=8, **changes)
-
-
-def save_trained(base: Path, directory: Path, settings: TrainSettings, reference: VersionFiles | None = None) -> Any:
-    """Nudge every trainable weight and save; the model as it was saved."""
-    policy = load_policy(base, reference, settings)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    save_policy(policy, directory, base=base, base_name="tiny", weights=trained_weights(policy))
-    return policy.eval()
-
-
-@torch.no_grad()
 def test_a_fresh_adapter_is_the_base_exactly(base: Path, model: Any) -> None:
-    policy = load_policy(base, None, lora())
-    assert torch.equal(sequence_logprobs(policy, *padded(SEQUENCES)), sequence_logprobs(model, *padded(SEQUENCES)))
-    trained = [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
-    assert trained
-    assert all("lora_" in name for name in trained)
+    policy = load_policy(base, None, LORA)
+    assert torch.equal(logits(policy), logits(model))
+    assert trained(policy)
+    assert all("lora_" in name for name in trained(policy))
 
 
 def test_a_seed_gives_the_same_fresh_adapter(base: Path) -> None:
-    first, same, other = (trained_weights(load_policy(base, None, lora(seed=seed))) for seed in (1, 1, 2))
+    settings = [LORA.model_copy(update={"seed": seed}) for seed in (1, 1, 2)]
+    first, same, other = (trained(load_policy(base, None, one)) for one in settings)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-@torch.no_grad()
-def test_an_adapter_is_saved_alone_and_continued_where_it_ends(base: Path, model: Any, tmp_path: Path) -> None:
-    trained = save_trained(base, tmp_path / "adapter", lora())
-    assert {file.name for file in (tmp_path / "adapter").iterdir()} == {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    }
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "tiny"
-    assert str(base.parent) not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft mends it
+@pytest.mark.parametrize("settings", [LORA, FULL], ids=["adapter", "full"])
+def test_the_bases_own_dropout_is_off_in_training(tmp_path: Path, settings: TrainSettings) -> None:
+    """GPT-2 drops a tenth of everything: a policy that has learnt nothing must be its reference even so."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=1, pad_token_id=0
+    )
+    assert config.resid_pdrop == config.embd_pdrop == config.attn_pdrop == 0.1
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    policy = load_policy(tmp_path / "gpt2", None, settings)
+    expected = logits(policy.eval())
+    policy.train()
+    assert torch.equal(logits(policy), expected)
 
-    version = VersionFiles("tiny-bonbon-0001", VersionKind.ADAPTER, tmp_path / "adapter")
-    expected = sequence_logprobs(trained, *padded(SEQUENCES))
-    continued = load_policy(base, version, lora())
-    assert torch.equal(sequence_logprobs(continued, *padded(SEQUENCES)), expected)
-    assert any(parameter.requires_grad for parameter in continued.parameters())
-    assert not torch.allclose(expected, sequence_logprobs(model, *padded(SEQUENCES)))
 
-    merged = load_policy(base, version, TrainSettings(method="full"))
+def test_the_adapters_own_dropout_stays(base: Path, adapter: Path) -> None:
+    policy = load_policy(base, None, LORA.model_copy(update={"lora_dropout": 0.5}))
+    rates = {module.p for name, module in policy.named_modules() if "lora_dropout" in name and hasattr(module, "p")}
+    assert rates == {0.5}
+
+
+def test_an_adapter_version_is_continued_where_it_ends(base: Path, model: Any, adapter: Path) -> None:
+    expected = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter))
+    continued = load_policy(base, adapter_version(adapter), LORA)
+    assert torch.equal(logits(continued), expected)
+    assert all("lora_" in name for name in trained(continued))
+    assert trained(continued)
+    assert not torch.allclose(expected, logits(model))
+
+    merged = load_policy(base, adapter_version(adapter), FULL)
     assert not isinstance(merged, PeftModel)
-    torch.testing.assert_close(sequence_logprobs(merged, *padded(SEQUENCES)), expected, rtol=1e-4, atol=1e-4)
-    assert all(parameter.requires_grad for parameter in merged.parameters())
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-4, atol=1e-4)
+    assert len(trained(merged)) == len(list(merged.parameters()))
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("tied", [False, True])
-def test_a_full_model_is_saved_with_its_tokenizer(tmp_path: Path, tied: bool) -> None:
-    base = make_base(tmp_path / "tiny", tied=tied)
-    trained = save_trained(base, tmp_path / "full", TrainSettings(method="full"))
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "full").eval()
-    expected = sequence_logprobs(trained, *padded(SEQUENCES))
-    assert torch.equal(sequence_logprobs(again, *padded(SEQUENCES)), expected)
-    assert AutoTokenizer.from_pretrained(tmp_path / "full")("w5 w6")["input_ids"] == [5, 6]
-    assert [file.name for file in (tmp_path / "full").iterdir() if file.suffix in {".bin", ".pt", ".pkl"}] == []
-    assert str(tmp_path) not in (tmp_path / "full" / "config.json").read_text()
-
+def test_a_full_version_is_continued_by_full_training_alone(base: Path, tmp_path: Path) -> None:
+    learner = learner_of(base, FULL)
+    nudge(learner)
+    learner.save(learner.weights(), tmp_path / "full", base_name="tiny")
     version = VersionFiles("tiny-bonbon-0001", VersionKind.FULL, tmp_path / "full")
-    continued = load_policy(base, version, TrainSettings(method="full"))
-    assert torch.equal(sequence_logprobs(continued, *padded(SEQUENCES)), expected)
-    with pytest.raises(UserError, match=r"train\.method = full"):
-        load_policy(base, version, lora())
+    assert torch.equal(logits(load_policy(base, version, FULL)), logits(learner.policy))
+    with pytest.raises(UserError, match=r"tiny-bonbon-0001 has weights of its own.*train\.method = full"):
+        load_policy(base, version, LORA)
 
 
 def test_named_modules_only(base: Path) -> None:
-    policy = load_policy(base, None, lora(lora_targets="q_proj, v_proj"))
-    adapted = {name.split(".lora_")[0].rsplit(".", 1)[1] for name, _ in policy.named_parameters() if "lora_" in name}
-    assert adapted == {"q_proj", "v_proj"}
+    policy = load_policy(base, None, LORA.model_copy(update={"lora_targets": "q_proj, v_proj"}))
+    assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained(policy)} == {"q_proj", "v_proj"}
     with pytest.raises(UserError, match="no_such_proj"):
-        load_policy(base, None, lora(lora_targets="no_such_proj"))
+        load_policy(base, None, LORA.model_copy(update={"lora_targets": "no_such_proj"}))
 
 
-def test_frozen_weights_can_be_half_and_trained_ones_never(base: Path) -> None:
-    policy = load_policy(base, None, lora(), dtype=torch.bfloat16)
-    dtypes = {parameter.requires_grad: parameter.dtype for parameter in policy.parameters()}
-    assert dtypes == {True: torch.float32, False: torch.bfloat16}
-    full = load_policy(base, None, TrainSettings(method="full"), dtype=torch.bfloat16)
+def test_frozen_weights_can_be_half_and_trained_ones_never(base: Path, adapter: Path) -> None:
+    for start in (None, adapter_version(adapter)):
+        policy = load_policy(base, start, LORA, dtype=torch.bfloat16)
+        dtypes = {parameter.requires_grad: parameter.dtype for parameter in policy.parameters()}
+        assert dtypes == {True: torch.float32, False: torch.bfloat16}
+    full = load_policy(base, None, FULL, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in full.parameters()} == {torch.float32}
 
 
@@ -186,24 +136,29 @@ def test_pickled_weights_are_never_read(base: Path, model: Any, tmp_path: Path) 
     (tmp_path / "config.json").write_text((base / "config.json").read_text())
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="safetensors"):
-        load_policy(tmp_path, None, lora())
-    adapter = VersionFiles("tiny-bonbon-0001", VersionKind.ADAPTER, tmp_path)
+        load_policy(tmp_path, None, LORA)
     torch.save({}, tmp_path / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
-        load_policy(base, adapter, lora())
+        load_policy(base, adapter_version(tmp_path), LORA)
 
 
-def test_an_adapter_of_another_base_is_refused(base: Path, tmp_path: Path) -> None:
-    save_trained(base, tmp_path / "adapter", lora())
-    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config | {"r": 3}))
+def copied(directory: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in directory.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_an_adapter_of_another_base_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    other = copied(adapter, tmp_path / "adapter")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"r": 3}))
     with pytest.raises(UserError, match="tiny-bonbon-0001"):
-        load_policy(base, VersionFiles("tiny-bonbon-0001", VersionKind.ADAPTER, tmp_path / "adapter"), lora())
+        load_policy(base, adapter_version(other), LORA)
 
 
-def test_a_cut_file_is_refused(base: Path, tmp_path: Path) -> None:
-    save_trained(base, tmp_path / "adapter", lora())
-    file = tmp_path / "adapter" / "adapter_model.safetensors"
+def test_a_cut_file_is_refused(base: Path, adapter: Path, tmp_path: Path) -> None:
+    file = copied(adapter, tmp_path / "adapter") / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(UserError, match="tiny-bonbon-0001"):
-        load_policy(base, VersionFiles("tiny-bonbon-0001", VersionKind.ADAPTER, tmp_path / "adapter"), lora())
+        load_policy(base, adapter_version(tmp_path / "adapter"), LORA)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from evaluations import estimate, evaluation
 from loop_world import answer, make_settings
-from sampled_pairs import make_base
+from sampled_groups import make_base
 from structlog.testing import capture_logs
 
 from bonbon.prompt import Prompt

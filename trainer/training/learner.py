@@ -112,6 +112,7 @@ class Learner:
         processes, mine = self.accelerator.num_processes, self.accelerator.process_index
         batches = self.logprobs.batches(groups, chosen)[mine::processes]
         self.accelerator.gradient_accumulation_steps, self.accelerator.step = len(batches), 0
+        self.optimiser.optimizer.zero_grad()  # a step that was refused has left its gradient
         terms, tokens, norm = [], 0, torch.zeros(())
         means = [math.nan]
         for batch in batches:
@@ -158,7 +159,8 @@ class Learner:
     def load(self, weights: Weights) -> None:
         """Put weights into the model; only the main process need have them."""
         several = self.accelerator.num_processes > 1
-        set_model_state_dict(self.model, weights, options=SPREAD if several else GATHERED)  # type: ignore[arg-type]
+        # A copy of the dictionary: torch adds the frozen weights to the one that it is given.
+        set_model_state_dict(self.model, {**weights}, options=SPREAD if several else GATHERED)
 
     def interpolated(self, weights: Weights, share: float) -> Weights:
         """`share` of the way from the base to `weights`, as they are stored."""
@@ -170,7 +172,7 @@ class Learner:
         return stored(self.policy, self._base, scaled)
 
     def save(self, weights: Weights, directory: Path, *, base_name: str) -> None:
-        """Write weights as what an engine loads; `directory` appears when it is whole.
+        """Write weights as what an engine loads; `directory` appears when it is whole, in the place of an earlier one.
 
         Raises:
             BonbonError: a weight is not finite; nothing is written.
@@ -181,6 +183,7 @@ class Learner:
             shutil.rmtree(partial, ignore_errors=True)
             partial.parent.mkdir(parents=True, exist_ok=True)
             save_policy(self.policy, partial, base=self._base, base_name=base_name, weights=weights)
+            shutil.rmtree(directory, ignore_errors=True)
             partial.rename(directory)
         self.accelerator.wait_for_everyone()
 

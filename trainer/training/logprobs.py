@@ -1,6 +1,7 @@
 """Log-probabilities of groups' candidates under the policy as it is, shared among the processes of a run."""
 
 from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 import structlog
@@ -35,6 +36,18 @@ def candidate_logprobs(model: nn.Module, batch: Batch) -> Tensor:
     return summed
 
 
+class _Sizes(NamedTuple):
+    """Tokens of a prompt with the longest of some of its candidates, and with all of them."""
+
+    text: int
+    sequence: int
+
+    @classmethod
+    def of(cls, groups: Groups, candidates: Rows) -> Self:
+        prompt, tokens = int(groups.prompts.lengths[groups.owners[candidates[0]]]), groups.tokens[candidates]
+        return cls(prompt + int(tokens.max()), prompt + int(tokens.sum()))
+
+
 class Logprobs:
     """Computes them for whole groups, `size` groups in a forward pass.
 
@@ -48,35 +61,57 @@ class Logprobs:
 
     def __init__(self, model: nn.Module, accelerator: Accelerator, size: int, progress: Bars) -> None:
         self.model, self.accelerator, self.size, self.progress = model, accelerator, size, progress
-        self.shares_prompts = False
+        self._longest_text = 0
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether candidates share their prompt's sequence, where they are not longer than what was tried."""
+        return self._longest_text > 0
 
     @torch.no_grad()
     def try_sharing_prompts(self, groups: Groups) -> None:
-        """Share prompts from now on if that changes nothing for the first group; every process must call it."""
-        chosen = [groups.candidates_of(0)]
+        """Share prompts from now on, in texts of the lengths that are here, if that changes nothing for the longest.
+
+        A model whose attention is bounded by distance, not only by what its mask allows, is found out by long texts
+        alone. Every process must call it.
+        """
+        sizes = [_Sizes.of(groups, groups.candidates_of(row)) for row in range(len(groups))]
+        rows = [row for row, size in enumerate(sizes) if size.sequence <= LONGEST_SHARED]
+        if not rows:
+            return
+        tried = {max(rows, key=lambda row: sizes[row].text), max(rows, key=lambda row: sizes[row].sequence)}
+        chosen = [groups.candidates_of(row) for row in sorted(tried)]
         self.model.eval()
-        separate, shared = (
-            candidate_logprobs(self.model, make_batch(groups, chosen, share_prompts=share).to(self.accelerator.device))
-            for share in (False, True)
-        )
-        gap = float((separate - shared).abs().sum() / groups.tokens[chosen[0]].sum())
-        self.shares_prompts = gap < SHARING_TOLERANCE
-        if not self.shares_prompts:
+        separate = self._of(groups, chosen, share_prompts=False)
+        try:
+            shared = self._of(groups, chosen, share_prompts=True)
+        except Exception as error:  # noqa: BLE001 - the model's own code, which raises whatever it likes
+            log.info("the model reads a prompt again for each of its candidates", reason=str(error))
+            return
+        gap = float((separate - shared).abs().sum() / groups.tokens[np.concatenate(chosen)].sum())
+        if gap < SHARING_TOLERANCE:
+            self._longest_text = max(sizes[row].text for row in rows)
+        else:
             log.info("the model reads a prompt again for each of its candidates", gap_per_token=gap)
 
     def batches(self, groups: Groups, chosen: Sequence[Rows]) -> list[Batch]:
         """Forward passes that cover `chosen`, some candidates of each of several groups; the longest ones first."""
-        lengths = np.array(
-            [groups.prompts.lengths[groups.owners[some[0]]] + groups.tokens[some].sum() for some in chosen]
-        )
+        sizes = [_Sizes.of(groups, some) for some in chosen]
         return [
             make_batch(
                 groups,
                 [chosen[place] for place in places],
-                share_prompts=self.shares_prompts and int(lengths[places].max()) <= LONGEST_SHARED,
+                share_prompts=all(
+                    sizes[place].text <= self._longest_text and sizes[place].sequence <= LONGEST_SHARED
+                    for place in places
+                ),
             )
-            for places in by_length(lengths, self.size)
+            for places in by_length(np.array([size.sequence for size in sizes]), self.size)
         ]
+
+    def _of(self, groups: Groups, chosen: Sequence[Rows], *, share_prompts: bool) -> Tensor:
+        batch = make_batch(groups, chosen, share_prompts=share_prompts)
+        return candidate_logprobs(self.model, batch.to(self.accelerator.device))
 
     @torch.no_grad()
     def of(self, groups: Groups, rows: Rows, title: str, *, transient: bool = False) -> Tensor:

@@ -66,7 +66,9 @@ class GroupLogprobs(NamedTuple):
 
     def softmax(self, values: Tensor) -> Tensor:
         """Softmax over each group of a value per candidate, [candidates]."""
-        weights = (values - values.max()).exp()
+        # Each group by its own highest value: by another group's, all of its weights could become 0.
+        highest = values.new_full((len(self._sizes),), -torch.inf).scatter_reduce(0, self.group, values, "amax")
+        weights = (values - highest[self.group]).exp()
         return weights / self.sum(weights)[self.group]
 
     def covariance(self, left: Tensor, right: Tensor) -> Tensor:
@@ -101,8 +103,8 @@ def gvpo(batch: GroupLogprobs, *, tilt: float, sft_weight: float = 0.0) -> LossT
     fresh draws the gradient is an unbiased estimate of that of -J.
 
     Args:
-        sft_weight: of a supervised term, the mean of -log pi over candidates weighted by exp(tilt U), which has the
-            same minimum and keeps the policy on what the reference says.
+        sft_weight: of a supervised term, the mean of -log pi over candidates weighted by exp(tilt U), which keeps the
+            policy on what the reference says. Its own minimum is nearer to the reference.
     """
     target = tilt * batch.wins
     residual = batch.log_ratio - target

@@ -132,7 +132,11 @@ class Offline:
         best = max(gains, key=lambda place: gains[place])
         found = {
             "learning_rate": highest * PROBED[best],
-            "gains": {f"{highest * PROBED[place]:.3g}": gain for place, gain in sorted(gains.items())},
+            # JSON has no infinity.
+            "gains": {
+                f"{highest * PROBED[place]:.3g}": gain if math.isfinite(gain) else None
+                for place, gain in sorted(gains.items())
+            },
         }
         if self.learner.accelerator.is_main_process:
             write_json(self.run_dir / PROBE, found)
@@ -162,7 +166,10 @@ class Offline:
 
     def _look(self) -> Look:
         policy = self.learner.of_policy(self.groups, self.validation, "validation groups", transient=True)
-        return look(self.groups, self.validation, policy, self.reference, self.tilt)
+        seen = look(self.groups, self.validation, policy, self.reference, self.tilt)
+        if not math.isfinite(seen.gain):
+            raise BonbonError(f"the gain on validation groups is {seen.gain}; lower train.learning_rate")
+        return seen
 
     def _write(self, log: MetricsLog, step: int, **values: float) -> None:
         log.write(step, step / self.steps_per_epoch, stage=STAGE, **values)

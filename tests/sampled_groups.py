@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bonbon.best_of_n import rank, why_unclean
 from bonbon.database import open_database
-from bonbon.engines.base import Sampling
+from bonbon.engines.base import Sampling, VersionKind
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Candidate, Group
-from bonbon.pairs.snapshot import Snapshot, take_snapshot
+from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
 
@@ -75,34 +76,53 @@ def draw(model: Any, prompt: list[int], n: int, *, temperature: float, max_token
     return draws
 
 
-def reward(tokens: Sequence[int]) -> float:
-    """Even tokens are good; a little of their sum breaks ties."""
-    return float(np.mean([token % 2 == 0 for token in tokens]) + 1e-4 * np.sum(tokens))
+def text_of(tokens: Sequence[int]) -> str:
+    """As the engine writes it: end of sequence and padding are no words."""
+    return " ".join(f"w{token}" for token in tokens if token not in (0, EOS))
+
+
+def score(prompt: Prompt, completions: Sequence[str]) -> list[float]:
+    """The reward "python:sampled_groups:score": even words are good; a little of their sum breaks ties."""
+    numbers = [[int(word[1:]) for word in completion.split()] for completion in completions]
+    return [sum(n % 2 == 0 for n in words) / (len(words) or 1) + 1e-4 * sum(words) for words in numbers]
+
+
+FRACTIONS = Fractions(test=1 / 6, validation=1 / 6)
 
 
 def make_snapshot(
     directory: Path,
     base: Path,
     *,
-    model: Any = None,
-    version: str = "tiny",
     groups: int = 96,
     temperatures: tuple[float, ...] = (1.0,),
     ns: tuple[int, ...] = (4,),
     max_tokens: int = 8,
     seed: int = 0,
+    fractions: Fractions = FRACTIONS,
+    model: Any = None,
+    adapter: Path | None = None,
 ) -> Snapshot:
-    """A snapshot, through the pair log, of groups drawn from `model` (default: the base); a sixth is held out."""
+    """A snapshot, through the pair log, of groups drawn from the base.
+
+    Args:
+        model: draws the groups, which say all the same that the base drew them.
+        adapter: of the version `tiny-bonbon-0001`, which draws for every prompt, too, and which training starts from.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = model or AutoModelForCausalLM.from_pretrained(base)
-    model.eval()
+    own = (model or AutoModelForCausalLM.from_pretrained(base)).eval()
+    adapted: Any = None
+    if adapter is not None:
+        adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
     drawn = []
     for i in range(groups):
         prompt = (2, *rng.integers(3, VOCABULARY, rng.integers(2, 6)).tolist())
         sampling = Sampling(max_tokens=max_tokens, temperature=temperatures[i % len(temperatures)])
-        drawn.append(make_group(model, version, i, prompt, ns[i % len(ns)], sampling))
-    return asyncio.run(snapshot_of(drawn, directory, base, version))
+        for version, sampler in (("tiny", own), ("tiny-bonbon-0001", adapted)):
+            if sampler is not None:
+                drawn.append(make_group(sampler, version, len(drawn), prompt, ns[i % len(ns)], sampling))
+    return asyncio.run(snapshot_of(drawn, directory, base, fractions=fractions, adapter=adapter))
 
 
 def make_group(model: Any, version: str, number: int, prompt: tuple[int, ...], n: int, sampling: Sampling) -> Group:
@@ -110,7 +130,7 @@ def make_group(model: Any, version: str, number: int, prompt: tuple[int, ...], n
     candidates = tuple(
         Candidate(
             index,
-            " ".join(f"w{token}" for token in tokens),
+            text_of(tokens),
             tuple(tokens),
             logprob,
             "stop" if tokens[-1] == EOS else "length",
@@ -126,17 +146,33 @@ def make_group(model: Any, version: str, number: int, prompt: tuple[int, ...], n
         sampling=sampling,
         reward_name="even",
         reward_version="1",
-        candidates=rank(candidates, [reward(c.token_ids) for c in candidates], random.Random(number)),
+        candidates=rank(
+            candidates, score(Prompt(token_ids=prompt), [c.text for c in candidates]), random.Random(number)
+        ),
     )
     return replace(group, unclean=why_unclean(group))
 
 
-async def snapshot_of(groups: list[Group], directory: Path, base: Path, version: str) -> Snapshot:
+async def snapshot_of(
+    groups: list[Group],
+    directory: Path,
+    base: Path,
+    *,
+    fractions: Fractions = FRACTIONS,
+    adapter: Path | None = None,
+) -> Snapshot:
+    """To start from the base `tiny`, or from the version `tiny-bonbon-0001` where there is an adapter."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     async with open_database(f"sqlite+aiosqlite:///{directory}.db") as database:
-        await Registry(database, directory.with_suffix(".versions")).register_base("tiny", base)
+        registry = Registry(database, directory.with_suffix(".versions"))
+        version = (await registry.register_base("tiny", base)).name
+        if adapter is not None:
+            registered = await registry.register(
+                base="tiny", parent="tiny", kind=VersionKind.ADAPTER, directory=adapter, training={}
+            )
+            version = registered.name
         log = PairLog(database)
         await log.start()
         await asyncio.gather(*(log.append(group) for group in groups))
         await log.stop()
-        return await take_snapshot(database, directory, version=version, held_out_fraction=1 / 6)
+        return await take_snapshot(database, directory, version=version, fractions=fractions)

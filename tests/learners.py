@@ -1,0 +1,44 @@
+"""Learners outside of a run, on tiny models."""
+
+from pathlib import Path
+
+import torch
+
+from bonbon.engines.base import VersionFiles
+from bonbon.engines.policy import load_model
+from bonbon.settings import TrainSettings
+from bonbon.theory import tilt
+from trainer.bars import Bars
+from trainer.training.accelerator import make_accelerator
+from trainer.training.learner import Learner
+from trainer.training.loss import make_loss
+from trainer.training.policy import load_policy
+
+
+def learner_of(base: Path, settings: TrainSettings, *, start: VersionFiles | None = None, n: int = 4) -> Learner:
+    """In 32 bits on the CPU, with the settings' own loss for best-of-n."""
+    settings = settings.model_copy(update={"precision": "no"})
+    own = None
+    if settings.method == "full":
+        own = {name: weight.clone() for name, weight in load_model(base, CPU, torch.float32).state_dict().items()}
+    return Learner(
+        settings,
+        load_policy(base, start, settings),
+        make_accelerator(settings),
+        base=base,
+        base_weights=own,
+        loss=make_loss(settings.loss, tilt=tilt(n), sft_weight=settings.sft_weight, alpha=settings.alpha),
+        progress=Bars(show=False),
+    )
+
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def nudge(learner: Learner, size: float = 0.05, *, seed: int = 3) -> None:
+    """Move every weight that is trained by normal noise of this standard deviation."""
+    torch.manual_seed(seed)
+    for parameter in learner.policy.parameters():
+        if parameter.requires_grad:
+            parameter.add_(size * torch.randn_like(parameter))
