@@ -96,7 +96,11 @@ class Fleet:
         if not up:
             raise EngineError(self.why())
         self.wanted[version.name] = version
-        found = await asyncio.gather(*(replica.ensure(version) for replica in up), return_exceptions=True)
+        try:
+            found = await asyncio.gather(*(replica.ensure(version) for replica in up), return_exceptions=True)
+        except asyncio.CancelledError:
+            del self.wanted[version.name]
+            raise
         failures = [error for error in found if error is not None]
         have, needed = len(up) - len(failures), self.needed(len(up))
         if have < needed:
