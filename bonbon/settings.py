@@ -166,7 +166,8 @@ class ServiceSettings(Section):
     api_key: SecretStr | None = None
     """A key of the tenant without a name, besides those that `bonbon keys create` makes: for answers and feedback."""
     admin_key: SecretStr | None = None
-    """A key for /admin; when no such key is set or made, /admin answers to this machine only."""
+    """A key for /admin. While there is no key of any kind and the service listens to this machine only, requests that
+    are made on this machine need none."""
 
     @model_validator(mode="after")
     def _tenants_name_known_rewards(self) -> "ServiceSettings":

@@ -159,7 +159,7 @@ async def test_an_engine_that_cannot_start_leaves_the_service_up_and_saying_why(
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://bonbon") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
         assert (await client.get("/health/live")).status_code == 200
         ready = await client.get("/health/ready")
