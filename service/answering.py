@@ -82,6 +82,7 @@ async def _answer(
         request_id=ask.request_id,
         metadata=dict(ask.metadata),
         idempotency=idempotency,
+        fingerprint=ask.fingerprint,
     )
     own_reward = parts.tenant_rewards.has_own(ask.tenant)
     if own_reward and group.unclean in (None, Unclean.TIED):
@@ -97,17 +98,18 @@ async def _answer(
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
             kept = await parts.pair_log.append(group)
             logging.set(Key.KEPT, kept)
-        if kept is Kept.REPEATED and live:
-            # The client has most of this answer: it is kept beside the one that was logged first.
-            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
-            kept = await parts.pair_log.append(group)
-        elif kept is Kept.REPEATED and idempotency is not None:
+        if kept is Kept.REPEATED and idempotency is not None:
             first = await parts.pair_log.repeated(idempotency)
             if first is None:
                 raise StoreError("the first answer to this request cannot be read now")
-            async for event in repeat(parts.engine, ask, prompt, first):
-                yield event
-            return
+            if not live:
+                async for event in repeat(parts.engine, ask, prompt, first):
+                    yield event
+                return
+            ask.check_same(first, prompt)
+            # The client has most of this answer: it is kept beside the one that was logged first.
+            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
+            kept = await parts.pair_log.append(group)
         parts.metrics.logged(group, kept)
         if kept is Kept.DROPPED:
             group = replace(group, id="")
