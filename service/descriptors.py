@@ -10,16 +10,16 @@ OTHERS = 512
 log = structlog.get_logger(__name__)
 
 
-def make_room(connections: int) -> int:
-    """Raise the soft limit of open files for so many connections; how many there is room for."""
+def make_room(connections: int, spare: int) -> int:
+    """Raise the soft limit of open files for so many connections and some spare ones; how many there is room for."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = connections + OTHERS
+    needed = connections + spare + OTHERS
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return connections
-    room = max(1, soft - OTHERS, soft // 2)
+    room = max(1, soft - spare - OTHERS, soft // 4)
     log.warning(
         "this process may not open enough files for service.max_connections; it takes fewer connections. "
         "Raise the hard limit of open files (ulimit -Hn)",

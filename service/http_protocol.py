@@ -114,6 +114,9 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: it is answered as if the client had not asked to speak something else."""
+
     # what the guard calls
 
     def check_deadlines(self, now: float) -> None:
@@ -122,6 +125,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._stalled(now) > settings.send_timeout:
             self.guard.metrics.connection_closed("send_timeout")
             self.give_up()
+        elif self.transport.is_closing():
+            return  # what was written last is on its way
         elif self.flow.read_paused or (self._reading is Reading.HEAD and self._answering):
             self._since = now  # it is not the client's turn
         elif self._reading is Reading.HEAD and now - self._since > settings.header_timeout:

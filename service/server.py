@@ -63,7 +63,7 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
         ready: called with the service's URL once it answers.
     """
     connections: Connections = app.state.parts.connections
-    connections.most = make_room(connections.most + SPARE) - SPARE
+    connections.most = make_room(connections.most, SPARE)
     listener = bind(host, port)
     url = f"http://{_url_host(host)}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
