@@ -173,6 +173,10 @@ async def test_an_engine_that_cannot_start_leaves_the_service_up_and_saying_why(
             assert answer.headers["retry-after"]
         promoted = await client.post("/admin/promote", json={"version": BASE})
         assert (promoted.status_code, promoted.json()["served"]) == (202, False)
+        engine.problem = RuntimeError("nobody has thought of this")
+        async with asyncio.timeout(30):
+            while "RuntimeError" not in ((await client.get("/health/ready")).json()["reason"] or ""):
+                await asyncio.sleep(0.01)
         engine.problem = None
         async with asyncio.timeout(30):
             while (await client.get("/health/ready")).status_code != 200:

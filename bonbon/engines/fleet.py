@@ -95,11 +95,13 @@ class Fleet:
         up = self.up
         if not up:
             raise EngineError(self.why())
+        new = version.name not in self.wanted
         self.wanted[version.name] = version
         try:
             found = await asyncio.gather(*(replica.ensure(version) for replica in up), return_exceptions=True)
         except asyncio.CancelledError:
-            del self.wanted[version.name]
+            if new:
+                self.wanted.pop(version.name, None)
             raise
         failures = [error for error in found if error is not None]
         have, needed = len(up) - len(failures), self.needed(len(up))
