@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from uvicorn.server import ServerState
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 SPARE = 64
 """Connections above the limit that are taken for `/health`, `/metrics`, `/admin` and `/console` alone."""
+SWEEP = 1.0
+"""Seconds between two looks at the deadlines."""
 BODIES = 8
 """How many of the largest bodies fit into the memory of all requests that have not come whole."""
 
@@ -37,6 +39,7 @@ class Connections(ServerState):
         self._clients: Counter[str] = Counter()
         self._waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
         self._spare = 0
+        self._swept: float | None = None
 
     @property
     def most_of_one(self) -> int:
@@ -95,9 +98,20 @@ class Connections(ServerState):
             self._close(largest)
 
     def sweep(self, now: float) -> None:
-        """Close the connections whose clients have exceeded a deadline. `now` is on the event loop's clock."""
-        for connection in list(self.connections):
-            connection.check_deadlines(now)  # type: ignore[union-attr]
+        """Close the connections whose clients have exceeded a deadline; to be called every SWEEP seconds.
+
+        When it is called late, the service itself stood still and has not read what clients have sent: then the time
+        is not held against them.
+
+        Args:
+            now: on the event loop's clock.
+        """
+        late = 0.0 if self._swept is None else now - self._swept - SWEEP
+        self._swept = now
+        for connection in cast("list[HttpProtocol]", list(self.connections)):
+            if late > SWEEP:
+                connection.excuse(late)
+            connection.check_deadlines(now)
 
     def _close_longest_waiting(self, address: str | None = None) -> None:
         for connection in self._waiting:

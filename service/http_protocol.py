@@ -134,6 +134,11 @@ class HttpProtocol(HttpToolsProtocol):
         elif self._reading is Reading.BODY and now - self._since > settings.body_timeout:
             self._refuse(408, "body_timeout", "the request's body did not come in time")
 
+    def excuse(self, seconds: float) -> None:
+        """Give the client so much more time."""
+        self._since += seconds
+        self._taken_at += seconds
+
     def give_up(self) -> None:
         """Close the connection at once; nobody is told."""
         if self._answering:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
-from bonbon.errors import RateLimited
+from bonbon.errors import ClientTooSlow, RateLimited
 from bonbon.settings import Limits
 
 LONGEST_RETRY = 120
@@ -71,7 +71,8 @@ class RateLimits:
     def charged(self, tenant: str, tokens: int) -> Iterator[Charge]:
         """Charge for a request that is answered within the block, and give back at its end what was not drawn.
 
-        A request that fails costs nothing. One whose client leaves counts as a request, and pays for what was drawn.
+        A request that fails costs nothing. One whose client leaves, or does not read its answer, counts as a request
+        and pays for what was drawn.
 
         Raises RateLimited, with when to come back, and charges nothing then.
         """
@@ -79,8 +80,8 @@ class RateLimits:
         charge, failed = Charge(tokens), False
         try:
             yield charge
-        except Exception:
-            failed = True
+        except Exception as error:
+            failed = not isinstance(error, ClientTooSlow)  # it is the client's doing, as if it had left
             raise
         finally:
             self.refund(tenant, tokens if failed else tokens - charge.drawn, request=failed)

@@ -3,7 +3,11 @@
 import asyncio
 from collections import deque
 
+import structlog
+
 from bonbon.errors import ClientTooSlow
+
+log = structlog.get_logger(__name__)
 
 PIECE = 64 * 1024
 """Bytes that are sent at a time, when that many are there; a single event may be longer."""
@@ -85,6 +89,7 @@ class SendBuffer:
 
     def cut_off(self) -> None:
         """Give up what is there; who puts and who takes is told."""
+        log.warning("a stream is cut off: its client reads too slowly", bytes=self.bytes)
         self._cut_off = True
         self._drop()
         self._changed.set()

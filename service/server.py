@@ -11,13 +11,13 @@ import uvicorn
 from fastapi import FastAPI
 
 from bonbon.errors import UserError
-from service.connections import SPARE, Connections
+from service.connections import SPARE, SWEEP, Connections
 from service.descriptors import make_room
 from service.http_protocol import HttpProtocol
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-TICKS = 10
-"""uvicorn's, which last a tenth of a second, between two looks at the connections."""
+TICKS_A_SECOND = 10
+"""uvicorn's."""
 SEND_BUFFER = 256 * 1024
 """Bytes that the kernel may keep for each connection; by itself it would keep megabytes of what nobody reads."""
 GOODBYE = 3.0
@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
             self._listening()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % TICKS == 0:
+        if counter % int(SWEEP * TICKS_A_SECOND) == 0:
             self._connections.sweep(asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from bonbon.errors import Overloaded, RateLimited
+from bonbon.errors import ClientTooSlow, Overloaded, RateLimited
 from bonbon.settings import Limits
 from service.admission import Admission
 from service.limits import RateLimits
@@ -156,13 +156,18 @@ async def test_who_is_displaced_in_the_turn_in_which_it_leaves_fails_nobody_else
 
 def test_what_was_not_drawn_is_given_back_however_the_request_ends() -> None:
     limits = RateLimits(Limits(requests_per_minute=10, tokens_per_minute=1000), {}, clock=Clock())
-    for failure, requests, tokens in ((None, 9, 970), (asyncio.CancelledError(), 8, 940), (ValueError(), 8, 940)):
+    for failure, requests, tokens in (
+        (None, 9, 970),
+        (asyncio.CancelledError(), 8, 940),
+        (ClientTooSlow(), 7, 910),
+        (ValueError(), 7, 910),
+    ):
         try:
             with limits.charged("a", 400) as charge:
                 charge.drawn = 30
                 if failure is not None:
                     raise failure
-        except (asyncio.CancelledError, ValueError):
+        except (asyncio.CancelledError, ClientTooSlow, ValueError):
             pass
         left = limits.headers("a")
         assert int(left["x-ratelimit-remaining-requests"]) == requests

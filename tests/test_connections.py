@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
 import resource
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -98,6 +102,25 @@ async def test_connections_with_unfinished_requests_shut_nobody_out(
     await service.stop()
 
 
+LIMITED = """
+import resource
+from service.descriptors import make_room
+resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
+print(make_room(1000, 64), *resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "made"),
+    [(256, 4096, "1000 1576 4096"), (4096, 4096, "1000 4096 4096"), (256, 800, "224 800 800"), (64, 128, "32 128 128")],
+)
+def test_the_soft_limit_of_open_files_is_raised_as_far_as_it_goes(soft: int, hard: int, made: str) -> None:
+    code = LIMITED.format(soft=soft, hard=hard)
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert answer.splitlines()[-1] == made
+    assert ("ulimit -Hn" in answer) == (not made.startswith("1000"))
+
+
 async def test_who_sends_too_slowly_is_told_and_let_go(tmp_path: Path) -> None:
     """A head that does not end, a body that does not, one that comes byte by byte, and a connection without a word."""
     trickle = b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" % CHAT.encode()
@@ -125,6 +148,30 @@ async def test_who_sends_too_slowly_is_told_and_let_go(tmp_path: Path) -> None:
         writer.close()
         assert await metric(service, 'bonbon_connections_closed_total{reason="body_timeout"}') == 3
         assert await metric(service, "bonbon_connections") == 1, "the one that asks"
+
+
+async def test_while_the_service_stands_still_nobody_is_late(tmp_path: Path) -> None:
+    async with started(tmp_path, header_timeout=2, body_timeout=2, send_timeout=2) as service:
+        sent = [request(CHAT, BODY, "connection: close"), request("/health/live", None, "connection: close")]
+        for _ in range(3):
+            opened = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(20)]
+            for number, (_, writer) in enumerate(opened):
+                writer.write(sent[number % 2][:-20])
+            await until_connections(service, 21)
+            os.kill(service.pid, signal.SIGSTOP)
+            for number, (_, writer) in enumerate(opened):
+                writer.write(sent[number % 2][-20:])
+            await asyncio.sleep(3)
+            os.kill(service.pid, signal.SIGCONT)
+            for reader, writer in opened:
+                assert (await answer_of(reader)).startswith(b"HTTP/1.1 200")
+                writer.close()
+
+
+async def until_connections(service: ForkedService, count: int) -> None:
+    async with asyncio.timeout(60):
+        while await metric(service, "bonbon_connections") != count:
+            await asyncio.sleep(0.02)
 
 
 async def test_a_request_that_takes_long_to_answer_is_not_taken_for_a_slow_client(tmp_path: Path) -> None:
