@@ -64,6 +64,7 @@ SECONDS ?= 60
 REQUESTS ?= 30000
 SWAPS ?= 24
 CASES ?= 12000
+DISCONNECTS ?= 50000
 
 chaos: $(VENV)/.dev
 	$(BIN)/python tests/chaos.py --kills $(KILLS)
@@ -72,6 +73,7 @@ chaos: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak.py --requests $(REQUESTS) --swaps $(SWAPS)
+	$(BIN)/python tests/disconnects.py --disconnects $(DISCONNECTS)
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py --cases $(CASES)

@@ -54,6 +54,10 @@ class Overloaded(BonbonError):
     """There is no capacity for the request now; it may be retried."""
 
 
+class ClientTooSlow(BonbonError):
+    """The client did not read its answer, and the memory that the answer took was needed for others."""
+
+
 class RateLimited(BonbonError):
     """The tenant has asked for more than it may.
 

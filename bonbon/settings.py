@@ -110,6 +110,11 @@ class ServiceSettings(Section):
     """Requests that may wait; more are refused with a 503."""
     max_wait: float = Field(30.0, gt=0)
     """Seconds that a request waits before it is refused with a 503."""
+    stream_buffer_bytes: int = Field(256 * 2**20, ge=2**16)
+    """Bytes of streamed answers, over all streams, that may wait for clients to read them. When more are ready, the
+    stream with the most bytes waiting is cut off."""
+    send_timeout: float = Field(60.0, gt=0)
+    """Seconds that a client may go without reading anything of what is ready for it before its connection is closed."""
     limits: Limits = Limits()
     """Of each tenant that has no limits of its own."""
     rewards: dict[str, RewardSpec] = Field(default_factory=dict)
@@ -126,6 +131,18 @@ class ServiceSettings(Section):
     """What becomes of an answer that neither database nor spool takes: a 503, or given unlogged, and counted."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
     """Larger request bodies are refused."""
+    max_header_bytes: int = Field(32 * 1024, ge=1024)
+    """A request whose request line and headers are larger than this is refused with a 431."""
+    header_timeout: float = Field(10.0, gt=0)
+    """Seconds that a client has to send the request line and headers, from the moment it connects."""
+    body_timeout: float = Field(30.0, gt=0)
+    """Seconds that a client has to send the body of a request after its headers."""
+    max_connections: int = Field(2048, ge=1)
+    """Connections that may be open at once. A new one takes the place of the connection that has waited longest for
+    its client; where every connection is being answered, requests on new ones are refused with a 503."""
+    max_connections_per_client: int | None = Field(None, ge=1)
+    """Connections that one client address may have open (an IPv6 client counts by its /64 network); by default three
+    quarters of max_connections. Behind a proxy all clients have the proxy's address."""
     reward_deadline: float = Field(30.0, gt=0)
     """Seconds the reward has before the answer is degraded."""
     audit_fraction: float = Field(0.03, ge=0, le=1)
@@ -149,7 +166,8 @@ class ServiceSettings(Section):
     api_key: SecretStr | None = None
     """A key of the tenant without a name, besides those that `bonbon keys create` makes: for answers and feedback."""
     admin_key: SecretStr | None = None
-    """A key for /admin; when no such key is set or made, /admin answers to this machine only."""
+    """A key for /admin. While there is no key of any kind and the service listens to this machine only, requests that
+    are made on this machine need none."""
 
     @model_validator(mode="after")
     def _tenants_name_known_rewards(self) -> "ServiceSettings":

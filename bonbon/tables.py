@@ -140,6 +140,7 @@ groups = Table(
     Column("degraded", SafeText),
     Column("unclean", String(16)),
     Column("idempotency", String(64)),
+    Column("fingerprint", String(64)),
 )
 # Time-ordered ids keep these in append order. The clean groups of one version are one range of the first.
 Index(

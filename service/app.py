@@ -27,7 +27,9 @@ from service.access import allow
 from service.admission import Admission
 from service.audit import Audits
 from service.body_limit import BodyLimit
+from service.connections import Connections
 from service.floor import Floor
+from service.key_first import KeyFirst
 from service.keyring import Keyring
 from service.limits import RateLimits
 from service.measure_requests import MeasureRequests
@@ -50,7 +52,9 @@ from service.routes import (
     progress,
     win_rate,
 )
+from service.send_buffer import SendBuffers
 from service.serving import Serving
+from service.spare_connections import SpareConnections
 from service.started import require_engine
 from service.startup import Startup
 from service.stored_metrics import StoredMetrics
@@ -82,6 +86,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
         app.include_router(part.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
+    app.add_middleware(KeyFirst, keyring=parts.keyring)
+    app.add_middleware(SpareConnections)
     errors.install(app)
     app.add_middleware(MeasureRequests, metrics=parts.metrics)
     app.add_middleware(TraceRequests)
@@ -116,7 +122,8 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         n=settings.n,
         waiting=service.audit_queue,
     )
-    _watch(prometheus, pair_log, admission, serving, swapper, audits)
+    connections, send_buffers = Connections(service, prometheus), SendBuffers(service.stream_buffer_bytes)
+    _watch(prometheus, pair_log, connections, admission, send_buffers, serving, swapper, audits)
     return Parts(
         settings=settings,
         database=database,
@@ -132,19 +139,34 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         startup=Startup(engine, swapper, audits),
         keyring=Keyring(database, service),
         limits=RateLimits(service.limits, {name: own.limits(service.limits) for name, own in service.tenants.items()}),
+        connections=connections,
         admission=admission,
+        send_buffers=send_buffers,
         metrics=prometheus,
         stored_metrics=StoredMetrics(prometheus.families, database, serving, service.win_rate_floor),
     )
 
 
 def _watch(
-    metrics: Metrics, pair_log: PairLog, admission: Admission, serving: Serving, swapper: Swapper, audits: Audits
+    metrics: Metrics,
+    pair_log: PairLog,
+    connections: Connections,
+    admission: Admission,
+    send_buffers: SendBuffers,
+    serving: Serving,
+    swapper: Swapper,
+    audits: Audits,
 ) -> None:
     """Gauges of what waits, is held, and is refused now."""
     watch, spool = metrics.watch, pair_log.spool
+    watch("bonbon_connections", "Open connections of clients.", lambda: connections.open)
     watch("bonbon_tokens_in_flight", "Tokens that may be drawn for the requests let in.", lambda: admission.in_flight)
     watch("bonbon_requests_waiting", "Requests that wait to be let in.", lambda: admission.waiting)
+    watch(
+        "bonbon_stream_buffer_bytes",
+        "Bytes of streams that are written and that their clients have not read.",
+        lambda: send_buffers.bytes,
+    )
     watch(
         "bonbon_spool_bytes",
         "Groups that the database has not taken yet.",

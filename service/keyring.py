@@ -15,7 +15,7 @@ from bonbon.errors import StoreError, UserError
 from bonbon.keys.records import Key, Scope, digest_of
 from bonbon.keys.store import all_keys
 from bonbon.settings import ServiceSettings
-from service.loopback import is_loopback
+from service.local import is_loopback
 
 log = structlog.get_logger(__name__)
 

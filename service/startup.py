@@ -78,5 +78,9 @@ class Startup:
                 await self._serve()
             except BonbonError as error:
                 self.failure = str(error)
+            except Exception as error:
+                # Nobody waits for this task: if it ended, the service would never become ready, and never say why.
+                self.failure = f"{type(error).__name__}: see the log"
+                log.exception("the engine cannot be started")
             else:
                 log.info("the engine is started now", base=self._engine.base)

@@ -66,7 +66,7 @@ async def open_api(directory: Path, *, engine: FakeEngine | None = None, **servi
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://bonbon") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
         yield Api(app, engine, reward, client)
 

@@ -96,8 +96,14 @@ class Core:
         """
         with translated():
             llm = self._running
+            adding = asyncio.ensure_future(llm.add_request(uuid4().hex, prompt, params, lora_request=adapter))
             try:
-                collector = await llm.add_request(uuid4().hex, prompt, params, lora_request=adapter)
+                # To its end, even when cancelled: only what has been added can be aborted.
+                collector = await uncancelled(adding)
+            except asyncio.CancelledError:
+                if not adding.cancelled() and adding.exception() is None:
+                    await self.abort([adding.result()])
+                raise
             except VLLMClientError as error:
                 if params.structured_outputs is None:
                     raise
@@ -108,7 +114,7 @@ class Core:
             try:
                 yield collector
             finally:
-                await self.abort([collector])
+                await uncancelled(self.abort([collector]))
 
     async def abort(self, collectors: Iterable[RequestOutputCollector]) -> None:
         """Drop requests; those that have ended are left as they are."""

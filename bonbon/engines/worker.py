@@ -96,9 +96,8 @@ class Worker(threading.Thread):
         """Wait for work; then run every call, and give every model instance with rows a turn."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._calls or self._waiting or self._batches)
-            calls = [self._calls.popleft() for _ in range(len(self._calls))]
-        for future, function in calls:
-            _resolve(future, function)
+        while call := self._next_call():
+            _resolve(*call)
         with self._changed:
             policies = list({**self._batches, **self._waiting})
         for policy in policies:
@@ -108,6 +107,11 @@ class Worker(threading.Thread):
                 batch.run(lambda steps, running, policy=policy: self._due(policy, steps, running))  # type: ignore[misc]
             if not batch.rows:
                 del self._batches[policy]
+
+    def _next_call(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        # One at a time: those behind a call that ends the thread are told so.
+        with self._changed:
+            return self._calls.popleft() if self._calls else None
 
     def _take(self, policy: Policy, room: int) -> list[Row]:
         """The next waiting rows of a model instance, at most `room`."""
@@ -146,7 +150,8 @@ class Worker(threading.Thread):
             self._calls.clear()
         self._outbox.fail((row.job for row in rows), reason)
         for future, _ in calls:
-            future.set_exception(EngineError(reason))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError(reason))
 
     def _raise_end(self) -> None:
         if self.ended:

@@ -54,7 +54,8 @@ class Group:
 
     `degraded` says why the reward gave no ranking (then the first candidate is the answer); `unclean` why the group
     must not be trained on, None when it is clean. `origin` is `request` for answered traffic, `audit` for background
-    draws. `idempotency` names the request it answers, and the log has one group of each name.
+    draws. `idempotency` names the request it answers, and the log has one group of each name; `fingerprint` is the
+    digest of what that request asked for.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Group:
     request_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency: str | None = None
+    fingerprint: str | None = None
 
     @property
     def n(self) -> int:
