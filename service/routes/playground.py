@@ -9,6 +9,7 @@ from bonbon.draws import collect
 from bonbon.engines.base import DrawRequest, Sampling
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
+from bonbon.storable import REASON_LENGTH, clean_name
 from bonbon.theory import win_fraction
 from service.admin_access import require_admin
 from service.parts import Parts, get_parts
@@ -70,12 +71,12 @@ async def play(body: AskBody, parts: Annotated[Parts, Depends(get_parts)]) -> Pl
         try:
             (reward,) = await best_of_n.score(prompt, [drawn.written])
         except RewardError as error:
-            problem = str(error)
+            problem = clean_name(str(error), REASON_LENGTH)
     rewards = [c.reward for c in group.candidates if c.reward is not None]
     return PlayedBody(
         base=routes.base,
         version=version,
-        reward=best_of_n.reward.name,
+        reward=group.reward_name,
         candidates=[
             DrawBody(text=c.text, tokens=len(c.token_ids), reward=c.reward, win_probability=c.win_probability)
             for c in sorted(group.candidates, key=lambda c: -(c.rank or 0))
