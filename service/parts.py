@@ -17,6 +17,7 @@ from service.audit import Audits
 from service.keyring import Keyring
 from service.limits import RateLimits
 from service.metrics import Metrics
+from service.one_at_a_time import OneAtATime
 from service.serving import Serving
 from service.startup import Startup
 from service.stored_metrics import StoredMetrics
@@ -48,6 +49,7 @@ class Parts:
     admission: Admission
     metrics: Metrics
     stored_metrics: StoredMetrics
+    champion: OneAtATime[str | None]
     cut_off: asyncio.Event = field(default_factory=asyncio.Event)
 
 

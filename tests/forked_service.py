@@ -70,9 +70,10 @@ def _run(settings: dict[str, Any], started: Connection, log: Path) -> None:
         os.dup2(output.fileno(), 2)
     import uvloop
 
+    from bonbon.logs import configure_logs
     from bonbon.settings import load_settings
     from service.app import create_app
-    from service.logs import configure_logs
+    from service.backstop import Backstop
     from service.server import run_server
 
     configure_logs(json=True)
@@ -86,5 +87,6 @@ def _run(settings: dict[str, Any], started: Connection, log: Path) -> None:
                 port=service.port,
                 drain_timeout=service.drain_timeout,
                 ready=started.send,
+                backstop=Backstop(),
             )
         )
