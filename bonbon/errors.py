@@ -75,4 +75,17 @@ class Conflict(BonbonError):
 
 
 class StoreError(BonbonError):
-    """The database could not be read or written; nothing was stored."""
+    """The database could not be read or written; nothing was stored.
+
+    Args:
+        message: what failed, for the log.
+        why: the same in a word or two, fit for everybody: it names no host, no file and nothing that was stored.
+    """
+
+    def __init__(self, message: str, *, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or type(self).__name__
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached, or did not answer in time: it would take nothing else now either."""

@@ -23,6 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from bonbon.deadlines import Timeouts
 from bonbon.errors import UserError
 from bonbon.secret_files import SUFFIX, with_files
 
@@ -326,6 +327,11 @@ class Settings(BaseSettings):
     """SQLAlchemy URL of the pair log and registry; by default SQLite in data_dir."""
     database_password: SecretStr | None = None
     """Password of database_url, where that has none."""
+    database_timeout: float = Field(10.0, gt=0)
+    """Seconds that the database has for one call, such as connecting, a statement, a commit, or a wait for a lock. When
+    they are over, the connection is given up, and the group that was to be stored waits in the spool."""
+    database_bulk_timeout: float = Field(600.0, gt=0)
+    """The same for calls that read or delete many groups: statistics, exports, snapshots, purges, migrations."""
     service: ServiceSettings = ServiceSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -353,6 +359,11 @@ class Settings(BaseSettings):
         from bonbon.database import with_password
 
         return with_password(url, self.database_password.get_secret_value())
+
+    @property
+    def database_timeouts(self) -> Timeouts:
+        """How long calls to the database may take."""
+        return Timeouts(self.database_timeout, self.database_bulk_timeout)
 
     @property
     def versions_dir(self) -> Path:

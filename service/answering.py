@@ -8,8 +8,8 @@ from bonbon.best_of_n import Answer
 from bonbon.draws import Draw, Draws
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started
 from bonbon.errors import EngineError, PromptTooLong, StoreError
-from bonbon.pairs.log import Kept
 from bonbon.pairs.records import Unclean, salt_of
+from bonbon.pairs.store import Kept
 from bonbon.prompt import Prompt
 from bonbon.tracing import Key, Name, Value, span
 from service.ask import Ask

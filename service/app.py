@@ -34,6 +34,7 @@ from service.keyring import Keyring
 from service.limits import RateLimits
 from service.measure_requests import MeasureRequests
 from service.metrics import Metrics
+from service.one_at_a_time import OneAtATime
 from service.parts import Parts
 from service.request_id import RequestId
 from service.retention import Retention
@@ -53,6 +54,7 @@ from service.routes import (
     win_rate,
 )
 from service.send_buffer import SendBuffers
+from service.server import GOODBYE
 from service.serving import Serving
 from service.spare_connections import SpareConnections
 from service.started import require_engine
@@ -63,6 +65,9 @@ from service.tenant_rewards import TenantRewards
 from service.traces import TraceRequests
 
 log = structlog.get_logger(__name__)
+
+CHAMPION_WITHIN = 2.0
+"""Seconds that readiness waits for the registry."""
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None, reward: Reward | None = None) -> FastAPI:
@@ -102,7 +107,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     reward = reward or build_reward(_reward_spec(settings))
     best_of_n = BestOfN(engine, reward, deadline=service.reward_deadline)
     tenant_rewards = TenantRewards(best_of_n, service.rewards, service.tenants)
-    database = Database(settings.database)
+    database = Database(settings.database, timeouts=settings.database_timeouts)
     spool = Spool(settings.spool_dir, service.spool_bytes) if service.spool_bytes else None
     pair_log = PairLog(database, spool, drop=service.spool_full == "drop")
     registry = Registry(database, settings.versions_dir)
@@ -144,6 +149,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         send_buffers=send_buffers,
         metrics=prometheus,
         stored_metrics=StoredMetrics(prometheus.families, database, serving, service.win_rate_floor),
+        champion=OneAtATime(registry.champion, CHAMPION_WITHIN),
     )
 
 
@@ -171,6 +177,11 @@ def _watch(
         "bonbon_spool_bytes",
         "Groups that the database has not taken yet.",
         lambda: spool.size if spool is not None else 0,
+    )
+    watch(
+        "bonbon_groups_set_aside",
+        "Groups of the spool that the database refuses or nobody can read; `bonbon pairs spool` shows them.",
+        lambda: spool.set_aside.count if spool is not None else 0,
     )
     watch("bonbon_pair_log_waiting", "Groups that are not durable yet.", lambda: pair_log.waiting)
     watch("bonbon_audits_waiting", "Audits that have not begun.", lambda: audits.waiting)
@@ -236,7 +247,11 @@ async def _start(parts: Parts, stack: AsyncExitStack) -> None:
         stack.push_async_callback(part.stop)
     await _register_base(parts)
     retention = Retention(
-        parts.database, settings.runs_dir, days=settings.service.retention_days, poll=settings.service.retention_poll
+        parts.database,
+        settings.runs_dir,
+        settings.spool_dir,
+        days=settings.service.retention_days,
+        poll=settings.service.retention_poll,
     )
     await retention.start()
     stack.push_async_callback(retention.stop)
@@ -275,7 +290,8 @@ def _base_directory(settings: Settings) -> Path | None:
 async def _drain(parts: Parts) -> None:
     await parts.audits.stop()
     try:
-        async with asyncio.timeout(parts.settings.service.drain_timeout):
+        # Requests that were cut off have had their time.
+        async with asyncio.timeout(GOODBYE if parts.cut_off.is_set() else parts.settings.service.drain_timeout):
             await parts.serving.all_drained()
     except TimeoutError:
         log.warning("requests cut off: they did not end in time", in_flight=parts.serving.in_flight)

@@ -105,8 +105,10 @@ class Keyring:
                 failing = False
             except StoreError as error:
                 if not failing:
-                    log.warning("cannot look keys up; those last seen are good", error=type(error.__cause__).__name__)
+                    log.warning("cannot look keys up; those last seen are good", reason=error.why)
                 failing = True
+            except Exception:
+                log.exception("cannot look keys up; those last seen are good")
 
 
 def _static(settings: ServiceSettings) -> Iterator[Key]:

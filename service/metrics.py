@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from bonbon import __version__
 from bonbon.errors import RewardError
-from bonbon.pairs.log import Kept
 from bonbon.pairs.records import Comparison, Group
+from bonbon.pairs.store import Kept
 from service.families import Families
 from service.serving import Plan
 

@@ -18,6 +18,7 @@ from service.connections import Connections
 from service.keyring import Keyring
 from service.limits import RateLimits
 from service.metrics import Metrics
+from service.one_at_a_time import OneAtATime
 from service.send_buffer import SendBuffers
 from service.serving import Serving
 from service.startup import Startup
@@ -52,6 +53,7 @@ class Parts:
     send_buffers: SendBuffers
     metrics: Metrics
     stored_metrics: StoredMetrics
+    champion: OneAtATime[str | None]
     cut_off: asyncio.Event = field(default_factory=asyncio.Event)
 
 

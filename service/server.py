@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from bonbon.errors import UserError
+from service.backstop import MARGIN, Backstop
 from service.connections import SPARE, SWEEP, Connections
 from service.descriptors import make_room
 from service.http_protocol import HttpProtocol
@@ -50,7 +51,15 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float, ready: Callable[[str], None]) -> None:
+async def run_server(
+    app: FastAPI,
+    *,
+    host: str,
+    port: int,
+    drain_timeout: float,
+    ready: Callable[[str], None],
+    backstop: Backstop | None = None,
+) -> None:
     """Start `app`, serve it until SIGINT or SIGTERM, drain, stop.
 
     The application starts before the server listens, so that what it raises reaches the caller. The first signal
@@ -58,9 +67,13 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
     they are cut off: streams end with an error event, other requests are a 503. A third signal waits for nothing.
     Afterwards signals are handled as they were before.
 
+    With a `backstop` the process ends `MARGIN` seconds after requests have had their time, or `GOODBYE` seconds after a
+    third signal, if the stop has not come to its end before.
+
     Args:
         drain_timeout: seconds that requests in flight have.
         ready: called with the service's URL once it answers.
+        backstop: ends the process; None leaves it to the caller how long a stop takes.
     """
     connections: Connections = app.state.parts.connections
     connections.most = make_room(connections.most, SPARE)
@@ -83,13 +96,21 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
     cut_off: asyncio.Event = app.state.parts.cut_off
 
     def stop() -> None:
+        told_before = server.should_exit
         if cut_off.is_set() or not server.started:
+            at_most(GOODBYE if told_before else MARGIN)
             serving.cancel()
-        elif server.should_exit:
+        elif told_before:
+            at_most(MARGIN)
             cut()
         else:
+            at_most(drain_timeout + MARGIN)
             loop.call_later(drain_timeout, cut)
         server.should_exit = app.state.stopping = True
+
+    def at_most(seconds: float) -> None:
+        if backstop is not None:
+            backstop.within(seconds)
 
     def cut() -> None:
         if not cut_off.is_set():

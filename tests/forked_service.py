@@ -70,10 +70,11 @@ def _run(settings: dict[str, Any], started: Connection, log: Path) -> None:
         os.dup2(output.fileno(), 2)
     import uvloop
 
+    from bonbon.logs import configure_logs
     from bonbon.settings import load_settings
     from service.app import create_app
+    from service.backstop import Backstop
     from service.garbage import settle_garbage
-    from service.logs import configure_logs
     from service.server import run_server
 
     def ready(url: str) -> None:
@@ -91,5 +92,6 @@ def _run(settings: dict[str, Any], started: Connection, log: Path) -> None:
                 port=service.port,
                 drain_timeout=service.drain_timeout,
                 ready=ready,
+                backstop=Backstop(),
             )
         )

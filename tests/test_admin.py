@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 from pydantic import SecretStr
-from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in
+from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in, version_name
 
 from bonbon.engines.base import VersionFiles
 from bonbon.registry.records import Version
@@ -76,7 +76,7 @@ async def test_versions_and_aliases_are_shown(tmp_path: Path) -> None:
     ("body", "status", "message"),
     [
         ({"version": "fake-bonbon-0009"}, 404, "there is no version 'fake-bonbon-0009'"),
-        ({"version": "fake-bonbon-0001"}, 400, "is registered, not approved"),
+        ({"version": version_name(1, 1)}, 400, "is registered, not approved"),
         ({"version": BASE, "expected": "fake-bonbon-0007"}, 409, "somebody else promoted first"),
         ({"version": BASE, "force": True}, 400, "force: unknown field"),
         ({}, 400, "version"),

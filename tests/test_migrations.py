@@ -20,13 +20,14 @@ from sqlalchemy import Column, Connection, MetaData, String, create_engine, func
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from bonbon.database import migrate, open_database
+from bonbon.database import open_database
 from bonbon.engines.base import VersionKind
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.reader import count_clean, pairs, stats
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import CHAMPION, PREVIOUS, VersionState
 from bonbon.registry.registry import Registry
+from bonbon.schema import migrate
 from bonbon.tables import groups
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

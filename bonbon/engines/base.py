@@ -110,7 +110,7 @@ class VersionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionFiles:
-    """What an engine needs to load a version. Names are never reused, so caches keyed by name cannot go stale."""
+    """What an engine needs to load a version. A name never means other files, so caches keyed by it cannot go stale."""
 
     name: str
     kind: VersionKind

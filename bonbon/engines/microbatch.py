@@ -1,7 +1,6 @@
 """The rows of one model instance that are drawn together."""
 
 import math
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from bonbon.engines.policy import Policy
 from bonbon.engines.row import Row
 from bonbon.engines.sampler import Sampler
 from bonbon.engines.sequences import Sequences
+from bonbon.tracebacks import format_traceback
 
 PREFILL_TOKENS = 16384
 """Prompt tokens, padding included, that are processed in one forward pass (a longer prompt has one of its own)."""
@@ -104,7 +104,7 @@ class MicroBatch:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - any model may raise anything; the engine serves on
-            log.warning("drawing failed", rows=len(rows), exception=traceback.format_exc())
+            log.warning("drawing failed", rows=len(rows), exception=format_traceback(error))
             self._outbox.fail((row.job for row in rows), f"drawing failed: {type(error).__name__}: {error}")
             if rows is self.rows:
                 self.rows, self._sequences = [], None

@@ -1,7 +1,6 @@
 """The one thread that owns the models."""
 
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -15,6 +14,7 @@ from bonbon.engines.outbox import Outbox
 from bonbon.engines.policy import Policy
 from bonbon.engines.row import Job, Loaded, Row
 from bonbon.errors import EngineError
+from bonbon.tracebacks import format_traceback
 
 T = TypeVar("T")
 
@@ -88,7 +88,7 @@ class Worker(threading.Thread):
                 self._turn()
         except BaseException as error:  # noqa: BLE001 - there is nobody above: whoever uses the engine is told
             reason = f"the engine's thread died: {type(error).__name__}: {error}"
-            log.error("the engine's thread died", exception=traceback.format_exc())
+            log.error("the engine's thread died", exception=format_traceback(error))
         finally:
             self._end(reason)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bonbon.engines.base import VersionFiles, VersionKind
 
@@ -47,6 +47,13 @@ class Version:
     def files(self) -> VersionFiles:
         """What an engine loads."""
         return VersionFiles(self.name, self.kind, self.directory)
+
+
+class Target(NamedTuple):
+    """What an alias names: a version, and the digest that the registry has of its files now; "" where it has none."""
+
+    version: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

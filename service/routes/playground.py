@@ -10,6 +10,7 @@ from bonbon.draws import collect
 from bonbon.engines.base import DrawRequest, Sampling
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
+from bonbon.storable import REASON_LENGTH, clean_name
 from bonbon.theory import win_fraction
 from service.admin_access import require_admin
 from service.disconnect import unless_disconnected
@@ -76,12 +77,12 @@ async def _play(body: AskBody, parts: Parts) -> PlayedBody:
         try:
             (reward,) = await best_of_n.score(prompt, [drawn.written])
         except RewardError as error:
-            problem = str(error)
+            problem = clean_name(str(error), REASON_LENGTH)
     rewards = [c.reward for c in group.candidates if c.reward is not None]
     return PlayedBody(
         base=routes.base,
         version=version,
-        reward=best_of_n.reward.name,
+        reward=group.reward_name,
         candidates=[
             DrawBody(text=c.text, tokens=len(c.token_ids), reward=c.reward, win_probability=c.win_probability)
             for c in sorted(group.candidates, key=lambda c: -(c.rank or 0))
