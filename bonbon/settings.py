@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -150,6 +150,13 @@ class ServiceSettings(Section):
     """A key of the tenant without a name, besides those that `bonbon keys create` makes: for answers and feedback."""
     admin_key: SecretStr | None = None
     """A key for /admin; when no such key is set or made, /admin answers to this machine only."""
+
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not key.get_secret_value().strip():
+            raise ValueError("it is empty, so no request could bring it: write a key, or leave it out")
+        return key
 
     @model_validator(mode="after")
     def _tenants_name_known_rewards(self) -> "ServiceSettings":
@@ -302,6 +309,8 @@ class Settings(BaseSettings):
     """Which engine draws: embedded, vllm, remote (a fleet of vLLM servers), fake."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine; each engine documents its own."""
+    end_tokens: list[str | int] | None = None
+    """Tokens (or their ids) that end an answer, such as ["</s>"]; by default those in the model's files."""
     data_dir: Path = Path("data")
     """Where the registry's files, training runs and the default database live."""
     database_url: str = ""
