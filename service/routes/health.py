@@ -52,7 +52,7 @@ async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], r
             async with asyncio.timeout(DATABASE_DEADLINE):
                 champion = await parts.registry.champion()
         except EngineError as error:
-            reason = str(error) if parts.startup.failure else f"the engine cannot draw: {error}"
+            reason = parts.startup.failure or f"the engine cannot draw: {error}"
         except (StoreError, OSError) as error:  # a TimeoutError is an OSError
             reason = f"the database does not answer: {type(error.__cause__ or error).__name__}"
             serving = parts.pair_log.can_wait
