@@ -23,7 +23,8 @@ class MicroBatcher(Generic[T, R]):
     """Runs `function` over the items of all callers, a batch at a time, in one thread.
 
     It never waits for a batch to fill: an idle worker starts with what is there, and what arrives meanwhile makes the
-    next batch. Items of a cancelled caller that have not begun are dropped.
+    next batch. Items of a cancelled caller that have not begun are dropped. The items of a batch that fails are tried
+    once more, each by itself, so that one that cannot be worked on fails its own caller only.
 
     Args:
         function: one result per item, in order; blocking.
@@ -94,6 +95,11 @@ class MicroBatcher(Generic[T, R]):
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._call, items)
         await asyncio.wait({running})
         found = running.result()
+        if isinstance(found, Exception) and len(batch) > 1:
+            for entry in batch:
+                if not entry.future.done():
+                    await self._run_batch([entry])
+            return
         for i, entry in enumerate(batch):
             if entry.future.done():
                 continue

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -170,6 +170,13 @@ class ServiceSettings(Section):
     """A key for /admin. While there is no key of any kind and the service listens to this machine only, requests that
     are made on this machine need none."""
 
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not key.get_secret_value().strip():
+            raise ValueError("it is empty, so no request could bring it: write a key, or leave it out")
+        return key
+
     @model_validator(mode="after")
     def _tenants_name_known_rewards(self) -> "ServiceSettings":
         for tenant, own in self.tenants.items():
@@ -321,6 +328,8 @@ class Settings(BaseSettings):
     """Which engine draws: embedded, vllm, remote (a fleet of vLLM servers), fake."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine; each engine documents its own."""
+    end_tokens: list[str | int] | None = None
+    """Tokens (or their ids) that end an answer, such as ["</s>"]; by default those in the model's files."""
     data_dir: Path = Path("data")
     """Where the registry's files, training runs and the default database live."""
     database_url: str = ""

@@ -49,6 +49,7 @@ async def _answer(
         async for event in repeat(parts.engine, ask, prompt, first):
             yield event
         return
+    best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
     draws = Draws(plan.best_of)
     with span(Name.DRAW, **_drawing(request)) as drawing:
@@ -73,7 +74,6 @@ async def _answer(
         finally:
             charge.drawn += sum(_drawn(draw, request) for draw in draws.draws)
         drawing.set(Key.OUTPUT_TOKENS, sum(len(draw.token_ids) for draw in draws.draws))
-    best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
     answer = await best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
     group = replace(
         answer.group,

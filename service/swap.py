@@ -11,10 +11,10 @@ from socket import gethostname
 import structlog
 
 from bonbon.engines.base import Engine, VersionKind
+from bonbon.engines.golden import check_golden_prompts
 from bonbon.errors import EngineError, UserError
 from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Target, Version
 from bonbon.registry.registry import Registry
-from service.golden import check_golden_prompts
 from service.metrics import Metrics
 from service.serving import Loaded, Serving
 

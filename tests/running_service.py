@@ -99,9 +99,15 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, engine: FakeEngine, reward: Reward | None = None) -> AsyncIterator[Running]:
-    """A service that is started and, at the end of the block, stopped in order."""
+async def running(
+    settings: Settings, *, engine: FakeEngine, reward: Reward | None = None, retry: float = 5.0
+) -> AsyncIterator[Running]:
+    """A service that is started and, at the end of the block, stopped in order.
+
+    `retry`: seconds before what failed at the start is tried again.
+    """
     app = create_app(settings, engine=engine, reward=reward)
+    app.state.parts.startup.retry = retry
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:

@@ -129,3 +129,25 @@ async def test_stopping_tells_those_who_wait(work: Work) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         await waiting
     assert work.batches == [[1]]
+
+
+async def test_an_item_that_cannot_be_worked_on_fails_its_own_caller_only() -> None:
+    sizes: list[int] = []
+
+    def function(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        if 13 in items:
+            raise ValueError("13")
+        return [2 * item for item in items]
+
+    batches = MicroBatcher(function, batch_size=8, length=lambda item: 0)
+    await batches.start()
+    try:
+        asked = [[1, 2], [3, 13], [4]]
+        results = await asyncio.gather(*map(batches.run, asked), return_exceptions=True)
+    finally:
+        await batches.stop()
+    assert results[0] == [2, 4]
+    assert isinstance(results[1], ValueError)
+    assert results[2] == [8]
+    assert max(sizes) > 1

@@ -126,7 +126,7 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Load the base model. Raises UserError when it cannot be loaded."""
+        """Load the base model, and see that it can be drawn from. Raises UserError when it cannot."""
         ...
 
     async def stop(self) -> None:

@@ -48,7 +48,7 @@ async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], r
             await parts.engine.check()
             champion = await _champion(parts)
         except EngineError as error:
-            reason = str(error) if parts.startup.failure else f"the engine cannot draw: {error}"
+            reason = parts.startup.failure or f"the engine cannot draw: {error}"
         except StoreError as error:
             away = isinstance(error, StoreUnavailable)
             reason = f"the database {'does not answer' if away else 'takes no groups'}: {error.why}"
