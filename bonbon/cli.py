@@ -1,21 +1,23 @@
 """The `bonbon` command."""
 
+import logging
 import sys
 from importlib.metadata import entry_points
 
-import structlog
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from bonbon import __version__
 from bonbon.errors import BonbonError
+from bonbon.logs import configure_logs
+from bonbon.tracebacks import format_traceback
 
 app = typer.Typer(
     name="bonbon",
     help="Best-of-n answers now, the same quality from one draw after training.",
     no_args_is_help=True,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,  # `main` prints what nobody expected, and shows no values
 )
 
 
@@ -38,7 +40,7 @@ def add_commands() -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend is printed as one line, with exit status 2."""
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    configure_logs(libraries=logging.WARNING)
     add_commands()
     try:
         app()
@@ -46,3 +48,6 @@ def main() -> None:
         message = Text.assemble(("error:", "bold red"), f" {error}")  # never markup: it quotes what the user wrote
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
+    except Exception as error:  # noqa: BLE001 - the last one that can say so
+        print(format_traceback(error), file=sys.stderr)
+        sys.exit(1)

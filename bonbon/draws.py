@@ -1,5 +1,6 @@
 """Whole candidates out of an engine's interleaved deltas."""
 
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from bonbon.engines.base import Delta, DrawRequest, Engine, FinishReason, Started, TokenAlternative
@@ -72,6 +73,7 @@ class Draws:
 async def collect(engine: Engine, request: DrawRequest) -> Draws:
     """All candidates of `request`, drawn to their ends."""
     draws = Draws(request.n)
-    async for event in engine.draw(request):
-        draws.add(event)
+    async with aclosing(engine.draw(request)) as events:
+        async for event in events:
+            draws.add(event)
     return draws

@@ -54,6 +54,10 @@ class Overloaded(BonbonError):
     """There is no capacity for the request now; it may be retried."""
 
 
+class ClientTooSlow(BonbonError):
+    """The client did not read its answer, and the memory that the answer took was needed for others."""
+
+
 class RateLimited(BonbonError):
     """The tenant has asked for more than it may.
 
@@ -71,4 +75,17 @@ class Conflict(BonbonError):
 
 
 class StoreError(BonbonError):
-    """The database could not be read or written; nothing was stored."""
+    """The database could not be read or written; nothing was stored.
+
+    Args:
+        message: what failed, for the log.
+        why: the same in a word or two, fit for everybody: it names no host, no file and nothing that was stored.
+    """
+
+    def __init__(self, message: str, *, why: str = "") -> None:
+        super().__init__(message)
+        self.why = why or type(self).__name__
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached, or did not answer in time: it would take nothing else now either."""

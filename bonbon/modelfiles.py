@@ -5,6 +5,8 @@ from pathlib import Path
 
 from bonbon.errors import UserError
 
+LONGEST_NAME = 200
+"""Characters of a base's name; those of its versions are longer."""
 # No Python, no pickles: only what is read without running anything.
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 
@@ -31,9 +33,10 @@ def resolve_model(name_or_dir: str, revision: str | None = None) -> Path:
 
 
 def served_name(name_or_dir: str) -> str:
-    """The name a base is served under: the last part of its directory or hub name, in lower case."""
+    """The name a base is served under: the last part of its directory or hub name, in lower case, not too long."""
     last = Path(name_or_dir).expanduser().absolute().name
     name = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.")
+    name = name[:LONGEST_NAME]
     if not name:
         raise UserError(f"model {name_or_dir!r} gives no name to serve it under; name a directory", param="model")
     return name

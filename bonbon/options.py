@@ -26,7 +26,7 @@ def store_settings(data_dir: Path | None, database: str | None) -> Settings:
 @asynccontextmanager
 async def open_store(settings: Settings) -> AsyncIterator[Database]:
     """The database that the settings name. Raises UserError when it is not there: a command makes no empty one."""
-    async with open_database(settings.database, create=False) as database:
+    async with open_database(settings.database, create=False, timeouts=settings.database_timeouts) as database:
         yield database
 
 

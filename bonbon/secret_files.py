@@ -20,7 +20,7 @@ def secret(name: str) -> str | None:
 def with_files(variables: Mapping[str, str]) -> dict[str, str]:
     """`variables`, each NAME_FILE replaced by NAME with the file's text, without the line's end.
 
-    Raises UserError, showing no value, when a file cannot be read, or NAME is given, too.
+    Raises UserError, showing no value, when a file cannot be read or is empty, or NAME is given, too.
     """
     values = {name: value for name, value in variables.items() if not name.upper().endswith(SUFFIX)}
     given = {name.upper() for name in values}
@@ -34,7 +34,10 @@ def with_files(variables: Mapping[str, str]) -> dict[str, str]:
 
 def _text(variable: str, path: str) -> str:
     try:
-        return Path(path).read_text().rstrip("\r\n")
+        text = Path(path).read_text().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"{variable} = {path!r} cannot be read: {reason}") from error
+    if not text.strip():
+        raise UserError(f"{variable} = {path!r} is empty: write the value into the file, or unset the variable")
+    return text

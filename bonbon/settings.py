@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -23,6 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from bonbon.deadlines import Timeouts
 from bonbon.errors import UserError
 from bonbon.secret_files import SUFFIX, with_files
 
@@ -110,6 +111,11 @@ class ServiceSettings(Section):
     """Requests that may wait; more are refused with a 503."""
     max_wait: float = Field(30.0, gt=0)
     """Seconds that a request waits before it is refused with a 503."""
+    stream_buffer_bytes: int = Field(256 * 2**20, ge=2**16)
+    """Bytes of streamed answers, over all streams, that may wait for clients to read them. When more are ready, the
+    stream with the most bytes waiting is cut off."""
+    send_timeout: float = Field(60.0, gt=0)
+    """Seconds that a client may go without reading anything of what is ready for it before its connection is closed."""
     limits: Limits = Limits()
     """Of each tenant that has no limits of its own."""
     rewards: dict[str, RewardSpec] = Field(default_factory=dict)
@@ -126,6 +132,18 @@ class ServiceSettings(Section):
     """What becomes of an answer that neither database nor spool takes: a 503, or given unlogged, and counted."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
     """Larger request bodies are refused."""
+    max_header_bytes: int = Field(32 * 1024, ge=1024)
+    """A request whose request line and headers are larger than this is refused with a 431."""
+    header_timeout: float = Field(10.0, gt=0)
+    """Seconds that a client has to send the request line and headers, from the moment it connects."""
+    body_timeout: float = Field(30.0, gt=0)
+    """Seconds that a client has to send the body of a request after its headers."""
+    max_connections: int = Field(2048, ge=1)
+    """Connections that may be open at once. A new one takes the place of the connection that has waited longest for
+    its client; where every connection is being answered, requests on new ones are refused with a 503."""
+    max_connections_per_client: int | None = Field(None, ge=1)
+    """Connections that one client address may have open (an IPv6 client counts by its /64 network); by default three
+    quarters of max_connections. Behind a proxy all clients have the proxy's address."""
     reward_deadline: float = Field(30.0, gt=0)
     """Seconds the reward has before the answer is degraded."""
     audit_fraction: float = Field(0.03, ge=0, le=1)
@@ -149,7 +167,15 @@ class ServiceSettings(Section):
     api_key: SecretStr | None = None
     """A key of the tenant without a name, besides those that `bonbon keys create` makes: for answers and feedback."""
     admin_key: SecretStr | None = None
-    """A key for /admin; when no such key is set or made, /admin answers to this machine only."""
+    """A key for /admin. While there is no key of any kind and the service listens to this machine only, requests that
+    are made on this machine need none."""
+
+    @field_validator("api_key", "admin_key")
+    @classmethod
+    def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not key.get_secret_value().strip():
+            raise ValueError("it is empty, so no request could bring it: write a key, or leave it out")
+        return key
 
     @model_validator(mode="after")
     def _tenants_name_known_rewards(self) -> "ServiceSettings":
@@ -334,12 +360,19 @@ class Settings(BaseSettings):
     """Which engine draws: embedded, vllm, remote (a fleet of vLLM servers), fake."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the engine; each engine documents its own."""
+    end_tokens: list[str | int] | None = None
+    """Tokens (or their ids) that end an answer, such as ["</s>"]; by default those in the model's files."""
     data_dir: Path = Path("data")
     """Where the registry's files, training runs and the default database live."""
     database_url: str = ""
     """SQLAlchemy URL of the pair log and registry; by default SQLite in data_dir."""
     database_password: SecretStr | None = None
     """Password of database_url, where that has none."""
+    database_timeout: float = Field(10.0, gt=0)
+    """Seconds that the database has for one call, such as connecting, a statement, a commit, or a wait for a lock. When
+    they are over, the connection is given up, and the group that was to be stored waits in the spool."""
+    database_bulk_timeout: float = Field(600.0, gt=0)
+    """The same for calls that read or delete many groups: statistics, exports, snapshots, purges, migrations."""
     service: ServiceSettings = ServiceSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -367,6 +400,11 @@ class Settings(BaseSettings):
         from bonbon.database import with_password
 
         return with_password(url, self.database_password.get_secret_value())
+
+    @property
+    def database_timeouts(self) -> Timeouts:
+        """How long calls to the database may take."""
+        return Timeouts(self.database_timeout, self.database_bulk_timeout)
 
     @property
     def versions_dir(self) -> Path:

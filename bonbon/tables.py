@@ -4,7 +4,6 @@ import sys
 from array import array
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from math import isfinite
 from typing import Any
 
 from sqlalchemy import (
@@ -26,6 +25,8 @@ from sqlalchemy import (
     TypeDecorator,
     or_,
 )
+
+from bonbon.storable import NAME_LENGTH, REASON_LENGTH, clean_document, clean_name, clean_text
 
 
 class TokenIds(TypeDecorator[tuple[int, ...]]):
@@ -52,43 +53,43 @@ def _little_endian(ids: "array[int]") -> "array[int]":
 
 
 class SafeText(TypeDecorator[str]):
-    """Text that every database takes: NUL and lone surrogates become U+FFFD. Token ids keep what was drawn."""
+    """Text as `clean_text` makes it. Token ids keep what was drawn.
+
+    Args:
+        most: its length at most, as in `clean_name`; PostgreSQL bounds what is a key of an index.
+    """
 
     impl = Text
     cache_ok = True
 
+    def __init__(self, most: int | None = None) -> None:
+        super().__init__()
+        self.most = most
+
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        return None if value is None else clean_text(value)
+        if value is None:
+            return None
+        return clean_text(value) if self.most is None else clean_name(value, self.most)
+
+
+class Name(TypeDecorator[str]):
+    """A name as `clean_name` makes it, for what is compared and counted by name."""
+
+    impl = String(NAME_LENGTH)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean_name(value)
 
 
 class Document(TypeDecorator[Any]):
-    """JSON that every database takes: its text as in `SafeText`, numbers that are not finite as null."""
+    """JSON as `clean_document` makes it."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
-        return _clean(value)
-
-
-def clean_text(value: str) -> str:
-    """`value` with NUL and lone surrogates replaced by U+FFFD."""
-    text = value.replace("\0", "\ufffd")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean_text(value)
-    if isinstance(value, dict):
-        return {clean_text(str(key)): _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return None if isinstance(value, float) and not isfinite(value) else value
+        return clean_document(value)
 
 
 class Timestamp(TypeDecorator[datetime]):
@@ -121,13 +122,13 @@ groups = Table(
     Column("time", Timestamp, nullable=False, index=True),
     Column("origin", String(16), nullable=False),
     Column("tenant", SafeText, nullable=False),
-    Column("end_user", SafeText, nullable=False),
-    Column("request_id", SafeText, nullable=False),
+    Column("end_user", SafeText(512), nullable=False),
+    Column("request_id", SafeText(512), nullable=False),
     Column("metadata", Document, nullable=False),
     Column("prompt", Document, nullable=False),
     Column("prompt_digest", String(64), nullable=False),
     Column("prompt_token_ids", TokenIds, nullable=False),
-    Column("version", String(255), nullable=False),
+    Column("version", Name, nullable=False),
     Column("temperature", Float, nullable=False),
     Column("top_p", Float, nullable=False),
     Column("top_k", Integer, nullable=False),
@@ -136,11 +137,12 @@ groups = Table(
     Column("seed", BigInteger),
     Column("response_format", SafeText),
     Column("n", Integer, nullable=False),
-    Column("reward_name", String(255), nullable=False),
-    Column("reward_version", String(255), nullable=False),
-    Column("degraded", SafeText),
+    Column("reward_name", Name, nullable=False),
+    Column("reward_version", Name, nullable=False),
+    Column("degraded", SafeText(REASON_LENGTH)),
     Column("unclean", String(16)),
     Column("idempotency", String(64)),
+    Column("fingerprint", String(64)),
 )
 # Time-ordered ids keep these in append order. The groups of one version that may be trained on are one range of the
 # first, which also serves those who ask for clean groups alone.
@@ -183,10 +185,10 @@ comparisons = Table(
     Column("id", String(32), primary_key=True),
     Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("time", Timestamp, nullable=False),
-    Column("version", String(255), nullable=False),
-    Column("opponent", String(255), nullable=False),
-    Column("reward_name", String(255), nullable=False),
-    Column("reward_version", String(255), nullable=False),
+    Column("version", Name, nullable=False),
+    Column("opponent", Name, nullable=False),
+    Column("reward_name", Name, nullable=False),
+    Column("reward_version", Name, nullable=False),
     Column("reward", Float(53), nullable=False),
     Column("opponent_reward", Float(53), nullable=False),
 )
@@ -195,10 +197,10 @@ comparisons = Table(
 win_rates = Table(
     "win_rates",
     metadata,
-    Column("version", String(255), primary_key=True),
-    Column("opponent", String(255), primary_key=True),
-    Column("reward_name", String(255), primary_key=True),
-    Column("reward_version", String(255), primary_key=True),
+    Column("version", Name, primary_key=True),
+    Column("opponent", Name, primary_key=True),
+    Column("reward_name", Name, primary_key=True),
+    Column("reward_version", Name, primary_key=True),
     Column("wins", Integer, nullable=False),
     Column("ties", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
@@ -221,9 +223,9 @@ feedback = Table(
 versions = Table(
     "versions",
     metadata,
-    Column("name", String(255), primary_key=True),
-    Column("base", String(255), nullable=False),
-    Column("parent", String(255)),
+    Column("name", Name, primary_key=True),
+    Column("base", Name, nullable=False),
+    Column("parent", Name),
     Column("kind", String(16), nullable=False),
     Column("digest", String(64), nullable=False),
     Column("directory", Text, nullable=False),
@@ -238,7 +240,7 @@ versions = Table(
 version_numbers = Table(
     "version_numbers",
     metadata,
-    Column("base", String(255), primary_key=True),
+    Column("base", Name, primary_key=True),
     Column("last", Integer, nullable=False),
 )
 
@@ -246,7 +248,7 @@ aliases = Table(
     "aliases",
     metadata,
     Column("alias", String(32), primary_key=True),
-    Column("version", String(255), nullable=False),
+    Column("version", Name, nullable=False),
     Column("moved", Timestamp, nullable=False),
 )
 
@@ -256,7 +258,7 @@ events = Table(
     Column("id", String(32), primary_key=True),
     Column("time", Timestamp, nullable=False),
     Column("kind", String(32), nullable=False),
-    Column("version", String(255), nullable=False),
+    Column("version", Name, nullable=False),
     Column("actor", SafeText, nullable=False),
     Column("detail", Document, nullable=False),
 )
@@ -265,7 +267,7 @@ leases = Table(
     "leases",
     metadata,
     Column("name", String(64), primary_key=True),
-    Column("holder", String(255), nullable=False),
+    Column("holder", Name, nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("expires", Timestamp, nullable=False),
     Column("seconds", Float(53)),
@@ -277,12 +279,12 @@ rounds = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("run", SafeText, nullable=False),
-    Column("sampler", String(255), nullable=False),
+    Column("sampler", Name, nullable=False),
     Column("stage", String(16), nullable=False),
     Column("epoch", Float(53), nullable=False),
     Column("epochs", Float(53), nullable=False),
     Column("curve", Document, nullable=False),
-    Column("version", String(255)),
+    Column("version", Name),
     Column("outcome", SafeText),
     Column("started", Timestamp, nullable=False, index=True),
     Column("updated", Timestamp, nullable=False),

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -18,5 +18,15 @@ async def uncancelled(work: Awaitable[T]) -> T:
             interruption = error
     if interruption is not None:
         task.exception()  # seen: the caller has ended, and nobody else is told
-        raise interruption
+        try:
+            raise interruption
+        finally:
+            interruption = None  # this frame is in its traceback: a cycle
     return task.result()
+
+
+async def end(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel `tasks` and return when they have ended, even when the caller is cancelled meanwhile."""
+    for task in tasks:
+        task.cancel()
+    await uncancelled(asyncio.gather(*tasks, return_exceptions=True))

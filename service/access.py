@@ -9,7 +9,7 @@ from starlette.requests import HTTPConnection
 
 from bonbon.keys.records import Scope
 from service.errors import unauthorized
-from service.keyring import ANYBODY, Caller
+from service.keyring import ANYBODY, Caller, Keyring
 from service.parts import get_parts
 
 bearer = HTTPBearer(auto_error=False, description="A key, as `bonbon keys create` makes it.")
@@ -30,16 +30,22 @@ def allow(scope: Scope) -> Callable[[Request, HTTPAuthorizationCredentials | Non
             caller = keyring.find(credentials.credentials) if credentials is not None else None
             request.state.caller = caller or Caller("", ANYBODY)
             return
-        if credentials is None:
-            raise unauthorized("no API key given: send it as `authorization: Bearer KEY`")
-        caller = keyring.find(credentials.credentials)
-        if caller is None:
-            raise unauthorized("the API key is wrong, revoked or expired")
+        caller = identify(keyring, None if credentials is None else credentials.credentials, "API")
         if scope not in caller.scopes:
             raise HTTPException(403, f"this key has not the scope {scope!s}, which this needs")
         request.state.caller = caller
 
     return check
+
+
+def identify(keyring: Keyring, token: str | None, kind: str) -> Caller:
+    """Whose key `token` is; `kind` is what it is called. Raises 401 for a missing or wrong one."""
+    if token is None:
+        raise unauthorized(f"no {kind} key given: send it as `authorization: Bearer KEY`")
+    caller = keyring.find(token)
+    if caller is None:
+        raise unauthorized(f"the {kind} key is wrong, revoked or expired")
+    return caller
 
 
 def caller(connection: HTTPConnection) -> Caller:

@@ -3,18 +3,21 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 
 from bonbon.errors import Overloaded
 
 
 @dataclass(eq=False)
 class _Waiter:
+    """A request that waits. What becomes of it is noted here, so it does not matter whether its task still listens."""
+
     tenant: str
     tokens: int
     start: float
-    turn: asyncio.Future[None]
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+    inside: bool = False
 
 
 class Admission:
@@ -57,18 +60,22 @@ class Admission:
             self._count(tenant, tokens)
             return
         self._make_room(tenant)
-        waiter = _Waiter(tenant, tokens, self._start(tenant, tokens), asyncio.get_running_loop().create_future())
+        waiter = _Waiter(tenant, tokens, self._start(tenant, tokens))
         self._queues.setdefault(tenant, deque()).append(waiter)
         self._let_in()
+        decided = False
         try:
-            async with asyncio.timeout(self.patience):
-                await waiter.turn
-        except TimeoutError:
-            self._forget(waiter)
-            raise Overloaded("the service is at capacity: the request has waited too long; try again later") from None
-        except asyncio.CancelledError:
-            self._forget(waiter)
-            raise
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.patience):
+                    await waiter.decided.wait()
+                    decided = True
+        finally:
+            if not decided:
+                self._withdraw(waiter)
+        if not decided:
+            raise Overloaded("the service is at capacity: the request has waited too long; try again later")
+        if not waiter.inside:
+            raise Overloaded("the service is at capacity; try again later")
 
     def _make_room(self, tenant: str) -> None:
         if self.waiting < self.most_waiting:
@@ -78,7 +85,7 @@ class Admission:
             raise Overloaded("the service is at capacity; try again later")
         newest = self._queues[longest][-1]
         self._give_up(newest)
-        newest.turn.set_exception(Overloaded("the service is at capacity; try again later"))
+        newest.decided.set()
 
     def _start(self, tenant: str, tokens: int) -> float:
         start = max(self._virtual_time, self._finish.get(tenant, 0.0))
@@ -100,16 +107,17 @@ class Admission:
             self._remove(first)
             self._virtual_time = first.start
             self.in_flight += first.tokens
-            first.turn.set_result(None)
+            first.inside = True
+            first.decided.set()
         if self.in_flight == 0:
             self._finish.clear()
             self._virtual_time = 0.0
 
-    def _forget(self, waiter: _Waiter) -> None:
-        """Its caller has gone: it no longer waits, or gives back what it was just given."""
-        if waiter.turn.done() and not waiter.turn.cancelled() and waiter.turn.exception() is None:
+    def _withdraw(self, waiter: _Waiter) -> None:
+        """The request is not waited for any more: it leaves the queue, or gives back what it was given meanwhile."""
+        if waiter.inside:
             self.in_flight -= waiter.tokens
-        elif waiter in self._queues.get(waiter.tenant, ()):
+        elif not waiter.decided.is_set():
             self._give_up(waiter)
         self._let_in()
 

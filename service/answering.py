@@ -5,14 +5,15 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from bonbon.best_of_n import Answer
-from bonbon.draws import Draws
+from bonbon.draws import Draw, Draws
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started
 from bonbon.errors import EngineError, PromptTooLong, StoreError
-from bonbon.pairs.log import Kept
 from bonbon.pairs.records import Unclean, salt_of
+from bonbon.pairs.store import Kept
 from bonbon.prompt import Prompt
 from bonbon.tracing import Key, Name, Value, span
 from service.ask import Ask
+from service.limits import Charge
 from service.merge import merge
 from service.parts import Parts
 from service.repeating import repeat
@@ -22,18 +23,18 @@ Event = Started | Delta | Answer
 
 
 async def answer(
-    parts: Parts, ask: Ask, plan: Plan, *, live: bool = False, tick: float | None = None
+    parts: Parts, ask: Ask, plan: Plan, charge: Charge, *, live: bool = False, tick: float | None = None
 ) -> AsyncGenerator[tuple[int, Event] | None]:
     """Answer every prompt of `ask` by `plan`, all at once; each event comes with its prompt's index.
 
     A prompt's events are `Started`, its deltas (only when `live`), and the `Answer`, whose group is durable by then.
-    None comes whenever nothing else has for `tick` seconds. Closing the generator aborts what is still being drawn,
-    and nothing of that is logged.
+    None comes whenever nothing else has for `tick` seconds. `charge` is told how much is drawn. Closing the generator
+    aborts what is still being drawn, and nothing of that is logged.
 
     Raises what `Engine.draw` raises, and StoreError.
     """
     prompts = [
-        _answer(parts, ask, plan, prompt, live=live, idempotency=ask.idempotency_of(index))
+        _answer(parts, ask, plan, charge, prompt, live=live, idempotency=ask.idempotency_of(index))
         for index, prompt in enumerate(ask.prompts)
     ]
     async with aclosing(merge(prompts, tick)) as events:
@@ -42,12 +43,13 @@ async def answer(
 
 
 async def _answer(
-    parts: Parts, ask: Ask, plan: Plan, prompt: Prompt, *, live: bool, idempotency: str | None
+    parts: Parts, ask: Ask, plan: Plan, charge: Charge, prompt: Prompt, *, live: bool, idempotency: str | None
 ) -> AsyncGenerator[Event]:
     if idempotency is not None and (first := await parts.pair_log.repeated(idempotency)) is not None:
         async for event in repeat(parts.engine, ask, prompt, first):
             yield event
         return
+    best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
     draws = Draws(plan.best_of)
     with span(Name.DRAW, **_drawing(request)) as drawing:
@@ -61,15 +63,17 @@ async def _answer(
             events = parts.engine.draw(request)
             started = await _first(events)
         drawing.set(Key.INPUT_TOKENS, len(started.token_ids))
-        async with aclosing(events):
-            draws.add(started)
-            yield started
-            async for event in events:
-                draws.add(event)
-                if live:
-                    yield event
+        try:
+            async with aclosing(events):
+                draws.add(started)
+                yield started
+                async for event in events:
+                    draws.add(event)
+                    if live:
+                        yield event
+        finally:
+            charge.drawn += sum(_drawn(draw, request) for draw in draws.draws)
         drawing.set(Key.OUTPUT_TOKENS, sum(len(draw.token_ids) for draw in draws.draws))
-    best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
     answer = await best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
     group = replace(
         answer.group,
@@ -78,6 +82,7 @@ async def _answer(
         request_id=ask.request_id,
         metadata=dict(ask.metadata),
         idempotency=idempotency,
+        fingerprint=ask.fingerprint,
     )
     own_reward = parts.tenant_rewards.has_own(ask.tenant)
     if own_reward and group.unclean in (None, Unclean.TIED):
@@ -93,23 +98,30 @@ async def _answer(
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
             kept = await parts.pair_log.append(group)
             logging.set(Key.KEPT, kept)
-        if kept is Kept.REPEATED and live:
-            # The client has most of this answer: it is kept beside the one that was logged first.
-            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
-            kept = await parts.pair_log.append(group)
-        elif kept is Kept.REPEATED and idempotency is not None:
+        if kept is Kept.REPEATED and idempotency is not None:
             first = await parts.pair_log.repeated(idempotency)
             if first is None:
                 raise StoreError("the first answer to this request cannot be read now")
-            async for event in repeat(parts.engine, ask, prompt, first):
-                yield event
-            return
+            if not live:
+                async for event in repeat(parts.engine, ask, prompt, first):
+                    yield event
+                return
+            ask.check_same(first, prompt)
+            # The client has most of this answer: it is kept beside the one that was logged first.
+            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
+            kept = await parts.pair_log.append(group)
         parts.metrics.logged(group, kept)
         if kept is Kept.DROPPED:
             group = replace(group, id="")
         elif kept is Kept.LOGGED and not own_reward:
             parts.audits.offer(group)
     yield replace(answer, group=group)
+
+
+def _drawn(draw: Draw, request: DrawRequest) -> int:
+    """How many tokens the engine may have drawn: it tells only at a candidate's end, unless it was asked for deltas."""
+    known = request.deltas or draw.finish_reason is not None
+    return len(draw.token_ids) if known else request.sampling.max_tokens
 
 
 def _drawing(request: DrawRequest) -> dict[str, Value]:

@@ -27,11 +27,14 @@ from service.access import allow
 from service.admission import Admission
 from service.audit import Audits
 from service.body_limit import BodyLimit
+from service.connections import Connections
 from service.floor import Floor
+from service.key_first import KeyFirst
 from service.keyring import Keyring
 from service.limits import RateLimits
 from service.measure_requests import MeasureRequests
 from service.metrics import Metrics
+from service.one_at_a_time import OneAtATime
 from service.parts import Parts
 from service.request_id import RequestId
 from service.retention import Retention
@@ -50,7 +53,10 @@ from service.routes import (
     progress,
     win_rate,
 )
+from service.send_buffer import SendBuffers
+from service.server import GOODBYE
 from service.serving import Serving
+from service.spare_connections import SpareConnections
 from service.started import require_engine
 from service.startup import Startup
 from service.stored_metrics import StoredMetrics
@@ -59,6 +65,9 @@ from service.tenant_rewards import TenantRewards
 from service.traces import TraceRequests
 
 log = structlog.get_logger(__name__)
+
+CHAMPION_WITHIN = 2.0
+"""Seconds that readiness waits for the registry."""
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None, reward: Reward | None = None) -> FastAPI:
@@ -82,6 +91,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
         app.include_router(part.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
+    app.add_middleware(KeyFirst, keyring=parts.keyring)
+    app.add_middleware(SpareConnections)
     errors.install(app)
     app.add_middleware(MeasureRequests, metrics=parts.metrics)
     app.add_middleware(TraceRequests)
@@ -96,7 +107,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     reward = reward or build_reward(_reward_spec(settings))
     best_of_n = BestOfN(engine, reward, deadline=service.reward_deadline)
     tenant_rewards = TenantRewards(best_of_n, service.rewards, service.tenants)
-    database = Database(settings.database)
+    database = Database(settings.database, timeouts=settings.database_timeouts)
     spool = Spool(settings.spool_dir, service.spool_bytes) if service.spool_bytes else None
     pair_log = PairLog(database, spool, drop=service.spool_full == "drop")
     registry = Registry(database, settings.versions_dir)
@@ -116,7 +127,8 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         n=settings.n,
         waiting=service.audit_queue,
     )
-    _watch(prometheus, pair_log, admission, serving, swapper, audits)
+    connections, send_buffers = Connections(service, prometheus), SendBuffers(service.stream_buffer_bytes)
+    _watch(prometheus, pair_log, connections, admission, send_buffers, serving, swapper, audits)
     return Parts(
         settings=settings,
         database=database,
@@ -129,26 +141,47 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         serving=serving,
         swapper=swapper,
         audits=audits,
-        startup=Startup(engine, swapper, audits),
+        startup=Startup(engine, swapper, audits, reward, tenant_rewards),
         keyring=Keyring(database, service),
         limits=RateLimits(service.limits, {name: own.limits(service.limits) for name, own in service.tenants.items()}),
+        connections=connections,
         admission=admission,
+        send_buffers=send_buffers,
         metrics=prometheus,
         stored_metrics=StoredMetrics(prometheus.families, database, serving, service.win_rate_floor),
+        champion=OneAtATime(registry.champion, CHAMPION_WITHIN),
     )
 
 
 def _watch(
-    metrics: Metrics, pair_log: PairLog, admission: Admission, serving: Serving, swapper: Swapper, audits: Audits
+    metrics: Metrics,
+    pair_log: PairLog,
+    connections: Connections,
+    admission: Admission,
+    send_buffers: SendBuffers,
+    serving: Serving,
+    swapper: Swapper,
+    audits: Audits,
 ) -> None:
     """Gauges of what waits, is held, and is refused now."""
     watch, spool = metrics.watch, pair_log.spool
+    watch("bonbon_connections", "Open connections of clients.", lambda: connections.open)
     watch("bonbon_tokens_in_flight", "Tokens that may be drawn for the requests let in.", lambda: admission.in_flight)
     watch("bonbon_requests_waiting", "Requests that wait to be let in.", lambda: admission.waiting)
+    watch(
+        "bonbon_stream_buffer_bytes",
+        "Bytes of streams that are written and that their clients have not read.",
+        lambda: send_buffers.bytes,
+    )
     watch(
         "bonbon_spool_bytes",
         "Groups that the database has not taken yet.",
         lambda: spool.size if spool is not None else 0,
+    )
+    watch(
+        "bonbon_groups_set_aside",
+        "Groups of the spool that the database refuses or nobody can read; `bonbon pairs spool` shows them.",
+        lambda: spool.set_aside.count if spool is not None else 0,
     )
     watch("bonbon_pair_log_waiting", "Groups that are not durable yet.", lambda: pair_log.waiting)
     watch("bonbon_audits_waiting", "Audits that have not begun.", lambda: audits.waiting)
@@ -214,7 +247,11 @@ async def _start(parts: Parts, stack: AsyncExitStack) -> None:
         stack.push_async_callback(part.stop)
     await _register_base(parts)
     retention = Retention(
-        parts.database, settings.runs_dir, days=settings.service.retention_days, poll=settings.service.retention_poll
+        parts.database,
+        settings.runs_dir,
+        settings.spool_dir,
+        days=settings.service.retention_days,
+        poll=settings.service.retention_poll,
     )
     await retention.start()
     stack.push_async_callback(retention.stop)
@@ -253,7 +290,8 @@ def _base_directory(settings: Settings) -> Path | None:
 async def _drain(parts: Parts) -> None:
     await parts.audits.stop()
     try:
-        async with asyncio.timeout(parts.settings.service.drain_timeout):
+        # Requests that were cut off have had their time.
+        async with asyncio.timeout(GOODBYE if parts.cut_off.is_set() else parts.settings.service.drain_timeout):
             await parts.serving.all_drained()
     except TimeoutError:
         log.warning("requests cut off: they did not end in time", in_flight=parts.serving.in_flight)

@@ -6,6 +6,7 @@ from hashlib import sha256
 
 from bonbon.engines.base import Sampling
 from bonbon.errors import UserError
+from bonbon.pairs.records import Group
 from bonbon.prompt import Prompt
 
 
@@ -14,8 +15,8 @@ class Ask:
     """`n` choices for each prompt, the best of `best_of` draws (None: as many as the model name means).
 
     `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.
-    `idempotency` is the client's name for this request, the same in each attempt; `retry` says that this is not the
-    first one.
+    `idempotency` is the client's name for this request, the same in each attempt, and `fingerprint` a digest of all
+    that the request asks for; `retry` says that this is not the first attempt.
     """
 
     model: str
@@ -30,6 +31,7 @@ class Ask:
     request_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     idempotency: str | None = None
+    fingerprint: str | None = None
     retry: bool = False
 
     def __post_init__(self) -> None:
@@ -49,6 +51,22 @@ class Ask:
         if self.idempotency is None or not self.store:
             return None
         return sha256("\0".join((self.tenant, self.idempotency, str(index))).encode()).hexdigest()
+
+    def check_same(self, group: Group, prompt: Prompt) -> None:
+        """Raise UserError when `group`, which answered a request of this name, answered another request than this.
+
+        Groups of earlier releases have no fingerprint: of those only the prompt and the number of choices are compared.
+        """
+        if group.fingerprint is None:
+            same = group.prompt.digest == prompt.digest and len(group.served) == self.n
+        else:
+            same = group.fingerprint == self.fingerprint
+        if not same:
+            raise UserError(
+                "this idempotency-key came before, with another request: use a new key for each request, and send the "
+                "same body in each attempt",
+                param="idempotency-key",
+            )
 
     @property
     def drawn(self) -> int | None:

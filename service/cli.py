@@ -44,9 +44,10 @@ def serve(
     # Not before the settings are known to be good: these bring in the whole service.
     import uvicorn
 
+    from bonbon.logs import configure_logs
     from service.app import create_app
+    from service.backstop import Backstop
     from service.garbage import settle_garbage
-    from service.logs import configure_logs
     from service.server import run_server
     from service.traces import exported_traces
 
@@ -64,7 +65,14 @@ def serve(
     loop_factory = uvicorn.Config(app).get_loop_factory()  # uvloop where it is installed
     with exported_traces(service), asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(
-            run_server(app, host=service.host, port=service.port, drain_timeout=service.drain_timeout, ready=ready)
+            run_server(
+                app,
+                host=service.host,
+                port=service.port,
+                drain_timeout=service.drain_timeout,
+                ready=ready,
+                backstop=Backstop(),
+            )
         )
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # everything has ended: one more must not make it look otherwise
 

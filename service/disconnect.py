@@ -8,6 +8,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from bonbon.errors import EngineError
+from bonbon.uncancelled import end
 
 T = TypeVar("T")
 
@@ -34,9 +35,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T], cu
             CutOff("the service has to stop and cut the answer off; try again") if stopper.done() else ClientDisconnect
         )
     finally:
-        for ended in (task, listener, stopper):
-            ended.cancel()
-        await asyncio.gather(task, listener, stopper, return_exceptions=True)
+        await end(task, listener, stopper)
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bonbon.errors import (
     BonbonError,
+    ClientTooSlow,
     Conflict,
     EngineError,
     Overloaded,
@@ -88,6 +89,8 @@ def problem_of(error: Exception) -> Problem:
             return Problem(409, str(error), code="conflict")
         case RateLimited():
             return Problem(429, str(error), code="rate_limit_exceeded", headers=error.headers)
+        case ClientTooSlow():
+            return Problem(408, str(error), code="client_too_slow")
         case Overloaded():
             return Problem(503, str(error), code="overloaded", headers=BUSY)
         case EngineError():

@@ -15,7 +15,7 @@ from bonbon.errors import StoreError, UserError
 from bonbon.keys.records import Key, Scope, digest_of
 from bonbon.keys.store import all_keys
 from bonbon.settings import ServiceSettings
-from service.loopback import is_loopback
+from service.local import is_loopback
 
 log = structlog.get_logger(__name__)
 
@@ -105,8 +105,10 @@ class Keyring:
                 failing = False
             except StoreError as error:
                 if not failing:
-                    log.warning("cannot look keys up; those last seen are good", error=type(error.__cause__).__name__)
+                    log.warning("cannot look keys up; those last seen are good", reason=error.why)
                 failing = True
+            except Exception:
+                log.exception("cannot look keys up; those last seen are good")
 
 
 def _static(settings: ServiceSettings) -> Iterator[Key]:

@@ -1,11 +1,12 @@
 """What each tenant may ask for per minute: token buckets, charged before anything is drawn."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 
-from bonbon.errors import RateLimited
+from bonbon.errors import ClientTooSlow, RateLimited
 from bonbon.settings import Limits
 
 LONGEST_RETRY = 120
@@ -45,6 +46,14 @@ class _Buckets:
         return [(kind, bucket, amount) for kind, bucket, amount in named if bucket is not None]
 
 
+@dataclass
+class Charge:
+    """The tokens that a tenant was charged for a request, and how many of them were drawn, or may have been."""
+
+    tokens: int
+    drawn: int = 0
+
+
 class RateLimits:
     """Charges tenants for requests and for the tokens that may be drawn for them.
 
@@ -57,6 +66,25 @@ class RateLimits:
     ) -> None:
         self._default, self._tenants, self._clock = default, tenants, clock
         self._buckets: dict[str, _Buckets] = {}
+
+    @contextmanager
+    def charged(self, tenant: str, tokens: int) -> Iterator[Charge]:
+        """Charge for a request that is answered within the block, and give back at its end what was not drawn.
+
+        A request that fails costs nothing. One whose client leaves, or does not read its answer, counts as a request
+        and pays for what was drawn.
+
+        Raises RateLimited, with when to come back, and charges nothing then.
+        """
+        self.charge(tenant, tokens)
+        charge, failed = Charge(tokens), False
+        try:
+            yield charge
+        except Exception as error:
+            failed = not isinstance(error, ClientTooSlow)  # it is the client's doing, as if it had left
+            raise
+        finally:
+            self.refund(tenant, tokens if failed else tokens - charge.drawn, request=failed)
 
     def charge(self, tenant: str, tokens: int) -> None:
         """Raises RateLimited, with when to come back, and charges nothing then."""

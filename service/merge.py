@@ -1,6 +1,7 @@
 """Several streams of events as one."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
@@ -16,31 +17,42 @@ async def merge(
     Each source is read to its end by one task of its own, however slowly the events are taken. The first failure
     ends everything. When the generator is closed, every source has been closed.
     """
-    queue: asyncio.Queue[tuple[int, T] | asyncio.Task[None]] = asyncio.Queue()
+    items: deque[tuple[int, T] | asyncio.Task[None]] = deque()
+    arrived = asyncio.Event()
 
     async def read(index: int, source: AsyncGenerator[T]) -> None:
         async with aclosing(source):
             async for event in source:
-                queue.put_nowait((index, event))
+                put((index, event))
+
+    def put(item: tuple[int, T] | asyncio.Task[None]) -> None:
+        items.append(item)
+        arrived.set()
 
     readers = [asyncio.create_task(read(index, source)) for index, source in enumerate(sources)]
     for reader in readers:
-        reader.add_done_callback(queue.put_nowait)
+        reader.add_done_callback(put)
     try:
         running = len(readers)
         while running:
-            item: tuple[int, T] | asyncio.Task[None] | None = None
             try:
                 async with asyncio.timeout(tick):
-                    item = await queue.get()
+                    await arrived.wait()
             except TimeoutError:
-                pass  # a tick
-            if isinstance(item, asyncio.Task):
-                item.result()
-                running -= 1
-            else:
-                yield item
+                yield None
+                continue
+            arrived.clear()
+            while items:
+                item = items.popleft()
+                if isinstance(item, asyncio.Task):
+                    item.result()
+                    running -= 1
+                else:
+                    yield item
     finally:
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
+        # A task that ended by an exception holds the frame of `read`, and with it these items: a cycle that would keep
+        # everything the request had until the next full garbage collection.
+        items.clear()

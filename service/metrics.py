@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 
 from bonbon import __version__
 from bonbon.errors import RewardError
-from bonbon.pairs.log import Kept
 from bonbon.pairs.records import Comparison, Group
+from bonbon.pairs.store import Kept
 from service.families import Families
 from service.serving import Plan
 
@@ -31,6 +31,13 @@ class Metrics:
         self._requests = make.counter("bonbon_requests_total", "Requests by route and status.", "route", "status")
         self._latency = make.histogram(
             "bonbon_request_duration_seconds", "Request to last byte.", "route", buckets=LATENCY
+        )
+        self._connections_closed = make.counter(
+            "bonbon_connections_closed_total",
+            "Connections that the service closed before their request was answered, by why: header_timeout, "
+            "body_timeout, send_timeout, header_too_large, request_too_large, invalid_request, displaced (by a newer "
+            "one), refused (too many).",
+            "reason",
         )
         self._ttft = make.histogram(
             "bonbon_time_to_first_token_seconds",
@@ -118,6 +125,10 @@ class Metrics:
         """A request ended."""
         self._requests.labels(route, str(status)).inc()
         self._latency.labels(route).observe(seconds)
+
+    def connection_closed(self, reason: str) -> None:
+        """The service closed a connection whose client had done something else than it should."""
+        self._connections_closed.labels(reason).inc()
 
     def first_token(self, plan: Plan, seconds: float) -> None:
         """A streamed answer's first token left, `seconds` after its request came."""

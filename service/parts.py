@@ -14,9 +14,12 @@ from bonbon.rewards.base import Reward
 from bonbon.settings import Settings
 from service.admission import Admission
 from service.audit import Audits
+from service.connections import Connections
 from service.keyring import Keyring
 from service.limits import RateLimits
 from service.metrics import Metrics
+from service.one_at_a_time import OneAtATime
+from service.send_buffer import SendBuffers
 from service.serving import Serving
 from service.startup import Startup
 from service.stored_metrics import StoredMetrics
@@ -45,9 +48,12 @@ class Parts:
     startup: Startup
     keyring: Keyring
     limits: RateLimits
+    connections: Connections
     admission: Admission
+    send_buffers: SendBuffers
     metrics: Metrics
     stored_metrics: StoredMetrics
+    champion: OneAtATime[str | None]
     cut_off: asyncio.Event = field(default_factory=asyncio.Event)
 
 

@@ -6,7 +6,7 @@ from contextlib import aclosing
 from bonbon.best_of_n import Answer
 from bonbon.draws import Draw
 from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started
-from bonbon.errors import EngineError, UserError
+from bonbon.errors import EngineError
 from bonbon.pairs.records import Group
 from bonbon.prompt import Prompt
 from service.ask import Ask
@@ -17,10 +17,7 @@ async def repeat(engine: Engine, ask: Ask, prompt: Prompt, group: Group) -> Asyn
 
     Raises UserError when the group answers another request: the client has used its key twice.
     """
-    if group.prompt.digest != prompt.digest or len(group.served) != ask.n:
-        raise UserError(
-            "this idempotency-key came before, with another request: use a new one for each", param="idempotency-key"
-        )
+    ask.check_same(group, prompt)
     yield await _read(engine, prompt, group.salt)
     for candidate in group.served:
         yield Delta(0, candidate.text, candidate.token_ids, finish_reason=candidate.finish_reason)

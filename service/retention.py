@@ -11,6 +11,7 @@ from bonbon.database import Database
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.erase import erase
 from bonbon.pairs.purge import count_purgeable
+from bonbon.pairs.set_aside import set_aside_in
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +23,9 @@ class Retention:
         days: groups older than that are deleted, with the training snapshots that hold them; None: nothing is.
     """
 
-    def __init__(self, database: Database, runs_dir: Path, *, days: float | None, poll: float) -> None:
-        self.database, self.runs_dir, self.days, self.poll = database, runs_dir, days, poll
+    def __init__(self, database: Database, runs_dir: Path, spool_dir: Path, *, days: float | None, poll: float) -> None:
+        self.database, self.runs_dir, self.spool_dir = database, runs_dir, spool_dir
+        self.days, self.poll = days, poll
         self._worker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -41,10 +43,11 @@ class Retention:
     async def _work(self, age: timedelta) -> None:
         while True:
             try:
-                # Counted first: most of the time there is nothing to do, and nothing to remember.
                 conditions = Conditions(older_than=datetime.now(UTC) - age)
+                await asyncio.to_thread(set_aside_in(self.spool_dir).erase, conditions)
+                # Counted first: most of the time there is nothing to do, and nothing to remember.
                 if await count_purgeable(self.database, conditions):
-                    erased = await erase(self.database, self.runs_dir, conditions)
+                    erased = await erase(self.database, self.runs_dir, conditions, spool_dir=self.spool_dir)
                     log.info("old groups are deleted", groups=erased.groups, snapshots=len(erased.snapshots))
             except Exception:
                 log.exception("old groups cannot be deleted now; it is tried again")

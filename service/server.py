@@ -11,17 +11,29 @@ import uvicorn
 from fastapi import FastAPI
 
 from bonbon.errors import UserError
+from service.backstop import MARGIN, Backstop
+from service.connections import SPARE, SWEEP, Connections
+from service.descriptors import make_room
+from service.http_protocol import HttpProtocol
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+TICKS_A_SECOND = 10
+"""uvicorn's."""
+SEND_BUFFER = 256 * 1024
+"""Bytes that the kernel may keep for each connection; by itself it would keep megabytes of what nobody reads."""
 GOODBYE = 3.0
 """Seconds to tell clients that they are cut off."""
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that calls `listening` once it takes connections and leaves signals to its owner."""
+    """A uvicorn server that calls `listening` once it takes connections and leaves signals to its owner.
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+    `connections` are checked for clients that exceed a deadline once a second.
+    """
+
+    def __init__(self, config: uvicorn.Config, connections: Connections, listening: Callable[[], None]) -> None:
         super().__init__(config)
+        self.server_state = self._connections = connections
         self._listening = listening
 
     @contextmanager
@@ -33,8 +45,21 @@ class Server(uvicorn.Server):
         if self.started:
             self._listening()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % int(SWEEP * TICKS_A_SECOND) == 0:
+            self._connections.sweep(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
-async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float, ready: Callable[[str], None]) -> None:
+
+async def run_server(
+    app: FastAPI,
+    *,
+    host: str,
+    port: int,
+    drain_timeout: float,
+    ready: Callable[[str], None],
+    backstop: Backstop | None = None,
+) -> None:
     """Start `app`, serve it until SIGINT or SIGTERM, drain, stop.
 
     The application starts before the server listens, so that what it raises reaches the caller. The first signal
@@ -42,34 +67,50 @@ async def run_server(app: FastAPI, *, host: str, port: int, drain_timeout: float
     they are cut off: streams end with an error event, other requests are a 503. A third signal waits for nothing.
     Afterwards signals are handled as they were before.
 
+    With a `backstop` the process ends `MARGIN` seconds after requests have had their time, or `GOODBYE` seconds after a
+    third signal, if the stop has not come to its end before.
+
     Args:
         drain_timeout: seconds that requests in flight have.
         ready: called with the service's URL once it answers.
+        backstop: ends the process; None leaves it to the caller how long a stop takes.
     """
+    connections: Connections = app.state.parts.connections
+    connections.most = make_room(connections.most, SPARE)
     listener = bind(host, port)
     url = f"http://{_url_host(host)}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
         app,
+        http=HttpProtocol,
+        ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=math.ceil(drain_timeout + GOODBYE),
         server_header=False,
     )
-    server = Server(config, lambda: ready(url))
+    server = Server(config, connections, lambda: ready(url))
     serving = asyncio.create_task(_serve(app, server, listener))
 
     loop = asyncio.get_running_loop()
     cut_off: asyncio.Event = app.state.parts.cut_off
 
     def stop() -> None:
+        told_before = server.should_exit
         if cut_off.is_set() or not server.started:
+            at_most(GOODBYE if told_before else MARGIN)
             serving.cancel()
-        elif server.should_exit:
+        elif told_before:
+            at_most(MARGIN)
             cut()
         else:
+            at_most(drain_timeout + MARGIN)
             loop.call_later(drain_timeout, cut)
         server.should_exit = app.state.stopping = True
+
+    def at_most(seconds: float) -> None:
+        if backstop is not None:
+            backstop.within(seconds)
 
     def cut() -> None:
         if not cut_off.is_set():
@@ -110,6 +151,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host!r}: {error.strerror}; give another --host", param="host") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
         listener.bind(address)
     except OSError as error:
         listener.close()

@@ -2,18 +2,22 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from bonbon.uncancelled import end
 from service.disconnect import CutOff, unless_disconnected
 from service.errors import problem_of, report
+from service.send_buffer import SendBuffer
 
 DONE = b"data: [DONE]\n\n"
+
+Write = Callable[[Callable[[bytes], None]], Awaitable[None]]
+"""Produces a stream: hands each piece to the function it is given."""
 
 
 def data(value: dict[str, Any]) -> bytes:
@@ -29,59 +33,71 @@ def comment(text: str) -> bytes:
 class EventStream(StreamingResponse):
     """Sends events as they come.
 
-    A failure becomes an error event, which ends the stream. A client that disconnects closes `events`, as does
+    One task writes the stream and another sends it, with a buffer between them, so writing never waits for the client.
+    A failure becomes an error event, which ends the stream. A client that disconnects ends the writing, and so does
     `cut_off` when it is set.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, first: bytes, events: AsyncGenerator[bytes], cut_off: asyncio.Event) -> None:
-        super().__init__(events, headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self.first, self.events, self.cut_off = first, events, cut_off
+    def __init__(self, write: Write, buffer: SendBuffer, cut_off: asyncio.Event) -> None:
+        super().__init__((), headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self.buffer, self.cut_off = buffer, cut_off
+        self._writing = asyncio.create_task(_fill(write, buffer))
 
     @classmethod
-    async def open(cls, events: AsyncGenerator[bytes], receive: Receive, cut_off: asyncio.Event) -> "EventStream":
+    async def open(cls, write: Write, buffer: SendBuffer, receive: Receive, cut_off: asyncio.Event) -> "EventStream":
         """A stream whose first event is there: what fails before that raises, and can be an ordinary status.
 
         Raises ClientDisconnect and CutOff, too.
         """
-
-        async def first() -> bytes:
-            return await anext(events)
-
+        stream = cls(write, buffer, cut_off)
         try:
-            return cls(await unless_disconnected(receive, first(), cut_off), events, cut_off)
+            if not await unless_disconnected(receive, buffer.ready(), cut_off):
+                await stream._writing  # which failed, and raises why
         except BaseException:
-            await events.aclose()
+            await stream._close()
             raise
+        return stream
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Out here, because a task that is cancelled before its first step closes nothing.
-        async with aclosing(self.events):
-            try:
-                await unless_disconnected(receive, self._send(send), self.cut_off)
-            except ClientDisconnect:
-                pass  # nobody is there to be told
-            except CutOff as error:
-                await _send_bytes(send, data(problem_of(error).envelope))
-                await send({"type": "http.response.body", "body": b""})
+        try:
+            await unless_disconnected(receive, self._send(send), self.cut_off)
+        except ClientDisconnect:
+            pass  # nobody is there to be told
+        except CutOff as error:
+            await self._close()
+            await _send_last(send, error)
+        finally:
+            await self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            await self._send_events(send)
+            while piece := await self.buffer.take():
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await self._writing
         except Exception as error:  # noqa: BLE001 - the status has been sent: an error event is all that is left
-            problem = problem_of(error)
-            report(error, problem)
-            await _send_bytes(send, data(problem.envelope))
-        await send({"type": "http.response.body", "body": b""})
+            report(error, problem_of(error))
+            await _send_last(send, error)
+            error.__traceback__ = None  # its frames hold the task that holds the error
+        else:
+            await send({"type": "http.response.body", "body": b""})
 
-    async def _send_events(self, send: Send) -> None:
-        await _send_bytes(send, self.first)
-        async for event in self.events:
-            await _send_bytes(send, event)
+    async def _close(self) -> None:
+        self.buffer.close()
+        await end(self._writing)
 
 
-async def _send_bytes(send: Send, body: bytes) -> None:
-    if body:
-        await send({"type": "http.response.body", "body": body, "more_body": True})
+async def _fill(write: Write, buffer: SendBuffer) -> None:
+    try:
+        await write(buffer.put)
+    finally:
+        buffer.end()
+
+
+async def _send_last(send: Send, error: Exception) -> None:
+    """End a stream with an error event."""
+    envelope = data(problem_of(error).envelope)
+    await send({"type": "http.response.body", "body": envelope, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})

@@ -3,7 +3,6 @@
 Every gateway on the database exposes the same, so that the trainer, a batch job, need not be scraped.
 """
 
-import asyncio
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from bonbon.registry.registry import newest_versions
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundProgress, RoundStage, read_rounds
 from bonbon.theory import frontier_win_rate
 from service.families import Families
+from service.one_at_a_time import OneAtATime
 from service.serving import Serving
 
 log = structlog.get_logger(__name__)
@@ -32,13 +32,15 @@ FRONTIER = tuple(round(0.1 * step, 1) for step in range(31))
 BOUNDS = ("value", "low", "high")
 OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
 
+Stored = tuple[list[LiveWinRate], tuple[RoundProgress, ...], list[Version]]
+
 
 class StoredMetrics:
     """Gauges set from the database when somebody scrapes; what they were before, while it does not answer."""
 
     def __init__(self, make: Families, database: Database, serving: Serving, floor: float) -> None:
         self._database, self._serving = database, serving
-        self._lock = asyncio.Lock()
+        self._stored = OneAtATime(self._read, DEADLINE)
         self._up = make.gauge("bonbon_database_up", "1 when the database answered this scrape.")
         self._win_rate = make.gauge(
             "bonbon_win_rate",
@@ -99,21 +101,24 @@ class StoredMetrics:
         self._threshold = make.gauge("bonbon_gate_threshold", "What it read it against.", "model_version", "check")
 
     async def refresh(self) -> None:
-        """Read the database again. Never raises for its sake."""
-        async with self._lock:
-            try:
-                async with asyncio.timeout(DEADLINE):
-                    win_rates = await read_win_rates(self._database)
-                    rounds = await read_rounds(self._database, 50)
-                    versions = await newest_versions(self._database, NEWEST)
-            except (StoreError, TimeoutError) as error:
-                log.warning("the database did not answer a scrape", error=str(error))
-                self._up.set(0)
-                return
-            self._up.set(1)
-            self._show_win_rates(win_rates)
-            self._show_rounds(rounds)
-            self._show_versions(versions)
+        """Read the database again. Never raises for its sake, and never waits for it longer than `DEADLINE`."""
+        try:
+            win_rates, rounds, versions = await self._stored()
+        except (StoreError, TimeoutError) as error:
+            log.warning("the database did not answer a scrape", reason=str(error))
+            self._up.set(0)
+            return
+        self._up.set(1)
+        self._show_win_rates(win_rates)
+        self._show_rounds(rounds)
+        self._show_versions(versions)
+
+    async def _read(self) -> Stored:
+        return (
+            await read_win_rates(self._database),
+            await read_rounds(self._database, 50),
+            await newest_versions(self._database, NEWEST),
+        )
 
     def _show_win_rates(self, win_rates: Iterable[LiveWinRate]) -> None:
         self._win_rate.clear()

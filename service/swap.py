@@ -11,10 +11,10 @@ from socket import gethostname
 import structlog
 
 from bonbon.engines.base import Engine, VersionKind
+from bonbon.engines.golden import check_golden_prompts
 from bonbon.errors import EngineError, UserError
-from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Version
+from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Target, Version
 from bonbon.registry.registry import Registry
-from service.golden import check_golden_prompts
 from service.metrics import Metrics
 from service.serving import Loaded, Serving
 
@@ -45,8 +45,9 @@ class Swapper:
     """Keeps what is served equal to what the registry's aliases name.
 
     Wanted are the champion, `previous` (so that a rollback needs no load), the challenger and the base. A version is
-    loaded under its own name, which is never reused, checked, and only then routed to; what is no longer wanted
-    leaves the routing table first, and the engine when its last request has ended.
+    loaded under its own name, checked, and only then routed to; what is no longer wanted leaves the routing table
+    first, and the engine when its last request has ended. A name that means other files than before, for the registry
+    was restored, is served no more by this process.
 
     Where the engine has one place for a version and what is served, requests wait while it is loaded. Then only the
     champion is wanted, and what fits beside it.
@@ -74,7 +75,8 @@ class Swapper:
         self._aliases: dict[str, str] = {}
         self._checked: dict[str, Loaded] = dict(serving.routes.loaded)
         self._routed = False
-        self._settled: dict[str, str] | None = None
+        self._settled: dict[str, Target] | None = None
+        self._used: dict[str, str] = {}
         self._lock = asyncio.Lock()
         self._watcher: asyncio.Task[None] | None = None
         self._retiring: dict[asyncio.Task[None], str] = {}
@@ -128,14 +130,16 @@ class Swapper:
 
         `pause` is entered where requests must wait; it ends when the champion is routed to.
         """
-        aliases = await self.registry.aliases()
-        if aliases == self._settled and not self._retry_due():
+        targets = await self.registry.targets()
+        if targets == self._settled and not self._retry_due():
             return True
+        aliases = {alias: target.version for alias, target in targets.items()}
+        await self._let_go_of_changed(targets, pause)
         if aliases != self._aliases:
             # Somebody acted: give what was refused another chance.
             self._aliases, self.refused = aliases, {}
         champion = await self._choose_champion(aliases, pause)
-        if await self.registry.aliases() != aliases:
+        if await self.registry.targets() != targets:
             return False
         self._route(champion, set(self._checked))
         await pause.aclose()
@@ -145,8 +149,8 @@ class Swapper:
             if name is not None and await self._fits(name) and await self._bring_up(name, pause):
                 wanted.add(name)
         self._route(champion, wanted)
-        self._settled = aliases
-        return await self.registry.aliases() == aliases
+        self._settled = targets
+        return await self.registry.targets() == targets
 
     def _retry_due(self) -> bool:
         return any(time.monotonic() >= refusal.retry_at for refusal in self.refused.values())
@@ -212,6 +216,7 @@ class Swapper:
         try:
             version = await self.registry.verify(name)
             self._check_base(version)
+            self._check_name(version)
             displaced = self.engine.displaces(version.files)
             if displaced and not self.serving.resting:
                 await pause.enter_async_context(self._pause(name))
@@ -248,6 +253,34 @@ class Swapper:
                 f"version {version.name!r} belongs to the base {base!r}, and this service runs {self.engine.base!r}; "
                 f"serve with that base, or promote a version of this one"
             )
+
+    def _check_name(self, version: Version) -> None:
+        """Raise UserError when the engine has had other files under that name: its caches may still have them."""
+        if self._used.setdefault(version.name, version.digest) != version.digest:
+            raise UserError(
+                f"version {version.name!r} has other files in the registry (digest {version.digest[:12]}) than this "
+                f"service has loaded under that name (digest {self._used[version.name][:12]}): was the database "
+                "restored? Restart the service to serve it"
+            )
+
+    async def _let_go_of_changed(self, targets: dict[str, Target], pause: AsyncExitStack) -> None:
+        """Route nothing more to versions whose names mean other files now, before anything else is loaded."""
+        changed = [
+            name
+            for name, digest in set(targets.values())
+            if name in self._checked and digest and self._used.get(name, digest) != digest
+        ]
+        for name in changed:
+            log.error("a version's name means other files now; it is served no more", version=name)
+            del self._checked[name]
+            self._retire(name)
+        if not changed:
+            return
+        candidates = (self.serving.champion, self.serving.routes.previous, self.engine.base)
+        if (left := next((name for name in candidates if name in self._checked), None)) is not None:
+            self._route(left, set(self._checked))
+        elif not self.serving.resting:
+            await pause.enter_async_context(self._pause(changed[0]))
 
     async def _refuse(self, name: str, reason: str, before: Refusal | None) -> None:
         attempts, pause = before.attempts if before else 1, RETRY_ENGINE

@@ -2,15 +2,22 @@
 
 from collections.abc import Mapping
 
+import structlog
+
 from bonbon.best_of_n import BestOfN
-from bonbon.errors import UserError
+from bonbon.errors import EngineError, RewardError, UserError
 from bonbon.rewards import build_reward
+from bonbon.rewards.check import check_reward
 from bonbon.rewards.named import NamedReward
 from bonbon.settings import RewardSpec, Tenant
+
+log = structlog.get_logger(__name__)
 
 
 class TenantRewards:
     """Best-of-n by each tenant's reward. One reward serves all tenants that name it, and shares nothing with another.
+
+    `failures` says of each reward that could not score when it was checked why; its tenants get no answer until it can.
 
     Args:
         main: by the service's reward, which all other tenants have.
@@ -33,6 +40,8 @@ class TenantRewards:
         self._rewards = [built[name] for name in dict.fromkeys(named.values())]
         own = {reward.name: BestOfN(main.engine, reward, deadline=main.deadline) for reward in self._rewards}
         self._of = {tenant: own[name] for tenant, name in named.items()}
+        self._checked: set[str] = set()
+        self.failures: dict[str, str] = {}
 
     async def start(self) -> None:
         """Start them. Raises UserError when one cannot be had."""
@@ -43,10 +52,29 @@ class TenantRewards:
         for reward in self._rewards:
             await reward.stop()
 
+    async def check(self) -> None:
+        """Have those rewards score that have not done so yet; see `failures`."""
+        for reward in self._rewards:
+            if reward.name in self._checked:
+                continue
+            try:
+                await check_reward(reward)
+            except RewardError as error:
+                self.failures[reward.name] = str(error)
+                log.error("a tenant's reward cannot score", reward=reward.name, reason=str(error))
+            else:
+                self._checked.add(reward.name)
+                self.failures.pop(reward.name, None)
+
     def has_own(self, tenant: str) -> bool:
         """Whether another reward than the service's ranks this tenant's candidates."""
         return tenant in self._of
 
     def best_of_n(self, tenant: str) -> BestOfN:
-        """Ranks by this tenant's reward."""
-        return self._of.get(tenant, self._main)
+        """Ranks by this tenant's reward. Raises EngineError while that could not score yet."""
+        chosen = self._of.get(tenant, self._main)
+        if chosen is not self._main and chosen.reward.name in self.failures:
+            raise EngineError(
+                f"the reward {chosen.reward.name!r} of this tenant cannot score yet; the service's log says why"
+            )
+        return chosen

@@ -66,8 +66,9 @@ async def open_api(directory: Path, *, engine: FakeEngine | None = None, **servi
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://bonbon") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
+        reward.calls.clear()  # those of the check at the start
         yield Api(app, engine, reward, client)
 
 
@@ -93,6 +94,7 @@ def serve(directory: Path, *, engine: FakeEngine | None = None, **service: Any) 
         assert thread.is_alive(), "the server did not start"
         threading.Event().wait(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
+    reward.calls.clear()  # those of the check at the start
     try:
         yield Server(f"http://127.0.0.1:{port}", app, engine, reward, directory)
     finally:

@@ -70,10 +70,16 @@ def _run(settings: dict[str, Any], started: Connection, log: Path) -> None:
         os.dup2(output.fileno(), 2)
     import uvloop
 
+    from bonbon.logs import configure_logs
     from bonbon.settings import load_settings
     from service.app import create_app
-    from service.logs import configure_logs
+    from service.backstop import Backstop
+    from service.garbage import settle_garbage
     from service.server import run_server
+
+    def ready(url: str) -> None:
+        settle_garbage()
+        started.send(url)
 
     configure_logs(json=True)
     loaded = load_settings(**settings)
@@ -85,6 +91,7 @@ def _run(settings: dict[str, Any], started: Connection, log: Path) -> None:
                 host=service.host,
                 port=service.port,
                 drain_timeout=service.drain_timeout,
-                ready=started.send,
+                ready=ready,
+                backstop=Backstop(),
             )
         )

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from bonbon.engines.base import Delta, DrawRequest, Started, VersionFiles, VersionKind
 from bonbon.engines.fake import FakeEngine
 from bonbon.errors import UserError
+from bonbon.registry.manifest import make_manifest
 from bonbon.registry.records import Version
 from bonbon.registry.registry import Registry
 from bonbon.rewards.base import Reward
@@ -29,12 +31,14 @@ class WatchedEngine(FakeEngine):
     """A fake engine that remembers what became of its versions, and whose versions can be bad.
 
     `nan` versions answer with NaN as log-probability, `silent` ones with no token, `misfits` do not load.
-    `torn` lists versions that were unloaded while they were being drawn from.
+    `torn` lists versions that were unloaded while they were being drawn from, `directories` has what each was loaded
+    from.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(BASE, **options)
         self.events: list[tuple[str, str]] = []
+        self.directories: dict[str, Path] = {}
         self.drawing: Counter[str] = Counter()
         self.torn: list[str] = []
         self.nan: set[str] = set()
@@ -59,6 +63,7 @@ class WatchedEngine(FakeEngine):
         if version.name in self.misfits:
             raise UserError(f"{version.name}: tensor shapes do not fit the base")
         await super().load(version)
+        self.directories[version.name] = version.directory
         self.events.append(("load", version.name))
 
     async def unload(self, name: str) -> None:
@@ -94,9 +99,15 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, engine: FakeEngine, reward: Reward | None = None) -> AsyncIterator[Running]:
-    """A service that is started and, at the end of the block, stopped in order."""
+async def running(
+    settings: Settings, *, engine: FakeEngine, reward: Reward | None = None, retry: float = 5.0
+) -> AsyncIterator[Running]:
+    """A service that is started and, at the end of the block, stopped in order.
+
+    `retry`: seconds before what failed at the start is tried again.
+    """
     app = create_app(settings, engine=engine, reward=reward)
+    app.state.parts.startup.retry = retry
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
@@ -123,6 +134,13 @@ async def new_version(
         training={"seed": weights},
         evaluation={},
     )
+
+
+def version_name(number: int, weights: int, *, base: str = BASE) -> str:
+    """What the registry calls the version that `new_version` makes, its base's `number`th."""
+    with TemporaryDirectory() as directory:
+        write_adapter(Path(directory), weights)
+        return f"{base}-bonbon-{number:04d}-{make_manifest(Path(directory)).digest[:8]}"
 
 
 def write_adapter(directory: Path, weights: int) -> None:

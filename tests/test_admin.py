@@ -2,14 +2,16 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 from pydantic import SecretStr
-from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in
+from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in, version_name
 
 from bonbon.engines.base import VersionFiles
 from bonbon.registry.records import Version
+from service.app import create_app
 from service.routes import admin
 
 
@@ -74,7 +76,7 @@ async def test_versions_and_aliases_are_shown(tmp_path: Path) -> None:
     ("body", "status", "message"),
     [
         ({"version": "fake-bonbon-0009"}, 404, "there is no version 'fake-bonbon-0009'"),
-        ({"version": "fake-bonbon-0001"}, 400, "is registered, not approved"),
+        ({"version": version_name(1, 1)}, 400, "is registered, not approved"),
         ({"version": BASE, "expected": "fake-bonbon-0007"}, 409, "somebody else promoted first"),
         ({"version": BASE, "force": True}, 400, "force: unknown field"),
         ({}, 400, "version"),
@@ -140,30 +142,69 @@ async def test_a_promotion_that_takes_long_is_accepted_and_goes_on(
 
 def client_at(service: Running, host: str) -> httpx2.AsyncClient:
     transport = httpx2.ASGITransport(app=service.app, client=(host, 50000))
-    return httpx2.AsyncClient(transport=transport, base_url="http://bonbon")
+    return httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080")
+
+
+LOCAL: list[tuple[str, dict[str, str], str | None]] = [
+    ("127.0.0.1", {}, None),
+    ("::1", {"host": "[::1]:8080"}, None),
+    ("127.0.0.1", {"host": "localhost"}, None),
+    ("127.0.0.1", {"host": "localhost:9090", "origin": "http://localhost:9090"}, None),
+    ("127.0.0.1", {"origin": "http://127.0.0.1:8080", "sec-fetch-site": "same-origin"}, None),
+    ("127.0.0.1", {"sec-fetch-site": "none"}, None),
+    ("203.0.113.7", {}, "another machine"),
+    ("not-an-address", {}, "another machine"),
+    ("127.0.0.1", {"host": "evil.example"}, "Host header"),
+    ("127.0.0.1", {"host": "localhost.evil.example:8080"}, "Host header"),
+    ("127.0.0.1", {"host": "127.0.0.1@evil.example"}, "Host header"),
+    ("127.0.0.1", {"host": "127.0.0.1:x"}, "Host header"),
+    ("127.0.0.1", {"host": ""}, "Host header"),
+    ("127.0.0.1", {"host": "192.168.1.7:8080"}, "Host header"),
+    ("127.0.0.1", {"origin": "http://localhost:3000"}, "another origin"),
+    ("127.0.0.1", {"origin": "http://localhost:8080"}, "another origin"),
+    ("127.0.0.1", {"origin": "https://127.0.0.1:8080"}, "another origin"),
+    ("127.0.0.1", {"origin": "https://evil.example"}, "another origin"),
+    ("127.0.0.1", {"origin": "null"}, "another origin"),
+    ("127.0.0.1", {"sec-fetch-site": "cross-site"}, "another site"),
+    ("127.0.0.1", {"sec-fetch-site": "same-site"}, "another site"),
+]
+"""Address of the client, headers, and why it is refused."""
+PROXIES = (
+    "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "cf-connecting-ip",
+    "cdn-loop", "true-client-ip", "x-original-host", "x-envoy-external-address", "fly-client-ip", "x-client-ip",
+)  # fmt: skip
+
+
+async def test_without_a_key_only_this_machine_is_answered(tmp_path: Path) -> None:
+    passed_on = [("127.0.0.1", {name: "127.0.0.1"}, "proxy") for name in PROXIES]
+    async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
+        for host, headers, problem in [*LOCAL, *passed_on]:
+            async with client_at(service, host) as client:
+                for method, path, served in (("GET", "/admin/aliases", 200), ("POST", "/admin/rollback", 400)):
+                    response = await client.request(method, path, headers=headers)
+                    assert response.status_code == (served if problem is None else 403), (host, headers, response.text)
+                    if problem is not None:
+                        message = response.json()["error"]["message"]
+                        assert problem in message, (host, headers)
+                        assert "BONBON_SERVICE__ADMIN_KEY" in message
 
 
 @pytest.mark.parametrize(
-    ("host", "headers", "status"),
-    [
-        ("127.0.0.1", {}, 200),
-        ("::1", {}, 200),
-        ("127.0.0.1", {"origin": "http://localhost:8080"}, 200),
-        ("203.0.113.7", {}, 403),
-        ("not-an-address", {}, 403),
-        ("127.0.0.1", {"x-forwarded-for": "127.0.0.1"}, 403),
-        ("127.0.0.1", {"origin": "https://evil.example"}, 403),
-        ("127.0.0.1", {"origin": "null"}, 403),
-    ],
+    "settings",
+    [{"api_key": SecretStr("s3cret")}, {"host": "0.0.0.0", "auth": "off"}],
+    ids=["another key is set", "other machines reach it"],
 )
-async def test_without_a_key_only_this_machine_is_answered(
-    tmp_path: Path, host: str, headers: dict[str, str], status: int
-) -> None:
-    async with running(settings_in(tmp_path), engine=WatchedEngine()) as service, client_at(service, host) as client:
-        response = await client.get("/admin/aliases", headers=headers)
-        assert response.status_code == status
-        if status == 403:
-            assert "BONBON_SERVICE__ADMIN_KEY" in response.json()["error"]["message"]
+async def test_where_anything_else_needs_a_key_so_does_admin(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """A proxy on this machine may be between, and pass on what looks like a request of its own."""
+    made = settings_in(tmp_path, **settings)
+    app = create_app(made, engine=WatchedEngine())
+    await app.state.parts.database.start()
+    transport = httpx2.ASGITransport(app=app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
+        response = await client.get("/admin/aliases")
+    await app.state.parts.database.stop()
+    assert response.status_code == 403
+    assert "bonbon keys create --scope admin" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

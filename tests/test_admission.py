@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from bonbon.errors import Overloaded, RateLimited
+from bonbon.errors import ClientTooSlow, Overloaded, RateLimited
 from bonbon.settings import Limits
 from service.admission import Admission
 from service.limits import RateLimits
@@ -123,6 +123,55 @@ async def test_whoever_leaves_at_any_moment_leaves_nothing_behind() -> None:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         assert (admission.in_flight, admission.waiting) == (0, 0)
+
+
+async def test_who_leaves_in_the_turn_in_which_it_is_let_in_leaves_nothing_behind() -> None:
+    admission = Admission(10, waiting=4, patience=60)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    inside = asyncio.create_task(crowd.ask("a", 10, leave))
+    await settled()
+    leaving = asyncio.create_task(crowd.ask("b", 10, leave))
+    await settled()
+    leave.set()
+    leaving.cancel()
+    await asyncio.gather(inside, leaving, return_exceptions=True)
+    assert (admission.in_flight, admission.waiting) == (0, 0)
+    await crowd.ask("b", 10, leave)
+
+
+async def test_who_is_displaced_in_the_turn_in_which_it_leaves_fails_nobody_else() -> None:
+    admission = Admission(10, waiting=4, patience=60)
+    crowd, leave = Crowd(admission), asyncio.Event()
+    flood = [asyncio.create_task(crowd.ask("a", 10, leave)) for _ in range(5)]
+    await settled()
+    flood[-1].cancel()
+    other = asyncio.create_task(crowd.ask("b", 10, leave))
+    await settled()
+    assert not other.done()
+    leave.set()
+    await asyncio.gather(other, *flood, return_exceptions=True)
+    assert other.exception() is None
+    assert (admission.in_flight, admission.waiting) == (0, 0)
+
+
+def test_what_was_not_drawn_is_given_back_however_the_request_ends() -> None:
+    limits = RateLimits(Limits(requests_per_minute=10, tokens_per_minute=1000), {}, clock=Clock())
+    for failure, requests, tokens in (
+        (None, 9, 970),
+        (asyncio.CancelledError(), 8, 940),
+        (ClientTooSlow(), 7, 910),
+        (ValueError(), 7, 910),
+    ):
+        try:
+            with limits.charged("a", 400) as charge:
+                charge.drawn = 30
+                if failure is not None:
+                    raise failure
+        except (asyncio.CancelledError, ClientTooSlow, ValueError):
+            pass
+        left = limits.headers("a")
+        assert int(left["x-ratelimit-remaining-requests"]) == requests
+        assert int(left["x-ratelimit-remaining-tokens"]) == tokens
 
 
 class Clock:

@@ -159,7 +159,7 @@ async def test_an_engine_that_cannot_start_leaves_the_service_up_and_saying_why(
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://bonbon") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
         assert (await client.get("/health/live")).status_code == 200
         ready = await client.get("/health/ready")
@@ -173,6 +173,10 @@ async def test_an_engine_that_cannot_start_leaves_the_service_up_and_saying_why(
             assert answer.headers["retry-after"]
         promoted = await client.post("/admin/promote", json={"version": BASE})
         assert (promoted.status_code, promoted.json()["served"]) == (202, False)
+        engine.problem = RuntimeError("nobody has thought of this")
+        async with asyncio.timeout(30):
+            while "RuntimeError" not in ((await client.get("/health/ready")).json()["reason"] or ""):
+                await asyncio.sleep(0.01)
         engine.problem = None
         async with asyncio.timeout(30):
             while (await client.get("/health/ready")).status_code != 200:

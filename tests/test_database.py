@@ -95,6 +95,18 @@ def test_another_kind_of_database_is_refused(url: str) -> None:
     assert refusal.value.param == "database_url"
 
 
+@pytest.mark.parametrize("name", ["", "/:memory:", "/file:bonbon.db?uri=true"])
+def test_what_is_no_file_that_others_can_open_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="names no file that other connections could open"):
+        Database(f"sqlite+aiosqlite://{name}")
+
+
+def test_a_port_that_is_no_number_is_refused_without_showing_it() -> None:
+    with pytest.raises(UserError, match="write @ as %40") as refusal:
+        Database("postgresql+psycopg://bonbon@host:secret/bonbon")
+    assert "secret" not in str(refusal.value)
+
+
 def test_what_is_no_url_is_refused() -> None:
     with pytest.raises(UserError, match="database_url"):
         Database("bonbon.db")

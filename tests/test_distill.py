@@ -87,11 +87,12 @@ def test_killed_while_drawing_it_goes_on_without_drawing_twice(tiny_models: Tiny
     assert len(after) == COUNT
     assert before.items() <= after.items()
     evaluation = json.loads((out / "evaluation.json").read_text())
-    assert evaluation["version"] == "tiny-support-bonbon-0001"
+    version = evaluation["version"]
+    assert version.startswith("tiny-support-bonbon-0001-")
     assert evaluation["n"] == 4
     assert (out / "output" / "adapter_model.safetensors").is_file()
-    assert "tiny-support-bonbon-0001" in (out / "report.html").read_text()
-    assert "tiny-support-bonbon-0001" in done.stdout
+    assert version in (out / "report.html").read_text()
+    assert version in done.stdout
     assert json.loads((out / "snapshot" / "snapshot.json").read_text())["groups"] > COUNT * 0.9
 
     written = (out / "output" / "adapter_model.safetensors").stat().st_mtime_ns

@@ -557,6 +557,19 @@ async def test_when_the_thread_dies_everybody_is_told(engine: EmbeddedEngine) ->
             await call
 
 
+async def test_when_the_thread_dies_calls_behind_a_cancelled_one_are_told_too(engine: EmbeddedEngine) -> None:
+    assert engine._runtime
+    worker, go_on = engine._runtime.worker, threading.Event()
+    worker.call(go_on.wait)
+    worker.call(sys.exit)
+    cancelled, behind = worker.call(lambda: None), worker.call(lambda: None)
+    assert cancelled.cancel()
+    go_on.set()
+    async with asyncio.timeout(30):
+        with pytest.raises(EngineError, match="thread died: SystemExit"):
+            await asyncio.wrap_future(behind)
+
+
 SIZES = {"vocab_size": len(WORDS), "initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": EOS}
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 OTHERS = {

@@ -9,8 +9,10 @@ from typing import Any
 import httpx2
 import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, error_of, events, open_api
+from sqlalchemy import update
 
 from bonbon.engines.fake import FakeEngine
+from bonbon.tables import groups
 
 KEY = {"idempotency-key": "order-17"}
 ASKED: dict[str, Any] = {"model": "bonbon", "messages": MESSAGES, "max_tokens": 12}
@@ -83,12 +85,59 @@ async def test_streams_that_overlap_are_all_kept_and_one_is_trained_on(api: Api)
 
 
 async def test_a_key_that_comes_with_another_request_is_refused(api: Api) -> None:
-    await ask(api)
-    for fields in ({"messages": [{"role": "user", "content": "Another one"}]}, {"n": 2}):
+    """Whatever of it is another one: the first answer is no answer to it."""
+    first = await ask(api)
+    others: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "Another one"}]},
+        {"model": "base"},
+        {"n": 2},
+        {"best_of": 2},
+        {"max_tokens": 11},
+        {"max_tokens": None},
+        {"max_completion_tokens": 12},
+        {"temperature": 0.5},
+        {"top_p": 0.9},
+        {"stop": ["."]},
+        {"seed": 5},
+        {"user": "somebody"},
+        {"safety_identifier": "somebody"},
+        {"metadata": {"team": "support"}},
+        {"response_format": {"type": "json_object"}},
+        {"bonbon": {"candidates": True}},
+        {"stream": True, "seed": 5},
+        {"stream": True, "model": "base"},
+    ]
+    for fields in others:
         refused = await ask(api, **fields)
-        assert refused.status_code == 400
-        assert error_of(refused)["param"] == "idempotency-key"
+        assert refused.status_code == 400, fields
+        assert error_of(refused)["param"] == "idempotency-key", fields
+    assert told(await ask(api)) == told(first)
     assert await api.groups() == 1
+
+
+async def test_a_key_that_comes_with_another_list_of_prompts_is_refused(api: Api) -> None:
+    await ask(api, COMPLETIONS, prompt=["one", "two"])
+    for prompt in (["one"], "one", ["one", "two", "three"], ["one", "three"], ["two", "one"]):
+        refused = await ask(api, COMPLETIONS, prompt=prompt)
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "idempotency-key"), prompt
+    assert (await ask(api, COMPLETIONS, prompt=["one", "two"], echo=True)).status_code == 400
+    assert (await ask(api, COMPLETIONS, prompt=["one", "two"])).status_code == 200
+    assert await api.groups() == 2
+
+
+async def test_of_different_requests_with_one_key_at_a_time_one_is_answered(api: Api) -> None:
+    answers = await asyncio.gather(*(ask(api, max_tokens=4 + number) for number in range(6)))
+    statuses = sorted(answer.status_code for answer in answers)
+    assert statuses == [200, 400, 400, 400, 400, 400]
+    assert await api.groups() == 1
+
+
+async def test_an_answer_of_an_earlier_release_is_told_by_its_prompt(api: Api) -> None:
+    first = await ask(api)
+    async with api.parts.database.write() as connection:
+        await connection.execute(update(groups).values(fingerprint=None))
+    assert told(await ask(api)) == told(first)
+    assert (await ask(api, messages=[{"role": "user", "content": "Another one"}])).status_code == 400
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def plant(root: Path, file: str, line: str) -> list[str]:
         ("service/serving.py", "import trainer", "service must not import trainer"),
         ("trainer/loop.py", "def f():\n    from service.swap import Swapper", "trainer must not import service.swap"),
         ("bonbon/ids.py", "import torch", "bonbon loads torch by way of bonbon -> "),
-        ("service/golden.py", "from transformers import pipeline", "service.app loads transformers"),
+        ("service/floor.py", "from transformers import pipeline", "service.app loads transformers"),
         ("bonbon/errors.py", "try:\n    import vllm\nexcept ImportError:\n    vllm = None", "trainer.cli loads vllm"),
         ("service/audit.py", "class Eager:\n    import peft.utils", "service.app loads peft.utils"),
         ("service/routes/__init__.py", "from ...bonbon import settings\nimport torch", "service.app loads torch"),

@@ -120,8 +120,9 @@ async def test_the_series_of_a_version_end_with_it(tmp_path: Path) -> None:
 
 
 async def test_a_late_reward_is_counted(tmp_path: Path) -> None:
-    settings = settings_in(tmp_path, reward_deadline=0.01)
-    async with running(settings, engine=WatchedEngine(), reward=FakeReward(delay=5.0)) as service:
+    settings, reward = settings_in(tmp_path, reward_deadline=0.01), FakeReward()
+    async with running(settings, engine=WatchedEngine(), reward=reward) as service:
+        reward.delay = 5.0
         assert (await service.ask()).json()["bonbon"]["degraded"]
         scrape = (await service.client.get("/metrics")).text
     assert 'bonbon_degraded_total{origin="request",reason="late",reward="fake"} 1.0' in scrape

@@ -1,6 +1,7 @@
 import asyncio
+import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
@@ -86,6 +87,34 @@ async def test_a_failure_reaches_its_callers_and_the_worker_goes_on(batcher: Mic
     assert await batcher.run([21]) == [42]
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [lambda items: items[1:], lambda items: next(iter(())), lambda items: sys.exit(1)],
+    ids=["too few results", "StopIteration", "SystemExit"],
+)
+async def test_whatever_the_function_does_callers_are_told_and_the_worker_goes_on(
+    broken: Callable[[list[int]], list[int]],
+) -> None:
+    calls: Iterator[Callable[[list[int]], list[int]]] = iter([broken, lambda items: items])
+    batcher = MicroBatcher[int, int](lambda items: next(calls)(items), batch_size=4, length=lambda item: item)
+    await batcher.start()
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError):
+            await batcher.run([1, 2])
+        assert await batcher.run([3]) == [3]
+    await batcher.stop()
+
+
+async def test_an_item_without_a_length_is_its_callers_problem_alone(work: Work) -> None:
+    batcher = MicroBatcher[int, int](work, batch_size=4, length=lambda item: 1 // item)
+    await batcher.start()
+    async with asyncio.timeout(30):
+        with pytest.raises(ZeroDivisionError):
+            await batcher.run([1, 0])
+        assert await batcher.run([2]) == [4]
+    await batcher.stop()
+
+
 async def test_stopping_tells_those_who_wait(work: Work) -> None:
     batcher = MicroBatcher(work, batch_size=1, length=lambda item: item)
     with pytest.raises(RuntimeError, match="not started"):
@@ -100,3 +129,25 @@ async def test_stopping_tells_those_who_wait(work: Work) -> None:
     with pytest.raises(RuntimeError, match="stopped"):
         await waiting
     assert work.batches == [[1]]
+
+
+async def test_an_item_that_cannot_be_worked_on_fails_its_own_caller_only() -> None:
+    sizes: list[int] = []
+
+    def function(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        if 13 in items:
+            raise ValueError("13")
+        return [2 * item for item in items]
+
+    batches = MicroBatcher(function, batch_size=8, length=lambda item: 0)
+    await batches.start()
+    try:
+        asked = [[1, 2], [3, 13], [4]]
+        results = await asyncio.gather(*map(batches.run, asked), return_exceptions=True)
+    finally:
+        await batches.stop()
+    assert results[0] == [2, 4]
+    assert isinstance(results[1], ValueError)
+    assert results[2] == [8]
+    assert max(sizes) > 1

@@ -5,14 +5,15 @@ import json
 from pathlib import Path
 
 import pytest
-from running_service import new_version
+from running_service import new_version, version_name
 from stores import as_json, refusal, run, sqlite
 
 from bonbon.database import open_database
 from bonbon.registry.cli import app
 from bonbon.registry.registry import Registry
 
-BASE, FIRST, SECOND, THIRD = "tiny", "tiny-bonbon-0001", "tiny-bonbon-0002", "tiny-bonbon-0003"
+BASE = "tiny"
+FIRST, SECOND, THIRD = (version_name(weights + 1, weights, base=BASE) for weights in range(3))
 
 
 def fill(url: str, directory: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -78,3 +79,42 @@ async def test_a_full_spool_does_what_was_chosen(server: PostgresqlServer, tmp_p
                 await asyncio.sleep(0.1)
         assert (await ask()).json()["bonbon"]["group_id"]
     assert await service.stop() == 0
+
+
+async def test_a_retry_while_the_database_is_down_gets_the_first_answer_whoever_gave_it(
+    server: PostgresqlServer, tmp_path: Path
+) -> None:
+    """Two services share a data directory. The first attempt was logged, or waits in the one's spool or the other's."""
+    services = [ForkedService(tmp_path, database_url=server.url) for _ in range(2)]
+    for service in services:
+        await service.start()
+
+    async def ask(service: ForkedService, key: str) -> dict[str, Any]:
+        async with httpx2.AsyncClient(base_url=service.url, timeout=60.0) as client:
+            response = await client.post("/v1/chat/completions", json=BODY, headers={"idempotency-key": key})
+        assert response.status_code == 200
+        answer = response.json()
+        return {"group": answer["bonbon"]["group_id"], "choices": answer["choices"]}
+
+    one, other = services
+    first = {"logged": await ask(one, "logged")}
+    server.kill()
+    first |= {"spooled here": await ask(one, "spooled here"), "spooled there": await ask(other, "spooled there")}
+    again = {key: await ask(one, key) for key in first}
+    overlapping = await asyncio.gather(*(ask(one, "overlapping") for _ in range(6)))
+    server.start()
+    async with asyncio.timeout(60):
+        for service in services:
+            async with httpx2.AsyncClient(base_url=service.url, timeout=60.0) as client:
+                while await metric(client, "bonbon_spool_bytes"):
+                    await asyncio.sleep(0.1)
+    late = {key: await ask(other, key) for key in first}
+    for service in services:
+        assert await service.stop() == 0
+    assert again == first
+    assert late == first
+    assert len({answer["group"] for answer in overlapping}) == 1
+    logged = [group_id for (group_id,) in server.rows("SELECT id FROM groups WHERE idempotency IS NOT NULL")]
+    doubled = server.rows("SELECT count(*) FROM groups WHERE unclean = 'repeated'")
+    assert {answer["group"] for answer in [*first.values(), overlapping[0]]} <= set(logged)
+    assert doubled == [(0,)]

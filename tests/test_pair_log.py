@@ -19,10 +19,12 @@ from sqlalchemy import event, func, select
 from bonbon.database import Database
 from bonbon.engines.base import Sampling
 from bonbon.errors import StoreError, UserError
-from bonbon.pairs.log import Kept, PairLog
+from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Candidate, Comparison, Feedback, Group, Outcome, Unclean
+from bonbon.pairs.store import Kept
 from bonbon.prompt import Prompt
-from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
+from bonbon.storable import clean_text
+from bonbon.tables import candidates, comparisons, feedback, groups
 
 
 async def rows_of(database: Database, table: Any) -> int:
@@ -134,7 +136,8 @@ import asyncio, sys
 sys.path.insert(0, {tests!r})
 from groups import scored_group
 from bonbon.database import open_database
-from bonbon.pairs.log import Kept, PairLog
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.store import Kept
 
 async def main():
     async with open_database({url!r}) as database:

@@ -116,14 +116,14 @@ async def test_a_deletion_reaches_rows_snapshots_and_future_training_and_names_w
     registry = Registry(database, tmp_path / "versions")
     await registry.register_base("tiny", None)
     first = await trained(database, tmp_path / "one", with_ada)
-    erased = await erase(database, runs, Conditions(user="ada"))
+    erased = await erase(database, runs, Conditions(user="ada"), spool_dir=tmp_path / "spool")
     assert erased.groups == 3
     assert erased.lineage.trained == (first,)
     assert erased.snapshots == (with_ada.groups_file,)
     assert not with_ada.groups_file.exists()
     again = await take_snapshot(database, runs / "round-2" / "snapshot", version="tiny", held_out_fraction=0.1)
     assert again.groups == 3
-    nothing = await erase(database, runs, Conditions(user="ada"))
+    nothing = await erase(database, runs, Conditions(user="ada"), spool_dir=tmp_path / "spool")
     assert (nothing.groups, nothing.lineage.trained, nothing.snapshots) == (0, (), ())
     assert again.groups_file.exists()
 
@@ -136,8 +136,8 @@ async def test_what_comes_late_from_a_spool_is_not_brought_back(database: Databa
     before = Spool(tmp_path / "spool", 2**20)
     before.append(late)
     del before
-    await erase(database, tmp_path, Conditions(user="ada"))
-    await erase(database, tmp_path, Conditions(request_id="r2"))
+    await erase(database, tmp_path, Conditions(user="ada"), spool_dir=tmp_path / "spool")
+    await erase(database, tmp_path, Conditions(request_id="r2"), spool_dir=tmp_path / "spool")
     log = PairLog(database, Spool(tmp_path / "spool", 2**20), retry=0.01)
     await log.start()
     async with asyncio.timeout(30):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running_service import new_version, write_adapter
+from running_service import new_version, version_name, write_adapter
 from sqlalchemy import func, select
 
 from bonbon.database import Database, open_database
@@ -67,7 +67,7 @@ async def test_a_version_comes_back_as_it_was_registered(registry: Registry, tmp
     )
     found = await registry.get(made.name)
     assert found.evaluation == {"win_rate": 0.8, "kl": None}  # JSON has no NaN
-    assert (found.name, found.base, found.parent) == ("tiny-bonbon-0001", BASE, BASE)
+    assert (found.name, found.base, found.parent) == (f"tiny-bonbon-0001-{found.digest[:8]}", BASE, BASE)
     assert (found.kind, found.state, found.verdict) == (VersionKind.ADAPTER, VersionState.REGISTERED, None)
     assert (found.training, found.created) == (made.training, made.created)
     assert found.directory == tmp_path / "versions" / found.digest
@@ -80,13 +80,13 @@ async def test_names_count_up_for_each_base_and_never_come_again(registry: Regis
     names = [(await adapter(registry, weights)).name for weights in (1, 1, 2)]  # the same files are another version
     await registry.refuse(names[-1], FAILED)
     names.append((await adapter(registry, 3)).name)
-    assert names == [f"tiny-bonbon-{number:04d}" for number in (1, 2, 3, 4)]
-    assert (await new_version(registry, 1, base="other")).name == "other-bonbon-0001"
+    assert names == [version_name(number, weights, base=BASE) for number, weights in enumerate((1, 1, 2, 3), start=1)]
+    assert (await new_version(registry, 1, base="other")).name == version_name(1, 1, base="other")
 
 
 async def test_a_name_that_a_base_has_already_is_passed_over(registry: Registry) -> None:
-    await registry.register_base("tiny-bonbon-0001", None)
-    assert (await adapter(registry, 1)).name == "tiny-bonbon-0002"
+    await registry.register_base(version_name(1, 1, base=BASE), None)
+    assert (await adapter(registry, 1)).name == version_name(2, 1, base=BASE)
 
 
 async def test_a_failed_registration_leaves_nothing(registry: Registry, tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ async def test_a_failed_registration_leaves_nothing(registry: Registry, tmp_path
             await new_version(registry, 1, base=base, parent=parent)
     version = await adapter(registry, 1)
     await registry.register_base("other", None)
-    with pytest.raises(UserError, match="'tiny-bonbon-0001' is not a base model"):
+    with pytest.raises(UserError, match=f"'{version.name}' is not a base model"):
         await new_version(registry, 2, base=version.name)
     with pytest.raises(UserError, match="'other' is not a version of 'tiny'"):
         await adapter(registry, 2, parent="other")
@@ -105,7 +105,7 @@ async def test_a_failed_registration_leaves_nothing(registry: Registry, tmp_path
     with pytest.raises(UserError, match=r"\.pkl files can carry code"):
         await adapter(registry, 3)
     assert len(await trail(registry)) == len(before) + 2
-    assert (await adapter(registry, 2, parent=version.name)).name == "tiny-bonbon-0002"
+    assert (await adapter(registry, 2, parent=version.name)).name == version_name(2, 2, base=BASE)
     assert len(list((tmp_path / "versions").iterdir())) == 2
 
 
@@ -365,7 +365,7 @@ async def test_versions_registered_at_once_get_names_of_their_own(
             for weights in range(6)
         )
     )
-    assert {version.name for version in made} == {f"tiny-bonbon-{number:04d}" for number in range(1, 7)}
+    assert {version.name[:-9] for version in made} == {f"tiny-bonbon-{number:04d}" for number in range(1, 7)}
     async with database.read() as connection:
         assert (await connection.execute(select(func.count()).select_from(versions))).scalar_one() == 7
 

@@ -319,6 +319,22 @@ async def test_a_version_is_on_every_server_before_it_is_drawn_from(pair: list[D
         assert await engine.loaded() == {"base"}
 
 
+async def test_a_load_that_nobody_waits_for_leaves_nothing_wanted(pair: list[Double]) -> None:
+    async with fleet(pair) as engine:
+        for server in pair:
+            server.delay = 0.5
+        loading = asyncio.create_task(engine.load(VERSION))
+        await until(lambda: all(VERSION.name in server.adapters for server in pair))
+        loading.cancel()
+        await asyncio.wait({loading})
+        with pytest.raises(UnknownVersion):
+            await draw(engine, version=VERSION.name)
+        for server in pair:
+            server.delay = 0.0
+        await engine.load(VERSION)
+        await draw(engine, version=VERSION.name)
+
+
 async def test_gateways_share_a_fleet(pair: list[Double]) -> None:
     async with fleet(pair) as one, fleet(pair) as other:
         await asyncio.gather(one.load(VERSION), other.load(VERSION))

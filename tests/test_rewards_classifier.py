@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+from zoo.rewards import REWARDS
 
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
@@ -173,7 +175,7 @@ async def test_one_label_of_several(tmp_path: Path) -> None:
     expected = logits(directory, "<bos> thanks").log_softmax(-1)
     versions = set()
     for label, index in ((2, 2), ("good", 2), ("0", 0)):
-        async with started(directory, label=label) as reward:
+        async with started(directory, label=label, output="logprob") as reward:
             assert await reward.score(Prompt(text=""), ["thanks"]) == [pytest.approx(expected[index].item(), abs=1e-5)]
             versions.add(reward.version)
     assert len(versions) == 2
@@ -284,7 +286,14 @@ async def test_pairwise_model_averages_both_orders_over_the_siblings(model: Path
 
 async def test_pairwise_model_of_two_labels(tmp_path: Path) -> None:
     directory = llama(tmp_path, labels=2)
-    spec = RewardSpec(kind="pairwise", target=str(directory), device="cpu", label=1, template="{prompt} {a} <eos> {b}")
+    spec = RewardSpec(
+        kind="pairwise",
+        target=str(directory),
+        device="cpu",
+        label=1,
+        output="logprob",
+        template="{prompt} {a} <eos> {b}",
+    )
     reward = build_reward(spec)
     await reward.start()
     scores = await reward.score(Prompt(text="order"), ["thanks", "sorry"])
@@ -299,3 +308,121 @@ async def test_pairwise_model_of_two_labels(tmp_path: Path) -> None:
 def test_a_pair_template_needs_its_fields() -> None:
     with pytest.raises(UserError, match=r"template = '\{prompt\} \{a\}': .*lacks \{b\}"):
         build_reward(RewardSpec(kind="pairwise", target="m", template="{prompt} {a}"))
+
+
+# What a model, its tokenizer or its template cannot read
+
+
+async def test_a_token_that_the_model_does_not_know_fails_its_own_group_only(tmp_path: Path) -> None:
+    directory = llama(tmp_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    tokenizer.add_tokens(["[EXTRA]"], special_tokens=True)
+    tokenizer.save_pretrained(directory)
+    async with started(directory) as reward:
+        alone = await reward.score(PROMPT, REPLIES)
+        results = await asyncio.gather(
+            *(reward.score(PROMPT, replies) for replies in (REPLIES, ["sorry [EXTRA]", "sorry"], REPLIES)),
+            return_exceptions=True,
+        )
+    assert isinstance(results[1], RewardError)
+    assert "'[EXTRA]'" in str(results[1])
+    assert results[0] == results[2] == pytest.approx(alone, abs=1e-5)
+
+
+async def test_an_empty_text_is_an_error_of_its_own(tmp_path: Path) -> None:
+    directory = llama(tmp_path)
+    path = directory / "tokenizer.json"
+    without_bos = Tokenizer.from_file(str(path))
+    without_bos.post_processor = processors.TemplateProcessing("$A", "$A $B:1", [])
+    without_bos.save(str(path))
+    async with started(directory) as reward:
+        with pytest.raises(RewardError, match="nothing to read"):
+            await reward.score(Prompt(text=""), [""])
+
+
+STRICT = (
+    "<bos>{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}<{{ m.role }}> {{ m.content }} <eos>{% endfor %}"
+)
+
+
+async def test_a_template_of_two_roles_in_turn_gets_its_messages_so(tmp_path: Path) -> None:
+    directory = llama(tmp_path)
+    (directory / "chat_template.jinja").write_text(STRICT)
+    prompt = Prompt.chat(
+        {"role": "system", "content": "please wait"},
+        {"role": "user", "content": "where is"},
+        {"role": "user", "content": "my order"},
+    )
+    with capture_logs() as logs:
+        async with started(directory) as reward:
+            scores = await reward.score(prompt, REPLIES[:2])
+            with pytest.raises(RewardError, match=r"cannot render these messages .*roles must alternate"):
+                await reward.score(Prompt.chat({"role": "assistant", "content": "sorry"}), ["thanks"])
+    assert "refuses system messages" in logs[0]["event"]
+    for reply, score in zip(REPLIES, scores, strict=False):
+        rendered = f"<bos> <user> please wait where is my order <eos> <assistant> {reply} <eos>"
+        assert score == pytest.approx(logits(directory, rendered).item(), abs=1e-5)
+
+
+async def test_a_template_that_renders_no_answer_is_refused_at_the_start(tmp_path: Path) -> None:
+    directory = llama(tmp_path)
+    (directory / "chat_template.jinja").write_text("{{ messages[5].content + 1 }}")
+    with pytest.raises(UserError, match=r"cannot render these messages .*correct the chat_template"):
+        async with started(directory):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("problem", "output", "logit"),
+    [
+        ("regression", None, True),
+        ("multi_label_classification", None, True),
+        ("single_label_classification", None, False),
+        (None, "logit", True),
+        (None, "logprob", False),
+        ("regression", "logprob", False),
+    ],
+)
+async def test_problem_type_or_the_option_says_what_an_output_is(
+    problem: str | None, output: str | None, logit: bool, tmp_path: Path
+) -> None:
+    directory = llama(tmp_path, labels=3, problem_type=problem)
+    async with started(directory, label=1, **({"output": output} if output else {})) as reward:
+        scores = await reward.score(Prompt(text=""), REPLIES[:3])
+    expected = [logits(directory, f"<bos> {reply}") for reply in REPLIES[:3]]
+    assert scores == pytest.approx([float((one if logit else one.log_softmax(-1))[1]) for one in expected], abs=1e-5)
+
+
+async def test_outputs_of_which_nothing_is_said_are_asked_about(tmp_path: Path) -> None:
+    directory = llama(tmp_path, labels=3)
+    with pytest.raises(UserError, match=r"3 outputs, and its config\.json has no problem_type.*'logit'.*'logprob'"):
+        async with started(directory, label=1):
+            pass
+    single = llama(tmp_path / "single")
+    with pytest.raises(UserError, match="is 0 for every text"):
+        async with started(single, output="logprob"):
+            pass
+
+
+async def test_scores_that_are_no_numbers_are_found_at_the_start(tmp_path: Path) -> None:
+    directory = llama(tmp_path)
+    path = directory / "model.safetensors"
+    weights = load_file(path)
+    weights["score.weight"].fill_(math.inf)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="gave a score that is not finite"):
+        async with started(directory):
+            pass
+
+
+async def test_positions_that_begin_after_the_padding_token_bound_the_length(tmp_path: Path) -> None:
+    """RoBERTa's table of 66 rows serves 64 tokens, and nothing but the table says so."""
+    directory = REWARDS["RoBERTa, 64 positions for 62 tokens"].save(tmp_path)
+    async with started(directory) as reward:
+        alone = [(await reward.score(PROMPT, [reply]))[0] for reply in ("It is.", "please wait " * 60)]
+        assert await reward.score(PROMPT, ["It is.", "please wait " * 60]) == pytest.approx(alone, abs=1e-5)
+        assert reward.truncated == 2
+    with pytest.raises(UserError, match="max_length = 63 exceeds the 62 tokens"):
+        async with started(directory, max_length=63):
+            pass

@@ -181,7 +181,10 @@ async def test_python_failures_degrade(module: Path) -> None:
     await reward.start()
     answer = await BestOfN(engine, reward)(PROMPT, 4, sampling=Sampling(max_tokens=8, seed=1))
     await reward.stop()
-    assert answer.group.degraded == "reward python failed: ValueError: could not convert string to float: 'good'"
+    assert answer.group.degraded == (
+        "my_scores:wrong returned list for 4 completions (could not convert string to float: 'good'); it must return "
+        "one number per completion"
+    )
 
 
 async def test_python_must_be_started() -> None:

@@ -109,15 +109,18 @@ async def test_what_is_too_long_is_cut_from_the_start_as_the_classifier_cuts_it(
 
 async def test_one_label_of_several() -> None:
     with serving(Scorer(labels=3)) as server:
-        async with started(server.root, label=2) as reward:
+        async with started(server.root, label=2, output="logprob") as reward:
             total = math.log(sum(math.exp(i) for i in range(3)))
             assert await reward.score(PROMPT, ["a"]) == [pytest.approx(2 - total)]
-        async with started(server.root, label=2, multi_label=True) as reward:
+        async with started(server.root, label=2, output="logit") as reward:
             assert await reward.score(PROMPT, ["a"]) == [99]
         for label in (None, 3):
             async with started(server.root, label=label) as reward:
                 with pytest.raises(RewardError, match="3 labels: set label to one of 0 to 2"):
                     await reward.score(PROMPT, ["a"])
+        async with started(server.root, label=1) as reward:
+            with pytest.raises(RewardError, match="3 labels: set output to 'logit' when"):
+                await reward.score(PROMPT, ["a"])
 
 
 async def test_version_is_the_model_and_how_it_is_read() -> None:

@@ -207,6 +207,19 @@ def test_a_file_that_cannot_be_read_is_named_and_its_text_is_not(
     assert "secret" not in str(refusal.value)
 
 
+def test_an_empty_key_is_refused_and_not_asked_of_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text("\n")
+    monkeypatch.setenv("BONBON_SERVICE__API_KEY_FILE", "key")
+    with pytest.raises(UserError, match="BONBON_SERVICE__API_KEY_FILE = 'key' is empty: write the value into the file"):
+        load_settings()
+    monkeypatch.delenv("BONBON_SERVICE__API_KEY_FILE")
+    for name in ("API_KEY", "ADMIN_KEY"):
+        monkeypatch.setenv(f"BONBON_SERVICE__{name}", "")
+        with pytest.raises(UserError, match=rf"service\.{name.lower()}: .*it is empty, so no request could bring it"):
+            load_settings()
+        monkeypatch.delenv(f"BONBON_SERVICE__{name}")
+
+
 def test_a_file_for_what_is_no_setting_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "value").write_text("1")
     monkeypatch.setenv("BONBON_NO_SUCH_FILE", "value")

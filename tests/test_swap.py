@@ -5,13 +5,18 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in
+from sqlalchemy import delete, insert, select, update
 from until import until
 
+from bonbon.database import Database
 from bonbon.errors import Conflict
+from bonbon.registry.records import Target
 from bonbon.registry.registry import Registry
+from bonbon.tables import aliases, version_numbers, versions
 from service import swap
 from service.swap import Swapper
 
@@ -328,11 +333,11 @@ class Unreachable(Registry):
         super().__init__(registry.database, registry.root)
         self.down, self.asked = False, 0
 
-    async def aliases(self) -> dict[str, str]:
+    async def targets(self) -> dict[str, Target]:
         if self.down:
             self.asked += 1
             raise OSError("connection refused")
-        return await super().aliases()
+        return await super().targets()
 
 
 async def test_a_promotion_by_an_outdated_view_moves_nothing(tmp_path: Path) -> None:
@@ -343,3 +348,59 @@ async def test_a_promotion_by_an_outdated_view_moves_nothing(tmp_path: Path) -> 
             await service.parts.registry.promote(second.name, expected=BASE, force=True)
         await service.parts.swapper.converge()
         assert service.parts.serving.champion == first.name
+
+
+async def saved(database: Database) -> dict[str, list[dict[str, Any]]]:
+    """The registry's rows, as a backup has them."""
+    async with database.read() as connection:
+        return {
+            table.name: [dict(row) for row in (await connection.execute(select(table))).mappings()]
+            for table in (versions, version_numbers, aliases)
+        }
+
+
+async def restored(database: Database, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """The registry as it was then."""
+    async with database.write() as connection:
+        for table in (versions, version_numbers, aliases):
+            await connection.execute(delete(table))
+            if rows[table.name]:
+                await connection.execute(insert(table), rows[table.name])
+
+
+async def test_a_registry_that_was_restored_gives_no_name_of_before_to_other_weights(tmp_path: Path) -> None:
+    """The service looks at the registry only after all of it: after backup, promotion, restoring, another promotion."""
+    engine = WatchedEngine()
+    async with running(settings_in(tmp_path, registry_poll=3600.0), engine=engine) as service:
+        parts = service.parts
+        backup = await saved(parts.database)
+        lost = await service.promoted(1)
+        await parts.swapper.converge()
+        assert parts.serving.champion == lost.name
+        await restored(parts.database, backup)
+        new = await service.promoted(2)
+        assert new.digest != lost.digest
+        await parts.swapper.converge()
+        answer = (await service.ask()).json()["bonbon"]["version"]
+        assert answer == new.name
+        assert engine.directories[answer] == new.directory
+        assert (await service.ask(lost.name)).status_code == (404 if lost.name != new.name else 200)
+
+
+async def test_a_name_that_means_other_files_now_is_served_no_more(tmp_path: Path) -> None:
+    """As a registry of an earlier release has it, whose names have no digest in them."""
+    engine = WatchedEngine()
+    async with running(settings_in(tmp_path, registry_poll=3600.0), engine=engine) as service:
+        parts = service.parts
+        promoted = await service.promoted(1)
+        await parts.swapper.converge()
+        other = await new_version(parts.registry, 2)
+        async with parts.database.write() as connection:
+            files = {"digest": other.digest, "directory": str(other.directory)}
+            await connection.execute(update(versions).where(versions.c.name == promoted.name).values(**files))
+        await parts.swapper.converge()
+        assert (await service.ask()).json()["bonbon"]["version"] == BASE
+        assert (await service.ask(promoted.name)).status_code == 404
+        refused = (await service.client.get("/health/ready")).json()["refused"]
+        assert "Restart the service" in refused[promoted.name]
+        assert engine.torn == []

@@ -10,6 +10,9 @@ import httpx2
 import pytest
 from fake_service import CHAT, new_key, rows
 from running_service import BASE, Running, WatchedEngine, running, settings_in
+from scripted_server import lengths, serving
+from starlette.responses import Response
+from until import until
 
 from bonbon.errors import UserError
 from bonbon.pairs.snapshot import read_rows, take_snapshot
@@ -33,11 +36,14 @@ class Tenants:
         return await self.service.client.get(path, headers=self._headers(tenant))
 
     async def ask(self, tenant: str, **fields: Any) -> dict[str, Any]:
-        body = {"model": "bonbon", "messages": list(PROMPT.messages or ()), "max_tokens": 12} | fields
-        response = await self.service.client.post(CHAT, json=body, headers=self._headers(tenant))
+        response = await self.post(tenant, **fields)
         assert response.status_code == 200, response.text
         told: dict[str, Any] = response.json()["bonbon"]
         return told
+
+    async def post(self, tenant: str, **fields: Any) -> httpx2.Response:
+        body = {"model": "bonbon", "messages": list(PROMPT.messages or ()), "max_tokens": 12} | fields
+        return await self.service.client.post(CHAT, json=body, headers=self._headers(tenant))
 
     def rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         return rows(self.directory, query, *values)
@@ -47,13 +53,14 @@ class Tenants:
 
 
 @asynccontextmanager
-async def two_tenants(directory: Path, **service: Any) -> AsyncIterator[Tenants]:
+async def two_tenants(directory: Path, *, retry: float = 5.0, **service: Any) -> AsyncIterator[Tenants]:
+    """`retry`: seconds before what failed at the start is tried again; `service`: settings of its section."""
     keys = {
         name: new_key(directory, name, "--tenant", name, "--scope", "complete", "--scope", "export")[1]
         for name in ("ada", "bob")
     }
     settings = settings_in(directory / "data", **(STRICT | service))
-    async with running(settings, engine=WatchedEngine()) as started:
+    async with running(settings, engine=WatchedEngine(), retry=retry) as started:
         yield Tenants(directory, started, keys)
 
 
@@ -114,10 +121,12 @@ async def test_only_groups_of_the_services_reward_are_trained_on(tmp_path: Path)
 
 async def test_a_reward_that_fails_degrades_its_own_tenants_only(tmp_path: Path) -> None:
     """Its breaker opens for itself alone."""
-    dead = {"strict": {"kind": "http", "target": "http://127.0.0.1:9/", "attempts": 1, "breaker_failures": 2}}
-    async with two_tenants(tmp_path, rewards=dead) as tenants:
-        told = [await tenants.ask(tenant) for tenant in ("ada", "bob") * 4]
-        scrape = (await tenants.service.client.get("/metrics")).text
+    with serving(lengths) as server:
+        dying = {"strict": {"kind": "http", "target": server.url, "attempts": 1, "breaker_failures": 2}}
+        async with two_tenants(tmp_path, rewards=dying) as tenants:
+            server.answers[:] = [Response(status_code=500)]
+            told = [await tenants.ask(tenant) for tenant in ("ada", "bob") * 4]
+            scrape = (await tenants.service.client.get("/metrics")).text
     assert [one["degraded"] for one in told] == [True, False] * 4
     reasons = tenants.rows("SELECT degraded FROM groups WHERE tenant = 'ada' ORDER BY id")
     assert ["failed too often" in reason for (reason,) in reasons] == [False, False, True, True]
@@ -126,6 +135,22 @@ async def test_a_reward_that_fails_degrades_its_own_tenants_only(tmp_path: Path)
     ]
     assert 'bonbon_degraded_total{origin="request",reason="failed",reward="strict"} 4.0' in scrape
     assert 'reward="fake"' not in "".join(line for line in scrape.splitlines() if "degraded_total" in line)
+
+
+async def test_a_reward_that_is_dead_at_the_start_keeps_its_own_tenants_waiting_only(tmp_path: Path) -> None:
+    """They are told so, and nothing is drawn for them; when it scores, they are answered."""
+    with serving(Response(status_code=500)) as server:
+        dead = {"strict": {"kind": "http", "target": server.url, "attempts": 1}}
+        async with two_tenants(tmp_path, retry=0.01, rewards=dead) as tenants:
+            assert (await tenants.service.client.get("/health/ready")).status_code == 200
+            refused = await tenants.post("ada")
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
+            assert "the reward 'strict' of this tenant cannot score yet" in refused.json()["error"]["message"]
+            assert not (await tenants.ask("bob"))["degraded"]
+            server.answers[:] = [lengths]
+            await until(lambda: not tenants.service.parts.tenant_rewards.failures)
+            assert not (await tenants.ask("ada"))["degraded"]
+    assert tenants.rows("SELECT DISTINCT tenant FROM groups WHERE degraded IS NOT NULL") == []
 
 
 @pytest.mark.parametrize(

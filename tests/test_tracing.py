@@ -16,9 +16,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from bonbon.logs import configure_logs
 from bonbon.settings import ServiceSettings
 from bonbon.tracing import span, trace_to
-from service.logs import configure_logs
 from service.traces import exported_traces
 
 SECRET = "zwiebelkuchen"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from zoo.tokenizers import INST, TURNS, sentencepiece
 
 from bonbon.engines.transcript import Detokenizer, Transcript
 
@@ -122,3 +123,65 @@ def test_a_tokens_own_text_depends_on_the_one_before() -> None:
     letters = Detokenizer(byte_level())
     half = byte_level().encode("é")
     assert letters.token(half[1], half[0])  # not a character of its own, but never an error
+
+
+# In the context of the prompt
+
+CONTINUED = [
+    *TOKENIZERS,
+    lambda: sentencepiece(INST),
+    lambda: sentencepiece(TURNS, prefix=False),
+]
+
+
+def continued(tokenizer: PreTrainedTokenizerFast, prompt: list[int], ids: list[int]) -> tuple[str, str]:
+    """The completion's text, read as it comes and in one piece."""
+    detokenizer = Detokenizer(tokenizer)
+    context = detokenizer.context(prompt)
+    streamed, whole_ = (Transcript(detokenizer, (), context) for _ in range(2))
+    pieces = []
+    for end in range(1, len(ids) + 1):
+        streamed.read(ids[:end])
+        pieces.append(streamed.release(final=False))
+    for transcript in (streamed, whole_):
+        transcript.close(ids)
+    return "".join([*pieces, streamed.release(final=True)]), whole_.release(final=True)
+
+
+@pytest.mark.parametrize("make", CONTINUED)
+def test_prompt_and_completion_are_one_text(make: type) -> None:
+    """Wherever a text is cut in two, its parts read as the whole does: the space before the second one is not lost."""
+    tokenizer = make()
+    for text in ["The cat said hello to you today.", *TEXTS]:
+        ids = tokenizer.encode(text)
+        read = whole(tokenizer, ids)
+        for cut in range(1, len(ids)):
+            before = whole(tokenizer, ids[:cut])
+            if read.startswith(before):  # not in the middle of a character
+                assert continued(tokenizer, ids[:cut], ids[cut:]) == (read[len(before) :],) * 2
+
+
+def test_the_first_word_keeps_its_space_unless_it_begins_the_text() -> None:
+    tokenizer = sentencepiece()
+    cat, hello = tokenizer.encode("the cat"), tokenizer.encode("hello", add_special_tokens=False)
+    assert continued(tokenizer, cat, hello) == (" hello", " hello")
+    assert continued(tokenizer, tokenizer.encode(""), hello) == ("hello", "hello")
+    assert Detokenizer(tokenizer).token(hello[0], Detokenizer(tokenizer).context(cat)[-1]).startswith(" ")
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_half_a_character_at_the_end_of_the_prompt_is_completed(make: type) -> None:
+    tokenizer = make()
+    ids = tokenizer.encode("it is 語!", add_special_tokens=False)
+    cut = next(at for at in range(1, len(ids)) if whole(tokenizer, ids[:at]).endswith("\N{REPLACEMENT CHARACTER}"))
+    assert continued(tokenizer, ids[:cut], ids[cut:]) == ("語!", "語!")
+
+
+def test_a_stop_string_does_not_begin_in_the_prompt() -> None:
+    tokenizer = sentencepiece()
+    prompt, ids = tokenizer.encode("the cat"), tokenizer.encode("the cat sat", add_special_tokens=False)[2:]
+    detokenizer = Detokenizer(tokenizer)
+    transcript = Transcript(detokenizer, ("cat sat", "zzz"), detokenizer.context(prompt))
+    transcript.read(ids)
+    transcript.close(ids)
+    assert (transcript.release(final=True), transcript.stopped) == (" sat", False)

@@ -97,7 +97,7 @@ async def open_workshop(settings: Settings, *, progress: bool = True) -> AsyncIt
         UserError: there is no model, or its files are not those that the registry knows.
     """
     settings.runs_dir.mkdir(parents=True, exist_ok=True)
-    async with open_database(settings.database) as database:
+    async with open_database(settings.database, timeouts=settings.database_timeouts) as database:
         registry = Registry(database, settings.versions_dir)
         base = await _base(settings, registry)
         settings = settings.model_copy(update={"model": str(base.directory), "revision": None})

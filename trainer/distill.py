@@ -86,7 +86,7 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
 
 async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: Sampling) -> int:
     """Log one group for each prompt that has none yet; how many were drawn. A group's id is its prompt's place."""
-    async with workshop.database.read() as connection:
+    async with workshop.database.read(bulk=True) as connection:
         done = set((await connection.execute(select(groups.c.id))).scalars())
     left = [(number, prompt) for number, prompt in enumerate(prompts) if _group_id(number) not in done]
     if not left:

@@ -45,6 +45,9 @@ class Hold:
                 await release(self._database, self._lease)
             except Conflict as conflict:
                 log.warning("the lease was lost before it was given back", reason=str(conflict))
+            except StoreError as failure:
+                # What it protected is done, or has failed by an error of its own: that is what the caller must hear of.
+                log.warning("the lease could not be given back; it runs out by itself", reason=str(failure))
 
     async def confirm(self) -> None:
         """Renew now. Raises Conflict when the lease is lost: what it protects must not be touched any more."""

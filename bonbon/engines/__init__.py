@@ -11,16 +11,25 @@ from bonbon.settings import Settings
 
 __all__ = ["Engine", "build_engine"]
 
+READERS = ("embedded", "vllm")
+"""The engines that read the model's files themselves."""
+
 
 def build_engine(settings: Settings, *, base: str) -> Engine:
     """The engine that `settings` name, not started, serving `base`.
 
     Raises:
-        UserError: the engine, an option of it, or the model is unknown.
+        UserError: the engine, an option of it, or the model is unknown, or the engine cannot follow a setting.
     """
     if settings.engine not in FACTORIES:
         raise UserError(
             f"engine = {settings.engine!r} is not known; choose one of {', '.join(sorted(FACTORIES))}", param="engine"
+        )
+    if settings.end_tokens is not None and settings.engine not in READERS:
+        raise UserError(
+            f"end_tokens is for the engines {' and '.join(READERS)}, not for {settings.engine}: leave it out, and "
+            "start the fleet's servers with --override-generation-config '{\"eos_token_id\": [...]}'",
+            param="end_tokens",
         )
     try:
         return FACTORIES[settings.engine](settings, base)
@@ -44,7 +53,8 @@ def _embedded(settings: Settings, base: str) -> Engine:
     from bonbon.modelfiles import resolve_model
 
     options = EmbeddedOptions(**settings.engine_options)
-    return EmbeddedEngine(base, resolve_model(settings.model, settings.revision), options)
+    model = resolve_model(settings.model, settings.revision)
+    return EmbeddedEngine(base, model, options, end_tokens=settings.end_tokens)
 
 
 def _vllm(settings: Settings, base: str) -> Engine:
@@ -53,7 +63,8 @@ def _vllm(settings: Settings, base: str) -> Engine:
     from bonbon.modelfiles import resolve_model
 
     options = VllmOptions(**settings.engine_options)
-    return build_vllm(base, resolve_model(settings.model, settings.revision), options)
+    model = resolve_model(settings.model, settings.revision)
+    return build_vllm(base, model, options, end_tokens=settings.end_tokens)
 
 
 def _fake(settings: Settings, base: str) -> Engine:

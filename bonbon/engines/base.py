@@ -110,7 +110,7 @@ class VersionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionFiles:
-    """What an engine needs to load a version. Names are never reused, so caches keyed by name cannot go stale."""
+    """What an engine needs to load a version. A name never means other files, so caches keyed by it cannot go stale."""
 
     name: str
     kind: VersionKind
@@ -126,7 +126,7 @@ class Engine(Protocol):
         ...
 
     async def start(self) -> None:
-        """Load the base model. Raises UserError when it cannot be loaded."""
+        """Load the base model, and see that it can be drawn from. Raises UserError when it cannot."""
         ...
 
     async def stop(self) -> None:

@@ -1,7 +1,13 @@
 """What has been drawn of one candidate, and what of that has been sent."""
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from bonbon.engines.base import Delta, DrawRequest, FinishReason, TokenAlternative
-from bonbon.engines.transcript import Detokenizer, Transcript
+from bonbon.engines.transcript import Transcript
+
+if TYPE_CHECKING:
+    from bonbon.engines.prompt_reader import PromptReader
 
 Top = tuple[list[int], list[float]]
 """The likeliest tokens at a position, and their log-probabilities."""
@@ -13,15 +19,18 @@ class Drawn:
     Args:
         request: what the candidate is drawn for.
         index: which candidate.
-        detokenizer: turns ids into text.
+        prompt: the prompt's token ids.
+        reader: what read the prompt: it turns ids into text, and knows which of them end a candidate.
     """
 
-    def __init__(self, request: DrawRequest, index: int, detokenizer: Detokenizer) -> None:
+    def __init__(self, request: DrawRequest, index: int, prompt: Sequence[int], reader: "PromptReader") -> None:
         self.index, self.sampling = index, request.sampling
         self.finished = False
         self._deltas = request.deltas
-        self._detokenizer = detokenizer
-        self._transcript = Transcript(detokenizer, self.sampling.stop)
+        self._detokenizer, self._end_ids = reader.detokenizer, reader.end_ids
+        # An answer in a chat is a text of its own; everything else is the continuation of its prompt.
+        self._context = () if request.prompt.messages is not None else self._detokenizer.context(prompt)
+        self._transcript = Transcript(self._detokenizer, self.sampling.stop, self._context)
         self._reads = request.deltas or bool(self.sampling.stop)
         self._token_ids: list[int] = []
         self._logprobs: list[float] = []
@@ -33,8 +42,9 @@ class Drawn:
         """How many tokens the candidate may still get."""
         return self.sampling.max_tokens - len(self._token_ids)
 
-    def add(self, token: int, logprob: float, top: Top, *, end: bool) -> Delta | None:
-        """Append a token (`end`: the end-of-sequence token) and return what is to be sent now."""
+    def add(self, token: int, logprob: float, top: Top) -> Delta | None:
+        """Append a token and return what is to be sent now."""
+        end = token in self._end_ids
         self._token_ids.append(token)
         self._logprobs.append(logprob)
         self._alternatives.append(top)
@@ -57,7 +67,8 @@ class Drawn:
 
     def _delta(self, finish: FinishReason | None) -> Delta:
         new = range(self._sent, len(self._token_ids))
-        before = [self._token_ids[at - 1] if at else None for at in new]
+        first = self._context[-1] if self._context else None
+        before = [self._token_ids[at - 1] if at else first for at in new]
         wanted = self.sampling.top_logprobs
         delta = Delta(
             self.index,

@@ -1,7 +1,7 @@
 """The engine in this process: transformers and peft, on a GPU or on the CPU."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bonbon.engines import response_format
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind, refuse_tools
 from bonbon.engines.fit import check_length, check_request
+from bonbon.engines.golden import check_base
 from bonbon.engines.row import Job, Row
 from bonbon.errors import EngineError, UnknownVersion, UserError
 
@@ -43,10 +44,19 @@ class EmbeddedEngine(Engine):
         base: name of the base version.
         directory: the base model in Hugging Face format.
         options: see EmbeddedOptions.
+        end_tokens: tokens that end a completion, in place of those that the model's files name.
     """
 
-    def __init__(self, base: str, directory: Path, options: EmbeddedOptions | None = None) -> None:
+    def __init__(
+        self,
+        base: str,
+        directory: Path,
+        options: EmbeddedOptions | None = None,
+        *,
+        end_tokens: Sequence[str | int] | None = None,
+    ) -> None:
         self._base, self._directory, self._options = base, directory, options or EmbeddedOptions()
+        self._end_tokens = end_tokens
         self._runtime: Runtime | None = None
         self._random = Random()
 
@@ -59,8 +69,20 @@ class EmbeddedEngine(Engine):
         return self._running.context_length
 
     async def start(self) -> None:
-        if self._runtime is None:
-            self._runtime = await asyncio.to_thread(self._open, asyncio.get_running_loop())
+        if self._runtime is not None:
+            return
+        self._runtime = await asyncio.to_thread(self._open, asyncio.get_running_loop())
+        try:
+            await check_base(self)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, EngineError):
+                raise UserError(
+                    f"model {self._directory} cannot be drawn from with the embedded engine ({error}); serve it with "
+                    "engine = 'vllm', or serve another model",
+                    param="model",
+                ) from error
+            raise
 
     async def stop(self) -> None:
         if self._runtime is not None:
@@ -77,7 +99,7 @@ class EmbeddedEngine(Engine):
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         check_length(len(started.token_ids), request, runtime.context_length)
-        job = Job(request, loaded, started.token_ids, runtime.reader.detokenizer)
+        job = Job(request, loaded, started.token_ids, runtime.reader)
         runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
         left = request.n
         try:
@@ -127,4 +149,4 @@ class EmbeddedEngine(Engine):
             raise UserError(
                 f"the embedded engine needs {error.name}, which is not installed; pip install 'bonbon[embedded]'"
             ) from error
-        return Runtime(self._base, self._directory, self._options, loop)
+        return Runtime(self._base, self._directory, self._options, loop, end_tokens=self._end_tokens)

@@ -95,8 +95,14 @@ class Fleet:
         up = self.up
         if not up:
             raise EngineError(self.why())
+        new = version.name not in self.wanted
         self.wanted[version.name] = version
-        found = await asyncio.gather(*(replica.ensure(version) for replica in up), return_exceptions=True)
+        try:
+            found = await asyncio.gather(*(replica.ensure(version) for replica in up), return_exceptions=True)
+        except asyncio.CancelledError:
+            if new:
+                self.wanted.pop(version.name, None)
+            raise
         failures = [error for error in found if error is not None]
         have, needed = len(up) - len(failures), self.needed(len(up))
         if have < needed:

@@ -1,7 +1,6 @@
 """The rows of one model instance that are drawn together."""
 
 import math
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,6 +13,7 @@ from bonbon.engines.policy import Policy
 from bonbon.engines.row import Row
 from bonbon.engines.sampler import Sampler
 from bonbon.engines.sequences import Sequences
+from bonbon.tracebacks import format_traceback
 
 PREFILL_TOKENS = 16384
 """Prompt tokens, padding included, that are processed in one forward pass (a longer prompt has one of its own)."""
@@ -43,19 +43,34 @@ class MicroBatch:
         return sum(row.running for row in self.rows)
 
     def join(self, rows: Sequence[Row]) -> None:
-        """Add rows, after processing each distinct prompt once."""
+        """Add rows, after processing each distinct prompt once. A prompt that fails fails its own rows only."""
         for group in _prompts(rows):
-            members = [row for same in group for row in same]
-            firsts = [same[0].job for same in group]
-            with self._contain(members):
-                new = self._policy.prefill([job.prompt for job in firsts], [job.loaded.adapter for job in firsts])
-                new.select([at for at, same in enumerate(group) for _ in same])
-                self.rows += members
-                with self._contain(self.rows):
-                    if self._sequences is None:
-                        self._sequences = new
-                    else:
-                        self._sequences.join(new)
+            try:
+                new = self._prefill(group)
+            except Exception:
+                if len(group) == 1:
+                    with self._contain(group[0]):
+                        raise
+                for same in group:
+                    with self._contain(same):
+                        self._add(same, self._prefill([same]))
+            else:
+                self._add([row for same in group for row in same], new)
+
+    def _prefill(self, group: Sequence[Sequence[Row]]) -> Sequences:
+        """The prompts of `group`, each the same for some rows, as one row each of these."""
+        firsts = [same[0].job for same in group]
+        new = self._policy.prefill([job.prompt for job in firsts], [job.loaded.adapter for job in firsts])
+        new.select([at for at, same in enumerate(group) for _ in same])
+        return new
+
+    def _add(self, rows: Sequence[Row], sequences: Sequences) -> None:
+        self.rows += rows
+        with self._contain(self.rows):
+            if self._sequences is None:
+                self._sequences = sequences
+            else:
+                self._sequences.join(sequences)
 
     def run(self, due: Due) -> None:
         """Draw until every row is done, or half of them are, or `due` says so."""
@@ -67,7 +82,9 @@ class MicroBatch:
                 [row.sampling for row in self.rows], [row.random for row in self.rows], self._policy.device
             )
             adapters = [row.job.loaded.adapter for row in self.rows]
-            left = max(row.left for row in self.rows)
+            # A row that has ended goes on for as long as the others do, and must not leave the context meanwhile.
+            room = self._policy.context_length - self._sequences.longest
+            left = min(room, max(row.left for row in self.rows))
             self._policy.generate(self._sequences, adapters, left, sampler, Step(self, sampler, due))
             self._settle()
 
@@ -83,7 +100,7 @@ class MicroBatch:
                 self._outbox.fail([row.job], f"version {name} gave a token the log-probability {logprob}")
                 continue
             top = (choices.top_ids[at], choices.top_logprobs[at]) if choices.top_ids else ([], [])
-            if delta := row.add(token, logprob, top, end=token in self._policy.end_ids):
+            if delta := row.add(token, logprob, top):
                 self._outbox.put(row.job, delta)
         self._outbox.flush()
         return self.running
@@ -99,12 +116,12 @@ class MicroBatch:
             self._sequences = None
 
     @contextmanager
-    def _contain(self, rows: list[Row]) -> Iterator[None]:
+    def _contain(self, rows: Sequence[Row]) -> Iterator[None]:
         """Whatever is raised within fails `rows`, and nothing else."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - any model may raise anything; the engine serves on
-            log.warning("drawing failed", rows=len(rows), exception=traceback.format_exc())
+            log.warning("drawing failed", rows=len(rows), exception=format_traceback(error))
             self._outbox.fail((row.job for row in rows), f"drawing failed: {type(error).__name__}: {error}")
             if rows is self.rows:
                 self.rows, self._sequences = [], None

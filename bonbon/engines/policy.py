@@ -7,13 +7,18 @@ from typing import Any, Protocol
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
+from bonbon.engines import end_tokens
+from bonbon.engines.adapted import forget_names, strip
 from bonbon.engines.adapter import Adapter
+from bonbon.engines.config import keeps_state
+from bonbon.engines.context import context_length
 from bonbon.engines.sequences import Sequences
+from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.errors import EngineError, UserError
+from bonbon.loading import needs_code, why
 
 BASE = "__base__"
 """peft's name for: no adapter."""
@@ -24,19 +29,21 @@ class Policy:
 
     Args:
         directory: model in Hugging Face format, safetensors only; none of its code is run.
+        tokenizer: of the base.
         device: where the weights go.
         dtype: of the weights; None keeps the checkpoint's.
 
     Raises:
-        UserError: the directory does not hold a sound causal language model.
+        UserError: the directory does not hold a sound causal language model that can be drawn from in batches.
     """
 
-    def __init__(self, directory: Path, device: torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, directory: Path, tokenizer: Any, device: torch.device, dtype: torch.dtype | None) -> None:
         self.device = device
         self.model = load_model(directory, device, dtype)
+        _refuse_stateful(self.model, directory)
         self.config = self.model.config.get_text_config()
         self.vocabulary: int = self.model.get_input_embeddings().num_embeddings
-        self.end_ids = end_ids(self.model)
+        self.context_length = context_length(self.config, tokenizer, directory)
         # The model's own sampling defaults must not touch the draws.
         self.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
         self._peft: PeftModel | None = None
@@ -59,14 +66,48 @@ class Policy:
             self.detach(key)
             raise adapter.misfit(error) from error
         self._active = None
+        try:
+            self._sample(key)
+        except torch.OutOfMemoryError:
+            self.detach(key)
+            raise
+        except Exception as error:
+            self.detach(key)
+            raise UserError(
+                f"adapter {adapter.directory} cannot be drawn from ({type(error).__name__}: {error}): it adapts a "
+                "module that cannot be wrapped, such as a router of experts; train it with train.lora_targets that "
+                "leave that out"
+            ) from error
         return key
+
+    def mixes(self, key: str) -> bool:
+        """Whether one forward pass gives rows with and without the adapter what each of them gets alone.
+
+        It does not where a model flattens its batch before a module that is adapted, as OPT and Qwen2-MoE do.
+        """
+        alone = torch.cat([self._sample(BASE), self._sample(key)])
+        try:
+            mixed = self._sample(BASE, key)
+        except Exception:  # noqa: BLE001 - what it is that fails depends on the model
+            return False
+        tolerance = 0.05 * float(alone.nan_to_num(posinf=0.0, neginf=0.0).abs().max())
+        return torch.allclose(mixed, alone, rtol=0.05, atol=tolerance, equal_nan=True)
+
+    @torch.inference_mode()
+    def _sample(self, *adapters: str) -> Tensor:
+        """Logits after a few tokens, 32-bit, a row for each of `adapters`, (rows, vocabulary)."""
+        ids = torch.arange(4, device=self.device).remainder(self.vocabulary).expand(len(adapters), -1)
+        mask = torch.ones_like(ids)
+        output = self._call(lambda model: model, adapters, input_ids=ids, attention_mask=mask, use_cache=False)
+        logits: Tensor = output.logits[:, -1].float()
+        return logits
 
     def detach(self, key: str) -> None:
         """Take an adapter off the model again."""
         others = set(self._peft.peft_config) - {key} if self._peft else set()
         if self._peft is None or not others:
             self._peft = None
-            self.model = _strip(self.model)
+            self.model = strip(self.model)
         elif key in self._peft.peft_config:
             self._peft.set_adapter(others.pop(), inference_mode=True)
             self._peft.delete_adapter(key)
@@ -118,7 +159,11 @@ class Policy:
             return method(self.model)(**arguments)
         if len(distinct) > 1:
             self._activate(next(iter(distinct - {BASE})))
-            return method(self._peft)(**arguments, adapter_names=list(adapters))
+            try:
+                return method(self._peft)(**arguments, adapter_names=list(adapters))
+            except BaseException:
+                forget_names(self.model)
+                raise
         self._activate(distinct.pop())
         return method(self.model)(**arguments)
 
@@ -168,32 +213,33 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype | None)
             output_loading_info=True,
         )
     except Exception as error:
-        raise UserError(
-            f"model {directory} cannot be loaded ({type(error).__name__}: {error}); it must be a causal language "
-            "model in Hugging Face format with safetensors weights"
-        ) from error
+        remedy = (
+            "serve it on vLLM servers that run it, and name them with --url"
+            if needs_code(error)
+            else "it must be a causal language model in Hugging Face format with safetensors weights"
+        )
+        raise UserError(f"model {directory} cannot be loaded ({why(error)}); {remedy}") from error
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"model {directory} lacks the weights {', '.join(missing[:3])}; copy or save it again")
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():
             raise UserError(f"model {directory}: {name} has NaN or infinite weights; copy or train it again")
-    if getattr(model, "_is_stateful", False):
-        raise UserError(f"model {directory} keeps recurrent state; the embedded engine serves attention-only models")
     return model.to(device).eval()
 
 
-def end_ids(model: Any) -> frozenset[int]:
-    """The ids that end a sequence, by the generation config or else the model's."""
-    end = model.generation_config.eos_token_id
-    end = model.config.get_text_config().eos_token_id if end is None else end
-    return frozenset([] if end is None else [end] if isinstance(end, int) else end)
+def end_ids(model: Any, named: Sequence[str | int] | None = None) -> frozenset[int]:
+    """The ids that end a completion of a model that `load_model` has loaded; see `bonbon.engines.end_tokens`."""
+    directory = Path(model.name_or_path)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    return end_tokens.end_ids(directory, load_tokenizer(directory), vocabulary, named)
 
 
-def _strip(model: Any) -> Any:
-    """`model` with every adapter layer replaced by the layer it wraps."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            model.set_submodule(name, module.get_base_layer())
-    if hasattr(model, "peft_config"):
-        del model.peft_config
-    return model
+def _refuse_stateful(model: Any, directory: Path) -> None:
+    """Raise UserError where rows of a batch could not come and go with their keys and values alone."""
+    if keeps_state(model.config):
+        raise UserError(
+            f"model {directory} ({model.config.model_type}) keeps more than keys and values of the tokens it has read, "
+            "such as a recurrent state, and the embedded engine draws from attention alone; serve it with "
+            "engine = 'vllm'",
+            param="engine",
+        )

@@ -1,5 +1,6 @@
 """Prompts as the policy reads them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -11,25 +12,26 @@ from bonbon.prompt import Prompt
 
 
 class PromptReader:
-    """Turns a prompt in any of its forms into token ids.
+    """Turns a prompt in any of its forms into token ids, and knows what turns a completion's ids into text.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         vocabulary: how many token ids the policy knows.
+        end_ids: the ids that end a completion; see `bonbon.engines.end_tokens`.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
-        self._tokenizer, self._vocabulary = tokenizer, vocabulary
+    def __init__(self, tokenizer: Any, vocabulary: int, end_ids: frozenset[int] = frozenset()) -> None:
+        self._tokenizer, self._vocabulary, self.end_ids = tokenizer, vocabulary, end_ids
         self.detokenizer = Detokenizer(tokenizer)
 
     def read(self, prompt: Prompt) -> Started:
         """Raises UserError when the prompt cannot be read; see `Engine.draw`."""
         if prompt.messages is not None:
             text = self._render(prompt)
-            token_ids = self._encode(text, special=False)
+            token_ids = self._encode(text, special=False, param="messages")
         elif prompt.text is not None:
             text = prompt.text
-            token_ids = self._encode(text, special=True)
+            token_ids = self._encode(text, special=True, param="prompt")
         else:
             token_ids = self._known(prompt.token_ids or ())
             text = self.detokenizer.text(token_ids, special=True)
@@ -51,20 +53,38 @@ class PromptReader:
                 f"the model's chat template refuses these messages ({error}); change their roles or order",
                 param="messages",
             ) from error
+        except Exception as error:
+            raise UserError(
+                f"the model's chat template cannot render these messages ({type(error).__name__}: {error}); change "
+                "the messages, or correct the template in the model's directory",
+                param="messages",
+            ) from error
         return text
 
-    def _encode(self, text: str, *, special: bool) -> tuple[int, ...]:
+    def _encode(self, text: str, *, special: bool, param: str) -> tuple[int, ...]:
         # `verbose=False`: whether the prompt fits is the engine's to say.
-        return tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+        token_ids = tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+        unknown = self._unknown(token_ids)
+        if unknown is not None:
+            raise UserError(
+                f"the prompt has the token {self._tokenizer.convert_ids_to_tokens(unknown)!r} (id {unknown}), which "
+                f"the model's tokenizer knows and the model does not, for it has {self._vocabulary} token ids; leave "
+                "the token out of the prompt, or serve a model whose embeddings were resized for it",
+                param=param,
+            )
+        return token_ids
 
     def _known(self, token_ids: tuple[int, ...]) -> tuple[int, ...]:
-        for token_id in token_ids:
-            if not 0 <= token_id < self._vocabulary:
-                raise UserError(
-                    f"token id {token_id} is not in the model's vocabulary; use ids from 0 to {self._vocabulary - 1}",
-                    param="prompt",
-                )
+        unknown = self._unknown(token_ids)
+        if unknown is not None:
+            raise UserError(
+                f"token id {unknown} is not in the model's vocabulary; use ids from 0 to {self._vocabulary - 1}",
+                param="prompt",
+            )
         return token_ids
+
+    def _unknown(self, token_ids: Sequence[int]) -> int | None:
+        return next((token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary), None)
 
     def _beginning(self) -> tuple[int, ...]:
         if self._tokenizer.bos_token_id is None:

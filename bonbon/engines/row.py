@@ -7,20 +7,28 @@ from typing import TYPE_CHECKING
 
 from bonbon.engines.base import Delta, DrawRequest
 from bonbon.engines.drawn import Drawn
-from bonbon.engines.transcript import Detokenizer
 from bonbon.errors import EngineError
 
 if TYPE_CHECKING:
     from bonbon.engines.policy import Policy
+    from bonbon.engines.prompt_reader import PromptReader
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What may be drawn in one batch: all that a model instance draws or, where it cannot mix them, one adapter."""
+
+    policy: "Policy"
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A version as it lies in memory: a model instance, and the key of the adapter on it."""
+    """A version as it lies in memory: the key of its adapter, and the lane, which has the model instance."""
 
     name: str
-    policy: "Policy"
     adapter: str
+    lane: Lane
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +38,7 @@ class Job:
     request: DrawRequest
     loaded: Loaded
     prompt: tuple[int, ...]
-    detokenizer: Detokenizer
+    reader: "PromptReader"
     events: asyncio.Queue[Delta | EngineError] = field(default_factory=asyncio.Queue)
     over: bool = False
 
@@ -45,7 +53,7 @@ class Row(Drawn):
     """
 
     def __init__(self, job: Job, index: int, shared: Random) -> None:
-        super().__init__(job.request, index, job.detokenizer)
+        super().__init__(job.request, index, job.prompt, job.reader)
         self.job = job
         self.random = shared if self.sampling.seed is None else Random(f"{self.sampling.seed}/{index}")
 

@@ -1,17 +1,18 @@
 """What a started embedded engine is made of."""
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bonbon.engines.base import Started
+from bonbon.engines.end_tokens import end_ids
 from bonbon.engines.outbox import Outbox
 from bonbon.engines.prompt_reader import PromptReader
 from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.engines.versions import Versions, free_memory
 from bonbon.engines.worker import Worker
-from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -22,22 +23,32 @@ class Runtime:
     """The worker, the versions it draws from, and the tokenizer; made and closed off the event loop.
 
     Raises:
-        UserError: the base model cannot be loaded.
+        UserError: the base model cannot be loaded, or has no token that `end_tokens` names.
     """
 
-    def __init__(self, base: str, directory: Path, options: "EmbeddedOptions", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        base: str,
+        directory: Path,
+        options: "EmbeddedOptions",
+        loop: asyncio.AbstractEventLoop,
+        *,
+        end_tokens: Sequence[str | int] | None,
+    ) -> None:
         tokenizer = load_tokenizer(directory)
         self.worker = Worker(Outbox(loop), max_rows=options.max_rows, threads=options.threads)
         self.worker.start()
         try:
             self.versions = self.worker.call(
-                lambda: Versions(base, directory, device=options.device, dtype=options.dtype)
+                lambda: Versions(base, directory, tokenizer, device=options.device, dtype=options.dtype)
             ).result()
-            self.context_length = _context_length(directory, self.versions.base.config, tokenizer)
+            vocabulary = self.versions.base.vocabulary
+            ends = end_ids(directory, tokenizer, vocabulary, end_tokens)
         except BaseException:
             self.worker.close()
             raise
-        self.reader = PromptReader(tokenizer, self.versions.base.vocabulary)
+        self.context_length = self.versions.base.context_length
+        self.reader = PromptReader(tokenizer, vocabulary, ends)
         # One thread: a tokenizer may be used by one encoder at a time.
         self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
 
@@ -57,12 +68,3 @@ class Runtime:
         self.worker.join()
         self._readers.shutdown()
         free_memory()
-
-
-def _context_length(directory: Path, config: Any, tokenizer: Any) -> int:
-    length = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if length > 1 << 30:  # transformers' way to say: unknown
-        raise UserError(
-            f"model {directory} does not say how long its context is; set model_max_length in tokenizer_config.json"
-        )
-    return int(length)

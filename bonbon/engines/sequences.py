@@ -18,6 +18,11 @@ class Sequences:
     def __init__(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> None:
         self.ids, self.mask, self.cache = ids, mask, cache
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row."""
+        return int(self.mask.sum(-1).max())
+
     def extend(self, ids: Tensor) -> None:
         """Take over `ids` (rows, longer length) after the cache has grown with them."""
         grown = ids.shape[1] - self.ids.shape[1]

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+CONTEXT = 8
+"""Tokens of the prompt that are decoded with a completion: more than one, because a character may take several."""
 
 
 class Detokenizer:
@@ -18,6 +21,18 @@ class Detokenizer:
         self._tokenizer = tokenizer
         self.token: Callable[[int, int | None], str] = lru_cache(maxsize=1 << 16)(self._token)
         self._single = lru_cache(maxsize=1 << 16)(lambda token_id: self.text([token_id], special=True))
+        self._special = frozenset(tokenizer.all_special_ids)
+
+    def context(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        """The last tokens of a text, which decide how the next one reads.
+
+        Many tokenizers write the space before a word only where the word begins no text.
+        """
+        last = list(islice((token_id for token_id in reversed(prompt) if token_id not in self._special), CONTEXT))[::-1]
+        # Not from the middle of a character: bytes that make none would spoil those after them.
+        while len(prompt) > CONTEXT and last and self.text(last).startswith(INCOMPLETE):
+            last.pop(0)
+        return tuple(last)
 
     def text(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """The text of `token_ids`; special tokens are left out unless `special`."""
@@ -41,38 +56,42 @@ class Transcript:
     Args:
         detokenizer: turns ids into text.
         stop: strings that end the text.
+        context: tokens that the candidate goes on from; see `Detokenizer.context`.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = ()) -> None:
+    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = (), context: Sequence[int] = ()) -> None:
         self._decode = detokenizer.text
+        self._context = list(context)
         self._stop = tuple(filter(None, stop))
         self._text = ""
         self._searched = 0
         self._released = 0
         # Text is read as the difference between two windows that start a token or more back, because how a token
-        # reads may depend on its neighbours; `_window` is the text of the tokens from `_start` to `_end`.
-        self._start = self._end = 0
-        self._window = ""
+        # reads may depend on its neighbours; `_window` is the text of the tokens from `_start` to `_end`. Places are
+        # counted from the first token of the context.
+        self._start, self._end = 0, len(self._context)
+        # Half a character at the end of the prompt belongs to the token that completes it.
+        self._before = self._window = self._decode(self._context).rstrip(INCOMPLETE) if context else ""
         self.stopped = False
 
     def read(self, token_ids: Sequence[int]) -> None:
         """Read what is new in `token_ids`, all tokens so far; afterwards `stopped` says whether a stop string came."""
-        window = self._decode(token_ids[self._start :])
+        window = self._decode(self._from_start(token_ids))
         if len(window) > len(self._window) and not window.endswith(INCOMPLETE):
             self._text += window[len(self._window) :]
-            self._start, self._end = self._end, len(token_ids)
-            self._window = self._decode(token_ids[self._start : self._end])
+            self._start, self._end = self._end, len(self._context) + len(token_ids)
+            self._window = self._decode(self._from_start(token_ids))
             self._cut()
 
     def close(self, token_ids: Sequence[int]) -> None:
         """Read what is left: no more tokens will come."""
         if self.stopped:
             return
-        text = self._decode(token_ids)
+        text = self._decode([*self._context, *token_ids])[len(self._before) :]
         if text.startswith(self._text):
             self._text = text
         else:  # what came last changed how earlier bytes read, and they are out already
-            self._text += self._decode(token_ids[self._start :])[len(self._window) :]
+            self._text += self._decode(self._from_start(token_ids))[len(self._window) :]
         self._cut()
 
     def release(self, *, final: bool) -> str:
@@ -80,6 +99,10 @@ class Transcript:
         end = len(self._text) - (0 if final or self.stopped else self._held())
         released, self._released = self._text[self._released : end], max(end, self._released)
         return released
+
+    def _from_start(self, token_ids: Sequence[int]) -> list[int]:
+        """Context and `token_ids` from the place `_start` on."""
+        return [*self._context[self._start :], *token_ids[max(0, self._start - len(self._context)) :]]
 
     def _cut(self) -> None:
         found = [at for stop in self._stop if (at := self._text.find(stop, self._searched)) >= 0]

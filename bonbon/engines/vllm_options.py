@@ -60,6 +60,12 @@ class VllmOptions(BaseModel):
     """Where a version with full weights goes: beside the base, or in its place, for which requests wait."""
 
     @property
+    def max_model_len(self) -> int | None:
+        """The context that vLLM is told to serve; None: its own choice."""
+        given = (self.model_extra or {}).get("max_model_len")
+        return given if isinstance(given, int) and given > 0 else None
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """What `AsyncEngineArgs` gets besides the model.
 

@@ -1,14 +1,16 @@
 """What comes from vLLM, as deltas."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bonbon.engines.base import Delta, DrawRequest
 from bonbon.engines.drawn import Drawn, Top
-from bonbon.engines.transcript import Detokenizer
 from bonbon.errors import EngineError
+
+if TYPE_CHECKING:
+    from bonbon.engines.prompt_reader import PromptReader
 
 
 class Reading:
@@ -18,15 +20,15 @@ class Reading:
 
     Args:
         request: what is drawn.
-        end_ids: the ids that end a sequence.
-        detokenizer: turns ids into text.
+        prompt: the prompt's token ids.
+        reader: what read the prompt.
     """
 
-    def __init__(self, request: DrawRequest, end_ids: frozenset[int], detokenizer: Detokenizer) -> None:
+    def __init__(self, request: DrawRequest, prompt: Sequence[int], reader: "PromptReader") -> None:
         greedy = request.sampling.temperature == 0
         self._copies = request.n if greedy else 1
-        self._drawn = [Drawn(request, index, detokenizer) for index in range(1 if greedy else request.n)]
-        self._end_ids, self._version = end_ids, request.version
+        self._drawn = [Drawn(request, index, prompt, reader) for index in range(1 if greedy else request.n)]
+        self._version = request.version
         self._top = request.sampling.top_logprobs
 
     @property
@@ -46,7 +48,7 @@ class Reading:
             if drawn.finished:  # a stop string that vLLM is about to see, too
                 return
             logprob, top = self._law(piece.logprobs, at, token)
-            if delta := drawn.add(token, logprob, top, end=token in self._end_ids):
+            if delta := drawn.add(token, logprob, top):
                 yield delta
         if piece.finish_reason is None or drawn.finished:
             return

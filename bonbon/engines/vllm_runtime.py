@@ -1,19 +1,21 @@
 """What a started vLLM engine is made of."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from bonbon.engines.adapter import Adapter, read_adapter
 from bonbon.engines.base import Delta, DrawRequest, Started, VersionFiles, VersionKind
+from bonbon.engines.config import keeps_state, read_config
+from bonbon.engines.context import context_of_vllm
+from bonbon.engines.end_tokens import end_ids
 from bonbon.engines.prompt_reader import PromptReader
 from bonbon.engines.skeleton import check_fit
 from bonbon.engines.tokenizer import load_tokenizer
@@ -48,10 +50,12 @@ class VllmRuntime:
         UserError: the base model cannot be read.
     """
 
-    def __init__(self, base: str, directory: Path, options: VllmOptions) -> None:
+    def __init__(
+        self, base: str, directory: Path, options: VllmOptions, *, end_tokens: Sequence[str | int] | None = None
+    ) -> None:
         self._base, self._directory, self._options = base, directory, options
-        self._tokenizer = load_tokenizer(directory)
-        self._end_ids = _end_ids(directory)
+        self._tokenizer, self._end_tokens = load_tokenizer(directory), end_tokens
+        self._arguments = _arguments(options, directory)
         # One thread: a tokenizer may be used by one encoder at a time.
         self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
         self._loading = asyncio.Lock()
@@ -59,14 +63,20 @@ class VllmRuntime:
 
     async def start(self) -> None:
         """Start vLLM on the base. Raises UserError when it cannot be served."""
-        core = Core(self._directory, self._options.arguments)
+        core = Core(self._directory, self._arguments)
         try:
             await core.start()
         except BaseException:
             self._readers.shutdown()
             raise
+        try:
+            ends = end_ids(self._directory, self._tokenizer, core.vocabulary, self._end_tokens)
+        except BaseException:
+            await core.stop()
+            self._readers.shutdown()
+            raise
         self.context_length = core.context_length
-        self._reader = PromptReader(self._tokenizer, core.vocabulary)
+        self._reader = PromptReader(self._tokenizer, core.vocabulary, ends)
         self.versions[self._base] = Loaded(self._base, core)
 
     async def stop(self) -> None:
@@ -88,12 +98,12 @@ class VllmRuntime:
         self, loaded: Loaded, started: Started, request: DrawRequest
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         """Have vLLM draw while the block runs; its deltas, to be read within."""
-        params = sampling_params(request, self._end_ids)
+        params = sampling_params(request, self._reader.end_ids)
         prompt = salted_prompt(started.token_ids, request.salt)
         async with loaded.core.draw(prompt, params, loaded.adapter) as collector:
             loaded.running.add(collector)
             try:
-                yield self._deltas(collector, Reading(request, self._end_ids, self._reader.detokenizer))
+                yield self._deltas(collector, Reading(request, started.token_ids, self._reader))
             finally:
                 loaded.running.discard(collector)
 
@@ -122,7 +132,7 @@ class VllmRuntime:
                 (core,) = (core for core in self._cores if core.directory == self._directory)
                 self.versions[version.name] = await _attached(version, core, await self._read(version))
             else:
-                core = Core(version.directory, self._options.arguments)
+                core = Core(version.directory, self._arguments)
                 await core.start()
                 self.versions[version.name] = Loaded(version.name, core)
 
@@ -156,7 +166,7 @@ class VllmRuntime:
         adapter = await self._read(version) if version.kind is VersionKind.ADAPTER else None
         (old,) = self._cores
         self.fail("other weights were loaded while it drew")
-        core = Core(self._weights(version), self._options.arguments)
+        core = Core(self._weights(version), self._arguments)
         await old.stop()
         try:
             await core.start()
@@ -206,30 +216,20 @@ async def _attached(version: VersionFiles, core: Core, adapter: Adapter) -> Load
     return Loaded(version.name, core, await core.attach(version.name, version.directory))
 
 
-def _end_ids(directory: Path) -> frozenset[int]:
-    """The ids that end a sequence, by the generation config or else the model's."""
-    end = _config(directory).eos_token_id
-    if (directory / "generation_config.json").exists():
-        generation = GenerationConfig.from_pretrained(directory, local_files_only=True)
-        end = end if generation.eos_token_id is None else generation.eos_token_id
-    return frozenset([] if end is None else [end] if isinstance(end, int) else end)
-
-
-def _config(directory: Path) -> Any:
-    """Raises UserError when the model's configuration cannot be read without running code."""
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"model {directory}: its configuration cannot be read ({type(error).__name__}: {error}); it must be a "
-            "causal language model in Hugging Face format"
-        ) from error
-    return config.get_text_config()
+def _arguments(options: VllmOptions, directory: Path) -> dict[str, Any]:
+    """What vLLM is told besides the model, where this model needs more than the options say."""
+    config, arguments = read_config(directory), options.arguments
+    context = context_of_vllm(config, options.max_model_len, directory)
+    if context is not None:
+        arguments["max_model_len"] = context
+    if arguments.get("enable_chunked_prefill") is False and keeps_state(config):
+        arguments.setdefault("enable_prefix_caching", False)  # vLLM shares such states only where it reads in chunks
+    return arguments
 
 
 def _check_same(version: VersionFiles, base: str, directory: Path) -> None:
     """Raise UserError when a version with full weights is not of the base's shape."""
-    here, there = (_config(where) for where in (directory, version.directory))
+    here, there = (read_config(where) for where in (directory, version.directory))
     for what in ("model_type", "vocab_size", "max_position_embeddings"):
         mine, its = getattr(here, what, None), getattr(there, what, None)
         if mine != its:

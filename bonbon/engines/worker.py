@@ -1,7 +1,6 @@
 """The one thread that owns the models."""
 
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,16 +11,16 @@ import torch
 
 from bonbon.engines.microbatch import MicroBatch
 from bonbon.engines.outbox import Outbox
-from bonbon.engines.policy import Policy
-from bonbon.engines.row import Job, Loaded, Row
+from bonbon.engines.row import Job, Lane, Loaded, Row
 from bonbon.errors import EngineError
+from bonbon.tracebacks import format_traceback
 
 T = TypeVar("T")
 
 JOIN_STEPS = 4
 """Steps between two looks at the waiting draws: letting them join costs about as much as a step."""
 TURN_STEPS = 16
-"""Steps a model instance has before another one with work gets its turn."""
+"""Steps a lane has before another one with work gets its turn."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +30,7 @@ class Worker(threading.Thread):
 
     Args:
         outbox: takes what is drawn.
-        max_rows: most candidates that one model instance draws at once; the others wait.
+        max_rows: most candidates that one lane draws at once; the others wait.
         threads: CPU threads for torch; 0 leaves torch's own choice.
     """
 
@@ -42,8 +41,8 @@ class Worker(threading.Thread):
         self._changed = threading.Condition()
         self._closing = False
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._waiting: dict[Policy, deque[Row]] = {}
-        self._batches: dict[Policy, MicroBatch] = {}
+        self._waiting: dict[Lane, deque[Row]] = {}
+        self._batches: dict[Lane, MicroBatch] = {}
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
         """Run `function` on this thread. Raises EngineError when the thread has ended."""
@@ -58,7 +57,7 @@ class Worker(threading.Thread):
         """Queue a job's rows. Raises EngineError when the thread has ended."""
         with self._changed:
             self._raise_end()
-            self._waiting.setdefault(job.loaded.policy, deque()).extend(rows)
+            self._waiting.setdefault(job.loaded.lane, deque()).extend(rows)
             self._changed.notify()
 
     def abort(self, job: Job) -> None:
@@ -88,51 +87,55 @@ class Worker(threading.Thread):
                 self._turn()
         except BaseException as error:  # noqa: BLE001 - there is nobody above: whoever uses the engine is told
             reason = f"the engine's thread died: {type(error).__name__}: {error}"
-            log.error("the engine's thread died", exception=traceback.format_exc())
+            log.error("the engine's thread died", exception=format_traceback(error))
         finally:
             self._end(reason)
 
     def _turn(self) -> None:
-        """Wait for work; then run every call, and give every model instance with rows a turn."""
+        """Wait for work; then run every call, and give every lane with rows a turn."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._calls or self._waiting or self._batches)
-            calls = [self._calls.popleft() for _ in range(len(self._calls))]
-        for future, function in calls:
-            _resolve(future, function)
+        while call := self._next_call():
+            _resolve(*call)
         with self._changed:
-            policies = list({**self._batches, **self._waiting})
-        for policy in policies:
-            batch = self._batches.setdefault(policy, MicroBatch(policy, self._outbox))
+            lanes = list({**self._batches, **self._waiting})
+        for lane in lanes:
+            batch = self._batches.setdefault(lane, MicroBatch(lane.policy, self._outbox))
             with torch.inference_mode():
-                batch.join(self._take(policy, self._max_rows - batch.running))
-                batch.run(lambda steps, running, policy=policy: self._due(policy, steps, running))  # type: ignore[misc]
+                batch.join(self._take(lane, self._max_rows - batch.running))
+                batch.run(lambda steps, running, lane=lane: self._due(lane, steps, running))  # type: ignore[misc]
             if not batch.rows:
-                del self._batches[policy]
+                del self._batches[lane]
 
-    def _take(self, policy: Policy, room: int) -> list[Row]:
-        """The next waiting rows of a model instance, at most `room`."""
+    def _next_call(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        # One at a time: those behind a call that ends the thread are told so.
         with self._changed:
-            waiting = self._waiting.get(policy, deque())
+            return self._calls.popleft() if self._calls else None
+
+    def _take(self, lane: Lane, room: int) -> list[Row]:
+        """The next waiting rows of a lane, at most `room`."""
+        with self._changed:
+            waiting = self._waiting.get(lane, deque())
             taken = [waiting.popleft() for _ in range(min(room, len(waiting)))]
             if not waiting:
-                self._waiting.pop(policy, None)
+                self._waiting.pop(lane, None)
         return taken
 
-    def _due(self, policy: Policy, steps: int, running: int) -> bool:
+    def _due(self, lane: Lane, steps: int, running: int) -> bool:
         """Whether the batch that runs must pause for something else."""
         if self._closing or self._calls:
             return True
-        if steps >= JOIN_STEPS and policy in self._waiting and running < self._max_rows:
+        if steps >= JOIN_STEPS and lane in self._waiting and running < self._max_rows:
             return True
         return steps >= TURN_STEPS and len({**self._batches, **self._waiting}) > 1
 
     def _drop(self) -> None:
         """Take the rows of jobs that are over out of the queue."""
         with self._changed:
-            for policy, rows in list(self._waiting.items()):
-                self._waiting[policy] = deque(row for row in rows if row.running)
-                if not self._waiting[policy]:
-                    del self._waiting[policy]
+            for lane, rows in list(self._waiting.items()):
+                self._waiting[lane] = deque(row for row in rows if row.running)
+                if not self._waiting[lane]:
+                    del self._waiting[lane]
 
     def _rows(self) -> list[Row]:
         waiting = [row for rows in self._waiting.values() for row in rows]
@@ -146,7 +149,8 @@ class Worker(threading.Thread):
             self._calls.clear()
         self._outbox.fail((row.job for row in rows), reason)
         for future, _ in calls:
-            future.set_exception(EngineError(reason))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(EngineError(reason))
 
     def _raise_end(self) -> None:
         if self.ended:

@@ -41,7 +41,7 @@ def create(
     async def make() -> tuple[Key, str]:
         # The first key is made before a service has made the database.
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        async with open_database(settings.database) as store:
+        async with open_database(settings.database, timeouts=settings.database_timeouts) as store:
             return await create_key(store, name, tenant=tenant, scopes=scopes, expires=expires)
 
     _print_new(*asyncio.run(make()), as_json)

@@ -7,11 +7,12 @@ from typing import Any
 
 from sqlalchemy import insert, select, update
 
-from bonbon.database import Database, Transaction
+from bonbon.database import Database
 from bonbon.errors import UserError
 from bonbon.ids import time_ordered_id
 from bonbon.keys.records import Key, Scope, digest_of, new_key
 from bonbon.tables import keys
+from bonbon.transaction import Transaction
 
 
 async def create_key(

@@ -1,4 +1,4 @@
-"""Run by Alembic with the connection that `bonbon.database.migrate` hands over."""
+"""Run by Alembic with the connection that `bonbon.schema.migrate` hands over."""
 
 from alembic import context
 from sqlalchemy import text

@@ -1,4 +1,4 @@
-"""`bonbon pairs`: what the pair log holds, its export, its best-of-k curve and its purge."""
+"""`bonbon pairs`: what the pair log holds, its export, its best-of-k curve, its spool and its purge."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -26,11 +26,13 @@ from bonbon.pairs.erase import Erased, erase
 from bonbon.pairs.purge import count_purgeable
 from bonbon.pairs.reader import PairStats, count_clean, stats
 from bonbon.pairs.selection import select_groups
+from bonbon.pairs.set_aside import set_aside_in
+from bonbon.pairs.spool_cli import delete_set_aside, replay_set_aside, show_spool
 from bonbon.rewards import build_reward
 from bonbon.rewards.base import Reward
 from bonbon.settings import Settings, load_settings
 
-app = typer.Typer(help="The pair log: counts, export, curve, purge.", no_args_is_help=True)
+app = typer.Typer(help="The pair log: counts, export, curve, spool, purge.", no_args_is_help=True)
 
 
 class Format(StrEnum):
@@ -101,6 +103,29 @@ def show_curve(
         print_curve(console(), found)
 
 
+@app.command("spool")
+def spool(
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Offer what is set aside to the database once more.")
+    ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is set aside.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the groups that wait for the database, and those that were set aside because it does not take them."""
+    settings = store_settings(data_dir, database)
+    if replay and delete:
+        raise UserError("--replay and --delete exclude each other: replay first, then delete what is left")
+    if replay:
+        replay_set_aside(settings, _bar, as_json=as_json)
+    elif delete:
+        delete_set_aside(settings, ask=not yes, as_json=as_json)
+    else:
+        show_spool(settings, as_json=as_json)
+
+
 @app.command("purge")
 def purge_groups(
     older_than: Annotated[str | None, typer.Option(help="An age: 30d, 12h, 2w, 45m or 90s.")] = None,
@@ -121,7 +146,8 @@ def purge_groups(
     erased = asyncio.run(_purge(settings, conditions, ask=not yes))
     deleted, learnt = erased.groups, erased.lineage
     if as_json:
-        print_json(asdict(conditions) | {"deleted": deleted, "snapshots": erased.snapshots} | asdict(learnt))
+        told = {"deleted": deleted, "set_aside": erased.set_aside, "snapshots": erased.snapshots}
+        print_json(asdict(conditions) | told | asdict(learnt))
         return
     out = console()
     out.print(
@@ -129,6 +155,8 @@ def purge_groups(
         "exports and versions already made from them are not changed.",
         soft_wrap=True,
     )
+    if erased.set_aside:
+        out.print(f"deleted with them: {erased.set_aside} groups that were set aside from the spool")
     for path in erased.snapshots:
         out.print(f"deleted with them: the training snapshot {path}", soft_wrap=True)
     for text, names in (("trained on some of them", learnt.trained), ("trained from those", learnt.descended)):
@@ -177,11 +205,11 @@ async def _running(judge: Reward | None) -> AsyncIterator[None]:
 
 async def _purge(settings: Settings, conditions: Conditions, *, ask: bool) -> Erased:
     async with open_store(settings) as database:
-        count = await count_purgeable(database, conditions)
+        count = await count_purgeable(database, conditions) + set_aside_in(settings.spool_dir).matching(conditions)
         if count and ask:
             typer.confirm(f"Delete {count} groups{conditions} for good?", abort=True, err=True)
         with _bar("deleting", count) as progress:
-            return await erase(database, settings.runs_dir, conditions, progress=progress)
+            return await erase(database, settings.runs_dir, conditions, spool_dir=settings.spool_dir, progress=progress)
 
 
 @contextmanager

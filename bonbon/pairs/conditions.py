@@ -5,7 +5,8 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, and_
 
-from bonbon.tables import clean_text, groups
+from bonbon.storable import clean_text
+from bonbon.tables import groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +34,13 @@ class Conditions:
         if not clauses:
             raise ValueError("no condition is given")
         return and_(*clauses)
+
+    def meet(self, time: datetime, user: str | None, request_id: str | None, tenant: str | None) -> bool:
+        """Whether a group of which this is known meets every condition; what is not known meets none."""
+        named = (self.user, user), (self.request_id, request_id), (self.tenant, tenant)
+        if self.older_than is not None and time >= self.older_than:
+            return False
+        return all(
+            wanted is None or (isinstance(given, str) and clean_text(given) == clean_text(wanted))
+            for wanted, given in named
+        )

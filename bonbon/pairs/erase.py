@@ -1,5 +1,6 @@
-"""Deletes groups from everywhere: the log, and the snapshots that training takes its pairs from."""
+"""Deletes groups from everywhere: the log, what was set aside from a spool, and the snapshots of training."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,21 +9,34 @@ from bonbon.database import Database
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.lineage import Lineage, lineage
 from bonbon.pairs.purge import purge
+from bonbon.pairs.set_aside import set_aside_in
 
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """`groups` were deleted; `lineage` is what had learnt from them, `snapshots` are files that held some of them."""
+    """`groups` were deleted; `lineage` is what had learnt from them, `snapshots` are files that held some of them.
+
+    `set_aside` counts those that no database had taken.
+    """
 
     groups: int
     lineage: Lineage
     snapshots: tuple[Path, ...]
+    set_aside: int
 
 
 async def erase(
-    database: Database, runs_dir: Path, conditions: Conditions, *, progress: Callable[[int], None] | None = None
+    database: Database,
+    runs_dir: Path,
+    conditions: Conditions,
+    *,
+    spool_dir: Path,
+    progress: Callable[[int], None] | None = None,
 ) -> Erased:
     """Delete the groups that meet the conditions, see `purge`, and every snapshot under `runs_dir` that has some.
+
+    With them go those that the spool in `spool_dir` has set aside; what still waits there is left out when it is
+    replayed.
 
     Raises ValueError when no condition is given, StoreError and OSError.
     """
@@ -32,4 +46,5 @@ async def erase(
     learnt = await lineage(database, conditions)
     deleted = await purge(database, conditions, progress=progress)
     snapshots = await delete_stale_snapshots(database, runs_dir) if deleted else []
-    return Erased(deleted, learnt, tuple(snapshots))
+    set_aside = await asyncio.to_thread(set_aside_in(spool_dir).erase, conditions)
+    return Erased(deleted, learnt, tuple(snapshots), set_aside)

@@ -6,11 +6,12 @@ from hashlib import sha256
 
 from sqlalchemy import insert, select
 
-from bonbon.database import Transaction
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.records import Group
-from bonbon.tables import clean_text, erasures
+from bonbon.storable import clean_text
+from bonbon.tables import erasures
+from bonbon.transaction import Transaction
 
 
 async def note_erasure(connection: Transaction, conditions: Conditions) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, select
 
-from bonbon.database import Database, Transaction
+from bonbon.database import Database
 from bonbon.pairs.conditions import Conditions
 from bonbon.tables import groups, versions
+from bonbon.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ async def lineage(database: Database, conditions: Conditions) -> Lineage:
     query = select(versions.c.name, versions.c.parent, versions.c.training).order_by(versions.c.created)
     trained: list[str] = []
     descended: list[str] = []
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         for name, parent, training in (await connection.execute(query)).all():
             if "last_group" in training and await _has(connection, chosen, training):
                 trained.append(name)

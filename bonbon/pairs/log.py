@@ -1,41 +1,34 @@
 """Appends to the pair log; an append returns when it is durable."""
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import timedelta
-from enum import StrEnum
 
 import structlog
-from sqlalchemy import ColumnElement, Connection, insert, select
-from sqlalchemy.exc import DBAPIError, OperationalError, TimeoutError
+from sqlalchemy import ColumnElement, insert, select
 
 from bonbon.database import Database
-from bonbon.errors import StoreError, UserError
+from bonbon.errors import StoreError, StoreUnavailable, UserError
 from bonbon.ids import time_ordered_id
-from bonbon.pairs.erasures import without_erased
-from bonbon.pairs.records import Comparison, Feedback, Group, Unclean
-from bonbon.pairs.rows import candidate_rows, group_of, group_row
-from bonbon.pairs.spool import Segment, Spool
+from bonbon.pairs.health import Health
+from bonbon.pairs.recent import SECONDS, RecentAnswers
+from bonbon.pairs.records import Comparison, Feedback, Group
+from bonbon.pairs.replay import MOST_AT_ONCE, Replayer
+from bonbon.pairs.rows import group_of
+from bonbon.pairs.spool import Spool
+from bonbon.pairs.store import Kept, Offer, offer, store_groups
 from bonbon.pairs.win_rates import LiveWinRate, count
-from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
+from bonbon.storable import clean_text
+from bonbon.tables import candidates, comparisons, feedback, groups
 from bonbon.uncancelled import uncancelled
 
 log = structlog.get_logger(__name__)
 
-MAX_COMMIT = 256
-RETRIES = timedelta(minutes=15)
-"""Clients wait ten minutes for an answer, and two for the next attempt."""
-
-
-class Kept(StrEnum):
-    """Where a group is when `append` returns."""
-
-    LOGGED = "logged"  # in the database
-    SPOOLED = "spooled"  # on disk, until the database takes it
-    REPEATED = "repeated"  # not stored: another group with the same idempotency key is
-    DROPPED = "dropped"  # nowhere: neither database nor spool took it, and that is what was asked for
-
+RETRIES = timedelta(seconds=SECONDS)
+LAST_COMMIT = 2.0
+"""Seconds that `stop` gives the database for what waits, before that goes to the spool."""
 
 Waiting = tuple[Group, "asyncio.Future[Kept]"]
 
@@ -43,7 +36,7 @@ Waiting = tuple[Group, "asyncio.Future[Kept]"]
 class PairLog:
     """Group commit: one writer takes everything that is waiting and commits it together, so that one fsync serves many.
 
-    While the database cannot be reached, groups go to the spool, and from there to the database once it can.
+    What the database does not take goes to the spool, and from there to the database once it does.
 
     Args:
         database: a started database.
@@ -56,35 +49,47 @@ class PairLog:
         self, database: Database, spool: Spool | None = None, *, drop: bool = False, retry: float = 1.0
     ) -> None:
         self.database, self.spool, self.drop, self.retry = database, spool, drop, retry
+        self.health = Health()
+        self._recent = RecentAnswers()
         self._waiting: asyncio.Queue[Waiting | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
         self._replayer: asyncio.Task[None] | None = None
+        self._commit: asyncio.Task[dict[str, Kept]] | None = None
         self._open = False
-        self._down = False
+        self._hurry = asyncio.Event()
         self._pending = 0
 
     async def start(self) -> None:
         """Start the writer, and take over what an earlier process has left in the spool."""
         if self._writer is None:
             self._open = True
+            self._hurry.clear()
             self._writer = asyncio.create_task(self._write(), name="pair log")
             if self.spool is not None:
                 # Before any request: one that comes again is known by the group that its first attempt has left.
-                await self._empty_spool(self.spool)
-                self._replayer = asyncio.create_task(self._watch_spool(self.spool), name="spool")
+                replayer = Replayer(self.database, self.spool, self.health)
+                await replayer.empty()
+                self._replayer = asyncio.create_task(self._watch_spool(replayer), name="spool")
 
     async def stop(self) -> None:
-        """Refuse new groups, commit what is waiting, then end. What the spool holds is for the next start."""
+        """Refuse new groups, commit what is waiting, then end. What the spool holds is for the next start.
+
+        A database that does not answer within `LAST_COMMIT` seconds is waited for no longer.
+        """
         self._open = False
         writer, self._writer = self._writer, None
         replayer, self._replayer = self._replayer, None
-        if writer is not None:
-            self._waiting.put_nowait(None)
-            await writer
         if replayer is not None:
             replayer.cancel()
             with suppress(asyncio.CancelledError):
                 await replayer
+        if writer is not None:
+            self._waiting.put_nowait(None)
+            await asyncio.wait({writer}, timeout=LAST_COMMIT)
+            self._hurry.set()
+            if self._commit is not None:
+                self._commit.cancel()
+            await writer
 
     @property
     def waiting(self) -> int:
@@ -92,19 +97,14 @@ class PairLog:
         return self._pending
 
     @property
-    def down(self) -> bool:
-        """Whether the last attempt to reach the database failed."""
-        return self._down
-
-    @property
     def can_wait(self) -> bool:
-        """Whether groups are taken, or let go as was asked for, while the database does not answer."""
+        """Whether groups are taken, or let go as was asked for, while the database does not take them."""
         return self.drop or (self.spool is not None and self.spool.has_room)
 
     def check(self) -> None:
         """Raise StoreError when an append could only fail now: before anything is drawn for it."""
-        if self._down and not self.can_wait:
-            raise StoreError("the database does not answer, and the spool is full")
+        if self.health.down and not self.can_wait:
+            raise StoreError("the database takes no groups, and the spool is full")
 
     async def append(self, group: Group) -> Kept:
         """Store a group; durable on return. Appending the same id again does nothing.
@@ -156,19 +156,22 @@ class PairLog:
     async def repeated(self, idempotency: str) -> Group | None:
         """The group that answered the request with this idempotency key, or None.
 
-        While the database is down, only what this process has spooled is known.
+        While the database cannot be asked, what waits in the spool is known, and what this process has logged lately.
         """
-        if self.spool is not None and (group := self.spool.find(idempotency)) is not None:
-            return group
+        if self.spool is not None:
+            group = await asyncio.to_thread(self.spool.find, idempotency)
+            if group is not None:
+                return group
         try:
+            self.health.raise_failure(StoreUnavailable)
             return await self._find(groups.c.idempotency == idempotency)
         except StoreError:
-            return None
+            return await asyncio.to_thread(self._recent.find, idempotency)
 
     async def seen(self, group: Group) -> bool:
         """Whether a group of this tenant and prompt is among those that are newer than `group`'s retries can be.
 
-        While the database is down: yes, to be on the safe side.
+        While the database cannot be asked: yes, to be on the safe side.
         """
         query = select(groups.c.id).where(
             groups.c.time >= group.time - RETRIES,
@@ -176,6 +179,7 @@ class PairLog:
             groups.c.tenant == clean_text(group.tenant),
         )
         try:
+            self.health.raise_failure(StoreUnavailable)
             async with self.database.read() as connection:
                 return (await connection.execute(query.limit(1))).first() is not None
         except StoreError:
@@ -195,7 +199,7 @@ class PairLog:
         try:
             while running:
                 batch = [await self._waiting.get()]
-                while len(batch) < MAX_COMMIT and not self._waiting.empty():
+                while len(batch) < MOST_AT_ONCE and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
                 entries = [entry for entry in batch if entry is not None]
                 running = len(entries) == len(batch)  # `stop` puts None behind the last group
@@ -212,133 +216,81 @@ class PairLog:
                     entry[1].cancel()
 
     async def _settle(self, entries: list[Waiting]) -> None:
-        """Store the entries together; one that cannot be stored is told so, alone."""
+        """Store the entries, and tell those who wait."""
         new = [group for group, _ in entries]
-        stored: StoreError | None = None
+        failure = StoreError("the group could not be stored")
+        kept: dict[str, Kept] = {}
         try:
-            kept = await self._keep(new)
+            found = await self._offer(new)
+            kept, left = found.kept, [group for group in new if group.id not in found.kept]
+            if left:
+                kept = kept | await self._put_off(left, found.error or failure)
         except Exception as error:  # noqa: BLE001 - whoever waits must hear of it, and the writer go on
-            if len(entries) > 1 and not unreachable(error) and not self._down:
-                half = len(entries) // 2
-                await self._settle(entries[:half])
-                await self._settle(entries[half:])
-                return
-            stored = StoreError(f"the group could not be stored: {error}")
-            stored.__cause__ = error
-            kept = dict.fromkeys((group.id for group in new), Kept.DROPPED) if self.drop and self._down else {}
+            failure = StoreError(f"the group could not be stored: {error}")
+            failure.__cause__ = error
         self._pending -= len(entries)
         for group, done in entries:
             if done.done():  # its caller was cancelled
                 continue
             if group.id in kept:
                 done.set_result(kept[group.id])
-            elif stored is not None:
-                done.set_exception(stored)
+            elif self.drop:
+                done.set_result(Kept.DROPPED)
+            else:
+                done.set_exception(failure)
 
-    async def _keep(self, new: list[Group]) -> dict[str, Kept]:
-        """Where each group is now: in the database, or in the spool when that cannot be reached."""
-        if not self._down or self.spool is None:
-            try:
-                kept = await self._commit(new)
-                self._note(down=False)
-                return kept
-            except StoreError as error:
-                if not unreachable(error):
-                    raise
-                self._note(down=True)
-                if self.spool is None:
-                    raise
-        await uncancelled(asyncio.to_thread(self.spool.append, new))
-        return dict.fromkeys((group.id for group in new), Kept.SPOOLED)
+    async def _offer(self, new: list[Group]) -> Offer:
+        """Have the database store the groups, unless it is known to take none."""
+        if self._hurry.is_set():
+            return Offer(error=StoreUnavailable("the service stops, and the database does not answer"))
+        if self.spool is not None and self.health.down:
+            return Offer(error=self.health.failure)
+        found = await offer(new, self._store, self.health)
+        if not found.kept and found.error is not None:
+            self.health.failed(found.error, spool=self.spool is not None)
+        keyed = [group for group in new if found.kept.get(group.id) is Kept.LOGGED and group.idempotency is not None]
+        if keyed:
+            await asyncio.to_thread(self._recent.add, keyed)
+        return found
 
-    async def _commit(self, new: list[Group]) -> dict[str, Kept]:
-        by_id = {group.id: group for group in reversed(new)}
-        if not by_id:
-            return {}
-        return await self.database.transact(lambda connection: self._insert_groups(connection, by_id))
+    async def _store(self, new: Sequence[Group]) -> dict[str, Kept]:
+        if self._hurry.is_set():
+            raise StoreUnavailable("the service stops, and the database does not answer")
+        self._commit = commit = asyncio.create_task(store_groups(self.database, new))
+        try:
+            return await commit
+        except asyncio.CancelledError:
+            if self._hurry.is_set() and commit.cancelled():
+                raise StoreUnavailable("the service stops, and the database does not answer") from None
+            raise
+        finally:
+            self._commit = None
 
-    def _insert_groups(self, connection: Connection, by_id: dict[str, Group]) -> dict[str, Kept]:
-        insertion = self.database.insert_new(groups).returning(groups.c.id)
-        inserted = set(connection.execute(insertion, [group_row(group) for group in by_id.values()]).scalars())
-        rows = [row for group_id in inserted for row in candidate_rows(by_id[group_id])]
-        if rows:
-            connection.execute(insert(candidates), rows)
-        late = [i for i, group in by_id.items() if i not in inserted and group.idempotency is not None]
-        there: set[str] = set()
-        if late:
-            there = set(connection.execute(select(groups.c.id).where(groups.c.id.in_(late))).scalars())
-        return {i: Kept.REPEATED if i in late and i not in there else Kept.LOGGED for i in by_id}
+    async def _put_off(self, left: list[Group], error: StoreError) -> dict[str, Kept]:
+        """Put groups into the spool, but for those whose request another one has answered. Raises StoreError."""
+        if self.spool is None:
+            raise error
+        kept = await asyncio.to_thread(self._known, self.spool, left)
+        new = [group for group in left if group.id not in kept]
+        if new:
+            await uncancelled(asyncio.to_thread(self.spool.append, new))
+        return kept | dict.fromkeys((group.id for group in new), Kept.SPOOLED)
 
-    async def _watch_spool(self, spool: Spool) -> None:
+    def _known(self, spool: Spool, left: list[Group]) -> dict[str, Kept]:
+        """Those whose idempotency key another group has that is in the spool, logged lately, or among them, too."""
+        found: dict[str, Kept] = {}
+        seen: set[str] = set()
+        for group in left:
+            key = group.idempotency
+            if key is None:
+                continue
+            first = spool.find(key) or self._recent.find(key)
+            if key in seen or (first is not None and first.id != group.id):
+                found[group.id] = Kept.REPEATED
+            seen.add(key)
+        return found
+
+    async def _watch_spool(self, replayer: Replayer) -> None:
         while True:
             await asyncio.sleep(self.retry)
-            await self._empty_spool(spool)
-
-    async def _empty_spool(self, spool: Spool) -> None:
-        try:
-            while (segment := await uncancelled(asyncio.to_thread(spool.take))) is not None:
-                await self._replay(spool, segment)
-            if self._down:
-                await self._probe()
-        except StoreError as error:
-            self._note(down=unreachable(error))
-            if not unreachable(error):
-                log.exception("the spool cannot be emptied; its groups stay in it")
-        except OSError:
-            log.exception("the spool cannot be read; its groups stay in it")
-
-    async def _replay(self, spool: Spool, segment: Segment) -> None:
-        try:
-            found = await asyncio.to_thread(segment.groups)
-            for start in range(0, len(found), MAX_COMMIT):
-                await self._replay_groups(spool, found[start : start + MAX_COMMIT])
-            await uncancelled(asyncio.to_thread(spool.delete, segment, found))
-        finally:
-            segment.close()
-        self._note(down=False)
-        if found:
-            log.info("spooled groups are in the database", groups=len(found))
-
-    async def _probe(self) -> None:
-        async with self.database.read() as connection:
-            await connection.execute(select(1))
-        self._note(down=False)
-
-    async def _replay_groups(self, spool: Spool, found: list[Group]) -> None:
-        try:
-            async with self.database.read() as connection:
-                found = await without_erased(connection, found)
-            kept = await self._commit(found)
-        except StoreError as error:
-            if unreachable(error):
-                raise
-            if len(found) == 1:
-                await asyncio.to_thread(spool.put_aside, found[0])
-                log.error("the database refuses a spooled group; it is put aside", group=found[0].id, error=str(error))
-                return
-            for half in (found[: len(found) // 2], found[len(found) // 2 :]):
-                await self._replay_groups(spool, half)
-            return
-        # Answered while the first attempt's group could not be looked up: kept, but not for training.
-        second = [
-            replace(group, idempotency=None, unclean=Unclean.REPEATED)
-            for group in found
-            if kept[group.id] is Kept.REPEATED
-        ]
-        if second:
-            await self._commit(second)
-
-    def _note(self, *, down: bool) -> None:
-        if down and not self._down:
-            log.error("the database does not answer; groups wait in the spool", spool=self.spool is not None)
-        elif self._down and not down:
-            log.info("the database answers again")
-        self._down = down
-
-
-def unreachable(error: Exception) -> bool:
-    """Whether `error` would meet every group alike, for the database is locked, full or gone."""
-    cause = error.__cause__
-    return isinstance(cause, OperationalError | TimeoutError) or (
-        isinstance(cause, DBAPIError) and cause.connection_invalidated
-    )
+            await replayer.empty()

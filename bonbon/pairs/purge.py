@@ -15,7 +15,7 @@ CHUNK = 1000
 async def count_purgeable(database: Database, conditions: Conditions) -> int:
     """How many groups `purge` would delete now."""
     query = select(func.count()).select_from(groups).where(conditions.clause)
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         return int((await connection.execute(query)).scalar_one())
 
 
@@ -37,7 +37,7 @@ async def purge(database: Database, conditions: Conditions, *, progress: Callabl
         await note_erasure(connection, conditions)
     deleted = 0
     while True:
-        async with database.write() as connection:
+        async with database.write(bulk=True) as connection:
             ids = (await connection.execute(query)).scalars().all()
             await connection.execute(delete(groups).where(groups.c.id.in_(ids)))
         deleted += len(ids)

@@ -12,7 +12,8 @@ from bonbon.database import Database
 from bonbon.pairs.records import Unclean
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
-from bonbon.tables import candidates, clean_text, comparisons, feedback, groups
+from bonbon.storable import clean_text
+from bonbon.tables import candidates, comparisons, feedback, groups
 
 CHUNK = 500
 Tenants = Collection[str] | None
@@ -78,14 +79,14 @@ async def count_clean(
 ) -> int:
     """Groups that `clean` means, drawn from `version` (None: from any)."""
     query = select(func.count()).select_from(groups).where(clean(version, after, tenants, own_rewards))
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         return int((await connection.execute(query)).scalar_one())
 
 
 async def trainable_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
     """The tenants whose groups of `version` may be trained on."""
     query = select(groups.c.tenant).where(trainable(version, after)).distinct().order_by(groups.c.tenant)
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         return list((await connection.execute(query)).scalars())
 
 
@@ -99,7 +100,7 @@ async def newest_reward(
         .order_by(groups.c.id.desc())
         .limit(1)
     )
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         row = (await connection.execute(query)).one_or_none()
     return None if row is None else RewardKey(*row)
 
@@ -119,7 +120,7 @@ async def pairs(
     """
     query, last = _pairs_query(version, tenants, chunk, own_rewards), after or ""
     while True:
-        async with database.read() as connection:
+        async with database.read(bulk=True) as connection:
             rows = (await connection.execute(query.params(after=last))).mappings().all()
         for row in rows:
             if row["chosen_reward"] > row["rejected_reward"]:  # a clean group's always is
@@ -141,7 +142,7 @@ async def stats(database: Database) -> PairStats:
         func.sum(case((won == 0, 1), else_=0)).label("tie"),
         func.sum(case((won < 0, 1), else_=0)).label("loss"),
     ).group_by(comparisons.c.version, comparisons.c.opponent)
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
 
         async def counts(*columns: Any) -> dict[str, int]:
             query = select(*columns, func.count()).group_by(*columns).order_by(*columns)

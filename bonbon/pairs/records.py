@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from bonbon.engines.base import FinishReason, Sampling
 from bonbon.prompt import Prompt
+from bonbon.storable import REASON_LENGTH, clean_name
 
 
 class Unclean(StrEnum):
@@ -54,7 +55,11 @@ class Group:
 
     `degraded` says why the reward gave no ranking (then the first candidate is the answer); `unclean` why the group
     must not be trained on, None when it is clean. `origin` is `request` for answered traffic, `audit` for background
-    draws. `idempotency` names the request it answers, and the log has one group of each name.
+    draws. `idempotency` names the request it answers, and the log has one group of each name; `fingerprint` is the
+    digest of what that request asked for.
+
+    The names of version and reward, the reward's version, and what it says of its failure, are as `clean_name` makes
+    them, whoever gave them.
     """
 
     id: str
@@ -74,6 +79,12 @@ class Group:
     request_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     idempotency: str | None = None
+    fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        _clean_names(self, "version", "reward_name", "reward_version")
+        if self.degraded is not None:
+            object.__setattr__(self, "degraded", clean_name(self.degraded, REASON_LENGTH))
 
     @property
     def n(self) -> int:
@@ -117,7 +128,7 @@ class Outcome(StrEnum):
 class Comparison:
     """From one audit: the champion's answer to `group_id`'s prompt against `opponent`.
 
-    `opponent` is the base, for one fresh draw of it, or `best_of(n)`.
+    `opponent` is the base, for one fresh draw of it, or `best_of(n)`. Names are as a group's.
     """
 
     group_id: str
@@ -128,6 +139,9 @@ class Comparison:
     reward_version: str
     reward: float
     opponent_reward: float
+
+    def __post_init__(self) -> None:
+        _clean_names(self, "version", "opponent", "reward_name", "reward_version")
 
     @property
     def outcome(self) -> Outcome:
@@ -146,3 +160,11 @@ class Feedback:
     chosen: int | None = None
     comment: str | None = None
     user: str = ""
+
+
+def _clean_names(record: object, *fields: str) -> None:
+    """Have a frozen record name what it names as the database does, so that both can be compared."""
+    for name in fields:
+        given = getattr(record, name)
+        if (clean := clean_name(str(given))) != given:
+            object.__setattr__(record, name, clean)

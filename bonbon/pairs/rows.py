@@ -59,6 +59,7 @@ def group_row(group: Group) -> dict[str, Any]:
         "degraded": group.degraded,
         "unclean": group.unclean,
         "idempotency": group.idempotency,
+        "fingerprint": group.fingerprint,
     }
 
 
@@ -130,4 +131,5 @@ def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) ->
         request_id=row["request_id"],
         metadata=row["metadata"],
         idempotency=row["idempotency"],
+        fingerprint=row.get("fingerprint"),  # what an earlier release has spooled has none
     )

@@ -63,7 +63,7 @@ async def scored_groups(
             .join(candidates, candidates.c.group_id == some.c.id)
             .order_by(some.c.id, candidates.c.rank)
         )
-        async with database.read() as connection:
+        async with database.read(bulk=True) as connection:
             rows = (await connection.execute(query)).mappings().all()
         found = 0
         for group_id, members in groupby(rows, key=itemgetter("id")):

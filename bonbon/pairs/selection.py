@@ -77,12 +77,12 @@ class _Holding:
 async def _holdings(database: Database, version: str | None, after: str | None) -> list[_Holding]:
     key = (groups.c.version, groups.c.reward_name, groups.c.reward_version, groups.c.n)
     query = select(*key, func.count(), func.max(groups.c.id)).where(trainable(version, after)).group_by(*key)
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         rows = (await connection.execute(query)).all()
     return [_Holding(Kind(row[0], RewardKey(row[1], row[2]), row[3]), row[4], row[5]) for row in rows]
 
 
 async def _nth_newest(database: Database, count: int) -> str | None:
     query = select(groups.c.id).order_by(groups.c.id.desc()).offset(count).limit(1)
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         return (await connection.execute(query)).scalar_one_or_none()

@@ -35,7 +35,7 @@ async def _is_whole(database: Database, path: Path) -> bool:
     try:
         for ids in _ids(path):
             query = select(func.count()).select_from(groups).where(groups.c.id.in_(ids))
-            async with database.read() as connection:
+            async with database.read(bulk=True) as connection:
                 if (await connection.execute(query)).scalar_one() != len(ids):
                     return False
     except pa.ArrowException:

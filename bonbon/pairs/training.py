@@ -61,7 +61,7 @@ async def training_groups(
     )
     found, last = chunk, after or ""
     while found == chunk:
-        async with database.read() as connection:
+        async with database.read(bulk=True) as connection:
             rows = (await connection.execute(query.params(after=last))).mappings().all()
         found = 0
         for group_id, members in groupby(rows, key=itemgetter("id")):

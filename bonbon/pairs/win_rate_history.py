@@ -43,7 +43,7 @@ async def read_win_rate_history(
     last = select(comparisons.c.reward_name, comparisons.c.reward_version).where(*this)
     won = comparisons.c.reward - comparisons.c.opponent_reward
     outcome = case((won > 0, 1.0), (won == 0, 0.5), else_=0.0)
-    async with database.read() as connection:
+    async with database.read(bulk=True) as connection:
         reward = (await connection.execute(last.order_by(comparisons.c.id.desc()).limit(1))).one_or_none()
         if reward is None:
             return WinRateHistory(version, opponent, 0, 0, 0, ())

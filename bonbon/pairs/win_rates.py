@@ -7,10 +7,11 @@ from typing import Any
 
 from sqlalchemy import and_, insert, select, update
 
-from bonbon.database import Database, Transaction
+from bonbon.database import Database
 from bonbon.pairs.records import Comparison, Outcome
 from bonbon.tables import win_rates
 from bonbon.theory import Interval, RollingSequence
+from bonbon.transaction import Transaction
 
 SHARE = {Outcome.WIN: 1.0, Outcome.TIE: 0.5, Outcome.LOSS: 0.0}
 

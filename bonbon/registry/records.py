@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bonbon.engines.base import VersionFiles, VersionKind
 
@@ -52,6 +52,13 @@ class Version:
     def k(self) -> int:
         """With how many draws the version answers so that nothing is lost, by the gate's verdict; else 1."""
         return int((self.verdict or {}).get("k") or 1)
+
+
+class Target(NamedTuple):
+    """What an alias names: a version, and the digest that the registry has of its files now; "" where it has none."""
+
+    version: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,18 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 
-from bonbon.database import Database, Transaction
+from bonbon.database import Database
 from bonbon.engines.base import VersionKind
 from bonbon.errors import Conflict, UnknownVersion, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.registry.files import store
 from bonbon.registry.manifest import base_digest, verify
-from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Event, Version, VersionState
+from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Event, Target, Version, VersionState
 from bonbon.tables import aliases, events, version_numbers, versions
+from bonbon.transaction import Transaction
 
+DIGEST_LENGTH = 8
+"""Characters of its digest in a version's name."""
 PROMOTABLE = (VersionState.APPROVED, VersionState.RETIRED, VersionState.PROMOTED)
 
 
@@ -41,6 +44,10 @@ class Registry:
         digest = ""
         if directory is not None:
             directory, digest = await asyncio.to_thread(_located, directory)
+        async with self.database.read() as connection:
+            known = await self._find(connection, name)
+        if known is not None and known.kind is VersionKind.BASE and _is_where(known, directory, digest):
+            return known  # nothing to write: a database that is read-only for now will do
         async with self._change() as connection:
             known = await self._find(connection, name)
             if known is None:
@@ -54,8 +61,9 @@ class Registry:
                     "name another data_dir or database_url for another base model",
                     param="model",
                 )
-            if directory is None or (known.directory, known.digest) == (directory, digest):
+            if _is_where(known, directory, digest):
                 return known
+            assert directory is not None
             await _set(connection, name, directory=str(directory), digest=digest)
         return replace(known, directory=directory, digest=digest)
 
@@ -69,7 +77,10 @@ class Registry:
         training: dict[str, Any],
         evaluation: dict[str, Any] | None = None,
     ) -> Version:
-        """Copy the files in and give them the next name, `<base>-bonbon-0001` and so on; a name is never given twice.
+        """Copy the files in and give them the next name: `<base>-bonbon-<number>-<digest's beginning>`.
+
+        A number is never given twice by one database. Where one was restored, and forgot some of those it gave, the
+        digest keeps other files from getting a name that a service still has loaded.
 
         Raises:
             UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`), or the parent has another
@@ -84,7 +95,7 @@ class Registry:
             raise UserError(f"{parent!r} is not a version of {base!r}: a version and its parent have the same base")
         manifest, target = await asyncio.to_thread(store, directory, self.root)
         async with self._change() as connection:
-            name = await self._next_name(connection, base)
+            name = await self._next_name(connection, base, manifest.digest)
             version = _new(name, base, parent, kind, manifest.digest, target, VersionState.REGISTERED)
             version = replace(version, training=training, evaluation=evaluation or {})
             await connection.execute(insert(versions).values(_row(version)))
@@ -185,6 +196,15 @@ class Registry:
             rows = await connection.execute(select(aliases.c.alias, aliases.c.version))
             return {row.alias: row.version for row in rows}
 
+    async def targets(self) -> dict[str, Target]:
+        """What each alias names, with the digest of its files."""
+        query = select(aliases.c.alias, aliases.c.version, versions.c.digest).join(
+            versions, versions.c.name == aliases.c.version, isouter=True
+        )
+        async with self.database.read() as connection:
+            rows = await connection.execute(query)
+            return {row.alias: Target(row.version, row.digest or "") for row in rows}
+
     async def get(self, name: str) -> Version:
         """The version `name`. Raises UnknownVersion."""
         async with self.database.read() as connection:
@@ -246,13 +266,14 @@ class Registry:
             await _point(connection, PREVIOUS, champion)
             await _set(connection, champion, state=VersionState.RETIRED)
 
-    async def _next_name(self, connection: Transaction, base: str) -> str:
+    async def _next_name(self, connection: Transaction, base: str, digest: str) -> str:
         await connection.execute(self.database.insert_new(version_numbers).values(base=base, last=0))
         numbers = version_numbers.c
         query = select(numbers.last).where(numbers.base == base)
         while True:
             await connection.execute(update(version_numbers).where(numbers.base == base).values(last=numbers.last + 1))
-            name = f"{base}-bonbon-{(await connection.execute(query)).scalar_one():04d}"
+            number = (await connection.execute(query)).scalar_one()
+            name = f"{base}-bonbon-{number:04d}-{digest[:DIGEST_LENGTH]}"
             if await self._find(connection, name) is None:  # a base model may have been given that name
                 return name
 
@@ -267,6 +288,11 @@ class Registry:
                 f"there is no version {name!r}; `bonbon models list` shows those there are", param="version"
             )
         return version
+
+
+def _is_where(base: Version, directory: Path | None, digest: str) -> bool:
+    """Whether its files are known to be there, or need not be."""
+    return directory is None or (base.directory, base.digest) == (directory, digest)
 
 
 async def newest_versions(database: Database, limit: int) -> list[Version]:

@@ -30,7 +30,10 @@ class ModelOptions(Options):
     revision: str | None = None
     """Revision of a hub model."""
     label: int | str | None = None
-    """Which label's log-probability is the score, for a model of several; one of one label gives its logit."""
+    """Index or name of the output that is read, of a model of several."""
+    output: Literal["auto", "logit", "logprob"] = "auto"
+    """Whether the score is that output itself or, where the outputs are classes that exclude each other, the class's
+    log-probability; auto: as problem_type in the model's config.json says."""
     batch_size: int = Field(32, ge=1)
     """Most texts per forward pass."""
     max_length: int | None = Field(None, ge=8)
@@ -94,7 +97,8 @@ class ModelReader:
 
     def _load(self) -> tuple["SequenceModel", str]:
         try:
-            from bonbon.rewards.sequence_model import SequenceModel, digest
+            from bonbon.rewards.sequence_model import SequenceModel
+            from bonbon.rewards.weights import digest
         except ImportError as error:
             raise UserError(
                 f"a reward model needs torch and transformers ({error}); pip install 'bonbon[embedded]'"
@@ -102,18 +106,27 @@ class ModelReader:
         options = self.options
         directory: Path = resolve_model(options.target, options.revision)
         model = SequenceModel(
-            directory, label=options.label, device=options.device, dtype=options.dtype, max_length=options.max_length
+            directory,
+            label=options.label,
+            output=options.output,
+            device=options.device,
+            dtype=options.dtype,
+            max_length=options.max_length,
         )
-        reading = f"{digest(directory)} {model.label} {model.max_length} {model.model.dtype}"
+        head = model.head
+        reading = f"{digest(directory)} {head.label} {model.max_length} {model.model.dtype}"
+        # Named only where it is not what label and problem_type alone have always meant: other versions stay the same.
+        if head.label is not None and head.reads_logit != (
+            model.model.config.problem_type == "multi_label_classification"
+        ):
+            reading += " logit" if head.reads_logit else " logprob"
         return model, sha256(reading.encode()).hexdigest()[:16]
 
 
 class ClassifierReward(Reward):
-    """Scores prompt and completion as the reward model's own chat template renders them.
+    """Scores prompt and completion as a `Conversation` writes them for the model.
 
-    A text prompt is followed by the completion as it is. A tokenizer without chat template reads messages and
-    completion as a pair of segments. What exceeds the model's length is cut from the prompt's start, so that
-    completions stay whole as long as they fit.
+    What exceeds the model's length is cut from the prompt's start, so that completions stay whole as long as they fit.
     """
 
     name = "classifier"
@@ -132,7 +145,14 @@ class ClassifierReward(Reward):
         return self.reader.truncated
 
     async def start(self) -> None:
-        self._tokenizer = (await self.reader.start()).tokenizer
+        from bonbon.rewards.conversation import Conversation
+
+        tokenizer = (await self.reader.start()).tokenizer
+        try:
+            self._conversation = Conversation(tokenizer, self.reader.options.target)
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         await self.reader.stop()
@@ -140,18 +160,7 @@ class ClassifierReward(Reward):
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         if prompt.token_ids is not None:
             raise RewardError("a classifier reads text, and this prompt is token ids of another tokenizer")
-        return await self.reader.read([self._render(prompt, completion) for completion in completions])
-
-    def _render(self, prompt: Prompt, completion: str) -> "Text":
-        from bonbon.rewards.sequence_model import Text
-
-        if prompt.messages is None:
-            return Text((prompt.text or "") + completion, completion)
-        if not self._tokenizer.chat_template:
-            return Text("\n".join(message["content"] for message in prompt.messages), completion, pair=completion)
-        messages = [*prompt.messages, {"role": "assistant", "content": completion}]
-        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False)
-        return Text(rendered, completion, special_tokens=False)
+        return await self.reader.read([self._conversation.text(prompt, completion) for completion in completions])
 
 
 def build(options: Mapping[str, Any]) -> ClassifierReward:

@@ -74,7 +74,7 @@ class PairwiseModel(PairwiseReward):
         return self.reader.truncated
 
     async def start(self) -> None:
-        self._logit = (await self.reader.start()).reads_logit
+        self._logit = (await self.reader.start()).head.reads_logit
 
     async def stop(self) -> None:
         await self.reader.stop()

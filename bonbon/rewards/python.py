@@ -38,8 +38,15 @@ class PythonReward(Reward):
 
     name = "python"
 
-    def __init__(self, function: Callable[[Prompt, list[str]], Any], *, version: str, threads: int = 4) -> None:
-        self.function, self._version, self._threads = function, version, threads
+    def __init__(
+        self,
+        function: Callable[[Prompt, list[str]], Any],
+        *,
+        version: str,
+        threads: int = 4,
+        target: str = "the function",
+    ) -> None:
+        self.function, self._version, self._threads, self._target = function, version, threads, target
         self._pool: ThreadPoolExecutor | None = None
 
     @property
@@ -64,7 +71,13 @@ class PythonReward(Reward):
             scores = await loop.run_in_executor(self._pool, self.function, prompt, list(completions))
             if inspect.isawaitable(scores):
                 scores = await scores
-        return [float(score) for score in scores]
+        try:
+            return [float(score) for score in scores]
+        except (TypeError, ValueError) as error:
+            raise RewardError(
+                f"{self._target} returned {type(scores).__name__} for {len(completions)} completions ({error}); it "
+                "must return one number per completion"
+            ) from error
 
 
 def load(target: str) -> Callable[[Prompt, list[str]], Any]:
@@ -93,4 +106,5 @@ def build(options: Mapping[str, Any]) -> PythonReward:
     """Options: PythonOptions."""
     read = PythonOptions.read("python", options)
     function = load(read.target)
-    return PythonReward(function, version=read.version or _source_digest(read.target), threads=read.threads)
+    version = read.version or _source_digest(read.target)
+    return PythonReward(function, version=version, threads=read.threads, target=read.target)

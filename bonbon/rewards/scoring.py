@@ -25,7 +25,14 @@ async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, d
         if timer.expired():
             raise RewardLate(f"reward {reward.name} gave no score within {deadline:g} s") from error
         raise RewardError(f"reward {reward.name} failed: {type(error).__name__}: {error}") from error
-    if len(scores) != len(distinct) or not all(math.isfinite(score) for score in scores):
-        raise RewardInvalid(f"reward {reward.name} did not give one finite score per candidate")
+    if len(scores) != len(distinct):
+        raise RewardInvalid(
+            f"reward {reward.name} must give one finite score per candidate, and gave {len(scores)} scores for "
+            f"{len(distinct)} candidates"
+        )
+    if not all(math.isfinite(score) for score in scores):
+        raise RewardInvalid(
+            f"reward {reward.name} must give one finite score per candidate, and gave one that is not finite"
+        )
     by_text = dict(zip(distinct, scores, strict=True))
     return [by_text[text] for text in texts]

@@ -1,17 +1,24 @@
-"""A sequence-classification model as a function from text to a number. The one module here that imports torch."""
+"""A sequence-classification model as a function from text to a number."""
 
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import structlog
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from bonbon.errors import UserError
+from bonbon.engines.tokenizer import load_tokenizer
+from bonbon.errors import RewardError, UserError
+from bonbon.rewards.head import Output, choose_head
+from bonbon.rewards.weights import load_classifier
 
-DIGESTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+Side = Literal["right", "left"]
+SIDES: tuple[Side, ...] = ("right", "left")
+
+LONGEST_CHECK = 1024
+"""Tokens of the longest text that is read when a model is loaded, to see that it can be."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +49,15 @@ class SequenceModel:
 
     Args:
         directory: a model in Hugging Face format, safetensors only.
-        label: index or name of the label to read, for a model of several. It reads the label's log-probability, or
-            its logit for a multi-label model; a model of one label gives its logit.
+        label: index or name of the output to read, for a model of several.
+        output: what of it is the score; see `bonbon.rewards.head`.
         device: a torch device, or `auto`.
         dtype: a torch floating type, or `auto`: the checkpoint's on a GPU, 32-bit elsewhere.
         max_length: tokens; by default all that the model takes.
 
     Raises:
-        UserError: it cannot be loaded, or is no reward model.
+        UserError: it cannot be loaded, is no reward model, or cannot read a short text, one of its length, or both at
+            once.
     """
 
     def __init__(
@@ -57,36 +65,34 @@ class SequenceModel:
         directory: Path,
         *,
         label: int | str | None = None,
+        output: Output = "auto",
         device: str = "auto",
         dtype: str = "auto",
         max_length: int | None = None,
     ) -> None:
         self.directory = directory
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.model, self.tokenizer = _load(directory, self.device, dtype)
-        self.label = _label(self.model.config, label)
-        self._configured_pad: int | None = self.model.config.pad_token_id
+        self.tokenizer = load_tokenizer(directory)
+        self.model = load_classifier(directory, self.device, dtype)
+        self.head = choose_head(self.model.config, label, output)
+        self._config = self.model.config.get_text_config()
+        self._vocabulary: int = self.model.get_input_embeddings().num_embeddings
+        self._configured_pad = _known(self._config.pad_token_id, self._vocabulary)
         self.max_length = self._length(max_length)
+        self._side: Side | None = "right"
+        self._check()
 
     def __call__(self, texts: list[Text]) -> list[Reading]:
-        """Read a batch in one forward pass. Padding changes no value beyond floating-point noise."""
+        """Read a batch, in one forward pass where the model can. Padding changes no value beyond floating-point noise.
+
+        Raises RewardError when a text has a token that the model does not know.
+        """
         encoded = [self._encode(text) for text in texts]
         logits = self._logits([inputs for inputs, _, _ in encoded])
         return [
             Reading(value, truncated, tail)
-            for value, (_, truncated, tail) in zip(self._values(logits), encoded, strict=True)
+            for value, (_, truncated, tail) in zip(self.head.values(logits), encoded, strict=True)
         ]
-
-    @property
-    def reads_logit(self) -> bool:
-        """Whether values are logits, of a label by itself; otherwise they are log-probabilities among labels."""
-        return self.label is None or self.model.config.problem_type == "multi_label_classification"
-
-    def _values(self, logits: torch.Tensor) -> list[float]:
-        """One number for each row of [batch, labels]."""
-        if self.label is None:
-            return logits[:, 0].tolist()
-        return (logits if self.reads_logit else logits.log_softmax(-1))[:, self.label].tolist()
 
     def _encode(self, text: Text) -> tuple[dict[str, list[int]], bool, bool]:
         encoding = self.tokenizer(text.text, text.pair, add_special_tokens=text.special_tokens, verbose=False)
@@ -94,6 +100,14 @@ class SequenceModel:
             name: list(encoding[name]) for name in ("input_ids", "token_type_ids") if name in self._takes(encoding)
         }
         ids = inputs["input_ids"]
+        if not ids:
+            raise RewardError("the reward model has nothing to read: prompt and completion are empty")
+        unknown = next((token for token in ids if token >= self._vocabulary), None)
+        if unknown is not None:
+            raise RewardError(
+                f"the text has the token {self.tokenizer.convert_ids_to_tokens(unknown)!r} (id {unknown}), which the "
+                f"reward model's tokenizer knows and the reward model, with its {self._vocabulary} tokens, does not"
+            )
         if len(ids) <= self.max_length:
             return inputs, False, False
         # From the left, so that what is judged stays whole; the token that encoders pool, or a BOS, stays in front.
@@ -103,22 +117,30 @@ class SequenceModel:
         return cut, True, tail + len(first) > self.max_length
 
     def _takes(self, encoding: Any) -> set[str]:
-        names = set(encoding)
-        return names if getattr(self.model.config, "type_vocab_size", 0) else names - {"token_type_ids"}
+        """What of an encoding is given to the model: which segment a token is of only where it tells segments apart."""
+        segments = getattr(self._config, "type_vocab_size", 0) > 1 or self._config.model_type == "xlnet"
+        return set(encoding) - (set() if segments else {"token_type_ids"})
 
-    @torch.inference_mode()
     def _logits(self, batch: list[dict[str, list[int]]]) -> torch.Tensor:
         """[batch, labels], 32-bit, on the CPU."""
+        if self._side is None:
+            return torch.cat([self._forward([inputs], "right") for inputs in batch])
+        return self._forward(batch, self._side)
+
+    @torch.inference_mode()
+    def _forward(self, batch: list[dict[str, list[int]]], side: Side) -> torch.Tensor:
         longest = max(len(inputs["input_ids"]) for inputs in batch)
         padding = {"input_ids": self._pad_id(batch), "token_type_ids": 0}
-        tensors = {
-            name: torch.tensor([inputs[name] + [padding[name]] * (longest - len(inputs[name])) for inputs in batch])
-            for name in batch[0]
-        }
-        lengths = torch.tensor([len(inputs["input_ids"]) for inputs in batch])
-        tensors["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
-        logits = self.model(**{name: tensor.to(self.device) for name, tensor in tensors.items()}).logits
-        return logits.float().cpu()  # type: ignore[no-any-return]
+        columns: dict[str, list[list[int]]] = {name: [] for name in [*batch[0], "attention_mask"]}
+        for inputs in batch:
+            missing = longest - len(inputs["input_ids"])
+            for name, values in inputs.items():
+                fill = [padding[name]] * missing
+                columns[name].append(fill + values if side == "left" else values + fill)
+            ones, zeros = [1] * (longest - missing), [0] * missing
+            columns["attention_mask"].append(zeros + ones if side == "left" else ones + zeros)
+        output = self.model(**{name: torch.tensor(rows, device=self.device) for name, rows in columns.items()})
+        return output.logits.float().cpu()  # type: ignore[no-any-return]
 
     def _pad_id(self, batch: list[dict[str, list[int]]]) -> int:
         """The configured padding token, or a token that the batch has not.
@@ -130,68 +152,68 @@ class SequenceModel:
             return configured
         used = {token for inputs in batch for token in inputs["input_ids"]}
         absent: int = next(token for token in range(len(used) + 1) if token not in used)
-        self.model.config.pad_token_id = absent
+        self._config.pad_token_id = absent
         return absent
 
     def _length(self, asked: int | None) -> int:
-        config = self.model.config
-        limit = min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or 10**30)
+        limits = [
+            self.tokenizer.model_max_length,
+            getattr(self._config, "max_position_embeddings", None),
+            _places(self.model),
+        ]
+        limit = min(limit for limit in limits if limit is not None and limit > 0)
         if asked is not None and asked > limit:
             raise UserError(f"max_length = {asked} exceeds the {limit} tokens that {self.directory} takes; lower it")
         return int(min(asked or limit, limit))
 
+    def _check(self) -> None:
+        """Read a short text, one as long as it may be, and both at once, and choose how batches are padded.
 
-def digest(directory: Path) -> str:
-    """SHA-256 over the names and contents of a model's weights, configuration and tokenizer. Reads them all."""
-    total = sha256()
-    for path in sorted({path for pattern in DIGESTED for path in directory.glob(pattern)}):
-        with path.open("rb") as file:
-            total.update(f"{path.name} {file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+        Most models may be padded on the right, XLNet on the left; what may not be padded at all is read text by text.
+        """
+        short, _, _ = self._encode(Text("A short text.", ""))
+        length = min(self.max_length, LONGEST_CHECK)
+        long = {name: (values * length)[:length] for name, values in short.items()}
+        try:
+            alone = torch.cat([self._forward([short], "right"), self._forward([long], "right")])
+        except Exception as error:
+            raise UserError(
+                f"the reward model {self.directory} cannot read texts of {len(short['input_ids'])} and {length} tokens "
+                f"({type(error).__name__}: {error}); lower the reward's max_length, or use another model",
+                param="reward",
+            ) from error
+        if not torch.isfinite(alone).all():
+            raise UserError(
+                f"the reward model {self.directory} gave a score that is not finite; set the reward's dtype to "
+                "float32, or use another model",
+                param="reward",
+            )
+        self._side = next((side for side in SIDES if self._agrees(alone, [short, long], side)), None)
+        if self._side is None:
+            log.warning(
+                "the reward model scores padded texts otherwise than without padding, so it reads one text at a time",
+                model=str(self.directory),
+            )
 
-
-def _load(directory: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
-    try:
-        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            directory,
-            config=config,
-            dtype=_dtype(dtype, device),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"reward model {directory} cannot be loaded: {error}") from error
-    missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
-    if missing:
-        raise UserError(
-            f"{directory} is no trained reward model: its weights lack {', '.join(missing[:3])}; "
-            "give a sequence-classification model in safetensors"
-        )
-    return model.eval().to(device), tokenizer
-
-
-def _dtype(name: str, device: torch.device) -> Any:
-    if name == "auto":
-        return "auto" if device.type == "cuda" else torch.float32
-    return getattr(torch, name)
-
-
-def _label(config: Any, label: int | str | None) -> int | None:
-    names: dict[int, str] = dict(config.id2label)
-    if label is None:
-        if len(names) == 1:
-            return None
-        raise UserError(f"the reward model has {len(names)} labels; set `label` to one of {_listed(names)}")
-    if len(names) == 1 and label in (0, names[0]):
-        return None
-    index = next((i for i, name in names.items() if label in (i, name, str(i))), None)
-    if index is None:
-        raise UserError(f"label = {label!r} is none of the reward model's: {_listed(names)}")
-    return index
+    def _agrees(self, alone: torch.Tensor, batch: list[dict[str, list[int]]], side: Side) -> bool:
+        try:
+            together = self._forward(batch, side)
+        except Exception as error:  # noqa: BLE001 - what it is that fails depends on the model
+            log.info("the reward model reads no batch", padding=side, error=f"{type(error).__name__}: {error}")
+            return False
+        noise = 1e-3 if self.model.dtype == torch.float32 else 0.05
+        return torch.allclose(together, alone, rtol=noise, atol=noise * float(alone.abs().max()))
 
 
-def _listed(names: dict[int, str]) -> str:
-    return ", ".join(f"{index} ({name})" for index, name in sorted(names.items()))
+def _known(token: int | None, vocabulary: int) -> int | None:
+    return token if token is not None and 0 <= token < vocabulary else None
+
+
+def _places(model: Any) -> int | None:
+    """Tokens for which the model has learnt positions, where it numbers them from its padding token's on (RoBERTa)."""
+    tables = [
+        module.num_embeddings - module.padding_idx - 1
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and "position" in name.rpartition(".")[2] and module.padding_idx
+    ]
+    return min(tables, default=None)

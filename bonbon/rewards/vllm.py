@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import structlog
 from pydantic import BaseModel, Field, ValidationError, field_validator
@@ -27,9 +27,10 @@ class VllmOptions(HttpOptions):
     model: str = ""
     """What it serves the model as; by default the name of the only one."""
     label: int | None = Field(None, ge=0)
-    """Which label's log-probability is the score, for a model of several; one of one label gives its logit."""
-    multi_label: bool = False
-    """The labels do not exclude each other: the label's logit is the score."""
+    """Index of the output that is read, of a model of several."""
+    output: Literal["logit", "logprob"] | None = None
+    """Whether the score is that output itself or, where the outputs are classes that exclude each other, the class's
+    log-probability. A model of several needs it, for the server does not tell."""
     max_length: int | None = Field(None, ge=8)
     """Tokens a text is cut to; by default all that the server takes."""
     version: str = ""
@@ -85,7 +86,7 @@ class VllmReward(Reward):
         if self._card is None:
             return self.options.version or "not asked yet"
         options, card = self.options, self._card
-        reading = repr((card.root, options.version, options.label, options.multi_label, self._length(card)))
+        reading = repr((card.root, options.version, options.label, options.output == "logit", self._length(card)))
         return f"{card.id}@{sha256(reading.encode()).hexdigest()[:12]}"
 
     async def start(self) -> None:
@@ -156,8 +157,13 @@ class VllmReward(Reward):
         label = self.options.label
         if (label is None and len(logits) > 1) or (label is not None and label >= len(logits)):
             raise RewardError(f"the reward model has {len(logits)} labels: set label to one of 0 to {len(logits) - 1}")
+        if len(logits) > 1 and self.options.output is None:
+            raise RewardError(
+                f"the reward model has {len(logits)} labels: set output to 'logit' when each is a score of its own, or "
+                "to 'logprob' when they are classes that exclude each other"
+            )
         value = logits[label or 0]
-        if len(logits) > 1 and not self.options.multi_label:
+        if len(logits) > 1 and self.options.output == "logprob":
             highest = max(logits)
             value -= highest + math.log(sum(math.exp(logit - highest) for logit in logits))
         if not math.isfinite(value):

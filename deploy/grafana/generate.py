@@ -297,6 +297,7 @@ PAIRS = [
         description="Best minus worst of the groups that were ranked.",
     ),
     lines("Spool", Query("sum by (instance) (bonbon_spool_bytes)", "{{instance}}"), unit="bytes"),
+    lines("Groups set aside", Query("max by (instance) (bonbon_groups_set_aside)", "{{instance}}"), minimum=0),
     lines(
         "Training done",
         Query("max(bonbon_round_progress_ratio)", "newest round"),

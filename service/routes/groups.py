@@ -57,8 +57,8 @@ async def delete_groups(request: Request, user: Name = None, request_id: Name = 
     """Delete what was logged for an end user or a request, and say which versions were trained on any of it."""
     if user is None and request_id is None:
         raise UserError("say what to delete: user, request_id, or both", param="user")
-    database, tenant = get_parts(request).database, caller(request).tenant
-    conditions = Conditions(user=user, request_id=request_id, tenant=tenant)
-    erased = await erase(database, get_parts(request).settings.runs_dir, conditions)
+    parts, settings = get_parts(request), get_parts(request).settings
+    conditions = Conditions(user=user, request_id=request_id, tenant=caller(request).tenant)
+    erased = await erase(parts.database, settings.runs_dir, conditions, spool_dir=settings.spool_dir)
     learnt = erased.lineage
     return Deleted(deleted=erased.groups, trained=list(learnt.trained), descended=list(learnt.descended))

@@ -1,18 +1,15 @@
 """`/health`: is the process alive, and should it get requests?"""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from bonbon.errors import EngineError, StoreError
+from bonbon.errors import EngineError, StoreError, StoreUnavailable
 from service.parts import Parts, get_parts
 
 router = APIRouter(prefix="/health", tags=["health"])
-
-DATABASE_DEADLINE = 5.0
 
 
 class Live(BaseModel):
@@ -24,7 +21,7 @@ class Live(BaseModel):
 class Ready(BaseModel):
     """Whether to send requests here, and what the alias is answered with.
 
-    It is ready without its database, too, as long as groups can wait in the spool: then `reason` says so.
+    It is ready without its database, too, as long as groups can wait in the spool: then `reason` says what is wrong.
     `serving` differs from `champion` while a promotion is under way, and when the champion was refused: `refused`
     says why.
     """
@@ -49,12 +46,12 @@ async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], r
         try:
             parts.startup.check()
             await parts.engine.check()
-            async with asyncio.timeout(DATABASE_DEADLINE):
-                champion = await parts.registry.champion()
+            champion = await _champion(parts)
         except EngineError as error:
-            reason = str(error) if parts.startup.failure else f"the engine cannot draw: {error}"
-        except (StoreError, OSError) as error:  # a TimeoutError is an OSError
-            reason = f"the database does not answer: {type(error.__cause__ or error).__name__}"
+            reason = parts.startup.failure or f"the engine cannot draw: {error}"
+        except StoreError as error:
+            away = isinstance(error, StoreUnavailable)
+            reason = f"the database {'does not answer' if away else 'takes no groups'}: {error.why}"
             serving = parts.pair_log.can_wait
     if reason is not None and not serving:
         response.status_code = 503
@@ -65,3 +62,15 @@ async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], r
         serving=parts.serving.champion,
         refused={name: refusal.reason for name, refusal in parts.swapper.refused.items()},
     )
+
+
+async def _champion(parts: Parts) -> str | None:
+    """The registry's. Raises StoreError, soon, when it cannot be read, or when the pair log cannot be written."""
+    health = parts.pair_log.health
+    health.raise_failure(StoreUnavailable)
+    try:
+        champion = await parts.champion()
+    except TimeoutError as error:
+        raise StoreUnavailable("the champion cannot be read", why="it is slow, or has stopped") from error
+    health.raise_failure()
+    return champion

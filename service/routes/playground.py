@@ -4,13 +4,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
 
 from bonbon.draws import collect
 from bonbon.engines.base import DrawRequest, Sampling
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
+from bonbon.storable import REASON_LENGTH, clean_name
 from bonbon.theory import win_fraction
 from service.admin_access import require_admin
+from service.disconnect import unless_disconnected
 from service.parts import Parts, get_parts
 from service.started import require_engine
 
@@ -53,7 +56,11 @@ class PlayedBody(BaseModel):
 
 
 @router.post("/playground")
-async def play(body: AskBody, parts: Annotated[Parts, Depends(get_parts)]) -> PlayedBody:
+async def play(body: AskBody, request: Request, parts: Annotated[Parts, Depends(get_parts)]) -> PlayedBody:
+    return await unless_disconnected(request.receive, _play(body, parts), parts.cut_off)
+
+
+async def _play(body: AskBody, parts: Parts) -> PlayedBody:
     if body.n > parts.settings.service.max_best_of:
         raise UserError(f"n {body.n} is above this service's limit of {parts.settings.service.max_best_of}", param="n")
     best_of_n, prompt = parts.best_of_n, Prompt.user(body.prompt)
@@ -70,12 +77,12 @@ async def play(body: AskBody, parts: Annotated[Parts, Depends(get_parts)]) -> Pl
         try:
             (reward,) = await best_of_n.score(prompt, [drawn.written])
         except RewardError as error:
-            problem = str(error)
+            problem = clean_name(str(error), REASON_LENGTH)
     rewards = [c.reward for c in group.candidates if c.reward is not None]
     return PlayedBody(
         base=routes.base,
         version=version,
-        reward=best_of_n.reward.name,
+        reward=group.reward_name,
         candidates=[
             DrawBody(text=c.text, tokens=len(c.token_ids), reward=c.reward, win_probability=c.win_probability)
             for c in sorted(group.candidates, key=lambda c: -(c.rank or 0))

@@ -1,6 +1,8 @@
 """What the request bodies of both endpoints have in common: a field is honoured, or refused by name."""
 
+import json
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
@@ -13,6 +15,9 @@ from service.ask import Ask
 INT64 = 2**63
 RETRY_COUNT = "x-stainless-retry-count"
 IDEMPOTENCY_KEY = "idempotency-key"
+UNDECISIVE = {"messages", "prompt", "tools", "tool_choice", "stream", "stream_options", "prompt_cache_key", "store"}
+"""Fields that are left out of a request's fingerprint: the prompt is there as a digest, and the others change nothing
+of what is answered."""
 
 Neutral = tuple[Any, ...]
 """Values of a field that ask for nothing."""
@@ -112,6 +117,12 @@ class AnswerBody(Body):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def _fingerprint(self, prompts: tuple[Prompt, ...]) -> str:
+        """A digest of everything that decides the answer, whether it is streamed or not."""
+        fields = self.model_dump(mode="json", exclude=UNDECISIVE, exclude_none=True)
+        asked = {"prompts": [prompt.digest for prompt in prompts]} | fields
+        return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
     def _ask(
         self,
         prompts: tuple[Prompt, ...],
@@ -155,6 +166,7 @@ class AnswerBody(Body):
             request_id=request_id,
             metadata=(self.metadata or {}) | retries,
             idempotency=idempotency,
+            fingerprint=None if idempotency is None else self._fingerprint(prompts),
             retry=bool(retries),
         )
 

@@ -1,5 +1,6 @@
 """One of the processes of a training: `torchrun --nproc-per-node 8 -m trainer.training.worker RUN_DIRECTORY`."""
 
+import logging
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ import torch
 from pydantic import TypeAdapter
 
 from bonbon.errors import BonbonError
+from bonbon.logs import configure_logs
 from bonbon.pairs.snapshot import read_snapshot
 from bonbon.settings import load_settings
 from trainer.files import write_json
@@ -24,6 +26,7 @@ def main(run_dir: Path, *, owned: bool) -> int:
     Args:
         owned: end when standard input ends, for then the process that holds the lease has.
     """
+    configure_logs(libraries=logging.WARNING)
     if owned:
         threading.Thread(target=_end_with_owner, daemon=True).start()
     job = TypeAdapter(Job).validate_json((run_dir / JOB).read_bytes())

@@ -1,0 +1,24 @@
+"""What peft leaves on a model, and how to take it off."""
+
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+
+def forget_names(model: Any) -> None:
+    """Remove the hooks by which peft gives its layers each row's adapter: it leaves them behind when a call fails."""
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if "adapter_names" in getattr(hook, "keywords", ()):
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def strip(model: Any) -> Any:
+    """`model` with every adapter layer replaced by the layer it wraps."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            model.set_submodule(name, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model

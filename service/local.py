@@ -1,0 +1,55 @@
+"""Which requests come from this machine, and from a person or program on it that means this service."""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+
+PROXIED = (
+    "akamai-", "cdn-loop", "cf-", "client-ip", "fastly-", "fly-", "forwarded", "true-client-ip", "via", "x-amz",
+    "x-appengine-", "x-azure-", "x-client-ip", "x-cluster-client-ip", "x-envoy-", "x-forwarded", "x-host", "x-nf-",
+    "x-original-", "x-proxy", "x-real-ip", "x-remote-", "x-vercel-",
+)  # fmt: skip
+"""How the names of headers begin that proxies, tunnels and content networks add."""
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether only this machine reaches `host`, or is reached from it."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False
+
+
+def why_not_local(request: Request) -> str | None:
+    """Why a request must be taken for one from elsewhere; None for one that was made on this machine.
+
+    A browser on this machine that shows a page of another site is elsewhere: such a page may send requests to any
+    address, and may give its own name this machine's address (DNS rebinding).
+    """
+    if request.client is None or not is_loopback(request.client.host):
+        return "it comes from another machine"
+    for name in request.headers:
+        if name.startswith(PROXIED):
+            return f"a proxy has passed it on (it has the header {name[:64]})"
+    hosts = request.headers.getlist("host")
+    if len(hosts) != 1 or not is_loopback(_name(hosts[0])):
+        return "its Host header does not name this machine: use 127.0.0.1 or localhost"
+    origin = request.headers.get("origin")
+    if origin is not None and origin.lower() != f"{request.url.scheme}://{hosts[0]}".lower():
+        return "a page of another origin has sent it"
+    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return "a page of another site has sent it"
+    return None
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without its port; None when it is not well formed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port
+    except ValueError:
+        return None
+    return parts.hostname if parts.netloc == host and "@" not in host else None

@@ -1,0 +1,109 @@
+"""Writes docs/models.md from what came of the zoo: `PYTHONPATH=tests python -m zoo.page > docs/models.md`."""
+
+from collections.abc import Iterable
+
+from zoo.policies import POLICIES, Policy
+from zoo.results import REFUSED, Result, recorded
+from zoo.rewards import REWARDS
+from zoo.stages import NEAR, WITH_ADAPTERS
+from zoo.tokenizers import CHATML, HEADERS, INST, TURNS
+
+TEMPLATES = {CHATML: "ChatML", HEADERS: "Llama 3's", INST: "Llama 2's", TURNS: "Gemma's", "": "none: text only"}
+
+HEAD = f"""# Models
+
+What works on which engine. `make zoo` makes this page from the results of tests; do not edit it by hand.
+
+Each row is a tiny model with random weights, made by the test suite (`tests/zoo`): nothing is downloaded, and nothing
+is said about how well a model answers. A number is the largest difference found, in nats per token, between the
+log-probabilities that the engine reports and those that transformers computes for the same tokens, one sequence at a
+time, in 32 bits. A difference of more than {NEAR:g} fails the test.
+
+- **base**: requests of different lengths, drawn together and alone, up to the last token of the context; and a group
+  drawn by best-of-n and read back from the pair log.
+- **adapter**: a LoRA adapter in the engine against the same adapter merged into the weights; and base and adapter,
+  drawn in one batch, against each alone.
+
+vLLM's columns are of its build for the CPU, which lacks some kernels that GPUs have: mixtures of experts take no
+adapters there, and some of them and most models with a recurrent state do not run.
+
+Where a model is **refused**, the engine does not start, and its message says what to do: see
+[below](#what-refusals-say). Models that are not in the table are checked when an engine starts, too: it draws for a few
+fixed prompts, alone and in one batch, short and as long as the context ([engines.md](engines.md#checks-at-the-start)).
+
+## Policies
+
+The kind is what the model's `config.json` calls `model_type`.
+
+| model | kind | chat template | embedded, base | embedded, adapter | vLLM, base | vLLM, adapter |
+|-|-|-|-|-|-|-|
+"""
+
+REWARD_HEAD = f"""
+## Reward models
+
+Scores of the `classifier` reward against those of transformers, text by text; and scores of a batch of short texts and
+one that is too long against the scores of each alone. A difference of more than {NEAR:g} fails the test.
+
+| reward model | kind | score | batch |
+|-|-|-|-|
+"""
+
+
+def page() -> str:
+    """The page."""
+    embedded, vllm, rewards = (recorded(table) for table in ("embedded", "vllm", "rewards"))
+    rows = [_policy_row(name, policy, embedded.get(name), vllm.get(name)) for name, policy in POLICIES.items()]
+    scored = [_row(name, REWARDS[name].kind, *_cells(rewards[name], ("score", "batch"))) for name in REWARDS]
+    refusals = [
+        *_refusals("Embedded engine", POLICIES, embedded),
+        *_refusals("vLLM", POLICIES, vllm),
+        *_refusals("Reward models", REWARDS, rewards),
+    ]
+    return HEAD + "".join(rows) + REWARD_HEAD + "".join(scored) + "\n## What refusals say\n" + "".join(refusals)
+
+
+def _policy_row(name: str, policy: Policy, embedded: Result | None, vllm: Result | None) -> str:
+    columns = [
+        cell for result in (embedded, vllm) for cell in (_of(result, adapters=False), _of(result, adapters=True))
+    ]
+    return _row(name, policy.kind, TEMPLATES[policy.tokenizer().chat_template or ""], *columns)
+
+
+def _of(result: Result | None, *, adapters: bool) -> str:
+    """The largest difference of the stages with adapters, or of those without."""
+    if result is None:
+        return "not run"
+    if REFUSED in result:
+        return "refused"
+    found = [value for stage, value in result.items() if (stage in WITH_ADAPTERS) == adapters]
+    numbers = [value for value in found if not isinstance(value, str)]
+    return _number(max(numbers)) if numbers else "refused"
+
+
+def _cells(result: Result, stages: Iterable[str]) -> list[str]:
+    return ["refused" if REFUSED in result else _number(result[stage]) for stage in stages]
+
+
+def _number(value: float | str) -> str:
+    return "0" if not value else f"{value:.0e}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _refusals(title: str, names: Iterable[str], results: dict[str, Result]) -> Iterable[str]:
+    """Each message once, with the models that got it; the name of their kind is left out."""
+    said: dict[str, list[str]] = {}
+    for name in names:
+        for value in results.get(name, {}).values():
+            if isinstance(value, str):
+                kind = f"({(POLICIES.get(name) or REWARDS[name]).kind})"
+                said.setdefault(value.replace(kind, "(KIND)"), []).append(name)
+    for message, who in said.items():
+        yield f"\n{title}: {', '.join(who)}\n\n> {message.replace('|', chr(92) + '|')}\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

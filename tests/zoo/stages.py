@@ -1,0 +1,166 @@
+"""What is done with each policy of the zoo, in order: every stage compares numbers that must be the same.
+
+A stage is a coroutine function of a `Visit` that returns the largest difference it found, in nats. To add one, append
+it to `STAGES`; what it needs of the stages before it, it finds in the visit.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from bonbon.best_of_n import BestOfN
+from bonbon.database import open_database
+from bonbon.draws import Draws, collect
+from bonbon.engines.base import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
+from bonbon.errors import UserError
+from bonbon.pairs.log import PairLog
+from bonbon.prompt import Prompt
+from bonbon.rewards.fake import FakeReward
+from bonbon.storable import clean_text
+from zoo.policies import Policy
+from zoo.results import Result, refusal
+
+NEAR = 2e-3
+"""Nats by which log-probabilities of one model may differ, computed in 32 bits in two ways."""
+BASE, ADAPTER = "base", "adapter"
+QUESTION = "Where is my order?"
+
+
+@dataclass
+class Visit:
+    """A policy whose base an engine serves; `base` is the directory of its files, `work` an empty one."""
+
+    policy: Policy
+    engine: Engine
+    base: Path
+    work: Path
+
+    @cached_property
+    def reference(self) -> Any:
+        """The base as transformers loads it."""
+        return AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32).eval()
+
+    @cached_property
+    def adapter(self) -> Path:
+        """An adapter on the base."""
+        return self.policy.save_adapter(self.work / "adapter", self.base)
+
+    @cached_property
+    def merged(self) -> Any:
+        """The adapter merged into the base's weights by peft."""
+        base = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        return PeftModel.from_pretrained(base, self.adapter).merge_and_unload().eval()
+
+    async def draw(self, version: str, length: int, *, n: int = 2, max_tokens: int = 12) -> Draws:
+        """Draw for a prompt of so many tokens."""
+        ids = tuple(20 + 7 * at % 300 for at in range(length))
+        sampling = Sampling(max_tokens=max_tokens, seed=length)
+        return await collect(self.engine, DrawRequest(Prompt(token_ids=ids), version, n, sampling))
+
+
+Stage = Callable[[Visit], Awaitable[float]]
+
+
+@torch.no_grad()
+def gap(model: Any, prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequence[float]) -> float:
+    """Largest difference from the log-probabilities of a plain forward pass over prompt and tokens, alone."""
+    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    expected = logits.float().log_softmax(-1)[range(len(tokens)), list(tokens)]
+    return float((expected - torch.tensor(logprobs)).abs().max())
+
+
+def gaps(model: Any, drawn: Sequence[Draws]) -> float:
+    """The largest of several requests' draws."""
+    return max(
+        gap(model, draws.prompt.token_ids, draw.token_ids, draw.logprobs) for draws in drawn for draw in draws.draws
+    )
+
+
+async def serve(visit: Visit) -> float:
+    """Requests of different lengths in one batch, one of them to the context's end, beside one alone."""
+    engine, context = visit.engine, visit.policy.context
+    assert engine.context_length == context
+    alone = await visit.draw(BASE, 5)
+    together = await asyncio.gather(
+        *(visit.draw(BASE, length) for length in (1, 5, context // 2)), visit.draw(BASE, context - 6, max_tokens=6)
+    )
+    return gaps(visit.reference, [alone, *together])
+
+
+async def log_best_of_n(visit: Visit) -> float:
+    """Best-of-n of a chat, or of a text where there is no chat template; what the log has of it."""
+    tokenizer = visit.policy.tokenizer()
+    prompt = Prompt.user(QUESTION) if tokenizer.chat_template else Prompt(text=QUESTION)
+    best_of_n = BestOfN(visit.engine, FakeReward())
+    answer = await best_of_n(prompt, 4, sampling=Sampling(max_tokens=10, seed=1))
+    async with open_database(f"sqlite+aiosqlite:///{visit.work / 'bonbon.db'}") as database:
+        log = PairLog(database)
+        await log.start()
+        await log.append(answer.group)
+        group = await log.group(answer.group.id)
+        await log.stop()
+    assert group is not None
+    assert group.best.reward is not None
+    worst = 0.0
+    for candidate in group.candidates:
+        # The sum, as the trainer uses it.
+        differences = [
+            gap(visit.reference, group.prompt_token_ids, candidate.token_ids, answer.draws[candidate.index].logprobs),
+            abs(candidate.logprob - sum(answer.draws[candidate.index].logprobs)),
+        ]
+        worst = max(worst, *differences)
+        if prompt.text is not None:  # prompt and completion are one text
+            whole = tokenizer.decode([*group.prompt_token_ids, *candidate.token_ids], skip_special_tokens=True)
+            assert prompt.text + candidate.text == clean_text(whole)
+    return worst
+
+
+async def adapt(visit: Visit) -> float:
+    """An adapter in the engine against the adapter merged into the weights."""
+    await visit.engine.load(VersionFiles(ADAPTER, VersionKind.ADAPTER, visit.adapter))
+    drawn = await asyncio.gather(*(visit.draw(ADAPTER, length) for length in (1, 9)))
+    assert gaps(visit.reference, drawn) > 10 * NEAR, "the adapter changes nothing"
+    return gaps(visit.merged, drawn)
+
+
+async def mix(visit: Visit) -> float:
+    """Base and adapter at once; each must draw what it draws alone."""
+    asked = [(version, length) for length in (3, 7) for version in (BASE, ADAPTER)]
+    together = await asyncio.gather(*(visit.draw(version, length) for version, length in asked))
+    models = {BASE: visit.reference, ADAPTER: visit.merged}
+    worst = max(gaps(models[version], [draws]) for (version, _), draws in zip(asked, together, strict=True))
+    alone = [await visit.draw(version, length) for version, length in asked]
+    for one, other in zip(alone, together, strict=True):
+        assert [draw.token_ids for draw in one.draws] == [draw.token_ids for draw in other.draws]
+    return worst
+
+
+STAGES: dict[str, Stage] = {"serve": serve, "log": log_best_of_n, "adapter": adapt, "mixed": mix}
+WITH_ADAPTERS = ("adapter", "mixed")
+
+
+async def run_stages(
+    policy: Policy, engine: Engine, base: Path, work: Path, stages: Collection[str] = tuple(STAGES)
+) -> Result:
+    """Start the engine and go through `stages`: each one's largest difference, or why the engine refused the model.
+
+    Nothing but a refusal at the start may keep a stage from its end.
+    """
+    try:
+        await engine.start()
+    except UserError as error:
+        return refusal(error, base)
+    visit = Visit(policy, engine, base, work)
+    try:
+        result = {name: await stage(visit) for name, stage in STAGES.items() if name in stages}
+    finally:
+        await engine.stop()
+    assert all(difference < NEAR for difference in result.values()), result
+    return result
