@@ -99,6 +99,9 @@ class ServiceSettings(Section):
     """Port to listen on; 0 takes a free one."""
     alias: str = "bonbon"
     """The model name that means: whatever is best now."""
+    k: int | None = Field(None, ge=1, le=128)
+    """Draws of a distilled champion from which the alias answers with the best. By default as many as the version's
+    evaluation showed it to need; with 1 every answer is one draw, whatever that costs in quality."""
     max_best_of: int = Field(32, ge=1, le=128)
     """Largest n a request may ask for."""
     default_max_tokens: int = Field(256, ge=1)

@@ -113,7 +113,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
     admission = Admission(service.max_tokens_in_flight, waiting=service.max_waiting, patience=service.max_wait)
-    serving = Serving(engine.base, alias=service.alias, n=settings.n)
+    serving = Serving(engine.base, alias=service.alias, n=settings.n, k=service.k)
     swapper = Swapper(
         engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
     )
@@ -197,6 +197,7 @@ def _watch(
         lambda: serving.routes.fallen_back,
     )
     watch("bonbon_n", "Candidates that best-of-n draws.", lambda: serving.n)
+    watch("bonbon_k", "Candidates that the alias draws now for one answer.", lambda: serving.k)
 
 
 def _base_name(settings: Settings) -> str:

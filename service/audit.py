@@ -1,4 +1,4 @@
-"""Audits: what one draw of the champion is worth now, measured in the background on live requests."""
+"""Audits: what the champion's answers are worth now, measured in the background on live requests."""
 
 import asyncio
 import random
@@ -25,10 +25,10 @@ class Audits:
     """Compares a share of the distilled champion's answers with the base, and logs groups for the next round.
 
     An audit (a) draws the base n times with the request's own prompt and sampling, scores these draws together with
-    the champion's answer, and stores how that compares with the first of them and with the best; (b) draws n fresh
-    candidates of the champion and logs them as a group of origin `audit`, so that the next round can train with the
-    champion as its reference, unless the request itself drew several. Audits run one at a time, never fail a request,
-    and hold the versions they draw from.
+    the k candidates from which the champion answers, and stores how the best of those compares with the base's first
+    draw and with its best; (b) where k is 1, draws n fresh candidates of the champion and logs them as a group of
+    origin `audit`, so that the next round can train with the champion as its reference. Audits run one at a time, never
+    fail a request, and hold the versions they draw from.
 
     Args:
         floor: hears of every live win rate that moved.
@@ -55,7 +55,7 @@ class Audits:
         self.floor = floor
         self.fraction, self.n = fraction, n
         self._rng = rng or random.Random()
-        self._queue: asyncio.Queue[Group] = asyncio.Queue(waiting)
+        self._queue: asyncio.Queue[tuple[Group, int]] = asyncio.Queue(waiting)
         self._worker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -81,23 +81,26 @@ class Audits:
     def offer(self, group: Group) -> None:
         """Maybe audit an answered and logged group; returns at once.
 
-        Only whole answers of a distilled champion count; the caller leaves out what must not be stored.
+        Only whole answers of a distilled champion that drew at least as many candidates as the alias count; the caller
+        leaves out what must not be stored.
         """
-        routes = self.serving.routes
-        if not routes.distilled or group.version != routes.champion or group.candidates[0].finish_reason == "abort":
+        routes, k = self.serving.routes, self.serving.champion_k
+        if not routes.distilled or group.version != routes.champion or group.n < k:
+            return
+        if any(candidate.finish_reason == "abort" for candidate in group.candidates[:k]):
             return
         if self._rng.random() >= self.fraction:
             return
         try:
-            self._queue.put_nowait(group)
+            self._queue.put_nowait((group, k))
         except asyncio.QueueFull:
             self.metrics.audit_dropped("full")
 
     async def _work(self) -> None:
         while True:
-            group = await self._queue.get()
+            group, k = await self._queue.get()
             try:
-                await self._audit(group)
+                await self._audit(group, k)
             except UnknownVersion:
                 self.metrics.audit_dropped("gone")
             except RewardError as error:
@@ -109,21 +112,22 @@ class Audits:
             finally:
                 self._queue.task_done()
 
-    async def _audit(self, group: Group) -> None:
+    async def _audit(self, group: Group, k: int) -> None:
         await self.serving.admitted()
         base = self.serving.routes.base
         with self.serving.hold(group.version), self.serving.hold(base):
-            await self._compare(group, base)
+            await self._compare(group, base, k)
             if group.n == 1 and group.sampling.unmodified:
                 await self._draw_group(group)
 
-    async def _compare(self, group: Group, base: str) -> None:
+    async def _compare(self, group: Group, base: str, k: int) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         n = 1 if sampling.temperature == 0 else self.n  # greedy draws are all the same
         drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling, salt=group.salt))
-        # The first candidate, not the best: one draw of the champion, however many the request asked for.
-        texts = [group.candidates[0].text, *(draw.written for draw in drawn.draws)]
-        reward, *opposed = await self.best_of_n.score(group.prompt, texts)
+        # The first k candidates, not all: what the alias answers with, however many the request asked for.
+        own = [candidate.text for candidate in group.candidates[:k]]
+        rewards = await self.best_of_n.score(group.prompt, [*own, *(draw.written for draw in drawn.draws)])
+        reward, opposed = max(rewards[: len(own)]), rewards[len(own) :]
         opponents = {base: opposed[0]} if n == 1 else {base: opposed[0], best_of(n): max(opposed)}
         for opponent, opponent_reward in opponents.items():
             comparison = Comparison(

@@ -12,7 +12,7 @@ log = structlog.get_logger(__name__)
 
 
 class Floor:
-    """Watches the live win rate of the champion's one draw against the base.
+    """Watches the live win rate of the champion's answers against one draw of the base.
 
     When its upper bound is under `floor`, the champion is replaced in the registry, so that every gateway follows, by
     best-of-n of the last version that is known to be good: `previous`, if its own live win rate by the same reward has

@@ -24,19 +24,20 @@ class Asked(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version that can be drawn from now."""
+    """A version that can be drawn from now. As champion it answers with the best of `k` draws."""
 
     name: str
     created: datetime
     parent: str | None = None
+    k: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Routes:
     """The routing table: never changed, only replaced whole, so that a request sees one state of it.
 
-    `champion` is the version that answers for the service's alias, with one draw unless `fallen_back`. Every name in
-    the table is in `loaded`.
+    `champion` is the version that answers for the service's alias, with the best of its own `k` draws unless
+    `fallen_back`. Every name in the table is in `loaded`.
     """
 
     base: str
@@ -87,11 +88,12 @@ class Serving:
         base: the engine's base version; loaded, and the champion, until something else is published.
         alias: the model name that means: whatever is best now.
         n: candidates that the alias draws while the champion is the base.
+        k: candidates that the alias draws of every other champion; None: as many as the gate found it to need.
     """
 
-    def __init__(self, base: str, *, alias: str, n: int) -> None:
+    def __init__(self, base: str, *, alias: str, n: int, k: int | None = None) -> None:
         self._routes = Routes(base, base, {base: Loaded(base, datetime.now(UTC))})
-        self.alias, self.n = alias, n
+        self.alias, self.n, self._k = alias, n, k
         self._references: Counter[str] = Counter()
         self._idle: dict[str, asyncio.Event] = {}
         self._open = asyncio.Event()
@@ -107,6 +109,16 @@ class Serving:
     def champion(self) -> str:
         """The version that answers for the alias."""
         return self._routes.champion
+
+    @property
+    def k(self) -> int:
+        """Candidates that the alias draws for one choice now."""
+        return self.n if self._routes.best_of_n else self.champion_k
+
+    @property
+    def champion_k(self) -> int:
+        """Candidates from which the champion answers while it has not fallen back on best-of-n."""
+        return self._k if self._k is not None else self._routes.loaded[self._routes.champion].k
 
     @property
     def in_flight(self) -> int:
@@ -171,9 +183,10 @@ class Serving:
     def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> Iterator[Plan]:
         """How to answer a request for `model` that wants `n` choices; its version stays loaded until the block ends.
 
-        The alias draws best-of-n while the champion is the base or has fallen back on it, and otherwise one candidate
-        per choice, as versions asked for by name do. A `best_of` given overrides that. `learnt`: what versions learn is
-        what this request is judged by; where it is not, the alias means best-of-n of the base, whoever is champion.
+        The alias draws best-of-n while the champion is the base or has fallen back on it, and otherwise best-of-k of
+        the champion; versions asked for by name draw one candidate per choice. A `best_of` given overrides that.
+        `learnt`: what versions learn is what this request is judged by; where it is not, the alias means best-of-n of
+        the base, whoever is champion.
 
         Raises UnknownVersion, listing what there is.
         """
@@ -185,10 +198,11 @@ class Serving:
 
     def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> int:
         """How many candidates a request for `model` draws as things are now; see `plan`."""
-        best_of_n = model in (self.alias, "champion") and (
-            self._routes.best_of_n or (model == self.alias and not learnt)
-        )
-        return best_of if best_of is not None else max(n, self.n if best_of_n else 1)
+        if best_of is not None:
+            return best_of
+        if model == self.alias and not learnt:
+            return max(n, self.n)
+        return max(n, self.k if model in (self.alias, "champion") else 1)
 
     def resolve(self, model: str) -> tuple[str, Asked]:
         """The version that `model` means now. Raises UnknownVersion, listing what there is."""

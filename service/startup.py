@@ -60,11 +60,11 @@ class Startup:
     def failure(self) -> str | None:
         """Why nothing can be answered yet; None when something can.
 
-        Where the champion answers with one draw, the reward is not waited for.
+        Where the alias answers with one draw, the reward is not waited for.
         """
         if self._engine_failure is not None:
             return f"the engine cannot draw yet: {self._engine_failure}"
-        if self._reward_failure is not None and self._swapper.serving.routes.best_of_n:
+        if self._reward_failure is not None and self._swapper.serving.k > 1:
             return f"best-of-n cannot answer yet: {self._reward_failure}"
         return None
 

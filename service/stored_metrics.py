@@ -44,7 +44,7 @@ class StoredMetrics:
         self._up = make.gauge("bonbon_database_up", "1 when the database answered this scrape.")
         self._win_rate = make.gauge(
             "bonbon_win_rate",
-            "Live win rate of the champion's one draw over the last 500 to 1000 comparisons, ties half, and its 95 % "
+            "Live win rate of the champion's answers over the last 500 to 1000 comparisons, ties half, and its 95 % "
             "band, which holds at all times together (bound: value, low, high).",
             "champion",
             "opponent",

@@ -205,7 +205,7 @@ class Swapper:
             self.metrics.swapped("refused", time.monotonic() - start)
             await self._refuse(name, str(error), refusal)
             return False
-        self._checked[name] = Loaded(name, version.created, version.parent)
+        self._checked[name] = Loaded(name, version.created, version.parent, version.k)
         self.refused.pop(name, None)
         self.metrics.swapped("served", time.monotonic() - start)
         log.info("version loaded and checked", version=name, seconds=round(time.monotonic() - start, 3))

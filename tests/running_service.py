@@ -92,10 +92,16 @@ class Running:
         body = {"model": model, "messages": [{"role": "user", "content": "Where is my order?"}], "max_tokens": 12}
         return await self.client.post("/v1/chat/completions", json=body | fields)
 
-    async def promoted(self, weights: int, kind: VersionKind = VersionKind.ADAPTER) -> Version:
-        """A new version, made the champion in the registry by somebody else than this service."""
-        version = await new_version(self.parts.registry, weights, kind=kind)
-        return await self.parts.registry.promote(version.name, actor="test", force=True)
+    async def promoted(self, weights: int, kind: VersionKind = VersionKind.ADAPTER, *, k: int | None = None) -> Version:
+        """A new version, made the champion in the registry by somebody else than this service.
+
+        `k`: how many draws the gate found it to need; None leaves it unjudged.
+        """
+        registry = self.parts.registry
+        version = await new_version(registry, weights, kind=kind)
+        if k is not None:
+            await registry.approve(version.name, {"passed": True, "reasons": [], "k": k, "saved": 0.5})
+        return await registry.promote(version.name, actor="test", force=k is None)
 
 
 @asynccontextmanager

@@ -113,6 +113,20 @@ async def test_an_audit_stores_a_comparison_and_a_group_of_the_champion(bench: B
     assert bench.serving.in_flight == 0
 
 
+async def test_what_is_compared_is_the_best_of_the_draws_that_the_champion_answers_from(bench: Bench) -> None:
+    needs_2 = replace(DISTILLED, loaded=DISTILLED.loaded | {CHAMPION: replace(DISTILLED.loaded[CHAMPION], k=2)})
+    bench.serving.publish(needs_2)
+    answer = await bench.best_of_n(PROMPT, 4, version=CHAMPION, sampling=Sampling(seed=1))
+    await bench.pair_log.append(answer.group)
+    single = await bench.answered()
+    await run(bench.audits(), answer.group, single)
+    rows = await bench.rows(comparisons)
+    assert {row["group_id"] for row in rows} == {answer.group.id}  # one draw is not what the alias answers with
+    best_of_2 = max(bench.reward.function(PROMPT, candidate.text) for candidate in answer.group.candidates[:2])
+    assert {row["reward"] for row in rows} == {best_of_2}
+    assert [row["origin"] for row in await bench.rows(groups)] == ["request", "request"]  # such groups train already
+
+
 async def test_equal_answers_are_ties(bench: Bench) -> None:
     greedy = Sampling(temperature=0)
     await run(bench.audits(), await bench.answered(sampling=greedy))

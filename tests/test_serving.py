@@ -1,6 +1,7 @@
 """The routing table: what each model name means, and that a version in use is held."""
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -15,6 +16,10 @@ LOADED = {
     "tiny-bonbon-0002": Loaded("tiny-bonbon-0002", CREATED, "tiny-bonbon-0001"),
 }
 DISTILLED = Routes("tiny", "tiny-bonbon-0002", LOADED, previous="tiny-bonbon-0001")
+NEEDS_3 = replace(
+    DISTILLED,
+    loaded=LOADED | {"tiny-bonbon-0002": replace(LOADED["tiny-bonbon-0002"], k=3)},
+)
 
 
 def make(routes: Routes | None = None) -> Serving:
@@ -60,6 +65,36 @@ def test_a_distilled_champion_answers_with_one_draw(
 ) -> None:
     with make(DISTILLED).plan(model, n=n, best_of=best_of) as plan:
         assert (plan.version, plan.best_of) == (version, drawn)
+
+
+@pytest.mark.parametrize(
+    ("model", "n", "best_of", "drawn"),
+    [
+        ("bonbon", 1, None, 3),
+        ("champion", 1, None, 3),
+        ("bonbon", 5, None, 5),
+        ("bonbon", 1, 1, 1),
+        ("previous", 1, None, 1),
+        ("tiny-bonbon-0002", 1, None, 1),
+    ],
+)
+def test_a_champion_that_needs_several_draws_answers_with_the_best_of_them(
+    model: str, n: int, best_of: int | None, drawn: int
+) -> None:
+    with make(NEEDS_3).plan(model, n=n, best_of=best_of) as plan:
+        assert plan.best_of == drawn
+
+
+def test_a_champion_that_fell_back_answers_with_best_of_n_whatever_it_needs() -> None:
+    serving = make(replace(NEEDS_3, fallen_back=True))
+    assert (serving.k, serving.champion_k) == (8, 3)
+
+
+def test_the_operator_decides_how_many_draws_a_distilled_champion_takes() -> None:
+    serving = Serving("tiny", alias="bonbon", n=8, k=1)
+    assert serving.k == 8  # of the base: nothing is distilled yet
+    serving.publish(NEEDS_3)
+    assert serving.k == 1
 
 
 @pytest.mark.parametrize(

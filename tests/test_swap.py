@@ -13,6 +13,7 @@ from sqlalchemy import delete, insert, select, update
 from until import until
 
 from bonbon.database import Database
+from bonbon.engines.fake import FakeEngine
 from bonbon.errors import Conflict
 from bonbon.registry.records import Target
 from bonbon.registry.registry import Registry
@@ -54,6 +55,24 @@ class Traffic:
                 self.versions["streamed"] += 1
             else:
                 self.versions[response.json()["bonbon"]["version"]] += 1
+
+
+async def test_the_alias_draws_as_many_candidates_as_the_champion_needs_and_loses_no_request_as_they_change(
+    tmp_path: Path,
+) -> None:
+    settings = settings_in(tmp_path)
+    drawn: list[int] = []
+    async with running(settings, engine=FakeEngine(BASE, delay=0.002)) as service, Traffic(service) as traffic:
+        for weights, k in enumerate((3, 2, 1), start=1):
+            version = await service.promoted(weights, k=k)
+            await traffic.answers_of(version.name)
+            answer = (await service.ask()).json()["bonbon"]
+            assert answer["version"] == version.name
+            drawn.append(answer["n"])
+            metrics = (await service.client.get("/metrics")).text
+            assert f"bonbon_k {float(k)}" in metrics
+    assert traffic.failures == []
+    assert drawn == [3, 2, 1]
 
 
 async def test_versions_swap_under_traffic_without_a_failure(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Workshop:
             divergence=KL(self.base.files, version, batch_size=settings.evaluate.batch_size),
             prompts=await asyncio.to_thread(logged_prompts, snapshot, Split.TEST),
             version=version,
-            served=Served(None, settings.n) if by_base else Served(champion.files, champion.k),
+            served=Served(None, settings.n) if by_base else Served(champion.files, settings.service.k or champion.k),
             n=settings.n,
             settings=settings.evaluate,
             seed=settings.train.seed,

@@ -46,9 +46,11 @@ class FallbackBody(BaseModel):
 
 
 class WinRatesBody(BaseModel):
-    """`best_of_n`: the champion answers with best-of-n now. `win_rates`: the one counted last first."""
+    """`best_of_n`: the champion answers with best-of-n now, and `k`: with the best of how many draws. `win_rates`: the
+    one counted last first."""
 
     champion: str
+    k: int
     best_of_n: bool
     floor: float
     fallback: FallbackBody | None
@@ -61,6 +63,7 @@ async def show_win_rates(parts: Annotated[Parts, Depends(get_parts)]) -> WinRate
     events = await parts.registry.history(1, kind="fell_back")
     return WinRatesBody(
         champion=routes.champion,
+        k=parts.serving.k,
         best_of_n=routes.best_of_n,
         floor=floor,
         fallback=next((FallbackBody(version=e.version, time=e.time, **e.detail) for e in events), None),
