@@ -155,6 +155,15 @@ def test_storing_again_replaces_what_is_not(trained: Path, stored: tuple[Path, s
     assert [path.name for path in target.parent.iterdir()] == [digest]
 
 
+def test_what_a_killed_process_has_left_is_deleted(trained: Path, stored: tuple[Path, str]) -> None:
+    root = stored[0].parent
+    leftover = root / ".incoming-killed"
+    (leftover / "work").mkdir(parents=True)
+    (leftover / "work" / WEIGHTS).write_bytes(b"half")
+    store(trained, root)
+    assert not leftover.exists()
+
+
 def test_many_who_store_the_same_at_once_all_get_it(trained: Path, tmp_path: Path) -> None:
     root = tmp_path / "versions"
     with ThreadPoolExecutor(8) as pool:

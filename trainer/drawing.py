@@ -86,7 +86,8 @@ class Drawing:
 
     @asynccontextmanager
     async def in_background(self) -> AsyncIterator[None]:
-        """Orders are fulfilled while the block runs."""
+        """Orders are fulfilled while the block runs; those of a training that was killed before are not."""
+        await asyncio.to_thread(self._box.withdraw_open)
         task = asyncio.create_task(self._run(), name="draws for a training")
         try:
             yield
@@ -130,14 +131,14 @@ class Drawing:
         rows = []
         for row, group in zip(order.rows, groups, strict=True):
             if group is not None:
-                await self._log.append(group)
+                await self._append(group, self._prompts[row].group_id)
                 rows.append(snapshot_row(_ranked(group), self._prompts[row].split))
         await asyncio.to_thread(_write, self._box.groups(order.number), rows)
 
     async def _draw(
         self, best_of_n: BestOfN, order: DrawOrder, version: str, row: int, slots: asyncio.Semaphore
     ) -> Group | None:
-        prompt, sampling, _ = self._prompts[row]
+        prompt, sampling, *_ = self._prompts[row]
         async with slots:
             try:
                 seeded = replace(sampling, seed=(order.seed * 1_000_003 + row) % 2**31)
@@ -148,6 +149,15 @@ class Drawing:
         if group.degraded is not None:
             raise RewardError(f"the training's draws could not be scored: {group.degraded}")
         return replace(group, origin=ORIGIN)
+
+    async def _append(self, group: Group, source_id: str) -> None:
+        """Log a group as the one of whom its prompt is, so that it is deleted with what that user asked."""
+        source = await self._log.group(source_id)
+        if source is not None:
+            group = replace(group, tenant=source.tenant, user=source.user, request_id=source.request_id)
+        if not self._snapshot.groups_file.exists():
+            raise UserError("groups of the snapshot were deleted from the log, and the snapshot with them")
+        await self._log.append(group)
 
     async def _start(self) -> BestOfN:
         engine = await asyncio.to_thread(self._make_engine)

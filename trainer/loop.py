@@ -104,7 +104,13 @@ class Loop:
                 if stop is not None and stop.is_set():
                     return None
                 await hold.confirm()
-                result = await self._perform(round_, stage)
+                try:
+                    result = await self._perform(round_, stage)
+                except Exception:
+                    if not round_.erased:
+                        raise
+                    await round_.close_erased()
+                    return None
             return result
 
     async def due(self) -> Due:

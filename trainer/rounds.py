@@ -5,6 +5,7 @@ cut off goes on at the stage it had reached, in another process too.
 """
 
 import asyncio
+import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +21,7 @@ from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.errors import Conflict, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Fractions, Snapshot, Split, read_snapshot, take_snapshot
+from bonbon.pairs.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
 from bonbon.registry.records import Version, VersionState
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundStage
 from bonbon.rewards import build_reward
@@ -117,6 +118,13 @@ class Round:
         """Whether there is something left to do."""
         return not (self.directory / FINISHED).exists() and not (self.directory / FAILED).exists()
 
+    @property
+    def erased(self) -> bool:
+        """Whether groups that its version would learn from were deleted from the log, and so its snapshot's groups."""
+        own = self.directory / "snapshot"
+        registered = (self.directory / REGISTERED).exists()
+        return self.plan.snapshot is None and own.is_dir() and not (own / GROUPS).exists() and not registered
+
     async def snapshot(self) -> Snapshot:
         """Take the groups that the base and the version to start from have drawn."""
         if self._snapshot is None:
@@ -169,6 +177,8 @@ class Round:
         if done := read_json(self.directory / REGISTERED):
             return await registry.get(done["version"])
         evaluation, snapshot = await self.evaluate(), await self.snapshot()
+        if self.erased:
+            raise UserError("groups that the version learnt from were deleted from the log")
         version = await self._registered_before() or await registry.register(
             base=self.workshop.base.name,
             parent=self.plan.start,
@@ -214,6 +224,15 @@ class Round:
         """Close the round: what it was to train on or with cannot be used."""
         write_json(self.directory / FAILED, {"error": str(error), "time": datetime.now(UTC).isoformat()})
         await self.teller.tell(RoundStage.FAILED, outcome=str(error))
+
+    async def close_erased(self) -> None:
+        """Close an `erased` round, and delete what it has learnt from the groups."""
+        await self.fail(
+            UserError("groups that it learnt from were deleted from the log; the next round does without them")
+        )
+        for name in ("checkpoints", "draws", "output"):
+            await asyncio.to_thread(shutil.rmtree, self.directory / name, ignore_errors=True)
+        log.warning("the round is closed: groups that it learnt from were deleted", run=str(self.directory))
 
     @asynccontextmanager
     async def _drawing(self, snapshot: Snapshot) -> AsyncIterator[bool]:

@@ -1,5 +1,6 @@
 """Training snapshots that hold what the log no longer has."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +20,14 @@ CHUNK = 500
 async def delete_stale_snapshots(database: Database, runs_dir: Path) -> list[Path]:
     """Delete the groups of every snapshot under `runs_dir` that has a group which the log has not; their files.
 
-    A run that is not yet trained on it takes nothing from it any more. What was trained already keeps its record, with
-    the counts. Raises OSError.
+    What the run has drawn for the snapshot's prompts is deleted with it, and a round that has not registered its
+    version yet is closed by its trainer. What was registered keeps its record, with the counts. Raises OSError.
     """
     deleted = []
     for path in sorted(runs_dir.glob("*/snapshot/*.parquet")):
         if not await _is_whole(database, path):
             path.unlink()
+            shutil.rmtree(path.parent.parent / "draws", ignore_errors=True)
             log.info("a snapshot held groups that were deleted from the log; it is deleted, too", file=str(path))
             deleted.append(path)
     return deleted

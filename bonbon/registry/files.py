@@ -1,12 +1,18 @@
 """Version files in a content-addressed directory."""
 
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bonbon.errors import UserError
 from bonbon.registry.manifest import MANIFEST, Manifest, make_manifest, verify, version_files
+
+INCOMING = ".incoming-"
+"""How directories begin whose copy is not complete."""
 
 
 def store(directory: Path, root: Path) -> tuple[Manifest, Path]:
@@ -19,10 +25,16 @@ def store(directory: Path, root: Path) -> tuple[Manifest, Path]:
     """
     manifest = make_manifest(directory)
     target = root / manifest.digest
-    if _whole(target, manifest):
-        return manifest, target
     root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=root, prefix=".incoming-") as temporary:
+    with _storing(root):
+        if not _whole(target, manifest):
+            _put(directory, root, manifest)
+    return manifest, target
+
+
+def _put(directory: Path, root: Path, manifest: Manifest) -> None:
+    target = root / manifest.digest
+    with TemporaryDirectory(dir=root, prefix=INCOMING) as temporary:
         work = Path(temporary) / "work"
         _copy(directory, work, manifest)
         if target.exists() and not _whole(target, manifest):
@@ -33,7 +45,24 @@ def store(directory: Path, root: Path) -> tuple[Manifest, Path]:
             if not _whole(target, manifest):  # else somebody stored the same content first
                 raise
         _sync(root)
-    return manifest, target
+
+
+@contextmanager
+def _storing(root: Path) -> Iterator[None]:
+    """Delete what processes that were killed while storing have left in `root`, and keep others from doing so."""
+    descriptor = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # somebody else is storing: their directory is no leftover
+        else:
+            for leftover in root.glob(f"{INCOMING}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _whole(target: Path, manifest: Manifest) -> bool:

@@ -82,6 +82,14 @@ class DrawBox:
             if not self.groups(order.number).exists() and not self._failure(order.number).exists()
         ]
 
+    def withdraw_open(self) -> None:
+        """Forget the orders that a training gave which ended before they were fulfilled.
+
+        It gives them again when it goes on, as soon as their policies are whole again.
+        """
+        for order in self.open_orders():
+            self._order(order.number).unlink(missing_ok=True)
+
     def fail(self, order: DrawOrder, error: Exception) -> None:
         """Tell the training why its order cannot be fulfilled."""
         write_json(self._failure(order.number), asdict(Failure.of(error)))
