@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
+from sqlalchemy import select
 
 from bonbon.best_of_n import BestOfN
 from bonbon.engines.base import Engine, VersionFiles, VersionKind
@@ -22,6 +23,7 @@ from bonbon.pairs.training import TrainingGroup
 from bonbon.rewards.base import Reward
 from bonbon.rewards.together import together
 from bonbon.settings import Settings
+from bonbon.tables import groups
 from trainer.data.logged_prompts import LoggedPrompt, logged_prompts
 from trainer.training.draws import DrawBox, DrawOrder
 
@@ -63,7 +65,8 @@ class Drawing:
         box: where the orders are.
         name: what the policies are called in the engine, with the number of the order after it; no other version may
             ever have these names.
-        pair_log: where the groups go, with an origin of their own: they are never trained on in another run.
+        pair_log: where the groups go, with an origin of their own, as groups of whoever asked the prompts: what deletes
+            theirs deletes these. Groups of prompts that are no longer in the log do not go there.
         concurrency: prompts in flight.
     """
 
@@ -81,6 +84,7 @@ class Drawing:
         self._make_engine, self._reward, self._snapshot, self._box = make_engine, reward, snapshot, box
         self._name, self._log, self._concurrency = name, pair_log, concurrency
         self._prompts: list[LoggedPrompt] = []
+        self._group_ids: list[str] = []
         self._running = AsyncExitStack()
         self._best_of_n: BestOfN | None = None
 
@@ -126,11 +130,11 @@ class Drawing:
 
     async def _draw_all(self, best_of_n: BestOfN, order: DrawOrder, version: str) -> None:
         slots = asyncio.Semaphore(self._concurrency)
-        groups = await together(self._draw(best_of_n, order, version, row, slots) for row in order.rows)
+        drawn = await together(self._draw(best_of_n, order, version, row, slots) for row in order.rows)
         rows = []
-        for row, group in zip(order.rows, groups, strict=True):
+        for row, group in zip(order.rows, drawn, strict=True):
             if group is not None:
-                await self._log.append(group)
+                await self._keep(group, self._group_ids[row])
                 rows.append(snapshot_row(_ranked(group), self._prompts[row].split))
         await asyncio.to_thread(_write, self._box.groups(order.number), rows)
 
@@ -147,7 +151,15 @@ class Drawing:
                 return None
         if group.degraded is not None:
             raise RewardError(f"the training's draws could not be scored: {group.degraded}")
-        return replace(group, origin=ORIGIN)
+        return group
+
+    async def _keep(self, group: Group, asked: str) -> None:
+        """Log a group that was drawn for the prompt of the group `asked`."""
+        names = groups.c.tenant, groups.c.end_user.label("user"), groups.c.request_id
+        async with self._log.database.read() as connection:
+            row = (await connection.execute(select(*names).where(groups.c.id == asked))).mappings().one_or_none()
+        if row is not None:
+            await self._log.append(replace(group, origin=ORIGIN, **row))
 
     async def _start(self) -> BestOfN:
         engine = await asyncio.to_thread(self._make_engine)
@@ -155,6 +167,8 @@ class Drawing:
             await part.start()
             self._running.push_async_callback(part.stop)
         self._prompts = await asyncio.to_thread(logged_prompts, self._snapshot)
+        table = await asyncio.to_thread(pq.read_table, self._snapshot.groups_file, columns=["group_id"])
+        self._group_ids = table.column("group_id").to_pylist()
         self._best_of_n = BestOfN(engine, self._reward, deadline=REWARD_DEADLINE)
         return self._best_of_n
 
