@@ -50,6 +50,11 @@ class DrawBox:
         """The Parquet file with an order's groups, which is there when they are drawn."""
         return self.directory / f"groups-{number:06d}.parquet"
 
+    def fulfilled(self, order: DrawOrder) -> bool:
+        """Whether this very order was given before, and its groups are there."""
+        given = read_json(self._order(order.number)) == json.loads(json.dumps(asdict(order)))
+        return given and self.groups(order.number).exists()
+
     def wait(self, order: DrawOrder) -> Path:
         """Give the order, wait until it is fulfilled, and return the file with its groups. The policy is deleted then.
 
@@ -60,7 +65,7 @@ class DrawBox:
         """
         groups = self.groups(order.number)
         self.directory.mkdir(parents=True, exist_ok=True)
-        if read_json(self._order(order.number)) != json.loads(json.dumps(asdict(order))) or not groups.exists():
+        if not self.fulfilled(order):
             groups.unlink(missing_ok=True)
             self._failure(order.number).unlink(missing_ok=True)
             write_json(self._order(order.number), asdict(order))
@@ -79,8 +84,16 @@ class DrawBox:
         return [
             order
             for order in orders
-            if not self.groups(order.number).exists() and not self._failure(order.number).exists()
+            if order is not None and not self.groups(order.number).exists() and not self._failure(order.number).exists()
         ]
+
+    def remove(self) -> None:
+        """Delete all orders and draws, at once for whoever looks for open orders."""
+        gone = self.directory.with_name(f".{self.directory.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)
+        if self.directory.exists():
+            self.directory.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def fail(self, order: DrawOrder, error: Exception) -> None:
         """Tell the training why its order cannot be fulfilled."""
@@ -93,6 +106,9 @@ class DrawBox:
         return self.directory / f"failure-{number:06d}.json"
 
 
-def _read(path: Path) -> DrawOrder:
-    values = read_json(path) or {}
+def _read(path: Path) -> DrawOrder | None:
+    """None where the order is no longer there."""
+    values = read_json(path)
+    if values is None:
+        return None
     return DrawOrder(**values | {"kind": VersionKind(values["kind"]), "rows": tuple(values["rows"])})

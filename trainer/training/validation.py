@@ -114,13 +114,13 @@ class Drawer:
         Raises:
             BonbonError: what kept the other process from drawing.
         """
-        learner, path = self._learner, self._box.groups(number)
-        policy = self._box.policy(number)
-        if not path.exists():
+        learner, policy = self._learner, self._box.policy(number)
+        kind = VersionKind.ADAPTER if learner.trains_adapter else VersionKind.FULL
+        order = DrawOrder(number, str(policy), kind, tuple(rows.tolist()), count, self._seed + number)
+        if not self._box.fulfilled(order):
             learner.save(weights, policy, base_name=self._base)
         if learner.accelerator.is_main_process:
-            kind = VersionKind.ADAPTER if learner.trains_adapter else VersionKind.FULL
-            self._box.wait(DrawOrder(number, str(policy), kind, tuple(rows.tolist()), count, self._seed + number))
+            self._box.wait(order)
         learner.accelerator.wait_for_everyone()
         return self.kept(number)
 
