@@ -105,6 +105,23 @@ def test_orders_are_open_until_they_are_fulfilled_or_have_failed(box: DrawBox, t
         one.result(60)
 
 
+def test_what_a_training_that_was_cut_off_left_open_is_withdrawn(box: DrawBox, training: ThreadPoolExecutor) -> None:
+    """It gives the order again when it gets there; what was fulfilled stays so."""
+    box.directory.mkdir()
+    orders = [DrawOrder(number, "", VersionKind.BASE, (0,), 4, 0) for number in (1, 2)]
+    for order in orders:
+        (box.directory / f"order-{order.number:06d}.json").write_text(json.dumps(asdict(order)))
+    box.groups(1).write_bytes(b"groups")
+    assert box.open_orders() == orders[1:]
+    box.withdraw_open()
+    assert box.open_orders() == []
+    assert box.wait(orders[0]).read_bytes() == b"groups"
+    waiting = training.submit(box.wait, orders[1])
+    assert next_order(box, waiting) == orders[1]
+    box.groups(2).write_bytes(b"groups")
+    waiting.result(60)
+
+
 def test_draws_of_the_base_need_no_policy(box: DrawBox, training: ThreadPoolExecutor, tmp_path: Path) -> None:
     (tmp_path / "kept").touch()
     waiting = training.submit(box.wait, DrawOrder(99, "", VersionKind.BASE, (0,), 4, 0))
@@ -142,7 +159,7 @@ def test_a_run_that_has_ended_leaves_no_order_open(box: DrawBox, training: Threa
         (box.directory / f"order-{number:06d}.json").write_text(json.dumps(asdict(order)))
     assert box.open_orders() == []
     removing = training.submit(box.remove)
-    seen = []
+    seen: list[DrawOrder] = []
     while not removing.done():
         seen += box.open_orders()
     removing.result()

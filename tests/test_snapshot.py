@@ -32,7 +32,7 @@ from bonbon.pairs.snapshot import (
     split_of,
     take_snapshot,
 )
-from bonbon.prompt import Prompt
+from bonbon.prompt import Message, Prompt
 from bonbon.registry.registry import Registry
 
 
@@ -202,9 +202,11 @@ def test_the_same_conversations_are_kept_every_time() -> None:
 
 
 def test_every_turn_of_a_conversation_is_in_one_split() -> None:
-    first = {"role": "user", "content": "Where is my order?"}
-    later = [first, {"role": "assistant", "content": "On its way."}, {"role": "user", "content": "When?"}]
-    assert Prompt.chat(*later).root_digest == Prompt.chat(first).root_digest != Prompt.chat(later[2]).root_digest
+    first: Message = {"role": "user", "content": "Where is my order?"}
+    answer: Message = {"role": "assistant", "content": "On its way."}
+    then: Message = {"role": "user", "content": "When?"}
+    assert Prompt.chat(first, answer, then).root_digest == Prompt.chat(first).root_digest
+    assert Prompt.chat(then).root_digest != Prompt.chat(first).root_digest
 
 
 async def test_a_versions_snapshot_has_its_bases_groups_too(database: Database, log: PairLog, tmp_path: Path) -> None:

@@ -85,12 +85,18 @@ class Drawing:
         self._name, self._log, self._concurrency = name, pair_log, concurrency
         self._prompts: list[LoggedPrompt] = []
         self._group_ids: list[str] = []
+        self._digests: list[str] = []
         self._running = AsyncExitStack()
         self._best_of_n: BestOfN | None = None
 
     @asynccontextmanager
     async def in_background(self) -> AsyncIterator[None]:
-        """Orders are fulfilled while the block runs."""
+        """Orders that are given while the block runs are fulfilled.
+
+        The first one starts the engine, while the training waits for it: loading two models in two threads of a process
+        at once mixes them up, because transformers and accelerate change how modules are made for the whole process.
+        """
+        await asyncio.to_thread(self._box.withdraw_open)
         task = asyncio.create_task(self._run(), name="draws for a training")
         try:
             yield
@@ -135,7 +141,7 @@ class Drawing:
         for row, group in zip(order.rows, drawn, strict=True):
             if group is not None:
                 await self._keep(group, self._group_ids[row])
-                rows.append(snapshot_row(_ranked(group), self._prompts[row].split))
+                rows.append(snapshot_row(_ranked(group, self._digests[row]), self._prompts[row].split))
         await asyncio.to_thread(_write, self._box.groups(order.number), rows)
 
     async def _draw(
@@ -167,8 +173,9 @@ class Drawing:
             await part.start()
             self._running.push_async_callback(part.stop)
         self._prompts = await asyncio.to_thread(logged_prompts, self._snapshot)
-        table = await asyncio.to_thread(pq.read_table, self._snapshot.groups_file, columns=["group_id"])
-        self._group_ids = table.column("group_id").to_pylist()
+        columns = ["group_id", "prompt_digest"]
+        table = await asyncio.to_thread(pq.read_table, self._snapshot.groups_file, columns=columns)
+        self._group_ids, self._digests = (table.column(name).to_pylist() for name in columns)
         self._best_of_n = BestOfN(engine, self._reward, deadline=REWARD_DEADLINE)
         return self._best_of_n
 
@@ -179,13 +186,14 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     partial.replace(path)
 
 
-def _ranked(group: Group) -> TrainingGroup:
+def _ranked(group: Group, prompt_digest: str) -> TrainingGroup:
+    """With the digest that the snapshot's groups of this prompt have, which may have lost characters since."""
     ranked = sorted(group.candidates, key=lambda candidate: candidate.rank or 0)
     return TrainingGroup(
         group_id=group.id,
         version=group.version,
         prompt=group.prompt,
-        prompt_digest=group.prompt.digest,
+        prompt_digest=prompt_digest,
         prompt_token_ids=group.prompt_token_ids,
         candidates=tuple(candidate.token_ids for candidate in ranked),
         rewards=tuple(candidate.reward or 0.0 for candidate in ranked),

@@ -6,6 +6,7 @@ has ended, so that a training which is resumed does not pay for them again.
 """
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -80,7 +81,11 @@ class DrawBox:
 
     def open_orders(self) -> Sequence[DrawOrder]:
         """Orders that are neither fulfilled nor failed, the first one first."""
-        orders = (_read(path) for path in sorted(self.directory.glob("order-*.json")))
+        try:
+            names = sorted(os.listdir(self.directory))
+        except FileNotFoundError:  # none was given yet, or the run has ended
+            return []
+        orders = (_read(self.directory / name) for name in names if name.startswith("order-"))
         return [
             order
             for order in orders
@@ -94,6 +99,11 @@ class DrawBox:
         if self.directory.exists():
             self.directory.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+
+    def withdraw_open(self) -> None:
+        """Forget the orders that a training which was cut off has left open; it gives them again if it needs them."""
+        for order in self.open_orders():
+            self._order(order.number).unlink(missing_ok=True)
 
     def fail(self, order: DrawOrder, error: Exception) -> None:
         """Tell the training why its order cannot be fulfilled."""
