@@ -7,6 +7,7 @@ has ended, so that a training which is resumed does not pay for them again.
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -85,12 +86,15 @@ class DrawBox:
             names = sorted(os.listdir(self.directory))
         except FileNotFoundError:  # none was given yet, or the run has ended
             return []
-        orders = (_read(self.directory / name) for name in names if name.startswith("order-"))
-        return [
-            order
-            for order in orders
-            if order is not None and not self.groups(order.number).exists() and not self._failure(order.number).exists()
-        ]
+        found = []
+        for name in names:
+            number = _number(name)
+            if number is None or self.groups(number).exists() or self._failure(number).exists():
+                continue
+            # Read last: an order that is still there after that has no groups because nobody has drawn them.
+            if (order := _read(self.directory / name)) is not None:
+                found.append(order)
+        return found
 
     def remove(self) -> None:
         """Delete all orders and draws, at once for whoever looks for open orders."""
@@ -114,6 +118,12 @@ class DrawBox:
 
     def _failure(self, number: int) -> Path:
         return self.directory / f"failure-{number:06d}.json"
+
+
+def _number(name: str) -> int | None:
+    """Of the order in the file of this name; None when it holds none."""
+    found = re.fullmatch(r"order-(\d+)\.json", name)
+    return int(found[1]) if found else None
 
 
 def _read(path: Path) -> DrawOrder | None:
