@@ -36,7 +36,7 @@ from bonbon.engines.base import Sampling
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Candidate, Group
-from bonbon.pairs.snapshot import take_snapshot
+from bonbon.pairs.snapshot import Fractions, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.tables import candidates, groups
 
@@ -105,7 +105,7 @@ async def _read(log: Log, work: Path) -> float:
     for _ in range(log.reads):
         target = work / uuid4().hex
         start = perf_counter()
-        snapshot = await take_snapshot(log.database, target, version=VERSION, held_out_fraction=0.1)
+        snapshot = await take_snapshot(log.database, target, version=VERSION, fractions=Fractions(0.1, 0.1))
         seconds += perf_counter() - start
         taken += snapshot.groups
         rmtree(target)

@@ -198,7 +198,7 @@ class TrainSettings(Section):
     """What is minimised. `gvpo` learns from all candidates of a group at once. The others compare two of them:
     `bonbon` and `paper` are BoNBoN with its terms in units of their variance and as printed; `sft`, `ipo` and `dpo`
     are there for comparison."""
-    sft_weight: float = Field(0.0, ge=0)
+    sft_weight: float = Field(1.0, ge=0)
     """Weight of a supervised term beside `gvpo`, which keeps the policy near to what the base says."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight of the supervised term in `bonbon` (default 0.5) and in `paper` (default 0.005)."""

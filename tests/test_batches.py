@@ -8,10 +8,11 @@ import scipy.stats
 from written_groups import group_row, groups_of
 
 from bonbon.pairs.snapshot import Split
+from bonbon.settings import TrainSettings
 from trainer.data.batches import by_length, epoch_steps
 from trainer.data.groups import Groups
 from trainer.training.loss import LossName
-from trainer.training.schedule import default_learning_rate, learning_rate_factor, step_seed
+from trainer.training.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
 from trainer.training.selection import candidates, trainable_rows
 
 PAIR_LOSSES: list[LossName] = ["bonbon", "paper", "sft", "ipo", "dpo"]
@@ -101,6 +102,13 @@ def test_bonbons_other_is_drawn_from_all_below_the_best(groups: Groups) -> None:
     np.testing.assert_array_equal(drawn[7], again)
     alone = candidates(groups, rows[1:], "bonbon", seed=1, step=7)
     np.testing.assert_array_equal(alone[0], again[1])
+
+
+@pytest.mark.parametrize(
+    ("groups", "epochs", "steps"), [(52, 2.0, 6), (52, 0.5, 2), (16, 1.0, 1), (160, 0.01, 1), (160, 1.25, 13)]
+)
+def test_steps_are_whole_batches(groups: int, epochs: float, steps: int) -> None:
+    assert count_steps(TrainSettings(batch_size=16, epochs=epochs), groups) == steps
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

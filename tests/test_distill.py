@@ -45,6 +45,7 @@ ENVIRONMENT = {
     "BONBON_TRAIN__BATCH_SIZE": "16",
     "BONBON_TRAIN__EPOCHS": "2",
     "BONBON_TRAIN__HELD_OUT_FRACTION": "0.2",
+    "BONBON_TRAIN__REFINE": "off",
     "BONBON_EVALUATE__PROMPTS": "8",
 }
 
@@ -114,7 +115,7 @@ SAMPLING = Sampling(max_tokens=8, seed=0)
 
 
 async def attempt(base: Path, out: Path, prompts: list[Prompt] = PROMPTS, **changes: Any) -> Version:
-    settings = make_settings(base, out, evaluate={"prompts": 6, "answers": 2}, **changes)
+    settings = make_settings(base, out, evaluate={"prompts": 6}, **changes)
     async with open_workshop(settings, progress=False) as workshop:
         return await distill(workshop, out, prompts, SAMPLING)
 
@@ -125,7 +126,7 @@ async def test_a_failing_reward_keeps_what_was_drawn_and_another_task_is_refused
     async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
         kept = (await stats(database)).groups
     assert 0 < kept < 60
-    with pytest.raises(UserError, match=r"holds another distillation .*n 4 -> 3"):
+    with pytest.raises(UserError, match=r"holds another distillation .*n 8 -> 3"):
         await attempt(base, tmp_path, n=3, reward="python:test_distill:away_after_a_while")
     away_after_a_while.calls = -1000  # type: ignore[attr-defined]
     version = await attempt(base, tmp_path, reward="python:test_distill:away_after_a_while")

@@ -24,10 +24,10 @@ async def settings(tmp_path: Path, small_disk: Path) -> Settings:
     """Runs and versions are on the small disk, the database is not."""
     url = f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}"
     train = {"epochs": 1, "min_pairs": 16, "checkpoint_every": 1}
-    changes = {"train": train, "evaluate": {"prompts": 8, "answers": 2}, "loop": {"min_groups": 50}}
+    changes = {"train": train, "evaluate": {"prompts": 8}, "loop": {"min_groups": 50}}
     made = make_settings(make_base(tmp_path / "base"), small_disk / "data", database_url=url, **changes)
     await answer(made, 60)
-    gate = made.gate.model_copy(update={"min_win_rate": 0.0})
+    gate = made.gate.model_copy(update={"min_win_rate": 0.0, "margin": 0.49})
     return made.model_copy(update={"gate": gate})
 
 
@@ -78,7 +78,7 @@ async def test_no_room_at_any_stage_costs_nothing_but_time(settings: Settings, s
 
 
 async def fill_after_a_checkpoint(run: Path, disk: Path) -> Path:
-    while not list(run.glob("checkpoints/step-*")):
+    while not list(run.glob("checkpoints/offline/step-*")):
         await asyncio.sleep(0.001)
     return fill(disk)
 

@@ -12,15 +12,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from groups import scored_group
+from running_service import write_adapter
 
 from bonbon.database import Database, open_database
-from bonbon.engines.base import Sampling
+from bonbon.engines.base import Sampling, VersionKind
 from bonbon.errors import UserError
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.reader import RewardKey
 from bonbon.pairs.records import Group, Unclean
-from bonbon.pairs.snapshot import GROUPS, RECORD, SCHEMA, Snapshot, is_held_out, read_rows, read_snapshot, take_snapshot
-from bonbon.prompt import Prompt
+from bonbon.pairs.snapshot import (
+    GROUPS,
+    RECORD,
+    SCHEMA,
+    Fractions,
+    Snapshot,
+    Split,
+    read_rows,
+    read_snapshot,
+    split_of,
+    take_snapshot,
+)
+from bonbon.prompt import Message, Prompt
 from bonbon.registry.registry import Registry
 
 
@@ -30,16 +42,22 @@ async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:
     return new
 
 
+FRACTIONS = Fractions(test=0.2, validation=0.3)
+
+
 async def take(database: Database, directory: Path, **options: Any) -> Snapshot:
-    defaults: dict[str, Any] = {"version": "tiny", "held_out_fraction": 0.2}
+    defaults: dict[str, Any] = {"version": "tiny", "fractions": FRACTIONS}
     return await take_snapshot(database, directory, **(defaults | options))
 
 
-async def test_it_holds_every_clean_pair_of_one_sampler_and_reward(
+async def test_it_holds_every_group_of_one_sampler_and_reward_that_may_be_trained_on(
     database: Database, log: PairLog, tmp_path: Path
 ) -> None:
     old = await fill(log, 2, reward_version="0")
     groups = await fill(log, 30)
+    tied = scored_group(30, rewards=(1.0, 1.0, 1.0))
+    await log.append(tied)
+    groups.append(tied)
     await fill(log, 3, version="v1")
     await log.append(scored_group(unclean=Unclean.SAMPLING))
     told: list[int] = []
@@ -53,11 +71,14 @@ async def test_it_holds_every_clean_pair_of_one_sampler_and_reward(
     assert row["candidates"] == [list(candidate.token_ids) for candidate in ranked]
     assert row["rewards"] == [candidate.reward for candidate in ranked]
     assert row["logprobs"] == [candidate.logprob for candidate in ranked]
-    assert (snapshot.groups, snapshot.other_rewards, told) == (30, len(old), [30])
+    assert (snapshot.groups, snapshot.other_rewards, told) == (31, len(old), [31])
     assert (snapshot.reward_name, snapshot.reward_version) == ("helpful", "1")
     assert (snapshot.first_group, snapshot.last_group) == (groups[0].id, groups[-1].id)
-    assert snapshot.held_out_groups == sum(row["held_out"] for row in rows)
-    assert [row["held_out"] for row in rows] == [is_held_out(group.prompt.digest, 0.2) for group in groups]
+    splits = [row["split"] for row in rows]
+    assert splits == [split_of(group.prompt.root_digest, FRACTIONS) for group in groups]
+    counts = snapshot.train_groups, snapshot.validation_groups, snapshot.test_groups
+    assert counts == tuple(splits.count(split) for split in Split)
+    assert min(counts) > 0
     older = await take(database, tmp_path / "older", reward=RewardKey("helpful", "0"))
     assert [row["group_id"] for row in read_rows(older)] == [group.id for group in old]
 
@@ -74,14 +95,14 @@ async def test_it_comes_back_from_its_directory(database: Database, log: PairLog
     assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
-async def test_the_hash_is_the_same_for_the_same_pairs_and_no_others(
+async def test_the_hash_is_the_same_for_the_same_groups_and_no_others(
     database: Database, log: PairLog, tmp_path: Path
 ) -> None:
-    """Taken again, it is the same; the held-out share, the sampler, the reward or one more pair make another."""
+    """Taken again, it is the same; the splits, the sampler, the reward or one more group make another."""
     groups = await fill(log, 5)
     first = await take(database, tmp_path / "1")
     assert (await take(database, tmp_path / "2")).hash == first.hash
-    others = [await take(database, tmp_path / "3", held_out_fraction=0.9)]
+    others = [await take(database, tmp_path / "3", fractions=Fractions(0.9, 0.0))]
     others.append(await take(database, tmp_path / "4", after=groups[0].id))
     more = await fill(log, 1)
     others.append(await take(database, tmp_path / "5"))
@@ -131,10 +152,10 @@ async def test_the_base_is_named_by_its_files(database: Database, log: PairLog, 
 
 
 async def test_nothing_to_take_and_nothing_overwritten(database: Database, log: PairLog, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no clean group of version 'tiny'; send requests first"):
+    with pytest.raises(UserError, match="no group of version 'tiny' that can be trained on; send requests first"):
         await take(database, tmp_path / "snapshot")
     (group,) = await fill(log, 1)
-    with pytest.raises(UserError, match="no clean group of version 'tiny'"):
+    with pytest.raises(UserError, match="no group of version 'tiny' that can be trained on"):
         await take(database, tmp_path / "snapshot", after=group.id)
     with pytest.raises(UserError, match="was scored by 'helpful' '2'"):
         await take(database, tmp_path / "snapshot", reward=RewardKey("helpful", "2"))
@@ -147,7 +168,7 @@ async def test_nothing_to_take_and_nothing_overwritten(database: Database, log: 
 async def test_a_long_log_is_taken_and_read_in_constant_memory(
     database: Database, log: PairLog, tmp_path: Path
 ) -> None:
-    """Four times the pairs may not take half as much again; a first snapshot fills caches."""
+    """Four times the groups may not take half as much again; a first snapshot fills caches."""
     for version, count in (("few", 1000), ("many", 4000)):
         await fill(log, count, version=version, n=2)
     peaks: dict[str, tuple[int, int]] = {}
@@ -164,14 +185,50 @@ async def test_a_long_log_is_taken_and_read_in_constant_memory(
     assert peaks["many"][1] < 1.5 * peaks["few"][1]
 
 
-def test_the_same_share_of_prompts_is_held_out_every_time() -> None:
-    """Of 2000 prompts 10 % within 5 standard deviations (an error once in two million); a larger share has them all."""
-    digests = [Prompt.user(f"question {number}").digest for number in range(2000)]
-    tenth = {digest for digest in digests if is_held_out(digest, 0.1)}
-    assert abs(len(tenth) - 200) < 5 * (2000 * 0.1 * 0.9) ** 0.5
-    assert tenth < {digest for digest in digests if is_held_out(digest, 0.2)}
-    assert not any(is_held_out(digest, 0.0) for digest in digests)
-    assert all(is_held_out(digest, 1.0) for digest in digests)
+def test_the_same_conversations_are_kept_every_time() -> None:
+    """Of 2000 a tenth each within 5 standard deviations (an error once in a million); a larger share has them all."""
+    digests = [Prompt.user(f"question {number}").root_digest for number in range(2000)]
+
+    def kept(split: Split, test: float, validation: float) -> set[str]:
+        return {digest for digest in digests if split_of(digest, Fractions(test, validation)) is split}
+
+    for split in (Split.TEST, Split.VALIDATION):
+        tenth = kept(split, 0.1, 0.1)
+        assert abs(len(tenth) - 200) < 5 * (2000 * 0.1 * 0.9) ** 0.5
+        assert tenth < kept(split, 0.2, 0.2)
+        assert not kept(split, 0.0, 0.0)
+    assert kept(Split.TEST, 1.0, 0.0) == kept(Split.TRAIN, 0.0, 0.0) == set(digests)
+    assert not kept(Split.TEST, 0.4, 0.1) & kept(Split.VALIDATION, 0.1, 0.4), "a test is never validated on later"
+
+
+def test_every_turn_of_a_conversation_is_in_one_split() -> None:
+    first: Message = {"role": "user", "content": "Where is my order?"}
+    answer: Message = {"role": "assistant", "content": "On its way."}
+    then: Message = {"role": "user", "content": "When?"}
+    assert Prompt.chat(first, answer, then).root_digest == Prompt.chat(first).root_digest
+    assert Prompt.chat(then).root_digest != Prompt.chat(first).root_digest
+
+
+async def test_a_versions_snapshot_has_its_bases_groups_too(database: Database, log: PairLog, tmp_path: Path) -> None:
+    """First the base's; both belong to it, whichever was drawn first, and nobody else's do."""
+    registry = Registry(database, tmp_path / "versions")
+    await registry.register_base("tiny", None)
+    (tmp_path / "adapter").mkdir()
+    write_adapter(tmp_path / "adapter", 1)
+    for _ in range(2):
+        await registry.register(
+            base="tiny", parent="tiny", kind=VersionKind.ADAPTER, directory=tmp_path / "adapter", training={}
+        )
+    by_version = await fill(log, 4, version="tiny-bonbon-0001")
+    by_base = await fill(log, 3)
+    await fill(log, 2, version="tiny-bonbon-0002")
+    snapshot = await take(database, tmp_path / "snapshot", version="tiny-bonbon-0001")
+    rows = list(read_rows(snapshot))
+    assert [row["group_id"] for row in rows] == [group.id for group in by_base + by_version]
+    assert [row["version"] for row in rows] == ["tiny"] * 3 + ["tiny-bonbon-0001"] * 4
+    assert (snapshot.version, snapshot.base) == ("tiny-bonbon-0001", "tiny")
+    assert (snapshot.first_group, snapshot.last_group) == (by_version[0].id, by_base[-1].id)
+    assert (await take(database, tmp_path / "base")).groups == 3
 
 
 @pytest.fixture
@@ -201,7 +258,7 @@ def rows_of(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -
         lambda d: rows_of(d, lambda rows: rows.pop()),
         lambda d: rows_of(d, lambda rows: rows.reverse()),
         lambda d: rows_of(d, lambda rows: rows[0]["rewards"].append(1.5)),
-        lambda d: rows_of(d, lambda rows: rows[1].update(held_out=not rows[1]["held_out"])),
+        lambda d: rows_of(d, lambda rows: rows[1].update(split="test" if rows[1]["split"] == "train" else "train")),
         lambda d: rows_of(d, lambda rows: rows[2]["candidates"][0].append(7)),
         lambda d: record_of(d, hash="0" * 64),
         lambda d: record_of(d, version="v1"),

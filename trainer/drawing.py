@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
+from sqlalchemy import select
 
 from bonbon.best_of_n import BestOfN
 from bonbon.engines.base import Engine, VersionFiles, VersionKind
@@ -22,6 +23,7 @@ from bonbon.pairs.training import TrainingGroup
 from bonbon.rewards.base import Reward
 from bonbon.rewards.together import together
 from bonbon.settings import Settings
+from bonbon.tables import groups
 from trainer.data.logged_prompts import LoggedPrompt, logged_prompts
 from trainer.training.draws import DrawBox, DrawOrder
 
@@ -63,7 +65,8 @@ class Drawing:
         box: where the orders are.
         name: what the policies are called in the engine, with the number of the order after it; no other version may
             ever have these names.
-        pair_log: where the groups go, with an origin of their own: they are never trained on in another run.
+        pair_log: where the groups go, with an origin of their own, as groups of whoever asked the prompts: what deletes
+            theirs deletes these. Groups of prompts that are no longer in the log do not go there.
         concurrency: prompts in flight.
     """
 
@@ -81,12 +84,18 @@ class Drawing:
         self._make_engine, self._reward, self._snapshot, self._box = make_engine, reward, snapshot, box
         self._name, self._log, self._concurrency = name, pair_log, concurrency
         self._prompts: list[LoggedPrompt] = []
+        self._group_ids: list[str] = []
+        self._digests: list[str] = []
         self._running = AsyncExitStack()
         self._best_of_n: BestOfN | None = None
 
     @asynccontextmanager
     async def in_background(self) -> AsyncIterator[None]:
-        """Orders are fulfilled while the block runs; those of a training that was killed before are not."""
+        """Orders that are given while the block runs are fulfilled.
+
+        The first one starts the engine, while the training waits for it: loading two models in two threads of a process
+        at once mixes them up, because transformers and accelerate change how modules are made for the whole process.
+        """
         await asyncio.to_thread(self._box.withdraw_open)
         task = asyncio.create_task(self._run(), name="draws for a training")
         try:
@@ -127,18 +136,18 @@ class Drawing:
 
     async def _draw_all(self, best_of_n: BestOfN, order: DrawOrder, version: str) -> None:
         slots = asyncio.Semaphore(self._concurrency)
-        groups = await together(self._draw(best_of_n, order, version, row, slots) for row in order.rows)
+        drawn = await together(self._draw(best_of_n, order, version, row, slots) for row in order.rows)
         rows = []
-        for row, group in zip(order.rows, groups, strict=True):
+        for row, group in zip(order.rows, drawn, strict=True):
             if group is not None:
-                await self._append(group, self._prompts[row].group_id)
-                rows.append(snapshot_row(_ranked(group), self._prompts[row].split))
+                await self._keep(group, self._group_ids[row])
+                rows.append(snapshot_row(_ranked(group, self._digests[row]), self._prompts[row].split))
         await asyncio.to_thread(_write, self._box.groups(order.number), rows)
 
     async def _draw(
         self, best_of_n: BestOfN, order: DrawOrder, version: str, row: int, slots: asyncio.Semaphore
     ) -> Group | None:
-        prompt, sampling, *_ = self._prompts[row]
+        prompt, sampling, _ = self._prompts[row]
         async with slots:
             try:
                 seeded = replace(sampling, seed=(order.seed * 1_000_003 + row) % 2**31)
@@ -148,16 +157,17 @@ class Drawing:
                 return None
         if group.degraded is not None:
             raise RewardError(f"the training's draws could not be scored: {group.degraded}")
-        return replace(group, origin=ORIGIN)
+        return group
 
-    async def _append(self, group: Group, source_id: str) -> None:
-        """Log a group as the one of whom its prompt is, so that it is deleted with what that user asked."""
-        source = await self._log.group(source_id)
-        if source is not None:
-            group = replace(group, tenant=source.tenant, user=source.user, request_id=source.request_id)
+    async def _keep(self, group: Group, asked: str) -> None:
+        """Log a group that was drawn for the prompt of the group `asked`."""
+        names = groups.c.tenant, groups.c.end_user.label("user"), groups.c.request_id
+        async with self._log.database.read() as connection:
+            row = (await connection.execute(select(*names).where(groups.c.id == asked))).mappings().one_or_none()
         if not self._snapshot.groups_file.exists():
             raise UserError("groups of the snapshot were deleted from the log, and the snapshot with them")
-        await self._log.append(group)
+        if row is not None:
+            await self._log.append(replace(group, origin=ORIGIN, **row))
 
     async def _start(self) -> BestOfN:
         engine = await asyncio.to_thread(self._make_engine)
@@ -165,6 +175,9 @@ class Drawing:
             await part.start()
             self._running.push_async_callback(part.stop)
         self._prompts = await asyncio.to_thread(logged_prompts, self._snapshot)
+        columns = ["group_id", "prompt_digest"]
+        table = await asyncio.to_thread(pq.read_table, self._snapshot.groups_file, columns=columns)
+        self._group_ids, self._digests = (table.column(name).to_pylist() for name in columns)
         self._best_of_n = BestOfN(engine, self._reward, deadline=REWARD_DEADLINE)
         return self._best_of_n
 
@@ -175,13 +188,14 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     partial.replace(path)
 
 
-def _ranked(group: Group) -> TrainingGroup:
+def _ranked(group: Group, prompt_digest: str) -> TrainingGroup:
+    """With the digest that the snapshot's groups of this prompt have, which may have lost characters since."""
     ranked = sorted(group.candidates, key=lambda candidate: candidate.rank or 0)
     return TrainingGroup(
         group_id=group.id,
         version=group.version,
         prompt=group.prompt,
-        prompt_digest=group.prompt.digest,
+        prompt_digest=prompt_digest,
         prompt_token_ids=group.prompt_token_ids,
         candidates=tuple(candidate.token_ids for candidate in ranked),
         rewards=tuple(candidate.reward or 0.0 for candidate in ranked),

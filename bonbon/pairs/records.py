@@ -55,8 +55,8 @@ class Group:
 
     `degraded` says why the reward gave no ranking (then the first candidate is the answer); `unclean` why the group
     must not be trained on, None when it is clean. `origin` is `request` for answered traffic, `audit` for background
-    draws. `idempotency` names the request it answers, and the log has one group of each name; `fingerprint` is the
-    digest of what that request asked for.
+    draws and `training` for what a training draws for itself. `idempotency` names the request it answers, and the log
+    has one group of each name; `fingerprint` is the digest of what that request asked for.
 
     The names of version and reward, the reward's version, and what it says of its failure, are as `clean_name` makes
     them, whoever gave them.

@@ -15,17 +15,16 @@ if TYPE_CHECKING:
 
 
 class LoggedPrompt(NamedTuple):
-    """A prompt, how it was sampled, what it is for, and the group in the log that has it."""
+    """A prompt, how it was sampled, and what it is for."""
 
     prompt: Prompt
     sampling: Sampling
     split: Split
-    group_id: str
 
 
 def logged_prompts(snapshot: "Snapshot", split: Split | None = None) -> list[LoggedPrompt]:
     """Those of a split (None: of all), in the order of the snapshot's rows, repeats included."""
-    columns = ["group_id", "prompt", "temperature", "max_tokens", "stop", "split"]
+    columns = ["prompt", "temperature", "max_tokens", "stop", "split"]
     filters = None if split is None else [("split", "=", str(split))]
     rows = pq.read_table(snapshot.groups_file, columns=columns, filters=filters).to_pylist()
     return [
@@ -33,7 +32,6 @@ def logged_prompts(snapshot: "Snapshot", split: Split | None = None) -> list[Log
             prompt_of(json.loads(row["prompt"])),
             Sampling(max_tokens=row["max_tokens"], temperature=row["temperature"], stop=tuple(row["stop"])),
             Split(row["split"]),
-            row["group_id"],
         )
         for row in rows
     ]

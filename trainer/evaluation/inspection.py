@@ -8,6 +8,7 @@ from typing import NamedTuple
 from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
+from bonbon.registry.due import started_from
 from bonbon.registry.records import Version
 from trainer.context import Workshop
 from trainer.evaluation.evaluation import FILE, Evaluation
@@ -63,7 +64,7 @@ async def _snapshot(workshop: Workshop, version: Version, directory: Path) -> Sn
     return await take_snapshot(
         workshop.database,
         taken,
-        version=version.training.get("start", workshop.base.name),
+        version=started_from(version.training) or workshop.base.name,
         fractions=Fractions(
             test=version.training.get("held_out_fraction", workshop.settings.train.held_out_fraction),
             validation=version.training.get("validation_fraction", workshop.settings.train.validation_fraction),

@@ -6,6 +6,8 @@ has ended, so that a training which is resumed does not pay for them again.
 """
 
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -50,6 +52,11 @@ class DrawBox:
         """The Parquet file with an order's groups, which is there when they are drawn."""
         return self.directory / f"groups-{number:06d}.parquet"
 
+    def fulfilled(self, order: DrawOrder) -> bool:
+        """Whether this very order was given before, and its groups are there."""
+        given = read_json(self._order(order.number)) == json.loads(json.dumps(asdict(order)))
+        return given and self.groups(order.number).exists()
+
     def wait(self, order: DrawOrder) -> Path:
         """Give the order, wait until it is fulfilled, and return the file with its groups. The policy is deleted then.
 
@@ -60,7 +67,7 @@ class DrawBox:
         """
         groups = self.groups(order.number)
         self.directory.mkdir(parents=True, exist_ok=True)
-        if read_json(self._order(order.number)) != json.loads(json.dumps(asdict(order))) or not groups.exists():
+        if not self.fulfilled(order):
             groups.unlink(missing_ok=True)
             self._failure(order.number).unlink(missing_ok=True)
             write_json(self._order(order.number), asdict(order))
@@ -75,18 +82,30 @@ class DrawBox:
 
     def open_orders(self) -> Sequence[DrawOrder]:
         """Orders that are neither fulfilled nor failed, the first one first."""
-        orders = (_read(path) for path in sorted(self.directory.glob("order-*.json")))
-        return [
-            order
-            for order in orders
-            if not self.groups(order.number).exists() and not self._failure(order.number).exists()
-        ]
+        try:
+            names = sorted(os.listdir(self.directory))
+        except FileNotFoundError:  # none was given yet, or the run has ended
+            return []
+        found = []
+        for name in names:
+            number = _number(name)
+            if number is None or self.groups(number).exists() or self._failure(number).exists():
+                continue
+            # Read last: an order that is still there after that has no groups because nobody has drawn them.
+            if (order := _read(self.directory / name)) is not None:
+                found.append(order)
+        return found
+
+    def remove(self) -> None:
+        """Delete all orders and draws, at once for whoever looks for open orders."""
+        gone = self.directory.with_name(f".{self.directory.name}.removed")
+        shutil.rmtree(gone, ignore_errors=True)
+        if self.directory.exists():
+            self.directory.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def withdraw_open(self) -> None:
-        """Forget the orders that a training gave which ended before they were fulfilled.
-
-        It gives them again when it goes on, as soon as their policies are whole again.
-        """
+        """Forget the orders that a training which was cut off has left open; it gives them again if it needs them."""
         for order in self.open_orders():
             self._order(order.number).unlink(missing_ok=True)
 
@@ -101,6 +120,15 @@ class DrawBox:
         return self.directory / f"failure-{number:06d}.json"
 
 
-def _read(path: Path) -> DrawOrder:
-    values = read_json(path) or {}
+def _number(name: str) -> int | None:
+    """Of the order in the file of this name; None when it holds none."""
+    found = re.fullmatch(r"order-(\d+)\.json", name)
+    return int(found[1]) if found else None
+
+
+def _read(path: Path) -> DrawOrder | None:
+    """None where the order is no longer there."""
+    values = read_json(path)
+    if values is None:
+        return None
     return DrawOrder(**values | {"kind": VersionKind(values["kind"]), "rows": tuple(values["rows"])})

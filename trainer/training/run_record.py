@@ -17,6 +17,7 @@ INDIFFERENT = {
     "gradient_checkpointing",
     "checkpoint_every",
     "keep_checkpoints",
+    "draws_in_flight",
     "threads",
     "processes",
     "sharding",

@@ -1,6 +1,5 @@
 """Training: from a snapshot of groups to an adapter or a whole model."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -104,7 +103,8 @@ def train(
             )
             run.learner.save(run.train(draws=draws), output, base_name=base_name)
         accelerator.free_memory()
-        shutil.rmtree(run_dir / "draws", ignore_errors=True)
+        if accelerator.is_main_process:
+            DrawBox(run_dir).remove()
     metrics = latest_metrics(run_dir)
     kind = VersionKind.ADAPTER if config.method == "lora" else VersionKind.FULL
     return TrainingResult(run_dir, output, kind, int(metrics["step"]), len(rows), metrics)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bonbon.engines.base import VersionKind
 from bonbon.pairs.snapshot import Split
-from trainer.data.groups import Groups, Rows
+from trainer.data.groups import Distribution, Groups, Rows
 from trainer.training.draws import DrawBox, DrawOrder
 from trainer.training.learner import Learner, Weights, beside_reference
 from trainer.training.loss import margins
@@ -97,13 +97,17 @@ class Drawer:
     """Draws from a learner's policy by way of the process that has the engine; every process must call it.
 
     Args:
-        groups: the run's snapshot; its base groups are what draws are compared with.
+        groups: the run's snapshot, and what the base has drawn for its prompts; draws are compared with the base's.
         base: the base's name.
     """
 
     def __init__(self, learner: Learner, groups: Groups, box: DrawBox, *, base: str, seed: int) -> None:
         self._learner, self._groups, self._box = learner, groups, box
         self._base, self._seed = base, seed
+        # Orders name rows of the snapshot: what the base has drawn in this run comes after these.
+        self._first: dict[Distribution, int] = {}
+        for row, distribution in enumerate(groups.distributions):
+            self._first.setdefault(distribution, row)
 
     def __call__(self, number: int, weights: Weights, rows: Rows, count: int) -> Groups:
         """`count` draws of the policy with these weights for the prompt of each row; those that fit the context.
@@ -114,13 +118,14 @@ class Drawer:
         Raises:
             BonbonError: what kept the other process from drawing.
         """
-        learner, path = self._learner, self._box.groups(number)
-        policy = self._box.policy(number)
-        if not path.exists():
+        learner, policy = self._learner, self._box.policy(number)
+        kind = VersionKind.ADAPTER if learner.trains_adapter else VersionKind.FULL
+        asked = tuple(self._first[self._groups.distributions[row]] for row in rows)
+        order = DrawOrder(number, str(policy), kind, asked, count, self._seed + number)
+        if not self._box.fulfilled(order):
             learner.save(weights, policy, base_name=self._base)
         if learner.accelerator.is_main_process:
-            kind = VersionKind.ADAPTER if learner.trains_adapter else VersionKind.FULL
-            self._box.wait(DrawOrder(number, str(policy), kind, tuple(rows.tolist()), count, self._seed + number))
+            self._box.wait(order)
         learner.accelerator.wait_for_everyone()
         return self.kept(number)
 
