@@ -115,7 +115,7 @@ def make_snapshot(
     adapted: Any = None
     if adapter is not None:
         adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
-    drawn = []
+    drawn: list[Group] = []
     for i in range(groups):
         prompt = (2, *rng.integers(3, VOCABULARY, rng.integers(2, 6)).tolist())
         sampling = Sampling(max_tokens=max_tokens, temperature=temperatures[i % len(temperatures)])
