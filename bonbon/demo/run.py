@@ -149,10 +149,12 @@ class Demo:
             "BONBON_LOOP__MIN_GROUPS": str(plan.groups_needed),
             "BONBON_LOOP__AUTO_PROMOTE": "false",
             "BONBON_TRAIN__SEED": str(plan.seed),
-            # A tiny model takes, and a short demo needs, larger steps than the defaults.
+            # Rates that suit these models, and few draws for learning: a demo has no time to find out or to converge.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
-            "BONBON_TRAIN__EPOCHS": "4",
-            "BONBON_TRAIN__MICRO_BATCH_SIZE": "32",
+            "BONBON_TRAIN__REFINE_LEARNING_RATE": "1e-3",
+            "BONBON_TRAIN__REFINE_TOKENS": "70000",
+            "BONBON_TRAIN__VALIDATION_DRAWS": "192",
+            "BONBON_TRAIN__MICRO_BATCH_SIZE": "16",
         }
 
     async def _measure_before(self, traffic: Traffic, reward: "Reward") -> Yardstick:

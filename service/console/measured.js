@@ -12,7 +12,7 @@ export function allowed(version) {
   return { k, approved: Boolean(version.verdict?.k), rate: found.win_rate_served, opponent, saved: version.verdict?.saved ?? null };
 }
 
-const draws = (k) => (k === 1 ? "one draw" : `best of ${k}`);
+export const draws = (k) => (k === 1 ? "one draw" : `best of ${k}`);
 
 export const against = ({ k, rate, opponent }) => `${draws(k)} against ${opponent}, ${interval(rate)}`;
 

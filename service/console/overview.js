@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { band, bound, chart, curved, dots, labels, level, line, share, whiskers } from "./charts.js";
 import { ago, card, count, decimal, empty, h, interval, percent, tile, told } from "./dom.js";
-import { against, allowed, share as won } from "./measured.js";
+import { against, allowed, draws, share as won } from "./measured.js";
 
 export async function load() {
   const [ready, versions, pairs] = await Promise.all([get("health/ready"), get("admin/versions"), get("admin/pairs")]);
@@ -25,7 +25,7 @@ export function render({ ready, versions, measured, pairs, history, live, fronti
   return [
     live.fallback && live.best_of_n && live.fallback.version === live.champion ? fallback(live.fallback) : null,
     h("div", { class: "tiles" },
-      tile("Champion", ready.serving, live.best_of_n ? "answers with best-of-n" : "answers with one draw", "name"),
+      tile("Champion", ready.serving, live.best_of_n ? "answers with best-of-n" : `answers with ${draws(live.k ?? 1)}`, "name"),
       tile("Live win rate", last ? percent(last.win_rate) : "–",
         last ? `95 % band ${interval(last)}, ${count(last.count)} audits` : distilled ? "no audit yet" : "audited once a version is champion", "accent"),
       tile("Measured win rate", evaluation.win_rate ? percent(evaluation.win_rate.value) : "–",
