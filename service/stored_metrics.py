@@ -79,8 +79,8 @@ class StoredMetrics:
         self._target = make.gauge("bonbon_training_target_nats", "What that margin is trained towards.")
         self._evaluated = make.gauge(
             "bonbon_evaluation_win_rate",
-            "Win rate on test prompts, with its 95 % interval. Opponent base: one draw of the version against one of the "
-            "base. Opponent served: the best of bonbon_gate_k draws against what was served.",
+            "Win rate on test prompts, with its 95 % interval. Opponent base: one draw of the version against one of "
+            "the base. Opponent served: the best of bonbon_gate_k draws against what was served.",
             "model_version",
             "opponent",
             "bound",

@@ -152,7 +152,7 @@ class Demo:
             # Rates that suit these models, and few draws for learning: a demo has no time to find out or to converge.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
             "BONBON_TRAIN__REFINE_LEARNING_RATE": "1e-3",
-            "BONBON_TRAIN__REFINE_TOKENS": "70000",
+            "BONBON_TRAIN__REFINE_TOKENS": "60000",
             "BONBON_TRAIN__VALIDATION_DRAWS": "192",
             "BONBON_TRAIN__MICRO_BATCH_SIZE": "16",
         }
