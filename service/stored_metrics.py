@@ -73,9 +73,14 @@ class StoredMetrics:
         )
         self._begun = make.gauge("bonbon_round_begun_timestamp_seconds", "When the newest round began; 0: never.")
         self._ended = make.gauge("bonbon_round_ended_timestamp_seconds", "When a round last ended; 0: never.")
-        self._progress = make.gauge("bonbon_round_progress_ratio", "Share of the newest round's training that is done.")
+        self._progress = make.gauge(
+            "bonbon_round_progress_ratio",
+            "Share of the newest round's passes over logged groups that is done; at 1 it learns from its own draws.",
+        )
         self._loss = make.gauge("bonbon_training_loss", "Of the newest round, last told.")
-        self._margin = make.gauge("bonbon_training_margin_nats", "Mean margin of its pairs, last told.")
+        self._margin = make.gauge(
+            "bonbon_training_margin_nats", "Mean margin of the best candidate over the worst, last told."
+        )
         self._target = make.gauge("bonbon_training_target_nats", "What that margin is trained towards.")
         self._evaluated = make.gauge(
             "bonbon_evaluation_win_rate",

@@ -139,9 +139,14 @@ async def filled(parts: Parts) -> Version:
         won = 1.0 if number % 5 else -1.0
         comparison = Comparison(group.id, datetime.now(UTC), version.name, BASE, "fake", "1", won, 0.0)
         await parts.pair_log.append_comparison(comparison)
-    curve = tuple(CurvePoint(step / 10, 2.0 - step / 10, step, 18.2) for step in range(10))
-    await tell_round(parts.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
+    await tell_training(parts, epoch=0.9)
     return version
+
+
+async def tell_training(parts: Parts, *, epoch: float) -> None:
+    """A round is at this of three epochs."""
+    curve = tuple(CurvePoint(epoch * step / 9, 2.0 - step / 10, step, 18.2) for step in range(10))
+    await tell_round(parts.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
 
 
 def tile(page: Page, title: str) -> Locator:
@@ -172,6 +177,8 @@ async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_pat
         await page.get_by_role("link", name="Pairs and training").click()
         await expect(page.locator("canvas")).to_have_count(2)
         await expect(page.get_by_text("epoch 0.90 of 3.00")).to_be_visible()
+        await tell_training(console.parts, epoch=4.5)
+        await expect(page.get_by_text("3.00 epochs on logged groups, and 1.50 on its own draws")).to_be_visible()
         await page.locator("figure summary").first.click()
         await expect(page.locator("figure").first.locator(".figures tbody tr")).to_have_count(4)
 
