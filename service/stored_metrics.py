@@ -75,13 +75,19 @@ class StoredMetrics:
         )
         self._begun = make.gauge("bonbon_round_begun_timestamp_seconds", "When the newest round began; 0: never.")
         self._ended = make.gauge("bonbon_round_ended_timestamp_seconds", "When a round last ended; 0: never.")
-        self._progress = make.gauge("bonbon_round_progress_ratio", "Share of the newest round's training that is done.")
+        self._progress = make.gauge(
+            "bonbon_round_progress_ratio",
+            "Share of the newest round's passes over logged groups that is done; at 1 it learns from its own draws.",
+        )
         self._loss = make.gauge("bonbon_training_loss", "Of the newest round, last told.")
-        self._margin = make.gauge("bonbon_training_margin_nats", "Mean margin of its pairs, last told.")
+        self._margin = make.gauge(
+            "bonbon_training_margin_nats", "Mean margin of the best candidate over the worst, last told."
+        )
         self._target = make.gauge("bonbon_training_target_nats", "What that margin is trained towards.")
         self._evaluated = make.gauge(
             "bonbon_evaluation_win_rate",
-            "Win rate of one draw on held-out prompts, with its 95 % interval; opponent: base, best_of_n, reference.",
+            "Win rate on test prompts, with its 95 % interval. Opponent base: one draw of the version against one of "
+            "the base. Opponent served: the best of bonbon_gate_k draws against what was served.",
             "model_version",
             "opponent",
             "bound",
@@ -95,6 +101,20 @@ class StoredMetrics:
         )
         self._length = make.gauge(
             "bonbon_evaluation_length_ratio", "Mean length over the base's.", "model_version", "bound"
+        )
+        self._gain = make.gauge(
+            "bonbon_evaluation_gain_nats",
+            "Gain of one draw over the base in the objective that training maximises.",
+            "model_version",
+            "bound",
+        )
+        self._k = make.gauge(
+            "bonbon_gate_k", "Draws that the gate lets the version answer with; 1 when it refused it.", "model_version"
+        )
+        self._saved = make.gauge(
+            "bonbon_gate_saved_ratio",
+            "Share of an answer's tokens that are no longer drawn with bonbon_gate_k draws.",
+            "model_version",
         )
         self._passed = make.gauge("bonbon_gate_passed", "1 when the gate approved the version.", "model_version")
         self._value = make.gauge("bonbon_gate_value", "What the gate read.", "model_version", "check")
@@ -154,22 +174,22 @@ class StoredMetrics:
                 gauge.set(math.nan if value is None else value)
 
     def _show_versions(self, versions: Iterable[Version]) -> None:
-        shown = (self._evaluated, self._kl, self._recovered, self._length, self._passed, self._value, self._threshold)
-        for gauge in shown:
+        measures = (self._evaluated, self._kl, self._recovered, self._length, self._gain)
+        for gauge in (*measures, self._k, self._saved, self._passed, self._value, self._threshold):
             gauge.clear()
         for version in versions:
             name, measured = version.name, version.evaluation
-            for field, opponent in (
-                ("win_rate", "base"),
-                ("win_rate_best_of_n", "best_of_n"),
-                ("win_rate_reference", "reference"),
-            ):
-                _set_bounds(self._evaluated, (name, opponent), measured.get(field))
+            _set_bounds(self._evaluated, (name, "base"), measured.get("win_rate"))
+            _set_bounds(self._evaluated, (name, "served"), _against_served(version))
             _set_bounds(self._kl, (name,), measured.get("kl"))
             _set_bounds(self._recovered, (name,), measured.get("recovered"))
             _set_bounds(self._length, (name,), measured.get("length_ratio"))
+            _set_bounds(self._gain, (name,), measured.get("gain"))
             if version.verdict is None:
                 continue
+            self._k.labels(name).set(version.k)
+            if (saved := version.verdict.get("saved")) is not None:
+                self._saved.labels(name).set(saved)
             self._passed.labels(name).set(version.verdict["passed"])
             for check in version.verdict["reasons"]:
                 if check["value"] is not None:
@@ -183,6 +203,12 @@ def _outcome(told: RoundProgress) -> str:
     if not told.ended:
         return "running"
     return {PROMOTED: "promoted", REFUSED: "refused"}.get(told.outcome or "", "kept")
+
+
+def _against_served(version: Version) -> Mapping[str, Any] | None:
+    """The win rate of as many draws as the gate lets the version answer with; None when no evaluation has it."""
+    measured = version.evaluation.get("best_of_k", ())
+    return next((one["win_rate_served"] for one in measured if one["k"] == version.k), None)
 
 
 def _set_bounds(gauge: Gauge, labels: tuple[str, ...], estimate: Mapping[str, Any] | None) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import uvicorn
+from evaluations import estimate, evaluation
 from groups import scored_group
-from playwright.async_api import Browser, ConsoleMessage, Page, Playwright, Request, async_playwright, expect
+from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Playwright, Request, async_playwright, expect
 from pydantic import SecretStr
 from running_service import BASE, WatchedEngine, new_version, settings_in
 
@@ -23,9 +24,10 @@ from bonbon.pairs.records import Comparison
 from bonbon.registry.records import Version
 from bonbon.registry.rounds import CurvePoint, RoundStage, tell_round
 from bonbon.rewards.fake import FakeReward
-from bonbon.settings import Settings
+from bonbon.settings import GateSettings, Settings
 from service.app import create_app
 from service.parts import Parts
+from trainer.evaluation.gate import judge
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -37,11 +39,8 @@ expect.set_options(timeout=30_000)  # milliseconds; a loaded machine draws slowl
 
 VIEWS = ("overview", "versions", "pairs", "playground")
 REFUSED = re.compile("status of 40[0139]")
-EVALUATION = {
-    "win_rate": {"value": 0.82, "low": 0.79, "high": 0.85},
-    "kl": {"value": 1.4, "low": 1.3, "high": 1.5},
-    "recovered": {"value": 0.88, "low": 0.8, "high": 0.95},
-}
+EVALUATION = evaluation(win_rate=estimate(0.82))
+"""By its verdict two draws win 53 % against best-of-8 of the base, and save 72.5 % of the tokens."""
 
 
 @dataclass
@@ -127,10 +126,11 @@ async def filled(parts: Parts) -> Version:
     for number in range(20):
         await parts.pair_log.append(scored_group(number, version=BASE))
     version = await new_version(parts.registry, 1)
-    await parts.registry.record_evaluation(version.name, EVALUATION)
-    await parts.registry.approve(version.name, {"passed": True, "reasons": [{"text": "it wins", "passed": True}]})
+    await parts.registry.record_evaluation(version.name, EVALUATION.to_dict())
+    await parts.registry.approve(version.name, judge(EVALUATION, GateSettings()).to_dict())
     await parts.registry.promote(version.name)
     refused = await new_version(parts.registry, 2)
+    await parts.registry.record_evaluation(refused.name, evaluation(win_rate=estimate(0.51)).to_dict())
     await parts.registry.refuse(refused.name, {"passed": False, "reasons": [{"text": "<b>loses</b>", "passed": False}]})
     await parts.swapper.converge()
     group = scored_group(99, version=version.name)
@@ -139,9 +139,18 @@ async def filled(parts: Parts) -> Version:
         won = 1.0 if number % 5 else -1.0
         comparison = Comparison(group.id, datetime.now(UTC), version.name, BASE, "fake", "1", won, 0.0)
         await parts.pair_log.append_comparison(comparison)
-    curve = tuple(CurvePoint(step / 10, 2.0 - step / 10, step, 18.2) for step in range(10))
-    await tell_round(parts.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
+    await tell_training(parts, epoch=0.9)
     return version
+
+
+async def tell_training(parts: Parts, *, epoch: float) -> None:
+    """A round is at this of three epochs."""
+    curve = tuple(CurvePoint(epoch * step / 9, 2.0 - step / 10, step, 18.2) for step in range(10))
+    await tell_round(parts.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
+
+
+def tile(page: Page, title: str) -> Locator:
+    return page.locator(".tile", has=page.get_by_role("heading", name=title, exact=True))
 
 
 async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_path: Path) -> None:
@@ -153,14 +162,23 @@ async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_pat
         await expect(page.locator(".tile.name .figure")).to_have_text(version.name)
         await expect(page.locator(".tile.accent .figure")).to_have_text("80.0 %")
         await expect(page.locator("canvas")).to_have_count(2)
+        await expect(tile(page, "Against what was served")).to_contain_text("53.0 %")
+        await expect(tile(page, "Against what was served")).to_contain_text("best of 2 against best of 8 of tiny")
+        await expect(tile(page, "Tokens saved")).to_contain_text("72.5 %")
+        await expect(tile(page, "Tokens saved")).to_contain_text("k = 2")
         await page.get_by_role("link", name="Versions").click()
         await expect(page.locator("tbody tr")).to_have_count(3)
-        await expect(page.locator("tr.champion")).to_contain_text("82.0 %")
+        champion = page.locator("tr.champion").locator("td")
+        await expect(champion).to_contain_text(["82.0 %", "2", "72.5 %", "53.0 %", "1.30", "87.0 %", "passed"])
+        bad = page.locator("tr", has_text="refused").locator("td")
+        await expect(bad).to_contain_text(["51.0 %", "–", "–", "one draw against best of 8 of tiny", "1.30"])
         await page.locator("tr", has_text="refused").locator("summary").click()
         await expect(page.locator("li.bad")).to_have_text("<b>loses</b>")  # as text, not as markup
         await page.get_by_role("link", name="Pairs and training").click()
         await expect(page.locator("canvas")).to_have_count(2)
         await expect(page.get_by_text("epoch 0.90 of 3.00")).to_be_visible()
+        await tell_training(console.parts, epoch=4.5)
+        await expect(page.get_by_text("3.00 epochs on logged groups, and 1.50 on its own draws")).to_be_visible()
         await page.locator("figure summary").first.click()
         await expect(page.locator("figure").first.locator(".figures tbody tr")).to_have_count(4)
 

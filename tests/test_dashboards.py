@@ -159,11 +159,11 @@ async def unanswered(client: httpx2.AsyncClient, wanted: dict[str, dict[str, Any
 
 async def evaluate(environment: dict[str, str], name: str) -> None:
     """What a round would have left of the version in the database."""
-    measured = evaluation(version=name, base="tiny-support", reference="tiny-support")
+    measured = evaluation(version=name, base="tiny-support", served="tiny-support")
     async with open_database(database_url(environment)) as database:
         registry = Registry(database, Path(environment["BONBON_DATA_DIR"]) / "versions")
         await registry.record_evaluation(name, measured.to_dict())
-        await registry.approve(name, judge(measured, GateSettings(), n=4).to_dict())
+        await registry.approve(name, judge(measured, GateSettings()).to_dict())
         await tell_round(
             database,
             "round",

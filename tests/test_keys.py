@@ -172,14 +172,20 @@ async def test_nothing_is_trained_on_tenants_that_are_not_named(tenants: Tenants
             await group_of(tenants.service, key, seed=seed)
     from bonbon.database import open_database
     from bonbon.errors import UserError
-    from bonbon.pairs.snapshot import read_rows, take_snapshot
+    from bonbon.pairs.snapshot import Fractions, read_rows, take_snapshot
 
     url = f"sqlite+aiosqlite:///{tenants.directory / 'data' / 'bonbon.db'}"
     async with open_database(url) as database:
         with pytest.raises(UserError, match=r"several tenants.*'ada', 'bob'.*train\.tenants"):
-            await take_snapshot(database, tenants.directory / "mixed", version="fake", held_out_fraction=0.1)
+            await take_snapshot(
+                database, tenants.directory / "mixed", version="fake", fractions=Fractions(test=0.1, validation=0.1)
+            )
         snapshot = await take_snapshot(
-            database, tenants.directory / "ada", version="fake", held_out_fraction=0.1, tenants=["ada"]
+            database,
+            tenants.directory / "ada",
+            version="fake",
+            fractions=Fractions(test=0.1, validation=0.1),
+            tenants=["ada"],
         )
     owners = dict(rows(tenants.directory, "SELECT id, tenant FROM groups"))
     assert {owners[row["group_id"]] for row in read_rows(snapshot)} == {"ada"}

@@ -18,7 +18,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.erase import erase
 from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Snapshot, take_snapshot
+from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.pairs.spool import Spool
 from bonbon.registry.registry import Registry
 
@@ -112,7 +112,9 @@ async def test_a_deletion_reaches_rows_snapshots_and_future_training_and_names_w
 ) -> None:
     await log_groups(database)
     runs = tmp_path / "runs"
-    with_ada = await take_snapshot(database, runs / "round-1" / "snapshot", version="tiny", held_out_fraction=0.1)
+    with_ada = await take_snapshot(
+        database, runs / "round-1" / "snapshot", version="tiny", fractions=Fractions(test=0.1, validation=0.1)
+    )
     registry = Registry(database, tmp_path / "versions")
     await registry.register_base("tiny", None)
     first = await trained(database, tmp_path / "one", with_ada)
@@ -121,7 +123,9 @@ async def test_a_deletion_reaches_rows_snapshots_and_future_training_and_names_w
     assert erased.lineage.trained == (first,)
     assert erased.snapshots == (with_ada.groups_file,)
     assert not with_ada.groups_file.exists()
-    again = await take_snapshot(database, runs / "round-2" / "snapshot", version="tiny", held_out_fraction=0.1)
+    again = await take_snapshot(
+        database, runs / "round-2" / "snapshot", version="tiny", fractions=Fractions(test=0.1, validation=0.1)
+    )
     assert again.groups == 3
     nothing = await erase(database, runs, Conditions(user="ada"), spool_dir=tmp_path / "spool")
     assert (nothing.groups, nothing.lineage.trained, nothing.snapshots) == (0, (), ())

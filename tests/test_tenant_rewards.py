@@ -15,7 +15,7 @@ from starlette.responses import Response
 from until import until
 
 from bonbon.errors import UserError
-from bonbon.pairs.snapshot import read_rows, take_snapshot
+from bonbon.pairs.snapshot import Fractions, read_rows, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.due import new_groups
 from bonbon.rewards.fake import digest_score
@@ -110,7 +110,9 @@ async def test_only_groups_of_the_services_reward_are_trained_on(tmp_path: Path)
         adas = {(await tenants.ask("ada", seed=seed))["group_id"] for seed in range(6)}
         registry = tenants.service.parts.registry
         assert await new_groups(registry, BASE) == len(bobs)
-        snapshot = await take_snapshot(registry.database, tmp_path / "snapshot", version=BASE, held_out_fraction=0.1)
+        snapshot = await take_snapshot(
+            registry.database, tmp_path / "snapshot", version=BASE, fractions=Fractions(test=0.1, validation=0.1)
+        )
         assert (snapshot.reward_name, snapshot.other_rewards) == ("fake", 0)
         assert {row["group_id"] for row in read_rows(snapshot)} == bobs
         for tenant, own in (("ada", adas), ("bob", bobs)):

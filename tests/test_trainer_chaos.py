@@ -1,4 +1,4 @@
-"""Trainers that are killed, stopped, or not alone: what comes of the round is what comes of one that nobody disturbs."""
+"""Trainers that are killed, stopped or not alone do what one that nobody disturbs does."""
 
 import asyncio
 import os

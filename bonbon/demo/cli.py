@@ -36,7 +36,7 @@ def demo(
         [], "--url", help="A vLLM server of the fleet that --engine remote draws on; may be repeated."
     ),
 ) -> None:
-    """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, serve one draw."""
+    """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, draw less."""
     if (engine is Engine.REMOTE) != bool(url):
         raise UserError("--engine remote and --url need each other: name each vLLM server of the fleet with a --url")
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")

@@ -1,25 +1,34 @@
 """What a policy is worth and what it costs, measured from outside over HTTP."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean, median
+from typing import Any
 
 from bonbon.demo.traffic import Reply, Timing, Traffic
 from bonbon.prompt import Prompt
 from bonbon.rewards.base import Reward
-from bonbon.theory import clustered_mean, win_fraction
+from bonbon.theory import Estimate, clustered_mean, win_fraction
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One row of the before/after table. Lengths are in tokens, times in seconds, KL in nats."""
+    """One column of the closing table. Lengths are in tokens, times in seconds, KL in nats.
+
+    `win_rate` is against one draw of the base, and `win_rate_served` against best-of-n of the base, which answered
+    before; `kl` is None where nobody has estimated it.
+    """
 
     version: str
+    draws: float
     win_rate: float
     win_rate_low: float
     win_rate_high: float
     comparisons: int
-    kl: float
+    win_rate_served: float | None
+    win_rate_served_low: float | None
+    win_rate_served_high: float | None
+    kl: float | None
     kl_estimator: str
     reward_mean: float
     length_mean: float
@@ -28,12 +37,16 @@ class Figures:
     ttft_p50_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Yardstick:
-    """The base's draws that every policy is compared with, and the requests they answer."""
+    """What every policy is compared with: draws of the base and, once it is measured, what best-of-n answered.
+
+    `rewards` and `served` have a list of rewards for each of the requests.
+    """
 
     requests: list[str]
     rewards: list[list[float]]
+    served: list[list[float]] = field(default_factory=list)
 
     @classmethod
     async def draw(
@@ -51,40 +64,64 @@ class Yardstick:
         reward: Reward,
         *,
         model: str,
-        kl: float,
+        best_of: int,
+        kl: float | None,
         kl_estimator: str,
         seed: int,
         answers: int,
         streams: int,
         done: Callable[[], None],
+        serves: bool = False,
     ) -> tuple[Figures, list[Reply]]:
-        """Figures of the policy that `model` names, from `answers` answers per request and `streams` streamed ones."""
+        """Figures of the best of `best_of` draws of `model`.
+
+        Args:
+            answers: for each request.
+            streams: answers that are streamed, for the times.
+            serves: later policies are to be compared with this one's answers.
+        """
+        options: dict[str, Any] = {"extra_body": {"best_of": best_of}}
         timings: list[Timing] = [
-            await traffic.stream(self.requests[i % len(self.requests)], model=model, seed=seed + i)
+            await traffic.stream(self.requests[i % len(self.requests)], model=model, seed=seed + i, **options)
             for i in range(streams)
         ]
-        replies = await traffic.ask_all(self.requests * answers, model=model, seed=seed, done=done, store=False)
-        rewards = [(await _score(reward, reply))[0] for reply in replies]
-        count = len(self.requests)
-        win_rate = clustered_mean(
-            [win_fraction(rewards[p::count], self.rewards[p]) for p in range(count)],
-            sum(len(base) for base in self.rewards) * answers,
+        replies = await traffic.ask_all(
+            self.requests * answers, model=model, seed=seed, done=done, store=False, **options
         )
+        scores = [(await _score(reward, reply))[0] for reply in replies]
+        count = len(self.requests)
+        rewards = [scores[p::count] for p in range(count)]
+        win_rate, against_served = _win_rate(rewards, self.rewards), _win_rate(rewards, self.served)
+        assert win_rate is not None
         figures = Figures(
             version=replies[0].version,
+            draws=mean(reply.draws for reply in replies),
             win_rate=win_rate.value,
             win_rate_low=win_rate.low,
             win_rate_high=win_rate.high,
             comparisons=win_rate.count,
+            win_rate_served=against_served.value if against_served else None,
+            win_rate_served_low=against_served.low if against_served else None,
+            win_rate_served_high=against_served.high if against_served else None,
             kl=kl,
             kl_estimator=kl_estimator,
-            reward_mean=mean(rewards),
+            reward_mean=mean(scores),
             length_mean=mean(reply.returned_tokens for reply in replies),
             tokens_per_answer=mean(reply.drawn_tokens for reply in replies),
             latency_p50_s=median(timing.latency for timing in timings),
             ttft_p50_s=median(timing.ttft for timing in timings),
         )
+        if serves:
+            self.served = rewards
         return figures, replies[:count]
+
+
+def _win_rate(ours: list[list[float]], theirs: list[list[float]]) -> Estimate | None:
+    """Over requests, ties as half; None when there is nothing to compare with."""
+    if not theirs:
+        return None
+    shares = [win_fraction(mine, others) for mine, others in zip(ours, theirs, strict=True)]
+    return clustered_mean(shares, sum(len(a) * len(b) for a, b in zip(ours, theirs, strict=True)))
 
 
 async def _score(reward: Reward, reply: Reply) -> list[float]:

@@ -1,4 +1,4 @@
-"""The whole loop on real parts: best-of-n over HTTP, pair log, training, gate, swap under traffic, one draw."""
+"""The whole loop on real parts: best-of-n over HTTP, pair log, training, gate, swap under traffic, fewer draws."""
 
 import asyncio
 import json
@@ -37,6 +37,7 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "vllm": {"kv_cache_memory_bytes": 2**28, "max_num_seqs": 256, "enforce_eager": True},
 }
 YARDSTICK_SEED, BASE_SEED, BEFORE_SEED, TRAFFIC_SEED, AFTER_SEED = (i * 1_000_000 for i in range(1, 6))
+AFTER_K_SEED = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,18 @@ class Plan:
 
 @dataclass(slots=True)
 class Results:
-    """Every figure of the demo, as written to its JSON file."""
+    """Every figure of the demo, as written to its JSON file.
+
+    `before` is best-of-n of the base, `one_draw` the promoted version's, and `after` the best of as many draws of it as
+    the gate has chosen.
+    """
 
     n: int
     base: Figures | None = None
     before: Figures | None = None
+    one_draw: Figures | None = None
     after: Figures | None = None
-    gate: dict[str, Any] = field(default_factory=lambda: {"passed": False, "reasons": []})
+    gate: dict[str, Any] = field(default_factory=lambda: {"passed": False, "reasons": [], "k": None, "saved": None})
     swap: dict[str, Any] = field(default_factory=dict)
     rounds: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -143,10 +149,12 @@ class Demo:
             "BONBON_LOOP__MIN_GROUPS": str(plan.groups_needed),
             "BONBON_LOOP__AUTO_PROMOTE": "false",
             "BONBON_TRAIN__SEED": str(plan.seed),
-            # A tiny model takes, and a short demo needs, larger steps than the defaults.
+            # Rates that suit these models, and few draws for learning: a demo has no time to find out or to converge.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
-            "BONBON_TRAIN__EPOCHS": "4",
-            "BONBON_TRAIN__MICRO_BATCH_SIZE": "32",
+            "BONBON_TRAIN__REFINE_LEARNING_RATE": "1e-3",
+            "BONBON_TRAIN__REFINE_TOKENS": "60000",
+            "BONBON_TRAIN__VALIDATION_DRAWS": "192",
+            "BONBON_TRAIN__MICRO_BATCH_SIZE": "16",
         }
 
     async def _measure_before(self, traffic: Traffic, reward: "Reward") -> Yardstick:
@@ -155,11 +163,20 @@ class Demo:
         with self._progress("measuring the base", plan.measured_requests * (1 + plan.answers)) as done:
             yardstick = await Yardstick.draw(traffic, reward, requests, plan.n, seed=YARDSTICK_SEED + seed, done=done)
             self.results.base, self.samples["base"] = await self._measure(
-                yardstick, traffic, reward, "base", 0.0, "identity", BASE_SEED, done
+                yardstick, traffic, reward, "base", 1, BASE_SEED, done, kl=0.0, kl_estimator="identity"
             )
         with self._progress(f"measuring best-of-{plan.n}", plan.measured_requests * plan.answers) as done:
             self.results.before, self.samples[f"best of {plan.n}"] = await self._measure(
-                yardstick, traffic, reward, ALIAS, best_of_n_kl(plan.n), "log n - (n-1)/n", BEFORE_SEED, done
+                yardstick,
+                traffic,
+                reward,
+                ALIAS,
+                plan.n,
+                BEFORE_SEED,
+                done,
+                kl=best_of_n_kl(plan.n),
+                kl_estimator="log n - (n-1)/n",
+                serves=True,
             )
         return yardstick
 
@@ -169,21 +186,26 @@ class Demo:
         traffic: Traffic,
         reward: "Reward",
         model: str,
-        kl: float,
-        kl_estimator: str,
+        best_of: int,
         seed: int,
         done: Any,
+        *,
+        kl: float | None = None,
+        kl_estimator: str = "",
+        serves: bool = False,
     ) -> tuple[Figures, list[Reply]]:
         return await yardstick.measure(
             traffic,
             reward,
             model=model,
+            best_of=best_of,
             kl=kl,
             kl_estimator=kl_estimator,
             seed=seed + self.plan.seed,
             answers=self.plan.answers,
             streams=self.plan.streams,
             done=done,
+            serves=serves,
         )
 
     async def _round(
@@ -199,11 +221,9 @@ class Demo:
             if number > 1:
                 await self._wait_for_audits()
         version = await self._train(environment)
-        verdict = version["verdict"] or {"passed": False, "reasons": ["no verdict: see the training log"]}
-        reasons = [r["text"] if isinstance(r, dict) else str(r) for r in verdict["reasons"]]
-        results.gate = {"passed": verdict["passed"], "reasons": reasons}
-        print_gate(self.console, verdict["passed"], reasons)
-        if not verdict["passed"]:
+        results.gate = _gate(version["verdict"])
+        print_gate(self.console, results.gate, plan.n)
+        if not results.gate["passed"]:
             results.rounds.append({"version": version["name"], "gate": results.gate})
             return False
         swap = await self._swap(version["name"], traffic, requests)
@@ -212,19 +232,37 @@ class Demo:
             "failed": results.swap.get("failed", 0) + swap.failed,
             "errors": (results.swap.get("errors", []) + swap.errors)[:10],
         }
-        kl = version["evaluation"]["kl"]
-        estimator = str(version["evaluation"]["kl_estimator"])
-        with (
-            results.timed("measure"),
-            self._progress(f"measuring {version['name']}", plan.measured_requests * plan.answers) as done,
-        ):
-            results.after, self.samples[f"one draw, round {number}"] = await self._measure(
-                yardstick, traffic, reward, ALIAS, kl["value"], estimator, AFTER_SEED * number, done
-            )
+        await self._measure_after(number, version, traffic, yardstick, reward)
+        assert results.after is not None
         results.rounds.append(
             {"version": version["name"], "gate": results.gate, "after": asdict(results.after), "swap": asdict(swap)}
         )
         return True
+
+    async def _measure_after(
+        self, number: int, version: dict[str, Any], traffic: Traffic, yardstick: Yardstick, reward: "Reward"
+    ) -> None:
+        """One draw of the promoted version and, where the gate has chosen more, the best of so many."""
+        plan, results, evaluation = self.plan, self.results, version["evaluation"]
+        k, seed = results.gate["k"], AFTER_SEED * number
+        count = plan.measured_requests * plan.answers * (1 if k == 1 else 2)
+        with results.timed("measure"), self._progress(f"measuring {version['name']}", count) as done:
+            results.one_draw, self.samples[f"one draw, round {number}"] = await self._measure(
+                yardstick,
+                traffic,
+                reward,
+                ALIAS,
+                1,
+                seed,
+                done,
+                kl=evaluation["kl"]["value"],
+                kl_estimator=str(evaluation["kl_estimator"]),
+            )
+            results.after = results.one_draw
+            if k > 1:
+                results.after, self.samples[f"best of {k}, round {number}"] = await self._measure(
+                    yardstick, traffic, reward, ALIAS, k, seed + AFTER_K_SEED, done
+                )
 
     async def _wait_for_audits(self, quiet_seconds: float = 3.0) -> None:
         """Until the audits' groups have stopped coming."""
@@ -294,6 +332,16 @@ class Demo:
     def _print(self) -> None:
         results = self.results
         columns = {"base, one draw": results.base, f"best of {results.n}": results.before}
-        columns["distilled, one draw"] = results.after
+        columns["distilled, one draw"] = results.one_draw
+        if results.gate["passed"] and results.gate["k"] > 1:
+            columns[f"distilled, best of {results.gate['k']}"] = results.after
         self.console.print(sample_panels(self.samples))
         self.console.print(figures_table({k: v for k, v in columns.items() if v is not None}, results.n))
+
+
+def _gate(verdict: dict[str, Any] | None) -> dict[str, Any]:
+    """The gate's verdict with its reasons as texts."""
+    if verdict is None:
+        return {"passed": False, "reasons": ["no verdict: see the training log"], "k": None, "saved": None}
+    reasons = [reason["text"] for reason in verdict["reasons"]]
+    return {"passed": verdict["passed"], "reasons": reasons, "k": verdict["k"], "saved": verdict["saved"]}

@@ -1,6 +1,7 @@
 """The demo's closing words: figures before and after, and answers side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -12,7 +13,7 @@ from bonbon.demo.traffic import Reply
 
 def figures_table(columns: dict[str, Figures], n: int) -> Table:
     """One column per policy."""
-    table = Table(title=f"One draw against best-of-{n}", title_justify="left")
+    table = Table(title=f"Best-of-{n}, and what was distilled from it", title_justify="left")
     table.add_column("", no_wrap=True)
     for title, figures in columns.items():
         table.add_column(f"{title}\n[dim]{figures.version}[/]", justify="right", overflow="fold")
@@ -21,10 +22,13 @@ def figures_table(columns: dict[str, Figures], n: int) -> Table:
     def row(title: str, cells: Sequence[str]) -> None:
         table.add_row(title, *cells)
 
+    row("draws per answer (k)", [f"[bold]{f.draws:g}[/]" for f in rows])
     row("win rate against base", [f"{f.win_rate:.3f}" for f in rows])
     row("  95 % interval", [f"{f.win_rate_low:.3f} to {f.win_rate_high:.3f}" for f in rows])
     row("  comparisons", [f"{f.comparisons:,}" for f in rows])
-    row("KL from base (nats)", [f"{f.kl:.2f}" for f in rows])
+    row(f"win rate against best-of-{n}", [_number(f.win_rate_served, 3) for f in rows])
+    row("  95 % interval", [_interval(f.win_rate_served_low, f.win_rate_served_high) for f in rows])
+    row("KL from base (nats)", [_number(f.kl, 2) for f in rows])
     row("  estimator", [f.kl_estimator for f in rows])
     row("mean reward", [f"{f.reward_mean:.2f}" for f in rows])
     row("mean length, tokens", [f"{f.length_mean:.1f}" for f in rows])
@@ -32,6 +36,14 @@ def figures_table(columns: dict[str, Figures], n: int) -> Table:
     row("p50 latency (ms)", [f"{1e3 * f.latency_p50_s:.0f}" for f in rows])
     row("p50 first token (ms)", [f"[bold]{1e3 * f.ttft_p50_s:.0f}[/]" for f in rows])
     return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
 
 
 def sample_panels(samples: dict[str, list[Reply]], count: int = 3) -> RenderableType:
@@ -48,8 +60,13 @@ def sample_panels(samples: dict[str, list[Reply]], count: int = 3) -> Renderable
     return Group(*panels)
 
 
-def print_gate(console: Console, passed: bool, reasons: list[str]) -> None:
-    """The verdict and every reason for it."""
+def print_gate(console: Console, gate: dict[str, Any], n: int) -> None:
+    """The verdict, every reason for it, and what it means for an answer."""
+    passed = gate["passed"]
     console.print(f"[bold {'green' if passed else 'red'}]gate {'passed' if passed else 'refused it'}[/]")
-    for reason in reasons:
+    for reason in gate["reasons"]:
         console.print(f"  {reason}", highlight=False)
+    if passed:
+        k, saved = gate["k"], gate["saved"]
+        what = "one draw answers" if k == 1 else f"the best of {k} draws answers"
+        console.print(f"k = {k}: {what} as well as best-of-{n}, for {saved:.0%} fewer tokens", highlight=False)

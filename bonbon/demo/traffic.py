@@ -15,12 +15,13 @@ MAX_TOKENS = 96
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One chosen answer and what it cost."""
+    """One chosen answer and what it cost: `draws` candidates with `drawn_tokens` tokens."""
 
     request: str
     texts: tuple[str, ...]
     version: str
     rewards: tuple[float | None, ...]
+    draws: int
     returned_tokens: int
     drawn_tokens: int
 
@@ -83,7 +84,7 @@ class Traffic:
 
         return list(await asyncio.gather(*(one(i, request) for i, request in enumerate(requests))))
 
-    async def stream(self, request: str, *, model: str, seed: int) -> Timing:
+    async def stream(self, request: str, *, model: str, seed: int, **options: Any) -> Timing:
         """Stream one answer and time it."""
         start = perf_counter()
         ttft: float | None = None
@@ -93,6 +94,7 @@ class Traffic:
             max_tokens=MAX_TOKENS,
             seed=seed,
             stream=True,
+            **options,
         )
         async for chunk in stream:
             if ttft is None and chunk.choices and chunk.choices[0].delta.content:
@@ -133,6 +135,7 @@ def _reply(request: str, completion: "ChatCompletion") -> Reply:
         tuple(choice.message.content or "" for choice in completion.choices),
         extension["version"],
         tuple(extension["rewards"]),
+        extension["n"],
         completion.usage.completion_tokens,
         extension["tokens_drawn"],
     )

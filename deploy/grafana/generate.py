@@ -324,7 +324,9 @@ PAIRS = [
         [
             Query(evaluated("bonbon_evaluation_win_rate", "low", opponent="base")),
             Query(evaluated("bonbon_evaluation_win_rate", "high", opponent="base")),
-            Query(evaluated("bonbon_evaluation_win_rate", "value", opponent="best_of_n")),
+            Query(evaluated("bonbon_evaluation_win_rate", "value", opponent="served")),
+            Query("max by (model_version) (bonbon_gate_k)"),
+            Query("max by (model_version) (bonbon_gate_saved_ratio)"),
             Query(evaluated("bonbon_evaluation_kl_nats", "value")),
             Query(evaluated("bonbon_evaluation_length_ratio", "value")),
             Query("max by (model_version) (bonbon_gate_passed)"),
@@ -335,7 +337,9 @@ PAIRS = [
         transformations=columns(
             "win rate, low",
             "win rate, high",
-            "against best-of-n",
+            "against what was served",
+            "draws an answer",
+            "tokens saved",
             "KL, nats",
             "length over the base's",
             "passed the gate",

@@ -3,6 +3,7 @@
 import { get } from "./api.js";
 import { band, bound, chart, curved, dots, labels, level, line, share, whiskers } from "./charts.js";
 import { ago, card, count, decimal, empty, h, interval, percent, tile, told } from "./dom.js";
+import { against, allowed, draws, share as won } from "./measured.js";
 
 export async function load() {
   const [ready, versions, pairs] = await Promise.all([get("health/ready"), get("admin/versions"), get("admin/pairs")]);
@@ -18,16 +19,19 @@ export function render({ ready, versions, measured, pairs, history, live, fronti
   const champion = versions.find((version) => version.name === ready.serving);
   const distilled = champion && champion.kind !== "base";
   const evaluation = champion?.evaluation ?? {};
+  const found = allowed(champion);
   const last = history.points.at(-1);
   const rival = live.win_rates.find((one) => one.version === ready.serving && one.opponent !== history.opponent);
   return [
     live.fallback && live.best_of_n && live.fallback.version === live.champion ? fallback(live.fallback) : null,
     h("div", { class: "tiles" },
-      tile("Champion", ready.serving, live.best_of_n ? "answers with best-of-n" : "answers with one draw", "name"),
+      tile("Champion", ready.serving, live.best_of_n ? "answers with best-of-n" : `answers with ${draws(live.k ?? 1)}`, "name"),
       tile("Live win rate", last ? percent(last.win_rate) : "–",
         last ? `95 % band ${interval(last)}, ${count(last.count)} audits` : distilled ? "no audit yet" : "audited once a version is champion", "accent"),
       tile("Measured win rate", evaluation.win_rate ? percent(evaluation.win_rate.value) : "–",
         evaluation.win_rate ? `95 % interval ${interval(evaluation.win_rate)}` : "the base itself"),
+      found ? tile("Against what was served", won(found), against(found)) : null,
+      found?.approved ? tile("Tokens saved", percent(found.saved), `per answer at k = ${found.k}, the gate's choice`) : null,
       tile("Gain recovered", evaluation.recovered ? percent(evaluation.recovered.value) : "–",
         evaluation.recovered ? `at ${decimal(evaluation.kl.value)} nats from the base` : "nothing distilled yet"),
       rival ? tile("Against best-of-n", percent(rival.win_rate), `95 % band ${interval(rival)}, ${rival.opponent}`) : null,

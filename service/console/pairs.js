@@ -50,10 +50,16 @@ function curveChart(curve) {
   });
 }
 
+// Passes over the logged groups; what comes after them is learnt from the policy's own draws.
+function passes({ epoch, epochs }) {
+  if (epoch <= epochs) return `epoch ${decimal(epoch)} of ${decimal(epochs)}`;
+  return `${decimal(epochs)} epochs on logged groups, and ${decimal(epoch - epochs)} on its own draws`;
+}
+
 function training(round) {
   const share = round.stage === "finished" ? 1 : round.epochs ? round.epoch / round.epochs : 0;
   const how = h("p", { class: "row" }, h("span", { class: `badge ${round.stage}` }, round.stage),
-    h("span", { class: "note" }, `epoch ${decimal(round.epoch)} of ${decimal(round.epochs)}, ${ago(round.updated)}`), bar(share, "accent"));
+    h("span", { class: "note" }, `${passes(round)}, ${ago(round.updated)}`), bar(share, "accent"));
   if (round.curve.length < 2) return h("div", {}, how, empty("The curve comes with the first steps."));
   const column = (index) => round.curve.map((point) => point[index]);
   return h("div", {}, how, round.outcome ? h("p", {}, `${round.version ?? ""} ${round.outcome}`) : null, chart({

@@ -2,6 +2,7 @@
 
 import { get, post } from "./api.js";
 import { ago, bar, card, decimal, empty, h, interval, percent } from "./dom.js";
+import { against, allowed, share } from "./measured.js";
 import { ask, say } from "./talk.js";
 
 export async function load() {
@@ -15,7 +16,7 @@ export function render({ versions, aliases }, again) {
   const listed = card("Versions", `${aliases.serving.champion} answers now`,
     Object.entries(aliases.refused).map(([name, reason]) => h("p", { class: "alert", role: "alert" }, `${name} is not served: ${reason}`)),
     versions.length ? h("div", { class: "scroll" }, h("table", { class: "versions" },
-      h("thead", {}, h("tr", {}, ["Version", "Win rate against the base", "KL, nats", "Gain recovered", "Gate", ""].map((name) => h("th", { scope: "col" }, name)))),
+      h("thead", {}, h("tr", {}, ["Version", "Win rate against the base", "k", "Tokens saved", "Against what was served", "KL, nats", "Gain recovered", "Gate", ""].map((name) => h("th", { scope: "col" }, name)))),
       h("tbody", {}, versions.toReversed().map((version) => row(version, champion, again))))) : empty("None yet."));
   if (back) listed.querySelector("header").append(h("div", { class: "end" }, back));
   return [listed];
@@ -23,6 +24,7 @@ export function render({ versions, aliases }, again) {
 
 function row(version, champion, again) {
   const { win_rate: rate, kl, recovered } = version.evaluation;
+  const found = allowed(version);
   const is = version.name === champion;
   return h("tr", { class: is ? "champion" : "" },
     h("th", { scope: "row" },
@@ -30,6 +32,9 @@ function row(version, champion, again) {
       h("p", { class: "note" }, version.kind === "base" ? "the base" : `${version.kind} of ${version.parent}, ${ago(version.created)}`,
         version.loaded ? ", loaded" : "")),
     h("td", {}, rate ? [h("strong", {}, percent(rate.value)), h("span", { class: "note block" }, interval(rate)), bar(rate.value, "accent")] : "–"),
+    h("td", { class: "number" }, found?.approved ? String(found.k) : "–"),
+    h("td", { class: "number" }, found?.approved ? percent(found.saved) : "–"),
+    h("td", {}, found ? [h("strong", {}, share(found)), h("span", { class: "note block" }, against(found))] : "–"),
     h("td", { class: "number" }, kl ? decimal(kl.value) : "–"),
     h("td", { class: "number" }, recovered ? percent(recovered.value) : "–"),
     h("td", {}, verdict(version.verdict)),

@@ -93,6 +93,7 @@ async def evaluate(
             version=version.name,
             served=served.version.name if served.version else None,
             draws=draws,
+            served_draws=max(draws, served.k),
             base_draws=2 * n,
             seed=seed,
         )

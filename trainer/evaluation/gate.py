@@ -31,6 +31,11 @@ class Verdict:
     k: int | None = None
     saved: float | None = None
 
+    @property
+    def draws(self) -> str:
+        """What the version answers with, in words."""
+        return f"the best of {self.k} draws" if self.k is not None and self.k > 1 else "one draw"
+
     def to_dict(self) -> dict[str, Any]:
         """JSON's types only: a value that is not finite is None."""
         values = asdict(self)

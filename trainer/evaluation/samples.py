@@ -75,7 +75,7 @@ class Sampler:
     Args:
         engine: has all versions loaded.
         version: the version that is measured, `draws` times for each prompt.
-        served: the version that answers requests, None for the base.
+        served: the version that answers requests, `served_draws` times for each prompt; None for the base.
         base_draws: draws of the base for each prompt.
         seed: decides every draw, as far as the engine allows.
     """
@@ -89,12 +89,13 @@ class Sampler:
         version: str,
         served: str | None,
         draws: int,
+        served_draws: int,
         base_draws: int,
         seed: int,
     ) -> None:
         self._engine, self._version, self._served = engine, version, served
         self._reward, self._held_out = reward, held_out_reward
-        self._draws, self._base_draws, self._seed = draws, base_draws, seed
+        self._draws, self._served_draws, self._base_draws, self._seed = draws, served_draws, base_draws, seed
 
     async def __call__(self, asked: LoggedPrompt) -> Samples | None:
         """The prompt's samples; None when prompt and max_tokens do not fit the context."""
@@ -107,7 +108,7 @@ class Sampler:
             log.warning("a test prompt is left out", reason=str(error))
             return None
         if self._served is not None:
-            drawn.append(await self._draw(asked, self._served, self._draws, "served"))
+            drawn.append(await self._draw(asked, self._served, self._served_draws, "served"))
         scored = [self._ranked(asked.prompt, some) for some in await self._score(asked.prompt, drawn)]
         return Samples(
             prompt=drawn[0].prompt.token_ids,

@@ -26,7 +26,7 @@ def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:
 def show_verdict(console: Console, verdict: Verdict) -> None:
     if verdict.passed:
         saved = f", which saves {verdict.saved:.0%} of the tokens" if verdict.saved is not None else ""
-        console.print(f"[bold green]The gate passed it to answer with the best of {verdict.k} draws{saved}.[/]")
+        console.print(f"[bold green]The gate passed it to answer with {verdict.draws}{saved}.[/]")
     else:
         console.print("[bold red]The gate refused it.[/]")
     for reason in verdict.reasons:
