@@ -36,11 +36,12 @@ from bonbon.engines.base import Sampling
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Candidate, Group
-from bonbon.pairs.snapshot import take_snapshot
+from bonbon.pairs.snapshot import Fractions, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.tables import candidates, groups
 
 VERSION, N, TEMPLATE = "benchmark", 8, 1000
+FRACTIONS = Fractions(test=0.1, validation=0.1)
 SNAPSHOT_GROUPS = 10_000
 """Small logs are read several times a turn, so that a turn is no shorter than this many groups."""
 
@@ -105,7 +106,7 @@ async def _read(log: Log, work: Path) -> float:
     for _ in range(log.reads):
         target = work / uuid4().hex
         start = perf_counter()
-        snapshot = await take_snapshot(log.database, target, version=VERSION, held_out_fraction=0.1)
+        snapshot = await take_snapshot(log.database, target, version=VERSION, fractions=FRACTIONS)
         seconds += perf_counter() - start
         taken += snapshot.groups
         rmtree(target)
