@@ -25,9 +25,6 @@ NAME = "text"
 COMPARED: dict[str, dict[str, Any]] = {
     "gvpo": {"loss": "gvpo", "sft_weight": 0.0, "refine": "off"},
     "gvpo + SFT": {"loss": "gvpo", "sft_weight": 1.0, "refine": "off"},
-    "bonbon": {"loss": "bonbon", "refine": "off"},
-    "sft": {"loss": "sft", "refine": "off"},
-    "dpo": {"loss": "dpo", "refine": "off"},
     "gvpo + SFT, then its own draws": {"loss": "gvpo", "sft_weight": 1.0, "refine": "on"},
 }
 """Settings of `train` by the name that the page gives them."""
