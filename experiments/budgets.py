@@ -24,7 +24,7 @@ def cells(quick: bool) -> list[Cell]:
         return [*(_cell(method, few) for method in COMPARED), _cell(DEFAULT, Budget(groups=256, steps=60, prompts=2))]
     by_groups = [_cell(method, Budget(groups=groups)) for groups in GROUPS for method in COMPARED]
     few_prompts = [_cell(method, Budget(prompts=FEW_PROMPTS)) for method in COMPARED]
-    return [*by_groups, *few_prompts, _cell(DEFAULT, LONGER)]
+    return [_cell(DEFAULT, LONGER), *by_groups, *few_prompts]
 
 
 def _cell(method: str, budget: Budget) -> Cell:

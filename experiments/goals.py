@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from bonbon.theory import best_of_n_kl
-from experiments import budgets, text
+from experiments import budgets, methods, text
 from experiments.cells import Row
 from experiments.tables import table
 
@@ -16,7 +16,7 @@ Line = tuple[str, str, str, str]
 
 def shortcomings(rows: Mapping[str, Sequence[Row]]) -> str:
     """Every goal with what was measured, and whether that is enough."""
-    lines = [*_exact(rows[budgets.NAME]), *_text(rows[text.NAME])]
+    lines = [*_exact(rows), *_text(rows[text.NAME])]
     if not lines:
         return "Not measured yet."
     failed = sum(met == "no" for *_, met in lines)
@@ -30,8 +30,9 @@ seed, so that small differences between losses may be chance. Nothing here was m
 use."""
 
 
-def _exact(rows: Sequence[Row]) -> Iterator[Line]:
-    if row := budgets.longer(rows):
+def _exact(rows: Mapping[str, Sequence[Row]]) -> Iterator[Line]:
+    measured = [*methods.of_method(rows[methods.NAME], budgets.DEFAULT), budgets.longer(rows[budgets.NAME])]
+    for row in filter(None, measured):
         budget = row["budget"]
         where = f"{budgets.DEFAULT}, exact world, {budget['groups']:,} groups, {budget['steps']:,} steps"
         yield _at_most(f"points under the frontier, {where}", MOST_GAP, 100 * row["gap"], 2)
@@ -39,7 +40,7 @@ def _exact(rows: Sequence[Row]) -> Iterator[Line]:
 
 def _text(rows: Sequence[Row]) -> Iterator[Line]:
     for row in rows:
-        if row["name"] == text.DEFAULT:
+        if row["name"] in text.GOALS:
             found, where = row["evaluation"], f"{row['name']}, text, {row['prompts']:,} prompts"
             recovered = found["recovered"]
             interval = f"{recovered['value']:.3f} ({recovered['low']:.3f} to {recovered['high']:.3f})"
