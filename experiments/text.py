@@ -1,7 +1,6 @@
 """The demo's text world, distilled by the whole program (`bonbon distill`) and measured by sampling."""
 
 import asyncio
-import json
 import shutil
 from collections.abc import Sequence
 from functools import lru_cache
@@ -20,6 +19,8 @@ from experiments.tables import table
 from trainer.context import open_workshop
 from trainer.distill import distill, draw_groups
 from trainer.evaluation.evaluation import FILE
+from trainer.files import read_json
+from trainer.training.offline import PROBE
 
 NAME = "text"
 COMPARED: dict[str, dict[str, Any]] = {
@@ -67,8 +68,7 @@ def run(
         out = Path(directory)
         shutil.copytree(_drawn(n, prompts, max_tokens).name, out, dirs_exist_ok=True)
         asyncio.run(_distill(_settings(out, n, train, {"prompts": measured}), prompts, max_tokens))
-        found: dict[str, Any] = json.loads((out / FILE).read_text())
-    return {"evaluation": found}
+        return {"evaluation": read_json(out / FILE), "learning_rate": (read_json(out / PROBE) or {})["learning_rate"]}
 
 
 @lru_cache(maxsize=1)
@@ -115,6 +115,7 @@ def section(rows: Sequence[Row]) -> str:
     lines = [
         (
             row["name"],
+            f"{row['learning_rate']:.2g}",
             *(_estimate(row["evaluation"][name]) for name, _ in SHOWN),
             _smallest_k(row["evaluation"]),
         )
@@ -122,6 +123,7 @@ def section(rows: Sequence[Row]) -> str:
     ]
     yardstick = (
         f"best of {first['n']}",
+        "",
         _estimate(first["best_of_n_win_rate"]),
         _estimate(first["held_out_best_of_n_win_rate"]),
         f"at most {best_of_n_kl(first['n']):.2f}",
@@ -131,16 +133,19 @@ def section(rows: Sequence[Row]) -> str:
         str(first["n"]),
     )
     n = first["n"]
+    refined = f"""`{DEFAULT}` goes on from there with at most {row["refine_tokens"]:,} tokens of the policy's own draws.
+"""
     return f"""The models that ship with the package: a small Llama that writes support replies, the reward that it is
 trained with, and another one that it is never trained with. `bonbon distill` trains an adapter on {row["prompts"]:,}
 prompts with the same group of {n} each for every loss, for {row["epochs"]} epochs with one seed. Its probe chooses each
-loss's learning rate, and then it brings the policy to where it is best on the way from the base. The last line goes on
-from there with at most {row["refine_tokens"]:,} tokens of the policy's own draws. Everything is measured on the same
-{first["prompts"]} other prompts with {first["draws"]} draws each; intervals of 95 % take the prompt as the cluster. No
-policy gains more than {best_gain(n):.2f} in J. The last column has the smallest k whose best-of-k wins at least
+loss's learning rate by what validation groups promise after 20 steps, and after training it brings the policy to where
+it is best on the way from the base.
+{refined * any(row["name"] == DEFAULT for row in rows)}Everything is measured on the same {first["prompts"]} other
+prompts with {first["draws"]} draws each; intervals of 95 % take the prompt as the cluster. No policy gains more than
+{best_gain(n):.2f} in J. The last column has the smallest k whose best-of-k wins at least
 {0.5 - GateSettings().margin:.2f} of its comparisons with best-of-{n} of the base, by the lower bound, as the gate asks.
 
-{table(("", *(title for _, title in SHOWN), "draws that are as good"), [yardstick, *lines])}"""
+{table(("", "learning rate", *(title for _, title in SHOWN), "draws that are as good"), [yardstick, *lines])}"""
 
 
 def _smallest_k(evaluation: dict[str, Any]) -> str:
