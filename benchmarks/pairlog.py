@@ -41,6 +41,7 @@ from bonbon.prompt import Prompt
 from bonbon.tables import candidates, groups
 
 VERSION, N, TEMPLATE = "benchmark", 8, 1000
+FRACTIONS = Fractions(test=0.1, validation=0.1)
 SNAPSHOT_GROUPS = 10_000
 """Small logs are read several times a turn, so that a turn is no shorter than this many groups."""
 
@@ -105,7 +106,7 @@ async def _read(log: Log, work: Path) -> float:
     for _ in range(log.reads):
         target = work / uuid4().hex
         start = perf_counter()
-        snapshot = await take_snapshot(log.database, target, version=VERSION, fractions=Fractions(0.1, 0.1))
+        snapshot = await take_snapshot(log.database, target, version=VERSION, fractions=FRACTIONS)
         seconds += perf_counter() - start
         taken += snapshot.groups
         rmtree(target)

@@ -7,6 +7,7 @@ is a small Llama that learnt a random Markov chain.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,6 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from bonbon.pairs.snapshot import Split
+from trainer.data.groups import Groups, Ragged, win_chances
 
 PROMPTS, WORDS, LONGEST = 8, 7, 5
 END = 0
@@ -37,12 +41,15 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """`prompts` [groups]; `completions` (numbers in `COMPLETIONS`) and `rewards` [groups, n], worst first."""
+class Drawn:
+    """Groups as the trainer reads them, and what each candidate is in this world.
 
+    `prompts` are the numbers of the prompts and `completions` the numbers in `COMPLETIONS`, [candidates] each.
+    """
+
+    groups: Groups
     prompts: Tensor
     completions: Tensor
-    rewards: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +100,8 @@ class ExactWorld:
             length=_mean(policy * WORD_COUNTS),
         )
 
-    def draw(self, groups: int, n: int, *, seed: int, prompts: int = PROMPTS) -> Groups:
-        """Best-of-n groups of the base, for the first `prompts` prompts."""
+    def draw(self, groups: int, n: int, *, seed: int, prompts: int = PROMPTS) -> Drawn:
+        """Groups of n candidates of the base, for the first `prompts` prompts."""
         generator = torch.Generator().manual_seed(seed)
         asked = torch.randint(prompts, (groups,), generator=generator)
         uniform = torch.rand(groups, n, generator=generator, dtype=torch.float64)
@@ -103,7 +110,30 @@ class ExactWorld:
             here = asked == prompt
             drawn[here] = torch.searchsorted(mass, uniform[here] * mass[-1]).clamp(max=len(COMPLETIONS) - 1)
         rewards, order = self.rewards[asked[:, None], drawn].sort(dim=1)
-        return Groups(asked, drawn.gather(1, order), rewards)
+        return self._as_logged(asked, drawn.gather(1, order), rewards)
+
+    def _as_logged(self, asked: Tensor, completions: Tensor, rewards: Tensor) -> Drawn:
+        """Groups with these prompts [groups], completions and rewards [groups, n], worst first."""
+        groups, n = completions.shape
+        wins = np.empty((groups, n))
+        for prompt in range(PROMPTS):
+            here = (asked == prompt).numpy()
+            opponents = rewards.numpy()[here]
+            wins[here] = win_chances(opponents.flatten(), np.sort(opponents, axis=None)).reshape(-1, n)
+        places, prompts = completions.flatten(), asked.repeat_interleave(n)
+        logged = Groups(
+            distributions=[(prompt,) for prompt in asked.tolist()],
+            by_base=np.ones(groups, dtype=bool),
+            split=np.full(groups, str(Split.TRAIN)),
+            n=np.full(groups, n),
+            temperatures=np.ones(groups, dtype=np.float32),
+            logprobs=self.base_logprobs[prompts, places].numpy(),
+            rewards=rewards.flatten().numpy(),
+            wins=wins.flatten(),
+            prompts=_ragged([(prompt + VOCABULARY,) for prompt in asked.tolist()]),
+            completions=_ragged([COMPLETIONS[place] for place in places.tolist()]),
+        )
+        return Drawn(logged, prompts, places)
 
 
 def sequence_logprobs(model: PreTrainedModel, prompts: Tensor, completions: Tensor) -> Tensor:
@@ -195,6 +225,11 @@ def _number(words: tuple[int, ...]) -> int:
     for word in words:
         place = place * WORDS + word - 1
     return shorter + place
+
+
+def _ragged(lists: Sequence[tuple[int, ...]]) -> Ragged:
+    offsets = np.cumsum([0, *map(len, lists)])
+    return Ragged(np.fromiter(itertools.chain.from_iterable(lists), np.int32, int(offsets[-1])), offsets)
 
 
 def _mean(values: Tensor) -> float:

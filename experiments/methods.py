@@ -1,73 +1,58 @@
-"""The losses against each other, at best-of-8 with several seeds, and for n from 2 to 16."""
+"""The losses against each other, at best-of-8."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bonbon.theory import best_of_n_kl
+from bonbon.theory import best_gain, best_of_n_kl
 from experiments.cells import Cell, Row, slug
 from experiments.tables import points, spread, table
-from experiments.training import METHODS, Budget, trained_figures
+from experiments.training import CANDIDATES, METHODS, Budget, trained_figures
 
 NAME = "methods"
-SEEDS = range(3)
-OTHER_NS = (2, 4, 16)
+SEEDS = range(1)
 
 
 def cells(quick: bool) -> list[Cell]:
     if quick:
         return [_cell(method, 0, Budget(groups=512, steps=60)) for method in METHODS]
-    ablation = [_cell(method, seed, Budget()) for seed in SEEDS for method in METHODS]
-    return ablation + [_cell(method, 0, Budget(n=n)) for n in OTHER_NS for method in METHODS]
+    return [_cell(method, seed, Budget()) for seed in SEEDS for method in METHODS]
 
 
 def _cell(method: str, seed: int, budget: Budget) -> Cell:
-    name = f"{NAME}/n-{budget.n}-seed-{seed}-{slug(method)}"
-    return Cell(name, run, {"method": method, "seed": seed, "budget": asdict(budget)})
+    return Cell(f"{NAME}/seed-{seed}-{slug(method)}", run, {"method": method, "seed": seed, "budget": asdict(budget)})
 
 
 def run(method: str, seed: int, budget: dict[str, Any]) -> dict[str, Any]:
     return trained_figures(METHODS[method], seed, Budget(**budget))
 
 
-def of_method(rows: Sequence[Row], method: str, n: int) -> list[Row]:
+def of_method(rows: Sequence[Row], method: str) -> list[Row]:
     """One row a seed."""
-    return [row for row in rows if row["method"] == method and row["budget"]["n"] == n]
+    return [row for row in rows if row["method"] == method]
 
 
 def section(rows: Sequence[Row]) -> str:
-    budget = Budget()
+    budget = Budget(**rows[0]["budget"])
     lines = [
         (
             method,
             spread([row["win_rate"] for row in found], 3),
             spread([row["kl"] for row in found], 2),
+            spread([row["gain"] for row in found], 2),
             points([row["gap"] for row in found]),
             spread([row["from_best_of_n"] for row in found], 3),
             spread([row["length"] for row in found], 2),
-            str(len(found)),
         )
         for method in METHODS
-        if (found := of_method(rows, method, budget.n))
+        if (found := of_method(rows, method))
     ]
-    head = ("", "win rate", "KL", "points under the frontier", "KL(best-of-n, policy)", "words", "seeds")
-    by_n = [
-        (method, *(_both(of_method(rows, method, n)) for n in (2, 4, 8, 16)))
-        for method in METHODS
-        if any(of_method(rows, method, n) for n in OTHER_NS)
-    ]
-    bounds = ("KL of best-of-n", *(f"{best_of_n_kl(n):.2f}" for n in (2, 4, 8, 16)))
-    return f"""Every loss gets the same {budget.groups:,} groups of {budget.n}, {budget.steps:,} steps of 64 pairs and
-one learning rate ({budget.learning_rate:g}). Best-of-{budget.n}'s KL is at most {best_of_n_kl(budget.n):.3f}, its win
-rate {budget.n / (budget.n + 1):.3f}. A mean over the worlds, and the lowest and highest of them:
+    head = ("", "win rate", "KL", "gain in J", "points under the frontier", "KL(best-of-n, policy)", "words")
+    n, count = budget.n, len({row["seed"] for row in rows})
+    worlds = f"{count} worlds" if count > 1 else "one world"
+    return f"""Every loss gets the same {budget.groups:,} groups of {n}, {budget.steps:,} steps of {CANDIDATES}
+candidates and one learning rate ({budget.learning_rate:g}), in {worlds}. `gvpo` reads all candidates of
+{CANDIDATES // n} groups in a step, the other losses two of each of {CANDIDATES // 2} groups. Best-of-{n} has a KL of at
+most {best_of_n_kl(n):.3f} and a win rate of {n / (n + 1):.3f}; no policy gains more than {best_gain(n):.2f} in J.
 
-{table(head, lines)}
-
-The same for other n, one world each: KL, and points of win rate under the frontier.
-
-{table(("", "n = 2", "n = 4", "n = 8", "n = 16"), [bounds, *by_n])}"""
-
-
-def _both(rows: Sequence[Row]) -> str:
-    first = [row for row in rows if row["seed"] == 0]
-    return f"{first[0]['kl']:.2f}, {100 * first[0]['gap']:.2f}" if first else ""
+{table(head, lines)}"""

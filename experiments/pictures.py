@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bonbon.chart_style import FAINT, INK, STYLE
 from bonbon.theory import best_of_n_kl, best_of_n_win_rate, frontier_win_rate
-from experiments import alpha, best_of_n, budgets, methods, text
+from experiments import best_of_n, budgets, methods, text
 from experiments.cells import Row
 from experiments.training import METHODS
 
@@ -50,49 +50,12 @@ def _best_of_n(axis: Axes, rows: Sequence[Row]) -> None:
     _frontier(axis, "Best-of-n against theory")
 
 
-def _methods_at_8(axis: Axes, rows: Sequence[Row]) -> None:
+def _methods(axis: Axes, rows: Sequence[Row]) -> None:
     for method, colour, marker in zip(METHODS, COLOURS, MARKERS, strict=True):
-        found = methods.of_method(rows, method, 8)
-        _points(axis, found, marker, colour, method)
-    axis.plot(best_of_n_kl(8), best_of_n_win_rate(8), "+", color=INK, markersize=11, label="best-of-8, no ties")
-    # The losses that end at three times this KL are in the other panel.
-    axis.set_xlim(0.9, 1.7)
-    axis.set_ylim(0.84, 0.93)
-    _frontier(axis, "Near best-of-8: a point a seed")
-
-
-def _methods_by_n(axis: Axes, rows: Sequence[Row]) -> None:
-    ns = sorted({int(row["budget"]["n"]) for row in rows})
-    for method, colour, marker in zip(METHODS, COLOURS, MARKERS, strict=True):
-        found = [row for n in ns for row in methods.of_method(rows, method, n) if row["seed"] == 0]
-        _points(axis, found, f"{marker}-", colour, method)
-    for n in ns:
-        axis.plot(best_of_n_kl(n), best_of_n_win_rate(n), "+", color=INK, markersize=11)
-    _frontier(axis, f"n = {', '.join(map(str, ns))}; best-of-n: +")
-
-
-def _alpha_gap(axis: Axes, rows: Sequence[Row]) -> None:
-    _over_alpha(axis, rows, "gap", 100, "Points of win rate under the frontier")
-
-
-def _alpha_kl(axis: Axes, rows: Sequence[Row]) -> None:
-    _over_alpha(axis, rows, "kl", 1, "KL")
-    axis.axhline(best_of_n_kl(alpha.BUDGET.n), color=FAINT, linestyle="--", label="best-of-8, no ties")
-
-
-def _over_alpha(axis: Axes, rows: Sequence[Row], name: str, scale: float, title: str) -> None:
-    for size, colour, marker in zip(alpha.SIZES, COLOURS, MARKERS, strict=False):
-        found = alpha.of_size(rows, size)
-        fixed = sorted((row["alpha"], scale * row[name]) for row in found if row["alpha"] != "auto")
-        axis.plot(*np.array(fixed).reshape(-1, 2).T, f"{marker}-", color=colour, label=f"{size} parameters")
-        for row in found:
-            if row["alpha"] == "auto":
-                axis.plot(1.08, scale * row[name], marker, color=colour)
-    axis.set_xticks(
-        [*(a for a in alpha.ALPHAS if a != "auto"), 1.08], [*(f"{a:g}" for a in alpha.ALPHAS if a != "auto"), "auto"]
-    )
-    axis.set_xlabel("alpha, the weight of SFT")
-    axis.set_title(title)
+        _points(axis, methods.of_method(rows, method), marker, colour, method)
+    n = rows[0]["budget"]["n"]
+    axis.plot(best_of_n_kl(n), best_of_n_win_rate(n), "+", color=INK, markersize=11, label=f"best-of-{n}, no ties")
+    _frontier(axis, "The losses: a point a world")
 
 
 def _budget_gap(axis: Axes, rows: Sequence[Row]) -> None:
@@ -105,11 +68,12 @@ def _budget_distance(axis: Axes, rows: Sequence[Row]) -> None:
 
 def _over_groups(axis: Axes, rows: Sequence[Row], name: str, scale: float, title: str) -> None:
     for method, colour, marker in zip(budgets.COMPARED, COLOURS, MARKERS, strict=False):
-        if found := budgets.of_method(rows, method):
+        found = [row for row in budgets.of_method(rows, method) if row["budget"]["groups"] in budgets.GROUPS]
+        if found:
             counts = [row["budget"]["groups"] for row in found]
             axis.plot(counts, [scale * row[name] for row in found], f"{marker}-", color=colour, label=method)
     axis.set_xscale("log", base=2)
-    axis.set_xticks(list(budgets.GROUPS), [f"{groups:,}" for groups in budgets.GROUPS])
+    axis.set_xticks(budgets.GROUPS, [f"{groups:,}" for groups in budgets.GROUPS])
     axis.set_ylim(bottom=0)
     axis.set_xlabel("groups")
     axis.set_title(title)
@@ -118,9 +82,10 @@ def _over_groups(axis: Axes, rows: Sequence[Row], name: str, scale: float, title
 def _text(axis: Axes, rows: Sequence[Row]) -> None:
     for row, colour, marker in zip(rows, COLOURS, MARKERS, strict=False):
         win, kl = row["evaluation"]["win_rate"], row["evaluation"]["kl"]
-        label = f"{row['loss']}, {text.WEIGHTS[row['method']]}"
         errors = [[[one["value"] - one["low"]], [one["high"] - one["value"]]] for one in (kl, win)]
-        axis.errorbar(kl["value"], win["value"], xerr=errors[0], yerr=errors[1], fmt=marker, color=colour, label=label)
+        axis.errorbar(
+            kl["value"], win["value"], xerr=errors[0], yerr=errors[1], fmt=marker, color=colour, label=row["name"]
+        )
     n = rows[0]["evaluation"]["n"]
     axis.plot(best_of_n_kl(n), best_of_n_win_rate(n), "+", color=INK, markersize=11, label=f"best-of-{n}, no ties")
     _frontier(axis, "Text world, 95 % intervals")
@@ -143,8 +108,7 @@ def _frontier(axis: Axes, title: str) -> None:
 
 PANELS: dict[str, tuple[Panel, ...]] = {
     best_of_n.NAME: (_best_of_n,),
-    methods.NAME: (_methods_at_8, _methods_by_n),
-    alpha.NAME: (_alpha_gap, _alpha_kl),
+    methods.NAME: (_methods,),
     budgets.NAME: (_budget_gap, _budget_distance),
     text.NAME: (_text,),
 }

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from experiments import alpha, best_of_n, budgets, methods, pictures, text
+from experiments import best_of_n, budgets, methods, pictures, text
 from experiments.cells import Cell, Row
 from experiments.goals import shortcomings
 
 EXPERIMENTS: dict[str, tuple[ModuleType, str]] = {
     best_of_n.NAME: (best_of_n, "Best-of-n against theory"),
     methods.NAME: (methods, "Which loss"),
-    alpha.NAME: (alpha, "How much alpha matters"),
     budgets.NAME: (budgets, "Few groups, few prompts"),
     text.NAME: (text, "Text"),
 }
@@ -23,18 +22,17 @@ Made by `make experiments` from the files in `experiments/data`; do not edit it 
 runs in small, to show that it does.
 
 The **exact world** is small enough to be summed over: 8 prompts, every answer of up to 5 of 7 words (19,608 for each
-prompt), a reward without ties, and a language model of 0.1 million parameters (unless said otherwise) that learnt a
-random Markov chain. Win rate, KL and KL(best-of-n, policy) of any policy are computed, not sampled, so there are no
-intervals; a range is over worlds, that is seeds. Win rates are against one draw of the base, ties half; KL is from
-the base, in nats. **Points under the frontier** is how much more often the best possible policy at the same KL would
-win, in percentage points: what a method wastes.
+prompt), a reward without ties, and a language model of 0.1 million parameters that learnt a random Markov chain. Win
+rate, KL and KL(best-of-n, policy) of any policy are computed, not sampled, so there are no intervals. Win rates are
+against one draw of the base, ties count half, and KL is from the base, in nats. **Points under the frontier** is how
+much more often the best possible policy at the same KL would win, in percentage points: what a method wastes. **Gain in
+J** is how far the objective c W - KL is above the base's own ([theory.md](theory.md#the-objective)).
 
-The losses: `SFT only` imitates the best of each group; `contrast only` is IPO between best and worst; `paper` adds
-SFT to it with the published weight, .005; `DPO` has beta .1. `alpha .5` divides each contrast by its own variance and
-pairs the best with a random other candidate; `alpha .5, worst` with the worst. `auto` is the program's default:
-`alpha .5` for prompts that were asked a few times, and for prompts that were asked often, as all are in the exact
-world, a divergence on ranks among all their candidates. The trainer then brings a policy that went further than
-best-of-n back to its KL; in the exact world that is left out, so that what the loss does is seen."""
+The losses are named as in `train.loss` ([training.md](training.md#the-loss)). `gvpo` learns from all candidates of a
+group, and `gvpo + SFT` is `gvpo` with `train.sft_weight = 1`. The others compare two candidates: `bonbon` and `paper`
+are BoNBoN with its terms in units of their variance and as printed, `sft` imitates the best of each group, `ipo` is
+the contrast of best and worst alone, and `dpo` has beta .1. In the exact world a policy learns from logged groups only,
+so that the page shows what each loss does; in the text world the program does all that it does for a user."""
 
 
 @dataclass(frozen=True, slots=True)

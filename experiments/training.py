@@ -1,47 +1,49 @@
 """Trains policies of the exact world with the trainer's own losses, and measures them exactly."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bonbon.theory import frontier_gap
-from experiments.exact_world import PROMPTS, ExactWorld, Groups, Size, logprobs, sequence_logprobs
-from trainer.data.batches import Partner
-from trainer.data.groups import pooled_ranks
-from trainer.training.loss import Alpha, PairLogprobs, make_loss
+from bonbon.theory import frontier_gap, objective_gain, tilt
+from experiments.exact_world import PROMPTS, Drawn, ExactWorld, Size, logprobs, sequence_logprobs
+from trainer.data.batches import epoch_steps
+from trainer.training.learner import beside_reference
+from trainer.training.loss import LossName, make_loss
 from trainer.training.schedule import learning_rate_factor
+from trainer.training.selection import candidates, trainable_rows
 
-BATCH, WARMUP, MAX_NORM = 64, 20, 10.0
+CANDIDATES = 128
+"""That every loss reads in a step: all of 16 groups of 8, or a pair of each of 64 groups."""
+WARMUP = 20
+"""Steps in which the learning rate rises."""
 GROUPS_SEED = 100
 """Added to a world's seed: its groups must not be drawn with the numbers that made it."""
-SMALL = Size()
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A loss, by its name in `train.loss`, its alpha, and whom the best of a group is paired with."""
+    """A loss by its name in `train.loss`, and the weight of the supervised term beside `gvpo`."""
 
-    loss: str
-    alpha: Alpha = "auto"
-    partner: Partner = "worst"
+    loss: LossName
+    sft_weight: float = 0.0
 
 
 METHODS = {
-    "SFT only": Method("sft"),
-    "contrast only": Method("ipo"),
+    "gvpo": Method("gvpo"),
+    "gvpo + SFT": Method("gvpo", sft_weight=1.0),
+    "bonbon": Method("bonbon"),
     "paper": Method("paper"),
-    "DPO": Method("dpo"),
-    "alpha .5, worst": Method("bonbon", 0.5),
-    "alpha .5": Method("bonbon", 0.5, "random"),
-    "auto": Method("bonbon", "auto", "random"),
+    "sft": Method("sft"),
+    "ipo": Method("ipo"),
+    "dpo": Method("dpo"),
 }
-"""By the names that the page calls them. The last two are the trainer's `bonbon`."""
+"""By the names that the page calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,93 +52,60 @@ class Budget:
 
     n: int = 8
     groups: int = 8192
-    steps: int = 2000
+    steps: int = 512
     learning_rate: float = 2e-3
     prompts: int = PROMPTS
 
 
 @lru_cache(maxsize=1)
-def world(seed: int, size: Size = SMALL) -> ExactWorld:
-    """The same for each seed and size; a process keeps the last one."""
-    return ExactWorld(seed, size)
+def world(seed: int) -> ExactWorld:
+    """The same for each seed; a process keeps the last one."""
+    return ExactWorld(seed, Size())
 
 
-def train(world: ExactWorld, groups: Groups, method: Method, budget: Budget) -> PreTrainedModel:
-    """A copy of the world's base, trained on `groups`; those whose candidates are all alike are left out."""
-    policy = copy.deepcopy(world.base).train()
-    loss = make_loss(method.loss, alpha=method.alpha)
-    data = _Ranked(groups, pool=method.loss == "bonbon" and method.alpha == "auto")
+def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> PreTrainedModel:
+    """A copy of the world's base, trained on those of the groups that the loss can learn from."""
+    policy, groups, seed = copy.deepcopy(world.base).train(), drawn.groups, world.seed
+    loss = make_loss(method.loss, tilt=tilt(budget.n), sft_weight=method.sft_weight)
+    reference = world.base_logprobs[drawn.prompts, drawn.completions].float()
+    rows, size = trainable_rows(groups, method.loss), CANDIDATES // (budget.n if method.loss == "gvpo" else 2)
+    steps_per_epoch = len(rows) // size
     optimiser = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(world.seed)
-    for step, rows in enumerate(_batches(data.rows, budget.steps, generator)):
+    for step in range(budget.steps):
+        epoch, position = divmod(step, steps_per_epoch)
+        if position == 0:
+            batches = epoch_steps(rows, size, seed=seed, epoch=epoch)
         for group in optimiser.param_groups:
             group["lr"] = budget.learning_rate * learning_rate_factor(step, budget.steps, WARMUP / budget.steps)
-        partners = torch.zeros_like(rows) if method.partner == "worst" else data.random_partners(rows, generator)
-        terms = loss(data.pairs(world, policy, rows, partners))
+        places = torch.from_numpy(
+            np.concatenate(candidates(groups, batches[position], method.loss, seed=seed, step=step))
+        )
+        ours = sequence_logprobs(policy, drawn.prompts[places], drawn.completions[places])
+        terms = loss(beside_reference(groups, places, ours, reference))
         optimiser.zero_grad()
         terms.loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_NORM)
         optimiser.step()
     return policy.eval()
 
 
 def figures(world: ExactWorld, policy: Tensor, n: int, prompts: slice = slice(None)) -> dict[str, Any]:
-    """Exact measures of a policy's log-probabilities, with `gap`: how far its win rate is under the frontier."""
+    """Exact measures of a policy's log-probabilities.
+
+    `gap` is how far its win rate is under the frontier, and `gain` how much higher than the base's its J is.
+    """
     measures = world.measure(policy, n, prompts)
-    return asdict(measures) | {"gap": frontier_gap(measures.win_rate, measures.kl)}
+    return asdict(measures) | {
+        "gap": frontier_gap(measures.win_rate, measures.kl),
+        "gain": objective_gain(measures.win_rate, measures.kl, n),
+    }
 
 
-def trained_figures(method: Method, seed: int, budget: Budget, size: Size = SMALL) -> dict[str, Any]:
+def trained_figures(method: Method, seed: int, budget: Budget) -> dict[str, Any]:
     """Of a policy that is trained in the world of this seed; `other_prompts` are those with no groups, if any."""
-    here = world(seed, size)
+    here = world(seed)
     groups = here.draw(budget.groups, budget.n, seed=GROUPS_SEED + seed, prompts=budget.prompts)
     policy = logprobs(train(here, groups, method, budget))
     found = figures(here, policy, budget.n, slice(budget.prompts))
     if budget.prompts < PROMPTS:
         found["other_prompts"] = figures(here, policy, budget.n, slice(budget.prompts, None))
     return found
-
-
-class _Ranked:
-    """Groups with each candidate's rank, in its group or (`pool`) among all that were drawn for its prompt."""
-
-    def __init__(self, groups: Groups, *, pool: bool) -> None:
-        self.groups = groups
-        count, self.n = groups.rewards.shape
-        self.below = (groups.rewards < groups.rewards[:, -1:]).sum(1)
-        self.rows = self.below.nonzero()[:, 0]
-        pools = (groups.prompts if pool else torch.arange(count)).numpy().repeat(self.n)
-        ranks, ranked = pooled_ranks(groups.rewards.flatten().numpy(), pools)
-        self.ranks = torch.from_numpy(ranks).view(count, self.n)
-        self.ranked = torch.from_numpy(ranked).view(count, self.n)[:, 0]
-
-    def random_partners(self, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Places of candidates below the best of their group, [rows]."""
-        return (torch.rand(len(rows), generator=generator) * self.below[rows]).long()
-
-    def pairs(self, world: ExactWorld, policy: PreTrainedModel, rows: Tensor, partners: Tensor) -> PairLogprobs:
-        """The best of each group and the candidate at its partner's place, in one forward pass."""
-        prompts = self.groups.prompts[rows]
-        chosen, rejected = self.groups.completions[rows, -1], self.groups.completions[rows, partners]
-        ours = sequence_logprobs(policy, prompts.repeat(2), torch.cat([chosen, rejected]))
-        return PairLogprobs(
-            chosen=ours[: len(rows)],
-            rejected=ours[len(rows) :],
-            reference_chosen=world.base_logprobs[prompts, chosen].float(),
-            reference_rejected=world.base_logprobs[prompts, rejected].float(),
-            n=torch.full_like(rows, self.n),
-            chosen_rank=self.ranks[rows, -1],
-            rejected_rank=self.ranks[rows, partners],
-            ranked=self.ranked[rows],
-            below=self.below[rows],
-        )
-
-
-def _batches(rows: Tensor, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """`steps` batches, each row once an epoch; the last rows that fill no batch are left out of it."""
-    order, place = rows[torch.randperm(len(rows), generator=generator)], 0
-    for _ in range(steps):
-        if place + BATCH > len(rows):
-            order, place = rows[torch.randperm(len(rows), generator=generator)], 0
-        yield order[place : place + BATCH]
-        place += BATCH
