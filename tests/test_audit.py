@@ -114,7 +114,7 @@ async def test_an_audit_stores_a_comparison_and_a_group_of_the_champion(bench: B
 
 
 async def test_what_is_compared_is_the_best_of_the_draws_that_the_champion_answers_from(bench: Bench) -> None:
-    needs_2 = replace(DISTILLED, loaded=DISTILLED.loaded | {CHAMPION: replace(DISTILLED.loaded[CHAMPION], k=2)})
+    needs_2 = replace(DISTILLED, loaded={**DISTILLED.loaded, CHAMPION: replace(DISTILLED.loaded[CHAMPION], k=2)})
     bench.serving.publish(needs_2)
     answer = await bench.best_of_n(PROMPT, 4, version=CHAMPION, sampling=Sampling(seed=1))
     await bench.pair_log.append(answer.group)

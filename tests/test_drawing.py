@@ -152,7 +152,8 @@ async def test_what_deletes_a_users_groups_deletes_what_was_drawn_for_them(world
     order = DrawOrder(99, "", VersionKind.BASE, (0, 1, 2, 3), count=4, seed=3)
     await world.fulfilled(order)
     assert len(await world.rows()) == 4
-    await erase(world.database, world.snapshot.path.parent / "no runs", Conditions(user="ada"))
+    root = world.snapshot.path.parent
+    await erase(world.database, root / "no runs", Conditions(user="ada"), spool_dir=root / "spool")
     assert {row["end_user"] for row in await world.rows()} == {"bob"}
     again = await world.fulfilled(replace(order, number=100))
     assert len(again) == 4, "this training goes on"
