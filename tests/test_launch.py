@@ -18,7 +18,7 @@ from sampled_groups import make_base, make_snapshot
 from test_train import as_arguments, assert_same, environment, settings, train, weights
 
 from bonbon.errors import BonbonError, UserError
-from bonbon.pairs.snapshot import Snapshot
+from bonbon.pairs.snapshot import Fractions, Snapshot
 from bonbon.registry.leases import acquire
 from trainer.context import open_workshop
 from trainer.loop import LEASE, Loop
@@ -40,7 +40,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def snapshot(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return make_snapshot(tmp_path_factory.mktemp("snapshots") / "first", base, temperatures=(1.0, 0.8), ns=(4, 3))
+    """77 groups to train on and none to validate, so that every run goes on to its end."""
+    directory, fractions = tmp_path_factory.mktemp("snapshots") / "first", Fractions(test=1 / 6, validation=0)
+    return make_snapshot(directory, base, temperatures=(1.0, 0.8), ns=(4, 3), fractions=fractions)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_sharded_over_two_processes_is_one_run(
 ) -> None:
     """FSDP2: every step's loss is that of one process within 1e-4 of it, and so are the weights."""
     result = launch(base, snapshot, tmp_path / "two", sharding="full", **RATES[method])
-    assert (result.steps, result.groups) == (12, 52)
+    assert (result.steps, result.groups) == (18, 77)
     np.testing.assert_allclose(losses(result.run_dir), losses(alone[method]), rtol=1e-4)
     assert_same(weights(result.run_dir), weights(alone[method]), rtol=1e-3, atol=1e-5)
 
@@ -119,10 +121,11 @@ def test_resumed_by_another_number_of_processes_is_the_same_run(
     """Cut off before step 12 the run goes on from the checkpoint of step 8, with `then` processes."""
     run_dir = tmp_path / "run"
     launch(base, snapshot, run_dir, processes=first, sharding="full", keep_checkpoints=9)
-    shutil.rmtree(run_dir / "checkpoints" / "offline" / "step-00000012")
+    for step in (12, 16, 18):
+        shutil.rmtree(run_dir / "checkpoints" / "offline" / f"step-{step:08d}")
     (run_dir / "output").rename(tmp_path / "before")
     launch(base, snapshot, run_dir, processes=then, sharding="full")
-    assert [line["step"] for line in read_metrics(run_dir) if "loss" in line] == list(range(1, 13))
+    assert [line["step"] for line in read_metrics(run_dir) if "loss" in line] == list(range(1, 19))
     np.testing.assert_allclose(losses(run_dir), losses(alone["lora"]), rtol=1e-4)
     assert_same(weights(run_dir), weights(alone["lora"]), rtol=1e-3, atol=1e-5)
 
