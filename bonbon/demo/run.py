@@ -149,7 +149,7 @@ class Demo:
             "BONBON_LOOP__MIN_GROUPS": str(plan.groups_needed),
             "BONBON_LOOP__AUTO_PROMOTE": "false",
             "BONBON_TRAIN__SEED": str(plan.seed),
-            # A rate that suits this model spares the probe, and learning from its own draws, which would make k smaller,
+            # A rate that suits this model spares the probe. Learning from its own draws, which would make k smaller,
             # takes more of them than a demo has time for.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
             "BONBON_TRAIN__REFINE": "off",
