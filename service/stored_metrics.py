@@ -86,8 +86,14 @@ class StoredMetrics:
         self._target = make.gauge("bonbon_training_target_nats", "What that margin is trained towards.")
         self._evaluated = make.gauge(
             "bonbon_evaluation_win_rate",
-            "Win rate on test prompts, with its 95 % interval. Opponent base: one draw of the version against one of "
-            "the base. Opponent served: the best of bonbon_gate_k draws against what was served.",
+            "Win rate of one draw against one draw of the base (opponent) on test prompts, with its 95 % interval.",
+            "model_version",
+            "opponent",
+            "bound",
+        )
+        self._best_of_k = make.gauge(
+            "bonbon_evaluation_best_of_k_win_rate",
+            "The same of the best of bonbon_gate_k draws; opponent: base (one draw), served (what answered then).",
             "model_version",
             "opponent",
             "bound",
@@ -174,13 +180,15 @@ class StoredMetrics:
                 gauge.set(math.nan if value is None else value)
 
     def _show_versions(self, versions: Iterable[Version]) -> None:
-        measures = (self._evaluated, self._kl, self._recovered, self._length, self._gain)
+        measures = (self._evaluated, self._best_of_k, self._kl, self._recovered, self._length, self._gain)
         for gauge in (*measures, self._k, self._saved, self._passed, self._value, self._threshold):
             gauge.clear()
         for version in versions:
             name, measured = version.name, version.evaluation
             _set_bounds(self._evaluated, (name, "base"), measured.get("win_rate"))
-            _set_bounds(self._evaluated, (name, "served"), _against_served(version))
+            answers = _answers(version)
+            _set_bounds(self._best_of_k, (name, "base"), answers.get("win_rate"))
+            _set_bounds(self._best_of_k, (name, "served"), answers.get("win_rate_served"))
             _set_bounds(self._kl, (name,), measured.get("kl"))
             _set_bounds(self._recovered, (name,), measured.get("recovered"))
             _set_bounds(self._length, (name,), measured.get("length_ratio"))
@@ -205,10 +213,10 @@ def _outcome(told: RoundProgress) -> str:
     return {PROMOTED: "promoted", REFUSED: "refused"}.get(told.outcome or "", "kept")
 
 
-def _against_served(version: Version) -> Mapping[str, Any] | None:
-    """The win rate of as many draws as the gate lets the version answer with; None when no evaluation has it."""
+def _answers(version: Version) -> Mapping[str, Any]:
+    """What was measured of as many draws as the gate lets the version answer with; empty when nothing was."""
     measured = version.evaluation.get("best_of_k", ())
-    return next((one["win_rate_served"] for one in measured if one["k"] == version.k), None)
+    return next((one for one in measured if one["k"] == version.k), {})
 
 
 def _set_bounds(gauge: Gauge, labels: tuple[str, ...], estimate: Mapping[str, Any] | None) -> None:

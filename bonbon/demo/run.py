@@ -149,10 +149,10 @@ class Demo:
             "BONBON_LOOP__MIN_GROUPS": str(plan.groups_needed),
             "BONBON_LOOP__AUTO_PROMOTE": "false",
             "BONBON_TRAIN__SEED": str(plan.seed),
-            # Rates that suit these models, and few draws for learning: a demo has no time to find out or to converge.
+            # A rate that suits this model spares the probe. Learning from its own draws, which would make k smaller,
+            # takes more of them than a demo has time for.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
-            "BONBON_TRAIN__REFINE_LEARNING_RATE": "1e-3",
-            "BONBON_TRAIN__REFINE_TOKENS": "60000",
+            "BONBON_TRAIN__REFINE": "off",
             "BONBON_TRAIN__VALIDATION_DRAWS": "192",
             "BONBON_TRAIN__MICRO_BATCH_SIZE": "16",
         }

@@ -324,7 +324,7 @@ PAIRS = [
         [
             Query(evaluated("bonbon_evaluation_win_rate", "low", opponent="base")),
             Query(evaluated("bonbon_evaluation_win_rate", "high", opponent="base")),
-            Query(evaluated("bonbon_evaluation_win_rate", "value", opponent="served")),
+            Query(evaluated("bonbon_evaluation_best_of_k_win_rate", "value", opponent="served")),
             Query("max by (model_version) (bonbon_gate_k)"),
             Query("max by (model_version) (bonbon_gate_saved_ratio)"),
             Query(evaluated("bonbon_evaluation_kl_nats", "value")),
