@@ -215,18 +215,20 @@ async def test_a_versions_snapshot_has_its_bases_groups_too(database: Database, 
     await registry.register_base("tiny", None)
     (tmp_path / "adapter").mkdir()
     write_adapter(tmp_path / "adapter", 1)
-    for _ in range(2):
+    version, other = [
         await registry.register(
             base="tiny", parent="tiny", kind=VersionKind.ADAPTER, directory=tmp_path / "adapter", training={}
         )
-    by_version = await fill(log, 4, version="tiny-bonbon-0001")
+        for _ in range(2)
+    ]
+    by_version = await fill(log, 4, version=version.name)
     by_base = await fill(log, 3)
-    await fill(log, 2, version="tiny-bonbon-0002")
-    snapshot = await take(database, tmp_path / "snapshot", version="tiny-bonbon-0001")
+    await fill(log, 2, version=other.name)
+    snapshot = await take(database, tmp_path / "snapshot", version=version.name)
     rows = list(read_rows(snapshot))
     assert [row["group_id"] for row in rows] == [group.id for group in by_base + by_version]
-    assert [row["version"] for row in rows] == ["tiny"] * 3 + ["tiny-bonbon-0001"] * 4
-    assert (snapshot.version, snapshot.base) == ("tiny-bonbon-0001", "tiny")
+    assert [row["version"] for row in rows] == ["tiny"] * 3 + [version.name] * 4
+    assert (snapshot.version, snapshot.base) == (version.name, "tiny")
     assert (snapshot.first_group, snapshot.last_group) == (by_version[0].id, by_base[-1].id)
     assert (await take(database, tmp_path / "base")).groups == 3
 
