@@ -58,8 +58,9 @@ $(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
 	$(VLLM_INSTALL) --editable '.[dev]'
 	touch $@
 
-# The long forms of tests that run, shorter, with the others: make chaos KILLS=30 SECONDS=5 is quick.
+# The long forms of tests that run, shorter, with the others: make chaos KILLS=30 TRAINER_KILLS=1 SECONDS=5 is quick.
 KILLS ?= 1000
+TRAINER_KILLS ?= 100
 SECONDS ?= 60
 REQUESTS ?= 30000
 SWAPS ?= 24
@@ -68,6 +69,7 @@ DISCONNECTS ?= 50000
 
 chaos: $(VENV)/.dev
 	$(BIN)/python tests/chaos.py --kills $(KILLS)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/trainer_chaos.py --kills $(TRAINER_KILLS)
 	$(BIN)/python tests/outage.py --seconds $(SECONDS)
 	$(BIN)/python tests/overload.py --seconds $(SECONDS)
 

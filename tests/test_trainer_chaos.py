@@ -6,7 +6,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ async def test_two_trainers_or_one_that_is_stopped_for_longer_than_its_lease_do_
     trainer.restore("logged")
     stopped = trainer.start()
     await until(lambda: bool(list(settings.runs_dir.glob("round-*/probe.json"))), seconds=120)
-    os.kill(stopped.pid, signal.SIGSTOP)
+    await stop_outside_of_transactions(stopped.pid, settings)
     assert await asyncio.to_thread(trainer.run)
     os.kill(stopped.pid, signal.SIGCONT)
     await asyncio.to_thread(stopped.join)
@@ -110,6 +110,19 @@ async def test_what_a_training_draws_for_a_users_prompt_is_deleted_with_what_the
         await erase(database, settings.runs_dir, Conditions(user="ada"), spool_dir=settings.data_dir / "spool")
     with sqlite3.connect(settings.data_dir / "bonbon.db") as connection:
         assert connection.execute("SELECT count(*) FROM groups").fetchone() == (0,)
+
+
+async def stop_outside_of_transactions(pid: int, settings: Settings) -> None:
+    """SIGSTOP, at a moment at which the process does not hold SQLite's lock: nobody could do anything until it goes on."""
+    while True:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with closing(sqlite3.connect(settings.data_dir / "bonbon.db", timeout=1.0)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError:
+            os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
