@@ -332,6 +332,14 @@ def test_a_second_round_starts_from_the_first_and_measures_from_the_base(
         train(settings(base), snapshot, tmp_path / "wrong", base, start=champion)
 
 
+def test_a_base_whose_files_were_edited_is_refused(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
+    edited = shutil.copytree(base, tmp_path / "edited")
+    with (edited / "config.json").open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="was sampled on a base with digest .*: train on the model that answered"):
+        train(settings(base), snapshot, tmp_path / "run", edited)
+
+
 def test_a_versions_groups_are_checked_against_the_version(
     base: Path, adapter: Path, later: Snapshot, tmp_path: Path
 ) -> None:

@@ -113,7 +113,7 @@ async def test_what_a_training_draws_for_a_users_prompt_is_deleted_with_what_the
 
 
 async def stop_outside_of_transactions(pid: int, settings: Settings) -> None:
-    """SIGSTOP, at a moment at which the process does not hold SQLite's lock: nobody could do anything until it goes on."""
+    """SIGSTOP, at a moment at which the process does not hold SQLite's lock, which would stop everybody else."""
     while True:
         os.kill(pid, signal.SIGSTOP)
         try:
