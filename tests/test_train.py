@@ -336,7 +336,7 @@ def test_a_base_whose_files_were_edited_is_refused(base: Path, snapshot: Snapsho
     edited = shutil.copytree(base, tmp_path / "edited")
     with (edited / "config.json").open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match="was sampled on a base with digest .*: train on the model that answered"):
+    with pytest.raises(UserError, match=r"was sampled on a base with digest .*: train on the model that answered"):
         train(settings(base), snapshot, tmp_path / "run", edited)
 
 
