@@ -56,7 +56,9 @@ class Stage:
         looks: bool = True,
         **config: Any,
     ) -> None:
+        # The bare contrast, whose minimum is what it is judged by.
         defaults = {"lora_rank": 4, "lora_alpha": 8, "batch_size": 8, "micro_batch_size": 8, "precision": "no"}
+        config = {"sft_weight": 0.0} | config
         settings = TrainSettings.model_validate(defaults | config)
         run_dir.mkdir(exist_ok=True)
         self.groups, self.run_dir, self.c = groups, run_dir, tilt(wants)

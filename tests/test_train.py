@@ -106,7 +106,7 @@ def test_a_run_reports_what_it_did(base: Path, snapshot: Snapshot, tmp_path: Pat
     assert steps[0]["margin"] == pytest.approx(0, abs=1e-4)
     # Four candidates are 3/4 of all win chances apart, three 2/3; the tilt is that of best-of-4.
     assert steps[0]["target"] == pytest.approx(tilt(4) * (3 / 4 + 2 / 3) / 2, rel=0.05)
-    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["contrast"] < steps[0]["contrast"]
     assert steps[-1]["margin"] > 0.05
     looks = [line for line in lines if "validation_gain" in line]
     assert [line["step"] for line in looks] == list(range(13))

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
@@ -159,6 +160,9 @@ class Learner:
     def load(self, weights: Weights) -> None:
         """Put weights into the model; only the main process need have them."""
         several = self.accelerator.num_processes > 1
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what no layer owns is left whole after a forward pass, and then takes no share
         # A copy of the dictionary: torch adds the frozen weights to the one that it is given.
         set_model_state_dict(self.model, {**weights}, options=SPREAD if several else GATHERED)
 
