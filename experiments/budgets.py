@@ -23,8 +23,7 @@ def cells(quick: bool) -> list[Cell]:
         few = Budget(groups=256, steps=60)
         return [*(_cell(method, few) for method in COMPARED), _cell(DEFAULT, Budget(groups=256, steps=60, prompts=2))]
     by_groups = [_cell(method, Budget(groups=groups)) for groups in GROUPS for method in COMPARED]
-    few_prompts = [_cell(method, Budget(prompts=FEW_PROMPTS)) for method in COMPARED]
-    return [_cell(DEFAULT, LONGER), *by_groups, *few_prompts]
+    return [_cell(DEFAULT, LONGER), *by_groups, _cell(DEFAULT, Budget(prompts=FEW_PROMPTS))]
 
 
 def _cell(method: str, budget: Budget) -> Cell:

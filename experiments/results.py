@@ -32,7 +32,8 @@ The losses are named as in `train.loss` ([training.md](training.md#the-loss)). `
 group, and `gvpo + SFT` is `gvpo` with `train.sft_weight = 1`. The others compare two candidates: `bonbon` and `paper`
 are BoNBoN with its terms in units of their variance and as printed, `sft` imitates the best of each group, `ipo` is
 the contrast of best and worst alone, and `dpo` has beta .1. In the exact world a policy learns from logged groups only,
-so that the page shows what each loss does; in the text world the program does all that it does for a user."""
+so that the page shows what each loss does. In the text world the whole program runs, with `train.refine = "off"` where
+a row does not speak of the policy's own draws."""
 
 
 @dataclass(frozen=True, slots=True)
