@@ -23,6 +23,8 @@ from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
 
+VERSION = "version"
+"""Who drew a group, before the version of an adapter has its name."""
 VOCABULARY, EOS = 40, 1
 
 
@@ -107,7 +109,7 @@ def make_snapshot(
 
     Args:
         model: draws the groups, which say all the same that the base drew them.
-        adapter: of the version `tiny-bonbon-0001`, which draws for every prompt, too, and which training starts from.
+        adapter: of a version that draws for every prompt, too, and which training starts from.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -119,7 +121,7 @@ def make_snapshot(
     for i in range(groups):
         prompt = (2, *rng.integers(3, VOCABULARY, rng.integers(2, 6)).tolist())
         sampling = Sampling(max_tokens=max_tokens, temperature=temperatures[i % len(temperatures)])
-        for version, sampler in (("tiny", own), ("tiny-bonbon-0001", adapted)):
+        for version, sampler in (("tiny", own), (VERSION, adapted)):
             if sampler is not None:
                 drawn.append(make_group(sampler, version, len(drawn), prompt, ns[i % len(ns)], sampling))
     return asyncio.run(snapshot_of(drawn, directory, base, fractions=fractions, adapter=adapter))
@@ -161,7 +163,7 @@ async def snapshot_of(
     fractions: Fractions = FRACTIONS,
     adapter: Path | None = None,
 ) -> Snapshot:
-    """To start from the base `tiny`, or from the version `tiny-bonbon-0001` where there is an adapter."""
+    """To start from the base `tiny` or, where there is an adapter, from the version that drew the groups of `VERSION`."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     async with open_database(f"sqlite+aiosqlite:///{directory}.db") as database:
         registry = Registry(database, directory.with_suffix(".versions"))
@@ -171,6 +173,7 @@ async def snapshot_of(
                 base="tiny", parent="tiny", kind=VersionKind.ADAPTER, directory=adapter, training={}
             )
             version = registered.name
+            groups = [replace(group, version=version) if group.version == VERSION else group for group in groups]
         log = PairLog(database)
         await log.start()
         await asyncio.gather(*(log.append(group) for group in groups))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from learners import learner_of, nudge
 from safetensors.torch import load_file
-from sampled_groups import make_base, make_group, make_snapshot, score, snapshot_of
+from sampled_groups import VERSION, make_base, make_group, make_snapshot, score, snapshot_of
 from sqlalchemy import func, select
 from test_train import settings, train, version, weights
 from transformers import AutoModelForCausalLM
@@ -168,7 +168,7 @@ async def test_the_base_draws_for_prompts_that_only_a_version_has_answered(base:
     groups = Groups.read(snapshot.groups_file, base="tiny")
     alone = np.flatnonzero(~groups.comparable & (groups.split != Split.TEST))
     assert len(alone) > 30
-    champion = version("tiny-bonbon-0001", VersionKind.ADAPTER, tmp_path / "adapter")
+    champion = version(snapshot.version, VersionKind.ADAPTER, tmp_path / "adapter")
     config = refining(base, base_prompts=30, refine="off", batch_size=8)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base, start=champion)
     comparable = groups.comparable & (groups.split == Split.TRAIN)
@@ -187,7 +187,7 @@ def groups_of_version(base: Path, learner: Any) -> list[Any]:
     rng, found = np.random.default_rng(0), []
     for number in range(80):
         prompt, sampling = (2, *rng.integers(3, 40, 4).tolist()), Sampling(max_tokens=8)
-        found.append(make_group(policy, "tiny-bonbon-0001", 2 * number, prompt, 8, sampling))
+        found.append(make_group(policy, VERSION, 2 * number, prompt, 8, sampling))
         if number % 4 == 0:
             found.append(make_group(own, "tiny", 2 * number + 1, prompt, 8, sampling))
     return found

@@ -311,8 +311,8 @@ def later(base: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_second_round_starts_from_the_first_and_measures_from_the_base(
     base: Path, snapshot: Snapshot, adapter: Path, later: Snapshot, tmp_path: Path
 ) -> None:
-    champion = version("tiny-bonbon-0001", VersionKind.ADAPTER, adapter)
-    assert (later.version, later.base) == ("tiny-bonbon-0001", "tiny")
+    champion = version(later.version, VersionKind.ADAPTER, adapter)
+    assert (later.version, later.base) == (champion.name, "tiny")
     second = train(settings(base), later, tmp_path / "run", base, start=champion)
     lines = read_metrics(second.run_dir)
     assert abs(lines[0]["sampler_gap"]) < 1e-4, "each group against the policy that drew it"
@@ -328,7 +328,7 @@ def test_a_second_round_starts_from_the_first_and_measures_from_the_base(
 
     with pytest.raises(UserError, match="not those that were registered"):
         train(settings(base), later, tmp_path / "wrong", base, start=replace(champion, digest="0" * 64))
-    with pytest.raises(UserError, match="was taken to start from tiny, not from tiny-bonbon-0001"):
+    with pytest.raises(UserError, match=f"was taken to start from tiny, not from {champion.name}"):
         train(settings(base), snapshot, tmp_path / "wrong", base, start=champion)
 
 
@@ -347,8 +347,8 @@ def test_a_versions_groups_are_checked_against_the_version(
     changed = shutil.copytree(adapter, tmp_path / "changed")
     file = changed / "adapter_model.safetensors"
     save_file({name: 3 * tensor for name, tensor in load_file(file).items()}, file)
-    champion = version("tiny-bonbon-0001", VersionKind.ADAPTER, changed)
-    with pytest.raises(UserError, match="tiny-bonbon-0001 did not draw them"):
+    champion = version(later.version, VersionKind.ADAPTER, changed)
+    with pytest.raises(UserError, match=f"{champion.name} did not draw them"):
         train(settings(base), later, tmp_path / "run", base, start=champion)
 
 

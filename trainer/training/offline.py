@@ -144,13 +144,13 @@ class Offline:
         return highest * PROBED[best]
 
     def _probe(self, rate: float, steps: int, bar: Advance) -> float:
-        """Gain on validation groups after so many steps at this rate."""
+        """The value of a look at validation groups after so many steps at this rate."""
         self.learner.restart(self.start)
         try:
             for step in range(steps):
                 self._step(step, rate, steps)
                 bar(step + 1, f"at {rate:.2g}")
-            return self._look().gain
+            return self._look().value
         except BonbonError:
             return -math.inf  # not finite any more: too high a rate
 

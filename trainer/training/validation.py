@@ -32,6 +32,12 @@ class Look:
     margin: float
     target: float
 
+    @property
+    def value(self) -> float:
+        """The lower of `gain` and `forward`: what learning rates are ordered by, for a rate that is too high raises `gain`
+        while it moves the policy to what the base would hardly say."""
+        return min(self.gain, self.forward)
+
 
 @dataclass(frozen=True, slots=True)
 class DrawnGain:
