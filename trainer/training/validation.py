@@ -34,8 +34,10 @@ class Look:
 
     @property
     def value(self) -> float:
-        """The lower of `gain` and `forward`: what learning rates are ordered by, for a rate that is too high raises `gain`
-        while it moves the policy to what the base would hardly say."""
+        """The lower of `gain` and `forward`, by which learning rates are ordered.
+
+        A rate that is too high may raise `gain` while it moves the policy to what the base would hardly say.
+        """
         return min(self.gain, self.forward)
 
 
