@@ -163,7 +163,7 @@ async def snapshot_of(
     fractions: Fractions = FRACTIONS,
     adapter: Path | None = None,
 ) -> Snapshot:
-    """To start from the base `tiny`, or from the version that drew the groups of `VERSION` where there is an adapter."""
+    """To start from the base `tiny`, or, where there is an adapter, from the version that drew `VERSION`'s groups."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     async with open_database(f"sqlite+aiosqlite:///{directory}.db") as database:
         registry = Registry(database, directory.with_suffix(".versions"))
