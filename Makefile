@@ -1,6 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
+# Processes that run the tests, a file at a time.
+TEST_PROCESSES ?= 2
 # Extra arguments for pip, e.g. to name an index with CPU-only builds of torch.
 PIP_ARGS ?=
 BIN := $(VENV)/bin
@@ -20,7 +22,7 @@ serve: $(VENV)/.demo
 
 test: lint clients
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 # Where there is an environment with vLLM, what the line above skipped for want of it runs there.
 	if [ -e $(VENV_VLLM)/.stamp ]; then \
 		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m 'vllm and not slow' $(ARGS); \
