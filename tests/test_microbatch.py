@@ -1,7 +1,7 @@
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -95,8 +95,10 @@ async def test_a_failure_reaches_its_callers_and_the_worker_goes_on(batcher: Mic
 async def test_whatever_the_function_does_callers_are_told_and_the_worker_goes_on(
     broken: Callable[[list[int]], list[int]],
 ) -> None:
-    calls: Iterator[Callable[[list[int]], list[int]]] = iter([broken, lambda items: items])
-    batcher = MicroBatcher[int, int](lambda items: next(calls)(items), batch_size=4, length=lambda item: item)
+    def function(items: list[int]) -> list[int]:
+        return broken(items) if 1 in items else items
+
+    batcher = MicroBatcher[int, int](function, batch_size=4, length=lambda item: item)
     await batcher.start()
     async with asyncio.timeout(30):
         with pytest.raises(RuntimeError):
