@@ -70,7 +70,7 @@ async def test_a_reward_that_names_a_strange_version_once_poisons_nothing(
 
 
 class StrangeReward(FakeReward):
-    """Everything that it says is strange, and every other answer is an error."""
+    """Everything that it says is strange; after the four answers of the check at the start every second is an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class StrangeReward(FakeReward):
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         self.asked += 1
-        if self.asked % 2 == 0:
+        if self.asked > 4 and self.asked % 2 == 0:
             raise RewardError(self.version)
         return await super().score(prompt, completions)
 
