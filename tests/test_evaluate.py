@@ -29,7 +29,7 @@ SAMPLING = Sampling(max_tokens=24)
 
 
 def asked(text: str, sampling: Sampling = SAMPLING) -> LoggedPrompt:
-    return LoggedPrompt(Prompt.user(text), sampling, Split.TEST)
+    return LoggedPrompt(Prompt.user(text), sampling, Split.TEST, "", "")
 
 
 PROMPTS = [asked(f"Where is order {number}?") for number in range(300)]

@@ -84,8 +84,6 @@ class Drawing:
         self._make_engine, self._reward, self._snapshot, self._box = make_engine, reward, snapshot, box
         self._name, self._log, self._concurrency = name, pair_log, concurrency
         self._prompts: list[LoggedPrompt] = []
-        self._group_ids: list[str] = []
-        self._digests: list[str] = []
         self._running = AsyncExitStack()
         self._best_of_n: BestOfN | None = None
 
@@ -140,18 +138,19 @@ class Drawing:
         rows = []
         for row, group in zip(order.rows, drawn, strict=True):
             if group is not None:
-                await self._keep(group, self._group_ids[row])
-                rows.append(snapshot_row(_ranked(group, self._digests[row]), self._prompts[row].split))
+                asked = self._prompts[row]
+                await self._keep(group, asked.group_id)
+                rows.append(snapshot_row(_ranked(group, asked.digest), asked.split))
         await asyncio.to_thread(_write, self._box.groups(order.number), rows)
 
     async def _draw(
         self, best_of_n: BestOfN, order: DrawOrder, version: str, row: int, slots: asyncio.Semaphore
     ) -> Group | None:
-        prompt, sampling, _ = self._prompts[row]
+        asked = self._prompts[row]
         async with slots:
             try:
-                seeded = replace(sampling, seed=(order.seed * 1_000_003 + row) % 2**31)
-                group = (await best_of_n(prompt, order.count, version=version, sampling=seeded)).group
+                seeded = replace(asked.sampling, seed=(order.seed * 1_000_003 + row) % 2**31)
+                group = (await best_of_n(asked.prompt, order.count, version=version, sampling=seeded)).group
             except PromptTooLong as error:
                 log.warning("a prompt is left out of the training's draws", reason=str(error))
                 return None
@@ -175,9 +174,6 @@ class Drawing:
             await part.start()
             self._running.push_async_callback(part.stop)
         self._prompts = await asyncio.to_thread(logged_prompts, self._snapshot)
-        columns = ["group_id", "prompt_digest"]
-        table = await asyncio.to_thread(pq.read_table, self._snapshot.groups_file, columns=columns)
-        self._group_ids, self._digests = (table.column(name).to_pylist() for name in columns)
         self._best_of_n = BestOfN(engine, self._reward, deadline=REWARD_DEADLINE)
         return self._best_of_n
 
