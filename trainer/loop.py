@@ -142,7 +142,7 @@ class Loop:
         except (EngineError, RewardError):
             raise  # what the training has drawn so far is kept
         except BonbonError as error:
-            if stage in (round_.snapshot, round_.train):
+            if stage in (round_.snapshot, round_.train) and not round_.erased:  # `once` closes that one
                 await round_.fail(error)
                 raise RoundFailed(f"{round_.directory.name} is closed: {error}") from error
             raise
