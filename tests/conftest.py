@@ -14,6 +14,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 import pytest_asyncio
+from postgresql_server import PostgresqlServer, postgresql_server
 from sqlalchemy.engine import URL, make_url
 
 from bonbon.database import Database, open_database
@@ -44,6 +45,13 @@ VLLM_OPTIONS = {
 def tiny_models() -> TinyModels:
     """The models that ship with the package."""
     return shipped_models()
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[PostgresqlServer]:
+    """A real PostgreSQL server of a module's own, which its tests may stop and break."""
+    with postgresql_server() as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A database that answers and takes nothing, or refuses one group: what was answered is in the log in the end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from fake_service import BODY, CHAT, in_thread
 from forked_service import ForkedService
 from load import SERVED, Compared, Load
 from outage import metric
-from postgresql_server import PostgresqlServer, postgresql_server
+from postgresql_server import PostgresqlServer
 from stores import as_json
 
 from bonbon.pairs.cli import app as pairs_app
@@ -35,12 +35,6 @@ DO $$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'bonbon') THEN CREATE ROLE bonbon LOGIN; END IF;
 END $$
 """
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[PostgresqlServer]:
-    with postgresql_server() as started:
-        yield started
 
 
 @pytest.fixture

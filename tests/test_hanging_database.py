@@ -15,7 +15,7 @@ import pytest
 from fake_service import BODY, CHAT, rows
 from forked_service import ForkedService
 from outage import metric
-from postgresql_server import PostgresqlServer, postgresql_server
+from postgresql_server import PostgresqlServer
 from sqlalchemy import text
 
 from bonbon.database import Database
@@ -26,12 +26,6 @@ ONE = text("SELECT 1")
 TIMEOUT = 1.0
 PATIENCE = 30.0
 """Far more than the service may take, and far less than the database is held: what hangs runs into this."""
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[PostgresqlServer]:
-    with postgresql_server() as started:
-        yield started
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A real PostgreSQL server, killed under the running service and started again."""
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,9 @@ import pytest
 from forked_service import ForkedService
 from load import Compared
 from outage import metric, outage
-from postgresql_server import PostgresqlServer, postgresql_server
+from postgresql_server import PostgresqlServer
 
 BODY = {"model": "bonbon", "messages": [{"role": "user", "content": "x" * 1000}], "max_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[PostgresqlServer]:
-    with postgresql_server() as started:
-        yield started
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Text that no database could store as it is, from wherever it comes: it fails no answer, and is logged cleaned."""
 
 import json
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from fake_service import BODY, CHAT
 from forked_service import ForkedService
-from postgresql_server import PostgresqlServer, postgresql_server
+from postgresql_server import PostgresqlServer
 from running_service import WatchedEngine, running, settings_in
 from scripted_server import lengths, serving
 from starlette.responses import Response
@@ -23,12 +23,6 @@ from bonbon.rewards.fake import FakeReward
 from bonbon.storable import NAME_LENGTH, clean_document, clean_name, clean_text
 
 STRANGE = {"NUL": "a\0b", "half a pair": "\ud800", "long": "x" * 900_000, "both": "\0\udfff" * 300, "wide": "😀" * 5000}
-
-
-@pytest.fixture(scope="module")
-def one_server() -> Iterator[PostgresqlServer]:
-    with postgresql_server() as started:
-        yield started
 
 
 @pytest.fixture
