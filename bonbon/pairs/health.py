@@ -23,18 +23,18 @@ class Health:
         return self.failure is not None
 
     def took(self) -> None:
-        """It has taken groups."""
+        """Note that the database has taken groups."""
         self.taken += 1
         self.answered()
 
     def answered(self) -> None:
-        """It has answered, which is all that is known."""
+        """Note that the database has answered, which does not say whether it takes groups."""
         if self.failure is not None:
             log.info("the database takes groups again")
         self.failure = None
 
     def failed(self, error: StoreError, *, spool: bool) -> None:
-        """It has taken none of the groups that it was offered; `spool`: they wait there."""
+        """Note that the database has taken none of the groups offered; `spool` says whether they wait there."""
         if self.failure is None or self.failure.why != error.why:
             log.error("the database takes no groups", reason=str(error), groups_wait_in_the_spool=spool)
         self.failure = _again(error)
