@@ -170,8 +170,18 @@ def empty_log(connection: Connection) -> None:
     """Leave nothing of deleted rows in the write-ahead log, which keeps older copies of pages. In no transaction.
 
     In the database itself rows are overwritten as they go (`secure_delete`).
+
+    Raises StoreUnavailable when another process reads the database for longer than connections wait for each other.
     """
-    connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    busy, *_ = cursor.fetchone() or (0,)
+    if busy:
+        raise StoreUnavailable(
+            "the rows are deleted, but their text stays in the write-ahead log as long as another process reads the "
+            "database; delete again when it has ended",
+            why="another process reads the database",
+        )
 
 
 def _place(path: Path) -> Place:

@@ -41,13 +41,16 @@ class Retention:
                 await self._worker
 
     async def _work(self, age: timedelta) -> None:
+        unfinished = False
         while True:
             try:
                 conditions = Conditions(older_than=datetime.now(UTC) - age)
                 await asyncio.to_thread(set_aside_in(self.spool_dir).erase, conditions)
                 # Counted first: most of the time there is nothing to do, and nothing to remember.
-                if await count_purgeable(self.database, conditions):
+                if unfinished or await count_purgeable(self.database, conditions):
+                    unfinished = True
                     erased = await erase(self.database, self.runs_dir, conditions, spool_dir=self.spool_dir)
+                    unfinished = False
                     log.info("old groups are deleted", groups=erased.groups, snapshots=len(erased.snapshots))
             except Exception:
                 log.exception("old groups cannot be deleted now; it is tried again")

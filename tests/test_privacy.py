@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ from fake_service import CHAT, new_key, rows
 from forked_service import ForkedService
 from groups import scored_group
 from running_service import write_adapter
+from until import until
 
 from bonbon.database import Database, open_database
+from bonbon.deadlines import Timeouts
 from bonbon.engines.base import VersionKind
+from bonbon.errors import StoreUnavailable
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.erase import erase
 from bonbon.pairs.log import PairLog
@@ -155,6 +160,25 @@ async def test_what_comes_late_from_a_spool_is_not_brought_back(database: Databa
     await log.stop()
 
 
+async def test_a_log_that_a_reader_keeps_from_being_emptied_is_an_error_and_the_next_deletion_empties_it(
+    tmp_path: Path,
+) -> None:
+    url, file = f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}", tmp_path / "bonbon.db-wal"
+    async with open_database(url, timeouts=Timeouts(call=1.0)) as database:
+        log = PairLog(database)
+        await log.start()
+        await log.append(scored_group(0, user="ada"))
+        with closing(sqlite3.connect(tmp_path / "bonbon.db")) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM groups").fetchone()
+            with pytest.raises(StoreUnavailable, match="another process reads the database"):
+                await erase(database, tmp_path, Conditions(user="ada"), spool_dir=tmp_path / "spool")
+            assert b"answer 0.0" in file.read_bytes()
+        await erase(database, tmp_path, Conditions(user="ada"), spool_dir=tmp_path / "spool")
+        assert b"answer 0.0" not in file.read_bytes()
+        await log.stop()
+
+
 async def test_what_is_too_old_goes_by_itself(tmp_path: Path) -> None:
     """Old is a second here."""
     limits = {"retention_days": 1 / 86_400, "retention_poll": 0.1}
@@ -166,7 +190,8 @@ async def test_what_is_too_old_goes_by_itself(tmp_path: Path) -> None:
     async with asyncio.timeout(60):
         while rows(tmp_path, "SELECT id FROM groups UNION ALL SELECT group_id FROM candidates"):
             await asyncio.sleep(0.1)
-    files = [path.read_bytes() for path in (tmp_path / "data").rglob("bonbon.db*")]
-    assert not any(b"canary-prompt" in content for content in files)
+    # Only once the rows are gone does the write-ahead log lose what it remembers of them.
+    data = tmp_path / "data"
+    await until(lambda: not any(b"canary-prompt" in path.read_bytes() for path in data.glob("bonbon.db*")))
     assert await service.stop() == 0
     assert json.loads((tmp_path / "service.log").read_text().splitlines()[-1])

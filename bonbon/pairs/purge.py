@@ -31,6 +31,7 @@ async def purge(database: Database, conditions: Conditions, *, progress: Callabl
 
     Raises:
         ValueError: no condition is given.
+        StoreUnavailable: another process kept SQLite's log from being emptied; the next call empties it.
     """
     query = select(groups.c.id).where(conditions.clause).limit(CHUNK)
     async with database.write() as connection:
@@ -45,6 +46,6 @@ async def purge(database: Database, conditions: Conditions, *, progress: Callabl
             progress(deleted)
         if len(ids) < CHUNK:
             break
-    if deleted:
-        await database.overwrite_deleted()
+    # Even if nothing was: an earlier deletion may have been kept from doing this.
+    await database.overwrite_deleted()
     return deleted
