@@ -149,10 +149,16 @@ class ServiceSettings(Section):
     quarters of max_connections. Behind a proxy all clients have the proxy's address."""
     reward_deadline: float = Field(30.0, gt=0)
     """Seconds the reward has before the answer is degraded."""
-    audit_fraction: float = Field(0.03, ge=0, le=1)
-    """Share of the champion's answers that are compared with the base in the background; each costs 2n draws."""
-    win_rate_floor: float = Field(0.5, ge=0, le=1)
-    """When the live win rate against the base is known to be under this, best-of-n answers again; 0: never."""
+    audit_budget: float = Field(0.05, ge=0, le=1)
+    """Share of the tokens that a distilled champion saves which audits may draw. Audits compare some of its answers
+    with best-of-n of the base in the background; this setting decides how many."""
+    audit_fraction: float | None = Field(None, ge=0, le=1)
+    """Share of the champion's answers that are audited, whatever that costs. By default audit_budget decides."""
+    win_rate_floor: float = Field(0.45, ge=0, le=1)
+    """When the live win rate against best-of-n of the base is known to be under this, the champion answers with the
+    best of twice as many draws; when that would be n or more, best-of-n answers again. 0 never acts. Where service.k
+    fixes the number of draws, best-of-n answers again when the live win rate against one draw of the base is known to
+    be under .5."""
     audit_queue: int = Field(256, ge=1)
     """Audits that may wait; more are dropped and counted."""
     registry_poll: float = Field(0.5, gt=0)

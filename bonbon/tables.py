@@ -191,6 +191,7 @@ comparisons = Table(
     Column("reward_version", Name, nullable=False),
     Column("reward", Float(53), nullable=False),
     Column("opponent_reward", Float(53), nullable=False),
+    Column("k", Integer, nullable=False, server_default="1"),
 )
 
 # Counts only, so that they outlive the groups they came from: see bonbon/pairs/win_rates.py.
@@ -201,10 +202,26 @@ win_rates = Table(
     Column("opponent", Name, primary_key=True),
     Column("reward_name", Name, primary_key=True),
     Column("reward_version", Name, primary_key=True),
+    Column("k", Integer, primary_key=True, autoincrement=False, server_default="1"),
     Column("wins", Integer, nullable=False),
     Column("ties", Integer, nullable=False),
     Column("losses", Integer, nullable=False),
     Column("sequence", Document, nullable=False),
+    Column("updated", Timestamp, nullable=False),
+)
+
+# What distilled versions drew as champions, and what best-of-n of the base would have: see bonbon/pairs/savings.py.
+savings = Table(
+    "savings",
+    metadata,
+    Column("version", Name, primary_key=True),
+    Column("n", Integer, primary_key=True, autoincrement=False),
+    Column("answers", BigInteger, nullable=False),
+    Column("answer_tokens", BigInteger, nullable=False),
+    Column("audits", BigInteger, nullable=False),
+    Column("audit_tokens", BigInteger, nullable=False),
+    Column("best_of_n_tokens", BigInteger, nullable=False),
+    Column("since", Timestamp, nullable=False),
     Column("updated", Timestamp, nullable=False),
 )
 
@@ -234,6 +251,7 @@ versions = Table(
     Column("training", Document, nullable=False),
     Column("evaluation", Document, nullable=False),
     Column("verdict", Document),
+    Column("raised_k", Integer),
 )
 
 # The last number given to a version of each base: it only grows, so no name is ever given twice.

@@ -90,6 +90,7 @@ async def _answer(
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine cut the answer off before its end; try again")
     parts.metrics.answered(plan, group)
+    parts.savings.answered(plan, group)
     if answer.failure is not None:
         parts.metrics.degraded(group, answer.failure)
     if ask.store:

@@ -53,6 +53,7 @@ from service.routes import (
     progress,
     win_rate,
 )
+from service.savings import SavingsCounter
 from service.send_buffer import SendBuffers
 from service.server import GOODBYE
 from service.serving import Serving
@@ -117,13 +118,16 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     swapper = Swapper(
         engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
     )
+    savings = SavingsCounter(database, serving, prometheus)
     audits = Audits(
         best_of_n,
         pair_log,
         serving,
         prometheus,
         Floor(registry, serving, prometheus, service.win_rate_floor),
+        savings,
         fraction=service.audit_fraction,
+        budget=service.audit_budget,
         n=settings.n,
         waiting=service.audit_queue,
     )
@@ -141,14 +145,15 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         serving=serving,
         swapper=swapper,
         audits=audits,
-        startup=Startup(engine, swapper, audits, reward, tenant_rewards),
+        savings=savings,
+        startup=Startup(engine, swapper, audits, savings, reward, tenant_rewards),
         keyring=Keyring(database, service),
         limits=RateLimits(service.limits, {name: own.limits(service.limits) for name, own in service.tenants.items()}),
         connections=connections,
         admission=admission,
         send_buffers=send_buffers,
         metrics=prometheus,
-        stored_metrics=StoredMetrics(prometheus.families, database, serving, service.win_rate_floor),
+        stored_metrics=StoredMetrics(prometheus.families, registry, serving, settings),
         champion=OneAtATime(registry.champion, CHAMPION_WITHIN),
     )
 
@@ -184,6 +189,11 @@ def _watch(
         lambda: spool.set_aside.count if spool is not None else 0,
     )
     watch("bonbon_pair_log_waiting", "Groups that are not durable yet.", lambda: pair_log.waiting)
+    watch(
+        "bonbon_audit_ratio",
+        "Share of the champion's answers that is audited: what service.audit_fraction or service.audit_budget says.",
+        lambda: audits.fraction,
+    )
     watch("bonbon_audits_waiting", "Audits that have not begun.", lambda: audits.waiting)
     watch("bonbon_answers_in_flight", "Versions held by requests and audits now.", lambda: serving.in_flight)
     watch(

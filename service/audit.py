@@ -14,8 +14,10 @@ from bonbon.engines.base import DrawRequest
 from bonbon.errors import RewardError, UnknownVersion
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Comparison, Group, best_of
+from service.audit_rate import audit_rate
 from service.floor import Floor
 from service.metrics import Metrics
+from service.savings import SavingsCounter, tokens
 from service.serving import Serving
 
 log = structlog.get_logger(__name__)
@@ -25,14 +27,16 @@ class Audits:
     """Compares a share of the distilled champion's answers with the base, and logs groups for the next round.
 
     An audit (a) draws the base n times with the request's own prompt and sampling, scores these draws together with
-    the k candidates from which the champion answers, and stores how the best of those compares with the base's first
-    draw and with its best; (b) where k is 1, draws n fresh candidates of the champion and logs them as a group of
+    the k candidates from which the alias answers, and stores how the best of those compares with the base's first draw
+    and with its best; (b) where k is 1, draws n fresh candidates of the champion and logs them as a group of
     origin `audit`, so that the next round can train with the champion as its reference. Audits run one at a time, never
     fail a request, and hold the versions they draw from.
 
     Args:
         floor: hears of every live win rate that moved.
-        fraction: share of answers that is audited.
+        savings: hears of the tokens that audits draw.
+        fraction: share of answers that is audited; None: as many as `budget` allows.
+        budget: share of the tokens that answers save which audits may draw.
         n: candidates of (a) and (b).
         waiting: audits that may wait; more are dropped and counted.
         rng: picks the answers to audit.
@@ -45,15 +49,18 @@ class Audits:
         serving: Serving,
         metrics: Metrics,
         floor: Floor,
+        savings: SavingsCounter,
         *,
-        fraction: float,
+        fraction: float | None,
+        budget: float,
         n: int,
         waiting: int,
         rng: random.Random | None = None,
     ) -> None:
         self.best_of_n, self.pair_log, self.serving, self.metrics = best_of_n, pair_log, serving, metrics
-        self.floor = floor
-        self.fraction, self.n = fraction, n
+        self.floor, self.savings = floor, savings
+        self.n = n
+        self._fraction, self._budget = fraction, budget
         self._rng = rng or random.Random()
         self._queue: asyncio.Queue[tuple[Group, int]] = asyncio.Queue(waiting)
         self._worker: asyncio.Task[None] | None = None
@@ -74,6 +81,14 @@ class Audits:
         """Audits that have not begun."""
         return self._queue.qsize()
 
+    @property
+    def fraction(self) -> float:
+        """Share of the champion's answers that is audited now."""
+        if self._fraction is not None:
+            return self._fraction
+        known = self.savings.known(self.serving.champion)
+        return audit_rate(self._budget, k=self.serving.k, n=self.n, savings=known)
+
     async def idle(self) -> None:
         """Return when every audit accepted so far has ended."""
         await self._queue.join()
@@ -84,7 +99,7 @@ class Audits:
         Only whole answers of a distilled champion that drew at least as many candidates as the alias count; the caller
         leaves out what must not be stored.
         """
-        routes, k = self.serving.routes, self.serving.champion_k
+        routes, k = self.serving.routes, self.serving.k
         if not routes.distilled or group.version != routes.champion or group.n < k:
             return
         if any(candidate.finish_reason == "abort" for candidate in group.candidates[:k]):
@@ -116,11 +131,15 @@ class Audits:
         await self.serving.admitted()
         base = self.serving.routes.base
         with self.serving.hold(group.version), self.serving.hold(base):
-            await self._compare(group, base, k)
-            if group.n == 1 and group.sampling.unmodified:
-                await self._draw_group(group)
+            best_of_n_tokens = await self._compare(group, base, k)
+            needs_group = group.n == 1 and group.sampling.unmodified
+            other_tokens = await self._draw_group(group) if needs_group else 0
+        if group.sampling.temperature > 0:
+            drawn = {"best_of_n_tokens": best_of_n_tokens, "other_tokens": other_tokens}
+            self.savings.audited(group.version, **drawn)
 
-    async def _compare(self, group: Group, base: str, k: int) -> None:
+    async def _compare(self, group: Group, base: str, k: int) -> int:
+        """How many tokens it took."""
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         n = 1 if sampling.temperature == 0 else self.n  # greedy draws are all the same
         drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling, salt=group.salt))
@@ -139,12 +158,15 @@ class Audits:
                 reward_version=self.best_of_n.reward.version,
                 reward=reward,
                 opponent_reward=opponent_reward,
+                k=k,
             )
             live = await self.pair_log.append_comparison(comparison)
             self.metrics.compared(comparison)
             await self.floor.check(live)
+        return sum(len(draw.token_ids) for draw in drawn.draws)
 
-    async def _draw_group(self, group: Group) -> None:
+    async def _draw_group(self, group: Group) -> int:
+        """How many tokens it took."""
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         answer = await self.best_of_n(
             group.prompt, self.n, version=group.version, sampling=sampling, keep=0, salt=group.salt
@@ -155,3 +177,4 @@ class Audits:
             raise answer.failure
         await self.pair_log.append(drawn)
         self.metrics.logged(drawn)
+        return tokens(drawn)

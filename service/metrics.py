@@ -97,9 +97,16 @@ class Metrics:
         self._audits_dropped = make.counter(
             "bonbon_audits_dropped_total", "Audits not made, by why (full, degraded, gone, failed).", "reason"
         )
+        self._audit_tokens = make.counter(
+            "bonbon_audit_tokens_drawn_total", "Completion tokens drawn by audits, of every version.", "model_version"
+        )
         # No version's label: these events are counted for good, and a fallen champion leaves soon.
         self._fallbacks = make.counter(
             "bonbon_fallbacks_total", "Champions that this process replaced by best-of-n: they fell under the floor."
+        )
+        self._raised = make.counter(
+            "bonbon_k_raised_total",
+            "Times that this process had the champion answer with the best of more draws: it fell under the floor.",
         )
         self._swaps = make.counter("bonbon_swaps_total", "Versions brought up (served) or not (refused).", "outcome")
         self._swap_duration = make.histogram(
@@ -161,6 +168,10 @@ class Metrics:
         labels = (comparison.version, comparison.opponent, comparison.reward_name, comparison.outcome)
         self._comparisons.labels(*labels).inc()
 
+    def audited(self, version: str, tokens: int) -> None:
+        """An audit of `version` drew so many tokens."""
+        self._audit_tokens.labels(version).inc(tokens)
+
     def audit_dropped(self, reason: str) -> None:
         """An audit was not made: the queue was `full`, the reward `degraded`, the version `gone`, or it `failed`."""
         self._audits_dropped.labels(reason).inc()
@@ -168,6 +179,10 @@ class Metrics:
     def fell_back(self) -> None:
         """This process replaced a champion, whose live win rate fell under the floor, by best-of-n."""
         self._fallbacks.inc()
+
+    def raised_k(self) -> None:
+        """This process had a champion whose live win rate fell under the floor answer with more draws."""
+        self._raised.inc()
 
     def swapped(self, outcome: str, seconds: float) -> None:
         """A version was brought up (`served`) or not (`refused`)."""

@@ -19,6 +19,7 @@ from service.keyring import Keyring
 from service.limits import RateLimits
 from service.metrics import Metrics
 from service.one_at_a_time import OneAtATime
+from service.savings import SavingsCounter
 from service.send_buffer import SendBuffers
 from service.serving import Serving
 from service.startup import Startup
@@ -45,6 +46,7 @@ class Parts:
     serving: Serving
     swapper: Swapper
     audits: Audits
+    savings: SavingsCounter
     startup: Startup
     keyring: Keyring
     limits: RateLimits

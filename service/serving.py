@@ -121,6 +121,11 @@ class Serving:
         return self._k if self._k is not None else self._routes.loaded[self._routes.champion].k
 
     @property
+    def k_is_fixed(self) -> bool:
+        """Whether a setting says how many candidates the alias draws of a distilled champion."""
+        return self._k is not None
+
+    @property
     def in_flight(self) -> int:
         """References held now, over all versions."""
         return self._references.total()

@@ -10,6 +10,7 @@ from bonbon.errors import BonbonError, EngineError, RewardError
 from bonbon.rewards.base import Reward
 from bonbon.rewards.check import check_reward
 from service.audit import Audits
+from service.savings import SavingsCounter
 from service.swap import Swapper
 from service.tenant_rewards import TenantRewards
 
@@ -30,9 +31,15 @@ class Startup:
     """
 
     def __init__(
-        self, engine: Engine, swapper: Swapper, audits: Audits, reward: Reward, tenant_rewards: TenantRewards
+        self,
+        engine: Engine,
+        swapper: Swapper,
+        audits: Audits,
+        savings: SavingsCounter,
+        reward: Reward,
+        tenant_rewards: TenantRewards,
     ) -> None:
-        self._engine, self._swapper, self._audits = engine, swapper, audits
+        self._engine, self._swapper, self._audits, self._savings = engine, swapper, audits, savings
         self._reward, self._tenant_rewards = reward, tenant_rewards
         self.retry = RETRY_FIRST
         self._trying: asyncio.Task[None] | None = None
@@ -53,6 +60,7 @@ class Startup:
             with suppress(asyncio.CancelledError):
                 await self._trying
         await self._audits.stop()
+        await self._savings.stop()
         await self._swapper.stop()
         await self._engine.stop()
 
@@ -91,6 +99,7 @@ class Startup:
     async def _serve(self) -> None:
         await self._swapper.start()
         await self._audits.start()
+        await self._savings.start()
         self._engine_failure = None
         await self._check_rewards()
 

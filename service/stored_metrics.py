@@ -11,12 +11,14 @@ from typing import Any
 import structlog
 from prometheus_client import Gauge
 
-from bonbon.database import Database
-from bonbon.errors import StoreError
+from bonbon.errors import StoreError, UnknownVersion
+from bonbon.pairs.savings import Savings, read_savings
 from bonbon.pairs.win_rates import LiveWinRate, read_win_rates
+from bonbon.registry.due import NextRound, next_round
 from bonbon.registry.records import Version
-from bonbon.registry.registry import newest_versions
+from bonbon.registry.registry import Registry, newest_versions
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundProgress, RoundStage, read_rounds
+from bonbon.settings import Settings
 from bonbon.theory import frontier_win_rate
 from service.families import Families
 from service.one_at_a_time import OneAtATime
@@ -32,14 +34,15 @@ FRONTIER = tuple(round(0.1 * step, 1) for step in range(31))
 BOUNDS = ("value", "low", "high")
 OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
 
-Stored = tuple[list[LiveWinRate], tuple[RoundProgress, ...], list[Version]]
+Stored = tuple[list[LiveWinRate], list[Savings], tuple[RoundProgress, ...], NextRound | None, list[Version]]
 
 
 class StoredMetrics:
     """Gauges set from the database when somebody scrapes; what they were before, while it does not answer."""
 
-    def __init__(self, make: Families, database: Database, serving: Serving, floor: float) -> None:
-        self._database, self._serving = database, serving
+    def __init__(self, make: Families, registry: Registry, serving: Serving, settings: Settings) -> None:
+        self._registry, self._serving, self._settings = registry, serving, settings
+        self._database = registry.database
         self._stored = OneAtATime(self._read, DEADLINE)
         self._up = make.gauge("bonbon_database_up", "1 when the database answered this scrape.")
         self._win_rate = make.gauge(
@@ -59,7 +62,34 @@ class StoredMetrics:
             "reward",
             "outcome",
         )
-        make.gauge("bonbon_win_rate_floor", "Under this live win rate best-of-n comes back.").set(floor)
+        make.gauge(
+            "bonbon_win_rate_floor",
+            "Under this live win rate against best-of-n of the base the champion answers with more draws.",
+        ).set(settings.service.win_rate_floor)
+        self._tokens_per_answer = make.gauge(
+            "bonbon_champion_tokens_per_answer",
+            "Tokens drawn per answer of the distilled champion since it first answered (served; its share of the "
+            "audits included), and of best-of-n of the base for the same requests (best_of_n).",
+            "model_version",
+            "answers_with",
+        )
+        self._saved_share = make.gauge(
+            "bonbon_champion_saved_ratio",
+            "Share of best-of-n's tokens that the champion saves, audits included.",
+            "model_version",
+        )
+        self._saved_tokens = make.gauge(
+            "bonbon_champion_saved_tokens",
+            "Tokens that the champion has saved since it first answered.",
+            "model_version",
+        )
+        self._next_groups = make.gauge(
+            "bonbon_next_round_groups", "Clean groups of the champion that nothing was trained on yet."
+        )
+        self._next_needed = make.gauge(
+            "bonbon_next_round_groups_needed",
+            "How many of them the next round waits for; NaN where no round begins by itself: one draw answers already.",
+        )
         frontier = make.gauge(
             "bonbon_frontier_win_rate", "Best win rate that any policy can have at a KL from the base.", "kl_nats"
         )
@@ -129,22 +159,35 @@ class StoredMetrics:
     async def refresh(self) -> None:
         """Read the database again. Never raises for its sake, and never waits for it longer than `DEADLINE`."""
         try:
-            win_rates, rounds, versions = await self._stored()
+            win_rates, savings, rounds, due, versions = await self._stored()
         except (StoreError, TimeoutError) as error:
             log.warning("the database did not answer a scrape", reason=str(error))
             self._up.set(0)
             return
         self._up.set(1)
         self._show_win_rates(win_rates)
+        self._show_savings(savings)
         self._show_rounds(rounds)
+        if due is not None:
+            self._next_groups.set(due.groups)
+            self._next_needed.set(math.nan if due.needed is None else due.needed)
         self._show_versions(versions)
 
     async def _read(self) -> Stored:
         return (
             await read_win_rates(self._database),
+            await read_savings(self._database),
             await read_rounds(self._database, 50),
+            await self._next_round(),
             await newest_versions(self._database, NEWEST),
         )
+
+    async def _next_round(self) -> NextRound | None:
+        try:
+            champion = await self._registry.get(self._serving.champion)
+        except UnknownVersion:  # the service has not come to registering its base yet
+            return None
+        return await next_round(self._registry, champion, self._settings)
 
     def _show_win_rates(self, win_rates: Iterable[LiveWinRate]) -> None:
         self._win_rate.clear()
@@ -159,6 +202,23 @@ class StoredMetrics:
                 self._win_rate.labels(*key, bound).set(value)
             for outcome, count in (("win", live.wins), ("tie", live.ties), ("loss", live.losses)):
                 self._compared.labels(*key, outcome).set(count)
+
+    def _show_savings(self, savings: Iterable[Savings]) -> None:
+        gauges = (self._tokens_per_answer, self._saved_share, self._saved_tokens)
+        for gauge in gauges:
+            gauge.clear()
+        now = (self._serving.champion, self._serving.n)
+        for saved in savings:
+            if (saved.version, saved.n) != now:
+                continue
+            for labels, gauge, value in (
+                ((saved.version, "served"), self._tokens_per_answer, saved.tokens_per_answer),
+                ((saved.version, "best_of_n"), self._tokens_per_answer, saved.best_of_n_tokens_per_answer),
+                ((saved.version,), self._saved_share, saved.saved_share),
+                ((saved.version,), self._saved_tokens, saved.saved_tokens),
+            ):
+                if value is not None:
+                    gauge.labels(*labels).set(value)
 
     def _show_rounds(self, rounds: Sequence[RoundProgress]) -> None:
         outcomes = [_outcome(told) for told in rounds]
@@ -195,7 +255,7 @@ class StoredMetrics:
             _set_bounds(self._gain, (name,), measured.get("gain"))
             if version.verdict is None:
                 continue
-            self._k.labels(name).set(version.k)
+            self._k.labels(name).set(version.verdict.get("k") or 1)
             if (saved := version.verdict.get("saved")) is not None:
                 self._saved.labels(name).set(saved)
             self._passed.labels(name).set(version.verdict["passed"])

@@ -135,6 +135,9 @@ class Swapper:
             return True
         aliases = {alias: target.version for alias, target in targets.items()}
         await self._let_go_of_changed(targets, pause)
+        for target in targets.values():
+            if (loaded := self._checked.get(target.version)) is not None:
+                self._checked[target.version] = replace(loaded, k=target.k)
         if aliases != self._aliases:
             # Somebody acted: give what was refused another chance.
             self._aliases, self.refused = aliases, {}
@@ -179,6 +182,8 @@ class Swapper:
         if routes != self.serving.routes:
             if champion != self.serving.champion:
                 log.info("champion flipped", version=champion, before=self.serving.champion)
+            elif (k := self._checked[champion].k) != self.serving.routes.loaded[champion].k:
+                log.info("the champion answers with the best of another number of draws", version=champion, k=k)
             self.serving.publish(routes)
         self._routed = True
         self.metrics.routed(self.serving.aliases(), len(routes.loaded))
@@ -267,7 +272,7 @@ class Swapper:
         """Route nothing more to versions whose names mean other files now, before anything else is loaded."""
         changed = [
             name
-            for name, digest in set(targets.values())
+            for name, digest, _ in set(targets.values())
             if name in self._checked and digest and self._used.get(name, digest) != digest
         ]
         for name in changed:

@@ -127,6 +127,7 @@ async def new_version(
     base: str = BASE,
     parent: str | None = None,
     kind: VersionKind = VersionKind.ADAPTER,
+    training: dict[str, Any] | None = None,
 ) -> Version:
     """Register a version whose one weight is `weights`; the gate has not judged it."""
     directory = registry.root.parent / f"trained-{weights}"
@@ -137,7 +138,7 @@ async def new_version(
         parent=parent or base,
         kind=kind,
         directory=directory,
-        training={"seed": weights},
+        training=training or {"seed": weights},
         evaluation={},
     )
 

@@ -13,5 +13,10 @@ class Service(Protocol):
 async def metric(service: Service, sample: str) -> float:
     """The value of a sample, named with its labels as the exposition has it; 0 where there is none."""
     async with httpx2.AsyncClient(base_url=service.url, timeout=60.0) as client:
-        lines = (await client.get("/metrics")).text.splitlines()
+        return metric_of((await client.get("/metrics")).text, sample)
+
+
+def metric_of(exposition: str, sample: str) -> float:
+    """The same of what was scraped."""
+    lines = exposition.splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample + " ")), 0.0)

@@ -24,6 +24,7 @@ from bonbon.tables import comparisons, groups
 from service.audit import Audits
 from service.floor import Floor
 from service.metrics import Metrics
+from service.savings import SavingsCounter
 from service.serving import Loaded, Routes, Serving
 
 BASE, CHAMPION = "fake", "fake-bonbon-0001"
@@ -41,16 +42,19 @@ class Bench:
         self.best_of_n = BestOfN(self.engine, self.reward)
         self.serving = Serving(BASE, alias="bonbon", n=4)
         self.serving.publish(DISTILLED)
+        self.savings = SavingsCounter(database, self.serving, self.metrics)
         self.floor = Floor(Registry(database, Path("versions")), self.serving, self.metrics, 0.0)
 
-    def audits(self, *, fraction: float = 1.0, waiting: int = 16) -> Audits:
+    def audits(self, *, fraction: float | None = 1.0, waiting: int = 16) -> Audits:
         return Audits(
             self.best_of_n,
             self.pair_log,
             self.serving,
             self.metrics,
             self.floor,
+            self.savings,
             fraction=fraction,
+            budget=0.05,
             n=4,
             waiting=waiting,
             rng=random.Random(0),

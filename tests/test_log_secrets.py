@@ -146,7 +146,7 @@ async def test_a_database_that_goes_under_a_running_command_is_logged_without_it
     begun, failed = (
         ("bonbon is ready", "cannot follow the registry")
         if command == "serve"
-        else ("a round needs", "the round was interrupted")
+        else ("The next round", "the round was interrupted")
     )
     under_way = ForkedCommand(tmp_path, command, **environment)
 

@@ -109,7 +109,7 @@ async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -
 
     await answer(settings, 160, version=first.files, seed=1000)
     async with workshop(settings) as open_:
-        assert (await Loop(open_).due()).groups >= 150
+        assert (await Loop(open_).next_round()).groups >= 150
         second = await Loop(open_).once()
         assert second is not None
         assert second.parent == first.name
@@ -133,8 +133,9 @@ async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Set
         assert version.verdict is not None
         assert "win_rate" in [r["check"] for r in version.verdict["reasons"] if not r["passed"]]
         assert await open_.registry.champion() == "base"
-        due = await Loop(open_).due()
-        assert (due.champion, due.groups, due.now) == ("base", 0, False)
+        due = await Loop(open_).next_round()
+        assert (due.champion, due.groups, due.is_due) == ("base", 0, False)
+        assert due.needed == version.training["groups"], "it waits until there are twice as many groups"
         assert await Loop(open_).once() is None
 
 

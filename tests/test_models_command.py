@@ -9,6 +9,7 @@ from running_service import new_version, version_name
 from stores import as_json, refusal, run, sqlite
 
 from bonbon.database import open_database
+from bonbon.pairs.savings import Drawn, add_savings
 from bonbon.registry.cli import app
 from bonbon.registry.registry import Registry
 
@@ -27,7 +28,8 @@ def fill(url: str, directory: Path) -> None:
             for weights in range(3):
                 await new_version(registry, weights, base=BASE)
             await registry.record_evaluation(FIRST, {"win_rate": 0.75})
-            await registry.approve(FIRST, {"passed": True, "reasons": []})
+            await registry.approve(FIRST, {"passed": True, "reasons": [], "k": 3, "saved": 0.6})
+            await add_savings(database, FIRST, 8, Drawn(10, 200, 5, 50, 500))
             await registry.refuse(SECOND, {"passed": False, "reasons": ["win rate [0.4, 0.5] is too low"]})
 
     asyncio.run(register())
@@ -40,17 +42,21 @@ def url(database_url: str, tmp_path: Path) -> str:
 
 
 def test_the_list_shows_versions_with_their_states_and_aliases(url: str) -> None:
-    lines = [line.split() for line in run(app, "list", "--database", url).stdout.splitlines()]
-    assert lines[0] == ["version", "state", "alias", "kind", "parent", "created", "(UTC)"]
+    *table, waits_for = run(app, "list", "--database", url).stdout.splitlines()
+    lines = [line.split() for line in table]
+    assert lines[0] == ["version", "state", "alias", "k", "saved", "parent", "created", "(UTC)"]
     assert [line[:-2] for line in lines[1:]] == [
-        [BASE, "promoted", "champion", "base"],
-        [FIRST, "approved", "challenger", "adapter", BASE],
-        [SECOND, "refused", "adapter", BASE],
-        [THIRD, "registered", "adapter", BASE],
+        [BASE, "promoted", "champion"],
+        [FIRST, "approved", "challenger", "3", "75%", BASE],
+        [SECOND, "refused", BASE],
+        [THIRD, "registered", BASE],
     ]
+    assert waits_for == f"The next round waits for 1000 more clean groups of {BASE} (0 of 1000)."
     found = as_json(app, "list", "--database", url)
     assert found["aliases"] == {"champion": BASE, "challenger": FIRST}
     assert [version["name"] for version in found["versions"]] == [BASE, FIRST, SECOND, THIRD]
+    assert (found["versions"][1]["k"], found["versions"][1]["saved_share"]) == (3, 0.75)
+    assert found["next_round"] == waits_for
 
 
 def test_a_version_is_shown_with_all_that_is_known(url: str) -> None:

@@ -40,13 +40,13 @@ async def test_weights_are_replaced_under_traffic_without_a_failure(tmp_path: Pa
 
 
 async def test_what_has_lost_its_place_is_not_served(tmp_path: Path) -> None:
-    async with running(settings_in(tmp_path), engine=WatchedEngine(one_place=True)) as service:
+    settings = settings_in(tmp_path, audit_fraction=1.0)
+    async with running(settings, engine=WatchedEngine(one_place=True)) as service:
         version = await service.promoted(1, FULL)
         await eventually(lambda: service.parts.serving.champion == version.name)
         served = {model["id"] for model in (await service.client.get("/v1/models")).json()["data"]}
         base = await service.ask("base")
         audited = service.parts.metrics.registry.get_sample_value
-        service.parts.audits.fraction = 1.0
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
         await service.parts.audits.idle()
         assert audited("bonbon_audits_dropped_total", {"reason": "gone"}) == 1

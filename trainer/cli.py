@@ -143,23 +143,24 @@ async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
 
 
 def loop(
-    once: bool = typer.Option(False, "--once", help="One round if it is due, then exit."),
+    once: bool = typer.Option(False, "--once", help="Train one round if it is due, then exit."),
+    now: bool = typer.Option(False, "--now", help="Train one round now, due or not, then exit."),
     processes: int = PROCESSES,
     model: str = MODEL,
     reward: str = REWARD,
     data_dir: Path = DATA_DIR,
     database: str = DATABASE,
 ) -> None:
-    """Train, evaluate, judge and promote whenever enough new groups are there.
+    """Train, evaluate, judge and promote whenever a round is expected to lower the number of draws for an answer.
 
     A first Ctrl-C or SIGTERM waits for the stage at work; a second one ends at once. Either way the round is gone on
     with at the next start.
     """
     settings = _settings(model, reward, data_dir, database, processes)
-    asyncio.run(_loop(settings, once))
+    asyncio.run(_loop(settings, once, now))
 
 
-async def _loop(settings: Settings, once: bool) -> None:
+async def _loop(settings: Settings, once: bool, now: bool) -> None:
     from trainer.context import open_workshop
     from trainer.loop import Loop
     from trainer.reports.tables import show_version
@@ -169,11 +170,11 @@ async def _loop(settings: Settings, once: bool) -> None:
     _stop_on_signals(stop, console)
     async with open_workshop(settings) as workshop:
         daemon = Loop(workshop)
-        due = await daemon.due()
-        console.print(f"{due.groups} new clean groups of {due.champion}; a round needs {due.needed}", highlight=False)
-        if not once:
+        due = await daemon.next_round()
+        console.print("A round begins now." if now else due.waits_for, highlight=False, soft_wrap=True)
+        if not once and not now:
             await daemon.run(stop)
-        elif version := await daemon.once(stop):
+        elif version := await daemon.once(stop, now=now):
             show_version(Console(), version)
         else:
             console.print("no round was due" if not stop.is_set() else "stopped; the round goes on at the next start")

@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 
 import structlog
 
 from bonbon.errors import BonbonError, Conflict, EngineError, RewardError, StoreError, UserError
-from bonbon.registry.due import new_groups
+from bonbon.registry.due import NextRound, next_round
 from bonbon.registry.records import Version
 from trainer.context import Workshop
 from trainer.disk import DiskFull, room_for
@@ -23,19 +22,6 @@ LONGEST_PAUSE = 3600.0
 
 class RoundFailed(BonbonError):
     """A round could not be trained, and the same groups and settings would fail again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """How far the champion's log is from the next round."""
-
-    champion: str
-    groups: int
-    needed: int
-
-    @property
-    def now(self) -> bool:
-        return self.groups >= self.needed
 
 
 class Loop:
@@ -84,19 +70,21 @@ class Loop:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), pause)
 
-    async def once(self, stop: asyncio.Event | None = None) -> Version | None:
+    async def once(self, stop: asyncio.Event | None = None, *, now: bool = False) -> Version | None:
         """The round that was cut off, or a new one if it is due; None when there is none, or `stop` was set meanwhile.
+
+        With `now`, a new round begins whether it is due or not.
 
         Raises:
             Conflict: another trainer holds the lease, or took it over.
             DiskFull: there was no room for what the round writes.
             RoundFailed: training is impossible; the round is closed.
         """
-        if self._unfinished() is None and not (await self.due()).now:
+        if self._unfinished() is None and not now and not (await self.next_round()).is_due:
             return None
         settings = self.workshop.settings.loop
         async with Hold(self.workshop.database, LEASE, settings.lease_seconds) as hold:
-            round_ = self._unfinished() or await self._begin()
+            round_ = self._unfinished() or await self._begin(now=now)
             result: Version | None = None
             if round_ is None:
                 return None
@@ -113,20 +101,19 @@ class Loop:
                     return None
             return result
 
-    async def due(self) -> Due:
-        """Counts the champion's clean groups that are newer than those it has been trained on."""
-        settings, champion = self.workshop.settings, (await self.workshop.champion()).name
-        count = await new_groups(self.workshop.registry, champion, settings.train.tenants)
-        return Due(champion, count, settings.loop.min_groups)
+    async def next_round(self) -> NextRound:
+        """What the next round waits for."""
+        workshop = self.workshop
+        return await next_round(workshop.registry, await workshop.champion(), workshop.settings)
 
     def _unfinished(self) -> Round | None:
         directories = sorted(path.parent for path in self.workshop.settings.runs_dir.glob(f"round-*/{PLAN}"))
         rounds = (Round.open(self.workshop, directory) for directory in directories)
         return next((round_ for round_ in rounds if round_.unfinished), None)
 
-    async def _begin(self) -> Round | None:
-        due = await self.due()
-        if not due.now:
+    async def _begin(self, *, now: bool) -> Round | None:
+        due = await self.next_round()
+        if not due.is_due and not now:
             return None
         directory = new_directory(self.workshop.settings.runs_dir, "round")
         log.info("round begins", champion=due.champion, groups=due.groups, run=str(directory))

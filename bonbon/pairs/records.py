@@ -128,7 +128,8 @@ class Outcome(StrEnum):
 class Comparison:
     """From one audit: the champion's answer to `group_id`'s prompt against `opponent`.
 
-    `opponent` is the base, for one fresh draw of it, or `best_of(n)`. Names are as a group's.
+    The champion's answer is the best of `k` draws. `opponent` is the base, for one fresh draw of it, or `best_of(n)`.
+    Names are as a group's.
     """
 
     group_id: str
@@ -139,6 +140,7 @@ class Comparison:
     reward_version: str
     reward: float
     opponent_reward: float
+    k: int = 1
 
     def __post_init__(self) -> None:
         _clean_names(self, "version", "opponent", "reward_name", "reward_version")

@@ -25,10 +25,11 @@ class WinRatePoint:
 
 @dataclass(frozen=True, slots=True)
 class WinRateHistory:
-    """`version` against `opponent`: its newest comparisons, `points` of them told."""
+    """The best of `k` draws of `version` against `opponent`: the newest comparisons, `points` of them told."""
 
     version: str
     opponent: str
+    k: int
     wins: int
     ties: int
     losses: int
@@ -38,16 +39,21 @@ class WinRateHistory:
 async def read_win_rate_history(
     database: Database, *, version: str, opponent: str, newest: int = 2000
 ) -> WinRateHistory:
-    """The newest comparisons of `version` with `opponent`, by the reward that judged the last one."""
+    """The newest comparisons of `version` with `opponent`, with the reward and the k of the last one."""
     this = (comparisons.c.version == version, comparisons.c.opponent == opponent)
-    last = select(comparisons.c.reward_name, comparisons.c.reward_version).where(*this)
+    last = select(comparisons.c.reward_name, comparisons.c.reward_version, comparisons.c.k).where(*this)
     won = comparisons.c.reward - comparisons.c.opponent_reward
     outcome = case((won > 0, 1.0), (won == 0, 0.5), else_=0.0)
     async with database.read(bulk=True) as connection:
-        reward = (await connection.execute(last.order_by(comparisons.c.id.desc()).limit(1))).one_or_none()
-        if reward is None:
-            return WinRateHistory(version, opponent, 0, 0, 0, ())
-        judged = (comparisons.c.reward_name == reward[0], comparisons.c.reward_version == reward[1])
+        newest_one = (await connection.execute(last.order_by(comparisons.c.id.desc()).limit(1))).one_or_none()
+        if newest_one is None:
+            return WinRateHistory(version, opponent, 1, 0, 0, 0, ())
+        name, reward_version, k = newest_one
+        judged = (
+            comparisons.c.reward_name == name,
+            comparisons.c.reward_version == reward_version,
+            comparisons.c.k == k,
+        )
         query = select(comparisons.c.time, outcome).where(*this, *judged)
         rows = (await connection.execute(query.order_by(comparisons.c.id.desc()).limit(newest))).all()
     shares = [float(share) for _, share in reversed(rows)]
@@ -55,6 +61,7 @@ async def read_win_rate_history(
     return WinRateHistory(
         version,
         opponent,
+        k,
         wins=shares.count(1.0),
         ties=shares.count(0.5),
         losses=shares.count(0.0),

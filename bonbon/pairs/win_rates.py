@@ -13,12 +13,13 @@ from bonbon.tables import win_rates
 from bonbon.theory import Interval, RollingSequence
 from bonbon.transaction import Transaction
 
+KEY = ("version", "opponent", "reward_name", "reward_version", "k")
 SHARE = {Outcome.WIN: 1.0, Outcome.TIE: 0.5, Outcome.LOSS: 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class LiveWinRate:
-    """What the audits have shown of `version` against `opponent`, by one reward.
+    """What the audits have shown of the best of `k` draws of `version` against `opponent`, by one reward.
 
     `wins`, `ties` and `losses` count all comparisons there ever were. `sequence` is the band: see `RollingSequence`.
     """
@@ -27,6 +28,7 @@ class LiveWinRate:
     opponent: str
     reward_name: str
     reward_version: str
+    k: int
     wins: int
     ties: int
     losses: int
@@ -60,7 +62,7 @@ class LiveWinRate:
 async def count(database: Database, connection: Transaction, comparison: Comparison) -> LiveWinRate:
     """Count `comparison` inside the transaction that stores it; gateways that count at once take turns."""
     await database.lock(connection, win_rates)
-    key = {name: getattr(comparison, name) for name in ("version", "opponent", "reward_name", "reward_version")}
+    key = {name: getattr(comparison, name) for name in KEY}
     this = and_(*(win_rates.c[name] == value for name, value in key.items()))
     row = (await connection.execute(select(win_rates).where(this))).mappings().one_or_none()
     before: Mapping[Any, Any] = {"wins": 0, "ties": 0, "losses": 0} if row is None else row

@@ -10,9 +10,12 @@ from rich.json import JSON
 from rich.table import Table
 from rich.text import Text
 
+from bonbon.engines.base import VersionKind
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.pairs.savings import Savings, read_savings
+from bonbon.registry.due import NextRound, next_round
 from bonbon.registry.records import CHAMPION, Event, Version
-from bonbon.registry.registry import Registry
+from bonbon.registry.registry import PROMOTABLE, Registry
 from bonbon.settings import Settings
 
 app = typer.Typer(help="The model registry: versions, promote, rollback.", no_args_is_help=True)
@@ -23,23 +26,46 @@ T = TypeVar("T")
 
 @app.command("list")
 def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Every version with its state, and what the aliases name."""
+    """Every version with its state and k, what it has saved, what the aliases name, and what the next round waits for.
 
-    async def read(registry: Registry) -> tuple[list[Version], dict[str, str]]:
-        return await registry.list(), await registry.aliases()
+    k is the number of draws from which the version answers with the best.
+    """
+    settings = store_settings(data_dir, database)
 
-    versions, aliases = _with_registry(store_settings(data_dir, database), read)
+    async def read(
+        registry: Registry,
+    ) -> tuple[list[Version], dict[str, str], dict[str, Savings], NextRound | None]:
+        versions, aliases = await registry.list(), await registry.aliases()
+        savings = {saved.version: saved for saved in reversed(await read_savings(registry.database))}
+        champion = next((version for version in versions if version.name == aliases.get(CHAMPION)), None)
+        due = None if champion is None else await next_round(registry, champion, settings)
+        return versions, aliases, savings, due
+
+    versions, aliases, savings, due = _with_registry(settings, read)
     if as_json:
-        print_json({"aliases": aliases, "versions": [asdict(version) for version in versions]})
+        listed = [
+            asdict(version) | {"k": version.k, "saved_share": _saved(savings, version.name)} for version in versions
+        ]
+        print_json({"aliases": aliases, "versions": listed, "next_round": due and due.waits_for})
         return
-    table = Table("version", "state", "alias", "kind", "parent", "created (UTC)", box=None, pad_edge=False)
+    table = Table("version", "state", "alias", "k", "saved", "parent", "created (UTC)", box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"
     for version in versions:
         names = ", ".join(alias for alias, name in sorted(aliases.items()) if name == version.name)
         created = f"{version.created:%Y-%m-%d %H:%M:%S}"
-        table.add_row(version.name, version.state, names, version.kind, version.parent or "", created)
+        share = _saved(savings, version.name)
+        saved = "" if share is None else f"{share:.0%}"
+        answers = version.kind is not VersionKind.BASE and version.state in PROMOTABLE
+        k = str(version.k) if answers else ""
+        table.add_row(version.name, version.state, names, k, saved, version.parent or "", created)
     console().print(table)
+    if due is not None:
+        console().print(due.waits_for, soft_wrap=True)
+
+
+def _saved(savings: dict[str, Savings], name: str) -> float | None:
+    return savings[name].saved_share if name in savings else None
 
 
 @app.command("show")

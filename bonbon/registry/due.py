@@ -1,10 +1,66 @@
-"""How much has been logged since a version was last trained."""
+"""When the next round of training begins by itself: when there is enough new to expect fewer draws from it."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from bonbon.pairs.reader import count_clean
+from bonbon.registry.records import BEST_OF_N, Version, VersionState
 from bonbon.registry.registry import Registry
+from bonbon.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class NextRound:
+    """What is known of the next round, which would start from `champion`.
+
+    `groups` are the champion's clean groups that nothing was trained on yet, `needed` how many there must be; None
+    where no number of them begins a round. `refused` is how many groups the newest round that started from the champion
+    was trained on, if the gate refused it.
+    """
+
+    champion: str
+    groups: int
+    needed: int | None
+    refused: int | None = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a trainer that looks now begins it."""
+        return self.needed is not None and self.groups >= self.needed
+
+    @property
+    def waits_for(self) -> str:
+        """The same as a sentence."""
+        if self.needed is None:
+            return (
+                f"No round begins by itself: {self.champion} answers with one draw, and fewer are not possible. "
+                "`bonbon loop --now` begins one."
+            )
+        if self.is_due:
+            return "The next round is due: it begins when the trainer looks next."
+        why = f", because the last round learned too little from {self.refused}" if self.refused is not None else ""
+        return (
+            f"The next round waits for {self.needed - self.groups} more clean groups of {self.champion} "
+            f"({self.groups} of {self.needed}{why})."
+        )
+
+
+async def next_round(registry: Registry, champion: Version, settings: Settings) -> NextRound:
+    """What the next round waits for.
+
+    A round is worth its cost when it is expected to lower the number of draws for an answer. So none begins while one
+    draw answers, and after one that the gate refused the next waits until there are twice as many groups.
+    """
+    groups = await new_groups(registry, champion.name, settings.train.tenants)
+    fell_back = (await registry.aliases()).get(BEST_OF_N) == champion.name
+    if champion.parent is not None and champion.k == 1 and not fell_back:
+        return NextRound(champion.name, groups, None)
+    tried = [v for v in await registry.list() if started_from(v.training) == champion.name]
+    refused = None
+    if tried and tried[-1].state is VersionState.REFUSED:
+        refused = int(tried[-1].training.get("groups", 0))
+    return NextRound(champion.name, groups, max(settings.loop.min_groups, refused or 0), refused)
 
 
 async def new_groups(registry: Registry, champion: str, tenants: Collection[str] | None = None) -> int:

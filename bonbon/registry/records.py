@@ -28,7 +28,8 @@ class Version:
     """One version of the policy.
 
     `digest` is the SHA-256 of its manifest; `training` is what it was made from (snapshot, settings), `evaluation` what
-    was measured, `verdict` what the gate said.
+    was measured, `verdict` what the gate said. `raised_k` is what the live win rate has raised `k` to, see
+    `Registry.raise_k`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Version:
     training: dict[str, Any]
     evaluation: dict[str, Any]
     verdict: dict[str, Any] | None
+    raised_k: int | None = None
 
     @property
     def files(self) -> VersionFiles:
@@ -50,15 +52,16 @@ class Version:
 
     @property
     def k(self) -> int:
-        """With how many draws the version answers so that nothing is lost, by the gate's verdict; else 1."""
-        return int((self.verdict or {}).get("k") or 1)
+        """From how many draws the version answers with the best so that nothing is lost, as far as is known; else 1."""
+        return self.raised_k or int((self.verdict or {}).get("k") or 1)
 
 
 class Target(NamedTuple):
-    """What an alias names: a version, and the digest that the registry has of its files now; "" where it has none."""
+    """What an alias names: a version, its `k`, and the digest that the registry has of its files now; "" for none."""
 
     version: str
     digest: str
+    k: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class Registry:
         self, name: str, *, expected: str | None = None, actor: str = "cli", force: bool = False
     ) -> Version:
         """Make `name` the champion; the champion before it becomes `previous`. Promoting the champion does nothing,
-        unless it had to fall back on best-of-n: then one draw answers again.
+        unless its live win rate made it draw more than its verdict says: then it answers as the verdict says again.
 
         Args:
             expected: the champion the caller believes in.
@@ -144,7 +144,8 @@ class Registry:
             champion = await _target(connection, CHAMPION)
             if expected is not None and champion != expected:
                 raise Conflict(f"the champion is {champion!r}, not {expected!r}: somebody else promoted first")
-            if champion == name and await _target(connection, BEST_OF_N) is None:
+            fell = await _target(connection, BEST_OF_N) is not None
+            if champion == name and not fell and version.raised_k is None:
                 return version
             if version.state not in PROMOTABLE and not force:
                 raise UserError(
@@ -152,9 +153,10 @@ class Registry:
                     param="version",
                 )
             await self._move(connection, champion, name)
+            await _set(connection, name, raised_k=None)
             await _clear(connection, CHALLENGER, name)
             await _record(connection, "promoted", name, actor, replaced=champion, forced=force)
-        return replace(version, state=VersionState.PROMOTED)
+        return replace(version, state=VersionState.PROMOTED, raised_k=None)
 
     async def rollback(self, *, actor: str = "cli") -> Version:
         """Make `previous` the champion again; the champion becomes `previous`. Raises UserError when there is none."""
@@ -166,6 +168,26 @@ class Registry:
             await self._move(connection, champion, previous)
             await _record(connection, "rolled_back", previous, actor, replaced=champion)
         return replace(version, state=VersionState.PROMOTED)
+
+    async def raise_k(self, name: str, k: int, *, actor: str, reason: str) -> Version:
+        """Have the champion `name` answer with the best of `k` draws, more than now, until it is promoted again.
+
+        `reason` goes into the audit trail.
+
+        Raises:
+            UnknownVersion: there is no such version.
+            Conflict: it is not the champion, or draws as many already.
+        """
+        async with self._change() as connection:
+            version = await self._need(connection, name)
+            champion = await _target(connection, CHAMPION)
+            if champion != name or version.k >= k:
+                raise Conflict(
+                    f"the champion {champion!r} is not {name!r} with fewer than {k} draws: it changed before"
+                )
+            await _set(connection, name, raised_k=k)
+            await _record(connection, "raised_k", name, actor, k=k, before=version.k, reason=reason)
+        return replace(version, raised_k=k)
 
     async def fall_back(self, version: str, to: str, *, actor: str, reason: str) -> Version:
         """Answer with best-of-n of `to` in the place of the champion `version`, until the next promotion or rollback.
@@ -198,12 +220,12 @@ class Registry:
 
     async def targets(self) -> dict[str, Target]:
         """What each alias names, with the digest of its files."""
-        query = select(aliases.c.alias, aliases.c.version, versions.c.digest).join(
+        query = select(aliases.c.alias, aliases.c.version.label("target"), versions).join(
             versions, versions.c.name == aliases.c.version, isouter=True
         )
         async with self.database.read() as connection:
-            rows = await connection.execute(query)
-            return {row.alias: Target(row.version, row.digest or "") for row in rows}
+            rows = (await connection.execute(query)).mappings()
+            return {row["alias"]: _alias_target(row) for row in rows}
 
     async def get(self, name: str) -> Version:
         """The version `name`. Raises UnknownVersion."""
@@ -301,6 +323,13 @@ async def newest_versions(database: Database, limit: int) -> list[Version]:
     async with database.read() as connection:
         rows = await connection.execute(query.limit(limit))
         return [_version(row) for row in rows.mappings()]
+
+
+def _alias_target(row: Any) -> Target:
+    if row["name"] is None:
+        return Target(row["target"], "")
+    version = _version(row)
+    return Target(version.name, version.digest, version.k)
 
 
 def _located(directory: Path) -> tuple[Path, str]:

@@ -46,10 +46,11 @@ class BandBody(BaseModel):
 
 
 class HistoryBody(BaseModel):
-    """The audits of `version` against `opponent` that the log still holds, at most the newest 2000."""
+    """The audits of the best of `k` draws of `version` against `opponent`, at most the newest 2000 in the log."""
 
     version: str
     opponent: str
+    k: int
     wins: int
     ties: int
     losses: int
@@ -103,6 +104,7 @@ async def win_rate(parts: TheParts, version: str | None = None, opponent: str | 
     return HistoryBody(
         version=history.version,
         opponent=history.opponent,
+        k=history.k,
         wins=history.wins,
         ties=history.ties,
         losses=history.losses,

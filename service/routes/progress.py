@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from bonbon.pairs.reader import stats
-from bonbon.registry.due import new_groups
+from bonbon.registry.due import next_round
 from bonbon.registry.rounds import RoundStage, read_rounds
 from service.admin_access import require_admin
 from service.parts import Parts, get_parts
@@ -49,11 +49,13 @@ class RoundBody(BaseModel):
 
 
 class RoundsBody(BaseModel):
-    """The newest rounds, newest first. A round begins when `new_groups` of the champion are `needed`."""
+    """The newest rounds, newest first. The next begins when there are `needed` `new_groups` of the champion; null: it
+    does not begin by itself. `waits_for` says so in a sentence."""
 
     champion: str
     new_groups: int
-    needed: int
+    needed: int | None
+    waits_for: str
     rounds: list[RoundBody]
 
 
@@ -65,11 +67,13 @@ async def show_pairs(parts: TheParts) -> PairsBody:
 
 @router.get("/rounds")
 async def show_rounds(parts: TheParts) -> RoundsBody:
-    settings, champion = parts.settings, parts.serving.champion
+    champion = await parts.registry.get(parts.serving.champion)
+    due = await next_round(parts.registry, champion, parts.settings)
     rounds = await read_rounds(parts.database)
     return RoundsBody(
-        champion=champion,
-        new_groups=await new_groups(parts.registry, champion, settings.train.tenants),
-        needed=settings.loop.min_groups,
+        champion=champion.name,
+        new_groups=due.groups,
+        needed=due.needed,
+        waits_for=due.waits_for,
         rounds=[RoundBody(**{name: getattr(r, name) for name in RoundBody.model_fields}) for r in rounds],
     )

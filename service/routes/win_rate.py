@@ -6,22 +6,25 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
+from bonbon.pairs.savings import COUNTS, Savings, read_savings
 from bonbon.pairs.win_rates import LiveWinRate, read_win_rates
 from service.admin_access import require_admin
+from service.floor import Floor
 from service.parts import Parts, get_parts
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)])
 
 
 class LiveWinRateBody(BaseModel):
-    """One version's answers against one opponent, judged by one reward.
+    """The best of `k` draws of one version against one opponent, judged by one reward.
 
     `win_rate` and its 95 % band, `low` to `high`, rest on the last `recent` comparisons and hold however often one
     looks; `wins`, `ties` and `losses` count all there ever were. `below_floor`: the band's upper end, or that of a
-    shorter and newer band, is under the floor.
+    shorter and newer band, is under the floor, if it is with this opponent that the floor compares.
     """
 
     version: str
+    k: int
     opponent: str
     reward: str
     reward_version: str
@@ -45,35 +48,75 @@ class FallbackBody(BaseModel):
     reason: str
 
 
+class SavingsBody(BaseModel):
+    """Tokens that the champion's answers have taken since `since`, audits included, beside best-of-`n` of the base.
+
+    `answer_tokens` were drawn for `answers`, `audit_tokens` for `audits` of them, `best_of_n_tokens` of those as
+    best-of-n draws for every answer. `saved_share` and `saved_tokens` are null until both an answer and an audit are counted.
+    """
+
+    n: int
+    answers: int
+    answer_tokens: int
+    audits: int
+    audit_tokens: int
+    best_of_n_tokens: int
+    tokens_per_answer: float | None
+    best_of_n_tokens_per_answer: float | None
+    saved_share: float | None
+    saved_tokens: int | None
+    since: datetime
+    updated: datetime
+
+
 class WinRatesBody(BaseModel):
-    """`best_of_n`: the champion answers with best-of-n now, and `k`: with the best of how many draws. `win_rates`: the
-    one counted last first."""
+    """How good the champion's answers are, and what they save.
+
+    `best_of_n`: the champion answers with best-of-n now, and `k`: with the best of how many draws. `audit_fraction` of
+    the answers are audited now. The champion must not fall under `floor` against `floor_opponent`. `win_rates`: the one
+    counted last first. `savings` is null until the champion has answered as a distilled version.
+    """
 
     champion: str
     k: int
     best_of_n: bool
+    audit_fraction: float
     floor: float
+    floor_opponent: str
+    savings: SavingsBody | None
     fallback: FallbackBody | None
     win_rates: list[LiveWinRateBody]
 
 
 @router.get("/win-rate")
 async def show_win_rates(parts: Annotated[Parts, Depends(get_parts)]) -> WinRatesBody:
-    routes, floor = parts.serving.routes, parts.settings.service.win_rate_floor
+    routes, floor = parts.serving.routes, parts.audits.floor
+    savings = await read_savings(parts.database)
     events = await parts.registry.history(1, kind="fell_back")
     return WinRatesBody(
         champion=routes.champion,
         k=parts.serving.k,
         best_of_n=routes.best_of_n,
-        floor=floor,
+        audit_fraction=parts.audits.fraction,
+        floor=floor.value,
+        floor_opponent=floor.opponent,
+        savings=next((_saved(s) for s in savings if (s.version, s.n) == (routes.champion, parts.serving.n)), None),
         fallback=next((FallbackBody(version=e.version, time=e.time, **e.detail) for e in events), None),
         win_rates=[_body(live, floor) for live in await read_win_rates(parts.database)],
     )
 
 
-def _body(live: LiveWinRate, floor: float) -> LiveWinRateBody:
+def _saved(savings: Savings) -> SavingsBody:
+    derived = {name for name in SavingsBody.model_fields if name not in COUNTS}
+    return SavingsBody(
+        **{name: getattr(savings.drawn, name) for name in COUNTS}, **{name: getattr(savings, name) for name in derived}
+    )
+
+
+def _body(live: LiveWinRate, floor: Floor) -> LiveWinRateBody:
     return LiveWinRateBody(
         version=live.version,
+        k=live.k,
         opponent=live.opponent,
         reward=live.reward_name,
         reward_version=live.reward_version,
@@ -84,6 +127,6 @@ def _body(live: LiveWinRate, floor: float) -> LiveWinRateBody:
         win_rate=live.win_rate,
         low=live.band.low,
         high=live.band.high,
-        below_floor=live.is_below(floor),
+        below_floor=live.opponent == floor.opponent and live.is_below(floor.value),
         updated=live.updated,
     )

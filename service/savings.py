@@ -1,0 +1,95 @@
+"""Counts what distilled champions draw, so that the database knows what they save."""
+
+import asyncio
+from contextlib import suppress
+
+import structlog
+
+from bonbon.database import Database
+from bonbon.errors import StoreError
+from bonbon.pairs.records import Group
+from bonbon.pairs.savings import Drawn, Savings, add_savings
+from service.metrics import Metrics
+from service.serving import Asked, Plan, Serving
+
+log = structlog.get_logger(__name__)
+
+PERIOD = 5.0
+"""Seconds between writes to the database; a process that is killed loses the counts of that long."""
+
+
+class SavingsCounter:
+    """Counts answers and audits of distilled champions, and adds them up in the database every `period` seconds.
+
+    Answers for which a request asked for its own number of draws, or for no sampling at all, are left out: they would
+    have taken as many draws of the base.
+    """
+
+    def __init__(self, database: Database, serving: Serving, metrics: Metrics, *, period: float = PERIOD) -> None:
+        self.database, self.serving, self.metrics, self.period = database, serving, metrics, period
+        self._new: dict[str, Drawn] = {}
+        self._known: dict[str, Savings] = {}
+        self._worker: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to write what is counted."""
+        self._worker = asyncio.create_task(self._work(), name="savings")
+
+    async def stop(self) -> None:
+        """Write what is left, if the database takes it."""
+        if self._worker is not None:
+            self._worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._worker
+        await self._write()
+
+    def answered(self, plan: Plan, group: Group) -> None:
+        """An answer was drawn."""
+        routes = self.serving.routes
+        if plan.asked is not Asked.ALIAS or plan.version == routes.base or plan.version != routes.champion:
+            return
+        if group.n == self.serving.k and group.sampling.temperature > 0:
+            self._add(group.version, Drawn(answers=1, answer_tokens=tokens(group)))
+
+    def audited(self, version: str, *, best_of_n_tokens: int, other_tokens: int) -> None:
+        """An audit of `version` drew the base n times, and whatever else it needed."""
+        self.metrics.audited(version, best_of_n_tokens + other_tokens)
+        self._add(
+            version,
+            Drawn(audits=1, audit_tokens=best_of_n_tokens + other_tokens, best_of_n_tokens=best_of_n_tokens),
+        )
+
+    def known(self, version: str) -> Savings | None:
+        """What all gateways together had counted of `version` when this one last wrote."""
+        return self._known.get(version)
+
+    async def write(self) -> None:
+        """Write what was counted since the last time. Raises StoreError; what was not written is kept."""
+        for version in list(self._new):
+            drawn = self._new.pop(version)
+            try:
+                self._known[version] = await add_savings(self.database, version, self.serving.n, drawn)
+            except BaseException:
+                self._add(version, drawn)
+                raise
+
+    def _add(self, version: str, drawn: Drawn) -> None:
+        self._new[version] = self._new.get(version, Drawn()) + drawn
+
+    async def _work(self) -> None:
+        while True:
+            await asyncio.sleep(self.period)
+            await self._write()
+
+    async def _write(self) -> None:
+        try:
+            await self.write()
+        except StoreError as error:
+            log.warning("savings cannot be stored now; they are kept and stored later", reason=str(error))
+        except Exception:
+            log.exception("savings cannot be stored now; they are kept and stored later")
+
+
+def tokens(group: Group) -> int:
+    """How many tokens were drawn for all candidates."""
+    return sum(len(candidate.token_ids) for candidate in group.candidates)

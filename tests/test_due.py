@@ -1,0 +1,84 @@
+"""What the next round waits for: more groups while it can lower k, and nothing where one draw answers."""
+
+from pathlib import Path
+
+import pytest
+from groups import scored_group
+from running_service import new_version
+
+from bonbon.database import Database
+from bonbon.pairs.log import PairLog
+from bonbon.registry.due import NextRound, next_round
+from bonbon.registry.registry import Registry
+from bonbon.settings import Settings
+
+BASE = "tiny"
+SETTINGS = Settings(loop={"min_groups": 4})
+
+
+@pytest.fixture
+async def registry(database: Database, tmp_path: Path) -> Registry:
+    registry = Registry(database, tmp_path / "versions")
+    await registry.register_base(BASE, None)
+    await registry.promote(BASE)
+    return registry
+
+
+async def log(registry: Registry, version: str, count: int) -> str:
+    """So many groups of `version`; the last one's id."""
+    pair_log = PairLog(registry.database)
+    await pair_log.start()
+    for number in range(count):
+        group = scored_group(number, version=version)
+        await pair_log.append(group)
+    await pair_log.stop()
+    return group.id
+
+
+async def due(registry: Registry) -> NextRound:
+    champion = await registry.champion()
+    assert champion is not None
+    return await next_round(registry, await registry.get(champion), SETTINGS)
+
+
+async def trained(registry: Registry, weights: int, *, start: str, groups: int, last: str) -> str:
+    training = {"start": start, "groups": groups, "last_group": last}
+    return (await new_version(registry, weights, base=BASE, parent=start, training=training)).name
+
+
+async def test_a_round_of_the_base_waits_for_so_many_groups(registry: Registry) -> None:
+    await log(registry, BASE, 3)
+    waiting = await due(registry)
+    assert not waiting.is_due
+    assert waiting.waits_for == f"The next round waits for 1 more clean groups of {BASE} (3 of 4)."
+    await log(registry, BASE, 1)
+    assert (await due(registry)).is_due
+
+
+async def test_after_one_that_was_refused_the_next_waits_for_twice_as_many(registry: Registry) -> None:
+    last = await log(registry, BASE, 6)
+    name = await trained(registry, 1, start=BASE, groups=6, last=last)
+    await registry.refuse(name, {"passed": False, "reasons": []})
+    await log(registry, BASE, 5)
+    waiting = await due(registry)
+    assert (waiting.groups, waiting.needed, waiting.is_due) == (5, 6, False)
+    assert "(5 of 6, because the last round learned too little from 6)" in waiting.waits_for
+    await log(registry, BASE, 1)
+    assert (await due(registry)).is_due
+
+
+async def test_where_one_draw_answers_none_begins_by_itself_until_more_have_to(registry: Registry) -> None:
+    last = await log(registry, BASE, 6)
+    name = await trained(registry, 1, start=BASE, groups=6, last=last)
+    await registry.approve(name, {"passed": True, "reasons": [], "k": 1})
+    await registry.promote(name)
+    await log(registry, name, 8)
+    none = await due(registry)
+    assert (none.champion, none.needed, none.is_due) == (name, None, False)
+    assert none.waits_for.startswith(f"No round begins by itself: {name} answers with one draw")
+    await registry.raise_k(name, 2, actor="test", reason="to see")
+    assert (await due(registry)).is_due
+    await registry.promote(name)
+    assert not (await due(registry)).is_due
+    await registry.fall_back(name, name, actor="test", reason="to see")
+    assert (await due(registry)).is_due
