@@ -313,7 +313,8 @@ class GateSettings(Section):
     """How much of the win rate against what answers requests now may be lost at most: the version answers with the
     smallest k whose best-of-k wins at least half of these comparisons less this margin, by its lower bound."""
     min_saved: float = Field(0.05, ge=0, lt=1)
-    """The least share of tokens per answer that must be saved at that k."""
+    """The least share of tokens per answer that must be saved at that k. Where one draw is served already, a version
+    whose one draw is known to be better is promoted, too, unless it takes more tokens by this share."""
     min_win_rate: float = Field(0.5, ge=0, le=1)
     """The least win rate of one draw against one draw of the base, by its lower bound."""
     max_p_value: float = Field(0.05, gt=0, le=1)
@@ -334,7 +335,8 @@ class LoopSettings(Section):
     """When the daemon trains."""
 
     min_groups: int = Field(1000, ge=1)
-    """Clean groups of the current champion, not yet trained on, that start a round."""
+    """Clean groups of the current champion, not yet trained on, that start a round. None starts by itself while one
+    draw answers, and after a refused round it takes as many groups as that round was trained on."""
     poll: float = Field(30.0, gt=0)
     """Seconds between looks at the pair log."""
     auto_promote: bool = True

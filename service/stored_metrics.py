@@ -34,7 +34,8 @@ FRONTIER = tuple(round(0.1 * step, 1) for step in range(31))
 BOUNDS = ("value", "low", "high")
 OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
 
-Stored = tuple[list[LiveWinRate], list[Savings], tuple[RoundProgress, ...], NextRound | None, list[Version]]
+Champion = tuple[Version, NextRound]
+Stored = tuple[list[LiveWinRate], list[Savings], tuple[RoundProgress, ...], Champion | None, list[Version]]
 
 
 class StoredMetrics:
@@ -82,6 +83,10 @@ class StoredMetrics:
             "bonbon_champion_saved_tokens",
             "Tokens that the champion has saved since it first answered.",
             "model_version",
+        )
+        self._k_raised = make.gauge(
+            "bonbon_champion_k_raised",
+            "1 while the champion answers with more draws than its evaluation asked for: it fell under the floor.",
         )
         self._next_groups = make.gauge(
             "bonbon_next_round_groups", "Clean groups of the champion that nothing was trained on yet."
@@ -159,7 +164,7 @@ class StoredMetrics:
     async def refresh(self) -> None:
         """Read the database again. Never raises for its sake, and never waits for it longer than `DEADLINE`."""
         try:
-            win_rates, savings, rounds, due, versions = await self._stored()
+            win_rates, savings, rounds, champion, versions = await self._stored()
         except (StoreError, TimeoutError) as error:
             log.warning("the database did not answer a scrape", reason=str(error))
             self._up.set(0)
@@ -168,7 +173,9 @@ class StoredMetrics:
         self._show_win_rates(win_rates)
         self._show_savings(savings)
         self._show_rounds(rounds)
-        if due is not None:
+        if champion is not None:
+            version, due = champion
+            self._k_raised.set(version.raised_k is not None)
             self._next_groups.set(due.groups)
             self._next_needed.set(math.nan if due.needed is None else due.needed)
         self._show_versions(versions)
@@ -178,16 +185,16 @@ class StoredMetrics:
             await read_win_rates(self._database),
             await read_savings(self._database),
             await read_rounds(self._database, 50),
-            await self._next_round(),
+            await self._champion(),
             await newest_versions(self._database, NEWEST),
         )
 
-    async def _next_round(self) -> NextRound | None:
+    async def _champion(self) -> Champion | None:
         try:
             champion = await self._registry.get(self._serving.champion)
         except UnknownVersion:  # the service has not come to registering its base yet
             return None
-        return await next_round(self._registry, champion, self._settings)
+        return champion, await next_round(self._registry, champion, self._settings)
 
     def _show_win_rates(self, win_rates: Iterable[LiveWinRate]) -> None:
         self._win_rate.clear()

@@ -12,12 +12,12 @@ import pytest
 from bonbon.theory import best_of_n_kl, best_of_n_win_rate
 
 POLICY = {
-    "draws",
+    "k",
     "win_rate",
     "win_rate_low",
     "win_rate_high",
     "comparisons",
-    "win_rate_served",
+    "win_rate_best_of_n",
     "kl",
     "reward_mean",
     "length_mean",
@@ -74,14 +74,15 @@ def test_the_best_of_k_of_the_promoted_version_replaces_best_of_n(finished: tupl
     assert before["version"] == "tiny-support"
     assert after["version"].startswith("tiny-support-bonbon-0001-")
     k, saved = figures["gate"]["k"], figures["gate"]["saved"]
-    assert (before["draws"], one_draw["draws"], after["draws"]) == (8, 1, k)
+    assert (before["k"], one_draw["k"], after["k"]) == (8, 1, k)
     assert 1 <= k < 8
     # The gate's lower bound is at most .03 under one half on its own prompts; these are others.
-    assert after["win_rate_served_high"] > 0.47
+    assert after["win_rate_best_of_n_high"] > 0.47
     assert after["win_rate"] > 0.85
     measured = 1 - after["tokens_per_answer"] / before["tokens_per_answer"]
     assert measured == pytest.approx(saved, abs=0.1)
     assert measured > 0.05
+    assert after["saved_share"] == pytest.approx(measured)
     assert figures["swap"]["failed"] == 0
     assert set(figures["rounds"][0]["swap"]["versions"]) == {"tiny-support", after["version"]}
 

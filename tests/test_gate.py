@@ -85,6 +85,20 @@ def test_a_version_whose_answers_are_longer_saves_less() -> None:
     assert (shorter.k, shorter.saved) == (1, 0.25)
 
 
+def test_where_one_draw_is_served_a_better_one_is_worth_promoting() -> None:
+    one = {"served": "tiny-bonbon-0000", "served_k": 1, "served_tokens": 21.9}
+    better = judge(evaluation(best_of_k=best_of_k(0.53, 0.7), **one), GATE)
+    assert (better.passed, better.k) == (True, 1)
+    as_good = judge(evaluation(best_of_k=best_of_k(0.51, 0.7), **one), GATE)
+    assert failed(as_good) == ["better"]
+    assert reason(as_good, "better").text == (
+        "win rate of one draw against one draw of tiny-bonbon-0000, whose number of draws cannot be lowered: "
+        "lower bound 0.490 is below 0.500"
+    )
+    more_draws = judge(evaluation(best_of_k=best_of_k(0.4, 0.7), **one), GATE)
+    assert failed(more_draws) == ["saved"]
+
+
 def test_the_held_out_reward_may_contradict_a_k() -> None:
     """It need not prove the version as good, but must not show that it is worse."""
     assert judge(evaluation(best_of_k=best_of_k(0.42, 0.53, held_out=0.485)), GATE).k == 2

@@ -15,24 +15,26 @@ from bonbon.theory import Estimate, clustered_mean, win_fraction
 class Figures:
     """One column of the closing table. Lengths are in tokens, times in seconds, KL in nats.
 
-    `win_rate` is against one draw of the base, and `win_rate_served` against best-of-n of the base, which answered
-    before; `kl` is None where nobody has estimated it.
+    Of the best of `k` draws. `win_rate` is against one draw of the base, `win_rate_best_of_n` against best-of-n of the
+    base, whose tokens an answer takes `saved_share` less of; both are None of the base. `kl` is None where nobody has
+    estimated it.
     """
 
     version: str
-    draws: float
+    k: float
     win_rate: float
     win_rate_low: float
     win_rate_high: float
     comparisons: int
-    win_rate_served: float | None
-    win_rate_served_low: float | None
-    win_rate_served_high: float | None
+    win_rate_best_of_n: float | None
+    win_rate_best_of_n_low: float | None
+    win_rate_best_of_n_high: float | None
     kl: float | None
     kl_estimator: str
     reward_mean: float
     length_mean: float
     tokens_per_answer: float
+    saved_share: float | None
     latency_p50_s: float
     ttft_p50_s: float
 
@@ -41,12 +43,14 @@ class Figures:
 class Yardstick:
     """What every policy is compared with: draws of the base and, once it is measured, what best-of-n answered.
 
-    `rewards` and `served` have a list of rewards for each of the requests.
+    `rewards` and `best_of_n` have a list of rewards for each of the requests; `best_of_n_tokens` is what an answer of
+    best-of-n takes.
     """
 
     requests: list[str]
     rewards: list[list[float]]
-    served: list[list[float]] = field(default_factory=list)
+    best_of_n: list[list[float]] = field(default_factory=list)
+    best_of_n_tokens: float | None = None
 
     @classmethod
     async def draw(
@@ -71,14 +75,14 @@ class Yardstick:
         answers: int,
         streams: int,
         done: Callable[[], None],
-        serves: bool = False,
+        is_best_of_n: bool = False,
     ) -> tuple[Figures, list[Reply]]:
         """Figures of the best of `best_of` draws of `model`.
 
         Args:
             answers: for each request.
             streams: answers that are streamed, for the times.
-            serves: later policies are to be compared with this one's answers.
+            is_best_of_n: it is best-of-n of the base, with which later policies are compared.
         """
         options: dict[str, Any] = {"extra_body": {"best_of": best_of}}
         timings: list[Timing] = [
@@ -91,28 +95,30 @@ class Yardstick:
         scores = [(await _score(reward, reply))[0] for reply in replies]
         count = len(self.requests)
         rewards = [scores[p::count] for p in range(count)]
-        win_rate, against_served = _win_rate(rewards, self.rewards), _win_rate(rewards, self.served)
+        win_rate, against_best_of_n = _win_rate(rewards, self.rewards), _win_rate(rewards, self.best_of_n)
         assert win_rate is not None
+        tokens = mean(reply.drawn_tokens for reply in replies)
         figures = Figures(
             version=replies[0].version,
-            draws=mean(reply.draws for reply in replies),
+            k=mean(reply.draws for reply in replies),
             win_rate=win_rate.value,
             win_rate_low=win_rate.low,
             win_rate_high=win_rate.high,
             comparisons=win_rate.count,
-            win_rate_served=against_served.value if against_served else None,
-            win_rate_served_low=against_served.low if against_served else None,
-            win_rate_served_high=against_served.high if against_served else None,
+            win_rate_best_of_n=against_best_of_n.value if against_best_of_n else None,
+            win_rate_best_of_n_low=against_best_of_n.low if against_best_of_n else None,
+            win_rate_best_of_n_high=against_best_of_n.high if against_best_of_n else None,
             kl=kl,
             kl_estimator=kl_estimator,
             reward_mean=mean(scores),
             length_mean=mean(reply.returned_tokens for reply in replies),
-            tokens_per_answer=mean(reply.drawn_tokens for reply in replies),
+            tokens_per_answer=tokens,
+            saved_share=1 - tokens / self.best_of_n_tokens if self.best_of_n_tokens else None,
             latency_p50_s=median(timing.latency for timing in timings),
             ttft_p50_s=median(timing.ttft for timing in timings),
         )
-        if serves:
-            self.served = rewards
+        if is_best_of_n:
+            self.best_of_n, self.best_of_n_tokens = rewards, tokens
         return figures, replies[:count]
 
 

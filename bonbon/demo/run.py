@@ -176,7 +176,7 @@ class Demo:
                 done,
                 kl=best_of_n_kl(plan.n),
                 kl_estimator="log n - (n-1)/n",
-                serves=True,
+                is_best_of_n=True,
             )
         return yardstick
 
@@ -192,7 +192,7 @@ class Demo:
         *,
         kl: float | None = None,
         kl_estimator: str = "",
-        serves: bool = False,
+        is_best_of_n: bool = False,
     ) -> tuple[Figures, list[Reply]]:
         return await yardstick.measure(
             traffic,
@@ -205,7 +205,7 @@ class Demo:
             answers=self.plan.answers,
             streams=self.plan.streams,
             done=done,
-            serves=serves,
+            is_best_of_n=is_best_of_n,
         )
 
     async def _round(

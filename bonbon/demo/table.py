@@ -22,17 +22,18 @@ def figures_table(columns: dict[str, Figures], n: int) -> Table:
     def row(title: str, cells: Sequence[str]) -> None:
         table.add_row(title, *cells)
 
-    row("draws per answer (k)", [f"[bold]{f.draws:g}[/]" for f in rows])
+    row("draws per answer (k)", [f"[bold]{f.k:g}[/]" for f in rows])
     row("win rate against base", [f"{f.win_rate:.3f}" for f in rows])
     row("  95 % interval", [f"{f.win_rate_low:.3f} to {f.win_rate_high:.3f}" for f in rows])
     row("  comparisons", [f"{f.comparisons:,}" for f in rows])
-    row(f"win rate against best-of-{n}", [_number(f.win_rate_served, 3) for f in rows])
-    row("  95 % interval", [_interval(f.win_rate_served_low, f.win_rate_served_high) for f in rows])
+    row(f"win rate against best-of-{n}", [_number(f.win_rate_best_of_n, 3) for f in rows])
+    row("  95 % interval", [_interval(f.win_rate_best_of_n_low, f.win_rate_best_of_n_high) for f in rows])
     row("KL from base (nats)", [_number(f.kl, 2) for f in rows])
     row("  estimator", [f.kl_estimator for f in rows])
     row("mean reward", [f"{f.reward_mean:.2f}" for f in rows])
     row("mean length, tokens", [f"{f.length_mean:.1f}" for f in rows])
     row("tokens per answer", [f"[bold]{f.tokens_per_answer:.1f}[/]" for f in rows])
+    row("  share saved", [_percent(f.saved_share) for f in rows])
     row("p50 latency (ms)", [f"{1e3 * f.latency_p50_s:.0f}" for f in rows])
     row("p50 first token (ms)", [f"[bold]{1e3 * f.ttft_p50_s:.0f}[/]" for f in rows])
     return table
@@ -40,6 +41,10 @@ def figures_table(columns: dict[str, Figures], n: int) -> Table:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.0%}"
 
 
 def _interval(low: float | None, high: float | None) -> str:

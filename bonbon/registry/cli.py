@@ -61,7 +61,7 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         table.add_row(version.name, version.state, names, k, saved, version.parent or "", created)
     console().print(table)
     if due is not None:
-        console().print(due.waits_for, soft_wrap=True)
+        console().print(due.waits_for)
 
 
 def _saved(savings: dict[str, Savings], name: str) -> float | None:

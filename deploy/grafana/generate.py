@@ -29,12 +29,17 @@ def live(bound: str, opponent: str) -> str:
     return f'max by (champion) (bonbon:win_rate:{bound}{{{opponent}, reward=~"$reward"}})'
 
 
+def of_champion(query: str, label: str) -> str:
+    """What `query` says of the champion alone; its label `label` names versions."""
+    return f"{query} and on ({label}) bonbon:champion:info"
+
+
 def live_band(title: str, opponent: str, *others: Query, description: str) -> Panel:
     return band(
         title,
-        Query(f"min({live('low', opponent)})", "low"),
-        Query(f"max({live('high', opponent)})", "high"),
-        Query(live("value", opponent), "{{champion}}"),
+        Query(f"min({of_champion(live('low', opponent), 'champion')})", "low"),
+        Query(f"max({of_champion(live('high', opponent), 'champion')})", "high"),
+        Query(of_champion(live("value", opponent), "champion"), "{{champion}}"),
         *others,
         width=12,
         description=description,
@@ -60,37 +65,45 @@ def columns(*titles: str) -> list[dict[str, Any]]:
 
 
 WIN_RATE = [
-    number("Live win rate against the base", Query(f"max({live('value', BASE)})"), unit="percentunit", decimals=1),
     number(
-        "Comparisons it rests on",
-        Query(f'max(sum by (instance) (bonbon_win_rate_comparisons{{{BASE}, reward=~"$reward"}}))'),
+        "As good as best-of-n? Win rate against it",
+        Query(f"max({of_champion(live('value', BEST), 'champion')})"),
+        unit="percentunit",
+        decimals=1,
     ),
-    number("Answers with", Query("max(bonbon_best_of_n)"), mappings=on_off("best-of-n", "one draw")),
-    number("Floor", Query("max(bonbon_fallen_back)"), mappings=on_off("fallen under", "holds")),
+    number("Saved: share of best-of-n's tokens", Query("max(bonbon_champion_saved_ratio)"), unit="percentunit"),
+    number("Draws per answer", Query("max(bonbon_k)"), decimals=0),
     number(
-        "Tokens per answer, last 5 minutes",
-        Query(
-            'sum(rate(bonbon_tokens_drawn_total{asked="alias"}[5m])) '
-            '/ sum(rate(bonbon_answers_total{asked="alias"}[5m]))'
-        ),
-        decimals=0,
+        "Floor",
+        Query("max(bonbon_fallen_back) * 2 > 0 or max(bonbon_champion_k_raised)"),
+        mappings=[
+            {
+                "type": "value",
+                "options": {
+                    "0": {"text": "holds", "color": "green"},
+                    "1": {"text": "more draws", "color": "orange"},
+                    "2": {"text": "best-of-n", "color": "red"},
+                },
+            }
+        ],
     ),
+    number("Tokens saved since promotion", Query("max(bonbon_champion_saved_tokens)"), unit="short"),
     number(
         "Share of best-of-n's gain recovered",
-        Query(f"max({evaluated('bonbon_evaluation_recovered_ratio', 'value')})"),
+        Query(f"max({of_champion(evaluated('bonbon_evaluation_recovered_ratio', 'value'), 'model_version')})"),
         unit="percentunit",
     ),
     live_band(
         "Live win rate against one draw of the base",
         BASE,
-        Query("max(bonbon_win_rate_floor)", "floor"),
         Query("max(bonbon_n) / (max(bonbon_n) + 1)", "best-of-n, in theory"),
-        description="With the 95 % band that holds however often one looks. Under the floor, best-of-n comes back.",
+        description="With the 95 % band that holds however often one looks.",
     ),
     live_band(
         "Live win rate against best-of-n of the base",
         BEST,
-        description="A draw of best-of-n itself would win half of these.",
+        Query("max(bonbon_win_rate_floor)", "floor"),
+        description="Best-of-n itself would win half of these. Under the floor the champion answers with more draws.",
     ),
     stacked(
         "Comparisons",
@@ -133,10 +146,19 @@ WIN_RATE = [
         },
     ),
     lines(
+        "Tokens per answer since promotion",
+        Query(
+            "max by (answers_with) (bonbon_champion_tokens_per_answer)",
+            "{{answers_with}}",
+        ),
+        minimum=0,
+        description="What the champion's answers take, audits included, and what best-of-n of the base would.",
+    ),
+    lines(
         "Tokens drawn per answer",
         Query("bonbon:tokens_per_answer:ratio5m", "{{model_version}}, asked by {{asked}}"),
         minimum=0,
-        description="Before and after distillation: n draws, then one.",
+        description="Before and after distillation: n draws, then k.",
     ),
     lines(
         "What best-of-n gains over one draw, in reward",

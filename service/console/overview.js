@@ -21,26 +21,34 @@ export function render({ ready, versions, measured, pairs, history, live, fronti
   const evaluation = champion?.evaluation ?? {};
   const found = allowed(champion);
   const last = history.points.at(-1);
-  const rival = live.win_rates.find((one) => one.version === ready.serving && one.opponent !== history.opponent);
+  const rival = live.win_rates.find((one) => one.version === ready.serving && one.opponent.startsWith("best-of-"));
   return [
     live.fallback && live.best_of_n && live.fallback.version === live.champion ? fallback(live.fallback) : null,
     h("div", { class: "tiles" },
+      rival ? tile("As good as best-of-n?", percent(rival.win_rate), `of comparisons won against ${rival.opponent}, 95 % band ${interval(rival)}; 50 % is as good`, "accent") : null,
+      savings(live.savings),
       tile("Champion", ready.serving, live.best_of_n ? "answers with best-of-n" : `answers with ${draws(live.k ?? 1)}`, "name"),
       tile("Live win rate", last ? percent(last.win_rate) : "–",
         last ? `95 % band ${interval(last)}, ${count(last.count)} audits` : distilled ? "no audit yet" : "audited once a version is champion", "accent"),
       tile("Measured win rate", evaluation.win_rate ? percent(evaluation.win_rate.value) : "–",
         evaluation.win_rate ? `95 % interval ${interval(evaluation.win_rate)}` : "the base itself"),
       found ? tile("Against what was served", won(found), against(found)) : null,
-      found?.approved ? tile("Tokens saved", percent(found.saved), `per answer at k = ${found.k}, the gate's choice`) : null,
+      found?.approved ? tile("Expected saving", percent(found.saved), `of the tokens per answer at k = ${found.k}, the gate's choice`) : null,
       tile("Gain recovered", evaluation.recovered ? percent(evaluation.recovered.value) : "–",
         evaluation.recovered ? `at ${decimal(evaluation.kl.value)} nats from the base` : "nothing distilled yet"),
-      rival ? tile("Against best-of-n", percent(rival.win_rate), `95 % band ${interval(rival)}, ${rival.opponent}`) : null,
       tile("Groups logged", count(pairs.groups), pairs.last ? `the last one ${ago(pairs.last)}` : "none yet")),
     h("div", { class: "two" },
-      card("Live win rate", `${history.version} against a fresh draw of ${history.opponent}, ties as half`, liveChart(history, live.floor)),
+      card("Live win rate", `${draws(history.k)} of ${history.version} against a fresh draw of ${history.opponent}, ties as half`, liveChart(history)),
       card("Win rate against KL", "What every version costs and brings, under the most that any policy can have",
         frontierChart(frontier, measured, ready.serving))),
   ];
+}
+
+// What the champion has saved since it was promoted; nothing before there was an audit.
+function savings(saved) {
+  if (!saved || saved.saved_share === null) return null;
+  return tile("Tokens saved since promotion", percent(saved.saved_share),
+    `${count(saved.saved_tokens)} of best-of-${saved.n}'s, audits included`, "accent");
 }
 
 function fallback(event) {
@@ -48,7 +56,7 @@ function fallback(event) {
     `Best-of-n answers again since ${new Date(event.time).toLocaleString()}: ${event.reason} (${event.replaced})`);
 }
 
-function liveChart(history, floor) {
+function liveChart(history) {
   const { points } = history;
   if (points.length < 2) return empty("Every audit compares an answer of the champion with a fresh draw of the base. There are not enough yet.");
   return chart({
@@ -60,7 +68,7 @@ function liveChart(history, floor) {
       scales: { x: { time: false }, y: { range: [0, 1] } },
       series: [{ label: "audits", value: told(count) }, line("win rate", "accent", { value: told(percent) }), bound("low"), bound("high")],
       bands: [band(3, 2, "accent-soft")],
-      hooks: { draw: [level(floor || 0.5, floor ? "the floor" : "no better than the base")] },
+      hooks: { draw: [level(0.5, "no better than the base")] },
     }),
     table: {
       head: ["audits", "win rate", "95 % band"],

@@ -18,7 +18,7 @@ export function render({ pairs, rounds, curve }) {
       tile("Fit to train on", pairs.groups ? percent(pairs.clean / pairs.groups) : "–", `${count(pairs.clean)} clean groups`, "accent"),
       tile("Best minus worst", decimal(pairs.mean_margin), "mean reward margin of a pair"),
       tile("Candidates kept", count(pairs.candidates), `${count(pairs.feedback)} words of feedback`),
-      tile("To the next round", `${count(rounds.new_groups)} of ${count(rounds.needed)}`, `clean groups of ${rounds.champion}`)),
+      tile("To the next round", rounds.needed === null ? "–" : `${count(rounds.new_groups)} of ${count(rounds.needed)}`, rounds.waits_for)),
     h("div", { class: "two" },
       card("What each draw is worth", curve ? `${count(curve.groups)} groups of ${curve.version}, reward ${curve.reward}${stops(curve)}` : "", curve ? curveChart(curve) : empty("Two or more prompts with several draws are needed.")),
       card("Training", shown ? `${shown.run}, from ${shown.sampler}` : "", shown ? training(shown) : empty("No round has begun."))),

@@ -52,7 +52,7 @@ class SavingsBody(BaseModel):
     """Tokens that the champion's answers have taken since `since`, audits included, beside best-of-`n` of the base.
 
     `answer_tokens` were drawn for `answers`, `audit_tokens` for `audits` of them, `best_of_n_tokens` of those as
-    best-of-n draws for every answer. `saved_share` and `saved_tokens` are null until both an answer and an audit are counted.
+    best-of-n draws for every answer. `saved_share` and `saved_tokens` are null until there are an answer and an audit.
     """
 
     n: int

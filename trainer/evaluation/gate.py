@@ -92,7 +92,7 @@ def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list
         checks.append(_at_least(title, "held_out_win_rate_served", high, 0.5, "upper bound"))
     title = f"share of the tokens of {served} that best-of-{chosen.k} saves"
     saved = 1 - chosen.tokens / e.served_tokens
-    if e.served_k == chosen.k == 1 and saved < gate.min_saved:
+    if e.served_k == chosen.k == 1 and abs(saved) < gate.min_saved:
         # One draw is served: fewer tokens are only to be had from shorter answers, but better ones are worth as much.
         title = f"win rate of one draw against {served}, whose number of draws cannot be lowered"
         checks.append(_at_least(title, "better", chosen.win_rate_served.low, 0.5, "lower bound"))
