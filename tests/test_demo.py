@@ -45,7 +45,7 @@ def demo(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], dict[str, Any]]:
     directory = tmp_path_factory.mktemp("demo")
-    done = demo(directory, "--traffic", "400", "--json", "figures.json")
+    done = demo(directory, "--traffic", "400", "--measured", "80", "--json", "figures.json")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done, json.loads((directory / "figures.json").read_text())
 
@@ -62,11 +62,11 @@ def test_every_figure_is_in_the_file(finished: tuple[Any, dict[str, Any]]) -> No
 
 
 def test_the_best_of_k_of_the_promoted_version_replaces_best_of_n(finished: tuple[Any, dict[str, Any]]) -> None:
-    """Four standard errors of 150 prompts: below .01 each for best-of-8, below .016 for the version."""
+    """Four standard errors of 80 prompts: below .014 each for best-of-8, below .022 for the version."""
     _, figures = finished
     base, before, one_draw, after = (figures[name] for name in ("base", "before", "one_draw", "after"))
-    assert base["win_rate"] == pytest.approx(0.5, abs=0.06)
-    assert before["win_rate"] == pytest.approx(best_of_n_win_rate(8), abs=0.04)
+    assert base["win_rate"] == pytest.approx(0.5, abs=0.08)
+    assert before["win_rate"] == pytest.approx(best_of_n_win_rate(8), abs=0.055)
     assert before["kl"] == best_of_n_kl(8)
     assert one_draw["win_rate_low"] > 0.5
     assert one_draw["kl"] > 0
@@ -78,7 +78,7 @@ def test_the_best_of_k_of_the_promoted_version_replaces_best_of_n(finished: tupl
     assert 1 <= k < 8
     # The gate's lower bound is at most .03 under one half on its own prompts; these are others.
     assert after["win_rate_best_of_n_high"] > 0.47
-    assert after["win_rate"] > 0.85
+    assert after["win_rate"] > 0.83
     measured = 1 - after["tokens_per_answer"] / before["tokens_per_answer"]
     assert measured == pytest.approx(saved, abs=0.1)
     assert measured > 0.05
@@ -103,7 +103,8 @@ def test_the_table_and_the_samples_are_printed(finished: tuple[subprocess.Comple
 
 
 def test_what_the_gate_refuses_is_said_and_exits_with_1(tmp_path: Path) -> None:
-    done = demo(tmp_path, "--traffic", "100", "--json", "figures.json", BONBON_GATE__MIN_WIN_RATE="0.999")
+    limits = {"BONBON_GATE__MIN_WIN_RATE": "0.999", "BONBON_EVALUATE__PROMPTS": "20", "BONBON_TRAIN__EPOCHS": "1"}
+    done = demo(tmp_path, "--traffic", "100", "--measured", "20", "--json", "figures.json", **limits)
     assert done.returncode == 1
     assert "gate refused it" in done.stdout
     assert "best-of-n keeps answering" in done.stdout

@@ -71,8 +71,12 @@ async def test_the_alias_draws_as_many_candidates_as_the_champion_needs_and_lose
             drawn.append(answer["n"])
             metrics = (await service.client.get("/metrics")).text
             assert f"bonbon_k {float(k)}" in metrics
+        for raised in (2, 3):
+            await service.parts.registry.raise_k(version.name, raised, actor="test", reason="to see")
+            await eventually(lambda: service.parts.serving.k > drawn[-1])
+            drawn.append((await service.ask()).json()["bonbon"]["n"])
     assert traffic.failures == []
-    assert drawn == [3, 2, 1]
+    assert drawn == [3, 2, 1, 2, 3]
 
 
 async def test_versions_swap_under_traffic_without_a_failure(tmp_path: Path) -> None:

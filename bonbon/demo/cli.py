@@ -29,6 +29,7 @@ def demo(
     rounds: int = typer.Option(1, min=1, help="Distil again, from the champion's own groups."),
     seed: int = typer.Option(1, help="Seeds the traffic, the draws and the training."),
     traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
+    measured: int = typer.Option(150, min=20, help="Requests on which every policy is measured."),
     data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
     engine: Engine = typer.Option(Engine.EMBEDDED, help="Which engine draws; vllm needs bonbon[vllm], remote --url."),
     port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
@@ -41,7 +42,15 @@ def demo(
         raise UserError("--engine remote and --url need each other: name each vLLM server of the fleet with a --url")
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
-    plan = {"seed": seed, "rounds": rounds, "traffic": traffic, "engine": str(engine), "port": port, "urls": tuple(url)}
+    plan = {
+        "seed": seed,
+        "rounds": rounds,
+        "traffic": traffic,
+        "measured_requests": measured,
+        "engine": str(engine),
+        "port": port,
+        "urls": tuple(url),
+    }
     raise typer.Exit(asyncio.run(_run(directory.absolute(), json_file, exit_, plan)))
 
 
