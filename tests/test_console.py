@@ -5,7 +5,7 @@ import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from running_service import BASE, WatchedEngine, new_version, settings_in
 
 from bonbon.demo.service import free_port
 from bonbon.pairs.records import Comparison
+from bonbon.pairs.savings import Drawn, add_savings
 from bonbon.registry.records import Version
 from bonbon.registry.rounds import CurvePoint, RoundStage, tell_round
 from bonbon.rewards.fake import FakeReward
@@ -137,8 +138,12 @@ async def filled(parts: Parts) -> Version:
     await parts.pair_log.append(group)
     for number in range(40):
         won = 1.0 if number % 5 else -1.0
-        comparison = Comparison(group.id, datetime.now(UTC), version.name, BASE, "fake", "1", won, 0.0)
+        comparison = Comparison(group.id, datetime.now(UTC), version.name, BASE, "fake", "1", won, 0.0, k=2)
         await parts.pair_log.append_comparison(comparison)
+        against_best = replace(comparison, opponent="best-of-4", reward=float(number % 2))
+        await parts.pair_log.append_comparison(replace(against_best, opponent_reward=0.5))
+    drawn = Drawn(answers=1000, answer_tokens=60_000, audits=40, audit_tokens=20_000, best_of_n_tokens=6_400)
+    await add_savings(parts.database, version.name, 4, drawn)
     await tell_training(parts, epoch=0.9)
     return version
 
@@ -160,12 +165,15 @@ async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_pat
         await console.open()
         await expect(page.locator("#status")).to_have_text("ready")
         await expect(page.locator(".tile.name .figure")).to_have_text(version.name)
-        await expect(page.locator(".tile.accent .figure")).to_have_text("80.0 %")
+        await expect(tile(page, "As good as best-of-n?")).to_contain_text("50.0 %")
+        await expect(tile(page, "Tokens saved since promotion")).to_contain_text("50.0 %")
+        await expect(tile(page, "Tokens saved since promotion")).to_contain_text("80,000 of best-of-4's")
+        await expect(tile(page, "Live win rate")).to_contain_text("80.0 %")
         await expect(page.locator("canvas")).to_have_count(2)
         await expect(tile(page, "Against what was served")).to_contain_text("53.0 %")
         await expect(tile(page, "Against what was served")).to_contain_text("best of 2 against best of 8 of tiny")
-        await expect(tile(page, "Tokens saved")).to_contain_text("72.5 %")
-        await expect(tile(page, "Tokens saved")).to_contain_text("k = 2")
+        await expect(tile(page, "Expected saving")).to_contain_text("72.5 %")
+        await expect(tile(page, "Expected saving")).to_contain_text("k = 2")
         await page.get_by_role("link", name="Versions").click()
         await expect(page.locator("tbody tr")).to_have_count(3)
         champion = page.locator("tr.champion").locator("td")
@@ -176,6 +184,8 @@ async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_pat
         await expect(page.locator("li.bad")).to_have_text("<b>loses</b>")  # as text, not as markup
         await page.get_by_role("link", name="Pairs and training").click()
         await expect(page.locator("canvas")).to_have_count(2)
+        waits_for = f"The next round waits for 999 more clean groups of {version.name} (1 of 1000)."
+        await expect(tile(page, "To the next round")).to_contain_text(waits_for)
         await expect(page.get_by_text("epoch 0.90 of 3.00")).to_be_visible()
         await tell_training(console.parts, epoch=4.5)
         await expect(page.get_by_text("3.00 epochs on logged groups, and 1.50 on its own draws")).to_be_visible()
