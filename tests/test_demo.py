@@ -103,7 +103,11 @@ def test_the_table_and_the_samples_are_printed(finished: tuple[subprocess.Comple
 
 
 def test_what_the_gate_refuses_is_said_and_exits_with_1(tmp_path: Path) -> None:
-    limits = {"BONBON_GATE__MIN_WIN_RATE": "0.999", "BONBON_EVALUATE__PROMPTS": "20", "BONBON_TRAIN__EPOCHS": "1"}
+    limits: dict[str, Any] = {
+        "BONBON_GATE__MIN_WIN_RATE": "0.999",
+        "BONBON_EVALUATE__PROMPTS": "20",
+        "BONBON_TRAIN__EPOCHS": "1",
+    }
     done = demo(tmp_path, "--traffic", "100", "--measured", "20", "--json", "figures.json", **limits)
     assert done.returncode == 1
     assert "gate refused it" in done.stdout

@@ -66,6 +66,7 @@ class Workshop:
             )
         champion = self.base if served is None else await self.registry.get(served)
         by_base = champion.kind is VersionKind.BASE
+        k = settings.n if await self.registry.fell_back(champion.name) else settings.service.k or champion.k
         return await evaluate(
             engine=await asyncio.to_thread(self.build_engine),
             reward=build_reward(settings.reward),
@@ -73,7 +74,7 @@ class Workshop:
             divergence=KL(self.base.files, version, batch_size=settings.evaluate.batch_size),
             prompts=await asyncio.to_thread(logged_prompts, snapshot, Split.TEST),
             version=version,
-            served=Served(None, settings.n) if by_base else Served(champion.files, settings.service.k or champion.k),
+            served=Served(None, settings.n) if by_base else Served(champion.files, k),
             n=settings.n,
             settings=settings.evaluate,
             seed=settings.train.seed,

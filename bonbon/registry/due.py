@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bonbon.pairs.reader import count_clean
-from bonbon.registry.records import BEST_OF_N, Version, VersionState
+from bonbon.registry.records import Version, VersionState
 from bonbon.registry.registry import Registry
 from bonbon.settings import Settings
 
@@ -53,8 +53,7 @@ async def next_round(registry: Registry, champion: Version, settings: Settings) 
     draw answers, and after one that the gate refused the next waits until there are twice as many groups.
     """
     groups = await new_groups(registry, champion.name, settings.train.tenants)
-    fell_back = (await registry.aliases()).get(BEST_OF_N) == champion.name
-    if champion.parent is not None and champion.k == 1 and not fell_back:
+    if champion.parent is not None and champion.k == 1 and not await registry.fell_back(champion.name):
         return NextRound(champion.name, groups, None)
     tried = [v for v in await registry.list() if started_from(v.training) == champion.name]
     refused = None

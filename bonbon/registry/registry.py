@@ -212,6 +212,10 @@ class Registry:
         """Name of the champion; None before the first promotion."""
         return (await self.aliases()).get(CHAMPION)
 
+    async def fell_back(self, name: str) -> bool:
+        """Whether `name` is the champion and answers with best-of-n, see `fall_back`."""
+        return (await self.aliases()).get(BEST_OF_N) == name
+
     async def aliases(self) -> dict[str, str]:
         """What each alias names."""
         async with self.database.read() as connection:
