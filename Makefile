@@ -22,7 +22,7 @@ serve: $(VENV)/.demo
 
 test: lint clients
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 # Where there is an environment with vLLM, what the line above skipped for want of it runs there.
 	if [ -e $(VENV_VLLM)/.stamp ]; then \
 		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m 'vllm and not slow' $(ARGS); \

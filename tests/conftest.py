@@ -41,6 +41,15 @@ VLLM_OPTIONS = {
 """In 32 bits, as the reference computes; small, and without the time that compiling takes."""
 
 
+LONGEST = ("test_demo.py", "test_trainer_chaos.py", "test_launch.py", "test_distill.py", "test_loop.py", "test_zoo.py")
+"""Files that take minutes. They run first: who comes to one last keeps the other processes waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; otherwise in the order of their names."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def tiny_models() -> TinyModels:
     """The models that ship with the package."""
