@@ -130,14 +130,7 @@ class Trainer:
 async def chaos(directory: Path, kills: int, *, seed: int = 0, progress: bool = False) -> Chaos:
     """Kill a trainer `kills` times in each stage, and compare every round with one that nobody disturbed."""
     rng, result = random.Random(seed), Chaos()
-    settings = chaos_settings(make_base(directory / "base"), directory / "data")
-    await answer(settings, 200)
-    trainer = Trainer(directory, settings)
-    trainer.keep("logged")
-    if not await asyncio.to_thread(trainer.run):
-        raise RuntimeError("the undisturbed round was killed")
-    expected, durations = await trainer.outcome(), trainer.durations()
-    trainer.restore("logged")
+    trainer, expected, durations = await _undisturbed(directory)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
         for stage in STAGES:
             task = bars.add_task(stage, total=kills)
@@ -153,16 +146,49 @@ async def chaos(directory: Path, kills: int, *, seed: int = 0, progress: bool = 
                     bars.advance(task)
                     if result.kills[stage] == kills:
                         break
-                await asyncio.to_thread(trainer.run)
-                found = await trainer.outcome()
-                result.rounds += 1
-                result.differences += [
-                    f"killed in {stage}: {name} {found[name]!r}, undisturbed {expected[name]!r}"
-                    for name in expected
-                    if found[name] != expected[name]
-                ]
+                await _end(trainer, f"killed in {stage}", expected, result)
             trainer.restore(stage)
+            if progress:  # a run of hours that is cut off has said something
+                bars.console.print(f"{stage}: {kills} kills, {len(result.differences)} differences so far")
     return result
+
+
+async def chaos_of_one_round(directory: Path, *, seed: int = 0) -> Chaos:
+    """Kill the trainer of one round once in each stage, and compare it with a round that nobody disturbed."""
+    rng, result = random.Random(seed), Chaos()
+    trainer, expected, durations = await _undisturbed(directory)
+    for stage in STAGES:
+        # In the stage's first half: on a machine that is busier now, it would not be over later, either.
+        if await asyncio.to_thread(trainer.run, stage, rng.random() * durations[stage] / 2):
+            raise RuntimeError(f"the round was over before it was killed in {stage}")
+        result.kills[stage] += 1
+    await _end(trainer, "killed in each stage", expected, result)
+    return result
+
+
+async def _undisturbed(directory: Path) -> tuple[Trainer, dict[str, Any], dict[str, float]]:
+    """A trainer with a round before it, what comes of that round undisturbed, and how long its stages take."""
+    settings = chaos_settings(make_base(directory / "base"), directory / "data")
+    await answer(settings, 200)
+    trainer = Trainer(directory, settings)
+    trainer.keep("logged")
+    if not await asyncio.to_thread(trainer.run):
+        raise RuntimeError("the undisturbed round was killed")
+    expected, durations = await trainer.outcome(), trainer.durations()
+    trainer.restore("logged")
+    return trainer, expected, durations
+
+
+async def _end(trainer: Trainer, what: str, expected: dict[str, Any], result: Chaos) -> None:
+    """Let the round come to its end, and note in what it differs."""
+    await asyncio.to_thread(trainer.run)
+    found = await trainer.outcome()
+    result.rounds += 1
+    result.differences += [
+        f"{what}: {name} {found[name]!r}, undisturbed {expected[name]!r}"
+        for name in expected
+        if found[name] != expected[name]
+    ]
 
 
 def chaos_settings(base: Path, data_dir: Path) -> Settings:
