@@ -16,6 +16,8 @@ from bonbon.pairs.set_aside import set_aside_in
 log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 4 * 2**20
+ATTEMPTS = 3
+"""How often a write is begun anew whose file was deleted meanwhile."""
 
 
 class Spool:
@@ -118,16 +120,22 @@ class Spool:
         self._skipped.add(path)
 
     def _write(self, data: bytes) -> None:
-        segment, self._active = self._active or self._new(), None
-        try:
-            segment.write(data)
-        except OSError:
-            segment.close()
-            raise
-        if segment.size < SEGMENT_BYTES:
-            self._active = segment
-        else:
-            segment.close()
+        for _ in range(ATTEMPTS):
+            segment, self._active = self._active or self._new(), None
+            try:
+                segment.write(data)
+            except OSError:
+                segment.close()
+                raise
+            found = segment.has_its_name
+            if found and segment.size < SEGMENT_BYTES:
+                self._active = segment
+            else:
+                segment.close()
+            if found:
+                return
+            log.error("a file of the spool was deleted or moved; a new file is begun", file=str(segment.path))
+        raise StoreError(f"the files of the spool {self.directory} are deleted while they are written")
 
     def _new(self) -> Segment:
         self.directory.mkdir(parents=True, exist_ok=True)
