@@ -22,8 +22,9 @@ from bonbon.ids import time_ordered_id
 from bonbon.pairs.cli import app as pairs_app
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.log import PairLog
+from bonbon.pairs.purge import purge
 from bonbon.pairs.rows import group_document
-from bonbon.pairs.segment import Segment, read_segment, written
+from bonbon.pairs.segment import Segment, create_segment, read_segment, written
 from bonbon.pairs.set_aside import set_aside_in
 from bonbon.pairs.spool import Spool
 
@@ -47,6 +48,15 @@ def no_group() -> bytes:
     return line({"id": "x"})
 
 
+def time_without_zone() -> bytes:
+    return line(group_document(scored_group(5)) | {"time": "2026-01-01T00:00:00"})
+
+
+def nested_too_deeply() -> bytes:
+    text = b"[" * 100_000
+    return b"%08x %s\n" % (crc32(text), text)
+
+
 def no_json() -> bytes:
     return b"%08x %s\n" % (crc32(b"{"), b"{")
 
@@ -59,7 +69,7 @@ def no_text() -> bytes:
     return b"\xff\xfe\x00 not even text\n"
 
 
-LINES = (unknown_value, missing_value, no_group, no_json, damaged, no_text)
+LINES = (unknown_value, missing_value, no_group, time_without_zone, nested_too_deeply, no_json, damaged, no_text)
 
 
 def symbolic_link(path: Path) -> None:
@@ -171,6 +181,40 @@ def test_a_file_that_may_not_be_read_stays(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 2**20)
     assert spool.take(path) is None
     assert path.exists()
+
+
+async def test_a_group_that_no_database_can_be_asked_about_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """Its line is whole, and a value in it is of another type than any release writes."""
+    spool = Spool(tmp_path / "spool", 2**20)
+    bad = [line(group_document(scored_group(number)) | {"tenant": 5}) for number in range(2)]
+    good = [scored_group(number) for number in range(2, 6)]
+    for data, group in zip([*bad, b"", b""], good, strict=True):
+        new_segment(tmp_path / "spool").write_bytes(data + written(group))
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
+        await purge(database, Conditions(user="nobody"))  # whether each group was deleted is looked up, too
+        log = PairLog(database, spool, retry=0.01)
+        await log.start()
+        assert [await log.group(group.id) for group in good] == good
+        for number in range(6, 100):
+            await log.append(scored_group(number))
+            if spool.set_aside.count == len(bad):
+                break
+        await until(lambda: spool.paths() == [])
+        await log.stop()
+    assert [entry.line.data for entry in spool.set_aside.entries() if entry.line] == bad
+
+
+async def test_a_retry_is_answered_whatever_waits_in_the_spool(tmp_path: Path) -> None:
+    """Another process holds the segment, so nobody sets its lines aside yet."""
+    spool = Spool(tmp_path, 2**20)
+    holder = create_segment(new_segment(tmp_path))
+    holder.write(nested_too_deeply() + line({"idempotency": ["a list"]}) + line({"idempotency": {}}))
+    group = scored_group(1, idempotency="a" * 64)
+    holder.write(written(group))
+    assert spool.find("a" * 64) == group
+    spool.set_aside.add([(nested_too_deeply(), "it is damaged")])
+    assert spool.set_aside.erase(Conditions(user="ada")) == 0
+    holder.close()
 
 
 class FailingSpool(Spool):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from bonbon.database import Database
-from bonbon.errors import StoreUnavailable
+from bonbon.errors import StoreError, StoreUnavailable
 from bonbon.pairs.erasures import without_erased
 from bonbon.pairs.health import Health
 from bonbon.pairs.records import Group, Unclean
@@ -156,8 +157,7 @@ async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Ke
 
     Raises StoreError.
     """
-    async with database.read() as connection:
-        wanted = await without_erased(connection, found)
+    wanted = await _without_erased(database, found)
     kept = await store_groups(database, wanted)
     # Answered while the first attempt's group could not be looked up: kept, but not for training.
     second = [
@@ -167,3 +167,19 @@ async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Ke
     ]
     await store_groups(database, second)
     return {group.id: kept.get(group.id, Kept.LOGGED) for group in found}
+
+
+async def _without_erased(database: Database, found: Sequence[Group]) -> list[Group]:
+    """Raises StoreUnavailable when the database cannot say what was erased: this is no fault of the groups.
+
+    Raises StoreError when it is a group that cannot be compared.
+    """
+    try:
+        async with database.read() as connection:
+            return await without_erased(connection, found)
+    except StoreError as error:
+        if isinstance(error.__cause__, DBAPIError):
+            raise StoreUnavailable(str(error), why=error.why) from error
+        raise
+    except Exception as error:
+        raise StoreError(f"the groups cannot be stored: {type(error).__name__}", why=type(error).__name__) from error

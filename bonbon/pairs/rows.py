@@ -91,9 +91,12 @@ def group_document(group: Group) -> dict[str, Any]:
 
 
 def group_of_document(document: Mapping[str, Any]) -> Group:
-    """The inverse of `group_document`."""
+    """The inverse of `group_document`. Raises ValueError, KeyError and TypeError for what is none of its documents."""
+    time = datetime.fromisoformat(document["time"])
+    if time.tzinfo is None:
+        raise ValueError("the time has no zone")
     changed = {
-        "time": datetime.fromisoformat(document["time"]),
+        "time": time,
         "prompt_token_ids": tuple(document["prompt_token_ids"]),
     }
     listed = [entry | {"token_ids": tuple(entry["token_ids"])} for entry in document["candidates"]]

@@ -153,7 +153,7 @@ def document(data: bytes) -> dict[str, Any]:
     """What a line says, although it may be no group; nothing when it is no JSON object."""
     try:
         found = json.loads(data.partition(b" ")[2])
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
