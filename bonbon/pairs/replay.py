@@ -85,21 +85,25 @@ class Replayer:
                     file=segment.path.name, bytes=segment.torn,
                 )  # fmt: skip
             left = await self._set_aside_unreadable(segment, lines)
-            left = await self._offer(left, done)
+            left += await self._offer([line for line in lines if line.group is not None], done)
             if len(left) < len(lines) or not lines:
                 await uncancelled(asyncio.to_thread(self.spool.keep, segment, [line.data for line in left]))
         finally:
             segment.close()
 
     async def _set_aside_unreadable(self, segment: Segment, lines: list[Line]) -> list[Line]:
+        """Those of the lines without a group that stay in the segment, because they cannot be set aside."""
         bad = [line for line in lines if line.group is None]
-        if bad:
+        if not bad:
+            return []
+        told = {"file": segment.path.name, "lines": len(bad), "reason": bad[0].fault}
+        try:
             await uncancelled(asyncio.to_thread(self.spool.set_aside.add, [(line.data, line.fault) for line in bad]))
-            log.error(
-                "lines of the spool cannot be read; they are set aside", file=segment.path.name, lines=len(bad),
-                reason=bad[0].fault,
-            )  # fmt: skip
-        return [line for line in lines if line.group is not None]
+        except OSError as error:
+            log.error("lines of the spool can neither be read nor set aside; they stay", failure=str(error), **told)
+            return bad
+        log.error("lines of the spool cannot be read; they are set aside", **told)
+        return []
 
     async def _offer(self, lines: list[Line], done: _Pass) -> list[Line]:
         """Those of `lines` that stay in the spool."""

@@ -158,6 +158,14 @@ def document(data: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def size_of(path: Path) -> int:
+    """Bytes of what has this name; 0 when there is nothing any more."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
+
+
 def sync_directory(directory: Path) -> None:
     """Have the names in it on disk."""
     entry = os.open(directory, os.O_RDONLY)
