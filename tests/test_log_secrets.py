@@ -16,6 +16,7 @@ from postgresql_server import PostgresqlServer, postgresql_server
 from running_service import WatchedEngine, running, settings_in
 
 from bonbon.cli import add_commands, app
+from bonbon.database import Database
 from bonbon.demo.models import TinyModels
 from bonbon.engines.base import Delta, DrawRequest, Started
 from bonbon.errors import StoreError, UserError
@@ -234,3 +235,10 @@ def test_a_setting_that_is_refused_does_not_show_what_is_secret(given: dict[str,
     with pytest.raises(UserError) as refused:
         create_app(load_settings(**{"engine": "fake"} | given))
     assert not [secret for secret in SECRETS if secret in str(refused.value)], str(refused.value)
+
+
+@pytest.mark.parametrize("named", [f"u:{PASSWORD}@127.0.0.1:1/x", f"u@127.0.0.1:1/x?password={PASSWORD}"])
+async def test_a_database_that_is_away_does_not_show_the_password_for_it(named: str) -> None:
+    with pytest.raises(UserError, match="@127") as refused:
+        await Database(f"postgresql+psycopg://{named}").start()
+    assert PASSWORD not in str(refused.value)
