@@ -7,8 +7,9 @@ import struct
 from enum import Enum
 from typing import Any
 
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.connections import Connections, client_of
@@ -58,6 +59,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._reading, self._since = Reading.HEAD, self.loop.time()
         self._raw = self._payload = 0
         self._taken, self._taken_at = 0, self._since
+        self._answered: RequestResponseCycle | None = None
 
     # asyncio's callbacks
 
@@ -71,12 +73,21 @@ class HttpProtocol(HttpToolsProtocol):
         self._keep(0)
         self.guard.forget(self)
         self.parser.close()
+        self.pipeline.clear()
+        if self._answered is not None:
+            self._answered.disconnected = True  # uvicorn tells only the last request that came
+            self._answered.message_event.set()
+            self._answered = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), SLICE):
             if not self.transport.is_closing():
                 self._parse(data[start : start + SLICE])
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     # the parser's callbacks
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
-from fake_service import BODY, CHAT, fake_service
+from fake_service import BODY, CHAT, fake_service, rows
 from forked_service import ForkedService
 from raw_http import answer_of, connections, request
 from service_metrics import metric
@@ -227,6 +227,25 @@ async def test_who_asks_to_speak_something_else_is_answered_in_http(tmp_path: Pa
     async with started(tmp_path) as service, connections(service.port, 1, upgrade) as (reader,):
         assert (await answer_of(reader)).startswith(b"HTTP/1.1 200 OK")
     assert (tmp_path / "service.log").read_text().count("Unsupported upgrade") == 0
+
+
+@pytest.mark.parametrize("behind", [request(CHAT, BODY) * 3, request(CHAT, BODY)[:-1]], ids=["whole", "not whole"])
+async def test_who_hangs_up_with_requests_behind_the_one_that_is_answered_ends_them_all(
+    tmp_path: Path, behind: bytes
+) -> None:
+    service = ForkedService(tmp_path, engine_options={"delay": 0.5})
+    await service.start()
+    async with connections(service.port, 4, request(CHAT, BODY) + behind):
+        while not await metric(service, "bonbon_tokens_in_flight"):
+            await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while await metric(service, "bonbon_tokens_in_flight"):
+            await asyncio.sleep(0.02)
+    assert await service.stop() == 0
+    assert rows(tmp_path, "SELECT count(*) FROM groups") == [(0,)]
+    told = (tmp_path / "service.log").read_text()
+    assert "ASGI" not in told
+    assert "unexpected" not in told
 
 
 H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__"
