@@ -13,8 +13,9 @@ def check_url(text: str) -> str:
     try:
         url = urlsplit(text)
         _ = url.port  # looked at only when it is asked for
-    except ValueError as error:
-        raise ValueError(f"no URL: {error}") from error
+    except ValueError:
+        # Its message may quote a part of a password.
+        raise ValueError("no URL: its host or its port cannot be read") from None
     if url.username is not None or url.password is not None:
         raise ValueError("credentials do not belong in a URL; use api_key_env")
     if url.scheme not in ("http", "https") or not url.hostname:

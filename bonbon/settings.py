@@ -26,6 +26,7 @@ from pydantic_settings import (
 from bonbon.deadlines import Timeouts
 from bonbon.errors import UserError
 from bonbon.secret_files import SUFFIX, with_files
+from bonbon.shown import shown_input
 
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
 # What Kubernetes sets in every pod beside a Service whose name begins with "bonbon".
@@ -463,9 +464,7 @@ def _problem(item: Any) -> str:
     key = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
         return f"{key}: no setting has that name"
-    if key.endswith(("_key", "_password")):
-        return f"{key}: {item['msg']}"
-    return f"{key} = {item['input']!r}: {item['msg']}"
+    return f"{key}{shown_input(item)}: {item['msg']}"
 
 
 def _unknown_variables() -> list[str]:

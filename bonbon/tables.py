@@ -82,6 +82,16 @@ class Name(TypeDecorator[str]):
         return None if value is None else clean_name(value)
 
 
+class Id(TypeDecorator[str]):
+    """An id that bonbon has made. One that a client or a command names may be any text, and is then found nowhere."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean_text(value)
+
+
 class Document(TypeDecorator[Any]):
     """JSON as `clean_document` makes it."""
 
@@ -118,7 +128,7 @@ metadata = MetaData(
 groups = Table(
     "groups",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("time", Timestamp, nullable=False, index=True),
     Column("origin", String(16), nullable=False),
     Column("tenant", SafeText, nullable=False),
@@ -182,7 +192,7 @@ candidates = Table(
 comparisons = Table(
     "comparisons",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("time", Timestamp, nullable=False),
     Column("version", Name, nullable=False),
@@ -228,7 +238,7 @@ savings = Table(
 feedback = Table(
     "feedback",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("time", Timestamp, nullable=False),
     Column("score", Float(53)),
@@ -273,7 +283,7 @@ aliases = Table(
 events = Table(
     "events",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("time", Timestamp, nullable=False),
     Column("kind", String(32), nullable=False),
     Column("version", Name, nullable=False),
@@ -295,7 +305,7 @@ leases = Table(
 rounds = Table(
     "rounds",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("run", SafeText, nullable=False),
     Column("sampler", Name, nullable=False),
     Column("stage", String(16), nullable=False),
@@ -312,7 +322,7 @@ rounds = Table(
 keys = Table(
     "keys",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("name", SafeText, nullable=False),
     Column("tenant", SafeText, nullable=False),
     Column("scopes", Document, nullable=False),
@@ -326,7 +336,7 @@ keys = Table(
 erasures = Table(
     "erasures",
     metadata,
-    Column("id", String(32), primary_key=True),
+    Column("id", Id, primary_key=True),
     Column("time", Timestamp, nullable=False, index=True),
     Column("older_than", Timestamp),
     Column("user_digest", String(64)),

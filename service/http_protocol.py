@@ -7,12 +7,14 @@ import struct
 from enum import Enum
 from typing import Any
 
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from service.connections import Connections, client_of
 from service.errors import Problem
+from service.http_parser import HttpParser
 
 SLICE = 16 * 1024
 """Bytes that are parsed at a time, so that a limit is noticed soon after it is exceeded."""
@@ -40,6 +42,8 @@ class HttpProtocol(HttpToolsProtocol):
         received: bytes that the service keeps of a request that has not come whole.
     """
 
+    parser: HttpParser  # type: ignore[assignment]
+
     def __init__(
         self,
         config: Config,
@@ -48,12 +52,14 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.parser = HttpParser(self)
         assert isinstance(server_state, Connections)
         self.guard = server_state
         self.address, self.spare, self.received = "", False, 0
         self._reading, self._since = Reading.HEAD, self.loop.time()
         self._raw = self._payload = 0
         self._taken, self._taken_at = 0, self._since
+        self._answered: RequestResponseCycle | None = None
 
     # asyncio's callbacks
 
@@ -66,12 +72,22 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._keep(0)
         self.guard.forget(self)
+        self.parser.close()
+        self.pipeline.clear()
+        if self._answered is not None:
+            self._answered.disconnected = True  # uvicorn tells only the last request that came
+            self._answered.message_event.set()
+            self._answered = None
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         for start in range(0, len(data), SLICE):
             if not self.transport.is_closing():
                 self._parse(data[start : start + SLICE])
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     # the parser's callbacks
 
@@ -114,9 +130,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().shutdown()
 
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: it is answered as if the client had not asked to speak something else."""
-
     # what the guard calls
 
     def check_deadlines(self, now: float) -> None:
@@ -130,7 +143,8 @@ class HttpProtocol(HttpToolsProtocol):
         elif self.flow.read_paused or (self._reading is Reading.HEAD and self._answering):
             self._since = now  # it is not the client's turn
         elif self._reading is Reading.HEAD and now - self._since > settings.header_timeout:
-            self._refuse(408, "header_timeout", "the request's head did not come in time")
+            # A connection on which nothing was asked is told nothing.
+            self._refuse(408, "header_timeout", "the request's head did not come in time", silent=not self.received)
         elif self._reading is Reading.BODY and now - self._since > settings.body_timeout:
             self._refuse(408, "body_timeout", "the request's body did not come in time")
 
@@ -188,7 +202,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._taken, self._taken_at = taken, now
         return now - self._taken_at
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
+    def _refuse(self, status: int, code: str, message: str, *, silent: bool = False) -> None:
         self.guard.metrics.connection_closed(code)
         if self._answering:
             if self.pipeline or self.cycle.response_started:
@@ -196,7 +210,7 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self._reading is not Reading.HEAD or self.received:  # else it was opened, and nothing was asked
+        if not silent:
             body = json.dumps(Problem(status, message, code=code).envelope).encode()
             head = (b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close")
             self.transport.write(STATUS_LINE[status] + b"\r\n".join((*head, b"", body)))

@@ -6,9 +6,11 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 PROXIED = (
-    "akamai-", "cdn-loop", "cf-", "client-ip", "fastly-", "fly-", "forwarded", "true-client-ip", "via", "x-amz",
-    "x-appengine-", "x-azure-", "x-client-ip", "x-cluster-client-ip", "x-envoy-", "x-forwarded", "x-host", "x-nf-",
-    "x-original-", "x-proxy", "x-real-ip", "x-remote-", "x-vercel-",
+    "akamai-", "cdn-loop", "cf-", "client-ip", "cloudfront-", "fastly-", "fly-", "forwarded", "incap-", "tailscale-",
+    "true-client-ip", "via", "wl-proxy-", "x-amz", "x-appengine-", "x-arr-", "x-azure-", "x-client-ip",
+    "x-cluster-client-ip", "x-envoy-", "x-forwarded", "x-goog-", "x-host", "x-nf-", "x-nginx-", "x-original-",
+    "x-originating-", "x-proxy", "x-real-ip", "x-remote-", "x-request-start", "x-rewrite-url", "x-scheme", "x-sucuri-",
+    "x-varnish", "x-vercel-",
 )  # fmt: skip
 """How the names of headers begin that proxies, tunnels and content networks add."""
 
@@ -32,15 +34,15 @@ def why_not_local(request: Request) -> str | None:
     if request.client is None or not is_loopback(request.client.host):
         return "it comes from another machine"
     for name in request.headers:
-        if name.startswith(PROXIED):
+        if name.replace("_", "-").startswith(PROXIED):
             return f"a proxy has passed it on (it has the header {name[:64]})"
     hosts = request.headers.getlist("host")
     if len(hosts) != 1 or not is_loopback(_name(hosts[0])):
         return "its Host header does not name this machine: use 127.0.0.1 or localhost"
-    origin = request.headers.get("origin")
-    if origin is not None and origin.lower() != f"{request.url.scheme}://{hosts[0]}".lower():
+    here = f"{request.url.scheme}://{hosts[0]}".lower()
+    if any(origin.lower() != here for origin in request.headers.getlist("origin")):
         return "a page of another origin has sent it"
-    if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+    if not {"none", "same-origin"}.issuperset(request.headers.getlist("sec-fetch-site")):
         return "a page of another site has sent it"
     return None
 

@@ -145,7 +145,7 @@ def client_at(service: Running, host: str) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080")
 
 
-LOCAL: list[tuple[str, dict[str, str], str | None]] = [
+LOCAL: list[tuple[str, dict[str, str] | list[tuple[str, str]], str | None]] = [
     ("127.0.0.1", {}, None),
     ("::1", {"host": "[::1]:8080"}, None),
     ("127.0.0.1", {"host": "localhost"}, None),
@@ -167,11 +167,16 @@ LOCAL: list[tuple[str, dict[str, str], str | None]] = [
     ("127.0.0.1", {"origin": "null"}, "another origin"),
     ("127.0.0.1", {"sec-fetch-site": "cross-site"}, "another site"),
     ("127.0.0.1", {"sec-fetch-site": "same-site"}, "another site"),
+    ("127.0.0.1", [("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], "another site"),
+    ("127.0.0.1", [("origin", "http://127.0.0.1:8080"), ("origin", "http://evil.example")], "another origin"),
 ]
 """Address of the client, headers, and why it is refused."""
 PROXIES = (
     "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "cf-connecting-ip",
     "cdn-loop", "true-client-ip", "x-original-host", "x-envoy-external-address", "fly-client-ip", "x-client-ip",
+    "x_forwarded_for", "x-originating-ip", "wl-proxy-client-ip", "tailscale-user-login", "cloudfront-viewer-address",
+    "incap-client-ip", "x-arr-ssl", "x-goog-iap-jwt-assertion", "x-scheme", "x-rewrite-url", "x-request-start",
+    "x-sucuri-clientip", "x-varnish", "x-nginx-proxy",
 )  # fmt: skip
 
 

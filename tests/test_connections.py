@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import psutil
 import pytest
-from fake_service import BODY, CHAT, fake_service
+from fake_service import BODY, CHAT, fake_service, rows
 from forked_service import ForkedService
 from raw_http import answer_of, connections, request
 from service_metrics import metric
@@ -227,6 +227,71 @@ async def test_who_asks_to_speak_something_else_is_answered_in_http(tmp_path: Pa
     async with started(tmp_path) as service, connections(service.port, 1, upgrade) as (reader,):
         assert (await answer_of(reader)).startswith(b"HTTP/1.1 200 OK")
     assert (tmp_path / "service.log").read_text().count("Unsupported upgrade") == 0
+
+
+@pytest.mark.parametrize("behind", [request(CHAT, BODY) * 3, request(CHAT, BODY)[:-1]], ids=["whole", "not whole"])
+async def test_who_hangs_up_with_requests_behind_the_one_that_is_answered_ends_them_all(
+    tmp_path: Path, behind: bytes
+) -> None:
+    service = ForkedService(tmp_path, engine_options={"delay": 0.5})
+    await service.start()
+    async with connections(service.port, 4, request(CHAT, BODY) + behind):
+        while not await metric(service, "bonbon_tokens_in_flight"):
+            await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while await metric(service, "bonbon_tokens_in_flight"):
+            await asyncio.sleep(0.02)
+    assert await service.stop() == 0
+    assert rows(tmp_path, "SELECT count(*) FROM groups") == [(0,)]
+    told = (tmp_path / "service.log").read_text()
+    assert "ASGI" not in told
+    assert "unexpected" not in told
+
+
+H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__"
+"""What Java's HTTP client sends with the first request of each connection, unless it is told to speak HTTP/1.1."""
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 40], ids=["at once", "in halves", "in small pieces"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "chunked"])
+async def test_a_body_is_read_whatever_else_its_client_would_like_to_speak(
+    tmp_path: Path, pieces: int, chunked: bool
+) -> None:
+    body = json.dumps(BODY).encode()
+    if chunked:
+        head = request(CHAT, None, H2C).replace(b"GET", b"POST", 1)
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+        posted = head[:-2] + b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n" + framed
+    else:
+        posted = request(CHAT, BODY, H2C)
+    sent = posted + request("/health/live", None, H2C) + request("/v1/models", None, "connection: close")
+    async with started(tmp_path) as service:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        size = -(-len(sent) // pieces)
+        for start in range(0, len(sent), size):
+            writer.write(sent[start : start + size])
+            await asyncio.sleep(0.01 if pieces > 1 else 0)
+        answer = await answer_of(reader)
+        writer.close()
+    assert answer.count(b"HTTP/1.1 200 OK") == 3, answer
+    assert answer.count(b"HTTP/1.1 ") == 3
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"a" * 200,
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+        b"GET /health/live HTTP/1.1\nhost: x\n\n",
+        b"CONNECT x:80 HTTP/1.1\r\nhost: x\r\n\r\n",
+    ],
+    ids=["TLS", "HTTP/2", "two framings", "two lengths", "no carriage returns", "a tunnel"],
+)
+async def test_what_is_no_http_request_is_told_so(tmp_path: Path, sent: bytes) -> None:
+    async with started(tmp_path) as service, connections(service.port, 1, sent) as (reader,):
+        assert_refused(await answer_of(reader), 400, "invalid_request")
 
 
 async def test_nothing_is_read_of_who_has_no_key(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,15 @@ from stores import as_json, fill, run, sqlite
 from until import until
 
 from bonbon.database import open_database
+from bonbon.errors import UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.cli import app as pairs_app
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.log import PairLog
+from bonbon.pairs.purge import purge
 from bonbon.pairs.rows import group_document
-from bonbon.pairs.segment import Segment, read_segment, written
-from bonbon.pairs.set_aside import set_aside_in
+from bonbon.pairs.segment import Segment, create_segment, read_segment, written
+from bonbon.pairs.set_aside import SUFFIX, set_aside_in
 from bonbon.pairs.spool import Spool
 
 
@@ -47,6 +50,15 @@ def no_group() -> bytes:
     return line({"id": "x"})
 
 
+def time_without_zone() -> bytes:
+    return line(group_document(scored_group(5)) | {"time": "2026-01-01T00:00:00"})
+
+
+def nested_too_deeply() -> bytes:
+    text = b"[" * 100_000
+    return b"%08x %s\n" % (crc32(text), text)
+
+
 def no_json() -> bytes:
     return b"%08x %s\n" % (crc32(b"{"), b"{")
 
@@ -59,7 +71,7 @@ def no_text() -> bytes:
     return b"\xff\xfe\x00 not even text\n"
 
 
-LINES = (unknown_value, missing_value, no_group, no_json, damaged, no_text)
+LINES = (unknown_value, missing_value, no_group, time_without_zone, nested_too_deeply, no_json, damaged, no_text)
 
 
 def symbolic_link(path: Path) -> None:
@@ -163,6 +175,57 @@ def test_what_earlier_releases_put_aside_is_taken_over(tmp_path: Path) -> None:
     assert Spool(tmp_path, 2**20).set_aside.count == 2
 
 
+@pytest.mark.parametrize("make", THINGS)
+def test_what_is_no_file_in_the_place_of_an_earlier_release_is_set_aside(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    (tmp_path / "spool").mkdir()
+    make(tmp_path / "spool" / "refused")
+    assert Spool(tmp_path / "spool", 2**20).set_aside.count == 1
+    assert not os.path.lexists(tmp_path / "spool" / "refused")
+
+
+@pytest.mark.parametrize("make", THINGS)
+async def test_a_service_starts_whatever_has_been_put_among_what_is_set_aside(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    kept = set_aside_in(tmp_path)
+    kept.add([(damaged(), "it is damaged"), (time_without_zone(), "it is damaged")])
+    make(kept.directory / f"0{SUFFIX}")
+    (kept.directory / f"1{SUFFIX}").write_bytes(
+        b'[]\n{"line": 5}\n\xff\n{"line": "", "time": "2026-01-01", "reason": {}}\n'
+    )
+    spool = Spool(tmp_path, 2**20)
+    assert spool.set_aside.count == spool.set_aside.reasons().total() == 7
+    assert spool.set_aside.erase(Conditions(older_than=datetime.now(UTC))) == 6
+    assert spool.set_aside.look() == 1
+    spool.set_aside.clear()
+    assert spool.set_aside.count == 0
+
+
+def test_two_things_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 2**20)
+    for _ in range(2):
+        path = tmp_path / "spool" / "1.groups"
+        directory(path)
+        assert spool.take(path) is None
+        assert not path.exists()
+    symbolic_link(path)
+    assert spool.take(path) is None
+    dangling_link(path)
+    assert spool.take(path) is None
+    assert spool.set_aside.look() == 4
+
+
+def test_a_spool_that_is_no_directory_is_refused_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("file", "loop", "dangling"):
+        with pytest.raises(UserError, match="is no directory"):
+            Spool(tmp_path / name, 2**20)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_stays(tmp_path: Path) -> None:
     path = new_segment(tmp_path)
@@ -171,6 +234,40 @@ def test_a_file_that_may_not_be_read_stays(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 2**20)
     assert spool.take(path) is None
     assert path.exists()
+
+
+async def test_a_group_that_no_database_can_be_asked_about_keeps_no_other_from_it(tmp_path: Path) -> None:
+    """Its line is whole, and a value in it is of another type than any release writes."""
+    spool = Spool(tmp_path / "spool", 2**20)
+    bad = [line(group_document(scored_group(number)) | {"tenant": 5}) for number in range(2)]
+    good = [scored_group(number) for number in range(2, 6)]
+    for data, group in zip([*bad, b"", b""], good, strict=True):
+        new_segment(tmp_path / "spool").write_bytes(data + written(group))
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
+        await purge(database, Conditions(user="nobody"))  # whether each group was deleted is looked up, too
+        log = PairLog(database, spool, retry=0.01)
+        await log.start()
+        assert [await log.group(group.id) for group in good] == good
+        for number in range(6, 100):
+            await log.append(scored_group(number))
+            if spool.set_aside.count == len(bad):
+                break
+        await until(lambda: spool.paths() == [])
+        await log.stop()
+    assert [entry.line.data for entry in spool.set_aside.entries() if entry.line] == bad
+
+
+async def test_a_retry_is_answered_whatever_waits_in_the_spool(tmp_path: Path) -> None:
+    """Another process holds the segment, so nobody sets its lines aside yet."""
+    spool = Spool(tmp_path, 2**20)
+    holder = create_segment(new_segment(tmp_path))
+    holder.write(nested_too_deeply() + line({"idempotency": ["a list"]}) + line({"idempotency": {}}))
+    group = scored_group(1, idempotency="a" * 64)
+    holder.write(written(group))
+    assert spool.find("a" * 64) == group
+    spool.set_aside.add([(nested_too_deeply(), "it is damaged")])
+    assert spool.set_aside.erase(Conditions(user="ada")) == 0
+    holder.close()
 
 
 class FailingSpool(Spool):
@@ -182,6 +279,22 @@ class FailingSpool(Spool):
         if path == self.broken:
             raise OSError(errno.EIO, "Input/output error")
         return super().take(path)
+
+
+async def test_groups_are_stored_although_what_is_beside_them_cannot_be_set_aside(tmp_path: Path) -> None:
+    spool, good, bad = Spool(tmp_path / "spool", 2**20), scored_group(1), [damaged(), no_json()]
+    path = new_segment(tmp_path / "spool")
+    path.write_bytes(bad[0] + written(good) + bad[1])
+    spool.set_aside.directory.write_text("in the way")
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
+        log = PairLog(database, spool, retry=0.01)
+        await log.start()
+        assert await log.group(good.id) == good
+        assert path.read_bytes() == b"".join(bad)
+        spool.set_aside.directory.unlink()
+        await until(lambda: spool.paths() == [])
+        await log.stop()
+    assert [entry.line.data for entry in spool.set_aside.entries() if entry.line] == bad
 
 
 async def test_the_spool_goes_on_when_a_segment_cannot_be_read(tmp_path: Path) -> None:

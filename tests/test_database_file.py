@@ -1,6 +1,7 @@
 """SQLite's file is deleted or replaced under the running service."""
 
 import asyncio
+import json
 import os
 import shutil
 import sqlite3
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fake_service import BODY, CHAT, rows
+from fake_service import BODY, CHAT, new_key, rows
 from forked_service import ForkedService
 from outage import metric
 
@@ -52,6 +53,23 @@ async def asked(directory: Path) -> AsyncIterator[Asked]:
     async with httpx2.AsyncClient(base_url=service.url, timeout=60.0) as client:
         yield Asked(service, client, directory)
     assert await service.stop() == 0
+
+
+async def test_an_export_says_that_the_database_is_away(tmp_path: Path) -> None:
+    """A stream that has begun could only be broken off."""
+    (tmp_path / "data").mkdir()
+    _, key = new_key(tmp_path, "exports", "--scope", "export", "--scope", "complete")
+    async with asked(tmp_path) as service:
+        service.client.headers["authorization"] = f"Bearer {key}"
+        logged = await service.ask()
+        move(service.file)
+        response = await service.client.get("/v1/pairs")
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+        service.file.with_name("elsewhere.db").rename(service.file)
+        await service.settled()
+        lines = (await service.client.get("/v1/pairs")).text.splitlines()
+        assert {json.loads(line)["group_id"] for line in lines} == logged
+        assert (await service.client.get("/v1/pairs?version=nobody")).text == ""
 
 
 def delete(file: Path) -> None:

@@ -156,6 +156,33 @@ async def test_what_fails_for_every_group_is_held_against_none(
     assert await service.stop() == 0
 
 
+async def test_a_table_that_only_the_spool_needs_is_held_against_no_group(
+    server: PostgresqlServer, tmp_path: Path
+) -> None:
+    """New groups are stored without the table of erasures, so the database seems to refuse those of the spool alone."""
+    async with started(tmp_path, server) as service, client_of(service) as client:
+
+        async def ask() -> str:
+            response = await client.post(CHAT, json=BODY)
+            assert response.status_code == 200
+            group_id: str = response.json()["bonbon"]["group_id"]
+            return group_id
+
+        server.execute("ALTER TABLE groups RENAME TO gone")
+        asked = [await ask() for _ in range(3)]
+        service.kill()
+        server.execute("ALTER TABLE gone RENAME TO groups", "ALTER TABLE erasures RENAME TO gone")
+        await service.start()
+        for _ in range(12):  # several passes over the spool, with groups that the database would take between them
+            asked.append(await ask())
+            await asyncio.sleep(0.3)
+        assert await metric(client, "bonbon_groups_set_aside") == 0
+        assert "UndefinedTable" in await ready(client)
+        server.execute("ALTER TABLE gone RENAME TO erasures")
+        await spool_emptied(client)
+        assert {group_id for (group_id,) in server.rows("SELECT id FROM groups")} == set(asked)
+
+
 async def test_a_group_that_alone_is_refused_is_set_aside_seen_and_replayed(
     server: PostgresqlServer, tmp_path: Path
 ) -> None:

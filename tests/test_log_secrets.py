@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -15,11 +16,14 @@ from postgresql_server import PostgresqlServer, postgresql_server
 from running_service import WatchedEngine, running, settings_in
 
 from bonbon.cli import add_commands, app
+from bonbon.database import Database
 from bonbon.demo.models import TinyModels
 from bonbon.engines.base import Delta, DrawRequest, Started
-from bonbon.errors import StoreError
+from bonbon.errors import StoreError, UserError
 from bonbon.logs import configure_logs
+from bonbon.settings import load_settings
 from bonbon.tracebacks import format_traceback
+from service.app import create_app
 
 PASSWORD = "canary-password"
 SECRETS = (PASSWORD, "canary-key", "canary-prompt", "canary-user")
@@ -204,3 +208,37 @@ def test_a_traceback_says_where_and_by_what_errors() -> None:
     for part in ("KeyError: 'outer'", "direct cause", "ValueError: first line", "in fail", "ExceptionGroup: several"):
         assert part in text
     assert "canary-key" not in text
+
+
+URL = f"http://user:{PASSWORD}@127.0.0.1:1/score"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"service": {"api_key": "canary-key", "admin_key": "canary-key", "tenants": {"acme": {"reward": "unknown"}}}},
+        {"service": {"api_key": ["canary-key"]}},
+        {"database_password": {"canary-password": 1}},
+        {"reward": {"target": "somewhere", "api_key": "canary-key"}},
+        {"reward": URL},
+        {"reward": {"kind": "http", "target": "http://127.0.0.1:1", "api_key": ["canary-key"]}},
+        {"reward": f"judge:{URL}"},
+        {"reward": f"http:ftp://user:{PASSWORD}/@127.0.0.1"},
+        {"reward": f"http:http://user:{PASSWORD}@["},
+        {"engine": "remote", "model": "m", "engine_options": {"servers": [URL]}},
+        {"engine": "remote", "model": "m", "engine_options": {"servers": URL}},
+        {"engine": "remote", "model": "m", "engine_options": {"servers": {"a": URL}}},
+        {"engine": "remote", "model": "m", "engine_options": {"api_key": ["canary-key"]}},
+    ],
+)
+def test_a_setting_that_is_refused_does_not_show_what_is_secret(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as refused:
+        create_app(load_settings(**{"engine": "fake"} | given))
+    assert not [secret for secret in SECRETS if secret in str(refused.value)], str(refused.value)
+
+
+@pytest.mark.parametrize("named", [f"u:{PASSWORD}@127.0.0.1:1/x", f"u@127.0.0.1:1/x?password={PASSWORD}"])
+async def test_a_database_that_is_away_does_not_show_the_password_for_it(named: str) -> None:
+    with pytest.raises(UserError, match="@127") as refused:
+        await Database(f"postgresql+psycopg://{named}").start()
+    assert PASSWORD not in str(refused.value)

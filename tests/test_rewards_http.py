@@ -65,6 +65,20 @@ async def test_the_token_may_come_from_the_environment(monkeypatch: pytest.Monke
                 pass
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [DOWN, PlainTextResponse("no", 404), PlainTextResponse("no JSON"), PlainTextResponse("x" * 10_000), None],
+    ids=["down", "refused", "no JSON", "too long", "away"],
+)
+async def test_a_token_in_the_query_of_its_url_is_in_no_message(answer: PlainTextResponse | None) -> None:
+    with serving(*[answer or DOWN] * 3) as server:
+        url = "http://127.0.0.1:1/score" if answer is None else server.url
+        async with started(f"{url}?token=s3cret", max_response_bytes=5000, attempts=2) as reward:
+            with pytest.raises(RewardError, match="/score") as failed:
+                await reward.score(PROMPT, ["a"])
+    assert "s3cret" not in str(failed.value)
+
+
 async def test_tries_again_after_5xx_and_429() -> None:
     busy = JSONResponse({}, 429, headers={"retry-after": "0"})
     with serving(DOWN, busy, lengths) as server:

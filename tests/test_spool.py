@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from groups import scored_group
 
 from bonbon.errors import StoreError
 from bonbon.pairs.records import Group
+from bonbon.pairs.segment import read_segment
 from bonbon.pairs.spool import SEGMENT_BYTES, Spool
 from bonbon.prompt import Prompt
 
@@ -91,6 +93,24 @@ def test_it_takes_no_more_than_it_may(tmp_path: Path) -> None:
     kept = len(taken(spool))
     assert 1 <= kept < 10
     spool.append([scored_group(0)])  # there is room again
+
+
+def test_groups_are_on_disk_when_the_segment_was_deleted_or_the_directory_moved(tmp_path: Path) -> None:
+    """A file that has lost its name still takes writes, and nobody finds them again."""
+    directory, groups = tmp_path / "spool", [scored_group(number) for number in range(5)]
+    spool = Spool(directory, PLENTY)
+    spool.append(groups[:1])
+    (segment,) = spool.paths()
+    segment.unlink()
+    spool.append(groups[1:2])
+    assert [line.group for path in spool.paths() for line in read_segment(path)] == groups[1:2]
+    directory.rename(tmp_path / "moved")
+    spool.append(groups[2:3])
+    spool.append(groups[3:4])
+    assert [line.group for path in spool.paths() for line in read_segment(path)] == groups[2:4]
+    shutil.rmtree(directory)
+    spool.append(groups[4:])
+    assert taken(spool) == groups[4:]
 
 
 def test_segments_stay_small(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,14 @@ from running_service import WatchedEngine, running, settings_in
 from scripted_server import lengths, serving
 from starlette.responses import Response
 
+from bonbon.database import open_database
 from bonbon.engines.base import Delta, DrawRequest, Started
-from bonbon.errors import RewardError
+from bonbon.errors import RewardError, UnknownVersion, UserError
+from bonbon.keys.store import revoke_key, rotate_key
+from bonbon.pairs.log import PairLog
+from bonbon.pairs.records import Feedback
 from bonbon.prompt import Prompt
+from bonbon.registry.registry import Registry
 from bonbon.rewards.fake import FakeReward
 from bonbon.storable import NAME_LENGTH, clean_document, clean_name, clean_text
 
@@ -124,6 +130,20 @@ async def test_strange_names_errors_answers_and_prompts_are_answered_and_logged(
     rows = server.rows("SELECT id, length(degraded) FROM groups ORDER BY id")
     assert [row[0] for row in rows] == asked
     assert all((length or 0) <= 2000 for _, length in rows)
+
+
+@pytest.mark.parametrize("strange", ["a\0b", "\ud800", "x" * 64], ids=["NUL", "half a pair", "long"])
+async def test_an_id_that_nobody_has_given_is_not_found(server: PostgresqlServer, tmp_path: Path, strange: str) -> None:
+    async with open_database(server.url) as database:
+        log = PairLog(database)
+        assert await log.group(strange) is None
+        with pytest.raises(UserError, match="there is no group"):
+            await log.append_feedback(Feedback(strange, datetime.now(UTC), score=1.0))
+        for act in (revoke_key(database, strange), rotate_key(database, strange, overlap=timedelta(0))):
+            with pytest.raises(UserError, match="there is no key"):
+                await act
+        with pytest.raises(UnknownVersion):
+            await Registry(database, tmp_path).get(strange)
 
 
 def test_names_that_are_too_long_stay_different() -> None:

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from bonbon.engines.base import Engine
 from bonbon.errors import UserError
 from bonbon.settings import Settings
+from bonbon.shown import shown_input
 
 __all__ = ["Engine", "build_engine"]
 
@@ -43,9 +44,7 @@ def _problem(item: Any) -> str:
     where = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
         return f"{where}: no option has that name"
-    if where.endswith("_key") or item["type"] == "value_error":
-        return f"{where}: {item['msg']}"
-    return f"{where} = {item['input']!r}: {item['msg']}"
+    return f"{where}{shown_input(item)}: {item['msg']}"
 
 
 def _embedded(settings: Settings, base: str) -> Engine:

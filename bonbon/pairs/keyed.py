@@ -59,7 +59,7 @@ class KeyedGroups:
                 for line in file:
                     if not line.endswith(b"\n"):
                         break
-                    if key := document(line).get("idempotency"):
+                    if isinstance(key := document(line).get("idempotency"), str):
                         self._places.setdefault(key, (path, start, len(line)))
                     start += len(line)
         except OSError:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from bonbon.database import Database
-from bonbon.errors import StoreUnavailable
+from bonbon.errors import StoreError, StoreUnavailable
 from bonbon.pairs.erasures import without_erased
 from bonbon.pairs.health import Health
 from bonbon.pairs.records import Group, Unclean
@@ -84,21 +85,25 @@ class Replayer:
                     file=segment.path.name, bytes=segment.torn,
                 )  # fmt: skip
             left = await self._set_aside_unreadable(segment, lines)
-            left = await self._offer(left, done)
+            left += await self._offer([line for line in lines if line.group is not None], done)
             if len(left) < len(lines) or not lines:
                 await uncancelled(asyncio.to_thread(self.spool.keep, segment, [line.data for line in left]))
         finally:
             segment.close()
 
     async def _set_aside_unreadable(self, segment: Segment, lines: list[Line]) -> list[Line]:
+        """Those of the lines without a group that stay in the segment, because they cannot be set aside."""
         bad = [line for line in lines if line.group is None]
-        if bad:
+        if not bad:
+            return []
+        told = {"file": segment.path.name, "lines": len(bad), "reason": bad[0].fault}
+        try:
             await uncancelled(asyncio.to_thread(self.spool.set_aside.add, [(line.data, line.fault) for line in bad]))
-            log.error(
-                "lines of the spool cannot be read; they are set aside", file=segment.path.name, lines=len(bad),
-                reason=bad[0].fault,
-            )  # fmt: skip
-        return [line for line in lines if line.group is not None]
+        except OSError as error:
+            log.error("lines of the spool can neither be read nor set aside; they stay", failure=str(error), **told)
+            return bad
+        log.error("lines of the spool cannot be read; they are set aside", **told)
+        return []
 
     async def _offer(self, lines: list[Line], done: _Pass) -> list[Line]:
         """Those of `lines` that stay in the spool."""
@@ -156,8 +161,7 @@ async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Ke
 
     Raises StoreError.
     """
-    async with database.read() as connection:
-        wanted = await without_erased(connection, found)
+    wanted = await _without_erased(database, found)
     kept = await store_groups(database, wanted)
     # Answered while the first attempt's group could not be looked up: kept, but not for training.
     second = [
@@ -167,3 +171,19 @@ async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Ke
     ]
     await store_groups(database, second)
     return {group.id: kept.get(group.id, Kept.LOGGED) for group in found}
+
+
+async def _without_erased(database: Database, found: Sequence[Group]) -> list[Group]:
+    """Raises StoreUnavailable when the database cannot say what was erased: this is no fault of the groups.
+
+    Raises StoreError when it is a group that cannot be compared.
+    """
+    try:
+        async with database.read() as connection:
+            return await without_erased(connection, found)
+    except StoreError as error:
+        if isinstance(error.__cause__, DBAPIError):
+            raise StoreUnavailable(str(error), why=error.why) from error
+        raise
+    except Exception as error:
+        raise StoreError(f"the groups cannot be stored: {type(error).__name__}", why=type(error).__name__) from error

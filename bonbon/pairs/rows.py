@@ -91,13 +91,21 @@ def group_document(group: Group) -> dict[str, Any]:
 
 
 def group_of_document(document: Mapping[str, Any]) -> Group:
-    """The inverse of `group_document`."""
+    """The inverse of `group_document`. Raises ValueError, KeyError and TypeError for what is none of its documents."""
     changed = {
-        "time": datetime.fromisoformat(document["time"]),
+        "time": time_of(document),
         "prompt_token_ids": tuple(document["prompt_token_ids"]),
     }
     listed = [entry | {"token_ids": tuple(entry["token_ids"])} for entry in document["candidates"]]
     return group_of({**document, **changed}, listed)
+
+
+def time_of(document: Mapping[str, Any]) -> datetime:
+    """When what is described happened. Raises ValueError, KeyError and TypeError where that is not said."""
+    time = datetime.fromisoformat(document["time"])
+    if time.tzinfo is None:
+        raise ValueError("the time has no zone")
+    return time
 
 
 def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) -> Group:

@@ -35,6 +35,15 @@ class Segment:
     def size(self) -> int:
         return os.fstat(self._file.fileno()).st_size
 
+    @property
+    def has_its_name(self) -> bool:
+        """Whether its path still leads to this file. A file that was deleted or moved takes writes all the same."""
+        try:
+            named = self.path.lstat()
+        except OSError:
+            return False
+        return os.path.samestat(named, os.fstat(self._file.fileno()))
+
     def lines(self) -> list[Line]:
         """What is in it, but for a last line that was never written to its end: `torn` is how many bytes that has."""
         self._file.seek(0)
@@ -144,9 +153,17 @@ def document(data: bytes) -> dict[str, Any]:
     """What a line says, although it may be no group; nothing when it is no JSON object."""
     try:
         found = json.loads(data.partition(b" ")[2])
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of what has this name; 0 when there is nothing any more."""
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
 
 
 def sync_directory(directory: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.segment import Line, create_segment, document, read_line
+from bonbon.pairs.rows import time_of
+from bonbon.pairs.segment import Line, NotASegment, create_segment, document, lock_segment, read_line, size_of
+from bonbon.storable import clean_text
 
 SUFFIX = ".lines"
 
@@ -45,22 +48,27 @@ class SetAside:
     def move(self, path: Path) -> None:
         """Keep what is no file of lines as it is. Raises OSError."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        path.rename(self.directory / path.name)
+        path.rename(self.directory / f"{time_ordered_id()}{path.suffix}")
         self.count += 1
 
     def adopt(self, file: Path) -> None:
-        """Take over the lines of a file, if there is one."""
-        taken = file.with_name(f"{time_ordered_id()}.taken")
+        """Take over the lines of a file, if there is one. Raises OSError."""
         try:
-            file.rename(taken)
-        except FileNotFoundError:
+            segment = lock_segment(file)
+        except NotASegment:
+            self.move(file)
             return
-        self.add([(line, "the database refused it") for line in taken.read_bytes().splitlines(keepends=True)])
-        taken.unlink()
+        if segment is None:
+            return  # there is none, or another process takes it over
+        try:
+            self.add([(line, "the database refused it") for line in file.read_bytes().splitlines(keepends=True)])
+            segment.keep([])
+        finally:
+            segment.close()
 
     def look(self) -> int:
         """How many entries there are, counted anew when there are other files than at the last look."""
-        seen = [(path.name, path.lstat().st_size) for path in self._paths()]
+        seen = [(path.name, size_of(path)) for path in self._paths()]
         if seen != self._seen:
             self._seen, self.count = seen, sum(1 for _ in self.entries())
         return self.count
@@ -76,13 +84,13 @@ class SetAside:
 
     def files(self) -> list[Path]:
         """Those that hold lines, oldest first."""
-        return [path for path in self._paths() if path.suffix == SUFFIX]
+        return [path for path in self._paths() if path.suffix == SUFFIX and path.is_file() and not path.is_symlink()]
 
     def read(self, path: Path) -> list[Entry]:
         """The entries of one file; none when somebody else has removed it. Raises OSError."""
         try:
             status = path.lstat()
-            if path.suffix != SUFFIX:
+            if path.suffix != SUFFIX or not stat.S_ISREG(status.st_mode):
                 return [Entry(datetime.fromtimestamp(status.st_mtime, UTC), "it is no regular file", None, path)]
             changed = datetime.fromtimestamp(status.st_mtime, UTC)
             return [_entry(record, path, changed) for record in path.read_bytes().splitlines()]
@@ -148,7 +156,7 @@ def _entry(record: bytes, path: Path, changed: datetime) -> Entry:
     try:
         said = json.loads(record)
         line = said["line"].encode("latin-1")
-        return Entry(datetime.fromisoformat(said["time"]), said["reason"], read_line(line), path)
+        return Entry(time_of(said), clean_text(said["reason"]), read_line(line), path)
     except (ValueError, KeyError, TypeError, AttributeError):
         return Entry(changed, "what says why is damaged itself", Line(record, fault="it is damaged"), path)
 
@@ -163,7 +171,7 @@ def _meets(entry: Entry, conditions: Conditions) -> bool:
     assert entry.line is not None, "only files of lines are asked about"
     said = document(entry.line.data)
     try:
-        time = datetime.fromisoformat(said["time"])
+        time = time_of(said)
     except (KeyError, TypeError, ValueError):
         time = entry.time
     return conditions.meet(time, said.get("end_user"), said.get("request_id"), said.get("tenant"))

@@ -1,21 +1,24 @@
 """Where groups wait, on disk, while the database does not take them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
 import structlog
 
-from bonbon.errors import StoreError
+from bonbon.errors import StoreError, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.keyed import KeyedGroups
 from bonbon.pairs.records import Group
-from bonbon.pairs.segment import NotASegment, Segment, create_segment, lock_segment, written
+from bonbon.pairs.segment import NotASegment, Segment, create_segment, lock_segment, size_of, written
 from bonbon.pairs.set_aside import set_aside_in
 
 log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 4 * 2**20
+ATTEMPTS = 3
+"""How often a write is begun anew whose file was deleted meanwhile."""
 
 
 class Spool:
@@ -27,9 +30,16 @@ class Spool:
     Args:
         directory: made when it is needed.
         most_bytes: above this, all segments together, nothing is taken.
+
+    Raises:
+        UserError: something that is no directory has its name.
     """
 
     def __init__(self, directory: Path, most_bytes: int) -> None:
+        if os.path.lexists(directory) and not directory.is_dir():
+            raise UserError(
+                f"the spool {directory} is no directory: move it away, or name another data_dir", param="data_dir"
+            )
         self.directory, self.most_bytes = directory, most_bytes
         self.set_aside = set_aside_in(directory)
         self._lock = Lock()
@@ -100,7 +110,7 @@ class Spool:
     def measure(self) -> None:
         """Find out anew how much waits and how much is set aside: other processes take and add, too."""
         with self._lock:
-            self.size = sum(map(_size, self.paths()))
+            self.size = sum(map(size_of, self.paths()))
             self._refused = self._refused and self.size > 0
         self.set_aside.look()
 
@@ -118,24 +128,23 @@ class Spool:
         self._skipped.add(path)
 
     def _write(self, data: bytes) -> None:
-        segment, self._active = self._active or self._new(), None
-        try:
-            segment.write(data)
-        except OSError:
-            segment.close()
-            raise
-        if segment.size < SEGMENT_BYTES:
-            self._active = segment
-        else:
-            segment.close()
+        for _ in range(ATTEMPTS):
+            segment, self._active = self._active or self._new(), None
+            try:
+                segment.write(data)
+            except OSError:
+                segment.close()
+                raise
+            found = segment.has_its_name
+            if found and segment.size < SEGMENT_BYTES:
+                self._active = segment
+            else:
+                segment.close()
+            if found:
+                return
+            log.error("a file of the spool was deleted or moved; a new file is begun", file=str(segment.path))
+        raise StoreError(f"the files of the spool {self.directory} are deleted while they are written")
 
     def _new(self) -> Segment:
         self.directory.mkdir(parents=True, exist_ok=True)
         return create_segment(self.directory / f"{time_ordered_id()}.groups")
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.lstat().st_size
-    except OSError:
-        return 0

@@ -146,32 +146,33 @@ class HttpClient:
         return answer
 
     async def _attempt(self, method: str, url: str, body: object) -> Any:
+        asked = _without_query(url)
         try:
             async with asyncio.timeout(self.options.timeout):
                 status, headers, content = await self._exchange(method, url, body)
         except TimeoutError as error:
-            raise Unavailable(f"{url} did not answer within {self.options.timeout:g} s") from error
+            raise Unavailable(f"{asked} did not answer within {self.options.timeout:g} s") from error
         except aiohttp.ClientError as error:
-            raise Unavailable(f"{url}: {type(error).__name__}: {error}", retry=True) from error
+            raise Unavailable(f"{asked}: {type(error).__name__}: {error}", retry=True) from error
         if status == 429 or status >= 500:
-            raise Unavailable(f"{url} answered {status}: {_shown(content)}", retry=self._pause(headers))
+            raise Unavailable(f"{asked} answered {status}: {_shown(content)}", retry=self._pause(headers))
         if status != 200:
-            raise Refused(f"{url} answered {status}: {_shown(content)}", content)
+            raise Refused(f"{asked} answered {status}: {_shown(content)}", content)
         try:
             return json.loads(content)
         except ValueError as error:
-            raise RewardError(f"{url} answered no JSON: {_shown(content)}") from error
+            raise RewardError(f"{asked} answered no JSON: {_shown(content)}") from error
 
     async def _exchange(self, method: str, url: str, body: object) -> tuple[int, Mapping[str, str], bytes]:
         if self._session is None:
-            raise RewardError(f"{url}: the reward is not started")
+            raise RewardError(f"{_without_query(url)}: the reward is not started")
         data = None if body is None else json.dumps(body).encode()
         response = await self._session.request(method, url, data=data, allow_redirects=False)
         most = self.options.max_response_bytes
         try:
             return response.status, response.headers, await read(response, most)
         except TooLong as error:
-            raise RewardError(f"{url} answered more than {most} bytes") from error
+            raise RewardError(f"{_without_query(url)} answered more than {most} bytes") from error
 
     def _pause(self, headers: Mapping[str, str]) -> bool | float:
         """What `retry-after` says in seconds; one that exceeds an attempt's own timeout is not waited for."""
@@ -203,6 +204,11 @@ def _refuse_link_local(host: str) -> None:
             f"the link-local address {address}, where clouds serve credentials; set allow_link_local = true if that is "
             "meant",
         )
+
+
+def _without_query(url: str) -> str:
+    """For messages, which anybody may read: what comes behind the question mark may be a token."""
+    return url.partition("?")[0]
 
 
 def _shown(content: bytes) -> str:

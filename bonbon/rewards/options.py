@@ -6,8 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bonbon.errors import UserError
-
-UNSHOWN = frozenset({"api_key"})
+from bonbon.shown import shown_input
 
 
 class Options(BaseModel):
@@ -33,4 +32,4 @@ def _problem(item: Any, options: type[Options]) -> str:
         return f"{where} is required"
     if not where:
         return str(what)
-    return f"{where}: {what}" if UNSHOWN.intersection(item["loc"]) else f"{where} = {item['input']!r}: {what}"
+    return f"{where}{shown_input(item)}: {what}"

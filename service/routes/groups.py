@@ -43,9 +43,13 @@ async def export_pairs(request: Request, version: Name = None) -> Response:
     Groups that the tenant's own reward ranked are among them.
     """
     database, tenant = get_parts(request).database, caller(request).tenant
+    found = pairs(database, version=version, tenants=[tenant], own_rewards=True)
+    first = await anext(found, None)  # what fails before it can still be a status
 
     async def lines() -> AsyncIterator[str]:
-        async with aclosing(pairs(database, version=version, tenants=[tenant], own_rewards=True)) as found:
+        async with aclosing(found):
+            if first is not None:
+                yield as_json_line(first)
             async for pair in found:
                 yield as_json_line(pair)
 

@@ -1,0 +1,98 @@
+"""Parsing HTTP for a server that speaks nothing else."""
+
+from typing import Any
+
+import httptools
+
+FRAMING = (b"content-length", b"transfer-encoding")
+"""Headers that say where a body ends."""
+
+
+class HttpParser:
+    """An `httptools.HttpRequestParser` that ignores the header Upgrade, as RFC 9110, section 7.8, lets a server do.
+
+    httptools takes whatever follows the head of such a request for bytes of the other protocol. Here it is what it is
+    for a server that does not change the protocol: the request's body, which a parser of its own reads, and the next
+    request.
+
+    Args:
+        protocol: has httptools' callbacks.
+    """
+
+    def __init__(self, protocol: Any) -> None:
+        self._protocol = protocol
+        self._framing: list[bytes] = []
+        self._head_is_told = False
+        self.on_body = protocol.on_body
+        self._parser = self._new()
+
+    def _new(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # As uvicorn has it: what comes behind a request that is to be the last one is not an error of that request.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def close(self) -> None:
+        """End it: parser and callbacks hold each other, and would stay until the next full garbage collection."""
+        self._parser = None
+
+    # what uvicorn calls
+
+    def feed_data(self, data: bytes) -> None:
+        """Parse what has come. Raises httptools.HttpParserError."""
+        while data:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                data = data[upgrade.args[0] :]
+                self._begin_body()
+            else:
+                return
+
+    def get_http_version(self) -> str:
+        version: str = self._parser.get_http_version()
+        return version
+
+    def get_method(self) -> bytes:
+        method: bytes = self._parser.get_method()
+        return method
+
+    def should_keep_alive(self) -> bool:
+        return bool(self._parser.should_keep_alive())
+
+    def should_upgrade(self) -> bool:
+        return False
+
+    # what httptools calls
+
+    def on_message_begin(self) -> None:
+        if not self._head_is_told:
+            self._framing = []
+            self._protocol.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._head_is_told:
+            self._protocol.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head_is_told:
+            return
+        if name.lower() in FRAMING:
+            self._framing.append(b"%b: %b\r\n" % (name, value))
+        self._protocol.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if not self._head_is_told:
+            self._protocol.on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not (self._parser.should_upgrade() and self._framing):  # else its body is still to come
+            self._protocol.on_message_complete()
+
+    def _begin_body(self) -> None:
+        """Have a new parser go on behind the head, of which it is told where the body ends."""
+        if self._framing:
+            self._parser = self._new()
+            self._head_is_told = True
+            self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(self._framing))
+            self._head_is_told = False
