@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, func, select
 
-from bonbon.database import Database
+from bonbon.database import Database, open_database
 from bonbon.engines.base import Sampling
-from bonbon.errors import StoreError, UserError
+from bonbon.errors import StoreError, StoreUnavailable, UserError
+from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Candidate, Comparison, Feedback, Group, Outcome, Unclean
 from bonbon.pairs.store import Kept
@@ -305,3 +306,16 @@ async def test_feedback_on_what_is_not_there_is_refused(log: PairLog, chosen: in
         await log.append_feedback(Feedback(group.id, datetime.now(UTC), chosen=chosen))
     with pytest.raises(UserError, match="no group 'gone'"):
         await log.append_feedback(Feedback("gone", datetime.now(UTC), score=1.0))
+
+
+async def test_what_is_deleted_does_not_answer_a_retry_while_the_database_is_away(tmp_path: Path) -> None:
+    hers, his = (scored_group(user=user, idempotency=key * 64) for user, key in (("ada", "a"), ("bob", "b")))
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
+        log = PairLog(database)
+        await log.start()
+        await log.append(hers)
+        await log.append(his)
+        await log.forget(Conditions(user="ada"))
+        log.health.failed(StoreUnavailable("the database is away"), spool=True)
+        assert [await log.repeated(group.idempotency or "") for group in (hers, his)] == [None, his]
+        await log.stop()

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
@@ -127,12 +127,14 @@ class Trainer:
         }
 
 
-async def chaos(directory: Path, kills: int, *, seed: int = 0, progress: bool = False) -> Chaos:
-    """Kill a trainer `kills` times in each stage, and compare every round with one that nobody disturbed."""
+async def chaos(
+    directory: Path, kills: int, *, stages: Sequence[str] = STAGES, seed: int = 0, progress: bool = False
+) -> Chaos:
+    """Kill a trainer `kills` times in each of the stages, and compare every round with one that nobody disturbed."""
     rng, result = random.Random(seed), Chaos()
     trainer, expected, durations = await _undisturbed(directory)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
-        for stage in STAGES:
+        for stage in stages:
             task = bars.add_task(stage, total=kills)
             if await asyncio.to_thread(trainer.run, stage):
                 raise RuntimeError(f"the round has no stage {stage}")
@@ -149,7 +151,7 @@ async def chaos(directory: Path, kills: int, *, seed: int = 0, progress: bool = 
                 await _end(trainer, f"killed in {stage}", expected, result)
             trainer.restore(stage)
             if progress:  # a run of hours that is cut off has said something
-                bars.console.print(f"{stage}: {kills} kills, {len(result.differences)} differences so far")
+                bars.console.print(f"{stage}: {kills} kills, {result.differences or 'no difference'} so far")
     return result
 
 
@@ -322,11 +324,14 @@ def _timed(function: Any, stage: str, begun: Callable[[], None], times: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--stage", action="append", choices=STAGES, help="Only in this stage; may be repeated.")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
-        result = asyncio.run(chaos(Path(directory), arguments.kills, seed=arguments.seed, progress=True))
+        stages = arguments.stage or STAGES
+        run = chaos(Path(directory), arguments.kills, stages=stages, seed=arguments.seed, progress=True)
+        result = asyncio.run(run)
     print(f"{sum(result.kills.values())} kills in {time.perf_counter() - start:.0f} s, of which", end=" ")
     print(", ".join(f"{kills} in {stage}" for stage, kills in result.kills.items()))
     print(f"{result.rounds} rounds went on to their end, {len(result.differences)} differences from an undisturbed one")

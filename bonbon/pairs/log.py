@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, insert, select
 from bonbon.database import Database
 from bonbon.errors import StoreError, StoreUnavailable, UserError
 from bonbon.ids import time_ordered_id
+from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.health import Health
 from bonbon.pairs.recent import SECONDS, RecentAnswers
 from bonbon.pairs.records import Comparison, Feedback, Group
@@ -120,6 +121,10 @@ class PairLog:
         self._pending += 1
         self._waiting.put_nowait((group, done))
         return await done
+
+    async def forget(self, conditions: Conditions) -> None:
+        """Answer no request again with a group that meets the conditions; what the database has is not touched."""
+        await asyncio.to_thread(self._recent.erase, conditions)
 
     async def append_comparison(self, comparison: Comparison) -> LiveWinRate:
         """Store an audit's comparison and count it; the live win rate with it.

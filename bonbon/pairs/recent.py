@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from threading import Lock
 
+from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.records import Group
 from bonbon.pairs.segment import read_line, written
 
@@ -42,6 +43,16 @@ class RecentAnswers:
                 self._forget(next(iter(self._kept)))
             found = self._kept.get(key)
         return None if found is None else read_line(zlib.decompress(found[1])).group
+
+    def erase(self, conditions: Conditions) -> None:
+        """Forget the groups that meet the conditions."""
+        with self._lock:
+            kept = list(self._kept.items())
+        for key, (_, line) in kept:
+            group = read_line(zlib.decompress(line)).group
+            if group is not None and conditions.meet(group.time, group.user, group.request_id, group.tenant):
+                with self._lock:
+                    self._forget(key)
 
     def _too_old(self) -> bool:
         return bool(self._kept) and next(iter(self._kept.values()))[0] < time.monotonic() - SECONDS

@@ -63,6 +63,7 @@ async def delete_groups(request: Request, user: Name = None, request_id: Name = 
         raise UserError("say what to delete: user, request_id, or both", param="user")
     parts, settings = get_parts(request), get_parts(request).settings
     conditions = Conditions(user=user, request_id=request_id, tenant=caller(request).tenant)
+    await parts.pair_log.forget(conditions)
     erased = await erase(parts.database, settings.runs_dir, conditions, spool_dir=settings.spool_dir)
     learnt = erased.lineage
     return Deleted(deleted=erased.groups, trained=list(learnt.trained), descended=list(learnt.descended))
