@@ -73,7 +73,7 @@ def test_what_is_recorded_is_what_is_there() -> None:
     ]
     assert said
     for message in said:
-        assert re.search(r"[;:,] (set|serve|save) |set `", message), message
+        assert re.search(r"[;:] (set|serve|save) |set `", message), message
 
 
 def test_the_page_of_models_shows_what_is_recorded() -> None:

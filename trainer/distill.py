@@ -66,7 +66,7 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
         sampling: of the candidates; its seed and a prompt's place give each prompt's own.
 
     Raises:
-        UserError: too few prompts, or `out` holds another task.
+        UserError: too few prompts, `out` holds another task, or the base cannot be trained as the settings say.
         Conflict: another process works in `out`.
         RewardError, EngineError: scoring or drawing failed; what was logged is kept.
     """
@@ -74,6 +74,7 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
     with locked(out):
         _claim(out, _task(workshop, prompts, sampling))
         if not (out / PLAN).exists():
+            await workshop.check_training()
             await draw_groups(workshop, prompts, sampling)
             round_ = await Round.create(workshop, out, start=workshop.base.name)
         else:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
+from bonbon.engines.context import rotary_limit
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from trainer.bars import Bars
@@ -67,7 +68,8 @@ class Learner:
         self.config, self.accelerator, self.loss = config, accelerator, loss
         self._base, self._base_weights = base, base_weights
         self.model, self.optimiser = accelerator.prepare(policy, self._optimiser(policy))
-        self.logprobs = Logprobs(self.model, accelerator, config.micro_batch_size, progress)
+        longest = rotary_limit(policy.config.get_text_config())
+        self.logprobs = Logprobs(self.model, accelerator, config.micro_batch_size, progress, longest=longest)
         self.gradient_norms: deque[float] = deque(maxlen=NORMS)
 
     @property
