@@ -71,10 +71,10 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
         RewardError, EngineError: scoring or drawing failed; what was logged is kept.
     """
     _refuse_too_few(prompts, workshop.settings)
+    await workshop.check_training()
     with locked(out):
         _claim(out, _task(workshop, prompts, sampling))
         if not (out / PLAN).exists():
-            await workshop.check_training()
             await draw_groups(workshop, prompts, sampling)
             round_ = await Round.create(workshop, out, start=workshop.base.name)
         else:

@@ -23,10 +23,10 @@ time, in 32 bits. A difference of more than {NEAR:g} fails the test.
   drawn by best-of-n and read back from the pair log.
 - **adapter**: a LoRA adapter in the engine against the same adapter merged into the weights; and base and adapter,
   drawn in one batch, against each alone.
-- **trained**: two optimiser steps with the default `train.lora_targets` on groups that the embedded engine has drawn. The
-  log-probabilities that the trainer computes of these groups are compared with those in the pair log; then the engine
-  loads the trained adapter, and what it reports of its draws is compared with the trainer's adapter, with the adapter
-  merged by the trainer, and with the adapter merged by peft.
+- **trained**: two optimiser steps with the default `train.lora_targets` on groups that the embedded engine has drawn.
+  The log-probabilities that the trainer computes of these groups are compared with those in the pair log; then the
+  engine loads the trained adapter, and what it reports of its draws is compared with the trainer's adapter, with the
+  adapter merged by the trainer, and with the adapter merged by peft.
 - **trained in full**: the same with `train.method = "full"`; the engine and the trainer are compared with the saved
   model as transformers loads it.
 
@@ -41,7 +41,7 @@ fixed prompts, alone and in one batch, short and as long as the context ([engine
 
 The kind is what the model's `config.json` calls `model_type`.
 
-| model | kind | chat template | embedded, base | embedded, adapter | trained | trained in full | vLLM, base | vLLM, adapter |
+| model | kind | template | embedded, base | embedded, adapter | trained | trained in full | vLLM, base | its adapter |
 |-|-|-|-|-|-|-|-|-|
 """
 
