@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from learners import learner_of
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 from written_groups import group_row, groups_of
 
 from bonbon.best_of_n import BestOfN
@@ -85,6 +88,52 @@ def gap_in_trainer(base: Path, version: VersionFiles, settings: TrainSettings, d
     learner = learner_of(base, settings, start=version)
     computed = learner.of_policy(groups, np.arange(len(groups)), "draws of the version")
     return _largest(computed, groups)
+
+
+def train_on_any_tokens(base: Path, work: Path, settings: TrainSettings) -> float:
+    """Training on random tokens, for models that the embedded engine does not draw from: by how much the trainer's
+    log-probabilities of them differ from those of transformers, before and after two optimiser steps."""
+    rng = np.random.default_rng(0)
+    groups = groups_of(
+        work / "random.parquet",
+        [
+            group_row(
+                range(N),
+                prompt_token_ids=rng.integers(20, 300, 5 * row + 2).tolist(),
+                candidates=[rng.integers(20, 300, length).tolist() for length in (3, LONGEST)],
+            )
+            for row in range(GROUPS)
+        ],
+    )
+    rows = np.arange(GROUPS)
+    learner = learner_of(base, settings, n=N)
+    learner.logprobs.try_sharing_prompts(groups)
+    reference = learner.of_base(groups, rows, "random tokens")
+    for step in range(2):
+        chosen = [groups.candidates_of(row) for row in range(GROUPS)]
+        learner.update(groups, chosen, reference, rate=settings.learning_rate or 0.0, seed=step)
+    learner.save(learner.weights(), work / f"{settings.method}-trained", base_name="base")
+    trained = learner.of_policy(groups, rows, "random tokens")
+    assert (trained - reference).abs().max() > 0.1, "training changes nothing"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    before = float((reference - _by_transformers(model, groups)).abs().max())
+    if settings.method == "lora":
+        model = PeftModel.from_pretrained(model, work / "lora-trained").merge_and_unload().eval()
+    else:
+        assert weights_in(work / "full-trained") == weights_in(base)
+        model = AutoModelForCausalLM.from_pretrained(work / "full-trained", dtype=torch.float32).eval()
+    return max(before, float((trained - _by_transformers(model, groups)).abs().max()))
+
+
+@torch.no_grad()
+def _by_transformers(model: Any, groups: Groups) -> torch.Tensor:
+    """The log-probability of every candidate, each sequence by itself, [candidates]."""
+    found = []
+    for candidate, row in enumerate(groups.owners):
+        prompt, tokens = groups.prompts[int(row)].tolist(), groups.completions[candidate].tolist()
+        logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+        found.append(logits.float().log_softmax(-1)[range(len(tokens)), tokens].sum())
+    return torch.stack(found)
 
 
 def _largest(computed: torch.Tensor, groups: Groups) -> float:

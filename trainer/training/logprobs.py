@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from bonbon.engines.config import keeps_state
 from bonbon.errors import UserError
 from trainer.bars import Bars
 from trainer.data.batches import Batch, by_length, make_batch
@@ -16,9 +17,9 @@ from trainer.data.groups import Groups, Rows
 
 log = structlog.get_logger(__name__)
 
-SHARING_TOLERANCE = 0.02
-"""Nats a token by which log-probabilities may differ when candidates share their prompt's sequence: what 16-bit
-arithmetic does. A model that cannot be asked so is off by far more."""
+SHARING_TOLERANCE = {"bf16": 0.02, "no": 0.001}
+"""Nats a token by which log-probabilities may differ when candidates share their prompt's sequence, by the precision of
+the arithmetic. A model that cannot be asked so is off by more."""
 LONGEST_SHARED = 8192
 """Tokens of a sequence that several candidates share; where a group needs more, attention would cost too much."""
 
@@ -79,13 +80,17 @@ class Logprobs:
         """Share prompts from now on, in texts of the lengths that are here, if that changes nothing for the longest.
 
         A model whose attention is bounded by distance, not only by what its mask allows, is found out by long texts
-        alone. Every process must call it.
+        alone. One that keeps a state of what it has read is not tried: in it, candidates would follow each other.
+        Every process must call it.
 
         Raises:
             UserError: a text is too long for the model's rotary position embedding.
         """
         sizes = [_Sizes.of(groups, groups.candidates_of(row)) for row in range(len(groups))]
         self._refuse_long(sizes)
+        if keeps_state(self.accelerator.unwrap_model(self.model).config):
+            log.info("the model reads a prompt again for each of its candidates", reason="it keeps a state")
+            return
         rows = [row for row, size in enumerate(sizes) if size.sequence <= LONGEST_SHARED]
         if not rows:
             return
@@ -99,7 +104,7 @@ class Logprobs:
             log.info("the model reads a prompt again for each of its candidates", reason=str(error))
             return
         gap = float((separate - shared).abs().sum() / groups.tokens[np.concatenate(chosen)].sum())
-        if gap < SHARING_TOLERANCE:
+        if gap < SHARING_TOLERANCE[self.accelerator.mixed_precision]:
             self._longest_text = max(sizes[row].text for row in rows)
         else:
             log.info("the model reads a prompt again for each of its candidates", gap_per_token=gap)
