@@ -42,9 +42,18 @@ fixed prompts, alone and in one batch, short and as long as the context ([engine
 
 The kind is what the model's `config.json` calls `model_type`.
 
-| model | kind | template | embedded, base | embedded, adapter | trained | trained in full | vLLM, base | its adapter |
-|-|-|-|-|-|-|-|-|-|
 """
+COLUMNS = (
+    "model",
+    "kind",
+    "chat template",
+    "embedded, base",
+    "embedded, adapter",
+    "trained",
+    "trained in full",
+    "vLLM, base",
+    "vLLM, adapter",
+)
 
 REWARD_HEAD = f"""
 ## Reward models
@@ -67,7 +76,8 @@ def page() -> str:
         *_refusals("vLLM", POLICIES, vllm),
         *_refusals("Reward models", REWARDS, rewards),
     ]
-    return HEAD + "".join(rows) + REWARD_HEAD + "".join(scored) + "\n## What refusals say\n" + "".join(refusals)
+    head = _row(*COLUMNS) + "|" + "-|" * len(COLUMNS) + "\n"
+    return HEAD + head + "".join(rows) + REWARD_HEAD + "".join(scored) + "\n## What refusals say\n" + "".join(refusals)
 
 
 def _policy_row(name: str, policy: Policy, embedded: Result | None, vllm: Result | None) -> str:
