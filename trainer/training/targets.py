@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
+from bonbon.engines.config import read_config
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
 
@@ -28,6 +29,7 @@ TOKENS = 16
 def check_targets(base: Path, settings: TrainSettings) -> None:
     """Raise UserError when `train.lora_targets` cannot be trained on the model in `base`. Reads no weights of it."""
     if settings.method == "lora" and settings.lora_targets != ALL_LINEAR:
+        read_config(base)  # says what is wrong with it
         model = _without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
         _named(model, settings, lambda name: True)
 
