@@ -223,7 +223,9 @@ class TrainSettings(Section):
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """The share of the adapter's inputs that is dropped in training."""
     lora_targets: str = "all-linear"
-    """The modules that get an adapter: `all-linear`, or a comma-separated list of module names."""
+    """The modules that get an adapter: a comma-separated list of module names, or `all-linear`, every linear layer that
+    reads text and on which engines can serve an adapter. Of a mixture of experts these are the layers of its attention
+    and, in some models, of the experts that every token goes to."""
     learning_rate: float | None = Field(None, gt=0)
     """The peak of the learning rate. By default a short probe chooses it by what it gains on validation groups."""
     epochs: float = Field(1.0, gt=0)

@@ -142,6 +142,12 @@ async def test_too_few_prompts_are_refused_before_anything_is_drawn(base: Path, 
     assert not (tmp_path / "few" / "distill.json").exists()
 
 
+async def test_modules_that_cannot_be_trained_are_refused_before_anything_is_drawn(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lora_targets = 'no_such_proj' cannot be trained on this model"):
+        await attempt(base, tmp_path, train={"lora_targets": "no_such_proj"})
+    assert not (tmp_path / "distill.json").exists()
+
+
 async def test_one_process_at_a_time(base: Path, tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(Conflict, match="another process distils"):
         await attempt(base, tmp_path)

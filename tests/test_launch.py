@@ -16,6 +16,8 @@ import torch
 from loop_world import answer, make_settings
 from sampled_groups import make_base, make_snapshot
 from test_train import as_arguments, assert_same, environment, settings, train, weights
+from zoo.policies import POLICIES
+from zoo.training import weights_in
 
 from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Fractions, Snapshot
@@ -88,6 +90,22 @@ def test_sharded_over_two_processes_is_one_run(
     assert (result.steps, result.groups) == (18, 77)
     np.testing.assert_allclose(losses(result.run_dir), losses(alone[method]), rtol=1e-4)
     assert_same(weights(result.run_dir), weights(alone[method]), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("method", "sharding"), [("lora", "none"), ("full", "full")])
+def test_a_model_that_reads_more_than_text_is_trained_in_two_processes(
+    tmp_path: Path, method: str, sharding: str
+) -> None:
+    """Its vision tower gets no gradient, which replicas would wait for; and it names layers that it has not."""
+    base = POLICIES["Gemma 3, multimodal"].save(tmp_path / "base")
+    snapshot = make_snapshot(tmp_path / "snapshot", base, groups=8, fractions=Fractions(test=0, validation=0))
+    config = RATES[method] | {"epochs": 1, "batch_size": 8, "min_pairs": 1}
+    result = launch(base, snapshot, tmp_path / "two", sharding=sharding, **config)
+    assert result.steps == 1
+    train(settings(base, micro_batch_size=4, **config), snapshot, tmp_path / "one", base)
+    assert_same(weights(tmp_path / "two"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)
+    if method == "full":
+        assert weights_in(result.output) == weights_in(base)
 
 
 SHARES = """

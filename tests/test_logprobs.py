@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learners import learner_of
 from sampled_groups import EOS, VOCABULARY, draw, make_base
 from transformers import (
     AutoModelForCausalLM,
@@ -21,7 +22,9 @@ from transformers import (
     MptForCausalLM,
 )
 from written_groups import group_row, groups_of
+from zoo.policies import POLICIES
 
+from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
 from trainer.bars import Bars
 from trainer.data.batches import make_batch
@@ -194,6 +197,29 @@ def test_longer_candidates_than_were_tried_do_not_share_their_prompt(tmp_path: P
 
 
 @torch.no_grad()
+def test_a_text_that_changes_the_rotary_embedding_of_others_is_refused(tmp_path: Path) -> None:
+    """LongRoPE turns the positions of all texts in a forward pass by the longest one."""
+    base = POLICIES["Phi-3, LongRoPE"].save(tmp_path / "base")
+    learner = learner_of(base, TrainSettings(lora_rank=2, micro_batch_size=2))
+
+    def groups_with(longest: int) -> Groups:
+        rows = [group_row([0.0, 1.0], candidates=[[7] * length, [8]]) for length in (5, longest - 2)]
+        return groups_of(tmp_path / f"{longest}.parquet", rows)
+
+    fitting, too_long = groups_with(64), groups_with(65)
+    learner.logprobs.try_sharing_prompts(fitting)
+    together = learner.of_policy(fitting, np.arange(2), "")
+    alone = torch.cat([learner.of_policy(fitting, np.array([row]), "")[2 * row : 2 * row + 2] for row in range(2)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
+    for refused in (
+        lambda: learner.logprobs.try_sharing_prompts(too_long),
+        lambda: learner.of_policy(too_long, np.arange(2), ""),
+    ):
+        with pytest.raises(UserError, match="1 of 2 groups have texts of more than 64 tokens") as error:
+            refused()
+        assert error.value.param == "engine_options.max_model_len"
+
+
 def test_every_row_is_looked_at_once_the_longest_first(model: Any, groups: Groups) -> None:
     logprobs = logprobs_of(model, size=3)
     passes = logprobs.batches(groups, chosen(groups))

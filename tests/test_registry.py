@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from bonbon.database import Database, open_database
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.errors import Conflict, StoreError, UnknownVersion, UserError
+from bonbon.registry.manifest import base_digest_of_every_file
 from bonbon.registry.records import Version, VersionState
 from bonbon.registry.registry import Registry
 from bonbon.tables import events, versions
@@ -126,6 +127,21 @@ async def test_a_base_is_registered_once_and_may_move(database: Database, base_m
     with pytest.raises(UserError, match="was changed since it was registered"):
         await registry.verify("tiny")
     assert await trail(registry) == [("registered", "tiny", "service")]
+
+
+async def test_a_base_that_an_earlier_release_registered_is_known_again(
+    database: Database, base_model: Path, tmp_path: Path
+) -> None:
+    """Its digest was over every file, those that are never loaded included."""
+    registry = Registry(database, tmp_path / "versions")
+    (base_model / "README.md").write_text("a model card")
+    first = await registry.register_base("tiny", base_model)
+    earlier = base_digest_of_every_file(base_model)
+    async with database.write() as connection:
+        await connection.execute(versions.update().values(digest=earlier))
+    assert earlier != first.digest
+    assert (await registry.register_base("tiny", base_model)).digest == first.digest
+    assert await registry.verify("tiny") == first
 
 
 async def test_files_that_come_later_are_added_to_the_base(registry: Registry, base_model: Path) -> None:

@@ -61,6 +61,34 @@ def test_the_same_files_elsewhere_have_the_same_digest(trained: Path, tmp_path: 
     assert make_manifest(tmp_path / "moved").digest != before
 
 
+def test_a_bases_digest_is_of_what_decides_its_draws(tmp_path: Path) -> None:
+    write_adapter(tmp_path, 1)
+    for name in ("config.json", "tokenizer.json", "merges.txt", "chat_template.jinja"):
+        (tmp_path / name).write_text("{}")
+    generation = tmp_path / "generation_config.json"
+    generation.write_text('{"eos_token_id": [1, 2], "temperature": 0.7}')
+    before = base_digest(tmp_path)
+    for name in ("README.md", "LICENSE.txt", "pytorch_model.bin"):
+        (tmp_path / name).write_text("which is never loaded")
+    generation.write_text('{"eos_token_id": [1, 2], "do_sample": true, "temperature": 0.7}')
+    assert base_digest(tmp_path) == before
+
+    digests = {before}
+    generation.write_text('{"eos_token_id": 1}')
+    digests.add(base_digest(tmp_path))
+    generation.unlink()
+    digests.add(base_digest(tmp_path))
+    for name in ("config.json", "tokenizer.json", "merges.txt", "chat_template.jinja"):
+        (tmp_path / name).write_text("[]")
+        digests.add(base_digest(tmp_path))
+    write_adapter(tmp_path, 2)
+    digests.add(base_digest(tmp_path))
+    assert len(digests) == 8
+    generation.write_text("[")
+    with pytest.raises(UserError, match=r"generation_config\.json is not a JSON object .*; correct it, or delete it"):
+        base_digest(tmp_path)
+
+
 @pytest.mark.parametrize("suffix", [*REFUSED, ".BIN", ".Pt"])
 def test_formats_that_can_carry_code_are_refused(trained: Path, suffix: str) -> None:
     (trained / "tokenizer" / f"more{suffix}").write_bytes(b"x")

@@ -26,7 +26,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Snapshot
 from bonbon.prompt import Prompt
-from bonbon.registry.manifest import make_manifest
+from bonbon.registry.manifest import base_digest, make_manifest
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings, TrainSettings, load_settings
 from bonbon.theory import tilt, win_fraction
@@ -338,6 +338,25 @@ def test_a_base_whose_files_were_edited_is_refused(base: Path, snapshot: Snapsho
         file.write("\n")
     with pytest.raises(UserError, match=r"was sampled on a base with digest .*: train on the model that answered"):
         train(settings(base), snapshot, tmp_path / "run", edited)
+
+
+def test_a_base_is_the_same_whatever_lies_beside_what_it_draws_with(
+    base: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """A base registered with what it draws with, then given a model card, pickled weights and other sampling."""
+    same = shutil.copytree(base, tmp_path / "same")
+    (same / "README.md").write_text("# A card")
+    (same / "pytorch_model.bin").write_bytes(b"never read")
+    generation = json.loads((base / "generation_config.json").read_text())
+    (same / "generation_config.json").write_text(json.dumps({**generation, "temperature": 0.7, "top_p": 0.9}))
+    registered = replace(version("tiny", VersionKind.BASE, base), digest=base_digest(base), directory=same)
+    config = settings(same, epochs=1, method="full")
+    result = train(config, snapshot, tmp_path / "run", same, start=registered)
+    saved = (result.output / "generation_config.json").read_bytes()
+    assert saved == (same / "generation_config.json").read_bytes()
+    assert not (result.output / "pytorch_model.bin").exists()
+    with pytest.raises(UserError, match="not those that were registered"):
+        train(config, snapshot, tmp_path / "other", same, start=replace(registered, digest="0" * 64))
 
 
 def test_a_versions_groups_are_checked_against_the_version(

@@ -7,7 +7,7 @@ import pytest
 from conftest import VLLM_OPTIONS
 from zoo import results
 from zoo.policies import POLICIES
-from zoo.stages import STAGES, WITH_ADAPTERS, run_stages
+from zoo.stages import SERVED, WITH_ADAPTERS, run_stages
 
 from bonbon.engines.base import Engine
 
@@ -36,10 +36,8 @@ async def test_policy_on_vllm(name: str, tmp_path: Path) -> None:
             policy.vllm_needs, reason="vLLM reads this architecture with it, and the CPU build has none"
         )
     base = policy.save(tmp_path / "base")
-    result = await run_stages(policy, engine_on(base), base, tmp_path)
+    result = await run_stages(policy, engine_on(base), base, tmp_path, {*SERVED, *WITH_ADAPTERS})
     if "enable_lora = false" in str(result.get(results.REFUSED)):
-        without = await run_stages(
-            policy, engine_on(base, enable_lora=False), base, tmp_path, set(STAGES) - set(WITH_ADAPTERS)
-        )
+        without = await run_stages(policy, engine_on(base, enable_lora=False), base, tmp_path, SERVED)
         result = without if results.REFUSED in without else {**without, WITH_ADAPTERS[0]: result[results.REFUSED]}
     results.check("vllm", name, result)

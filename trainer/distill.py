@@ -66,11 +66,12 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
         sampling: of the candidates; its seed and a prompt's place give each prompt's own.
 
     Raises:
-        UserError: too few prompts, or `out` holds another task.
+        UserError: too few prompts, `out` holds another task, or the base cannot be trained as the settings say.
         Conflict: another process works in `out`.
         RewardError, EngineError: scoring or drawing failed; what was logged is kept.
     """
     _refuse_too_few(prompts, workshop.settings)
+    await workshop.check_training()
     with locked(out):
         _claim(out, _task(workshop, prompts, sampling))
         if not (out / PLAN).exists():

@@ -51,6 +51,7 @@ class Loop:
         Raises:
             BonbonError: a round cannot be trained, or needs a setting changed; it will not pass by itself.
         """
+        await self.workshop.check_training()
         poll = self.workshop.settings.loop.poll
         pause = poll
         while not stop.is_set():

@@ -81,11 +81,13 @@ class Round:
         """Plan a round in a new directory. By default it starts from the champion.
 
         Raises:
-            UserError: the directory holds a round already, or start and snapshot are of different versions.
+            UserError: the directory holds a round already, start and snapshot are of different versions, or the base
+                cannot be trained as the settings say.
             UnknownVersion: there is no such version to start from.
         """
         if (directory / PLAN).exists():
             raise UserError(f"{directory} holds a run already; --resume goes on with it, or name another directory")
+        await workshop.check_training()
         if snapshot is not None:
             snapshot = snapshot.absolute()
             start = _start_of(read_snapshot(snapshot), start)

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 import structlog
+from pydantic import ValidationError
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError, VLLMError
@@ -202,15 +203,23 @@ class Core:
             # What fails in vLLM's processes is told here by this alone.
             elsewhere = "See root cause above" in str(error)
             reason = "its processes fail" if elsewhere else f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"vLLM cannot serve model {self.directory} ({reason}); {self._remedy()}") from error
+            raise UserError(f"vLLM cannot serve model {self.directory} ({reason}); {self._remedy(error)}") from error
         config, lora = llm.model_config, llm.vllm_config.lora_config
         self.context_length: int = config.max_model_len
         self.vocabulary: int = config.get_vocab_size()
         self.max_rank: int = lora.max_lora_rank if lora else 0
         self._llm = llm
 
-    def _remedy(self) -> str:
-        """What to do about a start that failed. Only vLLM's output has the cause, for it arose in another process."""
+    def _remedy(self, error: Exception) -> str:
+        """What to do about a start that failed with `error`.
+
+        Where the cause arose in another process, only vLLM's output has it.
+        """
+        if isinstance(error, ValidationError):  # of the model's configuration and the options: nothing was loaded
+            return (
+                "set engine = 'embedded' where this vLLM does not know the model's architecture, or correct what the "
+                "message names in engine_options"
+            )
         if self._arguments.get("enable_lora") and not takes_adapters(self.directory, self._arguments):
             return (
                 "this vLLM puts no adapters on models of this architecture: set engine_options.enable_lora = false, "
@@ -229,7 +238,7 @@ class Core:
             if not self._running.errored:
                 raise
             raise UserError(
-                f"vLLM loads model {self.directory}, and dies at its first draw; {self._remedy()}"
+                f"vLLM loads model {self.directory}, and dies at its first draw; {self._remedy(error)}"
             ) from error
 
     async def _settle(self) -> None:

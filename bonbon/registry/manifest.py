@@ -7,6 +7,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 from bonbon.errors import UserError
+from bonbon.modelfiles import PATTERNS
 
 MANIFEST = "manifest.json"
 # Formats that run code when they are loaded, or that carry code.
@@ -27,6 +28,8 @@ REFUSED = (
     ".pyc",
     ".so",
 )
+
+GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +72,24 @@ def make_manifest(directory: Path) -> Manifest:
 
 
 def base_digest(directory: Path) -> str:
-    """The digest that names a base model's files: of its manifest, files that are never loaded left out.
+    """The digest that names what a base model draws, and how its answers end.
+
+    It is that of a manifest of the files that decide this: weights, configuration, tokenizer and chat template. Of
+    generation_config.json it has the end tokens alone, for every request says how it is sampled; and it has nothing of
+    files that are never loaded, such as a model card.
 
     Raises:
-        UserError: it is no directory, or has no safetensors file.
+        UserError: it is no directory, or has no safetensors file, or its generation_config.json is no JSON object.
     """
+    files = version_files(directory, passing_over=True)
+    deciding = [path for path in files if path.name != GENERATION and any(map(path.match, PATTERNS))]
+    manifest = _manifest(directory, deciding)
+    ends = _end_tokens(directory / GENERATION)
+    return Manifest((*manifest.files, FileEntry(GENERATION, len(ends), sha256(ends).hexdigest()))).digest
+
+
+def base_digest_of_every_file(directory: Path) -> str:
+    """What earlier releases stored as a base's digest; a model card changes it, too. Raises as `base_digest` does."""
     return _manifest(directory, version_files(directory, passing_over=True)).digest
 
 
@@ -146,6 +162,17 @@ def _check(path: Path, entry: FileEntry) -> None:
 
 def _manifest(directory: Path, files: list[Path]) -> Manifest:
     return Manifest(tuple(FileEntry(p.relative_to(directory).as_posix(), p.stat().st_size, _sha256(p)) for p in files))
+
+
+def _end_tokens(generation: Path) -> bytes:
+    """The end tokens that a generation_config.json names, as JSON."""
+    if not generation.exists():
+        return b""
+    try:
+        ends = json.loads(generation.read_bytes()).get("eos_token_id")
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{generation} is not a JSON object ({error}); correct it, or delete it") from error
+    return b"" if ends is None else json.dumps(ends).encode()
 
 
 def _sha256(path: Path) -> str:

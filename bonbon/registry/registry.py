@@ -15,7 +15,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.errors import Conflict, UnknownVersion, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.registry.files import store
-from bonbon.registry.manifest import base_digest, verify
+from bonbon.registry.manifest import base_digest, base_digest_of_every_file, verify
 from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Event, Target, Version, VersionState
 from bonbon.tables import aliases, events, version_numbers, versions
 from bonbon.transaction import Transaction
@@ -48,6 +48,9 @@ class Registry:
             known = await self._find(connection, name)
         if known is not None and known.kind is VersionKind.BASE and _is_where(known, directory, digest):
             return known  # nothing to write: a database that is read-only for now will do
+        earlier = digest
+        if known is not None and known.digest and directory is not None and known.digest != digest:
+            earlier = await asyncio.to_thread(base_digest_of_every_file, directory)
         async with self._change() as connection:
             known = await self._find(connection, name)
             if known is None:
@@ -55,7 +58,9 @@ class Registry:
                 await connection.execute(insert(versions).values(_row(version)))
                 await _record(connection, "registered", name, "service", digest=digest)
                 return version
-            if known.kind is not VersionKind.BASE or (known.digest and digest and known.digest != digest):
+            if known.kind is not VersionKind.BASE or (
+                known.digest and digest and known.digest not in (digest, earlier)
+            ):
                 raise UserError(
                     f"the registry knows {name!r} with other files (digest {known.digest[:12]}, now {digest[:12]}); "
                     "name another data_dir or database_url for another base model",

@@ -1,11 +1,11 @@
 """Writes docs/models.md from what came of the zoo: `PYTHONPATH=tests python -m zoo.page > docs/models.md`."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from zoo.policies import POLICIES, Policy
 from zoo.results import REFUSED, Result, recorded
 from zoo.rewards import REWARDS
-from zoo.stages import NEAR, WITH_ADAPTERS
+from zoo.stages import NEAR, SERVED, TRAINED, WITH_ADAPTERS
 from zoo.tokenizers import CHATML, HEADERS, INST, TURNS
 
 TEMPLATES = {CHATML: "ChatML", HEADERS: "Llama 3's", INST: "Llama 2's", TURNS: "Gemma's", "": "none: text only"}
@@ -23,6 +23,13 @@ time, in 32 bits. A difference of more than {NEAR:g} fails the test.
   drawn by best-of-n and read back from the pair log.
 - **adapter**: a LoRA adapter in the engine against the same adapter merged into the weights; and base and adapter,
   drawn in one batch, against each alone.
+- **trained**: two optimiser steps with the default `train.lora_targets` on groups that the embedded engine has drawn.
+  The log-probabilities that the trainer computes of these groups are compared with those in the pair log; then the
+  engine loads the trained adapter, and what it reports of its draws is compared with the trainer's adapter, with the
+  adapter merged by the trainer, and with the adapter merged by peft.
+- **trained in full**: the same with `train.method = "full"`; the engine and the trainer are compared with the saved
+  model as transformers loads it. Of models that the embedded engine refuses, the trainer alone is compared with
+  transformers, on random tokens.
 
 vLLM's columns are of its build for the CPU, which lacks some kernels that GPUs have: mixtures of experts take no
 adapters there, and some of them and most models with a recurrent state do not run.
@@ -35,9 +42,18 @@ fixed prompts, alone and in one batch, short and as long as the context ([engine
 
 The kind is what the model's `config.json` calls `model_type`.
 
-| model | kind | chat template | embedded, base | embedded, adapter | vLLM, base | vLLM, adapter |
-|-|-|-|-|-|-|-|
 """
+COLUMNS = (
+    "model",
+    "kind",
+    "chat template",
+    "embedded, base",
+    "embedded, adapter",
+    "trained",
+    "trained in full",
+    "vLLM, base",
+    "vLLM, adapter",
+)
 
 REWARD_HEAD = f"""
 ## Reward models
@@ -60,23 +76,24 @@ def page() -> str:
         *_refusals("vLLM", POLICIES, vllm),
         *_refusals("Reward models", REWARDS, rewards),
     ]
-    return HEAD + "".join(rows) + REWARD_HEAD + "".join(scored) + "\n## What refusals say\n" + "".join(refusals)
+    head = _row(*COLUMNS) + "|" + "-|" * len(COLUMNS) + "\n"
+    return HEAD + head + "".join(rows) + REWARD_HEAD + "".join(scored) + "\n## What refusals say\n" + "".join(refusals)
 
 
 def _policy_row(name: str, policy: Policy, embedded: Result | None, vllm: Result | None) -> str:
+    drawn = (SERVED, WITH_ADAPTERS)
     columns = [
-        cell for result in (embedded, vllm) for cell in (_of(result, adapters=False), _of(result, adapters=True))
+        *(_of(embedded, stages) for stages in (*drawn, *((stage,) for stage in TRAINED))),
+        *(_of(vllm, stages) for stages in drawn),
     ]
     return _row(name, policy.kind, TEMPLATES[policy.tokenizer().chat_template or ""], *columns)
 
 
-def _of(result: Result | None, *, adapters: bool) -> str:
-    """The largest difference of the stages with adapters, or of those without."""
+def _of(result: Result | None, stages: Collection[str]) -> str:
+    """The largest difference of some stages."""
     if result is None:
         return "not run"
-    if REFUSED in result:
-        return "refused"
-    found = [value for stage, value in result.items() if (stage in WITH_ADAPTERS) == adapters]
+    found = [value for stage, value in result.items() if stage in stages]
     numbers = [value for value in found if not isinstance(value, str)]
     return _number(max(numbers)) if numbers else "refused"
 

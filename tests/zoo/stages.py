@@ -21,11 +21,13 @@ from bonbon.draws import Draws, collect
 from bonbon.engines.base import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.pairs.log import PairLog
+from bonbon.pairs.snapshot import Snapshot
 from bonbon.prompt import Prompt
 from bonbon.rewards.fake import FakeReward
 from bonbon.storable import clean_text
 from zoo.policies import Policy
 from zoo.results import Result, refusal
+from zoo.training import FULL, SETTINGS, gap_in_trainer, snapshot_of, train_on, weights_in
 
 NEAR = 2e-3
 """Nats by which log-probabilities of one model may differ, computed in 32 bits in two ways."""
@@ -41,6 +43,7 @@ class Visit:
     engine: Engine
     base: Path
     work: Path
+    _snapshot: Snapshot | None = None
 
     @cached_property
     def reference(self) -> Any:
@@ -57,6 +60,16 @@ class Visit:
         """The adapter merged into the base's weights by peft."""
         base = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
         return PeftModel.from_pretrained(base, self.adapter).merge_and_unload().eval()
+
+    async def snapshot(self) -> Snapshot:
+        """Groups of the base to train on."""
+        if self._snapshot is None:
+            self._snapshot = await snapshot_of(self.engine, self.base, self.work)
+        return self._snapshot
+
+    async def draws_of(self, version: str) -> list[Draws]:
+        """Draws for two prompts, in one batch."""
+        return await asyncio.gather(*(self.draw(version, length) for length in (1, 9)))
 
     async def draw(self, version: str, length: int, *, n: int = 2, max_tokens: int = 12) -> Draws:
         """Draw for a prompt of so many tokens."""
@@ -142,8 +155,46 @@ async def mix(visit: Visit) -> float:
     return worst
 
 
-STAGES: dict[str, Stage] = {"serve": serve, "log": log_best_of_n, "adapter": adapt, "mixed": mix}
+async def train_adapter(visit: Visit) -> float:
+    """An adapter that is trained: in the engine, in the trainer, and merged by both."""
+    version, gap_of_base = await asyncio.to_thread(
+        train_on, await visit.snapshot(), visit.base, visit.work / "trained", SETTINGS
+    )
+    await visit.engine.load(version)
+    drawn = await visit.draws_of(version.name)
+    await visit.engine.unload(version.name)
+    base = AutoModelForCausalLM.from_pretrained(visit.base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, version.directory).merge_and_unload().eval()
+    assert gaps(visit.reference, drawn) > 10 * NEAR, "training changes nothing"
+    in_trainer = [gap_in_trainer(visit.base, version, settings, drawn) for settings in (SETTINGS, FULL)]
+    return max(gap_of_base, gaps(merged, drawn), *in_trainer)
+
+
+async def train_full(visit: Visit) -> float:
+    """A whole model that is trained: in the engine, in the trainer, and as transformers loads it."""
+    version, gap_of_base = await asyncio.to_thread(
+        train_on, await visit.snapshot(), visit.base, visit.work / "trained-full", FULL
+    )
+    assert weights_in(version.directory) == weights_in(visit.base)
+    await visit.engine.load(version)
+    drawn = await visit.draws_of(version.name)
+    await visit.engine.unload(version.name)
+    trained = AutoModelForCausalLM.from_pretrained(version.directory, dtype=torch.float32).eval()
+    assert gaps(visit.reference, drawn) > 10 * NEAR, "training changes nothing"
+    return max(gap_of_base, gaps(trained, drawn), gap_in_trainer(visit.base, version, FULL, drawn))
+
+
+STAGES: dict[str, Stage] = {
+    "serve": serve,
+    "log": log_best_of_n,
+    "adapter": adapt,
+    "mixed": mix,
+    "trained": train_adapter,
+    "trained in full": train_full,
+}
+SERVED = ("serve", "log")
 WITH_ADAPTERS = ("adapter", "mixed")
+TRAINED = ("trained", "trained in full")
 
 
 async def run_stages(

@@ -5,6 +5,7 @@ import os
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from torch import nn
 
 from bonbon.settings import TrainSettings
 
@@ -23,6 +24,15 @@ def make_accelerator(config: TrainSettings) -> Accelerator:
         accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     return accelerator
+
+
+def name_layers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Say which classes the units of a sharded run have, before it is prepared: those that the model names for this
+    and has. Models that read more than text name some that they have not."""
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:
+        named: set[str] = set(getattr(model, "_no_split_modules", None) or ())
+        plugin.transformer_cls_names_to_wrap = sorted(named & {type(module).__name__ for module in model.modules()})
 
 
 def _fully_sharded() -> FullyShardedDataParallelPlugin:

@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 
+from bonbon.engines.context import rotary_limit
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from trainer.bars import Bars
 from trainer.data.groups import Groups, Rows
+from trainer.training.accelerator import name_layers
 from trainer.training.logprobs import Logprobs, candidate_logprobs
 from trainer.training.loss import GroupLogprobs, Loss, LossTerms
 from trainer.training.policy import save_policy, stored
@@ -66,8 +68,10 @@ class Learner:
     ) -> None:
         self.config, self.accelerator, self.loss = config, accelerator, loss
         self._base, self._base_weights = base, base_weights
+        name_layers(accelerator, policy)
         self.model, self.optimiser = accelerator.prepare(policy, self._optimiser(policy))
-        self.logprobs = Logprobs(self.model, accelerator, config.micro_batch_size, progress)
+        longest = rotary_limit(policy.config.get_text_config())
+        self.logprobs = Logprobs(self.model, accelerator, config.micro_batch_size, progress, longest=longest)
         self.gradient_norms: deque[float] = deque(maxlen=NORMS)
 
     @property

@@ -9,15 +9,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from bonbon.engines.config import keeps_state
+from bonbon.errors import UserError
 from trainer.bars import Bars
 from trainer.data.batches import Batch, by_length, make_batch
 from trainer.data.groups import Groups, Rows
 
 log = structlog.get_logger(__name__)
 
-SHARING_TOLERANCE = 0.02
-"""Nats a token by which log-probabilities may differ when candidates share their prompt's sequence: what 16-bit
-arithmetic does. A model that cannot be asked so is off by far more."""
+SHARING_TOLERANCE = {"bf16": 0.02, "no": 0.001}
+"""Nats a token by which log-probabilities may differ when candidates share their prompt's sequence, by the precision of
+the arithmetic. A model that cannot be asked so is off by more."""
 LONGEST_SHARED = 8192
 """Tokens of a sequence that several candidates share; where a group needs more, attention would cost too much."""
 
@@ -57,10 +59,15 @@ class Logprobs:
     Args:
         model: a causal language model, as the accelerator has prepared it.
         size: groups in a forward pass of each process.
+        longest: tokens that prompt and candidate may have together, where a longer text would change the
+            log-probabilities of those beside it; see `bonbon.engines.context.rotary_limit`.
     """
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator, size: int, progress: Bars) -> None:
+    def __init__(
+        self, model: nn.Module, accelerator: Accelerator, size: int, progress: Bars, *, longest: int | None = None
+    ) -> None:
         self.model, self.accelerator, self.size, self.progress = model, accelerator, size, progress
+        self.longest = longest
         self._longest_text = 0
 
     @property
@@ -73,9 +80,17 @@ class Logprobs:
         """Share prompts from now on, in texts of the lengths that are here, if that changes nothing for the longest.
 
         A model whose attention is bounded by distance, not only by what its mask allows, is found out by long texts
-        alone. Every process must call it.
+        alone. One that keeps a state of what it has read is not tried: in it, candidates would follow each other.
+        Every process must call it.
+
+        Raises:
+            UserError: a text is too long for the model's rotary position embedding.
         """
         sizes = [_Sizes.of(groups, groups.candidates_of(row)) for row in range(len(groups))]
+        self._refuse_long(sizes)
+        if keeps_state(self.accelerator.unwrap_model(self.model).config):
+            log.info("the model reads a prompt again for each of its candidates", reason="it keeps a state")
+            return
         rows = [row for row, size in enumerate(sizes) if size.sequence <= LONGEST_SHARED]
         if not rows:
             return
@@ -89,14 +104,19 @@ class Logprobs:
             log.info("the model reads a prompt again for each of its candidates", reason=str(error))
             return
         gap = float((separate - shared).abs().sum() / groups.tokens[np.concatenate(chosen)].sum())
-        if gap < SHARING_TOLERANCE:
+        if gap < SHARING_TOLERANCE[self.accelerator.mixed_precision]:
             self._longest_text = max(sizes[row].text for row in rows)
         else:
             log.info("the model reads a prompt again for each of its candidates", gap_per_token=gap)
 
     def batches(self, groups: Groups, chosen: Sequence[Rows]) -> list[Batch]:
-        """Forward passes that cover `chosen`, some candidates of each of several groups; the longest ones first."""
+        """Forward passes that cover `chosen`, some candidates of each of several groups; the longest ones first.
+
+        Raises:
+            UserError: a text is too long for the model's rotary position embedding.
+        """
         sizes = [_Sizes.of(groups, some) for some in chosen]
+        self._refuse_long(sizes)
         return [
             make_batch(
                 groups,
@@ -108,6 +128,17 @@ class Logprobs:
             )
             for places in by_length(np.array([size.sequence for size in sizes]), self.size)
         ]
+
+    def _refuse_long(self, sizes: Sequence[_Sizes]) -> None:
+        too_long = sum(size.text > self.longest for size in sizes) if self.longest else 0
+        if too_long:
+            raise UserError(
+                f"{too_long} of {len(sizes)} groups have texts of more than {self.longest} tokens, beyond which the "
+                "model has another rotary position embedding, so that their log-probabilities would depend on the "
+                f"texts beside them: serve the model with a context of {self.longest} tokens (engine_options."
+                "max_model_len, or --max-model-len of vLLM servers), and delete these groups (bonbon pairs purge)",
+                param="engine_options.max_model_len",
+            )
 
     def _of(self, groups: Groups, chosen: Sequence[Rows], *, share_prompts: bool) -> Tensor:
         batch = make_batch(groups, chosen, share_prompts=share_prompts)

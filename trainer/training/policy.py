@@ -2,20 +2,22 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
+from transformers.core_model_loading import revert_weight_conversion
 
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.engines.policy import load_model
 from bonbon.errors import UserError
 from bonbon.registry.manifest import MANIFEST
 from bonbon.settings import TrainSettings
+from trainer.training.targets import choose_targets, freeze_unread, lora_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -60,7 +62,8 @@ def load_policy(
         model = adapted.merge_and_unload()
     if settings.method == "lora":
         return _add_adapter(model, settings)
-    return model.requires_grad_(True)
+    freeze_unread(model.requires_grad_(True))
+    return model
 
 
 def save_policy(
@@ -83,13 +86,30 @@ def save_policy(
         (directory / "README.md").unlink(missing_ok=True)
         return
     directory.mkdir(parents=True)
-    # The base's own files: transformers would check them again, and refuse to save what it has loaded.
+    # The base's own files, unread: transformers refuses to save some configurations that it has loaded.
     for file in sorted(base.iterdir()):
         about_weights = file.name == MANIFEST or file.name.endswith(".index.json")
         if file.suffix in COPIED_SUFFIXES and not about_weights:
             shutil.copyfile(file, directory / file.name)
-    tied = model.all_tied_weights_keys
-    save_torch_state_dict({name: weight for name, weight in weights.items() if name not in tied}, directory)
+    whole = _with_frozen(model, base, weights)
+    untied = {name: weight for name, weight in whole.items() if name not in model.all_tied_weights_keys}
+    # By the names in the base's files: transformers loads some weights, such as those of experts, as one tensor.
+    original = revert_weight_conversion(model, untied)
+    save_torch_state_dict({name: _compact(weight) for name, weight in original.items()}, directory)
+
+
+def _compact(weight: Tensor) -> Tensor:
+    """The weight in memory of its own, as safetensors has it: it may be a part of a tensor."""
+    return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
+
+
+def _with_frozen(model: "PreTrainedModel", base: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` and those of the model that are not trained, such as a vision tower's, as the base has them."""
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        return weights
+    dtype = next(iter(weights.values())).dtype
+    frozen = load_model(base, torch.device("cpu"), dtype).state_dict()
+    return {**{name: weight for name, weight in frozen.items() if name not in weights}, **weights}
 
 
 def stored(model: "PreTrainedModel | PeftModel", base: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,23 +143,8 @@ def _load_adapter(model: "PreTrainedModel", start: VersionFiles) -> PeftModel:
 
 
 def _add_adapter(model: "PreTrainedModel", settings: TrainSettings) -> PeftModel:
-    targets: str | list[str] = settings.lora_targets
-    if targets != "all-linear":
-        targets = [target.strip() for target in settings.lora_targets.split(",")]
-    config: Any = LoraConfig(
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
+    targets = choose_targets(model, settings)
     torch.manual_seed(settings.seed)
-    try:
-        adapted = get_peft_model(model, config)
-    except ValueError as error:
-        raise UserError(
-            f"train.lora_targets = {settings.lora_targets!r} fits no module of the model: {error}",
-            param="train.lora_targets",
-        ) from error
+    adapted = get_peft_model(model, lora_config(settings, targets))
     assert isinstance(adapted, PeftModel)
     return adapted

@@ -11,7 +11,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import served_name
 from bonbon.pairs.snapshot import Snapshot, Split, read_snapshot
-from bonbon.registry.manifest import make_manifest
+from bonbon.registry.manifest import base_digest, base_digest_of_every_file, make_manifest
 from bonbon.settings import Settings, TrainSettings
 from trainer.bars import Bars
 from trainer.data.groups import Groups
@@ -130,12 +130,13 @@ def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -
     """Digests of the base and of the start, once it is sure that they and the snapshot belong together."""
     if read_snapshot(snapshot.path).hash != snapshot.hash:
         raise UserError(f"{snapshot.path} holds another snapshot than {snapshot.hash}; take a new one")
-    digest = make_manifest(base).digest
+    digest = base_digest(base)
     # A registry that did not know the base left it empty; then the logged log-probabilities alone can tell.
-    if snapshot.base_digest and snapshot.base_digest != digest:
+    known = ("", digest)
+    if snapshot.base_digest not in known and snapshot.base_digest != base_digest_of_every_file(base):
         raise UserError(
             f"the snapshot was sampled on a base with digest {snapshot.base_digest[:12]}, but {base} has "
-            f"{digest[:12]}: train on the model that answered, its files unchanged",
+            f"{digest[:12]}: train on the model that answered, its weights, configuration and tokenizer unchanged",
             param="model",
         )
     if start is None:
@@ -146,7 +147,8 @@ def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -
             "or name the other version",
             param="version",
         )
-    if make_manifest(start.directory).digest != start.digest:
+    digest_of = base_digest if start.kind is VersionKind.BASE else lambda directory: make_manifest(directory).digest
+    if digest_of(start.directory) != start.digest:
         raise UserError(
             f"the files of {start.name} in {start.directory} are not those that were registered; restore them"
         )
