@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api import CHAT, COMPLETIONS, Api, open_api
+from api import CHAT, COMPLETIONS, MESSAGES, Api, open_api
 
 from bonbon.engines.fake import FakeEngine
+from bonbon.prompt import Prompt
 from service.schemas.responses import ChatCompletion, Completion
 
 
@@ -95,7 +96,7 @@ async def test_max_tokens_by_either_name(api: Api, name: str) -> None:
 
 
 async def test_stop_strings_end_a_candidate_and_stay_out_of_its_text(api: Api) -> None:
-    for stop in ("please", ["please"], ["never said", "please"]):
+    for stop in ("please", ["please"], [*"1234567", "please"]):
         body = await api.chat(model="base", stop=stop, seed=4, max_tokens=200)
         assert "please" not in body["choices"][0]["message"]["content"]
         assert body["choices"][0]["finish_reason"] == "stop"
@@ -219,11 +220,80 @@ async def test_null_and_neutral_values_ask_for_nothing(api: Api) -> None:
         "audio": None, "temperature": None, "top_p": None, "n": None, "best_of": None, "stop": None, "seed": None,
         "stream": None, "stream_options": None, "user": None, "metadata": None, "store": None, "max_tokens": None,
         "max_completion_tokens": None, "logprobs": None, "top_logprobs": None, "reasoning_effort": None,
-        "prompt_cache_key": "anything", "web_search_options": None, "verbosity": None,
+        "prompt_cache_key": "anything", "web_search_options": None, "verbosity": None, "repetition_penalty": 1.0,
+        "top_k": -1, "min_p": 0, "min_tokens": 0, "ignore_eos": False, "parallel_tool_calls": False,
+        "prompt_cache_retention": "24h", "chat_template_kwargs": {}, "never_heard_of": None,
     }  # fmt: skip
     assert (await api.chat(**neutral))["bonbon"]["n"] == 8
     response = await api.post(COMPLETIONS, model="base", prompt="a", suffix=None, logit_bias=None, echo=None)
     assert response.status_code == 200
+
+
+async def test_whole_numbers_may_be_written_with_a_decimal_point(api: Api) -> None:
+    body = await api.chat(n=2.0, best_of=8.0, max_tokens=4.0, seed=1.0, logprobs=True, top_logprobs=2.0)
+    assert (body["bonbon"]["n"], len(body["choices"])) == (8, 2)
+    same = await api.chat(n=2, best_of=8, max_tokens=4, seed=1, logprobs=True, top_logprobs=2)
+    assert body["choices"] == same["choices"]
+    assert (await api.complete(logprobs=1.0, max_tokens=2.0))["choices"]
+
+
+async def test_stream_options_that_ask_for_nothing_are_accepted(api: Api) -> None:
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": False}
+    response = await api.post(CHAT, model="base", messages=MESSAGES, stream=True, stream_options=options)
+    assert response.status_code == 200
+
+
+async def test_messages_come_back_as_other_providers_returned_them(api: Api) -> None:
+    answered = {
+        "role": "assistant", "content": "Hi", "refusal": None, "audio": None, "function_call": None, "tool_calls": None,
+        "annotations": [{"type": "url_citation"}], "reasoning_content": None, "reasoning": "", "thinking_blocks": [],
+        "provider_specific_fields": {"refusal": None}, "cache_control": {"type": "ephemeral"}, "parsed": None,
+        "tool_call_id": None, "images": None,
+    }  # fmt: skip
+    part = {"type": "text", "text": "Where is it?", "cache_control": {"type": "ephemeral"}}
+    body = await api.chat(messages=[*MESSAGES, answered, {"role": "user", "content": [part]}])
+    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    assert group is not None
+    assert group.prompt.messages == (
+        *MESSAGES,
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Where is it?"},
+    )
+
+
+async def test_tool_calls_come_back_as_other_providers_returned_them(api: Api) -> None:
+    function = {"name": "find", "arguments": "{}", "parsed_arguments": {}, "thought_signature": "x"}
+    call = {"id": "1", "type": "function", "index": 0, "provider_specific_fields": {}, "function": function}
+    tools = [
+        {
+            "type": "function",
+            "cache_control": {"type": "ephemeral"},
+            "function": {"name": "find", "cache_control": {"type": "ephemeral"}},
+        }
+    ]
+    messages = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "name": "find", "content": "it is on its way"},
+    ]
+    # The body is sound; the engine of this service calls no tools.
+    error = await api.refusal(messages=messages, tools=tools, parallel_tool_calls=False)
+    assert "this engine calls no tools" in error["message"]
+
+
+async def test_a_name_reaches_the_model_and_not_the_reward(api: Api) -> None:
+    scored: list[Prompt] = []
+    api.reward.function = lambda prompt, text: scored.append(prompt) or len(text)  # type: ignore[func-returns-value]
+    roles = ["system", "developer", "user", "assistant", "user"]
+    names = ["rules", "rules", "ada", "bob", ""]
+    messages = [{"role": role, "content": "Hello", "name": name} for role, name in zip(roles, names, strict=True)]
+    body = await api.chat(messages=messages)
+    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    assert group is not None
+    assert group.prompt.messages is not None
+    assert [message.get("name") for message in group.prompt.messages] == ["rules", "rules", "ada", "bob", None]
+    assert scored
+    assert not any("name" in message for prompt in scored for message in prompt.messages or ())
 
 
 async def test_the_interface_documents_its_bodies(api: Api) -> None:
