@@ -185,7 +185,7 @@ async def test_alternatives_are_the_likeliest_tokens(engine: EmbeddedEngine, bas
         assert [[a.token_id for a in position] for position in draw.alternatives] == top.indices.tolist()
         flat = [a.logprob for position in draw.alternatives for a in position]
         assert flat == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
-        assert all(a.text.strip() == WORDS[a.token_id or 0] for position in draw.alternatives for a in position)
+        assert all(a.token.text.strip() == WORDS[a.token_id or 0] for position in draw.alternatives for a in position)
 
 
 async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(

@@ -59,7 +59,7 @@ async def test_text_goes_on_where_the_prompt_ends(tmp_path: Path) -> None:
         chat = await drawn(engine, Prompt.user("The cat"), 40, max_tokens=6)
     marked = [d for d in text.draws if (tokenizer.convert_ids_to_tokens(d.token_ids[0]) or "").startswith("▁")]
     assert marked
-    assert all(draw.text.startswith(" ") and draw.tokens[0].startswith(" ") for draw in marked)
+    assert all(draw.text.startswith(" ") and draw.tokens[0].text.startswith(" ") for draw in marked)
     for draws in (text, streamed):
         for draw in draws.draws:
             whole = tokenizer.decode([*draws.prompt.token_ids, *draw.token_ids], skip_special_tokens=True)

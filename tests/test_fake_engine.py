@@ -27,7 +27,7 @@ async def test_candidates_are_whole_and_seeded(engine: FakeEngine) -> None:
     for draw in draws.draws:
         assert draw.finish_reason in ("stop", "length")
         assert len(draw.token_ids) == len(draw.logprobs) == len(draw.tokens) == len(draw.alternatives)
-        assert "".join(draw.tokens) == draw.text
+        assert b"".join(token.utf8 or b"" for token in draw.tokens).decode() == draw.text
     assert len({draw.text for draw in draws.draws}) > 1
     assert await collect(engine, request) == draws
     other = await collect(engine, DrawRequest(PROMPT, "fake", 5, Sampling(max_tokens=30, seed=2)))

@@ -73,9 +73,9 @@ async def test_draws_what_the_protocol_says(pair: list[Double], prompt: Prompt, 
     assert draws.prompt.text == text
     for one in draws.draws:
         assert len(one.token_ids) == len(one.logprobs) == len(one.tokens) == len(one.alternatives)
-        assert "".join(one.tokens) == one.text
+        assert "".join(token.text for token in one.tokens) == one.text
         assert one.finish_reason == ("stop" if one.token_ids[-1] == END else "length")
-        assert [a.text for a in one.alternatives[0]] == ["please", "check"]
+        assert [a.token.text for a in one.alternatives[0]] == ["please", "check"]
     assert len({one.text for one in draws.draws}) > 1
     assert again.draws == draws.draws
 

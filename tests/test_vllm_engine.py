@@ -104,7 +104,7 @@ async def test_alternatives_are_the_likeliest_tokens(vllm_engine: "VllmEngine", 
         assert [[a.token_id for a in position] for position in drawn.alternatives] == top.indices.tolist()
         flat = [a.logprob for position in drawn.alternatives for a in position]
         assert flat == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
-        assert "".join(drawn.tokens).startswith(drawn.text)
+        assert "".join(token.text for token in drawn.tokens).startswith(drawn.text)
 
 
 async def test_greedy_takes_the_likeliest_for_every_candidate(

@@ -11,6 +11,7 @@ from bonbon.engines.base import (
     Engine,
     Sampling,
     Started,
+    Token,
     TokenAlternative,
     VersionFiles,
     VersionKind,
@@ -149,14 +150,14 @@ def _step(index: int, rng: random.Random, so_far: str, sampling: Sampling, posit
             text, finish = (so_far + word)[len(so_far) : at], "stop"
     logprob = -2.5649493574615367  # log 1/13
     alternatives = tuple(
-        TokenAlternative(token, WORDS[token], logprob) for token in range(min(sampling.top_logprobs, END))
+        TokenAlternative(token, Token.of(WORDS[token]), logprob) for token in range(min(sampling.top_logprobs, END))
     )
     return Delta(
         index,
         text,
         (choice,),
         (logprob,),
-        (word,),
+        (Token.of(word) if word else Token("<end>", None),),
         (alternatives,) if sampling.top_logprobs else (),
         finish,  # type: ignore[arg-type]
     )
