@@ -28,7 +28,9 @@ from service.admission import Admission
 from service.audit import Audits
 from service.body_limit import BodyLimit
 from service.connections import Connections
+from service.cors import Cors
 from service.floor import Floor
+from service.forgiving_paths import ForgivingPaths
 from service.key_first import KeyFirst
 from service.keyring import Keyring
 from service.limits import RateLimits
@@ -97,7 +99,10 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     errors.install(app)
     app.add_middleware(MeasureRequests, metrics=parts.metrics)
     app.add_middleware(TraceRequests)
+    if settings.service.cors_origins:
+        app.add_middleware(Cors, origins=settings.service.cors_origins)
     app.add_middleware(RequestId)
+    app.add_middleware(ForgivingPaths)
     return app
 
 

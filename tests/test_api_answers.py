@@ -52,7 +52,8 @@ async def test_usage_counts_the_returned_choices_and_the_extension_all_that_was_
     body = await api.chat(n=2, bonbon={"candidates": True})
     candidates, chosen = body["bonbon"]["candidates"], body["bonbon"]["chosen"]
     returned = sum(candidates[index]["tokens"] for index in chosen)
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": returned, "total_tokens": 4 + returned}
+    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": returned, "total_tokens": 4 + returned,
+                             "prompt_tokens_details": {"cached_tokens": 0}}  # fmt: skip
     assert body["bonbon"]["tokens_drawn"] == sum(candidate["tokens"] for candidate in candidates) > returned
 
 
@@ -196,10 +197,6 @@ async def test_max_tokens_shrinks_to_the_room_that_is_left_when_nobody_asked_for
         assert group is not None
         assert group.sampling.max_tokens == 3
         assert api.engine.running == 0
-        error = await api.refusal(COMPLETIONS, prompt="word " * 17, max_tokens=4)
-        assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
-        error = await api.refusal(COMPLETIONS, prompt="word " * 20)
-        assert error["code"] == "context_length_exceeded"
 
 
 async def test_a_failing_reward_degrades_the_answer_to_the_first_candidate(api: Api) -> None:

@@ -181,7 +181,7 @@ async def test_longrope_keeps_to_the_length_within_which_it_is_one_function(tmp_
         async with started(base) as engine:
             assert engine.context_length == CONTEXT // 2
             short, long = await asyncio.gather(drawn(engine, 4), drawn(engine, CONTEXT // 2 - 12))
-            with pytest.raises(PromptTooLong, match="the context of 64 tokens"):
+            with pytest.raises(PromptTooLong, match="context length is 64 tokens"):
                 await drawn(engine, CONTEXT // 2)
     assert any("context is shortened" in line["event"] and line["context"] == CONTEXT // 2 for line in logs)
     for draws in (short, long):

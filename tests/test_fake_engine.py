@@ -58,7 +58,7 @@ async def test_versions_are_loaded_and_unloaded(engine: FakeEngine) -> None:
 
 
 async def test_too_long_is_refused_before_anything_is_drawn(engine: FakeEngine) -> None:
-    with pytest.raises(PromptTooLong, match="4 prompt tokens and max_tokens 61"):
+    with pytest.raises(PromptTooLong, match="4 in the messages, 61 in the completion"):
         await collect(engine, DrawRequest(PROMPT, "fake", 1, Sampling(max_tokens=61)))
     assert engine.running == 0
 

@@ -17,7 +17,8 @@ from bonbon.engines.base import (
     VersionKind,
     refuse_tools,
 )
-from bonbon.errors import EngineError, PromptTooLong, UnknownVersion
+from bonbon.engines.fit import check_length
+from bonbon.errors import EngineError, UnknownVersion
 from bonbon.prompt import Prompt
 
 WORDS = ("please", "check", "your", "order", "today", "we", "will", "help", "refund", "thanks", "sorry", "now")
@@ -71,12 +72,7 @@ class FakeEngine(Engine):
         response_format.refuse(sampling, "fake")
         if request.version not in self._versions:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
-        if len(started.token_ids) + sampling.max_tokens > self._context_length:
-            raise PromptTooLong(
-                f"{len(started.token_ids)} prompt tokens and max_tokens {sampling.max_tokens} exceed the context of "
-                f"{self._context_length} tokens; shorten the prompt or lower max_tokens",
-                param="max_tokens",
-            )
+        check_length(len(started.token_ids), request, self._context_length)
         self._raise_failure()
         self.running += request.n
         try:

@@ -134,6 +134,7 @@ class ChatBody(AnswerBody):
         return self._ask(
             (self.prompt,),
             max_tokens=self.max_completion_tokens or self.max_tokens,
+            length_field="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens",
             default_max_tokens=default_max_tokens,
             top_logprobs=self.top_logprobs or 0,
             response_format=self.response_format.canonical if self.response_format else None,
