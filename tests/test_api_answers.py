@@ -1,5 +1,7 @@
 """Whole answers of both endpoints: which choices, which fields, which values."""
 
+import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, open_api
 
 from bonbon.engines.fake import FakeEngine
+from bonbon.keys.records import Scope
+from bonbon.keys.store import create_key
 from bonbon.prompt import Prompt
 from service.schemas.responses import ChatCompletion, Completion
 
@@ -204,10 +208,48 @@ async def test_a_failing_reward_degrades_the_answer_to_the_first_candidate(api: 
     body = await api.chat(bonbon={"candidates": True})
     extension = body["bonbon"]
     assert extension["degraded"]
-    assert extension["degraded_reason"] == "the reward is down"
+    assert extension["degraded_reason"] == "the reward could not score the candidates, so the first one is the answer"
     assert extension["chosen"] == [0]
     assert extension["rewards"] == [None]
     assert body["choices"][0]["message"]["content"] == extension["candidates"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("how", "meaning"), [("failed", "could not score"), ("late", "in time"), ("invalid", "no usable scores")]
+)
+async def test_a_client_learns_nothing_of_where_the_reward_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, meaning: str
+) -> None:
+    address = "http://10.0.0.7:9000/score"
+    async with open_api(tmp_path, reward_deadline=0.05, keys_poll=0.01) as api:
+        _, key = await create_key(api.parts.database, "reader", scopes=[Scope.COMPLETE, Scope.EXPORT])
+        api.client.headers["authorization"] = f"Bearer {key}"
+        api.reward.name = address
+        if how == "failed":
+            api.reward.failure = f"{address} answered 500: Traceback"
+        elif how == "late":
+            api.reward.delay = 60
+        else:
+            api.reward.function = lambda prompt, text: math.nan
+        headers = {"idempotency-key": "one"}
+        asked: dict[str, Any] = {"model": "bonbon", "messages": MESSAGES}
+        first, again = [(await api.client.post(CHAT, json=asked, headers=headers)).json() for _ in range(2)]
+        streamed = (await api.post(CHAT, **asked, stream=True)).text
+        several = await api.complete(prompt=["one", "two"])
+        while (read := await api.client.get(f"/v1/groups/{first['bonbon']['group_id']}")).status_code == 401:
+            await asyncio.sleep(0.01)  # the key is not known yet
+        group = await api.parts.pair_log.group(first["bonbon"]["group_id"])
+    assert read.json()["degraded"].endswith("so the first one is the answer")
+    # The name of a reward is the operator's choice, and shown; its errors are not.
+    assert "Traceback" not in read.text
+    told = [first["bonbon"], *several["bonbon"]["groups"], several["bonbon"]]
+    assert all(meaning in one["degraded_reason"] for one in told)
+    assert again["bonbon"]["degraded_reason"].endswith("so the first one is the answer")
+    assert meaning in streamed
+    assert address not in json.dumps([first, again, several]) + streamed
+    assert group is not None
+    assert address in (group.degraded or "")
+    assert address in capsys.readouterr().out
 
 
 async def test_null_and_neutral_values_ask_for_nothing(api: Api) -> None:

@@ -141,5 +141,5 @@ class Rendering(ABC):
         }
 
     def _extension(self) -> dict[str, Any]:
-        groups = [self.answers[prompt].group for prompt in sorted(self.answers)]
-        return extension(groups, stored=self.ask.store, candidates=self.candidates)
+        answers = [self.answers[prompt] for prompt in sorted(self.answers)]
+        return extension(answers, stored=self.ask.store, candidates=self.candidates)

@@ -52,6 +52,7 @@ class GroupReply(Reply):
     degraded: bool
     """The reward gave no ranking: the choices are the first candidates."""
     degraded_reason: str | None
+    """What that means; the service's log says what failed."""
     candidates: list[CandidateReply] | None = None
     """All of them, when asked for."""
 
