@@ -53,6 +53,7 @@ from service.routes import (
     models,
     playground,
     progress,
+    version,
     win_rate,
 )
 from service.savings import SavingsCounter
@@ -90,7 +91,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     for router in (chat.router, completions.router, models.router):
         app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
     app.include_router(feedback.router, dependencies=[Depends(allow(Scope.FEEDBACK))])
-    for part in (groups, admin, win_rate, charts, progress, playground, console, health, metrics):
+    for part in (groups, admin, win_rate, charts, progress, playground, console, health, metrics, version):
         app.include_router(part.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
