@@ -3,7 +3,7 @@
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, FinishReason, Started, TokenAlternative
+from bonbon.engines.base import Delta, DrawRequest, Engine, FinishReason, Started, Token, TokenAlternative
 from bonbon.errors import EngineError
 from bonbon.tools import ToolCall, ToolCallDelta, written
 
@@ -16,7 +16,7 @@ class Draw:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
+    tokens: list[Token] = field(default_factory=list)
     alternatives: list[tuple[TokenAlternative, ...]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)

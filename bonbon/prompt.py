@@ -9,7 +9,7 @@ from bonbon.tools import ToolCall, written
 
 
 class Message(TypedDict):
-    """One turn of a chat: `role` is system, user, assistant or tool.
+    """One turn of a chat: `role` is system, user, assistant or tool, and `name` says who speaks, if anything does.
 
     An assistant's `tool_calls` are in OpenAI's form; `content` is then empty if there was none. A tool's turn says by
     `tool_call_id` which call it answers.
@@ -17,6 +17,7 @@ class Message(TypedDict):
 
     role: str
     content: str
+    name: NotRequired[str]
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
 
@@ -88,8 +89,8 @@ class Prompt:
 
     @property
     def plain(self) -> "Prompt":
-        """The same for readers who know roles and text alone: calls are written out, and no tools are offered."""
-        if not self.has_tools:
+        """The same for readers who know roles and text alone: calls are written out, tools and names left out."""
+        if not self.has_tools and not any("name" in message for message in self.messages or ()):
             return self
         return Prompt(messages=tuple(map(_plain, self.messages or ())))
 

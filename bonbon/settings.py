@@ -172,6 +172,9 @@ class ServiceSettings(Section):
     """otlp: send a trace of each request to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs bonbon[otel]."""
     auth: Literal["auto", "on", "off"] = "auto"
     """Whether requests need a key. auto: unless the service listens to this machine only and no key was ever made."""
+    cors_origins: list[str] = Field(default_factory=list)
+    """Origins such as `https://app.example.com` whose web pages may use `/v1` from a browser; `*` stands for all. By
+    default none may."""
     keys_poll: float = Field(1.0, gt=0)
     """Seconds after which a key that was made or revoked is known."""
     api_key: SecretStr | None = None

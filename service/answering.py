@@ -56,8 +56,10 @@ async def _answer(
         events = parts.engine.draw(request)
         try:
             started = await _first(events)
-        except PromptTooLong:
+        except PromptTooLong as error:
             if not ask.fit:
+                if error.param == "max_tokens":
+                    error.param = ask.length_field
                 raise
             request = await _fitted(parts.engine, request)
             events = parts.engine.draw(request)

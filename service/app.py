@@ -28,7 +28,9 @@ from service.admission import Admission
 from service.audit import Audits
 from service.body_limit import BodyLimit
 from service.connections import Connections
+from service.cors import Cors
 from service.floor import Floor
+from service.forgiving_paths import ForgivingPaths
 from service.key_first import KeyFirst
 from service.keyring import Keyring
 from service.limits import RateLimits
@@ -51,6 +53,7 @@ from service.routes import (
     models,
     playground,
     progress,
+    version,
     win_rate,
 )
 from service.savings import SavingsCounter
@@ -88,7 +91,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     for router in (chat.router, completions.router, models.router):
         app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
     app.include_router(feedback.router, dependencies=[Depends(allow(Scope.FEEDBACK))])
-    for part in (groups, admin, win_rate, charts, progress, playground, console, health, metrics):
+    for part in (groups, admin, win_rate, charts, progress, playground, console, health, metrics, version):
         app.include_router(part.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
@@ -97,7 +100,10 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     errors.install(app)
     app.add_middleware(MeasureRequests, metrics=parts.metrics)
     app.add_middleware(TraceRequests)
+    if settings.service.cors_origins:
+        app.add_middleware(Cors, origins=settings.service.cors_origins)
     app.add_middleware(RequestId)
+    app.add_middleware(ForgivingPaths)
     return app
 
 

@@ -15,6 +15,7 @@ class Ask:
     """`n` choices for each prompt, the best of `best_of` draws (None: as many as the model name means).
 
     `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.
+    `length_field` is the field by which it would name one.
     `idempotency` is the client's name for this request, the same in each attempt, and `fingerprint` a digest of all
     that the request asks for; `retry` says that this is not the first attempt.
     """
@@ -25,6 +26,7 @@ class Ask:
     n: int = 1
     best_of: int | None = None
     fit: bool = False
+    length_field: str = "max_tokens"
     store: bool = True
     tenant: str = ""
     user: str = ""

@@ -11,8 +11,9 @@ from service.errors import problem_of
 class BodyLimit:
     """ASGI middleware: reads a request's body before anything looks at it; one above `most` bytes is a 413.
 
-    A declared length is refused before anything is read. A chunked body is counted as it comes. FastAPI would read the
-    body, too, but it keeps what it has read of a client that disconnects until the next full garbage collection.
+    A declared length is refused before anything is read, and so is a compressed body, with a 415. A chunked body is
+    counted as it comes. FastAPI would read the body, too, but it keeps what it has read of a client that disconnects
+    until the next full garbage collection.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
@@ -22,7 +23,18 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            encoded = HTTPException(
+                415,
+                f"the request body is encoded as {encoding[:64]!r}, which is not supported: send it without a "
+                "content-encoding",
+                {"accept-encoding": "identity"},
+            )
+            await problem_of(encoded).response()(scope, receive, send)
+            return
+        declared = headers.get("content-length", "")
         body = None
         if not declared.isdecimal() or int(declared[:18]) <= self.most:
             body = await self._read(receive)

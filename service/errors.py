@@ -1,13 +1,14 @@
 """Every failure, in OpenAI's error envelope."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 
 import structlog
 from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -40,6 +41,7 @@ CODES = {
     404: "not_found",
     405: "method_not_allowed",
     413: "request_too_large",
+    415: "unsupported_content_encoding",
     503: "unavailable",
 }
 
@@ -75,6 +77,10 @@ def problem_of(error: Exception) -> Problem:
     match error:
         case RequestValidationError():
             return _validation_problem(error.errors(), error.body)
+        case StarletteHTTPException(status_code=400, __cause__=UnicodeDecodeError()):
+            return Problem(400, "the body is not valid UTF-8: send JSON in UTF-8", code="invalid_json")
+        case StarletteHTTPException(status_code=400, __cause__=RecursionError()):
+            return Problem(400, "the body's JSON is nested too deeply", code="invalid_json")
         case StarletteHTTPException():
             status = error.status_code
             message = str(error.detail or HTTPStatus(status).phrase)
@@ -152,8 +158,20 @@ class UnexpectedErrors:
 
 async def _respond(request: Request, error: Exception) -> JSONResponse:
     problem = problem_of(error)
+    if problem.status == 404 and "route" not in request.scope:
+        problem = replace(problem, message=_no_route(request))
     report(error, problem)
     return problem.response()
+
+
+def _no_route(request: Request) -> str:
+    """Names the routes of the API: most often the base URL has a part too few or too many."""
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute) and route.path.startswith("/v1/")]
+    known = [f"{method} {route.path_format}" for route in routes for method in sorted(route.methods)]
+    return (
+        f"there is no route {request.method} {request.url.path[:100]}; there are: {', '.join(known)}. "
+        "/openapi.json describes them and all others"
+    )
 
 
 def _validation_problem(errors: Sequence[Mapping[str, Any]], body: Any) -> Problem:
@@ -162,7 +180,8 @@ def _validation_problem(errors: Sequence[Mapping[str, Any]], body: Any) -> Probl
         return Problem(400, f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
     if first["loc"] == ("body",) and isinstance(body, bytes | None):
         return Problem(400, "the body must be a JSON object, sent with content-type: application/json")
-    param = _path(first["loc"][1:], body) or None
+    place, *location = first["loc"]
+    param = (_path(location, body) if place == "body" else str(location[0])) or None
     code = VALIDATION_CODES.get(first["type"], "invalid_value")
     message = "unknown field" if code == "unknown_parameter" else first["msg"]
     return Problem(400, f"{param}: {message}" if param else message, param, code)

@@ -1,14 +1,19 @@
 """Whole answers of both endpoints: which choices, which fields, which values."""
 
+import asyncio
+import json
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from api import CHAT, COMPLETIONS, Api, open_api
+from api import CHAT, COMPLETIONS, MESSAGES, Api, open_api
 
 from bonbon.engines.fake import FakeEngine
+from bonbon.keys.records import Scope
+from bonbon.keys.store import create_key
+from bonbon.prompt import Prompt
 from service.schemas.responses import ChatCompletion, Completion
 
 
@@ -51,7 +56,8 @@ async def test_usage_counts_the_returned_choices_and_the_extension_all_that_was_
     body = await api.chat(n=2, bonbon={"candidates": True})
     candidates, chosen = body["bonbon"]["candidates"], body["bonbon"]["chosen"]
     returned = sum(candidates[index]["tokens"] for index in chosen)
-    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": returned, "total_tokens": 4 + returned}
+    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": returned, "total_tokens": 4 + returned,
+                             "prompt_tokens_details": {"cached_tokens": 0}}  # fmt: skip
     assert body["bonbon"]["tokens_drawn"] == sum(candidate["tokens"] for candidate in candidates) > returned
 
 
@@ -95,7 +101,7 @@ async def test_max_tokens_by_either_name(api: Api, name: str) -> None:
 
 
 async def test_stop_strings_end_a_candidate_and_stay_out_of_its_text(api: Api) -> None:
-    for stop in ("please", ["please"], ["never said", "please"]):
+    for stop in ("please", ["please"], [*"1234567", "please"]):
         body = await api.chat(model="base", stop=stop, seed=4, max_tokens=200)
         assert "please" not in body["choices"][0]["message"]["content"]
         assert body["choices"][0]["finish_reason"] == "stop"
@@ -195,10 +201,6 @@ async def test_max_tokens_shrinks_to_the_room_that_is_left_when_nobody_asked_for
         assert group is not None
         assert group.sampling.max_tokens == 3
         assert api.engine.running == 0
-        error = await api.refusal(COMPLETIONS, prompt="word " * 17, max_tokens=4)
-        assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
-        error = await api.refusal(COMPLETIONS, prompt="word " * 20)
-        assert error["code"] == "context_length_exceeded"
 
 
 async def test_a_failing_reward_degrades_the_answer_to_the_first_candidate(api: Api) -> None:
@@ -206,10 +208,48 @@ async def test_a_failing_reward_degrades_the_answer_to_the_first_candidate(api: 
     body = await api.chat(bonbon={"candidates": True})
     extension = body["bonbon"]
     assert extension["degraded"]
-    assert extension["degraded_reason"] == "the reward is down"
+    assert extension["degraded_reason"] == "the reward could not score the candidates, so the first one is the answer"
     assert extension["chosen"] == [0]
     assert extension["rewards"] == [None]
     assert body["choices"][0]["message"]["content"] == extension["candidates"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("how", "meaning"), [("failed", "could not score"), ("late", "in time"), ("invalid", "no usable scores")]
+)
+async def test_a_client_learns_nothing_of_where_the_reward_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, meaning: str
+) -> None:
+    address = "http://10.0.0.7:9000/score"
+    async with open_api(tmp_path, reward_deadline=0.05, keys_poll=0.01) as api:
+        _, key = await create_key(api.parts.database, "reader", scopes=[Scope.COMPLETE, Scope.EXPORT])
+        api.client.headers["authorization"] = f"Bearer {key}"
+        api.reward.name = address
+        if how == "failed":
+            api.reward.failure = f"{address} answered 500: Traceback"
+        elif how == "late":
+            api.reward.delay = 60
+        else:
+            api.reward.function = lambda prompt, text: math.nan
+        headers = {"idempotency-key": "one"}
+        asked: dict[str, Any] = {"model": "bonbon", "messages": MESSAGES}
+        first, again = [(await api.client.post(CHAT, json=asked, headers=headers)).json() for _ in range(2)]
+        streamed = (await api.post(CHAT, **asked, stream=True)).text
+        several = await api.complete(prompt=["one", "two"])
+        while (read := await api.client.get(f"/v1/groups/{first['bonbon']['group_id']}")).status_code == 401:
+            await asyncio.sleep(0.01)  # the key is not known yet
+        group = await api.parts.pair_log.group(first["bonbon"]["group_id"])
+    assert read.json()["degraded"].endswith("so the first one is the answer")
+    # The name of a reward is the operator's choice, and shown; its errors are not.
+    assert "Traceback" not in read.text
+    told = [first["bonbon"], *several["bonbon"]["groups"], several["bonbon"]]
+    assert all(meaning in one["degraded_reason"] for one in told)
+    assert again["bonbon"]["degraded_reason"].endswith("so the first one is the answer")
+    assert meaning in streamed
+    assert address not in json.dumps([first, again, several]) + streamed
+    assert group is not None
+    assert address in (group.degraded or "")
+    assert address in capsys.readouterr().out
 
 
 async def test_null_and_neutral_values_ask_for_nothing(api: Api) -> None:
@@ -219,11 +259,80 @@ async def test_null_and_neutral_values_ask_for_nothing(api: Api) -> None:
         "audio": None, "temperature": None, "top_p": None, "n": None, "best_of": None, "stop": None, "seed": None,
         "stream": None, "stream_options": None, "user": None, "metadata": None, "store": None, "max_tokens": None,
         "max_completion_tokens": None, "logprobs": None, "top_logprobs": None, "reasoning_effort": None,
-        "prompt_cache_key": "anything", "web_search_options": None, "verbosity": None,
+        "prompt_cache_key": "anything", "web_search_options": None, "verbosity": None, "repetition_penalty": 1.0,
+        "top_k": -1, "min_p": 0, "min_tokens": 0, "ignore_eos": False, "parallel_tool_calls": False,
+        "prompt_cache_retention": "24h", "chat_template_kwargs": {}, "never_heard_of": None,
     }  # fmt: skip
     assert (await api.chat(**neutral))["bonbon"]["n"] == 8
     response = await api.post(COMPLETIONS, model="base", prompt="a", suffix=None, logit_bias=None, echo=None)
     assert response.status_code == 200
+
+
+async def test_whole_numbers_may_be_written_with_a_decimal_point(api: Api) -> None:
+    body = await api.chat(n=2.0, best_of=8.0, max_tokens=4.0, seed=1.0, logprobs=True, top_logprobs=2.0)
+    assert (body["bonbon"]["n"], len(body["choices"])) == (8, 2)
+    same = await api.chat(n=2, best_of=8, max_tokens=4, seed=1, logprobs=True, top_logprobs=2)
+    assert body["choices"] == same["choices"]
+    assert (await api.complete(logprobs=1.0, max_tokens=2.0))["choices"]
+
+
+async def test_stream_options_that_ask_for_nothing_are_accepted(api: Api) -> None:
+    options = {"include_usage": True, "include_obfuscation": False, "continuous_usage_stats": False}
+    response = await api.post(CHAT, model="base", messages=MESSAGES, stream=True, stream_options=options)
+    assert response.status_code == 200
+
+
+async def test_messages_come_back_as_other_providers_returned_them(api: Api) -> None:
+    answered = {
+        "role": "assistant", "content": "Hi", "refusal": None, "audio": None, "function_call": None, "tool_calls": None,
+        "annotations": [{"type": "url_citation"}], "reasoning_content": None, "reasoning": "", "thinking_blocks": [],
+        "provider_specific_fields": {"refusal": None}, "cache_control": {"type": "ephemeral"}, "parsed": None,
+        "tool_call_id": None, "images": None,
+    }  # fmt: skip
+    part = {"type": "text", "text": "Where is it?", "cache_control": {"type": "ephemeral"}}
+    body = await api.chat(messages=[*MESSAGES, answered, {"role": "user", "content": [part]}])
+    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    assert group is not None
+    assert group.prompt.messages == (
+        *MESSAGES,
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "Where is it?"},
+    )
+
+
+async def test_tool_calls_come_back_as_other_providers_returned_them(api: Api) -> None:
+    function = {"name": "find", "arguments": "{}", "parsed_arguments": {}, "thought_signature": "x"}
+    call = {"id": "1", "type": "function", "index": 0, "provider_specific_fields": {}, "function": function}
+    tools = [
+        {
+            "type": "function",
+            "cache_control": {"type": "ephemeral"},
+            "function": {"name": "find", "cache_control": {"type": "ephemeral"}},
+        }
+    ]
+    messages = [
+        *MESSAGES,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "1", "name": "find", "content": "it is on its way"},
+    ]
+    # The body is sound; the engine of this service calls no tools.
+    error = await api.refusal(messages=messages, tools=tools, parallel_tool_calls=False)
+    assert "this engine calls no tools" in error["message"]
+
+
+async def test_a_name_reaches_the_model_and_not_the_reward(api: Api) -> None:
+    scored: list[Prompt] = []
+    api.reward.function = lambda prompt, text: scored.append(prompt) or len(text)  # type: ignore[func-returns-value]
+    roles = ["system", "developer", "user", "assistant", "user"]
+    names = ["rules", "rules", "ada", "bob", ""]
+    messages = [{"role": role, "content": "Hello", "name": name} for role, name in zip(roles, names, strict=True)]
+    body = await api.chat(messages=messages)
+    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    assert group is not None
+    assert group.prompt.messages is not None
+    assert [message.get("name") for message in group.prompt.messages] == ["rules", "rules", "ada", "bob", None]
+    assert scored
+    assert not any("name" in message for prompt in scored for message in prompt.messages or ())
 
 
 async def test_the_interface_documents_its_bodies(api: Api) -> None:

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, error_of, open_api, serve
 
+from bonbon.engines.fake import FakeEngine
 from bonbon.errors import Conflict
 from service.errors import Problem, problem_of
 
@@ -35,6 +36,14 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         ("presence_penalty", 0.5),
         ("frequency_penalty", -1),
         ("frequency_penalty", False),
+        ("repetition_penalty", 1.1),
+        ("repetition_penalty", True),
+        ("top_k", 1),
+        ("min_p", 0.1),
+        ("min_tokens", 1),
+        ("ignore_eos", True),
+        ("chat_template_kwargs", {"enable_thinking": False}),
+        ("parallel_tool_calls", "no"),
         ("reasoning_effort", "high"),
         ("web_search_options", {}),
         ("service_tier", "priority"),
@@ -54,7 +63,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         ("best_of", 17),
         ("max_tokens", 0),
         ("max_completion_tokens", -1),
-        ("stop", ["a", "b", "c", "d", "e"]),
+        ("stop", [str(i) for i in range(9)]),
         ("stop", ""),
         ("stop", 7),
         ("seed", 2**63),
@@ -90,7 +99,14 @@ async def test_a_field_of_a_chat_is_refused_by_name(api: Api, param: str, value:
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"messages": [*MESSAGES, {"role": "user"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "x", "name": "ada"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "name": 5}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "name": "\ud800"}]}, "messages[0].name"),
+        ({"messages": [{"role": "user", "content": "x", "mood": "good"}]}, "messages[0].mood"),
+        (
+            {"messages": [*MESSAGES, {"role": "assistant", "content": "x", "reasoning_content": "I think"}]},
+            "messages[1].reasoning_content",
+        ),
+        ({"messages": [*MESSAGES, {"role": "assistant", "content": "x", "audio": {"id": "a"}}]}, "messages[1].audio"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]}, "messages[0].tool_calls[0].id"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content"),
@@ -114,6 +130,7 @@ async def test_a_field_of_a_chat_is_refused_by_name(api: Api, param: str, value:
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
         ({"user": "ada", "safety_identifier": "bob"}, "safety_identifier"),
         ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options.continuous_usage_stats"),
     ],
 )
 async def test_the_param_is_the_path_of_what_is_wrong(api: Api, body: dict[str, Any], param: str) -> None:
@@ -146,6 +163,33 @@ async def test_the_param_is_the_path_of_what_is_wrong(api: Api, body: dict[str, 
 )
 async def test_a_field_of_a_completion_is_refused_by_name(api: Api, param: str, value: Any) -> None:
     assert (await api.refusal(COMPLETIONS, **{param: value}))["param"] == param
+
+
+async def test_what_exceeds_the_context_is_refused_in_openai_s_words(tmp_path: Path) -> None:
+    limit = "This model's maximum context length is 20 tokens. However, "
+    remedy = "Please reduce the length of the {0} or completion."
+    both = f"you requested 21 tokens (17 in the {{0}}, 4 in the completion). {remedy}"
+    full = f"you requested 21 tokens (20 in the {{0}}, 1 in the completion). {remedy}"
+    alone = "your {0} resulted in 30 tokens. Please reduce the length of the {0}."
+    cases: list[tuple[int, dict[str, Any], str, str | None]] = [
+        (17, {"max_tokens": 4}, both, "max_tokens"),
+        (20, {}, full, None),
+        (30, {}, alone, None),
+        (30, {"max_tokens": 4}, alone, None),
+    ]
+    async with open_api(tmp_path, engine=FakeEngine(context_length=20), default_max_tokens=100) as api:
+        for words, asked, message, param in cases:
+            text = "word " * words
+            for stream in (False, True):
+                for path, name, given in (
+                    (COMPLETIONS, "prompt", text),
+                    (CHAT, "messages", [{"role": "user", "content": text}]),
+                ):
+                    error = await api.refusal(path, **{name: given, **asked, "stream": stream})
+                    assert error["message"] == limit + message.format(name)
+                    assert (error["code"], error["param"]) == ("context_length_exceeded", param or name)
+        longer = [{"role": "user", "content": "word " * 17}]
+        assert (await api.refusal(messages=longer, max_completion_tokens=4))["param"] == "max_completion_tokens"
 
 
 async def test_echo_cannot_have_logprobs(api: Api) -> None:
@@ -191,9 +235,63 @@ async def test_not_a_number_is_not_a_temperature(api: Api) -> None:
     assert error_of(response)["param"] == "temperature"
 
 
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "said", "code"),
+    [
+        (b"\x1f\x8b\x08", {"content-encoding": "gzip"}, 415, "encoded as 'gzip'", "unsupported_content_encoding"),
+        (b"{}", {"content-encoding": "identity"}, 400, "model", "missing_required_parameter"),
+        ('{"model": "é"}'.encode("latin-1"), {}, 400, "not valid UTF-8", "invalid_json"),
+        (b'{"model": ' + b"[" * 9000, {}, 400, "nested too deeply", "invalid_json"),
+        (b'{"model": "bonbon",}', {}, 400, "not valid JSON", "invalid_json"),
+    ],
+)
+async def test_what_is_wrong_with_a_body_is_said(
+    api: Api, content: bytes, headers: dict[str, str], status: int, said: str, code: str
+) -> None:
+    for path in (CHAT, COMPLETIONS, "/v1/feedback"):
+        response = await api.client.post(path, content=content, headers={"content-type": "application/json"} | headers)
+        if path == "/v1/feedback" and code == "missing_required_parameter":
+            continue
+        assert response.status_code == status
+        error = error_of(response)
+        assert said in error["message"]
+        assert error["code"] == code
+
+
+async def test_a_wrong_query_is_refused_by_name(api: Api) -> None:
+    response = await api.client.get("/admin/charts/frontier", params={"kl": "-1"})
+    assert (response.status_code, error_of(response)["param"]) == (400, "kl")
+    assert error_of(response)["message"].startswith("kl: ")
+
+
+async def test_a_slash_at_the_end_of_a_path_does_not_matter(api: Api) -> None:
+    response = await api.post(f"{CHAT}/", model="bonbon", messages=MESSAGES)
+    assert (response.status_code, response.json()["object"]) == (200, "chat.completion")
+    assert (await api.client.get("/v1/models/")).json() == (await api.client.get("/v1/models")).json()
+    assert (await api.client.get("/v1/models/base/")).json()["id"] == "base"
+    assert (await api.client.get("/health/live/")).status_code == 200
+    assert (await api.client.get("/console/")).status_code == 200
+
+
+async def test_head_is_get_without_the_body(api: Api) -> None:
+    for path in ("/v1/models", "/v1/models/base", "/health/live", "/health/ready", "/metrics", "/openapi.json"):
+        response = await api.client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["content-type"] == (await api.client.get(path)).headers["content-type"]
+    assert (await api.client.head("/v1/models/nobody")).status_code == 404
+    response = await api.client.head(CHAT)
+    assert (response.status_code, response.content, response.headers["allow"]) == (405, b"", "POST")
+
+
 async def test_unknown_paths_and_methods_have_the_envelope_too(api: Api) -> None:
-    response = await api.client.get("/v1/nothing")
-    assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+    for path in ("/v1/nothing", "/chat/completions", "/v1/v1/chat/completions", "/" + "x" * 5000):
+        response = await api.client.post(path)
+        error = error_of(response)
+        assert (response.status_code, error["code"]) == (404, "not_found")
+        assert f"there is no route POST {path[:100]}" in error["message"]
+        assert "POST /v1/chat/completions, " in error["message"]
+        assert "GET /v1/models, " in error["message"]
+        assert error["message"].endswith("describes them and all others")
     response = await api.client.get(CHAT)
     assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
@@ -305,6 +403,31 @@ async def test_an_answer_that_the_engine_cut_off_is_not_given(api: Api, monkeypa
 
     monkeypatch.setattr(api.engine, "draw", nothing)
     assert "before it started" in (await api.refusal(status=503))["message"]
+
+
+async def test_web_pages_may_use_the_api_only_from_origins_that_are_named(tmp_path: Path) -> None:
+    preflight = {
+        "origin": "https://app.example.com",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization, content-type, x-stainless-lang",
+    }
+    origin, allowed = {"origin": "https://app.example.com"}, "access-control-allow-origin"
+    async with open_api(tmp_path / "off") as api:
+        assert (await api.client.options(CHAT, headers=preflight)).status_code == 405
+        assert allowed not in (await api.client.get("/v1/models", headers=origin)).headers
+    async with open_api(tmp_path / "on", cors_origins=["https://app.example.com"], api_key="secret") as api:
+        response = await api.client.options(CHAT, headers=preflight)
+        assert response.status_code == 200
+        assert response.headers[allowed] == "https://app.example.com"
+        assert "x-stainless-lang" in response.headers["access-control-allow-headers"]
+        # Errors can be read, too, those of a wrong key included.
+        response = await api.client.get("/v1/models", headers=origin)
+        assert (response.status_code, response.headers[allowed]) == (401, "https://app.example.com")
+        other = {"origin": "https://elsewhere.example"}
+        assert (await api.client.options(CHAT, headers=preflight | other)).status_code == 400
+        assert allowed not in (await api.client.get("/v1/models", headers=other)).headers
+        for path in ("/admin/versions", "/health/ready", "/metrics"):
+            assert allowed not in (await api.client.get(path, headers=origin)).headers
 
 
 @pytest.mark.parametrize("given", ["mine", "a.B-c_9", "x" * 128])

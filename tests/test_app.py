@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from running_service import BASE, WatchedEngine, running, settings_in
 
+from bonbon import __version__
 from bonbon.engines.fake import FakeEngine
 from bonbon.errors import EngineError, UserError
 from bonbon.rewards.fake import FakeReward
@@ -103,6 +104,7 @@ async def test_the_service_describes_itself(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         assert (await service.client.get("/docs")).status_code == 200
         paths = (await service.client.get("/openapi.json")).json()["paths"]
+        assert (await service.client.get("/version")).json() == {"version": __version__}
     assert {"/v1/chat/completions", "/admin/promote", "/health/ready", "/metrics"} <= set(paths)
 
 

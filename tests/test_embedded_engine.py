@@ -185,7 +185,7 @@ async def test_alternatives_are_the_likeliest_tokens(engine: EmbeddedEngine, bas
         assert [[a.token_id for a in position] for position in draw.alternatives] == top.indices.tolist()
         flat = [a.logprob for position in draw.alternatives for a in position]
         assert flat == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
-        assert all(a.text.strip() == WORDS[a.token_id or 0] for position in draw.alternatives for a in position)
+        assert all(a.token.text.strip() == WORDS[a.token_id or 0] for position in draw.alternatives for a in position)
 
 
 async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(
@@ -443,7 +443,7 @@ async def test_without_chat_template_or_first_token_the_refusal_names_the_remedy
 async def test_what_exceeds_the_context_is_refused_and_what_just_fits_is_drawn(engine: EmbeddedEngine) -> None:
     assert engine.context_length == CONTEXT
     prompt = Prompt(token_ids=(8,) * (CONTEXT - 3))
-    with pytest.raises(PromptTooLong, match=f"{CONTEXT - 3} prompt tokens and max_tokens 4") as caught:
+    with pytest.raises(PromptTooLong, match=f"{CONTEXT - 3} in the prompt, 4 in the completion") as caught:
         await collect(engine, DrawRequest(prompt, "tiny", 1, Sampling(max_tokens=4)))
     assert caught.value.param == "max_tokens"
     fits, beside = await asyncio.gather(

@@ -59,7 +59,7 @@ async def test_text_goes_on_where_the_prompt_ends(tmp_path: Path) -> None:
         chat = await drawn(engine, Prompt.user("The cat"), 40, max_tokens=6)
     marked = [d for d in text.draws if (tokenizer.convert_ids_to_tokens(d.token_ids[0]) or "").startswith("▁")]
     assert marked
-    assert all(draw.text.startswith(" ") and draw.tokens[0].startswith(" ") for draw in marked)
+    assert all(draw.text.startswith(" ") and draw.tokens[0].text.startswith(" ") for draw in marked)
     for draws in (text, streamed):
         for draw in draws.draws:
             whole = tokenizer.decode([*draws.prompt.token_ids, *draw.token_ids], skip_special_tokens=True)
@@ -181,7 +181,7 @@ async def test_longrope_keeps_to_the_length_within_which_it_is_one_function(tmp_
         async with started(base) as engine:
             assert engine.context_length == CONTEXT // 2
             short, long = await asyncio.gather(drawn(engine, 4), drawn(engine, CONTEXT // 2 - 12))
-            with pytest.raises(PromptTooLong, match="the context of 64 tokens"):
+            with pytest.raises(PromptTooLong, match="context length is 64 tokens"):
                 await drawn(engine, CONTEXT // 2)
     assert any("context is shortened" in line["event"] and line["context"] == CONTEXT // 2 for line in logs)
     for draws in (short, long):

@@ -27,7 +27,7 @@ async def test_candidates_are_whole_and_seeded(engine: FakeEngine) -> None:
     for draw in draws.draws:
         assert draw.finish_reason in ("stop", "length")
         assert len(draw.token_ids) == len(draw.logprobs) == len(draw.tokens) == len(draw.alternatives)
-        assert "".join(draw.tokens) == draw.text
+        assert b"".join(token.utf8 or b"" for token in draw.tokens).decode() == draw.text
     assert len({draw.text for draw in draws.draws}) > 1
     assert await collect(engine, request) == draws
     other = await collect(engine, DrawRequest(PROMPT, "fake", 5, Sampling(max_tokens=30, seed=2)))
@@ -58,7 +58,7 @@ async def test_versions_are_loaded_and_unloaded(engine: FakeEngine) -> None:
 
 
 async def test_too_long_is_refused_before_anything_is_drawn(engine: FakeEngine) -> None:
-    with pytest.raises(PromptTooLong, match="4 prompt tokens and max_tokens 61"):
+    with pytest.raises(PromptTooLong, match="4 in the messages, 61 in the completion"):
         await collect(engine, DrawRequest(PROMPT, "fake", 1, Sampling(max_tokens=61)))
     assert engine.running == 0
 

@@ -151,6 +151,20 @@ async def test_tool_calls_come_back_whole_and_streamed(
     assert streamed[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+async def test_parallel_tool_calls_may_be_switched_off(tmp_path: Path, pair: list[Double]) -> None:
+    for server in pair:
+        server.tool_call, server.parallel_calls = {"name": "get_order", "arguments": '{"id": 7}'}, 3
+    async with gateway(tmp_path, pair) as running:
+        for parallel, count in ((None, 3), (True, 3), (False, 1)):
+            for model in ("bonbon", "base"):
+                body = {"model": model, "messages": MESSAGES, "tools": TOOLS, "parallel_tool_calls": parallel}
+                message = (await running.client.post(CHAT, json=body)).json()["choices"][0]["message"]
+                assert len(message["tool_calls"]) == count
+                streamed, _ = events((await running.client.post(CHAT, json=body | {"stream": True})).text)
+                calls = [c for chunk in streamed for ch in chunk["choices"] for c in ch["delta"].get("tool_calls", [])]
+                assert [call["index"] for call in calls] == list(range(count))
+
+
 async def test_groups_with_tools_are_kept_and_those_that_were_forced_never_trained_on(
     tmp_path: Path, pair: list[Double]
 ) -> None:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from zoo.tokenizers import INST, TURNS, sentencepiece
 
+from bonbon.engines.base import Token
 from bonbon.engines.transcript import Detokenizer, Transcript
 
 TEXTS = ["Grüße aus Köln, 日本語も 🎉!", "don't stop , please .", "¿qué? ... «ça» 👩‍👩‍👧 fin", "stop! stopp? st op"]
@@ -116,13 +117,25 @@ def test_a_tokens_own_text_depends_on_the_one_before() -> None:
     words = Detokenizer(word_level())
     ids = word_level().encode("don't stop , please .")
     own = [words.token(token, before) for before, token in zip([None, *ids], ids, strict=False)]
-    assert own[0] == "don't"
-    assert own[1] == " stop"
-    assert "".join(own) == words.text(ids)
-    assert words.token(0, None) == "<end>"
-    letters = Detokenizer(byte_level())
-    half = byte_level().encode("é")
-    assert letters.token(half[1], half[0])  # not a character of its own, but never an error
+    assert own[0].text == "don't"
+    assert own[1].text == " stop"
+    assert "".join(token.text for token in own) == words.text(ids)
+    assert words.token(0, None) == Token("<end>", None)
+
+
+@pytest.mark.parametrize("make", [byte_level, word_level, metaspace, sentencepiece])
+def test_the_bytes_of_tokens_add_up_to_the_text(make: type) -> None:
+    """Those of tokens inside a character, too, whose text alone makes no character."""
+    tokenizer = make()
+    detokenizer = Detokenizer(tokenizer)
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        own = [detokenizer.token(token, before) for before, token in zip([None, *ids], ids, strict=False)]
+        assert b"".join(token.utf8 or b"" for token in own).decode() == detokenizer.text(ids)
+    if make in (byte_level, sentencepiece):
+        half, rest = tokenizer.encode("é", add_special_tokens=False)[-2:]
+        assert detokenizer.token(half, None) == Token("\\xc3", b"\xc3")
+        assert detokenizer.token(rest, half) == Token("\\xa9", b"\xa9")
 
 
 # In the context of the prompt
@@ -166,7 +179,7 @@ def test_the_first_word_keeps_its_space_unless_it_begins_the_text() -> None:
     cat, hello = tokenizer.encode("the cat"), tokenizer.encode("hello", add_special_tokens=False)
     assert continued(tokenizer, cat, hello) == (" hello", " hello")
     assert continued(tokenizer, tokenizer.encode(""), hello) == ("hello", "hello")
-    assert Detokenizer(tokenizer).token(hello[0], Detokenizer(tokenizer).context(cat)[-1]).startswith(" ")
+    assert Detokenizer(tokenizer).token(hello[0], Detokenizer(tokenizer).context(cat)[-1]).text.startswith(" ")
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece])

@@ -104,7 +104,7 @@ async def test_alternatives_are_the_likeliest_tokens(vllm_engine: "VllmEngine", 
         assert [[a.token_id for a in position] for position in drawn.alternatives] == top.indices.tolist()
         flat = [a.logprob for position in drawn.alternatives for a in position]
         assert flat == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
-        assert "".join(drawn.tokens).startswith(drawn.text)
+        assert "".join(token.text for token in drawn.tokens).startswith(drawn.text)
 
 
 async def test_greedy_takes_the_likeliest_for_every_candidate(
@@ -314,7 +314,7 @@ async def test_prompts_are_read_as_the_policy_reads_them(vllm_engine: "VllmEngin
 async def test_what_cannot_be_drawn_is_refused_before_it_starts(vllm_engine: "VllmEngine") -> None:
     most = vllm_engine.context_length
     prompt = Prompt(token_ids=(300,) * (most - 3))
-    with pytest.raises(PromptTooLong, match=f"{most - 3} prompt tokens and max_tokens 4"):
+    with pytest.raises(PromptTooLong, match=f"{most - 3} in the prompt, 4 in the completion"):
         await anext(vllm_engine.draw(draw(prompt=prompt, max_tokens=4)))
     assert (await collect(vllm_engine, draw(prompt=prompt, max_tokens=3))).draws[0].finish_reason
     with pytest.raises(UnknownVersion, match="'nobody' is not loaded"):

@@ -37,6 +37,7 @@ class Double:
     fault: Response | None = None
     breaks_after: int | None = None
     tool_call: dict[str, str] | None = None
+    parallel_calls: int = 1
     adapters: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
@@ -170,8 +171,12 @@ class _Answer:
                         [{"token": w, "logprob": p} for w, p in likeliest.items()]} for t in texts]  # fmt: skip
             said: dict[str, Any] = {"role": "assistant", "content": text}
             if self.double.tool_call and self.body.get("tools"):
-                call = {"index": 0, "id": f"call-{index}", "type": "function", "function": self.double.tool_call}
-                said = {"role": "assistant", "content": None, "tool_calls": [call] if first else []}
+                called = self.double.tool_call
+                calls = [
+                    {"index": at, "id": f"call-{index}" if at == 0 else f"call-{index}-{at}", "function": called}
+                    for at in range(self.double.parallel_calls if first else 0)
+                ]
+                said = {"role": "assistant", "content": None, "tool_calls": calls}
             choice |= {"delta" if self.body["stream"] else "message": said, "logprobs": {"content": content}}
         else:
             many = [likeliest] * len(tokens)

@@ -67,14 +67,33 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """What a token reads as.
+
+    `utf8` is what it adds to the candidate's text, perhaps a part of a character only; None when it adds nothing,
+    because it is a special token or ends the candidate. `text` is the same to be shown: bytes that make no character
+    are written as `\\xe2`, and special tokens have their name.
+    """
+
+    text: str
+    utf8: bytes | None
+
+    @classmethod
+    def of(cls, written: str | bytes) -> "Token":
+        """The token that adds `written`."""
+        utf8 = written.encode() if isinstance(written, str) else written
+        return cls(utf8.decode(errors="backslashreplace"), utf8)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenAlternative:
-    """One of the likeliest tokens at a position, with its text and log-probability.
+    """One of the likeliest tokens at a position, with its log-probability.
 
     `token_id` is None where the engine is told its text alone.
     """
 
     token_id: int | None
-    text: str
+    token: Token
     logprob: float
 
 
@@ -85,7 +104,7 @@ class Delta:
     `token_ids` are exactly the tokens drawn, the end-of-sequence token included; `text` leaves special tokens and
     stop strings out and may lag behind the tokens (half a character, or the start of a stop string).
     `logprobs` are natural logarithms under the policy at the sampling temperature, before top_p and top_k
-    (at temperature 0: at temperature 1), one per token, as are `tokens` (each token's own text) and `alternatives`
+    (at temperature 0: at temperature 1), one per token, as are `tokens` and `alternatives`
     (when the request asked for them). `finish_reason` is set on the candidate's last delta, and only there.
     Tokens that write a tool call are no part of `text`: what they call is in `tool_calls`.
     """
@@ -94,7 +113,7 @@ class Delta:
     text: str
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[Token, ...] = ()
     alternatives: tuple[tuple[TokenAlternative, ...], ...] = ()
     finish_reason: FinishReason | None = None
     tool_calls: tuple[ToolCallDelta, ...] = ()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Delta, DrawRequest, FinishReason, TokenAlternative
+from bonbon.engines.base import Delta, DrawRequest, FinishReason, Token, TokenAlternative
 from bonbon.engines.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -75,14 +75,18 @@ class Drawn:
             self._transcript.release(final=finish is not None),
             tuple(self._token_ids[self._sent :]),
             tuple(self._logprobs[self._sent :]),
-            tuple(self._detokenizer.token(self._token_ids[at], last) for at, last in zip(new, before, strict=True)),
+            tuple(self._token(self._token_ids[at], last) for at, last in zip(new, before, strict=True)),
             tuple(self._likeliest(at, last) for at, last in zip(new, before, strict=True)) if wanted else (),
             finish,
         )
         self._sent = len(self._token_ids)
         return delta
 
+    def _token(self, token_id: int, before: int | None) -> Token:
+        token = self._detokenizer.token(token_id, before)
+        return Token(token.text, None) if token_id in self._end_ids else token
+
     def _likeliest(self, at: int, before: int | None) -> tuple[TokenAlternative, ...]:
         ids, logprobs = self._alternatives[at]
         pairs = zip(ids[: self.sampling.top_logprobs], logprobs, strict=False)
-        return tuple(TokenAlternative(i, self._detokenizer.token(i, before), logprob) for i, logprob in pairs)
+        return tuple(TokenAlternative(i, self._token(i, before), logprob) for i, logprob in pairs)

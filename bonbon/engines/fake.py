@@ -11,12 +11,14 @@ from bonbon.engines.base import (
     Engine,
     Sampling,
     Started,
+    Token,
     TokenAlternative,
     VersionFiles,
     VersionKind,
     refuse_tools,
 )
-from bonbon.errors import EngineError, PromptTooLong, UnknownVersion
+from bonbon.engines.fit import check_length
+from bonbon.errors import EngineError, UnknownVersion
 from bonbon.prompt import Prompt
 
 WORDS = ("please", "check", "your", "order", "today", "we", "will", "help", "refund", "thanks", "sorry", "now")
@@ -70,12 +72,7 @@ class FakeEngine(Engine):
         response_format.refuse(sampling, "fake")
         if request.version not in self._versions:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
-        if len(started.token_ids) + sampling.max_tokens > self._context_length:
-            raise PromptTooLong(
-                f"{len(started.token_ids)} prompt tokens and max_tokens {sampling.max_tokens} exceed the context of "
-                f"{self._context_length} tokens; shorten the prompt or lower max_tokens",
-                param="max_tokens",
-            )
+        check_length(len(started.token_ids), request, self._context_length)
         self._raise_failure()
         self.running += request.n
         try:
@@ -149,14 +146,14 @@ def _step(index: int, rng: random.Random, so_far: str, sampling: Sampling, posit
             text, finish = (so_far + word)[len(so_far) : at], "stop"
     logprob = -2.5649493574615367  # log 1/13
     alternatives = tuple(
-        TokenAlternative(token, WORDS[token], logprob) for token in range(min(sampling.top_logprobs, END))
+        TokenAlternative(token, Token.of(WORDS[token]), logprob) for token in range(min(sampling.top_logprobs, END))
     )
     return Delta(
         index,
         text,
         (choice,),
         (logprob,),
-        (word,),
+        (Token.of(word) if word else Token("<end>", None),),
         (alternatives,) if sampling.top_logprobs else (),
         finish,  # type: ignore[arg-type]
     )

@@ -12,11 +12,22 @@ def check_request(request: DrawRequest) -> None:
 
 
 def check_length(tokens: int, request: DrawRequest, most: int) -> None:
-    """Raise PromptTooLong when a prompt of `tokens` and max_tokens exceed the context of `most` tokens."""
+    """Raise PromptTooLong when a prompt of `tokens` and max_tokens exceed the context of `most` tokens.
+
+    The message is in OpenAI's words, which clients look for to shorten a prompt and try again.
+    """
     asked = request.sampling.max_tokens
-    if tokens + asked > most:
+    if tokens + asked <= most:
+        return
+    prompt = "messages" if request.prompt.messages is not None else "prompt"
+    limit = f"This model's maximum context length is {most} tokens."
+    if tokens > most:
         raise PromptTooLong(
-            f"{tokens} prompt tokens and max_tokens {asked} exceed the context of "
-            f"{most} tokens; shorten the prompt or lower max_tokens",
-            param="max_tokens",
+            f"{limit} However, your {prompt} resulted in {tokens} tokens. Please reduce the length of the {prompt}.",
+            param=prompt,
         )
+    raise PromptTooLong(
+        f"{limit} However, you requested {tokens + asked} tokens ({tokens} in the {prompt}, {asked} in the "
+        f"completion). Please reduce the length of the {prompt} or completion.",
+        param=prompt if tokens == most else "max_tokens",
+    )

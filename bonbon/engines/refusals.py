@@ -35,7 +35,7 @@ def refusal(status: int, content: bytes) -> BonbonError:
     if status in (429, 408) or status >= 500:
         return Elsewhere(f"a server of the fleet answered {status}")
     if "context length" in message:
-        return PromptTooLong(f"{message} Shorten the prompt or lower max_tokens", param="max_tokens")
+        return PromptTooLong(message, param="max_tokens")
     return UserError(
         f"the engine refuses the request: {message or f'status {status}'}", param=param if param in OURS else None
     )

@@ -1,11 +1,20 @@
 """A candidate's text, as its tokens come."""
 
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from bonbon.engines.base import Token
+
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+"""How byte-level tokenizers write bytes in their vocabularies."""
+BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""How tokenizers that fall back on bytes for what they do not know write one."""
 CONTEXT = 8
 """Tokens of the prompt that are decoded with a completion: more than one, because a character may take several."""
 
@@ -19,7 +28,7 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self.token: Callable[[int, int | None], str] = lru_cache(maxsize=1 << 16)(self._token)
+        self.token: Callable[[int, int | None], Token] = lru_cache(maxsize=1 << 16)(self._token)
         self._single = lru_cache(maxsize=1 << 16)(lambda token_id: self.text([token_id], special=True))
         self._special = frozenset(tokenizer.all_special_ids)
 
@@ -41,7 +50,21 @@ class Detokenizer:
         )
         return text
 
-    def _token(self, token_id: int, previous: int | None) -> str:
+    def _token(self, token_id: int, previous: int | None) -> Token:
+        """What a token reads as after `previous`."""
+        text = self._after(previous, token_id)
+        if text and not self.text([token_id]) and self._single(token_id):
+            return Token(text, None)
+        return Token.of(self._bytes(token_id, text) if INCOMPLETE in text else text)
+
+    def _bytes(self, token_id: int, text: str) -> bytes:
+        """What a token writes that makes no whole characters when it is decoded alone, as `text`."""
+        name = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        if byte := BYTE.fullmatch(name):
+            return bytes.fromhex(byte[1])
+        return bytes(BYTE_OF[c] for c in name) if all(c in BYTE_OF for c in name) else text.encode()
+
+    def _after(self, previous: int | None, token_id: int) -> str:
         """One token's own text after `previous`: many tokenizers write the space between two only when decoding."""
         if previous is None:
             return self._single(token_id)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from bonbon.engines.base import Delta, DrawRequest, FinishReason, Sampling, Started, TokenAlternative
+from bonbon.engines.base import Delta, DrawRequest, FinishReason, Sampling, Started, Token, TokenAlternative
 from bonbon.errors import EngineError
 from bonbon.prompt import Message, Prompt
 from bonbon.tools import ToolCallDelta
@@ -108,18 +108,18 @@ def _delta(sampling: Sampling, choice: Mapping[str, Any]) -> Delta | None:
     )
 
 
-Tokens = tuple[tuple[str, ...], tuple[float, ...], tuple[tuple[TokenAlternative, ...], ...]]
+Tokens = tuple[tuple[Token, ...], tuple[float, ...], tuple[tuple[TokenAlternative, ...], ...]]
 
 
 def _tokens(logprobs: Mapping[str, Any], wanted: int) -> Tokens:
     """Texts, log-probabilities and alternatives, in the form of either endpoint."""
     if "tokens" in logprobs:
-        texts = tuple(logprobs["tokens"])
+        texts = tuple(map(Token.of, logprobs["tokens"]))
         numbers = tuple(float(number) for number in logprobs["token_logprobs"])
         likeliest = [list(position.items()) for position in logprobs["top_logprobs"]] if wanted else []
     else:
         content = logprobs.get("content") or ()
-        texts = tuple(token["token"] for token in content)
+        texts = tuple(Token.of(token["token"]) for token in content)
         numbers = tuple(float(token["logprob"]) for token in content)
         likeliest = [[(o["token"], o["logprob"]) for o in token["top_logprobs"]] for token in content] if wanted else []
     return texts, numbers, tuple(_alternatives(position, wanted) for position in likeliest)
@@ -127,7 +127,7 @@ def _tokens(logprobs: Mapping[str, Any], wanted: int) -> Tokens:
 
 def _alternatives(position: list[tuple[str, float]], wanted: int) -> tuple[TokenAlternative, ...]:
     best = sorted(position, key=lambda pair: -pair[1])[:wanted]
-    return tuple(TokenAlternative(None, text, logprob) for text, logprob in best)
+    return tuple(TokenAlternative(None, Token.of(text), logprob) for text, logprob in best)
 
 
 def _call(position: int, call: Mapping[str, Any]) -> ToolCallDelta:

@@ -129,12 +129,17 @@ class Rendering(ABC):
             "system_fingerprint": None,
         }
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         groups = [answer.group for answer in self.answers.values()]
         read = sum(len(group.prompt_token_ids) for group in groups)
         written = sum(len(candidate.token_ids) for group in groups for candidate in group.served)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
 
     def _extension(self) -> dict[str, Any]:
-        groups = [self.answers[prompt].group for prompt in sorted(self.answers)]
-        return extension(groups, stored=self.ask.store, candidates=self.candidates)
+        answers = [self.answers[prompt] for prompt in sorted(self.answers)]
+        return extension(answers, stored=self.ask.store, candidates=self.candidates)

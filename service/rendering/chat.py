@@ -7,21 +7,31 @@ from bonbon.draws import Draw
 from bonbon.engines.base import Delta
 from bonbon.pairs.records import Candidate
 from bonbon.tools import ToolCall, ToolCallDelta
+from service.ask import Ask
 from service.rendering.base import Rendering
 from service.rendering.logprobs import chat_logprobs
+from service.serving import Plan
 
 
 class ChatRendering(Rendering):
-    """POST /v1/chat/completions."""
+    """POST /v1/chat/completions.
+
+    Args:
+        parallel: whether a choice may have more tool calls than its first.
+    """
 
     prefix = "chatcmpl"
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    def __init__(self, ask: Ask, plan: Plan, *, parallel: bool, **options: bool) -> None:
+        super().__init__(ask, plan, **options)
+        self.parallel = parallel
+
     def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
         return {
             "index": index,
-            "message": _message(draw),
+            "message": self._message(draw),
             "logprobs": self._logprobs(draw),
             "finish_reason": _finish(draw),
         }
@@ -30,27 +40,31 @@ class ChatRendering(Rendering):
         return _part(index, {"role": "assistant", "content": "", "refusal": None})
 
     def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
-        found: Sequence[ToolCall | ToolCallDelta] = drawn.tool_calls
-        calls = [_called(call, position) for position, call in enumerate(found)]
+        calls = [call for call in _called_in(drawn) if self.parallel or call["index"] == 0]
         content = {"content": drawn.text} if drawn.text or not calls else {}
         return _part(index, content | ({"tool_calls": calls} if calls else {}), logprobs=self._logprobs(drawn))
 
     def ending(self, index: int, draw: Draw) -> dict[str, Any]:
         return _part(index, {}, finish_reason=_finish(draw))
 
+    def _message(self, draw: Draw) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": draw.text, "refusal": None}
+        if draw.tool_calls:
+            calls = draw.tool_calls if self.parallel else draw.tool_calls[:1]
+            message |= {"content": draw.text or None, "tool_calls": [call.to_dict() for call in calls]}
+        return message
+
     def _logprobs(self, drawn: Draw | Delta) -> dict[str, Any] | None:
         return chat_logprobs(drawn) if self.logprobs else None
 
 
-def _message(draw: Draw) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": draw.text, "refusal": None}
-    if draw.tool_calls:
-        message |= {"content": draw.text or None, "tool_calls": [call.to_dict() for call in draw.tool_calls]}
-    return message
-
-
 def _finish(draw: Draw) -> str | None:
     return "tool_calls" if draw.tool_calls and draw.finish_reason == "stop" else draw.finish_reason
+
+
+def _called_in(drawn: Draw | Delta) -> list[dict[str, Any]]:
+    found: Sequence[ToolCall | ToolCallDelta] = drawn.tool_calls
+    return [_called(call, position) for position, call in enumerate(found)]
 
 
 def _called(call: ToolCall | ToolCallDelta, position: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Completions of text."""
 
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from bonbon.draws import Draw
@@ -8,7 +8,7 @@ from bonbon.engines.base import Delta
 from bonbon.pairs.records import Candidate
 from service.ask import Ask
 from service.rendering.base import Rendering
-from service.rendering.logprobs import completion_logprobs
+from service.rendering.logprobs import TextOffsets, completion_logprobs
 from service.serving import Plan
 
 
@@ -26,7 +26,7 @@ class CompletionRendering(Rendering):
     def __init__(self, ask: Ask, plan: Plan, *, echo: bool, **options: bool) -> None:
         super().__init__(ask, plan, **options)
         self.echo = echo
-        self._written: Counter[int] = Counter()
+        self._offsets: defaultdict[int, TextOffsets] = defaultdict(TextOffsets)
 
     def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
         text = prompt + candidate.text if self.echo else candidate.text
@@ -44,9 +44,7 @@ class CompletionRendering(Rendering):
     def _logprobs(self, index: int, drawn: Draw | Delta) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        logprobs = completion_logprobs(drawn, self._written[index])
-        self._written[index] += sum(map(len, drawn.tokens))
-        return logprobs
+        return completion_logprobs(drawn, self._offsets[index])
 
 
 def _part(

@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bonbon.pairs.records import Candidate, Group
+from bonbon.best_of_n import Answer
+from bonbon.pairs.records import Candidate
+from service.rendering.degraded import degraded_reason
 
 
-def extension(groups: Sequence[Group], *, stored: bool, candidates: bool) -> dict[str, Any]:
+def extension(answers: Sequence[Answer], *, stored: bool, candidates: bool) -> dict[str, Any]:
     """`chosen`, `rewards` and `win_probabilities` have one entry per choice, over all prompts, in order.
 
     `groups` is there when there were several prompts, with one entry for each.
     """
-    described = [_group(group, stored=stored, candidates=candidates) for group in groups]
-    degraded = next((group.degraded for group in groups if group.degraded is not None), None)
+    described = [_group(answer, stored=stored, candidates=candidates) for answer in answers]
+    degraded = next((group["degraded_reason"] for group in described if group["degraded"]), None)
+    first = answers[0].group
     whole = {
-        "version": groups[0].version,
-        "n": groups[0].n,
+        "version": first.version,
+        "n": first.n,
         "chosen": [index for group in described for index in group["chosen"]],
         "rewards": [reward for group in described for reward in group["rewards"]],
         "win_probabilities": [chance for group in described for chance in group["win_probabilities"]],
@@ -29,8 +32,8 @@ def extension(groups: Sequence[Group], *, stored: bool, candidates: bool) -> dic
     return whole | ({"candidates": described[0]["candidates"]} if candidates else {})
 
 
-def _group(group: Group, *, stored: bool, candidates: bool) -> dict[str, Any]:
-    served = group.served
+def _group(answer: Answer, *, stored: bool, candidates: bool) -> dict[str, Any]:
+    group, served = answer.group, answer.group.served
     entry = {
         "chosen": [candidate.index for candidate in served],
         "rewards": [candidate.reward for candidate in served],
@@ -38,7 +41,7 @@ def _group(group: Group, *, stored: bool, candidates: bool) -> dict[str, Any]:
         "tokens_drawn": sum(len(candidate.token_ids) for candidate in group.candidates),
         "group_id": group.id or None if stored else None,
         "degraded": group.degraded is not None,
-        "degraded_reason": group.degraded,
+        "degraded_reason": degraded_reason(group, answer.failure),
     }
     return entry | ({"candidates": [_candidate(c) for c in group.candidates]} if candidates else {})
 

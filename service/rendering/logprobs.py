@@ -1,47 +1,69 @@
 """Token log-probabilities in the two forms that OpenAI's endpoints have."""
 
+from codecs import getincrementaldecoder
 from typing import Any
 
 from bonbon.draws import Draw
-from bonbon.engines.base import Delta, TokenAlternative
+from bonbon.engines.base import Delta, Token, TokenAlternative
 
 # JSON has no minus infinity; OpenAI writes this for tokens that cannot be drawn.
 IMPOSSIBLE = -9999.0
 
 
+class TextOffsets:
+    """Where in a choice's text its tokens begin, in characters; a token inside a character begins where that does."""
+
+    def __init__(self) -> None:
+        self._characters = 0
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def next(self, token: Token) -> int:
+        """The offset of the choice's next token."""
+        utf8 = token.utf8 or b""
+        begun, _ = self._decoder.getstate()
+        # Bytes before that make no character, because this token does not go on with them, are a character of the text.
+        broken = max(0, len((begun + utf8[:1]).decode(errors="replace")) - 1)
+        offset = self._characters + broken
+        self._characters += len(self._decoder.decode(utf8))
+        return offset
+
+
 def chat_logprobs(drawn: Draw | Delta) -> dict[str, Any]:
     """A chat choice's `logprobs`."""
     content = [
-        _chat_token(text, logprob) | {"top_logprobs": [_chat_token(other.text, other.logprob) for other in others]}
-        for text, logprob, others in _positions(drawn)
+        _chat_token(token, logprob) | {"top_logprobs": [_chat_token(other.token, other.logprob) for other in others]}
+        for token, logprob, others in _positions(drawn)
     ]
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(drawn: Draw | Delta, offset: int) -> dict[str, Any]:
-    """A completion choice's `logprobs`. `offset`: characters of the choice's tokens before these."""
-    offsets = []
-    for token in drawn.tokens:
-        offsets.append(offset)
-        offset += len(token)
+def completion_logprobs(drawn: Draw | Delta, offsets: TextOffsets) -> dict[str, Any]:
+    """A completion choice's `logprobs`. `offsets`: those of the choice, which have seen its tokens before these."""
     return {
-        "text_offset": offsets,
+        "text_offset": [offsets.next(token) for token in drawn.tokens],
         "token_logprobs": [_finite(logprob) for logprob in drawn.logprobs],
-        "tokens": list(drawn.tokens),
+        "tokens": [_name(token) for token in drawn.tokens],
         "top_logprobs": [
-            {other.text: _finite(other.logprob) for other in others} | {text: _finite(logprob)}
-            for text, logprob, others in _positions(drawn)
+            {_name(other.token): _finite(other.logprob) for other in others} | {_name(token): _finite(logprob)}
+            for token, logprob, others in _positions(drawn)
         ],
     }
 
 
-def _positions(drawn: Draw | Delta) -> list[tuple[str, float, tuple[TokenAlternative, ...]]]:
+def _positions(drawn: Draw | Delta) -> list[tuple[Token, float, tuple[TokenAlternative, ...]]]:
     alternatives = drawn.alternatives or [()] * len(drawn.tokens)
     return list(zip(drawn.tokens, drawn.logprobs, alternatives, strict=True))
 
 
-def _chat_token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+def _chat_token(token: Token, logprob: float) -> dict[str, Any]:
+    utf8 = None if token.utf8 is None else list(token.utf8)
+    return {"token": token.text, "logprob": _finite(logprob), "bytes": utf8}
+
+
+def _name(token: Token) -> str:
+    """A completion has no field for bytes: OpenAI writes `bytes:\\xe2\\x80` for a part of a character."""
+    whole = token.utf8 is None or token.utf8.decode(errors="ignore").encode() == token.utf8
+    return token.text if whole else f"bytes:{token.text}"
 
 
 def _finite(logprob: float) -> float:

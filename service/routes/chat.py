@@ -35,6 +35,7 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         lambda plan: ChatRendering(
             ask,
             plan,
+            parallel=body.parallel_tool_calls is not False,
             logprobs=bool(body.logprobs),
             candidates=body.bonbon.candidates,
             include_usage=body.include_usage,

@@ -16,6 +16,7 @@ from bonbon.pairs.reader import pairs
 from bonbon.pairs.rows import group_document
 from service.access import allow, caller
 from service.parts import get_parts
+from service.rendering.degraded import degraded_reason
 from service.schemas.responses import Deleted
 from service.schemas.statuses import ERRORS, Responses
 
@@ -33,7 +34,7 @@ async def show_group(group_id: str, request: Request) -> Response:
     group = await get_parts(request).pair_log.group(group_id)
     if group is None or group.tenant != caller(request).tenant:
         raise HTTPException(404, f"there is no group {group_id[:64]!r} in the log")
-    return JSONResponse(group_document(group))
+    return JSONResponse(group_document(group) | {"degraded": degraded_reason(group)})
 
 
 @router.get("/pairs", response_class=Response, dependencies=READS, responses=REFUSALS)

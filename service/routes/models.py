@@ -15,7 +15,9 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 @router.get("/models", response_class=Response, responses={200: {"model": ModelList}, 401: ERRORS[401]})
 async def list_models(request: Request) -> Response:
     """Every name a request may use: the aliases, `base`, and the versions that are loaded."""
-    models = ModelList(data=[_model(served) for served in get_parts(request).serving.models()])
+    parts = get_parts(request)
+    length = parts.engine.context_length
+    models = ModelList(data=[_model(served, length) for served in parts.serving.models()])
     return JSONResponse(models.model_dump())
 
 
@@ -26,17 +28,19 @@ async def list_models(request: Request) -> Response:
 )
 async def retrieve_model(model: str, request: Request) -> Response:
     """What a name means now."""
-    models = get_parts(request).serving.models()
+    parts = get_parts(request)
+    models = parts.serving.models()
     for served in models:
         if served.id == model:
-            return JSONResponse(_model(served).model_dump())
+            return JSONResponse(_model(served, parts.engine.context_length).model_dump())
     known = ", ".join(served.id for served in models)
     raise UnknownVersion(f"model {model[:100]!r} is not served here; there are: {known}", param="model")
 
 
-def _model(served: ServedModel) -> Model:
+def _model(served: ServedModel, context_length: int) -> Model:
     return Model(
         id=served.id,
         created=served.created,
+        max_model_len=context_length,
         bonbon=ModelExtension(version=served.version, parent=served.parent),
     )

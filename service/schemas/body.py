@@ -1,9 +1,13 @@
-"""What the request bodies of both endpoints have in common: a field is honoured, or refused by name."""
+"""What the request bodies of both endpoints have in common.
+
+A field that changes the answer is honoured or refused by name; one that changes nothing is accepted. Every body
+declares the fields that it knows: those that it honours, those that are `Neutral`, and those that are `Ignored`.
+"""
 
 import json
 from collections.abc import Mapping
 from hashlib import sha256
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
 
@@ -11,20 +15,18 @@ from bonbon.engines.base import Sampling
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from service.ask import Ask
+from service.schemas.without_effect import WHOLE, Ignored, Neutral
 
 INT64 = 2**63
 RETRY_COUNT = "x-stainless-retry-count"
 IDEMPOTENCY_KEY = "idempotency-key"
-UNDECISIVE = {"messages", "prompt", "tools", "tool_choice", "stream", "stream_options", "prompt_cache_key", "store"}
+UNDECISIVE = {"messages", "prompt", "tools", "tool_choice", "stream", "stream_options", "store"}
 """Fields that are left out of a request's fingerprint: the prompt is there as a digest, and the others change nothing
 of what is answered."""
 
-Neutral = tuple[Any, ...]
-"""Values of a field that ask for nothing."""
-
 Stop = Annotated[
     list[Annotated[str, StringConstraints(min_length=1)]],
-    Field(max_length=4),
+    Field(max_length=8),
     BeforeValidator(lambda value: [] if value is None else [value] if isinstance(value, str) else value),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
 ]
@@ -34,9 +36,17 @@ Identifier = Annotated[str, StringConstraints(max_length=512)]
 
 
 class Body(BaseModel):
-    """A JSON object without surprises: no unknown field, no silent conversion, no NaN."""
+    """A JSON object without surprises: no unknown field unless it is null, no silent conversion, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_unknown_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        return {name: field for name, field in value.items() if field is not None or name in known}
 
 
 class StreamOptions(Body):
@@ -44,8 +54,8 @@ class StreamOptions(Body):
 
     include_usage: bool | None = None
     """Send a last chunk without choices that has the usage."""
-    include_obfuscation: Literal[False] | None = None
-    """Only false: streams are not padded."""
+    include_obfuscation: Annotated[None, Neutral(False)] = None
+    continuous_usage_stats: Annotated[None, Neutral(False)] = None
 
 
 class Extension(Body):
@@ -58,29 +68,21 @@ class Extension(Body):
 class AnswerBody(Body):
     """What both endpoints accept."""
 
-    refused: ClassVar[Mapping[str, Neutral]] = {
-        "frequency_penalty": (0, None),
-        "logit_bias": ({}, None),
-        "moderation": (None,),
-        "presence_penalty": (0, None),
-    }
-    """Fields of OpenAI's that are not supported, each with the values that may be sent all the same."""
-
     model: str
     """An alias (`bonbon`: whatever is best now), a version, or `base`."""
-    max_tokens: int | None = Field(None, ge=1)
+    max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     """Most tokens per candidate. Without it: the service's default, or less where the context has less room."""
     temperature: float | None = Field(None, ge=0, le=2)
     """1 by default. At 0 the answer is greedy: one draw."""
     top_p: float | None = Field(None, gt=0, le=1)
     """1 by default. Anything below changes what is sampled from, so such groups are never trained on."""
-    n: int | None = Field(None, ge=1, le=128)
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     """How many choices to return: the n best by reward, best first."""
-    best_of: int | None = Field(None, ge=1)
+    best_of: Annotated[int, Field(ge=1), WHOLE] | None = None
     """How many candidates to draw for each prompt; by default what the model name means."""
     stop: Stop = []
-    """Up to four strings that end a candidate; they are left out of its text."""
-    seed: int | None = Field(None, ge=-INT64, lt=INT64)
+    """Up to eight strings that end a candidate; they are left out of its text."""
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64), WHOLE] | None = None
     """The same request with the same seed draws the same candidates."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -92,15 +94,30 @@ class AnswerBody(Body):
     """false: nothing of this request is logged."""
     bonbon: Extension = Extension()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_neutral(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            return value
-        for name, neutral in cls.refused.items():
-            if name in value and not any(value[name] == ok and type(value[name]) is not bool for ok in neutral):
-                raise UserError(f"{name} is not supported here: leave it out", param=name)
-        return {name: field for name, field in value.items() if name not in cls.refused}
+    allowed_token_ids: Annotated[None, Neutral([])] = None
+    bad_words: Annotated[None, Neutral([])] = None
+    early_stopping: Annotated[None, Neutral(False)] = None
+    frequency_penalty: Annotated[None, Neutral(0)] = None
+    ignore_eos: Annotated[None, Neutral(False)] = None
+    include_stop_str_in_output: Annotated[None, Neutral(False)] = None
+    length_penalty: Annotated[None, Neutral(1)] = None
+    logit_bias: Annotated[None, Neutral({})] = None
+    min_p: Annotated[None, Neutral(0)] = None
+    min_tokens: Annotated[None, Neutral(0)] = None
+    moderation: Annotated[None, Neutral()] = None
+    presence_penalty: Annotated[None, Neutral(0)] = None
+    repetition_penalty: Annotated[None, Neutral(1)] = None
+    return_token_ids: Annotated[None, Neutral(False)] = None
+    skip_special_tokens: Annotated[None, Neutral(True)] = None
+    spaces_between_special_tokens: Annotated[None, Neutral(True)] = None
+    stop_token_ids: Annotated[None, Neutral([])] = None
+    top_k: Annotated[None, Neutral(-1, 0)] = None
+    typical_p: Annotated[None, Neutral(1)] = None
+    use_beam_search: Annotated[None, Neutral(False)] = None
+    priority: Ignored = None
+    prompt_cache_key: Ignored = None
+    prompt_cache_options: Ignored = None
+    prompt_cache_retention: Ignored = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> "AnswerBody":
@@ -128,6 +145,7 @@ class AnswerBody(Body):
         prompts: tuple[Prompt, ...],
         *,
         max_tokens: int | None,
+        length_field: str = "max_tokens",
         default_max_tokens: int,
         top_logprobs: int,
         response_format: str | None = None,
@@ -160,6 +178,7 @@ class AnswerBody(Body):
             n=self.n or 1,
             best_of=self.best_of,
             fit=max_tokens is None,
+            length_field=length_field,
             store=self.store is not False,
             tenant=tenant,
             user=user,

@@ -1,7 +1,7 @@
 """Body of a chat completion's request."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,38 +9,44 @@ from bonbon.errors import UserError
 from bonbon.prompt import Message, Prompt
 from bonbon.tools import canonical
 from service.ask import Ask
-from service.schemas.body import AnswerBody, Body, Identifier, Neutral
-from service.schemas.prompts import TextContent
+from service.schemas.body import AnswerBody, Body, Identifier
+from service.schemas.prompts import Text, TextContent
 from service.schemas.response_format import ResponseFormat
 from service.schemas.tools import Call, ToolChoice, Tools
+from service.schemas.without_effect import BLANK, WHOLE, Ignored, Neutral
 
 
 class ChatMessage(Body):
-    """One turn. Text only."""
-
-    may_be_empty: ClassVar[frozenset[str]] = frozenset(
-        {"annotations", "audio", "function_call", "name", "refusal", "tool_call_id", "tool_calls"}
-    )
+    """One turn. Text only. An assistant's may be sent back as any provider returned it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     """`developer` is read as `system`."""
     content: TextContent
     """A string, or a list of text parts, which are joined by line ends; null beside an assistant's tool calls."""
-    tool_calls: list[Call] | None = None
+    name: Annotated[Text | None, BLANK] = None
+    """Who speaks. The model sees it where its chat template writes names; rewards do not."""
+    tool_calls: Annotated[list[Call] | None, BLANK] = None
     """What an assistant called."""
-    tool_call_id: str | None = None
+    tool_call_id: Annotated[str | None, BLANK] = None
     """Which call a tool's message answers."""
+    audio: Annotated[None, Neutral({})] = None
+    function_call: Annotated[None, Neutral({})] = None
+    reasoning: Annotated[None, Neutral("")] = None
+    reasoning_content: Annotated[None, Neutral("")] = None
+    reasoning_details: Annotated[None, Neutral([])] = None
+    refusal: Annotated[None, Neutral("")] = None
+    thinking_blocks: Annotated[None, Neutral([])] = None
+    annotations: Ignored = None
+    cache_control: Ignored = None
+    parsed: Ignored = None
+    provider_specific_fields: Ignored = None
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_empty(cls, value: Any) -> Any:
-        """An assistant's message may come back as a client got it, with its empty fields."""
-        if not isinstance(value, dict):
-            return value
-        present = {name: field for name, field in value.items() if field or name not in cls.may_be_empty}
-        if "tool_calls" in present and present.get("content") is None:
-            present["content"] = ""
-        return present
+    def _let_calls_stand_alone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return value | {"content": ""}
+        return value
 
     @model_validator(mode="after")
     def _check_tools(self) -> "ChatMessage":
@@ -52,6 +58,8 @@ class ChatMessage(Body):
 
     def to_message(self) -> Message:
         message: Message = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        if self.name is not None:
+            message["name"] = self.name
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         if self.tool_call_id is not None:
@@ -62,39 +70,37 @@ class ChatMessage(Body):
 class ChatBody(AnswerBody):
     """POST /v1/chat/completions."""
 
-    refused: ClassVar[Mapping[str, Neutral]] = {
-        **AnswerBody.refused,
-        "audio": (None,),
-        "function_call": ("none", None),
-        "functions": ([], None),
-        "modalities": (["text"], None),
-        "prediction": (None,),
-        "prompt_cache_options": (None,),
-        "prompt_cache_retention": (None,),
-        "reasoning_effort": ("none", None),
-        "service_tier": ("auto", "default", None),
-        "verbosity": ("medium", None),
-        "web_search_options": (None,),
-    }
-
     messages: list[ChatMessage] = Field(min_length=1)
     tools: Tools | None = None
     """Functions that the answer may call; only an engine that calls tools takes any."""
     tool_choice: ToolChoice | None = None
     """auto by default. What forces a call constrains the sampler, so such groups are never trained on."""
-    parallel_tool_calls: Literal[True] | None = None
-    """Only true: how many calls an answer makes is the model's choice."""
-    max_completion_tokens: int | None = Field(None, ge=1)
+    parallel_tool_calls: bool | None = None
+    """false: an answer has its first call only. true by default: how many calls it makes is the model's choice."""
+    max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     """The newer name of max_tokens."""
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     """Likeliest tokens to report at each position; needs logprobs."""
     response_format: ResponseFormat | None = None
     """The shape of every candidate. Such groups are never trained on; not every engine can do it."""
     safety_identifier: Identifier | None = None
     """The newer name of user."""
-    prompt_cache_key: str | None = None
-    """A hint that changes no answer; prompts are shared among a request's candidates in any case."""
+    add_generation_prompt: Annotated[None, Neutral(True)] = None
+    add_special_tokens: Annotated[None, Neutral(False)] = None
+    audio: Annotated[None, Neutral()] = None
+    chat_template_kwargs: Annotated[None, Neutral({})] = None
+    continue_final_message: Annotated[None, Neutral(False)] = None
+    echo: Annotated[None, Neutral(False)] = None
+    function_call: Annotated[None, Neutral("none")] = None
+    functions: Annotated[None, Neutral([])] = None
+    include_reasoning: Annotated[None, Neutral(True)] = None
+    modalities: Annotated[None, Neutral(["text"])] = None
+    reasoning_effort: Annotated[None, Neutral("none")] = None
+    service_tier: Annotated[None, Neutral("auto", "default")] = None
+    verbosity: Annotated[None, Neutral("medium")] = None
+    web_search_options: Annotated[None, Neutral()] = None
+    prediction: Ignored = None
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "ChatBody":
@@ -128,6 +134,7 @@ class ChatBody(AnswerBody):
         return self._ask(
             (self.prompt,),
             max_tokens=self.max_completion_tokens or self.max_tokens,
+            length_field="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens",
             default_max_tokens=default_max_tokens,
             top_logprobs=self.top_logprobs or 0,
             response_format=self.response_format.canonical if self.response_format else None,

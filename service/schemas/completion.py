@@ -1,28 +1,29 @@
 """Body of a text completion's request."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from service.ask import Ask
-from service.schemas.body import AnswerBody, Neutral
+from service.schemas.body import AnswerBody
 from service.schemas.prompts import PromptList
+from service.schemas.without_effect import WHOLE, Neutral
 
 
 class CompletionBody(AnswerBody):
     """POST /v1/completions."""
 
-    refused: ClassVar[Mapping[str, Neutral]] = {**AnswerBody.refused, "suffix": ("", None)}
-
     prompt: PromptList
     """A string, a list of strings, token ids, or a list of lists of token ids."""
-    logprobs: int | None = Field(None, ge=0, le=5)
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     """Likeliest tokens to report at each position, besides the one drawn."""
     echo: bool | None = None
     """Put the prompt before each choice's text."""
+    add_special_tokens: Annotated[None, Neutral(True)] = None
+    suffix: Annotated[None, Neutral("")] = None
 
     @model_validator(mode="after")
     def _check_echo(self) -> "CompletionBody":

@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 from bonbon.errors import UserError
 from bonbon.pairs.records import Feedback
 from service.schemas.body import Body, Identifier
+from service.schemas.without_effect import WHOLE
 
 
 class FeedbackBody(Body):
@@ -17,7 +18,7 @@ class FeedbackBody(Body):
     """`bonbon.group_id` of the answer."""
     score: float | None = None
     """Higher is better, on any scale of your own."""
-    chosen: int | None = Field(None, ge=0)
+    chosen: Annotated[int, Field(ge=0), WHOLE] | None = None
     """The index of the candidate that should have been the answer."""
     comment: Annotated[str, StringConstraints(max_length=20_000)] | None = None
     user: Identifier | None = None

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, PlainValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, PlainValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from bonbon.prompt import Prompt
@@ -71,6 +71,7 @@ PromptList = Annotated[
         {"anyOf": [STRING, {"type": "array", "items": STRING}, TOKEN_IDS, {"type": "array", "items": TOKEN_IDS}]}
     ),
 ]
+Text = Annotated[str, AfterValidator(_encodable)]
 TextContent = Annotated[
     str,
     BeforeValidator(join_text),

@@ -9,12 +9,18 @@ class Reply(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
+class PromptTokensDetails(Reply):
+    cached_tokens: Literal[0]
+    """Always 0: every token of a prompt is counted, whatever an engine's cache saves."""
+
+
 class Usage(Reply):
     """Tokens of the prompts and of the returned choices; what was drawn besides is in the `bonbon` object."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CandidateReply(Reply):
@@ -46,6 +52,7 @@ class GroupReply(Reply):
     degraded: bool
     """The reward gave no ranking: the choices are the first candidates."""
     degraded_reason: str | None
+    """What that means; the service's log says what failed."""
     candidates: list[CandidateReply] | None = None
     """All of them, when asked for."""
 
@@ -201,6 +208,8 @@ class Model(Reply):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "bonbon"
+    max_model_len: int
+    """Most tokens that prompt and completion may have together."""
     bonbon: ModelExtension
 
 

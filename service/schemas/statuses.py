@@ -16,6 +16,7 @@ ERRORS: Responses = {
         403: "The key has not the scope.",
         404: "No such model is served, or there is no such group.",
         413: "The body is too large.",
+        415: "The body is compressed.",
         429: "The tenant has asked for more than it may: `retry-after` says when to come back.",
         503: "There is no capacity, or the answer could not be drawn or logged; try again.",
     }.items()

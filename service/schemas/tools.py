@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints
 
 from service.schemas.body import Body
+from service.schemas.without_effect import Ignored
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -18,11 +19,13 @@ class Function(Body):
     """JSON Schema of its arguments."""
     strict: bool | None = None
     """true: arguments are forced to fit the schema. Such groups are never trained on."""
+    cache_control: Ignored = None
 
 
 class Tool(Body):
     type: Literal["function"]
     function: Function
+    cache_control: Ignored = None
 
 
 class NamedFunction(Body):
@@ -35,12 +38,16 @@ class NamedTool(Body):
 
 
 class CalledFunction(Body):
+    model_config = ConfigDict(extra="ignore")
+
     name: FunctionName
     arguments: str
 
 
 class Call(Body):
-    """A call as an assistant's message has it."""
+    """A call as an assistant's message has it. What providers add to calls never reaches the model."""
+
+    model_config = ConfigDict(extra="ignore")
 
     id: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     type: Literal["function"] = "function"

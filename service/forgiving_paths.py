@@ -1,0 +1,31 @@
+"""Requests that differ from what a route expects in form only."""
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+EXACT = ("/console", "/docs", "/redoc")
+"""Pages, whose relative links depend on the slash at the end."""
+
+
+class ForgivingPaths:
+    """ASGI middleware: a slash at the end of a path does not matter, and HEAD is answered as GET without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path.endswith("/") and not path.startswith(EXACT):
+            scope = {**scope, "path": path.rstrip("/") or "/"}
+        if scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
