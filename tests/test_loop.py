@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from loop_world import answer, make_settings
 from sampled_groups import make_base
 from structlog.testing import capture_logs
 
-from bonbon.errors import Conflict, UserError
+from bonbon.errors import Conflict, StoreError, UserError
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings
@@ -157,9 +158,28 @@ async def test_a_cut_off_round_goes_on_where_it_was(resumed: Settings) -> None:
         version = await Loop(open_).once()
         assert version is not None
         assert version.name == registered.name
+        trail, finished = await open_.registry.history(), (run / "finished.json").read_text()
+        (run / "finished.json").unlink()  # and again after it was promoted
+        assert await Loop(open_).once() == version
+        assert (run / "finished.json").read_text() == finished
+        assert await open_.registry.history() == trail
         assert [v.name for v in await versions(open_)] == [registered.name]
         assert await open_.registry.champion() == registered.name
     assert before == {name: (run / name).stat().st_mtime_ns for name in before}
+
+
+async def test_cut_off_between_evaluation_and_verdict_it_records_the_evaluation_once(
+    resumed: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = resumed.runs_dir / "round-1"
+    async with workshop(resumed) as open_:
+        with monkeypatch.context() as patched:
+            patched.setattr(open_.registry, "approve", AsyncMock(side_effect=StoreError("cut off")))
+            with pytest.raises(StoreError, match="cut off"):
+                await Round.open(open_, run).register()
+        version = await Round.open(open_, run).register()
+        kinds = [event.kind for event in await open_.registry.history(version=version.name)]
+    assert kinds == ["approved", "evaluated", "registered"]
 
 
 async def test_stopped_before_a_stage_it_goes_on_later(resumed: Settings) -> None:

@@ -191,7 +191,8 @@ class Round:
         evaluation = replace(evaluation, version=version.name)
         verdict = judge(evaluation, self.workshop.settings.gate)
         if version.state is VersionState.REGISTERED:
-            await registry.record_evaluation(version.name, evaluation.to_dict())
+            if not version.evaluation:  # a process that was killed since may have recorded it
+                await registry.record_evaluation(version.name, evaluation.to_dict())
             decide = registry.approve if verdict.passed else registry.refuse
             await decide(version.name, verdict.to_dict())
         evaluation.save(self.directory)
@@ -205,8 +206,10 @@ class Round:
         version = await self.register()
         if version.verdict is None or not version.verdict["passed"]:
             return await self._finish(version, REFUSED)
+        registry = self.workshop.registry
         try:
-            version = await self.workshop.registry.promote(version.name, expected=self.plan.champion, actor=actor)
+            if await registry.champion() != version.name:  # a process that was killed since may have promoted it
+                version = await registry.promote(version.name, expected=self.plan.champion, actor=actor)
         except Conflict as conflict:
             log.warning("not promoted", version=version.name, reason=str(conflict))
             return await self._finish(version, str(conflict))
