@@ -174,6 +174,7 @@ async def test_nothing_of_a_purged_group_stays_in_the_files(database: Database, 
     files = [open(f"{database.url.database}{end}", "rb") for end in ("", "-wal")]  # noqa: SIM115
     assert any(canary.encode() in file.read() for file in files)
     await purge(database, Conditions(user=canary))
+    await database.overwrite_deleted()
     for file in files:
         file.seek(0)
         assert canary.encode() not in file.read()

@@ -168,12 +168,16 @@ async def test_a_log_that_a_reader_keeps_from_being_emptied_is_an_error_and_the_
         log = PairLog(database)
         await log.start()
         await log.append(scored_group(0, user="ada"))
+        snapshot = await take_snapshot(
+            database, tmp_path / "round-1" / "snapshot", version="tiny", fractions=Fractions(test=0.1, validation=0.1)
+        )
         with closing(sqlite3.connect(tmp_path / "bonbon.db")) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM groups").fetchone()
             with pytest.raises(StoreUnavailable, match="another process reads the database"):
                 await erase(database, tmp_path, Conditions(user="ada"), spool_dir=tmp_path / "spool")
             assert b"answer 0.0" in file.read_bytes()
+        assert not snapshot.groups_file.exists(), "the next deletion finds no groups, and looks for no snapshots"
         await erase(database, tmp_path, Conditions(user="ada"), spool_dir=tmp_path / "spool")
         assert b"answer 0.0" not in file.read_bytes()
         await log.stop()

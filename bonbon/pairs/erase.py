@@ -38,7 +38,11 @@ async def erase(
     With them go those that the spool in `spool_dir` has set aside; what still waits there is left out when it is
     replayed.
 
-    Raises ValueError when no condition is given, StoreError and OSError.
+    Raises:
+        ValueError: no condition is given.
+        StoreUnavailable: everything is deleted, but another process keeps SQLite's write-ahead log from being emptied;
+            the next call empties it.
+        StoreError, OSError: something could not be deleted.
     """
     # Brings in pyarrow, which few commands need.
     from bonbon.pairs.stale import delete_stale_snapshots
@@ -47,4 +51,6 @@ async def erase(
     deleted = await purge(database, conditions, progress=progress)
     snapshots = await delete_stale_snapshots(database, runs_dir) if deleted else []
     set_aside = await asyncio.to_thread(set_aside_in(spool_dir).erase, conditions)
+    # Last, because it may fail; and even if nothing was deleted, because an earlier call may have failed here.
+    await database.overwrite_deleted()
     return Erased(deleted, learnt, tuple(snapshots), set_aside)

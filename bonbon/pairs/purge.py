@@ -22,8 +22,8 @@ async def count_purgeable(database: Database, conditions: Conditions) -> int:
 async def purge(database: Database, conditions: Conditions, *, progress: Callable[[int], None] | None = None) -> int:
     """Delete the groups that meet the conditions; how many.
 
-    Candidates, comparisons and feedback go with their groups, and nothing of them stays readable in SQLite's files.
-    What was answered before and comes later, from a spool, is left out.
+    Candidates, comparisons and feedback go with their groups; `Database.overwrite_deleted` then removes what SQLite's
+    files still have of them. What was answered before and comes later, from a spool, is left out.
     Small transactions let writers through.
 
     Args:
@@ -31,7 +31,6 @@ async def purge(database: Database, conditions: Conditions, *, progress: Callabl
 
     Raises:
         ValueError: no condition is given.
-        StoreUnavailable: another process kept SQLite's log from being emptied; the next call empties it.
     """
     query = select(groups.c.id).where(conditions.clause).limit(CHUNK)
     async with database.write() as connection:
@@ -46,6 +45,4 @@ async def purge(database: Database, conditions: Conditions, *, progress: Callabl
             progress(deleted)
         if len(ids) < CHUNK:
             break
-    # Even if nothing was: an earlier deletion may have been kept from doing this.
-    await database.overwrite_deleted()
     return deleted
