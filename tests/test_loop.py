@@ -263,6 +263,17 @@ async def test_a_champion_promoted_meanwhile_is_not_replaced(resumed: Settings) 
         assert "somebody else" in (round_.directory / "finished.json").read_text()
 
 
+async def test_a_round_that_was_cut_off_after_its_promotion_leaves_a_rollback_as_it_is(resumed: Settings) -> None:
+    async with workshop(resumed) as open_:
+        version = await Round.open(open_, resumed.runs_dir / "round-1").register()
+        await open_.registry.promote(version.name, expected="base", actor="trainer")  # and here it was cut off
+        await open_.registry.rollback(actor="somebody")
+        result = await Loop(open_).once()
+        assert result is not None
+        assert result.name == version.name
+        assert await open_.registry.champion() == "base"
+
+
 async def test_what_cannot_be_trained_closes_the_round(settings: Settings) -> None:
     async with workshop(changed(settings, train={"batch_size": 4096, "micro_batch_size": 4096})) as open_:
         with pytest.raises(RoundFailed, match="batch_size = 4096"):

@@ -206,10 +206,12 @@ class Round:
         version = await self.register()
         if version.verdict is None or not version.verdict["passed"]:
             return await self._finish(version, REFUSED)
-        registry = self.workshop.registry
+        # A process that was killed since may have promoted it, and whoever replaced it then had a reason.
+        if version.state is VersionState.RETIRED:
+            return await self._finish(version, "it was promoted, and somebody else has replaced it since")
         try:
-            if await registry.champion() != version.name:  # a process that was killed since may have promoted it
-                version = await registry.promote(version.name, expected=self.plan.champion, actor=actor)
+            if version.state is not VersionState.PROMOTED:
+                version = await self.workshop.registry.promote(version.name, expected=self.plan.champion, actor=actor)
         except Conflict as conflict:
             log.warning("not promoted", version=version.name, reason=str(conflict))
             return await self._finish(version, str(conflict))
