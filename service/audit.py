@@ -131,18 +131,15 @@ class Audits:
         await self.serving.admitted()
         base = self.serving.routes.base
         with self.serving.hold(group.version), self.serving.hold(base):
-            best_of_n_tokens = await self._compare(group, base, k)
-            needs_group = group.n == 1 and group.sampling.unmodified
-            other_tokens = await self._draw_group(group) if needs_group else 0
-        if group.sampling.temperature > 0:
-            drawn = {"best_of_n_tokens": best_of_n_tokens, "other_tokens": other_tokens}
-            self.savings.audited(group.version, **drawn)
+            await self._compare(group, base, k)
+            if group.n == 1 and group.sampling.unmodified:
+                await self._draw_group(group)
 
-    async def _compare(self, group: Group, base: str, k: int) -> int:
-        """How many tokens it took."""
+    async def _compare(self, group: Group, base: str, k: int) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         n = 1 if sampling.temperature == 0 else self.n  # greedy draws are all the same
         drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling, salt=group.salt))
+        self.savings.audit_drew(group, sum(len(draw.token_ids) for draw in drawn.draws), best_of_n=True)
         # The first k candidates, not all: what the alias answers with, however many the request asked for.
         own = [candidate.text for candidate in group.candidates[:k]]
         rewards = await self.best_of_n.score(group.prompt, [*own, *(draw.written for draw in drawn.draws)])
@@ -163,18 +160,16 @@ class Audits:
             live = await self.pair_log.append_comparison(comparison)
             self.metrics.compared(comparison)
             await self.floor.check(live)
-        return sum(len(draw.token_ids) for draw in drawn.draws)
 
-    async def _draw_group(self, group: Group) -> int:
-        """How many tokens it took."""
+    async def _draw_group(self, group: Group) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         answer = await self.best_of_n(
             group.prompt, self.n, version=group.version, sampling=sampling, keep=0, salt=group.salt
         )
         drawn = replace(answer.group, origin="audit", tenant=group.tenant, user=group.user, request_id=group.request_id)
+        self.savings.audit_drew(group, tokens(drawn), best_of_n=False)
         if answer.failure is not None:
             self.metrics.degraded(drawn, answer.failure)
             raise answer.failure
         await self.pair_log.append(drawn)
         self.metrics.logged(drawn)
-        return tokens(drawn)

@@ -98,7 +98,9 @@ class Metrics:
             "bonbon_audits_dropped_total", "Audits not made, by why (full, degraded, gone, failed).", "reason"
         )
         self._audit_tokens = make.counter(
-            "bonbon_audit_tokens_drawn_total", "Completion tokens drawn by audits, of every version.", "model_version"
+            "bonbon_audit_tokens_drawn_total",
+            "Completion tokens that audits of a version have drawn, from the base and from it.",
+            "model_version",
         )
         # No version's label: these events are counted for good, and a fallen champion leaves soon.
         self._fallbacks = make.counter(
@@ -168,7 +170,7 @@ class Metrics:
         labels = (comparison.version, comparison.opponent, comparison.reward_name, comparison.outcome)
         self._comparisons.labels(*labels).inc()
 
-    def audited(self, version: str, tokens: int) -> None:
+    def audit_drew(self, version: str, tokens: int) -> None:
         """An audit of `version` drew so many tokens."""
         self._audit_tokens.labels(version).inc(tokens)
 

@@ -51,13 +51,16 @@ class SavingsCounter:
         if group.n == self.serving.k and group.sampling.temperature > 0:
             self._add(group.version, Drawn(answers=1, answer_tokens=tokens(group)))
 
-    def audited(self, version: str, *, best_of_n_tokens: int, other_tokens: int) -> None:
-        """An audit of `version` drew the base n times, and whatever else it needed."""
-        self.metrics.audited(version, best_of_n_tokens + other_tokens)
-        self._add(
-            version,
-            Drawn(audits=1, audit_tokens=best_of_n_tokens + other_tokens, best_of_n_tokens=best_of_n_tokens),
-        )
+    def audit_drew(self, group: Group, count: int, *, best_of_n: bool) -> None:
+        """An audit of the answer `group` drew `count` tokens.
+
+        Args:
+            best_of_n: they are those of the n draws of the base, which every audit makes.
+        """
+        self.metrics.audit_drew(group.version, count)
+        if group.sampling.temperature > 0:
+            audits, best_of_n_tokens = (1, count) if best_of_n else (0, 0)
+            self._add(group.version, Drawn(audits=audits, audit_tokens=count, best_of_n_tokens=best_of_n_tokens))
 
     def known(self, version: str) -> Savings | None:
         """What all gateways together had counted of `version` when this one last wrote."""

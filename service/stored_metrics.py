@@ -57,7 +57,7 @@ class StoredMetrics:
         )
         self._compared = make.gauge(
             "bonbon_win_rate_comparisons",
-            "Comparisons of all gateways that there ever were, by outcome.",
+            "Comparisons that all gateways have made with the present number of draws, by outcome.",
             "champion",
             "opponent",
             "reward",
@@ -128,7 +128,8 @@ class StoredMetrics:
         )
         self._best_of_k = make.gauge(
             "bonbon_evaluation_best_of_k_win_rate",
-            "The same of the best of bonbon_gate_k draws; opponent: base (one draw), served (what answered then).",
+            "The same of the best of as many draws as the version answers with: bonbon_gate_k, or more where the floor "
+            "raised it; opponent: base (one draw), served (what answered then).",
             "model_version",
             "opponent",
             "bound",
@@ -175,7 +176,8 @@ class StoredMetrics:
         self._show_rounds(rounds)
         if champion is not None:
             version, due = champion
-            self._k_raised.set(version.raised_k is not None)
+            raised = version.raised_k is not None and not self._serving.k_is_fixed
+            self._k_raised.set(raised and not self._serving.routes.best_of_n)
             self._next_groups.set(due.groups)
             self._next_needed.set(math.nan if due.needed is None else due.needed)
         self._show_versions(versions)
@@ -281,7 +283,7 @@ def _outcome(told: RoundProgress) -> str:
 
 
 def _answers(version: Version) -> Mapping[str, Any]:
-    """What was measured of as many draws as the gate lets the version answer with; empty when nothing was."""
+    """What was measured of the best of as many draws as the version answers with; empty when nothing was."""
     measured = version.evaluation.get("best_of_k", ())
     return next((one for one in measured if one["k"] == version.k), {})
 

@@ -200,6 +200,20 @@ async def test_an_operator_may_promote_the_champion_anew_with_the_draws_of_its_v
     assert (await service.ask()).json()["bonbon"]["n"] == 1
 
 
+async def test_draws_that_were_raised_are_told_only_while_they_answer(gateway: Gateway) -> None:
+    service = await gateway()
+    name = (await service.promoted(1, k=1)).name
+    await service.parts.registry.raise_k(name, 2, actor="test", reason="to see")
+    await service.parts.swapper.converge()
+    fixed = await gateway(k=1)
+    assert "bonbon_champion_k_raised 1.0" in (await service.client.get("/metrics")).text
+    assert "bonbon_champion_k_raised 0.0" in (await fixed.client.get("/metrics")).text
+    second = (await service.promoted(2, k=1)).name
+    await service.parts.registry.fall_back(second, name, actor="test", reason="to see")
+    await service.parts.swapper.converge()
+    assert "bonbon_champion_k_raised 0.0" in (await service.client.get("/metrics")).text
+
+
 async def test_a_restart_neither_forgets_the_counts_nor_the_fallback(
     tmp_path: Path, drifting: Drifting, gateway: Gateway
 ) -> None:

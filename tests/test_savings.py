@@ -8,6 +8,7 @@ from service_metrics import metric_of
 
 from bonbon.database import Database
 from bonbon.pairs.savings import Drawn, Savings, add_savings, read_savings
+from bonbon.rewards.fake import FakeReward
 from service.audit_rate import LEAST, audit_rate
 
 
@@ -83,6 +84,24 @@ async def test_the_service_says_what_its_champion_saves(tmp_path: Path) -> None:
         assert metric_of(scrape, f"bonbon_audit_tokens_drawn_total{{{labels}}}") >= saved["audit_tokens"]
     async with running(settings_in(tmp_path, audit_fraction=0.0), engine=WatchedEngine()) as service:
         assert (await service.client.get("/admin/win-rate")).json()["savings"] == saved
+
+
+async def test_what_audits_draw_in_vain_is_counted_and_what_they_draw_for_greedy_answers(tmp_path: Path) -> None:
+    reward = FakeReward()
+    async with running(settings_in(tmp_path, audit_fraction=1.0), engine=WatchedEngine(), reward=reward) as service:
+        name = (await service.promoted(1, k=1)).name
+        await service.parts.swapper.converge()
+        drawn = f'bonbon_audit_tokens_drawn_total{{model_version="{name}"}}'
+        reward.failure = "it is down"
+        await champion_answers(service, 2)
+        savings = (await service.client.get("/admin/win-rate")).json()["savings"]
+        assert savings["audit_tokens"] > 0
+        assert metric_of((await service.client.get("/metrics")).text, drawn) == savings["audit_tokens"]
+        reward.failure = None
+        await service.ask(temperature=0)
+        await champion_answers(service, 0)
+        assert (await service.client.get("/admin/win-rate")).json()["savings"] == savings
+        assert metric_of((await service.client.get("/metrics")).text, drawn) > savings["audit_tokens"]
 
 
 async def test_by_default_the_budget_decides_how_many_answers_are_audited(tmp_path: Path) -> None:
