@@ -229,6 +229,10 @@ URL = f"http://user:{PASSWORD}@127.0.0.1:1/score"
         {"engine": "remote", "model": "m", "engine_options": {"servers": URL}},
         {"engine": "remote", "model": "m", "engine_options": {"servers": {"a": URL}}},
         {"engine": "remote", "model": "m", "engine_options": {"api_key": ["canary-key"]}},
+        {"engine": "remote", "model": "m", "engine_options": [{"api_key": "canary-key"}]},
+        {"service": {"tenants": [{"reward": {"api_key": "canary-key"}}]}},
+        {"reward": [{"target": "http://127.0.0.1:1", "api_key": "canary-key"}]},
+        {"reward": f"http:http://user:it's {PASSWORD}@["},
     ],
 )
 def test_a_setting_that_is_refused_does_not_show_what_is_secret(given: dict[str, Any]) -> None:
