@@ -89,7 +89,9 @@ class StoredMetrics:
             "1 while the champion answers with more draws than its evaluation asked for: it fell under the floor.",
         )
         self._next_groups = make.gauge(
-            "bonbon_next_round_groups", "Clean groups of the champion that nothing was trained on yet."
+            "bonbon_next_round_groups",
+            "Clean groups of the champion that nothing was trained on yet. The count stops at 50,000, or where a round "
+            "needs more, at that.",
         )
         self._next_needed = make.gauge(
             "bonbon_next_round_groups_needed",

@@ -55,6 +55,17 @@ async def test_a_round_of_the_base_waits_for_so_many_groups(registry: Registry) 
     assert (await due(registry)).is_due
 
 
+async def test_the_count_stops_where_more_groups_say_nothing_more(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log(registry, BASE, 6)
+    monkeypatch.setattr("bonbon.registry.due.MOST_COUNTED", 5)
+    assert (await due(registry)).groups == 5
+    monkeypatch.setattr("bonbon.registry.due.MOST_COUNTED", 2)
+    stopped = await due(registry)
+    assert (stopped.groups, stopped.is_due) == (4, True)
+
+
 async def test_after_one_that_was_refused_the_next_waits_for_twice_as_many(registry: Registry) -> None:
     last = await log(registry, BASE, 6)
     name = await trained(registry, 1, start=BASE, groups=6, last=last)

@@ -76,9 +76,11 @@ async def count_clean(
     after: str | None = None,
     tenants: Tenants = None,
     own_rewards: bool = False,
+    most: int | None = None,
 ) -> int:
-    """Groups that `clean` means, drawn from `version` (None: from any)."""
-    query = select(func.count()).select_from(groups).where(clean(version, after, tenants, own_rewards))
+    """Groups that `clean` means, drawn from `version` (None: from any). The count stops at `most`."""
+    found = select(groups.c.id).where(clean(version, after, tenants, own_rewards)).limit(most).subquery()
+    query = select(func.count()).select_from(found)
     async with database.read(bulk=True) as connection:
         return int((await connection.execute(query)).scalar_one())
 

@@ -9,14 +9,17 @@ from bonbon.registry.records import Version, VersionState
 from bonbon.registry.registry import Registry
 from bonbon.settings import Settings
 
+MOST_COUNTED = 50_000
+"""Groups at which the count for the next round stops, unless it needs more: every scrape of the metrics counts them."""
+
 
 @dataclass(frozen=True, slots=True)
 class NextRound:
     """What is known of the next round, which would start from `champion`.
 
-    `groups` are the champion's clean groups that nothing was trained on yet, `needed` how many there must be; None
-    where no number of them begins a round. `refused` is how many groups the newest round that started from the champion
-    was trained on, if the gate refused it.
+    `groups` are the champion's clean groups that nothing was trained on yet, counted up to `MOST_COUNTED` or `needed`,
+    whichever is more. `needed` is how many there must be; None where no number of them begins a round. `refused` is
+    how many groups the newest round that started from the champion was trained on, if the gate refused it.
     """
 
     champion: str
@@ -52,20 +55,29 @@ async def next_round(registry: Registry, champion: Version, settings: Settings) 
     A round is worth its cost when it is expected to lower the number of draws for an answer. So none begins while one
     draw answers, and after one that the gate refused the next waits until there are twice as many groups.
     """
-    groups = await new_groups(registry, champion.name, settings.train.tenants)
+    tenants = settings.train.tenants
     if champion.parent is not None and champion.k == 1 and not await registry.fell_back(champion.name):
-        return NextRound(champion.name, groups, None)
+        return NextRound(champion.name, await new_groups(registry, champion.name, tenants), None)
     tried = [v for v in await registry.list() if started_from(v.training) == champion.name]
     refused = None
     if tried and tried[-1].state is VersionState.REFUSED:
         refused = int(tried[-1].training.get("groups", 0))
-    return NextRound(champion.name, groups, max(settings.loop.min_groups, refused or 0), refused)
+    needed = max(settings.loop.min_groups, refused or 0)
+    groups = await new_groups(registry, champion.name, tenants, most=max(needed, MOST_COUNTED))
+    return NextRound(champion.name, groups, needed, refused)
 
 
-async def new_groups(registry: Registry, champion: str, tenants: Collection[str] | None = None) -> int:
-    """Clean groups of `champion` (of `tenants`; None: of all) that are newer than those it has been trained on."""
+async def new_groups(
+    registry: Registry, champion: str, tenants: Collection[str] | None = None, *, most: int = MOST_COUNTED
+) -> int:
+    """Clean groups of `champion` (of `tenants`; None: of all) that are newer than those it has been trained on.
+
+    The count stops at `most`.
+    """
     trained_on = [v.training["last_group"] for v in await registry.list() if started_from(v.training) == champion]
-    return await count_clean(registry.database, champion, after=max(trained_on, default=None), tenants=tenants)
+    return await count_clean(
+        registry.database, champion, after=max(trained_on, default=None), tenants=tenants, most=most
+    )
 
 
 def started_from(training: Mapping[str, Any]) -> str | None:
