@@ -264,6 +264,8 @@ async def test_null_and_neutral_values_ask_for_nothing(api: Api) -> None:
         "prompt_cache_retention": "24h", "chat_template_kwargs": {}, "never_heard_of": None,
     }  # fmt: skip
     assert (await api.chat(**neutral))["bonbon"]["n"] == 8
+    for extension in (None, {"candidates": None}):
+        assert (await api.chat(bonbon=extension))["bonbon"]["n"] == 8
     response = await api.post(COMPLETIONS, model="base", prompt="a", suffix=None, logit_bias=None, echo=None)
     assert response.status_code == 200
 

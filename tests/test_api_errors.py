@@ -77,7 +77,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         ("messages", []),
         ("messages", "hello"),
         ("model", None),
-        ("bonbon", None),
+        ("bonbon", 1),
     ],
 )
 async def test_a_field_of_a_chat_is_refused_by_name(api: Api, param: str, value: Any) -> None:

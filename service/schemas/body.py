@@ -36,17 +36,17 @@ Identifier = Annotated[str, StringConstraints(max_length=512)]
 
 
 class Body(BaseModel):
-    """A JSON object without surprises: no unknown field unless it is null, no silent conversion, no NaN."""
+    """A JSON object without surprises: no unknown field, no silent conversion, no NaN. A null field is absent."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_unknown_nulls(cls, value: Any) -> Any:
+    def _drop_nulls(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        known = {field.alias or name for name, field in cls.model_fields.items()}
-        return {name: field for name, field in value.items() if field is not None or name in known}
+        required = {field.alias or name for name, field in cls.model_fields.items() if field.is_required()}
+        return {name: field for name, field in value.items() if field is not None or name in required}
 
 
 class StreamOptions(Body):
