@@ -83,7 +83,9 @@ class Audits:
 
     @property
     def fraction(self) -> float:
-        """Share of the champion's answers that is audited now."""
+        """Share of the champion's answers that is audited now: none of the base's."""
+        if not self.serving.routes.distilled:
+            return 0.0
         if self._fraction is not None:
             return self._fraction
         known = self.savings.known(self.serving.champion)
