@@ -106,7 +106,8 @@ async def test_what_audits_draw_in_vain_is_counted_and_what_they_draw_for_greedy
 
 async def test_by_default_the_budget_decides_how_many_answers_are_audited(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path, audit_fraction=None), engine=WatchedEngine()) as service:
-        assert "bonbon_audit_ratio 0.0" in (await service.client.get("/metrics")).text  # the base is not audited
+        scrape = (await service.client.get("/metrics")).text
+        assert "bonbon_audit_ratio 0.0" in scrape.splitlines(), "the base is not audited"
         await service.promoted(1, k=2)
         await service.parts.swapper.converge()
         shown = (await service.client.get("/admin/win-rate")).json()
