@@ -341,8 +341,9 @@ class LoopSettings(Section):
     """When the daemon trains."""
 
     min_groups: int = Field(1000, ge=1)
-    """Clean groups of the current champion, not yet trained on, that start a round. None starts by itself while one
-    draw answers, and after a refused round it takes as many groups as that round was trained on."""
+    """Clean groups of the current champion, not yet trained on, that start a round. No round starts by itself
+    while one draw answers. After a round that the gate refused, the next one waits for as many groups as that round
+    was trained on."""
     poll: float = Field(30.0, gt=0)
     """Seconds between looks at the pair log."""
     auto_promote: bool = True

@@ -11,9 +11,8 @@ FRAMING = (b"content-length", b"transfer-encoding")
 class HttpParser:
     """An `httptools.HttpRequestParser` that ignores the header Upgrade, as RFC 9110, section 7.8, lets a server do.
 
-    httptools takes whatever follows the head of such a request for bytes of the other protocol. Here it is what it is
-    for a server that does not change the protocol: the request's body, which a parser of its own reads, and the next
-    request.
+    httptools takes whatever follows the head of such a request for bytes of the other protocol. A server that keeps to
+    HTTP must read it as the request's body and the next request, so a second parser goes on there.
 
     Args:
         protocol: has httptools' callbacks.

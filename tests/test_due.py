@@ -50,7 +50,7 @@ async def test_a_round_of_the_base_waits_for_so_many_groups(registry: Registry) 
     await log(registry, BASE, 3)
     waiting = await due(registry)
     assert not waiting.is_due
-    assert waiting.waits_for == f"The next round waits for 1 more clean groups of {BASE} (3 of 4)."
+    assert waiting.waits_for == f"The next round waits for 1 more clean group of {BASE} (3 of 4)."
     await log(registry, BASE, 1)
     assert (await due(registry)).is_due
 

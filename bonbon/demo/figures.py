@@ -15,9 +15,9 @@ from bonbon.theory import Estimate, clustered_mean, win_fraction
 class Figures:
     """One column of the closing table. Lengths are in tokens, times in seconds, KL in nats.
 
-    Of the best of `k` draws. `win_rate` is against one draw of the base, `win_rate_best_of_n` against best-of-n of the
-    base, whose tokens an answer takes `saved_share` less of; both are None of the base. `kl` is None where nobody has
-    estimated it.
+    A policy answers with the best of `k` draws. `win_rate` is against one draw of the base, `win_rate_best_of_n`
+    against best-of-n of the base, and `saved_share` is the share of best-of-n's tokens that an answer saves. The last
+    two are None where best-of-n was not measured before, and `kl` where nobody has estimated it.
     """
 
     version: str

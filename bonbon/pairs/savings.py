@@ -34,7 +34,7 @@ COUNTS = tuple(Drawn.__dataclass_fields__)
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """What `version` has saved as champion, beside best-of-`n` of the base, since it first answered."""
+    """What `version` has saved as champion, compared with best-of-`n` of the base, since it first answered."""
 
     version: str
     n: int

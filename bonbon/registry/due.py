@@ -42,9 +42,10 @@ class NextRound:
             )
         if self.is_due:
             return "The next round is due: it begins when the trainer looks next."
+        left = self.needed - self.groups
         why = f", because the last round learned too little from {self.refused}" if self.refused is not None else ""
         return (
-            f"The next round waits for {self.needed - self.groups} more clean groups of {self.champion} "
+            f"The next round waits for {left} more clean {'group' if left == 1 else 'groups'} of {self.champion} "
             f"({self.groups} of {self.needed}{why})."
         )
 

@@ -52,7 +52,7 @@ class Version:
 
     @property
     def k(self) -> int:
-        """From how many draws the version answers with the best so that nothing is lost, as far as is known; else 1."""
+        """The version answers with the best of this many draws: `raised_k`, else what the verdict says, else 1."""
         return self.raised_k or int((self.verdict or {}).get("k") or 1)
 
 

@@ -49,7 +49,7 @@ class FallbackBody(BaseModel):
 
 
 class SavingsBody(BaseModel):
-    """Tokens that the champion's answers have taken since `since`, audits included, beside best-of-`n` of the base.
+    """Tokens that the champion's answers and their audits have taken since `since`, and what best-of-`n` would have.
 
     `answer_tokens` were drawn for `answers`, `audit_tokens` for `audits` of them, `best_of_n_tokens` of those as
     best-of-n draws for every answer. `saved_share` and `saved_tokens` are null until there are an answer and an audit.

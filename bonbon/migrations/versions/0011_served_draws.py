@@ -1,4 +1,4 @@
-"""With how many draws an answer was given is known of comparisons, live win rates and versions; savings are counted
+"""Store the number of draws of comparisons, live win rates and versions, and count what champions save
 
 Revision ID: 0011
 Revises: 0010
