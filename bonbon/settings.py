@@ -28,6 +28,7 @@ from bonbon.errors import UserError
 from bonbon.secret_files import SUFFIX, with_files
 from bonbon.shown import shown_input
 
+ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
 # What Kubernetes sets in every pod beside a Service whose name begins with "bonbon".
 _SERVICE_LINK = re.compile(r".*(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_\d+_.*)?)")
@@ -189,6 +190,16 @@ class ServiceSettings(Section):
         if key is not None and not key.get_secret_value().strip():
             raise ValueError("it is empty, so no request could bring it: write a key, or leave it out")
         return key
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _as_browsers_write_them(cls, origins: list[str]) -> list[str]:
+        if not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError(
+                "write each origin with its scheme and without a slash or a path at the end, such as "
+                "https://app.example.com, or write * for all"
+            )
+        return [origin.lower() for origin in origins]
 
     @model_validator(mode="after")
     def _tenants_name_known_rewards(self) -> "ServiceSettings":

@@ -270,3 +270,16 @@ def test_every_variable_that_the_documents_name_is_a_setting() -> None:
     for page in pages:
         for name in re.findall(r"\bBONBON_([A-Z][A-Z_]+[A-Z])\b", page.read_text()):
             assert name.removesuffix("_FILE") in known, f"{page.name}: BONBON_{name}"
+
+
+@pytest.mark.parametrize(
+    "origin", ["app.example.com", "https://app.example.com/", "https://app.example.com/chat", "https://"]
+)
+def test_an_origin_that_no_browser_would_send_is_refused(origin: str) -> None:
+    with pytest.raises(UserError, match=r"service\.cors_origins.*such as https://app\.example\.com"):
+        load_settings(service={"cors_origins": ["*", origin]})
+
+
+def test_origins_are_compared_as_browsers_write_them() -> None:
+    settings = load_settings(service={"cors_origins": ["*", "https://App.example.com", "http://localhost:3000"]})
+    assert settings.service.cors_origins == ["*", "https://app.example.com", "http://localhost:3000"]
