@@ -117,6 +117,7 @@ async def test_stats_count_everything(database: Database, log: PairLog) -> None:
         await log.append(group)
     for ours, theirs in ((1, 0), (1, 0), (1, 1), (0, 1)):
         await log.append_comparison(Comparison(groups[0].id, start, "v1", "tiny", "helpful", "1", ours, theirs))
+    await log.append_comparison(Comparison(groups[0].id, start, "v1", "tiny", "helpful", "1", 2.0, 1.0, k=4))
     await log.append_feedback(Feedback(groups[0].id, start, score=1.0))
     found = await stats(database)
     assert (found.groups, found.clean, found.unclean) == (6, 4, {"sampling": 1, "tied": 1})
@@ -124,7 +125,10 @@ async def test_stats_count_everything(database: Database, log: PairLog) -> None:
     assert found.rewards == {"helpful 1": 6}
     assert found.candidates == 16
     assert found.mean_margin == pytest.approx(3.0)
-    assert found.comparisons == [{"version": "v1", "opponent": "tiny", "win": 2, "tie": 1, "loss": 1}]
+    assert found.comparisons == [
+        {"version": "v1", "k": 1, "opponent": "tiny", "win": 2, "tie": 1, "loss": 1},
+        {"version": "v1", "k": 4, "opponent": "tiny", "win": 1, "tie": 0, "loss": 0},
+    ]
     assert (found.feedback, found.first, found.last) == (1, start, start + timedelta(hours=3))
 
 

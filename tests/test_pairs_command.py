@@ -23,14 +23,14 @@ def test_stats_are_printed_for_people_and_for_programs(database_url: str) -> Non
     found = as_json(app, "stats", "--database", database_url)
     assert (found["groups"], found["clean"], found["unclean"], found["candidates"]) == (4, 3, {"tied": 1}, 8)
     assert (found["first"], found["last"]) == ("2026-01-02T03:04:00+00:00", "2026-01-02T04:04:00+00:00")
-    assert found["comparisons"] == [{"version": "v1", "opponent": "tiny", "win": 4, "tie": 0, "loss": 0}]
+    assert found["comparisons"] == [{"version": "v1", "k": 1, "opponent": "tiny", "win": 4, "tie": 0, "loss": 0}]
     printed = run(app, "stats", "--database", database_url).stdout
     assert "4 groups, 8 candidates, 4 feedback, 2026-01-02 03:04 to 2026-01-02 04:04 UTC" in printed
     lines = [line.split() for line in printed.splitlines()]
     for line in ("clean 3", "unclean tied 1", "version tiny 4", "reward helpful 1 3", "reward a[0] 1 1"):
         assert line.split() in lines
     assert "mean reward of chosen minus rejected: 2.5" in printed
-    assert ["v1", "tiny", "4", "0", "0"] in lines
+    assert ["v1", "1", "tiny", "4", "0", "0"] in lines
 
 
 def test_an_empty_log_has_stats(database_url: str) -> None:

@@ -236,7 +236,7 @@ def _print_stats(found: PairStats) -> None:
     if found.mean_margin is not None:
         out.print(f"mean reward of chosen minus rejected: {found.mean_margin:.4g}")
     if found.comparisons:
-        audits = Table("version", "against", "win", "tie", "loss", title="audits", box=None, pad_edge=False)
+        audits = Table("version", "k", "against", "win", "tie", "loss", title="audits", box=None, pad_edge=False)
         for row in found.comparisons:
-            audits.add_row(*(str(row[name]) for name in ("version", "opponent", "win", "tie", "loss")))
+            audits.add_row(*(str(row[name]) for name in ("version", "k", "opponent", "win", "tie", "loss")))
         out.print(audits)

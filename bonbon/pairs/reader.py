@@ -137,13 +137,14 @@ async def stats(database: Database) -> PairStats:
     margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups), groups.c)
     margin = margin.where(groups.c.unclean.is_(None))
     won = comparisons.c.reward - comparisons.c.opponent_reward
+    sides = (comparisons.c.version, comparisons.c.k, comparisons.c.opponent)
     compared = select(
-        comparisons.c.version,
-        comparisons.c.opponent,
+        *sides,
         func.sum(case((won > 0, 1), else_=0)).label("win"),
         func.sum(case((won == 0, 1), else_=0)).label("tie"),
         func.sum(case((won < 0, 1), else_=0)).label("loss"),
-    ).group_by(comparisons.c.version, comparisons.c.opponent)
+    )
+    compared = compared.group_by(*sides).order_by(*sides)
     async with database.read(bulk=True) as connection:
 
         async def counts(*columns: Any) -> dict[str, int]:
