@@ -134,7 +134,7 @@ async def chaos(
     rng, result = random.Random(seed), Chaos()
     trainer, expected, durations = await _undisturbed(directory)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
-        for stage in stages:
+        for stage in sorted(stages, key=STAGES.index):  # each begins where the one before it left the round
             task = bars.add_task(stage, total=kills)
             if await asyncio.to_thread(trainer.run, stage):
                 raise RuntimeError(f"the round has no stage {stage}")
