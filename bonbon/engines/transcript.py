@@ -6,13 +6,9 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-
 from bonbon.engines.base import Token
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
-"""How byte-level tokenizers write bytes in their vocabularies."""
 BYTE = re.compile("<0x([0-9A-F]{2})>")
 """How tokenizers that fall back on bytes for what they do not know write one."""
 CONTEXT = 8
@@ -62,7 +58,8 @@ class Detokenizer:
         name = str(self._tokenizer.convert_ids_to_tokens(token_id))
         if byte := BYTE.fullmatch(name):
             return bytes.fromhex(byte[1])
-        return bytes(BYTE_OF[c] for c in name) if all(c in BYTE_OF for c in name) else text.encode()
+        byte_of = _byte_of()
+        return bytes(byte_of[c] for c in name) if all(c in byte_of for c in name) else text.encode()
 
     def _after(self, previous: int | None, token_id: int) -> str:
         """One token's own text after `previous`: many tokenizers write the space between two only when decoding."""
@@ -139,3 +136,12 @@ class Transcript:
         return max(
             (size for stop in self._stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])), default=0
         )
+
+
+@lru_cache(maxsize=1)
+def _byte_of() -> dict[str, int]:
+    """How byte-level tokenizers write bytes in their vocabularies: the byte of each character."""
+    # Brings in a heavy library, which whoever has a tokenizer has loaded already.
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return {character: byte for byte, character in bytes_to_unicode().items()}
