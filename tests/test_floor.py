@@ -82,11 +82,11 @@ async def win_rates(service: Running) -> dict[str, Any]:
 async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gateway, drifting: Drifting) -> None:
     one, two = await gateway(), await gateway()
     first = await promote(one, 1)
-    drifting.bonus[first] = 3.0
+    drifting.bonus[first] = 6.0
     await audited(one, 60)
     second = await promote(one, 2)
     await two.parts.swapper.converge()
-    drifting.bonus[second] = 3.0
+    drifting.bonus[second] = 6.0
     for service in (one, two):
         await audited(service, 20)
         answer = (await service.ask()).json()["bonbon"]
