@@ -77,9 +77,8 @@ class Database:
         sqlite_file = self.url.get_backend_name() == "sqlite"
         if sqlite_file and not self.create:
             _refuse_missing(Path(self.url.database or ""))
-        url = self.url.set(query={}).render_as_string(
-            hide_password=True
-        )  # PostgreSQL takes a password in the query, too
+        # Without the query, in which PostgreSQL takes a password, too.
+        url = self.url.set(query={}).render_as_string(hide_password=True)
         try:
             if sqlite_file:
                 self._open_sqlite()

@@ -152,8 +152,8 @@ class ServiceSettings(Section):
     reward_deadline: float = Field(30.0, gt=0)
     """Seconds the reward has before the answer is degraded."""
     audit_budget: float = Field(0.05, ge=0, le=1)
-    """Share of the tokens that a distilled champion saves which audits may draw. Audits compare some of its answers
-    with best-of-n of the base in the background; this setting decides how many."""
+    """How many tokens audits may draw, as a share of those that a distilled champion saves. Audits compare some of its
+    answers with best-of-n of the base in the background; this setting decides how many."""
     audit_fraction: float | None = Field(None, ge=0, le=1)
     """Share of the champion's answers that are audited, whatever that costs. By default audit_budget decides."""
     win_rate_floor: float = Field(0.45, ge=0, le=1)

@@ -17,7 +17,7 @@ from bonbon.pairs.records import Comparison, Group, best_of
 from service.audit_rate import audit_rate
 from service.floor import Floor
 from service.metrics import Metrics
-from service.savings import SavingsCounter, tokens
+from service.savings import SavingsCounter
 from service.serving import Serving
 
 log = structlog.get_logger(__name__)
@@ -34,7 +34,7 @@ class Audits:
 
     Args:
         floor: hears of every live win rate that moved.
-        savings: hears of the tokens that audits draw.
+        savings: counts the tokens that audits draw.
         fraction: share of answers that is audited; None: as many as `budget` allows.
         budget: share of the tokens that answers save which audits may draw.
         n: candidates of (a) and (b).
@@ -169,7 +169,7 @@ class Audits:
             group.prompt, self.n, version=group.version, sampling=sampling, keep=0, salt=group.salt
         )
         drawn = replace(answer.group, origin="audit", tenant=group.tenant, user=group.user, request_id=group.request_id)
-        self.savings.audit_drew(group, tokens(drawn), best_of_n=False)
+        self.savings.audit_drew(group, drawn.drawn_tokens, best_of_n=False)
         if answer.failure is not None:
             self.metrics.degraded(drawn, answer.failure)
             raise answer.failure

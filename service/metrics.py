@@ -147,7 +147,7 @@ class Metrics:
         """An answer was drawn and, where it had candidates to choose from, ranked."""
         labels = (plan.asked, group.version)
         self._answers.labels(*labels).inc()
-        self._tokens_drawn.labels(*labels).inc(sum(len(c.token_ids) for c in group.candidates))
+        self._tokens_drawn.labels(*labels).inc(group.drawn_tokens)
         self._tokens_returned.labels(*labels).inc(sum(len(c.token_ids) for c in group.served))
         self._n.labels(plan.asked).observe(group.n)
         best, first, worst = group.best.reward, group.candidates[0].reward, group.worst.reward

@@ -8,7 +8,7 @@ import structlog
 from bonbon.database import Database
 from bonbon.errors import StoreError
 from bonbon.pairs.records import Group
-from bonbon.pairs.savings import Drawn, Savings, add_savings
+from bonbon.pairs.savings import Savings, TokenCounts, add_savings
 from service.metrics import Metrics
 from service.serving import Asked, Plan, Serving
 
@@ -21,13 +21,13 @@ PERIOD = 5.0
 class SavingsCounter:
     """Counts answers and audits of distilled champions, and adds them up in the database every `period` seconds.
 
-    Answers for which a request asked for its own number of draws, or for no sampling at all, are left out: they would
-    have taken as many draws of the base.
+    Answers to requests that set their own number of draws, or a temperature of 0, are left out, because best-of-n of
+    the base would have drawn no more for them.
     """
 
     def __init__(self, database: Database, serving: Serving, metrics: Metrics, *, period: float = PERIOD) -> None:
         self.database, self.serving, self.metrics, self.period = database, serving, metrics, period
-        self._new: dict[str, Drawn] = {}
+        self._new: dict[str, TokenCounts] = {}
         self._known: dict[str, Savings] = {}
         self._worker: asyncio.Task[None] | None = None
 
@@ -46,10 +46,10 @@ class SavingsCounter:
     def answered(self, plan: Plan, group: Group) -> None:
         """An answer was drawn."""
         routes = self.serving.routes
-        if plan.asked is not Asked.ALIAS or plan.version == routes.base or plan.version != routes.champion:
+        if plan.asked is not Asked.ALIAS or not routes.distilled or plan.version != routes.champion:
             return
         if group.n == self.serving.k and group.sampling.temperature > 0:
-            self._add(group.version, Drawn(answers=1, answer_tokens=tokens(group)))
+            self._add(group.version, TokenCounts(answers=1, answer_tokens=group.drawn_tokens))
 
     def audit_drew(self, group: Group, count: int, *, best_of_n: bool) -> None:
         """An audit of the answer `group` drew `count` tokens.
@@ -60,7 +60,7 @@ class SavingsCounter:
         self.metrics.audit_drew(group.version, count)
         if group.sampling.temperature > 0:
             audits, best_of_n_tokens = (1, count) if best_of_n else (0, 0)
-            self._add(group.version, Drawn(audits=audits, audit_tokens=count, best_of_n_tokens=best_of_n_tokens))
+            self._add(group.version, TokenCounts(audits=audits, audit_tokens=count, best_of_n_tokens=best_of_n_tokens))
 
     def known(self, version: str) -> Savings | None:
         """What all gateways together had counted of `version` when this one last wrote."""
@@ -76,8 +76,8 @@ class SavingsCounter:
                 self._add(version, drawn)
                 raise
 
-    def _add(self, version: str, drawn: Drawn) -> None:
-        self._new[version] = self._new.get(version, Drawn()) + drawn
+    def _add(self, version: str, drawn: TokenCounts) -> None:
+        self._new[version] = self._new.get(version, TokenCounts()) + drawn
 
     async def _work(self) -> None:
         while True:
@@ -91,8 +91,3 @@ class SavingsCounter:
             log.warning("savings cannot be stored now; they are kept and stored later", reason=str(error))
         except Exception:
             log.exception("savings cannot be stored now; they are kept and stored later")
-
-
-def tokens(group: Group) -> int:
-    """How many tokens were drawn for all candidates."""
-    return sum(len(candidate.token_ids) for candidate in group.candidates)

@@ -12,7 +12,7 @@ import structlog
 from prometheus_client import Gauge
 
 from bonbon.errors import StoreError, UnknownVersion
-from bonbon.pairs.savings import Savings, read_savings
+from bonbon.pairs.savings import Savings, find_savings
 from bonbon.pairs.win_rates import LiveWinRate, read_win_rates
 from bonbon.registry.due import NextRound, next_round
 from bonbon.registry.records import Version
@@ -35,7 +35,7 @@ BOUNDS = ("value", "low", "high")
 OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
 
 Champion = tuple[Version, NextRound]
-Stored = tuple[list[LiveWinRate], list[Savings], tuple[RoundProgress, ...], Champion | None, list[Version]]
+Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Champion | None, list[Version]]
 
 
 class StoredMetrics:
@@ -187,7 +187,7 @@ class StoredMetrics:
     async def _read(self) -> Stored:
         return (
             await read_win_rates(self._database),
-            await read_savings(self._database),
+            await find_savings(self._database, self._serving.champion, self._serving.n),
             await read_rounds(self._database, 50),
             await self._champion(),
             await newest_versions(self._database, NEWEST),
@@ -214,22 +214,19 @@ class StoredMetrics:
             for outcome, count in (("win", live.wins), ("tie", live.ties), ("loss", live.losses)):
                 self._compared.labels(*key, outcome).set(count)
 
-    def _show_savings(self, savings: Iterable[Savings]) -> None:
-        gauges = (self._tokens_per_answer, self._saved_share, self._saved_tokens)
-        for gauge in gauges:
+    def _show_savings(self, saved: Savings | None) -> None:
+        for gauge in (self._tokens_per_answer, self._saved_share, self._saved_tokens):
             gauge.clear()
-        now = (self._serving.champion, self._serving.n)
-        for saved in savings:
-            if (saved.version, saved.n) != now:
-                continue
-            for labels, gauge, value in (
-                ((saved.version, "served"), self._tokens_per_answer, saved.tokens_per_answer),
-                ((saved.version, "best_of_n"), self._tokens_per_answer, saved.best_of_n_tokens_per_answer),
-                ((saved.version,), self._saved_share, saved.saved_share),
-                ((saved.version,), self._saved_tokens, saved.saved_tokens),
-            ):
-                if value is not None:
-                    gauge.labels(*labels).set(value)
+        if saved is None:
+            return
+        for labels, gauge, value in (
+            ((saved.version, "served"), self._tokens_per_answer, saved.tokens_per_answer),
+            ((saved.version, "best_of_n"), self._tokens_per_answer, saved.best_of_n_tokens_per_answer),
+            ((saved.version,), self._saved_share, saved.saved_share),
+            ((saved.version,), self._saved_tokens, saved.saved_tokens),
+        ):
+            if value is not None:
+                gauge.labels(*labels).set(value)
 
     def _show_rounds(self, rounds: Sequence[RoundProgress]) -> None:
         outcomes = [_outcome(told) for told in rounds]

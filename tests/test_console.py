@@ -21,7 +21,7 @@ from running_service import BASE, WatchedEngine, new_version, settings_in
 
 from bonbon.demo.service import free_port
 from bonbon.pairs.records import Comparison
-from bonbon.pairs.savings import Drawn, add_savings
+from bonbon.pairs.savings import TokenCounts, add_savings
 from bonbon.registry.records import Version
 from bonbon.registry.rounds import CurvePoint, RoundStage, tell_round
 from bonbon.rewards.fake import FakeReward
@@ -142,7 +142,7 @@ async def filled(parts: Parts) -> Version:
         await parts.pair_log.append_comparison(comparison)
         against_best = replace(comparison, opponent="best-of-4", reward=float(number % 2))
         await parts.pair_log.append_comparison(replace(against_best, opponent_reward=0.5))
-    drawn = Drawn(answers=1000, answer_tokens=60_000, audits=40, audit_tokens=20_000, best_of_n_tokens=6_400)
+    drawn = TokenCounts(answers=1000, answer_tokens=60_000, audits=40, audit_tokens=20_000, best_of_n_tokens=6_400)
     await add_savings(parts.database, version.name, 4, drawn)
     await tell_training(parts, epoch=0.9)
     return version

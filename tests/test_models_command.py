@@ -9,7 +9,7 @@ from running_service import new_version, version_name
 from stores import as_json, refusal, run, sqlite
 
 from bonbon.database import open_database
-from bonbon.pairs.savings import Drawn, add_savings
+from bonbon.pairs.savings import TokenCounts, add_savings
 from bonbon.registry.cli import app
 from bonbon.registry.registry import Registry
 
@@ -29,7 +29,7 @@ def fill(url: str, directory: Path) -> None:
                 await new_version(registry, weights, base=BASE)
             await registry.record_evaluation(FIRST, {"win_rate": 0.75})
             await registry.approve(FIRST, {"passed": True, "reasons": [], "k": 3, "saved": 0.6})
-            await add_savings(database, FIRST, 8, Drawn(10, 200, 5, 50, 500))
+            await add_savings(database, FIRST, 8, TokenCounts(10, 200, 5, 50, 500))
             await registry.refuse(SECOND, {"passed": False, "reasons": ["win rate [0.4, 0.5] is too low"]})
 
     asyncio.run(register())

@@ -7,18 +7,18 @@ from running_service import BASE, Running, WatchedEngine, running, settings_in
 from service_metrics import metric_of
 
 from bonbon.database import Database
-from bonbon.pairs.savings import Drawn, Savings, add_savings, read_savings
+from bonbon.pairs.savings import Savings, TokenCounts, add_savings, read_savings
 from bonbon.rewards.fake import FakeReward
 from service.audit_rate import LEAST, audit_rate
 
 
 async def test_what_gateways_count_is_added(database: Database) -> None:
-    await add_savings(database, "v1", 8, Drawn(answers=3, answer_tokens=30))
-    await add_savings(database, "v1", 4, Drawn(answers=1, answer_tokens=7))
+    await add_savings(database, "v1", 8, TokenCounts(answers=3, answer_tokens=30))
+    await add_savings(database, "v1", 4, TokenCounts(answers=1, answer_tokens=7))
     both = await add_savings(
-        database, "v1", 8, Drawn(answers=7, answer_tokens=70, audits=2, audit_tokens=40, best_of_n_tokens=100)
+        database, "v1", 8, TokenCounts(answers=7, answer_tokens=70, audits=2, audit_tokens=40, best_of_n_tokens=100)
     )
-    assert both.drawn == Drawn(answers=10, answer_tokens=100, audits=2, audit_tokens=40, best_of_n_tokens=100)
+    assert both.drawn == TokenCounts(answers=10, answer_tokens=100, audits=2, audit_tokens=40, best_of_n_tokens=100)
     assert both.tokens_per_answer == pytest.approx(14)
     assert both.best_of_n_tokens_per_answer == pytest.approx(50)
     assert both.saved_share == pytest.approx(1 - 14 / 50)
@@ -27,7 +27,7 @@ async def test_what_gateways_count_is_added(database: Database) -> None:
 
 
 async def test_nothing_is_said_to_be_saved_before_there_was_an_audit(database: Database) -> None:
-    saved = await add_savings(database, "v1", 8, Drawn(answers=3, answer_tokens=30))
+    saved = await add_savings(database, "v1", 8, TokenCounts(answers=3, answer_tokens=30))
     assert (saved.tokens_per_answer, saved.best_of_n_tokens_per_answer) == (10, None)
     assert (saved.saved_share, saved.saved_tokens) == (None, None)
 
@@ -41,13 +41,13 @@ def test_before_anything_is_measured_draws_decide_how_many_audits_there_are(k: i
 
 
 async def test_what_audits_cost_is_within_the_budget_of_what_is_saved(database: Database) -> None:
-    drawn = Drawn(answers=1000, answer_tokens=44_000, audits=50, audit_tokens=30_000, best_of_n_tokens=12_000)
+    drawn = TokenCounts(answers=1000, answer_tokens=44_000, audits=50, audit_tokens=30_000, best_of_n_tokens=12_000)
     saved: Savings = await add_savings(database, "v1", 8, drawn)
     rate = audit_rate(0.05, k=1, n=8, savings=saved)
     audit, answer, best_of_n = 30_000 / 50, 44, 12_000 / 50
     assert rate * audit == pytest.approx(0.05 * (best_of_n - answer))
     assert audit_rate(0.0, k=1, n=8, savings=saved) == 0
-    wasteful = await add_savings(database, "v2", 8, Drawn(1000, 300_000, 50, 30_000, 12_000))
+    wasteful = await add_savings(database, "v2", 8, TokenCounts(1000, 300_000, 50, 30_000, 12_000))
     assert audit_rate(0.05, k=7, n=8, savings=wasteful) == LEAST
 
 

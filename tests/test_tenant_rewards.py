@@ -17,7 +17,7 @@ from until import until
 from bonbon.errors import UserError
 from bonbon.pairs.snapshot import Fractions, read_rows, take_snapshot
 from bonbon.prompt import Prompt
-from bonbon.registry.due import new_groups
+from bonbon.registry.due import next_round
 from bonbon.rewards.fake import digest_score
 from bonbon.settings import Limits, ServiceSettings, Tenant, load_settings
 from service.app import create_app
@@ -108,8 +108,8 @@ async def test_only_groups_of_the_services_reward_are_trained_on(tmp_path: Path)
     async with two_tenants(tmp_path) as tenants:
         bobs = {(await tenants.ask("bob", seed=seed))["group_id"] for seed in range(4)}
         adas = {(await tenants.ask("ada", seed=seed))["group_id"] for seed in range(6)}
-        registry = tenants.service.parts.registry
-        assert await new_groups(registry, BASE) == len(bobs)
+        registry, settings = tenants.service.parts.registry, tenants.service.parts.settings
+        assert (await next_round(registry, await registry.get(BASE), settings)).groups == len(bobs)
         snapshot = await take_snapshot(
             registry.database, tmp_path / "snapshot", version=BASE, fractions=Fractions(test=0.1, validation=0.1)
         )

@@ -91,6 +91,11 @@ class Group:
         return len(self.candidates)
 
     @property
+    def drawn_tokens(self) -> int:
+        """How many tokens were drawn for all candidates."""
+        return sum(len(candidate.token_ids) for candidate in self.candidates)
+
+    @property
     def salt(self) -> str:
         """Of the draws, see `DrawRequest`."""
         return salt_of(self.tenant)

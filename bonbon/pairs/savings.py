@@ -12,8 +12,8 @@ from bonbon.tables import savings
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """How many tokens were drawn for what.
+class TokenCounts:
+    """How many tokens were drawn for the answers of a distilled champion, and for audits of them.
 
     `answer_tokens` were drawn for `answers` of a distilled champion. `audit_tokens` were drawn for `audits` of some of
     them, `best_of_n_tokens` of these by drawing the base n times, as best-of-n does for every answer.
@@ -25,11 +25,11 @@ class Drawn:
     audit_tokens: int = 0
     best_of_n_tokens: int = 0
 
-    def __add__(self, other: "Drawn") -> "Drawn":
-        return Drawn(**{name: getattr(self, name) + getattr(other, name) for name in COUNTS})
+    def __add__(self, other: "TokenCounts") -> "TokenCounts":
+        return TokenCounts(**{name: getattr(self, name) + getattr(other, name) for name in COUNTS})
 
 
-COUNTS = tuple(Drawn.__dataclass_fields__)
+COUNTS = tuple(TokenCounts.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Savings:
 
     version: str
     n: int
-    drawn: Drawn
+    drawn: TokenCounts
     since: datetime
     updated: datetime
 
@@ -66,7 +66,7 @@ class Savings:
         return round(self.drawn.answers * (theirs - ours)) if ours is not None and theirs is not None else None
 
 
-async def add_savings(database: Database, version: str, n: int, drawn: Drawn) -> Savings:
+async def add_savings(database: Database, version: str, n: int, drawn: TokenCounts) -> Savings:
     """Count what one gateway has drawn since it last said so; all that gateways have counted. Raises StoreError."""
     now = datetime.now(UTC)
     this = (savings.c.version == version) & (savings.c.n == n)
@@ -79,13 +79,21 @@ async def add_savings(database: Database, version: str, n: int, drawn: Drawn) ->
     return _savings(row)
 
 
+async def find_savings(database: Database, version: str, n: int) -> Savings | None:
+    """What `version` has saved beside best-of-`n`; None before it has answered as champion. Raises StoreError."""
+    query = select(savings).where(savings.c.version == version, savings.c.n == n)
+    async with database.read() as connection:
+        row = (await connection.execute(query)).mappings().one_or_none()
+    return None if row is None else _savings(row)
+
+
 async def read_savings(database: Database) -> list[Savings]:
-    """Of every version that has answered as champion, the one counted last first."""
+    """The savings of every version that has answered as champion, the one counted last first. Raises StoreError."""
     async with database.read() as connection:
         rows = (await connection.execute(select(savings).order_by(savings.c.updated.desc()))).mappings().all()
     return [_savings(row) for row in rows]
 
 
 def _savings(row: Mapping[Any, Any]) -> Savings:
-    drawn = Drawn(**{name: row[name] for name in COUNTS})
+    drawn = TokenCounts(**{name: row[name] for name in COUNTS})
     return Savings(row["version"], row["n"], drawn, row["since"], row["updated"])

@@ -1,6 +1,6 @@
 """When the next round of training begins by itself: when there is enough new to expect fewer draws from it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,29 +56,20 @@ async def next_round(registry: Registry, champion: Version, settings: Settings) 
     A round is worth its cost when it is expected to lower the number of draws for an answer. So none begins while one
     draw answers, and after one that the gate refused the next waits until there are twice as many groups.
     """
-    tenants = settings.train.tenants
-    if champion.parent is not None and champion.k == 1 and not await registry.fell_back(champion.name):
-        return NextRound(champion.name, await new_groups(registry, champion.name, tenants), None)
-    tried = [v for v in await registry.list() if started_from(v.training) == champion.name]
-    refused = None
-    if tried and tried[-1].state is VersionState.REFUSED:
-        refused = int(tried[-1].training.get("groups", 0))
-    needed = max(settings.loop.min_groups, refused or 0)
-    groups = await new_groups(registry, champion.name, tenants, most=max(needed, MOST_COUNTED))
-    return NextRound(champion.name, groups, needed, refused)
-
-
-async def new_groups(
-    registry: Registry, champion: str, tenants: Collection[str] | None = None, *, most: int = MOST_COUNTED
-) -> int:
-    """Clean groups of `champion` (of `tenants`; None: of all) that are newer than those it has been trained on.
-
-    The count stops at `most`.
-    """
-    trained_on = [v.training["last_group"] for v in await registry.list() if started_from(v.training) == champion]
-    return await count_clean(
-        registry.database, champion, after=max(trained_on, default=None), tenants=tenants, most=most
+    started = [version for version in await registry.list() if started_from(version.training) == champion.name]
+    needed, refused = None, None
+    if champion.parent is None or champion.k > 1 or await registry.fell_back(champion.name):
+        if started and started[-1].state is VersionState.REFUSED:
+            refused = int(started[-1].training.get("groups", 0))
+        needed = max(settings.loop.min_groups, refused or 0)
+    groups = await count_clean(
+        registry.database,
+        champion.name,
+        after=max((version.training["last_group"] for version in started), default=None),
+        tenants=settings.train.tenants,
+        most=max(needed or 0, MOST_COUNTED),
     )
+    return NextRound(champion.name, groups, needed, refused)
 
 
 def started_from(training: Mapping[str, Any]) -> str | None:

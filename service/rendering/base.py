@@ -66,7 +66,7 @@ class Rendering(ABC):
     @property
     def tokens_drawn(self) -> int:
         """Of all candidates, of the prompts that are answered."""
-        return sum(len(c.token_ids) for answer in self.answers.values() for c in answer.group.candidates)
+        return sum(answer.group.drawn_tokens for answer in self.answers.values())
 
     def whole(self) -> dict[str, Any]:
         """The body, once every prompt is answered."""

@@ -38,7 +38,7 @@ def _group(answer: Answer, *, stored: bool, candidates: bool) -> dict[str, Any]:
         "chosen": [candidate.index for candidate in served],
         "rewards": [candidate.reward for candidate in served],
         "win_probabilities": [candidate.win_probability for candidate in served],
-        "tokens_drawn": sum(len(candidate.token_ids) for candidate in group.candidates),
+        "tokens_drawn": group.drawn_tokens,
         "group_id": group.id or None if stored else None,
         "degraded": group.degraded is not None,
         "degraded_reason": degraded_reason(group, answer.failure),

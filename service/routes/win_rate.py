@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from bonbon.pairs.savings import COUNTS, Savings, read_savings
+from bonbon.pairs.savings import COUNTS, Savings, find_savings
 from bonbon.pairs.win_rates import LiveWinRate, read_win_rates
 from service.admin_access import require_admin
 from service.floor import Floor
@@ -91,7 +91,7 @@ class WinRatesBody(BaseModel):
 @router.get("/win-rate")
 async def show_win_rates(parts: Annotated[Parts, Depends(get_parts)]) -> WinRatesBody:
     routes, floor = parts.serving.routes, parts.audits.floor
-    savings = await read_savings(parts.database)
+    savings = await find_savings(parts.database, routes.champion, parts.serving.n)
     events = await parts.registry.history(1, kind="fell_back")
     return WinRatesBody(
         champion=routes.champion,
@@ -100,7 +100,7 @@ async def show_win_rates(parts: Annotated[Parts, Depends(get_parts)]) -> WinRate
         audit_fraction=parts.audits.fraction,
         floor=floor.value,
         floor_opponent=floor.opponent,
-        savings=next((_saved(s) for s in savings if (s.version, s.n) == (routes.champion, parts.serving.n)), None),
+        savings=None if savings is None else _saved(savings),
         fallback=next((FallbackBody(version=e.version, time=e.time, **e.detail) for e in events), None),
         win_rates=[_body(live, floor) for live in await read_win_rates(parts.database)],
     )
