@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bonbon.chart_style import FAINT, INK, STYLE
 from bonbon.theory import best_of_n_kl, best_of_n_win_rate, frontier_win_rate
-from experiments import best_of_n, budgets, methods, text
+from experiments import best_of_n, budgets, methods, rounds, text
 from experiments.cells import Row
 from experiments.training import METHODS
 
@@ -91,6 +91,29 @@ def _text(axis: Axes, rows: Sequence[Row]) -> None:
     _frontier(axis, "Text world, 95 % intervals")
 
 
+def _round_quality(axis: Axes, rows: Sequence[Row]) -> None:
+    (row,) = rows
+    done = [one["after"] for one in row["rounds"] if "after" in one]
+    names = [f"round {number},\nbest of {one['k']:.0f}" for number, one in enumerate(done, 1)]
+    wins = [one["win_rate_best_of_n"] for one in done]
+    errors = [[one["win_rate_best_of_n"] - one["win_rate_best_of_n_low"] for one in done]] * 2
+    axis.errorbar(names, wins, yerr=errors, fmt="o", color=COLOURS[1], capsize=4, label="95 % interval")
+    axis.axhline(0.5, color=FAINT, linestyle="--", label=f"best-of-{row['n']} of the base")
+    axis.margins(x=0.4)
+    axis.set_title(f"Win rate against best-of-{row['n']} of the base")
+
+
+def _round_tokens(axis: Axes, rows: Sequence[Row]) -> None:
+    (row,) = rows
+    done = [row["before"], *(one["after"] for one in row["rounds"] if "after" in one)]
+    names = [
+        f"base,\nbest of {row['n']}",
+        *(f"round {i},\nbest of {one['k']:.0f}" for i, one in enumerate(done[1:], 1)),
+    ]
+    axis.bar(names, [one["tokens_per_answer"] for one in done], color=COLOURS[0], width=0.5, label="without audits")
+    axis.set_title("Tokens per answer")
+
+
 def _points(axis: Axes, rows: Sequence[Row], style: str, colour: str, label: str) -> None:
     if rows:
         kls, wins = [row["kl"] for row in rows], [row["win_rate"] for row in rows]
@@ -111,4 +134,5 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     methods.NAME: (_methods,),
     budgets.NAME: (_budget_gap, _budget_distance),
     text.NAME: (_text,),
+    rounds.NAME: (_round_quality, _round_tokens),
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from experiments import best_of_n, budgets, methods, pictures, text
+from experiments import best_of_n, budgets, methods, pictures, rounds, text
 from experiments.cells import Cell, Row
 from experiments.goals import shortcomings
 
@@ -15,6 +15,7 @@ EXPERIMENTS: dict[str, tuple[ModuleType, str]] = {
     methods.NAME: (methods, "Which loss"),
     budgets.NAME: (budgets, "Few groups, few prompts"),
     text.NAME: (text, "Text"),
+    rounds.NAME: (rounds, "Rounds"),
 }
 HEAD = """# Results
 

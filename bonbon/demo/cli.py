@@ -27,6 +27,9 @@ def demo(
     json_file: Path = typer.Option(None, "--json", help="Write every figure to this file."),
     exit_: bool = typer.Option(False, "--exit", help="Stop the service and exit when done."),
     rounds: int = typer.Option(1, min=1, help="Distil again, from the champion's own groups."),
+    full_training: bool = typer.Option(
+        False, help="Train as the settings' defaults say, which takes many minutes for each round."
+    ),
     seed: int = typer.Option(1, help="Seeds the traffic, the draws and the training."),
     traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
     measured: int = typer.Option(150, min=20, help="Requests on which every policy is measured."),
@@ -45,6 +48,7 @@ def demo(
     plan = {
         "seed": seed,
         "rounds": rounds,
+        "full_training": full_training,
         "traffic": traffic,
         "measured_requests": measured,
         "engine": str(engine),

@@ -42,11 +42,16 @@ AFTER_K_SEED = 500_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much of everything the demo does."""
+    """How much of everything the demo does.
+
+    With `full_training`, rounds train and audit as the settings' defaults say, the next requests show what a promoted
+    version saves, and no round follows once one draw answers.
+    """
 
     data_dir: Path
     seed: int = 0
     rounds: int = 1
+    full_training: bool = False
     n: int = 8
     traffic: int = 1000
     measured_requests: int = 150
@@ -125,6 +130,10 @@ class Demo:
             for round_number in range(1, plan.rounds + 1):
                 if not await self._round(round_number, traffic, yardstick, reward, environment):
                     break
+                if plan.full_training and results.gate["k"] == 1:
+                    break
+            if plan.full_training and results.after is not None:
+                await self._answer(len(results.rounds) + 1, traffic)
         await reward.stop()
         results.seconds["total"] = perf_counter() - start
         self._print()
@@ -143,12 +152,16 @@ class Demo:
             "BONBON_ENGINE": plan.engine,
             "BONBON_ENGINE_OPTIONS": json.dumps(ENGINE_OPTIONS[plan.engine] | fleet),
             "BONBON_DATA_DIR": str(plan.data_dir),
-            # A second round trains on the champion's own groups, and these come from audits.
-            "BONBON_SERVICE__AUDIT_FRACTION": "1" if plan.rounds > 1 else "0.02",
             "BONBON_SERVICE__AUDIT_QUEUE": str(max(256, plan.traffic)),
             "BONBON_LOOP__MIN_GROUPS": str(plan.groups_needed),
             "BONBON_LOOP__AUTO_PROMOTE": "false",
             "BONBON_TRAIN__SEED": str(plan.seed),
+        } | ({} if plan.full_training else self._short_training())
+
+    def _short_training(self) -> dict[str, str]:
+        return {
+            # A second round trains on the champion's own groups, and these come from audits.
+            "BONBON_SERVICE__AUDIT_FRACTION": "1" if self.plan.rounds > 1 else "0.02",
             # A rate that suits this model spares the probe. Learning from its own draws, which would make k smaller,
             # takes more of them than a demo has time for.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
@@ -212,14 +225,7 @@ class Demo:
         self, number: int, traffic: Traffic, yardstick: Yardstick, reward: "Reward", environment: dict[str, str]
     ) -> bool:
         plan, results = self.plan, self.results
-        requests = make_requests(TRAFFIC_SEED * number + plan.seed, plan.traffic)
-        with (
-            results.timed("traffic"),
-            self._progress(f"round {number}: answering requests", len(requests)) as done,
-        ):
-            await traffic.ask_all(requests, model=ALIAS, seed=TRAFFIC_SEED * number + plan.seed, done=done)
-            if number > 1:
-                await self._wait_for_audits()
+        requests = await self._answer(number, traffic)
         version = await self._train(environment)
         results.gate = _gate(version["verdict"])
         print_gate(self.console, results.gate, plan.n)
@@ -233,11 +239,33 @@ class Demo:
             "errors": (results.swap.get("errors", []) + swap.errors)[:10],
         }
         await self._measure_after(number, version, traffic, yardstick, reward)
+        assert results.one_draw is not None
         assert results.after is not None
         results.rounds.append(
-            {"version": version["name"], "gate": results.gate, "after": asdict(results.after), "swap": asdict(swap)}
+            {
+                "version": version["name"],
+                "gate": results.gate,
+                "one_draw": asdict(results.one_draw),
+                "after": asdict(results.after),
+                "swap": asdict(swap),
+            }
         )
         return True
+
+    async def _answer(self, number: int, traffic: Traffic) -> list[str]:
+        """The requests that round `number` learns from, answered by the champion, and what that has saved since."""
+        plan, rounds = self.plan, self.results.rounds
+        requests = make_requests(TRAFFIC_SEED * number + plan.seed, plan.traffic)
+        with (
+            self.results.timed("traffic"),
+            self._progress(f"round {number}: answering requests", len(requests)) as done,
+        ):
+            await traffic.ask_all(requests, model=ALIAS, seed=TRAFFIC_SEED * number + plan.seed, done=done)
+            if rounds:
+                await self._wait_for_audits()
+                live = await self._admin("GET", "/admin/win-rate")
+                rounds[-1]["live"] = {name: live[name] for name in ("k", "audit_fraction", "savings")}
+        return requests
 
     async def _measure_after(
         self, number: int, version: dict[str, Any], traffic: Traffic, yardstick: Yardstick, reward: "Reward"
