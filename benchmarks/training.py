@@ -31,7 +31,6 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from bonbon.pairs.snapshot import SCHEMA
 from bonbon.settings import TrainSettings
-from bonbon.theory import tilt
 from trainer.bars import Bars
 from trainer.data.groups import Groups, Tokens
 from trainer.training.accelerator import make_accelerator
@@ -160,7 +159,7 @@ def _bonbon(base: Path, data: Groups, loss: LossName, batch: int, precision: Any
         accelerator,
         base=base,
         base_weights=None,
-        loss=make_loss(loss, tilt=tilt(int(data.n[0]))),
+        loss=make_loss(loss, n=int(data.n[0])),
         progress=Bars(show=False),
     )
     learner.logprobs.try_sharing_prompts(data)

@@ -215,10 +215,10 @@ class ServiceSettings(Section):
 class TrainSettings(Section):
     """How a version is trained."""
 
-    loss: Literal["gvpo", "bonbon", "paper", "sft", "ipo", "dpo"] = "gvpo"
-    """What is minimised. `gvpo` learns from all candidates of a group at once. The others compare two of them:
-    `bonbon` and `paper` are BoNBoN with its terms in units of their variance and as printed; `sft`, `ipo` and `dpo`
-    are there for comparison."""
+    loss: Literal["gvpo", "vbon", "bond", "bonbon", "paper", "sft", "ipo", "dpo"] = "gvpo"
+    """What is minimised. `gvpo` learns from all candidates of a group at once, and so do `vbon` and `bond`, which aim
+    at best-of-n itself. The others compare two candidates: `bonbon` and `paper` are BoNBoN with its terms in units of
+    their variance and as printed. All but `gvpo`, `bonbon` and `paper` are there for comparison."""
     sft_weight: float = Field(1.0, ge=0)
     """Weight of a supervised term beside `gvpo`, which keeps the policy near to what the base says."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None

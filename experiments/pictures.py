@@ -14,8 +14,8 @@ from experiments import best_of_n, budgets, methods, rounds, text
 from experiments.cells import Row
 from experiments.training import METHODS
 
-COLOURS = ("#64748b", "#d97706", "#dc2626", "#7c3aed", "#0891b2", "#16a34a", "#db2777")
-MARKERS = "osD^vP*"
+COLOURS = ("#64748b", "#d97706", "#dc2626", "#7c3aed", "#0891b2", "#16a34a", "#db2777", "#a16207", "#0f766e")
+MARKERS = "osD^vP*XH"
 Panel = Callable[[Axes, Sequence[Row]], None]
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bonbon.theory import frontier_gap, objective_gain, tilt
+from bonbon.theory import frontier_gap, objective_gain
 from experiments.exact_world import PROMPTS, Drawn, ExactWorld, Size, logprobs, sequence_logprobs
 from trainer.data.batches import epoch_steps
 from trainer.training.learner import beside_reference
-from trainer.training.loss import LossName, make_loss
+from trainer.training.loss import OF_ALL_CANDIDATES, LossName, make_loss
 from trainer.training.schedule import learning_rate_factor
 from trainer.training.selection import candidates, trainable_rows
 
@@ -37,6 +37,8 @@ class Method:
 METHODS = {
     "gvpo": Method("gvpo"),
     "gvpo + SFT": Method("gvpo", sft_weight=1.0),
+    "vbon": Method("vbon"),
+    "bond": Method("bond"),
     "bonbon": Method("bonbon"),
     "paper": Method("paper"),
     "sft": Method("sft"),
@@ -66,9 +68,12 @@ def world(seed: int) -> ExactWorld:
 def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> PreTrainedModel:
     """A copy of the world's base, trained on those of the groups that the loss can learn from."""
     policy, groups, seed = copy.deepcopy(world.base).train(), drawn.groups, world.seed
-    loss = make_loss(method.loss, tilt=tilt(budget.n), sft_weight=method.sft_weight)
+    loss = make_loss(method.loss, n=budget.n, sft_weight=method.sft_weight)
     reference = world.base_logprobs[drawn.prompts, drawn.completions].float()
-    rows, size = trainable_rows(groups, method.loss), CANDIDATES // (budget.n if method.loss == "gvpo" else 2)
+    rows, size = (
+        trainable_rows(groups, method.loss),
+        CANDIDATES // (budget.n if method.loss in OF_ALL_CANDIDATES else 2),
+    )
     steps_per_epoch = len(rows) // size
     optimiser = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
     for step in range(budget.steps):

@@ -7,7 +7,6 @@ import torch
 from bonbon.engines.base import VersionFiles
 from bonbon.engines.policy import load_model
 from bonbon.settings import TrainSettings
-from bonbon.theory import tilt
 from trainer.bars import Bars
 from trainer.training.accelerator import make_accelerator
 from trainer.training.learner import Learner
@@ -27,7 +26,7 @@ def learner_of(base: Path, settings: TrainSettings, *, start: VersionFiles | Non
         make_accelerator(settings),
         base=base,
         base_weights=own,
-        loss=make_loss(settings.loss, tilt=tilt(n), sft_weight=settings.sft_weight, alpha=settings.alpha),
+        loss=make_loss(settings.loss, n=n, sft_weight=settings.sft_weight, alpha=settings.alpha),
         progress=Bars(show=False),
     )
 

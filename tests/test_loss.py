@@ -13,6 +13,7 @@ from trainer.training.loss import (
     Loss,
     LossName,
     bonbon,
+    bond,
     dpo,
     gvpo,
     ipo,
@@ -22,14 +23,15 @@ from trainer.training.loss import (
     pair_variances,
     paper,
     sft,
+    vbon,
 )
 
 PAIR_LOSSES: list[LossName] = ["bonbon", "paper", "sft", "ipo", "dpo"]
-EVERY_LOSS: list[LossName] = ["gvpo", *PAIR_LOSSES]
+EVERY_LOSS: list[LossName] = ["gvpo", "vbon", "bond", *PAIR_LOSSES]
 
 
 def loss_of(name: LossName, **options: float) -> Loss:
-    return make_loss(name, tilt=tilt(8), **options)
+    return make_loss(name, n=8, **options)
 
 
 def pairs(
@@ -134,12 +136,37 @@ def test_gvpo_by_hand() -> None:
     assert both.loss.item() == pytest.approx(terms.loss.item() + 0.1 * terms.sft.item())
 
 
+def test_best_of_n_itself_is_the_target_of_vbon_and_bond() -> None:
+    """The one draw of a group of eight with rank r has best-of-8's ratio 8 U^7, with U the rank over eight."""
+    ranks = torch.arange(1.0, 9.0)
+    best_of_n = math.log(8) + 7 * (ranks / 8).log()
+    eight = GroupLogprobs(
+        policy=(best_of_n - 20.0).requires_grad_(),
+        reference=torch.full((8,), -20.0),
+        wins=(ranks - 0.5) / 8,
+        rank=ranks,
+        n=torch.full((8,), 8),
+        group=torch.zeros(8, dtype=torch.long),
+    )
+    reached = vbon(eight, n=8)
+    assert reached.loss.item() == pytest.approx(0, abs=1e-6)
+    assert reached.target.item() == pytest.approx(7 * math.log(8), rel=1e-5)
+    weights = ranks**7 / (ranks**7).sum()
+    both = bond(eight, n=8)
+    assert both.sft.item() == pytest.approx(-(weights @ eight.policy).item(), rel=1e-5)
+    assert both.loss.item() == pytest.approx(both.sft.item() / 2, rel=1e-5)
+    short = eight._replace(policy=eight.reference.clone())
+    assert bond(short, n=8).contrast.item() == pytest.approx((7 * (ranks / 8).log()).var().item() / 2, rel=1e-5)
+
+
 def test_names_and_weights() -> None:
     some = batch()
     for name, loss in zip(PAIR_LOSSES, (bonbon, paper, sft, ipo, dpo), strict=True):
         assert torch.equal(loss_of(name)(some).loss, loss(some).loss)
     assert torch.equal(loss_of("gvpo")(some).loss, gvpo(some, tilt=tilt(8)).loss)
     assert torch.equal(loss_of("gvpo", sft_weight=0.3)(some).loss, gvpo(some, tilt=tilt(8), sft_weight=0.3).loss)
+    assert torch.equal(loss_of("vbon")(some).loss, vbon(some, n=8).loss)
+    assert torch.equal(loss_of("bond", sft_weight=0.3)(some).loss, bond(some, n=8).loss)
     assert torch.equal(loss_of("bonbon", alpha=1.0)(some).loss, sft(some).loss)
     assert torch.equal(loss_of("bonbon", alpha=0.5)(some).loss, bonbon(some).loss)
     assert torch.equal(loss_of("paper", alpha=0.0)(some).loss, ipo(some).loss)
@@ -156,13 +183,13 @@ def gradients(loss: Loss, margin: float, n: int = 8) -> tuple[float, float]:
     return chosen.grad.item(), rejected.grad.item()
 
 
-@pytest.mark.parametrize("name", ["gvpo", "bonbon", "paper", "ipo", "dpo"])
+@pytest.mark.parametrize("name", ["gvpo", "vbon", "bond", "bonbon", "paper", "ipo", "dpo"])
 def test_below_the_target_the_margin_grows(name: LossName) -> None:
     by_chosen, by_rejected = gradients(loss_of(name), margin=0.0)
     assert by_chosen < 0 < by_rejected
 
 
-@pytest.mark.parametrize("name", ["gvpo", "bonbon", "paper", "ipo"])
+@pytest.mark.parametrize("name", ["gvpo", "vbon", "bond", "bonbon", "paper", "ipo"])
 def test_above_the_target_the_rejected_recovers(name: LossName) -> None:
     _, by_rejected = gradients(loss_of(name), margin=30.0)
     assert by_rejected < 0

@@ -127,7 +127,7 @@ def test_a_run_reports_what_it_did(base: Path, snapshot: Snapshot, tmp_path: Pat
     assert sorted(path.name for path in checkpoints) == ["step-00000008", "step-00000012"]
 
 
-@pytest.mark.parametrize("loss", ["gvpo", "bonbon", "paper", "sft", "ipo", "dpo"])
+@pytest.mark.parametrize("loss", ["gvpo", "vbon", "bond", "bonbon", "paper", "sft", "ipo", "dpo"])
 def test_every_loss_teaches_to_tell_best_from_worst(
     base: Path, snapshot: Snapshot, tmp_path: Path, loss: LossName
 ) -> None:

@@ -1,7 +1,8 @@
 """Losses on groups of scored candidates, as pure functions of summed log-probabilities.
 
 "BoNBoN" is Gui, Garbacea and Veitch, arXiv 2406.00832; "IPO" Azar et al., arXiv 2310.12036; "DPO" Rafailov et al.,
-arXiv 2305.18290; "GVPO" Zhang et al., arXiv 2504.19599. Log-probabilities are in nats, summed over a candidate's
+arXiv 2305.18290; "GVPO" Zhang et al., arXiv 2504.19599; "vBoN" Amini et al., arXiv 2407.06057; "BOND" Sessa et al.,
+arXiv 2407.14622. Log-probabilities are in nats, summed over a candidate's
 tokens: a mean over tokens is another loss, to which the targets do not belong.
 """
 
@@ -13,7 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-LossName = Literal["gvpo", "bonbon", "paper", "sft", "ipo", "dpo"]
+from bonbon import theory
+
+LossName = Literal["gvpo", "vbon", "bond", "bonbon", "paper", "sft", "ipo", "dpo"]
+OF_ALL_CANDIDATES: tuple[LossName, ...] = ("gvpo", "vbon", "bond")
+"""The losses that learn from all candidates of a group; the others learn from two."""
 ALPHAS: dict[LossName, float] = {"bonbon": 0.5, "paper": 0.005}
 """Weights of the supervised term in the losses that have one."""
 
@@ -106,12 +111,22 @@ def gvpo(batch: GroupLogprobs, *, tilt: float, sft_weight: float = 0.0) -> LossT
         sft_weight: of a supervised term, the mean of -log pi over candidates weighted by exp(tilt U), which keeps the
             policy on what the reference says. Its own minimum is nearer to the reference.
     """
-    target = tilt * batch.wins
-    residual = batch.log_ratio - target
-    contrast = batch.covariance(residual, residual).mean() / 2
-    sft = -batch.sum(batch.softmax(target) * batch.policy).mean()
-    reached = (target[batch.best] - target[batch.worst]).mean()
-    return _terms(batch, contrast + sft_weight * sft, sft=sft, contrast=contrast, target=reached)
+    return _regression(batch, tilt * batch.wins, contrast_weight=1.0, sft_weight=sft_weight)
+
+
+def vbon(batch: GroupLogprobs, *, n: int) -> LossTerms:
+    """`gvpo` towards best-of-n itself, (n - 1) log U, where `gvpo` is towards the best policy at best-of-n's KL.
+
+    On the policy's own fresh draws the gradient is that of KL(policy || best-of-n) (vBoN, section 3). The win chance U
+    is smoothed as (n U + 1/2) / (n + 1/2), because a candidate that lost against all that was drawn may still win; in a
+    group of the base that is the logarithm of the rank.
+    """
+    return _regression(batch, _log_best_of_n(batch, n), contrast_weight=1.0, sft_weight=0.0)
+
+
+def bond(batch: GroupLogprobs, *, n: int) -> LossTerms:
+    """Half the sum of KL(policy || best-of-n), as in `vbon`, and KL(best-of-n || policy) (BOND, section 4.3)."""
+    return _regression(batch, _log_best_of_n(batch, n), contrast_weight=0.5, sft_weight=0.5)
 
 
 def bonbon(batch: GroupLogprobs, *, alpha: float = ALPHAS["bonbon"]) -> LossTerms:
@@ -148,12 +163,17 @@ def dpo(batch: GroupLogprobs, *, beta: float = 0.1) -> LossTerms:
 
 
 def make_loss(
-    name: LossName, *, tilt: float, sft_weight: float = 0.0, alpha: float | None = None, dpo_beta: float = 0.1
+    name: LossName, *, n: int, sft_weight: float = 0.0, alpha: float | None = None, dpo_beta: float = 0.1
 ) -> Loss:
-    """The loss of this name. All but `gvpo` are for pairs: two candidates of each group, the best one last."""
+    """The loss of this name, for the n of best-of-n.
+
+    Those that are not `OF_ALL_CANDIDATES` are for pairs: two candidates of each group, the best one last.
+    """
     weight = ALPHAS.get(name, 0.0) if alpha is None else alpha
     losses: dict[LossName, Loss] = {
-        "gvpo": partial(gvpo, tilt=tilt, sft_weight=sft_weight),
+        "gvpo": partial(gvpo, tilt=theory.tilt(n), sft_weight=sft_weight),
+        "vbon": partial(vbon, n=n),
+        "bond": partial(bond, n=n),
         "bonbon": partial(bonbon, alpha=weight),
         "paper": partial(paper, alpha=weight),
         "sft": sft,
@@ -178,6 +198,21 @@ def pair_variances(batch: GroupLogprobs) -> Tensor:
     """`bonbon.theory.rank_pair_variance` of each pair, [groups], float32: (n - 1)^2 (psi'(lower) - psi'(upper))."""
     trigamma = torch.polygamma(1, batch.rank.double())
     return ((batch.n[batch.best] - 1) ** 2 * (trigamma[batch.worst] - trigamma[batch.best])).float()
+
+
+def _log_best_of_n(batch: GroupLogprobs, n: int) -> Tensor:
+    """log best-of-n/pi_0 up to a constant, [candidates]."""
+    return (n - 1) * ((n * batch.wins + 0.5) / (n + 0.5)).log()
+
+
+def _regression(batch: GroupLogprobs, target: Tensor, *, contrast_weight: float, sft_weight: float) -> LossTerms:
+    """Of log pi/pi_0 on a target, both less their group's mean, and of the policy on the base tilted by exp(target)."""
+    residual = batch.log_ratio - target
+    contrast = batch.covariance(residual, residual).mean() / 2
+    sft = -batch.sum(batch.softmax(target) * batch.policy).mean()
+    reached = (target[batch.best] - target[batch.worst]).mean()
+    loss = contrast_weight * contrast + sft_weight * sft
+    return _terms(batch, loss, sft=sft, contrast=contrast, target=reached)
 
 
 def _sft(batch: GroupLogprobs) -> Tensor:

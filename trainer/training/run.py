@@ -87,7 +87,7 @@ class Run:
             base=base,
             base_weights=_base_weights(config, policy, base, start),
             loss=make_loss(
-                config.loss, tilt=self.tilt, sft_weight=config.sft_weight, alpha=config.alpha, dpo_beta=config.dpo_beta
+                config.loss, n=n, sft_weight=config.sft_weight, alpha=config.alpha, dpo_beta=config.dpo_beta
             ),
             progress=bars,
         )

@@ -6,7 +6,7 @@ import numpy as np
 
 from bonbon.pairs.snapshot import Split
 from trainer.data.groups import Groups, Rows
-from trainer.training.loss import LossName
+from trainer.training.loss import OF_ALL_CANDIDATES, LossName
 
 Partner = Literal["random", "worst"]
 
@@ -14,22 +14,22 @@ Partner = Literal["random", "worst"]
 def trainable_rows(groups: Groups, loss: LossName) -> Rows:
     """The training groups that a loss can learn from.
 
-    `gvpo` needs to know what the base draws for the prompt. The others need a best candidate above another one, and
-    targets that follow from ranks among draws of the base alone.
+    Losses of all candidates need to know what the base draws for the prompt. The others need a best candidate above
+    another one, and targets that follow from ranks among draws of the base alone.
     """
     rows = groups.rows_of(Split.TRAIN)
-    usable = groups.comparable if loss == "gvpo" else groups.by_base & (groups.below > 0)
+    usable = groups.comparable if loss in OF_ALL_CANDIDATES else groups.by_base & (groups.below > 0)
     return rows[usable[rows]]
 
 
 def candidates(groups: Groups, rows: Rows, loss: LossName, *, seed: int, step: int) -> list[Rows]:
     """The candidates of each row, by their places in the flat arrays, worst first.
 
-    `gvpo` learns from all. `bonbon` pairs the best with one drawn from those strictly below it, anew for every step, as
-    a function of seed, step and row: neither resuming a run nor splitting a batch changes it. The losses of the
-    literature take the worst.
+    `gvpo`, `vbon` and `bond` learn from all. `bonbon` pairs the best with one drawn from those strictly below it, anew
+    for every step, as a function of seed, step and row: neither resuming a run nor splitting a batch changes it. The
+    other losses take the worst.
     """
-    if loss == "gvpo":
+    if loss in OF_ALL_CANDIDATES:
         return [groups.candidates_of(int(row)) for row in rows]
     others = np.zeros(len(rows), dtype=np.int64)
     if loss == "bonbon":
