@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from bonbon import __version__
 from trainer.bars import bar
 from trainer.files import read_json, write_json
 
@@ -35,10 +37,27 @@ class Cell:
     def compute(self, directory: Path) -> None:
         file = self._file(directory)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"arguments": self.arguments, "figures": self.run(**self.arguments)})
+        code = code_version()  # before the figures: the code may change while they are computed
+        write_json(file, {"code": code, "arguments": self.arguments, "figures": self.run(**self.arguments)})
 
     def _file(self, directory: Path) -> Path:
         return directory / f"{self.name}.json"
+
+
+def read_rows(directory: Path) -> list[Row]:
+    """Of every cell that has figures in this directory, whatever its arguments."""
+    found = [read_json(file) for file in sorted(directory.glob("*.json"))]
+    return [{**one["arguments"], **one["figures"]} for one in found if one is not None]
+
+
+def code_version() -> str:
+    """The release and, in a clone of the repository, the commit with `-dirty` after it where files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+    return f"{__version__} ({commit})"
 
 
 def slug(name: str) -> str:

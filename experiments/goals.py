@@ -40,8 +40,9 @@ def _exact(rows: Mapping[str, Sequence[Row]]) -> Iterator[Line]:
 
 def _text(rows: Sequence[Row]) -> Iterator[Line]:
     for row in rows:
-        if row["name"] in text.GOALS:
-            found, where = row["evaluation"], f"{row['name']}, text, {row['prompts']:,} prompts"
+        if row["name"] in text.GOALS and row["prompts"] == text.PROMPTS:
+            found = row["evaluation"]
+            where = f"{row['name']}, text, {row['prompts']:,} prompts, seed {row['seed']}"
             recovered = found["recovered"]
             interval = f"{recovered['value']:.3f} ({recovered['low']:.3f} to {recovered['high']:.3f})"
             met = "yes" if recovered["value"] >= LEAST_RECOVERED else "no"

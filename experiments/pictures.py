@@ -80,7 +80,8 @@ def _over_groups(axis: Axes, rows: Sequence[Row], name: str, scale: float, title
 
 
 def _text(axis: Axes, rows: Sequence[Row]) -> None:
-    for row, colour, marker in zip(rows, COLOURS, MARKERS, strict=False):
+    shown = [row for row in rows if row["prompts"] == rows[0]["prompts"] and row["seed"] == rows[0]["seed"]]
+    for row, colour, marker in zip(shown, COLOURS, MARKERS, strict=False):
         win, kl = row["evaluation"]["win_rate"], row["evaluation"]["kl"]
         errors = [[[one["value"] - one["low"]], [one["high"] - one["value"]]] for one in (kl, win)]
         axis.errorbar(

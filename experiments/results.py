@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from experiments import best_of_n, budgets, methods, pictures, rounds, text
+from experiments import best_of_n, budgets, methods, pictures, real, rounds, text
 from experiments.cells import Cell, Row
 from experiments.goals import shortcomings
 
@@ -48,7 +48,8 @@ class Found:
 def read(directory: Path, *, quick: bool) -> Found:
     cells: dict[str, list[Cell]] = {name: module.cells(quick) for name, (module, _) in EXPERIMENTS.items()}
     rows = {name: [row for cell in some if (row := cell.read(directory)) is not None] for name, some in cells.items()}
-    return Found(rows, {name: len(cells[name]) - len(rows[name]) for name in cells})
+    missing = {name: len(cells[name]) - len(rows[name]) for name in cells}
+    return Found(rows | {real.NAME: real.rows(directory)}, missing)
 
 
 def page(found: Found, pictures_at: str = "pictures") -> str:
@@ -64,6 +65,9 @@ def page(found: Found, pictures_at: str = "pictures") -> str:
             )
         if rows:
             parts += [section(rows), f"![{title}]({pictures_at}/{pictures.file_name(name)})"]
+    parts.append("## Real language models")
+    measured = found.rows[real.NAME]
+    parts.append(real.section(measured) if measured else "Not measured yet (`python -m experiments.real --help`).")
     return "\n\n".join(parts) + "\n"
 
 

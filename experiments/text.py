@@ -1,6 +1,5 @@
 """The demo's text world, distilled by the whole program (`bonbon distill`) and measured by sampling."""
 
-import asyncio
 import shutil
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,69 +12,53 @@ from bonbon.demo.world import requests
 from bonbon.engines.base import Sampling
 from bonbon.prompt import Prompt
 from bonbon.settings import GateSettings, Settings, load_settings
-from bonbon.theory import best_gain, best_of_n_kl
+from bonbon.theory import best_gain
 from experiments.cells import Cell, Row, slug
-from experiments.tables import table
-from trainer.context import open_workshop
-from trainer.distill import distill, draw_groups
-from trainer.evaluation.evaluation import FILE
-from trainer.files import read_json
-from trainer.training.offline import PROBE
+from experiments.distilled import COMPARED, DEFAULT, OFFLINE, comparison, distilled, draw
 
 NAME = "text"
-COMPARED: dict[str, dict[str, Any]] = {
-    "gvpo": {"loss": "gvpo", "sft_weight": 0.0, "refine": "off"},
-    "gvpo + SFT": {"loss": "gvpo", "sft_weight": 1.0, "refine": "off"},
-    "gvpo + SFT, then its own draws": {"loss": "gvpo", "sft_weight": 1.0, "refine": "on"},
-}
-"""Settings of `train` by the name that the page gives them."""
-DEFAULT = "gvpo + SFT, then its own draws"
-GOALS = ("gvpo + SFT", DEFAULT)
+METHODS = ("gvpo", OFFLINE, "vbon", "bond", "bonbon", "sft", "ipo", "dpo", DEFAULT)
+GOALS = (OFFLINE, DEFAULT)
 """What has goals to reach: the program's default loss, on logged groups alone and with its own draws."""
 PROMPTS, PROMPTS_SEED = 1000, 7
+CURVE = (320, 4000)
+"""Other numbers of prompts, for the goals' losses."""
+SEEDS = range(3)
 MEASURED = 100
 """Test prompts at most."""
-EPOCHS = 2
-REFINE_TOKENS = 400_000
-SHOWN = (
-    ("win_rate", "win rate"),
-    ("held_out_win_rate", "by the other reward"),
-    ("kl", "KL"),
-    ("gain", "gain in J"),
-    ("recovered", "gain recovered"),
-    ("length_ratio", "length, x base"),
-)
 
 
 def cells(quick: bool) -> list[Cell]:
     if quick:
-        small = {"n": 4, "prompts": 120, "measured": 8, "max_tokens": 24, "epochs": 2, "refine_tokens": 2000}
-        return [_cell(DEFAULT, **small)]
-    budget = {"n": 8, "prompts": PROMPTS, "measured": MEASURED, "max_tokens": 96, "epochs": EPOCHS}
-    return [_cell(name, **budget, refine_tokens=REFINE_TOKENS) for name in COMPARED]
+        small = {"n": 4, "prompts": 120, "measured": 8, "max_tokens": 24, "train": {"refine_tokens": 2000}}
+        return [_cell(DEFAULT, 0, **small)]
+    budget = {"n": 8, "measured": MEASURED, "max_tokens": 96, "train": {}}
+    first = [_cell(name, 0, prompts=PROMPTS, **budget) for name in METHODS]
+    others = [_cell(name, seed, prompts=PROMPTS, **budget) for seed in SEEDS[1:] for name in GOALS]
+    return first + [_cell(name, 0, prompts=prompts, **budget) for prompts in CURVE for name in GOALS] + others
 
 
-def _cell(name: str, **budget: int) -> Cell:
-    return Cell(f"{NAME}/{slug(name)}", run, {"name": name, **budget})
+def _cell(name: str, seed: int, **budget: Any) -> Cell:
+    return Cell(f"{NAME}/{slug(name)}-{budget['prompts']}-seed-{seed}", run, {"name": name, "seed": seed, **budget})
 
 
 def run(
-    name: str, n: int, prompts: int, measured: int, max_tokens: int, epochs: int, refine_tokens: int
+    name: str, seed: int, n: int, prompts: int, measured: int, max_tokens: int, train: dict[str, Any]
 ) -> dict[str, Any]:
-    """The program's own evaluation."""
-    train = {**COMPARED[name], "epochs": epochs, "refine_tokens": refine_tokens}
+    """The program's own evaluation; the seed is that of the prompts, of the draws and of the training."""
+    train = {**COMPARED[name], "seed": seed, **train}
+    asked, sampling = _asked(prompts, seed), Sampling(max_tokens=max_tokens, seed=seed)
     with TemporaryDirectory() as directory:
         out = Path(directory)
-        shutil.copytree(_drawn(n, prompts, max_tokens).name, out, dirs_exist_ok=True)
-        asyncio.run(_distill(_settings(out, n, train, {"prompts": measured}), prompts, max_tokens))
-        return {"evaluation": read_json(out / FILE), "learning_rate": (read_json(out / PROBE) or {})["learning_rate"]}
+        shutil.copytree(_drawn(n, prompts, max_tokens, seed).name, out, dirs_exist_ok=True)
+        return distilled(_settings(out, n, train, {"prompts": measured}), asked, sampling)
 
 
 @lru_cache(maxsize=1)
-def _drawn(n: int, prompts: int, max_tokens: int) -> TemporaryDirectory[str]:
+def _drawn(n: int, prompts: int, max_tokens: int, seed: int) -> TemporaryDirectory[str]:
     """A directory whose database has a group for each prompt: every loss is trained on the same ones."""
     directory: TemporaryDirectory[str] = TemporaryDirectory()
-    asyncio.run(_draw(_settings(Path(directory.name), n), prompts, max_tokens))
+    draw(_settings(Path(directory.name), n), _asked(prompts, seed), Sampling(max_tokens=max_tokens, seed=seed))
     return directory
 
 
@@ -96,63 +79,34 @@ def _settings(
     )
 
 
-def _asked(prompts: int) -> list[Prompt]:
-    return [Prompt.user(text) for text in requests(PROMPTS_SEED, prompts)]
-
-
-async def _draw(settings: Settings, prompts: int, max_tokens: int) -> None:
-    async with open_workshop(settings, progress=False) as workshop:
-        await draw_groups(workshop, _asked(prompts), Sampling(max_tokens=max_tokens))
-
-
-async def _distill(settings: Settings, prompts: int, max_tokens: int) -> None:
-    async with open_workshop(settings, progress=False) as workshop:
-        await distill(workshop, settings.data_dir, _asked(prompts), Sampling(max_tokens=max_tokens))
+def _asked(prompts: int, seed: int) -> list[Prompt]:
+    return [Prompt.user(text) for text in requests(PROMPTS_SEED + seed, prompts)]
 
 
 def section(rows: Sequence[Row]) -> str:
-    first, row = rows[0]["evaluation"], rows[0]
-    lines = [
-        (
-            row["name"],
-            f"{row['learning_rate']:.2g}",
-            *(_estimate(row["evaluation"][name]) for name, _ in SHOWN),
-            _smallest_k(row["evaluation"]),
-        )
-        for row in rows
-    ]
-    yardstick = (
-        f"best of {first['n']}",
-        "",
-        _estimate(first["best_of_n_win_rate"]),
-        _estimate(first["held_out_best_of_n_win_rate"]),
-        f"at most {best_of_n_kl(first['n']):.2f}",
-        "",
-        "1",
-        "",
-        str(first["n"]),
-    )
+    some = [row for row in rows if row["prompts"] == rows[0]["prompts"] and row["seed"] == rows[0]["seed"]]
+    first, row = some[0]["evaluation"], some[0]
     n = first["n"]
-    refined = f"""`{DEFAULT}` goes on from there with at most {row["refine_tokens"]:,} tokens of the policy's own draws.
-"""
-    return f"""The models that ship with the package: a small Llama that writes support replies, the reward that it is
+    text = f"""The models that ship with the package: a small Llama that writes support replies, the reward that it is
 trained with, and another one that it is never trained with. `bonbon distill` trains an adapter on {row["prompts"]:,}
-prompts with the same group of {n} each for every loss, for {row["epochs"]} epochs with one seed. Its probe chooses each
-loss's learning rate by what validation groups promise after 20 steps, and after training it brings the policy to where
-it is best on the way from the base.
-{refined * any(row["name"] == DEFAULT for row in rows)}Everything is measured on the same {first["prompts"]} other
-prompts with {first["draws"]} draws each; intervals of 95 % take the prompt as the cluster. No policy gains more than
+prompts with the same group of {n} each for every loss, and but for the loss with the settings' defaults. Its probe
+chooses each loss's learning rate by what validation groups promise after 20 steps, and after training it brings the
+policy to where it is best on the way from the base. What ends in "its own draws" goes on from there with draws of the
+policy itself, until they bring nothing more. Everything is measured on the same {first["prompts"]} other prompts with
+{first["draws"]} draws each; intervals of 95 % take the prompt as the cluster. No policy gains more than
 {best_gain(n):.2f} in J. The last column has the smallest k whose best-of-k wins at least
 {0.5 - GateSettings().margin:.2f} of its comparisons with best-of-{n} of the base, by the lower bound, as the gate asks.
 
-{table(("", "learning rate", *(title for _, title in SHOWN), "draws that are as good"), [yardstick, *lines])}"""
+{comparison(some)}"""
+    others = [other for other in rows if other not in some]
+    if others:
+        text += f"""
+
+The same with other numbers of prompts and with other seeds:
+
+{comparison([_named(other) for other in others])}"""
+    return text
 
 
-def _smallest_k(evaluation: dict[str, Any]) -> str:
-    least = 0.5 - GateSettings().margin
-    good = [one["k"] for one in evaluation["best_of_k"] if one["win_rate_served"]["low"] >= least]
-    return str(min(good)) if good else f"more than {evaluation['draws']}"
-
-
-def _estimate(found: dict[str, float]) -> str:
-    return f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+def _named(row: Row) -> Row:
+    return {**row, "name": f"{row['name']}, {row['prompts']:,} prompts, seed {row['seed']}"}

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bonbon.demo.models import tiny_models
+from bonbon.demo.world import requests
 from bonbon.theory import best_gain, best_of_n_kl, best_of_n_win_rate
-from experiments import best_of_n, methods
+from experiments import best_of_n, methods, real
+from experiments.distilled import DEFAULT
 from experiments.results import EXPERIMENTS, page, read
 from experiments.training import METHODS
 
@@ -95,6 +98,23 @@ def test_the_committed_page_is_made_from_the_committed_figures() -> None:
     assert page(found) == (ROOT / "docs" / "results.md").read_text()
     for name, rows in found.rows.items():
         assert (ROOT / "docs" / "pictures" / f"results-{name}.png").is_file() == bool(rows)
+
+
+def test_a_model_of_ones_own_is_distilled_and_shown(tmp_path: Path) -> None:
+    models, prompts = tiny_models(), tmp_path / "prompts.txt"
+    prompts.write_text("\n".join([*requests(1, 119), "a request that is too long " * 20, *requests(2, 1)]))
+    given = {"--model": models.policy, "--reward": models.reward, "--held-out-reward": models.held_out_reward}
+    places = {"--prompts": prompts, "--data": tmp_path / "data", "--work": tmp_path / "work"}
+    options = [str(part) for option in {**given, **places}.items() for part in option]
+    command = [sys.executable, "-m", "experiments.real", "--form", "quick", "--name", "Ours", *options]
+    subprocess.run([*command, "--method", "sft"], cwd=ROOT, check=True)
+    subprocess.run([*command, "--method", DEFAULT], cwd=ROOT, check=True)
+    rows = read(tmp_path / "data", quick=True).rows[real.NAME]
+    assert [(row["name"], row["prompts"]) for row in rows] == [("sft", 120), (DEFAULT, 120)]
+    assert [bool(row["own_draws"]) for row in rows] == [False, True]
+    assert "### Ours, QUICK form" in page(read(tmp_path / "data", quick=True))
+    refused = subprocess.run([*command, "--method", "best"], cwd=ROOT, capture_output=True, text=True)
+    assert "--method best: there is no such method; there are gvpo" in refused.stderr
 
 
 def test_an_experiment_that_is_not_there_is_named() -> None:

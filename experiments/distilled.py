@@ -1,0 +1,115 @@
+"""What `bonbon distill` makes of prompts, and the table that compares such runs."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from bonbon.engines.base import Sampling
+from bonbon.prompt import Prompt
+from bonbon.settings import GateSettings, Settings
+from bonbon.theory import best_of_n_kl
+from experiments.cells import Row
+from experiments.tables import table
+from trainer.context import open_workshop
+from trainer.distill import distill, draw_groups
+from trainer.evaluation.evaluation import FILE
+from trainer.files import read_json
+from trainer.training.metrics import read_metrics
+
+COMPARED: dict[str, dict[str, Any]] = {
+    "gvpo": {"loss": "gvpo", "sft_weight": 0.0, "refine": "off"},
+    "gvpo + SFT": {"loss": "gvpo", "sft_weight": 1.0, "refine": "off"},
+    "vbon": {"loss": "vbon", "refine": "off"},
+    "bond": {"loss": "bond", "refine": "off"},
+    "bonbon": {"loss": "bonbon", "refine": "off"},
+    "sft": {"loss": "sft", "refine": "off"},
+    "ipo": {"loss": "ipo", "refine": "off"},
+    "dpo": {"loss": "dpo", "refine": "off"},
+    "gvpo + SFT, then its own draws": {"loss": "gvpo", "sft_weight": 1.0, "refine": "on"},
+    "vbon, then its own draws": {"loss": "vbon", "refine": "on"},
+    "bond, then its own draws": {"loss": "bond", "refine": "on"},
+}
+"""Settings of `train` by the name that the page gives them."""
+OFFLINE = "gvpo + SFT"
+"""The program's default loss, on logged groups alone."""
+DEFAULT = "gvpo + SFT, then its own draws"
+SHOWN = (
+    ("win_rate", "win rate"),
+    ("held_out_win_rate", "by the other reward"),
+    ("kl", "KL"),
+    ("gain", "gain in J"),
+    ("recovered", "gain recovered"),
+    ("length_ratio", "length, x base"),
+)
+
+
+def draw(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    """Log the groups that runs in copies of the settings' data directory learn from; those that are there stay."""
+
+    async def drawn() -> None:
+        async with open_workshop(settings, progress=True) as workshop:
+            await draw_groups(workshop, prompts, sampling)
+
+    asyncio.run(drawn())
+
+
+def distilled(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Any]:
+    """The figures of one run: the program's own evaluation, its learning rate, and what its own draws brought.
+
+    `own_draws` has the tokens that had been drawn and the gain in J on validation draws, look by look.
+    """
+
+    async def run() -> None:
+        async with open_workshop(settings, progress=True) as workshop:
+            await distill(workshop, settings.data_dir, prompts, sampling)
+
+    asyncio.run(run())
+    metrics = read_metrics(settings.data_dir)
+    rates = [line["learning_rate"] for line in metrics if "learning_rate" in line and not line["stage"]]
+    tokens, own_draws = 0.0, []
+    for line in metrics:
+        tokens = line.get("drawn_tokens", tokens)
+        if "validation_drawn_gain" in line and line.get("stage"):
+            own_draws.append({"tokens": tokens, "gain": line["validation_drawn_gain"], "kl": line["validation_kl"]})
+    return {
+        "evaluation": read_json(settings.data_dir / FILE),
+        "learning_rate": max(rates, default=None),
+        "own_draws": own_draws,
+    }
+
+
+def comparison(rows: Sequence[Row]) -> str:
+    """One line for each of the rows, after one for best-of-n."""
+    first = rows[0]["evaluation"]
+    yardstick = (
+        f"best of {first['n']}",
+        "",
+        _estimate(first["best_of_n_win_rate"]),
+        _estimate(first["held_out_best_of_n_win_rate"]),
+        f"at most {best_of_n_kl(first['n']):.2f}",
+        "",
+        "1",
+        "",
+        str(first["n"]),
+    )
+    lines = [
+        (
+            row["name"],
+            f"{row['learning_rate']:.2g}",
+            *(_estimate(row["evaluation"][name]) for name, _ in SHOWN),
+            smallest_k(row["evaluation"]),
+        )
+        for row in rows
+    ]
+    return table(("", "learning rate", *(title for _, title in SHOWN), "draws that are as good"), [yardstick, *lines])
+
+
+def smallest_k(evaluation: dict[str, Any]) -> str:
+    """The fewest draws whose best is not inferior to best-of-n by the default gate."""
+    least = 0.5 - GateSettings().margin
+    good = [one["k"] for one in evaluation["best_of_k"] if one["win_rate_served"]["low"] >= least]
+    return str(min(good)) if good else f"more than {evaluation['draws']}"
+
+
+def _estimate(found: dict[str, float] | None) -> str:
+    return "" if found is None else f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"

@@ -1,0 +1,178 @@
+"""A real language model, with prompts and rewards of one's own: `python -m experiments.real --help`.
+
+Models and prompts are the caller's. The repository has the figures alone, and the page shows those that are there.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bonbon.engines.base import Sampling
+from bonbon.errors import UserError
+from bonbon.prompt import Prompt
+from bonbon.settings import Settings, load_settings
+from bonbon.theory import best_gain
+from experiments.cells import Cell, Row, read_rows, slug
+from experiments.distilled import COMPARED, DEFAULT, comparison, distilled, draw
+from trainer.data.prompt_file import read_prompts
+
+NAME = "real"
+ROOT = Path(__file__).parents[1]
+
+
+class Form(StrEnum):
+    """How much is done."""
+
+    GPU = "gpu"
+    CPU = "cpu"
+    QUICK = "quick"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a form draws, trains and measures.
+
+    Attributes:
+        prompts: at most so many of the file, its first ones.
+        most_characters: longer prompts are left out.
+        settings: the program's own where they differ from the defaults.
+    """
+
+    n: int
+    prompts: int
+    most_characters: int
+    max_tokens: int
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+BUDGETS = {
+    Form.GPU: Budget(8, 2700, 2000, 160, {"evaluate": {"prompts": 300}}),
+    # A rate without a probe and short answers: on two cores, a model of 135 million parameters is done in half an hour.
+    Form.CPU: Budget(
+        8,
+        200,
+        240,
+        24,
+        {
+            "train": {
+                "min_pairs": 32,
+                "learning_rate": 3e-4,
+                "held_out_fraction": 0.25,
+                "validation_draws": 64,
+                "refine_tokens": 12_000,
+                "batch_size": 8,
+            },
+        },
+    ),
+    Form.QUICK: Budget(
+        4,
+        120,
+        240,
+        16,
+        {
+            "train": {
+                "min_pairs": 32,
+                "learning_rate": 2e-3,
+                "refine_tokens": 1000,
+                "threads": 1,
+                "validation_draws": 32,
+            }
+        },
+    ),
+}
+
+
+def main(
+    model: Annotated[str, typer.Option(help="Directory or hub name of the base.")],
+    reward: Annotated[str, typer.Option(help="What the base is distilled with, as BONBON_REWARD says it.")],
+    prompts: Annotated[Path, typer.Option(help="A file of prompts, as `bonbon distill` reads it.")],
+    held_out_reward: Annotated[str | None, typer.Option(help="A reward that nothing is trained with.")] = None,
+    name: Annotated[str | None, typer.Option(help="What the page calls the model; by default its last part.")] = None,
+    form: Annotated[Form, typer.Option(help="How much is drawn, trained and measured.")] = Form.GPU,
+    method: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(COMPARED)}; may be repeated.")] = None,
+    engine: Annotated[str, typer.Option(help="What draws: embedded or vllm.")] = "embedded",
+    data: Annotated[Path, typer.Option(help="For the figures.")] = ROOT / "experiments" / "data",
+    work: Annotated[Path, typer.Option(help="For draws and versions; a run that was cut off goes on from them.")] = ROOT
+    / "build"
+    / "real",
+) -> None:
+    """Distil a model by each of the methods, from the same groups, and write the figures of each to a file."""
+    methods = method or [DEFAULT]
+    if unknown := [one for one in methods if one not in COMPARED]:
+        raise UserError(
+            f"--method {unknown[0]}: there is no such method; there are {', '.join(COMPARED)}", param="method"
+        )
+    called, budget = name or Path(model).name, BUDGETS[form]
+    asked = [one for one in read_prompts(prompts) if _characters(one) <= budget.most_characters][: budget.prompts]
+    work = work / slug(f"{called} {form}")
+    settings = partial(_settings, budget, model=model, reward=reward, held_out_reward=held_out_reward, engine=engine)
+    sampling = Sampling(max_tokens=budget.max_tokens)
+    draw(settings(work / "groups"), asked, sampling)
+    for one in methods:
+        out = work / slug(one)
+        if not out.exists():
+            partial_copy = out.with_suffix(".partial")
+            shutil.rmtree(partial_copy, ignore_errors=True)
+            shutil.copytree(work / "groups", partial_copy).rename(out)
+        run = partial(_run, settings(out, COMPARED[one]), asked, sampling)
+        arguments = {"model": called, "form": str(form), "name": one, "n": budget.n, "max_tokens": budget.max_tokens}
+        Cell(f"{NAME}/{slug(f'{called} {form} {one}')}", run, arguments).compute(data)
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt.text or "") + sum(len(str(message["content"])) for message in prompt.messages or ())
+
+
+def _run(settings: Settings, asked: Sequence[Prompt], sampling: Sampling, **_: Any) -> dict[str, Any]:
+    return distilled(settings, asked, sampling) | {"prompts": len(asked)}
+
+
+def _settings(budget: Budget, out: Path, train: dict[str, Any] | None = None, **given: Any) -> Settings:
+    out.mkdir(parents=True, exist_ok=True)
+    sections = {name: dict(values) for name, values in budget.settings.items()}
+    sections["train"] = {**sections.get("train", {}), **(train or {})}
+    return load_settings(
+        data_dir=out,
+        database_url=f"sqlite+aiosqlite:///{out.absolute() / 'bonbon.db'}",
+        n=budget.n,
+        **sections,
+        **given,
+    )
+
+
+def rows(directory: Path) -> list[Row]:
+    """What has been computed, in the order of `COMPARED` for each model and form."""
+    order = list(COMPARED)
+    found = read_rows(directory / NAME)
+    return sorted(found, key=lambda row: (row["model"], row["form"], order.index(row["name"])))
+
+
+def section(rows: Sequence[Row]) -> str:
+    parts = []
+    for model, form in dict.fromkeys((row["model"], row["form"]) for row in rows):
+        some = [row for row in rows if (row["model"], row["form"]) == (model, form)]
+        first, n = some[0], some[0]["n"]
+        measured = first["evaluation"]
+        parts.append(f"""### {model}, {form.upper()} form
+
+`python -m experiments.real --form {form}`: {first["prompts"]:,} prompts with a group of {n} each, answers of at most
+{first["max_tokens"]} tokens, of which {100 * measured["base_truncated"]:.0f} % are cut off there. Measured on
+{measured["prompts"]} other prompts with {measured["draws"]} draws each. No policy gains more than {best_gain(n):.2f}
+in J.
+
+{comparison(some)}""")
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as error:
+        sys.exit(f"error: {error}")
