@@ -124,13 +124,14 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     swapper = Swapper(
         engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
     )
+    floor = Floor(registry, serving, prometheus, service.win_rate_floor)
     savings = SavingsCounter(database, serving, prometheus)
     audits = Audits(
         best_of_n,
         pair_log,
         serving,
         prometheus,
-        Floor(registry, serving, prometheus, service.win_rate_floor),
+        floor,
         savings,
         fraction=service.audit_fraction,
         budget=service.audit_budget,
@@ -159,7 +160,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
         admission=admission,
         send_buffers=send_buffers,
         metrics=prometheus,
-        stored_metrics=StoredMetrics(prometheus.families, registry, serving, settings),
+        stored_metrics=StoredMetrics(prometheus.families, registry, serving, floor, settings),
         champion=OneAtATime(registry.champion, CHAMPION_WITHIN),
     )
 

@@ -21,6 +21,7 @@ from bonbon.registry.rounds import PROMOTED, REFUSED, RoundProgress, RoundStage,
 from bonbon.settings import Settings
 from bonbon.theory import frontier_win_rate
 from service.families import Families
+from service.floor import Floor
 from service.one_at_a_time import OneAtATime
 from service.serving import Serving
 
@@ -41,7 +42,7 @@ Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Cha
 class StoredMetrics:
     """Gauges set from the database when somebody scrapes; what they were before, while it does not answer."""
 
-    def __init__(self, make: Families, registry: Registry, serving: Serving, settings: Settings) -> None:
+    def __init__(self, make: Families, registry: Registry, serving: Serving, floor: Floor, settings: Settings) -> None:
         self._registry, self._serving, self._settings = registry, serving, settings
         self._database = registry.database
         self._stored = OneAtATime(self._read, DEADLINE)
@@ -65,8 +66,9 @@ class StoredMetrics:
         )
         make.gauge(
             "bonbon_win_rate_floor",
-            "Under this live win rate against best-of-n of the base the champion answers with more draws.",
-        ).set(settings.service.win_rate_floor)
+            "Live win rate under which the champion answers with more draws: against best-of-n of the base, or against "
+            "one draw of the base where service.k fixes the number of draws.",
+        ).set(floor.value)
         self._tokens_per_answer = make.gauge(
             "bonbon_champion_tokens_per_answer",
             "Tokens drawn per answer of the distilled champion since it first answered (served; its share of the "

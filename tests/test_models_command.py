@@ -59,6 +59,19 @@ def test_the_list_shows_versions_with_their_states_and_aliases(url: str) -> None
     assert found["next_round"] == waits_for
 
 
+def test_the_list_shows_a_champion_that_answers_with_best_of_n_again(url: str, tmp_path: Path) -> None:
+    async def fall() -> None:
+        async with open_database(url) as database:
+            registry = Registry(database, tmp_path / "versions")
+            await registry.promote(FIRST, actor="somebody")
+            await registry.promote(THIRD, actor="somebody", force=True)
+            await registry.fall_back(THIRD, FIRST, actor="floor", reason="lost")
+
+    asyncio.run(fall())
+    lines = [line.split() for line in run(app, "list", "--database", url).stdout.splitlines()]
+    assert lines[2][:-2] == [FIRST, "promoted", "best_of_n,", "champion", "n", "75%", BASE]
+
+
 def test_a_version_is_shown_with_all_that_is_known(url: str) -> None:
     found = as_json(app, "show", FIRST, "--database", url)
     assert (found["state"], found["aliases"], found["parent"]) == ("approved", ["challenger"], BASE)

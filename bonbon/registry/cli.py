@@ -14,7 +14,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
 from bonbon.pairs.savings import Savings, read_savings
 from bonbon.registry.due import NextRound, next_round
-from bonbon.registry.records import CHAMPION, Event, Version
+from bonbon.registry.records import BEST_OF_N, CHAMPION, Event, Version
 from bonbon.registry.registry import PROMOTABLE, Registry
 from bonbon.settings import Settings
 
@@ -28,7 +28,8 @@ T = TypeVar("T")
 def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
     """Every version with its state and k, what it has saved, what the aliases name, and what the next round waits for.
 
-    k is the number of draws from which the version answers with the best.
+    k is the number of draws from which the version answers with the best. It is n for a champion that answers with
+    best-of-n again.
     """
     settings = store_settings(data_dir, database)
 
@@ -57,7 +58,7 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         share = _saved(savings, version.name)
         saved = "" if share is None else f"{share:.0%}"
         answers = version.kind is not VersionKind.BASE and version.state in PROMOTABLE
-        k = str(version.k) if answers else ""
+        k = "n" if aliases.get(BEST_OF_N) == version.name else str(version.k) if answers else ""
         table.add_row(version.name, version.state, names, k, saved, version.parent or "", created)
     console().print(table)
     if due is not None:
