@@ -208,6 +208,8 @@ async def test_draws_that_were_raised_are_told_only_while_they_answer(gateway: G
     fixed = await gateway(k=1)
     assert "bonbon_champion_k_raised 1.0" in (await service.client.get("/metrics")).text
     assert "bonbon_champion_k_raised 0.0" in (await fixed.client.get("/metrics")).text
+    assert "bonbon_win_rate_floor 0.45" in (await service.client.get("/metrics")).text
+    assert "bonbon_win_rate_floor 0.5" in (await fixed.client.get("/metrics")).text
     second = (await service.promoted(2, k=1)).name
     await service.parts.registry.fall_back(second, name, actor="test", reason="to see")
     await service.parts.swapper.converge()
