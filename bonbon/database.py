@@ -18,6 +18,7 @@ from sqlalchemy.pool import QueuePool
 
 from bonbon.deadlines import Timeouts, give_up, within
 from bonbon.errors import StoreError, UserError
+from bonbon.extras import install
 from bonbon.schema import is_current, migrate
 from bonbon.sqlite_file import SqliteFile, empty_log
 from bonbon.store_errors import store_errors
@@ -91,7 +92,7 @@ class Database:
                 case StoreError():
                     raise UserError(f"cannot open the database {url}: {error}", param="database_url") from error
                 case ModuleNotFoundError():
-                    remedy = f"{url} needs {error.name}: pip install 'bonbon[postgres]'"
+                    remedy = f"{url} needs {error.name}: {install('postgres')}"
                     raise UserError(remedy, param="database_url") from error
                 case CommandError():
                     raise UserError(

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from bonbon.errors import UserError
+from bonbon.extras import install
 
 LONGEST_NAME = 200
 """Characters of a base's name; those of its versions are longer."""
@@ -52,7 +53,7 @@ def _download(name: str, revision: str | None) -> Path:
     except ModuleNotFoundError as error:
         raise UserError(
             f"model {name!r} is not a directory here, and a hub model needs huggingface_hub; "
-            "check the path, or pip install 'bonbon[embedded]'",
+            f"check the path, or {install('embedded')}",
             param="model",
         ) from error
     try:

@@ -170,7 +170,7 @@ class ServiceSettings(Section):
     ping_interval: float = Field(5.0, gt=0)
     """Seconds between the comments that keep a stream open while candidates are drawn."""
     traces: Literal["off", "otlp"] = "off"
-    """otlp: send a trace of each request to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs bonbon[otel]."""
+    """otlp: send a trace of each request to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs bonbon-serve[otel]."""
     auth: Literal["auto", "on", "off"] = "auto"
     """Whether requests need a key. auto: unless the service listens to this machine only and no key was ever made."""
     cors_origins: list[str] = Field(default_factory=list)

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bonbon import __version__
-from bonbon.errors import UserError
+from bonbon.extras import need
 from bonbon.settings import ServiceSettings
 from bonbon.tracing import Key, request_span, trace_to
 from service.request_id import name_of
@@ -57,8 +56,7 @@ def exported_traces(settings: ServiceSettings) -> Iterator[None]:
     if settings.traces == "off":
         yield
         return
-    if find_spec("opentelemetry") is None or find_spec("opentelemetry.exporter") is None:
-        raise UserError("service.traces needs opentelemetry: pip install 'bonbon[otel]'", param="service.traces")
+    need("service.traces", "otel", "opentelemetry", "opentelemetry.exporter", param="service.traces")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider

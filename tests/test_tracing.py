@@ -192,7 +192,10 @@ except UserError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "service.traces needs opentelemetry: pip install 'bonbon[otel]'\n"
+    assert done.stdout == (
+        "service.traces needs opentelemetry, opentelemetry.exporter, not installed here: "
+        "pip install 'bonbon-serve[otel]'\n"
+    )
 
 
 def test_traces_are_sent_by_otlp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 
 from bonbon.errors import UserError
+from bonbon.extras import need
 from bonbon.settings import Settings, load_settings
 
 MODEL = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name.")
@@ -64,9 +64,7 @@ def _settings(
     settings = load_settings(
         model=model, reward=reward, data_dir=data_dir, database_url=database, train=train, **others
     )
-    missing = [name for name in ("torch", "transformers", "peft", "accelerate", "matplotlib") if not find_spec(name)]
-    if missing:
-        raise UserError(f"training needs {', '.join(missing)}, not installed here: pip install 'bonbon[train]'")
+    need("training", "train", "torch", "transformers", "peft", "accelerate", "tensorboard", "matplotlib", "jinja2")
     return settings
 
 

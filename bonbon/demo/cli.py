@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from bonbon.errors import UserError
+from bonbon.extras import need
 
 
 class Engine(StrEnum):
@@ -34,7 +35,9 @@ def demo(
     traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
     measured: int = typer.Option(150, min=20, help="Requests on which every policy is measured."),
     data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
-    engine: Engine = typer.Option(Engine.EMBEDDED, help="Which engine draws; vllm needs bonbon[vllm], remote --url."),
+    engine: Engine = typer.Option(
+        Engine.EMBEDDED, help="Which engine draws; vllm needs bonbon-serve[vllm], remote --url."
+    ),
     port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
     url: list[str] = typer.Option(
         [], "--url", help="A vLLM server of the fleet that --engine remote draws on; may be repeated."
@@ -43,6 +46,7 @@ def demo(
     """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, draw less."""
     if (engine is Engine.REMOTE) != bool(url):
         raise UserError("--engine remote and --url need each other: name each vLLM server of the fleet with a --url")
+    need("the demo", "demo", "openai", "httpx2", "torch", "transformers", "peft", "accelerate", "matplotlib")
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
     plan = {

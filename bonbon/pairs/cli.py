@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from rich.text import Text
 
 from bonbon.ages import age
 from bonbon.errors import UserError
+from bonbon.extras import need
 from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.curve import SHARE, Curve, make_curve
@@ -90,8 +90,8 @@ def show_curve(
 ) -> None:
     """What best-of-k is worth for every k up to the logged n: from the log, no new draws."""
     settings = load_settings(data_dir=data_dir, database_url=database, held_out_reward=judge)
-    if png is not None and find_spec("matplotlib") is None:
-        raise UserError("--png needs matplotlib, not installed here: pip install 'bonbon[train]'", param="png")
+    if png is not None:
+        need("--png", "train", "matplotlib", param="png")
     found = asyncio.run(_curve(settings, version, n, newest, share))
     if png is not None:
         from bonbon.pairs.curve_picture import save

@@ -10,6 +10,7 @@ import structlog
 from pydantic import Field
 
 from bonbon.errors import RewardError, UserError
+from bonbon.extras import install
 from bonbon.microbatch import MicroBatcher
 from bonbon.modelfiles import resolve_model
 from bonbon.prompt import Prompt
@@ -100,9 +101,7 @@ class ModelReader:
             from bonbon.rewards.sequence_model import SequenceModel
             from bonbon.rewards.weights import digest
         except ImportError as error:
-            raise UserError(
-                f"a reward model needs torch and transformers ({error}); pip install 'bonbon[embedded]'"
-            ) from error
+            raise UserError(f"a reward model needs torch and transformers ({error}): {install('embedded')}") from error
         options = self.options
         directory: Path = resolve_model(options.target, options.revision)
         model = SequenceModel(
