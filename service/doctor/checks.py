@@ -1,0 +1,244 @@
+"""What the service needs, checked one thing after the other without starting it."""
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from bonbon.database import open_database
+from bonbon.engines import build_engine
+from bonbon.engines.golden import check_base
+from bonbon.errors import BonbonError
+from bonbon.extras import install
+from bonbon.keys.store import all_keys
+from bonbon.modelfiles import resolve_model, served_name
+from bonbon.rewards import build_reward
+from bonbon.rewards.check import check_reward
+from bonbon.settings import RewardSpec, Settings
+from service.local import is_loopback
+
+LEAST_FREE = 5 * 2**30
+"""Bytes of the data directory's disk below which there is a warning."""
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+"""An owner and a model."""
+READS_MODEL = ("embedded", "vllm")
+"""The engines that read the model's files on this machine."""
+
+
+class State(StrEnum):
+    """How a check ended. Only a problem keeps the service from answering."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found; a warning or a problem says what to do about it."""
+
+    check: str
+    state: State
+    text: str
+
+
+async def examine(settings: Settings, *, draw: bool = False) -> AsyncIterator[Finding]:
+    """The findings, each as soon as it is known.
+
+    Args:
+        draw: also start the engine and draw a few tokens, which loads the model.
+    """
+    yield await asyncio.to_thread(_model, settings)
+    yield await asyncio.to_thread(_device, settings)
+    yield await _reward("reward", settings.reward)
+    yield await _reward("held_out_reward", settings.held_out_reward)
+    yield await _database(settings)
+    yield _disk(settings.data_dir.absolute())
+    yield _port(settings.service.host, settings.service.port)
+    yield await _keys(settings)
+    if draw:
+        yield await _engine(settings)
+
+
+def _model(settings: Settings) -> Finding:
+    if settings.engine not in READS_MODEL:
+        return Finding("model", State.GOOD, f"the engine {settings.engine!r} reads no model's files on this machine")
+    if HUB_NAME.fullmatch(settings.model) and not Path(settings.model).is_dir():
+        return Finding(
+            "model", State.WARNING, f"{settings.model} is not a directory here: it is downloaded from the model hub"
+        )
+    try:
+        from bonbon.engines.tokenizer import load_tokenizer
+
+        directory = resolve_model(settings.model, settings.revision)
+        tokenizer = load_tokenizer(directory)
+    except ModuleNotFoundError as error:
+        needed = install("vllm" if settings.engine == "vllm" else "embedded")
+        return Finding("model", State.PROBLEM, f"to read it needs {error.name}, which is not installed: {needed}")
+    except BonbonError as error:
+        return Finding("model", State.PROBLEM, str(error))
+    gigabytes = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e9
+    said = f"{directory} is served as {served_name(settings.model)!r}, with {gigabytes:.2f} GB of weights"
+    if tokenizer.chat_template is None:
+        return Finding(
+            "model",
+            State.WARNING,
+            f"{said}. Its tokenizer has no chat template, so that only /v1/completions is answered: choose a chat "
+            "model, or save a chat_template.jinja beside the weights",
+        )
+    return Finding("model", State.GOOD, said)
+
+
+def _device(settings: Settings) -> Finding:
+    if settings.engine not in READS_MODEL:
+        return Finding("device", State.GOOD, f"the engine {settings.engine!r} needs no GPU on this machine")
+    try:
+        import torch
+    except ModuleNotFoundError:
+        needed = install("vllm" if settings.engine == "vllm" else "embedded")
+        return Finding("device", State.PROBLEM, f"torch is not installed: {needed}")
+    if count := torch.cuda.device_count():
+        properties = [torch.cuda.get_device_properties(number) for number in range(count)]
+        return Finding(
+            "device", State.GOOD, ", ".join(f"{one.name} ({one.total_memory / 1e9:.0f} GB)" for one in properties)
+        )
+    cores = len(os.sched_getaffinity(0))
+    return Finding(
+        "device",
+        State.WARNING,
+        f"torch {torch.__version__} sees no GPU: models are computed on {cores} CPU cores, which is fast enough for "
+        "small ones only. On a machine with a GPU, install its driver and a build of torch for it",
+    )
+
+
+async def _reward(setting: str, spec: RewardSpec | None) -> Finding:
+    if spec is None and setting == "reward":
+        return Finding(
+            setting,
+            State.PROBLEM,
+            "none is set, so that nothing ranks candidates: set BONBON_REWARD to a reward model's directory or hub "
+            "name, a URL, or kind:target (docs/rewards.md)",
+        )
+    if spec is None:
+        return Finding(
+            setting,
+            State.WARNING,
+            "none is set, so that no evaluation can show whether a version has learnt the reward's errors; set "
+            "BONBON_HELD_OUT_REWARD to another reward, which nothing is trained with",
+        )
+    try:
+        reward = build_reward(spec)
+        await reward.start()
+        try:
+            start = time.perf_counter()
+            await check_reward(reward)
+            seconds = time.perf_counter() - start
+        finally:
+            await reward.stop()
+    except BonbonError as error:
+        return Finding(setting, State.PROBLEM, f"{spec.kind}: {error}")
+    return Finding(setting, State.GOOD, f"{reward.name} {reward.version} scored five dummy answers in {seconds:.2f} s")
+
+
+async def _database(settings: Settings) -> Finding:
+    if not settings.database_url:
+        file = settings.data_dir.absolute() / "bonbon.db"
+        if not file.exists():
+            return Finding("database", State.GOOD, f"the service makes {file} when it starts")
+    try:
+        async with open_database(settings.database, create=False, timeouts=settings.database_timeouts) as database:
+            url = database.url.set(query={}).render_as_string(hide_password=True)
+    except BonbonError as error:
+        return Finding("database", State.PROBLEM, str(error))
+    return Finding("database", State.GOOD, f"{url} answers, and its tables are this release's")
+
+
+def _disk(data_dir: Path) -> Finding:
+    existing = next(path for path in (data_dir, *data_dir.parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return Finding(
+            "disk", State.PROBLEM, f"{existing} cannot be written to: change its owner, or set data_dir to another one"
+        )
+    free = shutil.disk_usage(existing).free
+    said = f"{data_dir} has {free / 2**30:.1f} GiB free"
+    if free < LEAST_FREE:
+        return Finding(
+            "disk",
+            State.WARNING,
+            f"{said}: the log, training snapshots and versions grow there, and the service refuses requests when it is "
+            "full. Make room, or set data_dir to a larger disk",
+        )
+    return Finding("disk", State.GOOD, said)
+
+
+def _port(host: str, port: int) -> Finding:
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+    except OSError as error:
+        return Finding(
+            "port",
+            State.PROBLEM,
+            f"the service cannot listen to {host}:{port} ({error.strerror}): stop what listens there, which may be the "
+            "service itself, or set service.port or service.host",
+        )
+    return Finding("port", State.GOOD, f"{host}:{port} is free")
+
+
+async def _keys(settings: Settings) -> Finding:
+    service = settings.service
+    made = 0
+    if settings.database_url or (settings.data_dir.absolute() / "bonbon.db").exists():
+        try:
+            async with open_database(settings.database, create=False, timeouts=settings.database_timeouts) as database:
+                made = len(await all_keys(database))
+        except BonbonError:
+            return Finding("keys", State.WARNING, "they are in the database, which cannot be opened")
+    known = made + (service.api_key is not None) + (service.admin_key is not None)
+    local = is_loopback(service.host)
+    required = service.auth == "on" or (service.auth == "auto" and (known > 0 or not local))
+    if required and not known:
+        return Finding(
+            "keys",
+            State.PROBLEM,
+            f"requests to {service.host} need a key, and there is none: make one with `bonbon keys create NAME`",
+        )
+    if not required and not local:
+        return Finding(
+            "keys",
+            State.WARNING,
+            f"everybody who reaches {service.host} may use the service: set service.auth to 'auto' and make a key with "
+            "`bonbon keys create NAME`",
+        )
+    said = f"requests need one of {known} keys" if required else "requests from this machine need no key"
+    return Finding("keys", State.GOOD, said)
+
+
+async def _engine(settings: Settings) -> Finding:
+    try:
+        name = served_name(settings.model) if settings.model else "base"
+        engine = await asyncio.to_thread(build_engine, settings, base=name)
+        start = time.perf_counter()
+        try:
+            await engine.start()
+            started = time.perf_counter()
+            await check_base(engine)
+            seconds, context = time.perf_counter() - started, engine.context_length
+        finally:
+            await engine.stop()
+    except BonbonError as error:
+        return Finding("engine", State.PROBLEM, str(error))
+    return Finding(
+        "engine",
+        State.GOOD,
+        f"{settings.engine} started in {started - start:.1f} s and drew for the golden prompts in {seconds:.1f} s; "
+        f"its context has {context} tokens",
+    )

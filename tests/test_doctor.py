@@ -1,0 +1,117 @@
+"""`bonbon doctor`: what it finds, with what is there and with each thing that is missing or broken."""
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bonbon.demo.models import tiny_models
+from bonbon.keys.cli import app as keys
+from service.doctor.cli import doctor
+
+app = typer.Typer()
+app.command()(doctor)
+
+
+@pytest.fixture(autouse=True)
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Of a service that would start: the models that ship with the package, and a port that is free."""
+    models = tiny_models()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = {
+        "MODEL": models.policy,
+        "REWARD": models.reward,
+        "HELD_OUT_REWARD": models.held_out_reward,
+        "DATA_DIR": tmp_path / "data",
+        "SERVICE__PORT": port,
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(f"BONBON_{name}", str(value))
+    monkeypatch.chdir(tmp_path)
+    return monkeypatch
+
+
+def examined(*arguments: str) -> dict[str, Any]:
+    done = CliRunner().invoke(app, ["--json", *arguments])
+    # Before it are lines of the log, which go to standard error where the command runs as a process of its own.
+    found: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{\n") :])
+    assert done.exit_code == (1 if found["problems"] else 0)
+    return {finding["check"]: finding for finding in found["findings"]}
+
+
+def test_nothing_is_wrong_with_what_ships(tmp_path: Path) -> None:
+    found = examined("--draw")
+    states = {check: finding["state"] for check, finding in found.items() if check != "device"}
+    assert set(states.values()) == {"good"}, found
+    assert found["engine"]["text"].startswith("embedded started in ")
+    assert "bonbon.db when it starts" in found["database"]["text"]
+    assert not (tmp_path / "data").exists()
+    printed = CliRunner().invoke(app, []).stdout
+    assert "nothing keeps the service from answering" in printed
+    assert "served as 'tiny-support'" in printed
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "value", "said"),
+    [
+        ("model", "MODEL", "", "no model is named; set model (BONBON_MODEL)"),
+        ("model", "MODEL", "./missing", "there is no such directory"),
+        ("model", "MODEL", ".", "has no config.json"),
+        ("reward", "REWARD", "http://127.0.0.1:9/score", "cannot score a short answer"),
+        ("reward", "REWARD", "python:nothing_like_it:score", "nothing_like_it"),
+        ("held_out_reward", "HELD_OUT_REWARD", "http://127.0.0.1:9/score", "cannot score a short answer"),
+        ("database", "DATABASE_URL", "sqlite+aiosqlite:////nowhere/at/all.db", "/nowhere/at/all.db"),
+        ("disk", "DATA_DIR", "/dev/null/data", "cannot be written to"),
+        ("keys", "SERVICE__HOST", "0.0.0.0", "make one with `bonbon keys create NAME`"),
+    ],
+)
+def test_what_keeps_the_service_from_answering_is_a_problem(
+    settings: pytest.MonkeyPatch, check: str, name: str, value: str, said: str
+) -> None:
+    settings.setenv(f"BONBON_{name}", value)
+    found = examined()
+    assert found[check]["state"] == "problem"
+    assert said in found[check]["text"]
+
+
+def test_a_port_that_is_taken_is_a_problem(settings: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings.setenv("BONBON_SERVICE__PORT", str(port))
+        found = examined()
+    assert found["port"]["state"] == "problem"
+    assert f"127.0.0.1:{port}" in found["port"]["text"]
+
+
+def test_a_base_without_a_chat_template_and_an_unguarded_service_are_warnings(
+    settings: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in tiny_models().policy.iterdir():
+        if "template" not in file.name:
+            (plain / file.name).symlink_to(file)
+    settings.setenv("BONBON_MODEL", str(plain))
+    settings.setenv("BONBON_SERVICE__HOST", "0.0.0.0")
+    settings.setenv("BONBON_SERVICE__AUTH", "off")
+    settings.delenv("BONBON_HELD_OUT_REWARD")
+    found = examined()
+    warned = {check for check, finding in found.items() if finding["state"] == "warning"}
+    assert {"model", "held_out_reward", "keys"} <= warned
+    assert "save a chat_template.jinja" in found["model"]["text"]
+
+
+def test_keys_that_are_there_are_counted(settings: pytest.MonkeyPatch) -> None:
+    assert CliRunner().invoke(keys, ["create", "someone"]).exit_code == 0
+    settings.setenv("BONBON_SERVICE__HOST", "0.0.0.0")
+    found = examined()
+    assert found["keys"] == {"check": "keys", "state": "good", "text": "requests need one of 1 keys"}
+    assert found["database"]["text"].endswith("answers, and its tables are this release's")
