@@ -58,6 +58,8 @@ def page(found: Found, pictures_at: str = "pictures") -> str:
     for name, (module, title) in EXPERIMENTS.items():
         section: Callable[[Sequence[Row]], str] = module.section
         rows, missing = found.rows[name], found.missing[name]
+        if not rows and not missing:
+            continue
         parts.append(f"## {title}")
         if missing:
             parts.append(

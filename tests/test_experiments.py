@@ -36,7 +36,7 @@ def test_every_cell_is_computed_and_shown(out: Path) -> None:
     assert set(found.missing.values()) == {0}
     text = (out / "results.md").read_text()
     assert "not been computed" not in text
-    for name in EXPERIMENTS:
+    for name in [name for name, (module, _) in EXPERIMENTS.items() if module.cells(quick=True)]:
         assert f"pictures/results-{name}.png" in text
         assert (out / "pictures" / f"results-{name}.png").stat().st_size > 10_000
 
