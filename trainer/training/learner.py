@@ -172,12 +172,14 @@ class Learner:
 
     def interpolated(self, weights: Weights, share: float) -> Weights:
         """`share` of the way from the base to `weights`, as they are stored."""
+        return stored(self.policy, self._base, self.towards_base(weights, share))
+
+    def towards_base(self, weights: Weights, share: float) -> Weights:
+        """`share` of the way from the base to `weights`, with the precision of the weights that are trained."""
         if self._base_weights is None:
             # The adapter's output is linear in its second matrix.
-            scaled = {name: weight * share if _is_second_matrix(name) else weight for name, weight in weights.items()}
-        else:
-            scaled = {name: self._base_weights[name].lerp(weight, share) for name, weight in weights.items()}
-        return stored(self.policy, self._base, scaled)
+            return {name: weight * share if _is_second_matrix(name) else weight for name, weight in weights.items()}
+        return {name: self._base_weights[name].lerp(weight, share) for name, weight in weights.items()}
 
     def save(self, weights: Weights, directory: Path, *, base_name: str) -> None:
         """Write weights as what an engine loads; `directory` appears when it is whole, in the place of an earlier one.

@@ -3,7 +3,8 @@
 Every step draws for some training prompts from the policy as it is and learns from these groups, with the same loss as
 before. Its gradient on fresh draws is that of the objective J itself; and because its minimum does not depend on who
 drew the candidates, earlier draws are learnt from again (`train.refine_replay`). Fresh draws for validation prompts
-decide which step is kept and when the stage ends.
+decide which step is kept and when the stage ends. A policy that they show to diverge more from the base than it may is
+brought back on the straight way to the base, and learns on from there.
 """
 
 import math
@@ -27,6 +28,9 @@ from trainer.training.validation import Drawer
 STAGE = 1
 FIRST_ORDER = 100
 """Number of the stage's first draws: smaller numbers are for what comes before it."""
+NUMBERS = 4
+"""Numbers of draws that a step has: the first is for what it learns from, the next is for a look at it, the others for
+looks at the policy that was brought back."""
 LOOK_EVERY = 10
 """Steps between looks at draws for validation prompts."""
 PATIENCE = 3
@@ -34,8 +38,8 @@ PATIENCE = 3
 LEAST_GAIN = 0.05
 """Nats."""
 WARMUP = 5
-TOLERANCE = 1.05
-"""Times the limit of the KL that a policy may have by its draws, whose KL is known to some hundredths of a nat."""
+TOLERANCE = 1.1
+"""Times the limit of the KL that a policy may have by its draws, whose KL is known to a tenth of a nat."""
 
 
 class Refinement:
@@ -131,7 +135,7 @@ class Refinement:
         size = self.learner.whole(min(self.config.batch_size, len(self.rows)))
         epoch, position = divmod(step, max(1, len(self.rows) // size))
         rows = epoch_steps(self.rows, size, seed=self.config.seed + STAGE, epoch=epoch)[position]
-        fresh = self.drawer(FIRST_ORDER + 2 * step, self.learner.weights(), rows, self.config.refine_draws)
+        fresh = self.drawer(FIRST_ORDER + NUMBERS * step, self.learner.weights(), rows, self.config.refine_draws)
         usable = self.learner.whole(len(fresh))
         if not usable:
             raise BonbonError("none of the prompts to draw for fits the engine's context: raise its length")
@@ -147,14 +151,20 @@ class Refinement:
         for step in range(steps):
             self._draw(step)
         for step in range(0, steps + 1, LOOK_EVERY):
-            self.tokens += int(self.drawer.kept(FIRST_ORDER + 2 * step + 1).tokens.sum())
+            for number in range(1, NUMBERS):
+                self.tokens += self.drawer.kept_tokens(FIRST_ORDER + NUMBERS * step + number)
 
     def _look(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draw for the validation prompts, and keep the policy if it gains more than the best one before it."""
-        weights, number = self.learner.weights(), FIRST_ORDER + 2 * state.step + 1
-        found = self.drawer.gain(number, weights, self.validation, self.draws, self.tilt)
-        self.tokens += found.tokens
-        allowed = found.kl <= self.most_kl * TOLERANCE
+        weights, first, share = self.learner.weights(), FIRST_ORDER + NUMBERS * state.step, 1.0
+        for number in range(first + 1, first + NUMBERS):
+            found = self.drawer.gain(number, weights, self.validation, self.draws, self.tilt)
+            self.tokens += found.tokens
+            allowed = found.kl <= self.most_kl * TOLERANCE
+            if allowed or number == first + NUMBERS - 1:
+                break
+            back = math.sqrt(self.most_kl / found.kl)  # the KL grows with the square of the share of the way
+            share, weights = share * back, self.learner.towards_base(weights, back)
         gain = found.gain if allowed else -math.inf
         if gain < state.last_gain:
             state.halvings += 1
@@ -166,6 +176,7 @@ class Refinement:
             validation_drawn_gain_error=found.standard_error,
             validation_win_rate=found.win_rate,
             validation_kl=found.kl,
+            share_kept=share,
         )
 
     def _write(self, log: MetricsLog, step: int, **values: float) -> None:

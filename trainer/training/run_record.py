@@ -5,12 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bonbon import __version__
 from bonbon.errors import UserError
 from bonbon.pairs.snapshot import Snapshot, Split
 from bonbon.settings import TrainSettings
 from trainer.files import read_json, write_json
 
-LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors", "bonbon")
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 # These change how fast a run is and what it leaves behind, not what it computes.
 INDIFFERENT = {
     "micro_batch_size",
@@ -46,7 +47,11 @@ def describe(
             **{f"{split}_groups": getattr(snapshot, f"{split}_groups") for split in Split},
             "reward": {"name": snapshot.reward_name, "version": snapshot.reward_version},
         },
-        "libraries": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "libraries": {
+            "bonbon": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+        },
     }
 
 

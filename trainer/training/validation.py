@@ -141,6 +141,10 @@ class Drawer:
         """What was drawn under this number."""
         return Groups.read(self._box.groups(number), base=self._base, opponents=self._groups.opponents)
 
+    def kept_tokens(self, number: int) -> int:
+        """How many tokens were drawn under this number; 0 where nothing was."""
+        return int(self.kept(number).tokens.sum()) if self._box.groups(number).exists() else 0
+
     def gain(self, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
         """The gain of the policy with these weights, which the learner has afterwards."""
         drawn = self(number, weights, rows, count)
