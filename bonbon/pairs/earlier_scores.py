@@ -21,6 +21,7 @@ def earlier_row(group: Group) -> dict[str, Any]:
     return {
         "id": time_ordered_id(),
         "group_id": group.id,
+        "version": group.version,
         "replaced": datetime.now(UTC),
         "reward_name": group.reward_name,
         "reward_version": group.reward_version,

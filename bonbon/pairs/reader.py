@@ -105,21 +105,6 @@ async def trainable_tenants(database: Database, version: str, *, after: str | No
         return list((await connection.execute(query)).scalars())
 
 
-async def newest_reward(
-    database: Database, version: str, *, after: str | None = None, tenants: Tenants = None
-) -> RewardKey | None:
-    """The reward that scored the newest group of `version` that may be trained on."""
-    query = (
-        select(groups.c.reward_name, groups.c.reward_version)
-        .where(trainable(version, after, tenants))
-        .order_by(groups.c.id.desc())
-        .limit(1)
-    )
-    async with database.read(bulk=True) as connection:
-        row = (await connection.execute(query)).one_or_none()
-    return None if row is None else RewardKey(*row)
-
-
 async def pairs(
     database: Database,
     *,

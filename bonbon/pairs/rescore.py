@@ -216,20 +216,23 @@ async def _store(database: Database, outcomes: Iterable[tuple[Group, Group | Rew
 
 
 def _replace(connection: Connection, scored: Sequence[tuple[Group, Group]]) -> set[str]:
-    stored = set()
-    for old, new in scored:
-        unchanged = and_(
-            groups.c.id == old.id,
-            groups.c.reward_name == old.reward_name,
-            groups.c.reward_version == old.reward_version,
-            groups.c.unclean.is_(None) if old.unclean is None else groups.c.unclean == old.unclean,
-        )
-        values = {name: getattr(new, name) for name in ("reward_name", "reward_version", "degraded", "unclean")}
-        if connection.execute(update(groups).where(unchanged).values(values)).rowcount == 1:
-            connection.execute(insert(earlier_scores), [earlier_row(old)])
-            connection.execute(_NEW_SCORES, [_parameters(new.id, one) for one in new.candidates])
-            stored.add(new.id)
-    return stored
+    stored = [(old, new) for old, new in scored if _claim(connection, old, new)]
+    if stored:
+        connection.execute(insert(earlier_scores), [earlier_row(old) for old, _ in stored])
+        connection.execute(_NEW_SCORES, [_parameters(new.id, one) for _, new in stored for one in new.candidates])
+    return {new.id for _, new in stored}
+
+
+def _claim(connection: Connection, old: Group, new: Group) -> bool:
+    """Give a group's row its new reward, if it is still as it was read."""
+    unchanged = and_(
+        groups.c.id == old.id,
+        groups.c.reward_name == old.reward_name,
+        groups.c.reward_version == old.reward_version,
+        groups.c.unclean.is_(None) if old.unclean is None else groups.c.unclean == old.unclean,
+    )
+    values = {name: getattr(new, name) for name in ("reward_name", "reward_version", "degraded", "unclean")}
+    return connection.execute(update(groups).where(unchanged).values(values)).rowcount == 1
 
 
 def _parameters(group_id: str, candidate: Candidate) -> dict[str, object]:

@@ -21,6 +21,7 @@ def upgrade() -> None:
         "earlier_scores",
         sa.Column("id", sa.String(length=32), nullable=False),
         sa.Column("group_id", sa.String(length=32), nullable=False),
+        sa.Column("version", tables.Name(), nullable=False),
         sa.Column("replaced", tables.Timestamp(timezone=True), nullable=False),
         sa.Column("reward_name", tables.Name(), nullable=False),
         sa.Column("reward_version", tables.Name(), nullable=False),
@@ -33,6 +34,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_earlier_scores")),
     )
     op.create_index(op.f("ix_earlier_scores_group_id"), "earlier_scores", ["group_id"])
+    op.create_index("ix_earlier_scores_version", "earlier_scores", ["version", "id"])
 
 
 def downgrade() -> None:
