@@ -30,11 +30,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def opened(
-    base: Path, directory: Path, *, train: dict[str, Any] | None = None, **changes: Any
-) -> AsyncIterator[Workshop]:
+async def opened(base: Path, directory: Path, *, rescore: bool = True, **changes: Any) -> AsyncIterator[Workshop]:
     changes = {"reward": {"kind": "fake"}, "loop": {"min_groups": 45}} | changes
-    async with open_workshop(make_settings(base, directory, train=train or {}, **changes), progress=False) as workshop:
+    settings = make_settings(base, directory, train={"min_pairs": 16, "rescore": rescore}, **changes)
+    async with open_workshop(settings, progress=False) as workshop:
         yield workshop
 
 
