@@ -272,6 +272,9 @@ class TrainSettings(Section):
     validation_draws: int = Field(256, ge=2)
     """Draws for the validation prompts, over all of them, whenever policies are compared by what they draw; at least
     two for each prompt."""
+    rescore: bool = True
+    """Whether a round has the newest reward score groups that another reward, or another version of it, scored. It
+    scores the newest ones until `loop.min_groups` of the base and of the version to start from have its scores."""
     base_prompts: int = Field(1000, ge=0)
     """For how many prompts the base draws once a version answers in its place: training compares candidates with the
     base's, so that prompts which only a version has answered are of no use without."""

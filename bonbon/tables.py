@@ -189,6 +189,23 @@ candidates = Table(
     Column("served", Boolean, nullable=False),
 )
 
+# What a group's scores were before another reward scored it again: see bonbon/pairs/earlier_scores.py.
+earlier_scores = Table(
+    "earlier_scores",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("version", Name, nullable=False),
+    Column("replaced", Timestamp, nullable=False),
+    Column("reward_name", Name, nullable=False),
+    Column("reward_version", Name, nullable=False),
+    Column("degraded", SafeText(REASON_LENGTH)),
+    Column("unclean", String(16)),
+    Column("scores", Document, nullable=False),
+)
+# The group of a version that was scored again last is the end of a range of this one.
+Index("ix_earlier_scores_version", earlier_scores.c.version, earlier_scores.c.id)
+
 comparisons = Table(
     "comparisons",
     metadata,

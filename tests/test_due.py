@@ -1,6 +1,7 @@
 """What the next round waits for: more groups while it can lower k, and nothing where one draw answers."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from groups import scored_group
@@ -24,12 +25,12 @@ async def registry(database: Database, tmp_path: Path) -> Registry:
     return registry
 
 
-async def log(registry: Registry, version: str, count: int) -> str:
+async def log(registry: Registry, version: str, count: int, **changes: Any) -> str:
     """So many groups of `version`; the last one's id."""
     pair_log = PairLog(registry.database)
     await pair_log.start()
     for number in range(count):
-        group = scored_group(number, version=version)
+        group = scored_group(number, version=version, **changes)
         await pair_log.append(group)
     await pair_log.stop()
     return group.id
@@ -93,3 +94,21 @@ async def test_where_one_draw_answers_none_begins_by_itself_until_more_have_to(r
     assert not (await due(registry)).is_due
     await registry.fall_back(name, name, actor="test", reason="to see")
     assert (await due(registry)).is_due
+
+
+async def test_a_new_reward_makes_groups_count_that_a_round_by_another_one_was_trained_on(registry: Registry) -> None:
+    """They are scored again when it begins; with `train.rescore` off, only those count that the new one has scored."""
+    last = await log(registry, BASE, 6)
+    reward = {"name": "helpful", "version": "1"}
+    training = {"start": BASE, "groups": 6, "last_group": last, "reward": reward}
+    version = await new_version(registry, 1, base=BASE, parent=BASE, training=training)
+    await registry.refuse(version.name, {"passed": False, "reasons": []})
+    await log(registry, BASE, 1)
+    waiting = await due(registry)
+    assert (waiting.groups, waiting.needed) == (1, 6)
+    await log(registry, BASE, 1, reward_version="2")
+    begins = await due(registry)
+    assert (begins.groups, begins.needed, begins.is_due) == (8, 4, True)
+    without = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"rescore": False})})
+    waiting = await next_round(registry, await registry.get(BASE), without)
+    assert (waiting.groups, waiting.needed, waiting.is_due) == (1, 4, False)

@@ -13,7 +13,9 @@ from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.lineage import lineage
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.records import Group, Unclean
+from bonbon.pairs.rescore import rescore
 from bonbon.registry.registry import Registry
+from bonbon.rewards.fake import FakeReward
 
 
 async def logged(log: PairLog, version: str, user: str, **changes: Any) -> Group:
@@ -83,6 +85,16 @@ async def test_what_a_snapshot_leaves_out_was_not_learnt(
     last = await logged(log, "tiny", "ada", tenant="shop")
     version = await trained(database, tmp_path / "one", "tiny", first, last, settings={"tenants": ["shop"]})
     assert await learnt(database, "bob") == (((version,) if has_learnt else ()), ())
+
+
+async def test_a_group_that_was_scored_again_since_was_learnt_all_the_same(
+    database: Database, log: PairLog, tmp_path: Path
+) -> None:
+    await Registry(database, tmp_path / "versions").register_base("tiny", None)
+    first = await logged(log, "tiny", "ada")
+    version = await trained(database, tmp_path / "one", "tiny", first, first)
+    await rescore(database, FakeReward())
+    assert await learnt(database, "ada") == ((version,), ())
 
 
 async def test_records_of_older_releases_name_the_one_version_that_drew(

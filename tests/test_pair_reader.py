@@ -12,8 +12,9 @@ from sqlalchemy import text
 from bonbon.database import Database
 from bonbon.pairs.conditions import Conditions
 from bonbon.pairs.log import PairLog
+from bonbon.pairs.newest_reward import newest_reward
 from bonbon.pairs.purge import count_purgeable, purge
-from bonbon.pairs.reader import RewardKey, count_clean, newest_reward, pairs, stats
+from bonbon.pairs.reader import RewardKey, count_clean, pairs, stats
 from bonbon.pairs.records import Comparison, Feedback, Group, Unclean
 
 

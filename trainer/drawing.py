@@ -17,7 +17,7 @@ from bonbon.engines.base import Engine, VersionFiles, VersionKind
 from bonbon.errors import PromptTooLong, RewardError, UserError
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.reader import RewardKey
-from bonbon.pairs.records import Group
+from bonbon.pairs.records import TRAINING, Group
 from bonbon.pairs.snapshot import SCHEMA, Snapshot, snapshot_row
 from bonbon.pairs.training import TrainingGroup
 from bonbon.rewards.base import Reward
@@ -29,8 +29,6 @@ from trainer.training.draws import DrawBox, DrawOrder
 
 log = structlog.get_logger(__name__)
 
-ORIGIN = "training"
-"""The origin of groups that a training has drawn for itself."""
 POLL = 0.02
 """Seconds between looks for an order."""
 REWARD_DEADLINE = 600.0
@@ -166,7 +164,7 @@ class Drawing:
         if not self._snapshot.groups_file.exists():
             raise UserError("groups of the snapshot were deleted from the log, and the snapshot with them")
         if row is not None:
-            await self._log.append(replace(group, origin=ORIGIN, **row))
+            await self._log.append(replace(group, origin=TRAINING, **row))
 
     async def _start(self) -> BestOfN:
         engine = await asyncio.to_thread(self._make_engine)

@@ -21,6 +21,7 @@ from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.errors import Conflict, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.log import PairLog
+from bonbon.pairs.newest_reward import newest_reward_of
 from bonbon.pairs.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
 from bonbon.registry.records import Version, VersionState
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundStage
@@ -33,6 +34,7 @@ from trainer.files import read_json, write_json
 from trainer.progress import Teller
 from trainer.reports.report import write_report
 from trainer.reports.signatures import NAMES, signatures
+from trainer.rescoring import rescore_older
 from trainer.training.draws import DrawBox
 from trainer.training.launch import run_training
 from trainer.training.metrics import MetricsLog, read_metrics
@@ -280,12 +282,17 @@ class Round:
         if directory.exists():
             return await asyncio.to_thread(read_snapshot, directory)
         await self.teller.tell(RoundStage.SNAPSHOT)
+        database, tenants = self.workshop.database, self.workshop.settings.train.tenants
+        reward = await newest_reward_of(database, (self.workshop.base.name, plan.start), tenants=tenants)
+        if reward is not None:
+            await rescore_older(self.workshop, plan.start, reward)
         snapshot = await take_snapshot(
-            self.workshop.database,
+            database,
             directory,
             version=plan.start,
             fractions=Fractions(test=plan.test_fraction, validation=plan.validation_fraction),
-            tenants=self.workshop.settings.train.tenants,
+            reward=reward,
+            tenants=tenants,
         )
         log.info(
             "snapshot taken",

@@ -1,4 +1,4 @@
-"""`bonbon pairs`: what the pair log holds, its export, its best-of-k curve, its spool and its purge."""
+"""`bonbon pairs`: what the pair log holds, its export, its best-of-k curve, its scores, its spool and its purge."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -25,6 +25,7 @@ from bonbon.pairs.curve_table import print_curve
 from bonbon.pairs.erase import Erased, erase
 from bonbon.pairs.purge import count_purgeable
 from bonbon.pairs.reader import PairStats, count_clean, stats
+from bonbon.pairs.rescore_cli import rescore_groups
 from bonbon.pairs.selection import select_groups
 from bonbon.pairs.set_aside import set_aside_in
 from bonbon.pairs.spool_cli import delete_set_aside, replay_set_aside, show_spool
@@ -32,7 +33,7 @@ from bonbon.rewards import build_reward
 from bonbon.rewards.base import Reward
 from bonbon.settings import Settings, load_settings
 
-app = typer.Typer(help="The pair log: counts, export, curve, spool, purge.", no_args_is_help=True)
+app = typer.Typer(help="The pair log: counts, export, curve, new scores, spool, purge.", no_args_is_help=True)
 
 
 class Format(StrEnum):
@@ -101,6 +102,25 @@ def show_curve(
         print_json(found.to_dict())
     else:
         print_curve(console(), found)
+
+
+@app.command("rescore")
+def rescore(
+    version: Annotated[str | None, typer.Option(help="Only groups drawn from this version.")] = None,
+    newest: Annotated[int | None, typer.Option(min=1, help="Only so many groups, the newest first.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="The reward: kind:target, model or URL; default: reward in the settings.")
+    ] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the logged candidates by the reward that is configured now; the scores before are kept.
+
+    A command that was killed goes on where it was when it is started again.
+    """
+    settings = load_settings(data_dir=data_dir, database_url=database, reward=reward)
+    rescore_groups(settings, _bar, version, newest, as_json=as_json)
 
 
 @app.command("spool")
@@ -232,6 +252,8 @@ def _print_stats(found: PairStats) -> None:
     for kind, counts in (("unclean", found.unclean), ("version", found.versions), ("reward", found.rewards)):
         for name, count in counts.items():
             table.add_row(f"{kind} {name}", str(count))
+    if found.rescored:
+        table.add_row("scored again", str(found.rescored))
     out.print(table)
     if found.mean_margin is not None:
         out.print(f"mean reward of chosen minus rejected: {found.mean_margin:.4g}")

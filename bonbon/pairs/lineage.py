@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, and_, or_, select
 
 from bonbon.database import Database
 from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.reader import trainable
+from bonbon.pairs.earlier_scores import was_trainable_by
+from bonbon.pairs.reader import of_tenants, trainable
 from bonbon.registry.due import started_from
 from bonbon.tables import groups, versions
 from bonbon.transaction import Transaction
@@ -25,7 +26,7 @@ async def lineage(database: Database, conditions: Conditions) -> Lineage:
     """What learnt from the groups that `purge` deletes: to be asked before it does.
 
     A version's snapshot has the groups that its base and the version that its training started from have drawn, from
-    the first to the last one, as far as its reward scored them.
+    the first to the last one, as far as its reward scored them, now or before another reward scored them again.
     """
     chosen = conditions.clause
     columns = versions.c.name, versions.c.base, versions.c.parent, versions.c.training
@@ -46,12 +47,13 @@ async def _has(connection: Transaction, chosen: ColumnElement[bool], base: str, 
     # Older releases trained on what one version had drawn.
     if "start" in training:
         samplers.append(base)
+    name, version = training["reward"]["name"], training["reward"]["version"]
+    now = and_(trainable(None, None), groups.c.reward_name == name, groups.c.reward_version == version)
     query = select(groups.c.id).where(
         chosen,
-        trainable(None, None, training.get("settings", {}).get("tenants")),
+        of_tenants(training.get("settings", {}).get("tenants")),
+        or_(now, was_trainable_by(name, version)),
         groups.c.version.in_(samplers),
-        groups.c.reward_name == training["reward"]["name"],
-        groups.c.reward_version == training["reward"]["version"],
         groups.c.id.between(training["first_group"], training["last_group"]),
     )
     return (await connection.execute(query.limit(1))).first() is not None

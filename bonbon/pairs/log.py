@@ -13,6 +13,7 @@ from bonbon.database import Database
 from bonbon.errors import StoreError, StoreUnavailable, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.conditions import Conditions
+from bonbon.pairs.earlier_scores import read_earlier
 from bonbon.pairs.health import Health
 from bonbon.pairs.recent import SECONDS, RecentAnswers
 from bonbon.pairs.records import Comparison, Feedback, Group
@@ -159,7 +160,7 @@ class PairLog:
         return await self._find(groups.c.id == group_id)
 
     async def repeated(self, idempotency: str) -> Group | None:
-        """The group that answered the request with this idempotency key, or None.
+        """The group that answered the request with this idempotency key, or None. Its scores are those of the answer.
 
         While the database cannot be asked, what waits in the spool is known, and what this process has logged lately.
         """
@@ -169,7 +170,7 @@ class PairLog:
                 return group
         try:
             self.health.raise_failure(StoreUnavailable)
-            return await self._find(groups.c.idempotency == idempotency)
+            return await self._find(groups.c.idempotency == idempotency, as_answered=True)
         except StoreError:
             return await asyncio.to_thread(self._recent.find, idempotency)
 
@@ -190,14 +191,16 @@ class PairLog:
         except StoreError:
             return True
 
-    async def _find(self, condition: ColumnElement[bool]) -> Group | None:
+    async def _find(self, condition: ColumnElement[bool], *, as_answered: bool = False) -> Group | None:
         async with self.database.read() as connection:
             row = (await connection.execute(select(groups).where(condition))).mappings().one_or_none()
             if row is None:
                 return None
             query = select(candidates).where(candidates.c.group_id == row["id"]).order_by(candidates.c.index)
             rows = (await connection.execute(query)).mappings().all()
-        return group_of(dict(row), [dict(candidate) for candidate in rows])
+            group = group_of(dict(row), [dict(candidate) for candidate in rows])
+            earlier = await read_earlier(connection, group) if as_answered else []
+        return earlier[0] if earlier else group
 
     async def _write(self) -> None:
         running, entries = True, []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, literal, or_, select, true
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from bonbon.database import Database
@@ -13,12 +13,15 @@ from bonbon.pairs.records import Unclean
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
 from bonbon.storable import clean_text
-from bonbon.tables import candidates, comparisons, feedback, groups
+from bonbon.tables import candidates, comparisons, earlier_scores, feedback, groups
 
 CHUNK = 500
 Tenants = Collection[str] | None
 # Made once: an alias holds a copy of every column, in reference cycles that pile up if each query makes its own.
 _BEST, _WORST = candidates.alias("best"), candidates.alias("worst")
+
+
+_RESCORED = select(func.count(earlier_scores.c.group_id.distinct()))
 
 
 class RewardKey(NamedTuple):
@@ -54,13 +57,14 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairStats:
-    """What the log holds."""
+    """What the log holds. `rescored` counts groups whose scores have replaced earlier ones."""
 
     groups: int
     clean: int
     unclean: dict[str, int]
     versions: dict[str, int]
     rewards: dict[str, int]
+    rescored: int
     candidates: int
     mean_margin: float | None
     comparisons: list[dict[str, Any]]
@@ -76,13 +80,22 @@ async def count_clean(
     after: str | None = None,
     tenants: Tenants = None,
     own_rewards: bool = False,
+    reward: RewardKey | None = None,
     most: int | None = None,
 ) -> int:
-    """Groups that `clean` means, drawn from `version` (None: from any). The count stops at `most`."""
-    found = select(groups.c.id).where(clean(version, after, tenants, own_rewards)).limit(most).subquery()
-    query = select(func.count()).select_from(found)
-    async with database.read(bulk=True) as connection:
-        return int((await connection.execute(query)).scalar_one())
+    """Groups that `clean` means, drawn from `version` (None: from any), scored by `reward` (None: by any).
+
+    The count stops at `most`.
+    """
+    found = clean(version, after, tenants, own_rewards)
+    return await _count(database, found if reward is None else and_(found, scored_by(reward)), most)
+
+
+async def count_trainable(
+    database: Database, version: str, reward: RewardKey, *, tenants: Tenants = None, most: int | None = None
+) -> int:
+    """Groups of `version` that `trainable` means, scored by `reward`. The count stops at `most`."""
+    return await _count(database, and_(trainable(version, None, tenants), scored_by(reward)), most)
 
 
 async def trainable_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
@@ -90,21 +103,6 @@ async def trainable_tenants(database: Database, version: str, *, after: str | No
     query = select(groups.c.tenant).where(trainable(version, after)).distinct().order_by(groups.c.tenant)
     async with database.read(bulk=True) as connection:
         return list((await connection.execute(query)).scalars())
-
-
-async def newest_reward(
-    database: Database, version: str, *, after: str | None = None, tenants: Tenants = None
-) -> RewardKey | None:
-    """The reward that scored the newest group of `version` that may be trained on."""
-    query = (
-        select(groups.c.reward_name, groups.c.reward_version)
-        .where(trainable(version, after, tenants))
-        .order_by(groups.c.id.desc())
-        .limit(1)
-    )
-    async with database.read(bulk=True) as connection:
-        row = (await connection.execute(query)).one_or_none()
-    return None if row is None else RewardKey(*row)
 
 
 async def pairs(
@@ -161,6 +159,7 @@ async def stats(database: Database) -> PairStats:
             unclean=unclean,
             versions=await counts(groups.c.version),
             rewards=await counts(groups.c.reward_name, groups.c.reward_version),
+            rescored=(await connection.execute(_RESCORED)).scalar_one(),
             candidates=(await connection.execute(select(func.coalesce(func.sum(groups.c.n), 0)))).scalar_one(),
             mean_margin=(await connection.execute(margin)).scalar_one(),
             comparisons=[dict(row) for row in (await connection.execute(compared)).mappings()],
@@ -178,13 +177,11 @@ def clean(
     With `own_rewards`, those too that their tenant's own reward ranked.
     """
     ranked = groups.c.unclean.is_(None)
-    conditions = [or_(ranked, groups.c.unclean == Unclean.REWARD) if own_rewards else ranked]
+    conditions = [or_(ranked, groups.c.unclean == Unclean.REWARD) if own_rewards else ranked, of_tenants(tenants)]
     if version is not None:
         conditions.append(groups.c.version == version)
     if after is not None:
         conditions.append(groups.c.id > after)
-    if tenants is not None:
-        conditions.append(groups.c.tenant.in_([clean_text(tenant) for tenant in tenants]))
     return and_(*conditions)
 
 
@@ -196,14 +193,22 @@ def trainable(version: str | None, after: str | None, tenants: Tenants = None) -
     """
     # Written into the statement: a planner does not see from a parameter that the partial index has what is asked for.
     tied = groups.c.unclean == literal(str(Unclean.TIED), literal_execute=True)
-    conditions: list[ColumnElement[bool]] = [or_(groups.c.unclean.is_(None), tied)]
+    conditions: list[ColumnElement[bool]] = [or_(groups.c.unclean.is_(None), tied), of_tenants(tenants)]
     if version is not None:
         conditions.append(groups.c.version == version)
     if after is not None:
         conditions.append(groups.c.id > after)
-    if tenants is not None:
-        conditions.append(groups.c.tenant.in_([clean_text(tenant) for tenant in tenants]))
     return and_(*conditions)
+
+
+def of_tenants(tenants: Tenants) -> ColumnElement[bool]:
+    """Groups of `tenants`; None: of all."""
+    return true() if tenants is None else groups.c.tenant.in_([clean_text(tenant) for tenant in tenants])
+
+
+def scored_by(reward: RewardKey) -> ColumnElement[bool]:
+    """Groups whose scores are of this reward."""
+    return and_(groups.c.reward_name == reward.name, groups.c.reward_version == reward.version)
 
 
 def next_clean(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool = False) -> Subquery:
@@ -217,6 +222,12 @@ def next_clean(version: str | None, tenants: Tenants, chunk: int, own_rewards: b
         .limit(chunk)
         .subquery()
     )
+
+
+async def _count(database: Database, condition: ColumnElement[bool], most: int | None) -> int:
+    query = select(func.count()).select_from(select(groups.c.id).where(condition).limit(most).subquery())
+    async with database.read(bulk=True) as connection:
+        return int((await connection.execute(query)).scalar_one())
 
 
 def _pairs_query(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool) -> Select[Any]:

@@ -9,6 +9,9 @@ from bonbon.engines.base import FinishReason, Sampling
 from bonbon.prompt import Prompt
 from bonbon.storable import REASON_LENGTH, clean_name
 
+TRAINING = "training"
+"""The origin of groups that a training has drawn for itself."""
+
 
 class Unclean(StrEnum):
     """Why a group is kept but never trained on."""

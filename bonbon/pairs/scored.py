@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sqlalchemy import and_, select
 
 from bonbon.database import Database
-from bonbon.pairs.reader import RewardKey, trainable
+from bonbon.pairs.reader import RewardKey, scored_by, trainable
 from bonbon.pairs.rows import prompt_of
 from bonbon.prompt import Prompt
 from bonbon.tables import candidates, groups
@@ -51,9 +51,7 @@ async def scored_groups(
 ) -> AsyncIterator[ScoredGroup]:
     """Groups of `version`, scored by `reward`, of `least_n` candidates or more, oldest first, in constant memory."""
     columns = [groups.c.id, groups.c.prompt_digest, *([groups.c.prompt] if texts else [])]
-    condition = and_(
-        groups.c.reward_name == reward.name, groups.c.reward_version == reward.version, groups.c.n >= least_n
-    )
+    condition = and_(scored_by(reward), groups.c.n >= least_n)
     last, found = after, chunk
     while found == chunk:
         page = select(*columns).where(trainable(version, last), condition).order_by(groups.c.id).limit(chunk)

@@ -7,6 +7,7 @@ from sqlalchemy import func, select
 
 from bonbon.database import Database
 from bonbon.errors import UserError
+from bonbon.pairs.newest_reward import newest_reward
 from bonbon.pairs.reader import RewardKey, trainable
 from bonbon.pairs.scored import Kind
 from bonbon.tables import groups
@@ -30,7 +31,7 @@ async def select_groups(
 ) -> Selection:
     """What a curve is made of.
 
-    The version with most groups, the reward that scored its newest one, and the n that most of those have, unless told
+    The version with most groups, the reward that scored last, and the n that most of those have, unless told
     otherwise. Groups of more candidates serve for every smaller k.
 
     Args:
@@ -52,7 +53,7 @@ async def select_groups(
         counts[holding.kind.version] += holding.groups
     version = max(counts, key=lambda name: (counts[name], name))
     own = [holding for holding in found if holding.kind.version == version]
-    reward = max(own, key=lambda holding: holding.newest).kind.reward
+    reward = await newest_reward(database, version, after=after) or own[0].kind.reward
     sizes = {holding.kind.n: holding.groups for holding in own if holding.kind.reward == reward}
     n = n or max(sizes, key=lambda size: (sizes[size], size))
     large = sum(count for size, count in sizes.items() if size >= n)
@@ -67,19 +68,18 @@ async def select_groups(
 
 @dataclass(frozen=True, slots=True)
 class _Holding:
-    """How many groups of a kind there are, and the newest one's id."""
+    """How many groups of a kind there are."""
 
     kind: Kind
     groups: int
-    newest: str
 
 
 async def _holdings(database: Database, version: str | None, after: str | None) -> list[_Holding]:
     key = (groups.c.version, groups.c.reward_name, groups.c.reward_version, groups.c.n)
-    query = select(*key, func.count(), func.max(groups.c.id)).where(trainable(version, after)).group_by(*key)
+    query = select(*key, func.count()).where(trainable(version, after)).group_by(*key)
     async with database.read(bulk=True) as connection:
         rows = (await connection.execute(query)).all()
-    return [_Holding(Kind(row[0], RewardKey(row[1], row[2]), row[3]), row[4], row[5]) for row in rows]
+    return [_Holding(Kind(row[0], RewardKey(row[1], row[2]), row[3]), row[4]) for row in rows]
 
 
 async def _nth_newest(database: Database, count: int) -> str | None:

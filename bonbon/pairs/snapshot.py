@@ -16,7 +16,8 @@ from sqlalchemy import select
 
 from bonbon.database import Database
 from bonbon.errors import UserError
-from bonbon.pairs.reader import RewardKey, Tenants, newest_reward, trainable_tenants
+from bonbon.pairs.newest_reward import newest_reward_of
+from bonbon.pairs.reader import RewardKey, Tenants, trainable_tenants
 from bonbon.pairs.rows import prompt_document
 from bonbon.pairs.training import TrainingGroup, training_groups
 from bonbon.tables import versions
@@ -121,7 +122,7 @@ async def take_snapshot(
 
     Args:
         fractions: of the conversations that are kept for tests and for validation.
-        reward: take only groups that this reward scored; by default the one that scored the newest group.
+        reward: take only groups that this reward scored; by default the one that scored last.
         tenants: take only groups of these; by default there must be one tenant only, whoever it is.
         progress: called with the number of groups taken so far.
 
@@ -132,7 +133,7 @@ async def take_snapshot(
     samplers = tuple(dict.fromkeys((base, version)))
     if tenants is None:
         await _refuse_mixture(database, samplers, after)
-    reward = reward or await _newest_reward(database, samplers, after, tenants)
+    reward = reward or await newest_reward_of(database, samplers, after=after, tenants=tenants)
     if reward is None:
         raise UserError(
             f"the pair log has no group of version {version!r} that can be trained on; send requests first, "
@@ -270,16 +271,6 @@ def snapshot_row(group: TrainingGroup, split: Split) -> dict[str, Any]:
     for name in ("prompt_token_ids", "rewards", "logprobs", "stop"):
         row[name] = list(row[name])
     return {name: row[name] for name in SCHEMA.names}
-
-
-async def _newest_reward(
-    database: Database, samplers: Iterable[str], after: str | None, tenants: Tenants
-) -> RewardKey | None:
-    """Of the last of `samplers` that has groups: what the policy that answers now was scored by."""
-    found = None
-    for sampler in samplers:
-        found = await newest_reward(database, sampler, after=after, tenants=tenants) or found
-    return found
 
 
 async def _refuse_mixture(database: Database, samplers: Iterable[str], after: str | None) -> None:

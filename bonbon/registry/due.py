@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bonbon.pairs.reader import count_clean
+from bonbon.pairs.newest_reward import newest_reward
+from bonbon.pairs.reader import RewardKey, count_clean
 from bonbon.registry.records import Version, VersionState
 from bonbon.registry.registry import Registry
 from bonbon.settings import Settings
@@ -17,9 +18,10 @@ MOST_COUNTED = 50_000
 class NextRound:
     """What is known of the next round, which would start from `champion`.
 
-    `groups` are the champion's clean groups that nothing was trained on yet, counted up to `MOST_COUNTED` or `needed`,
-    whichever is more. `needed` is how many there must be; None where no number of them begins a round. `refused` is
-    how many groups the newest round that started from the champion was trained on, if the gate refused it.
+    `groups` are the champion's clean groups that no round by the newest reward was trained on yet, counted up to
+    `MOST_COUNTED` or `needed`, whichever is more. `needed` is how many there must be; None where no number of them
+    begins a round. `refused` is how many groups the newest such round that started from the champion was trained on, if
+    the gate refused it.
     """
 
     champion: str
@@ -55,8 +57,17 @@ async def next_round(registry: Registry, champion: Version, settings: Settings) 
 
     A round is worth its cost when it is expected to lower the number of draws for an answer. So none begins while one
     draw answers, and after one that the gate refused the next waits until there are twice as many groups.
+
+    Only rounds by the newest reward have trained on a group: what was learnt by another one says nothing of it. Groups
+    that another reward scored are counted if the round would score them again, which `train.rescore` says.
     """
-    started = [version for version in await registry.list() if started_from(version.training) == champion.name]
+    tenants = settings.train.tenants
+    reward = await newest_reward(registry.database, champion.name, tenants=tenants)
+    started = [
+        version
+        for version in await registry.list()
+        if started_from(version.training) == champion.name and _learnt_by(version.training, reward)
+    ]
     needed, refused = None, None
     if champion.parent is None or champion.k > 1 or await registry.fell_back(champion.name):
         if started and started[-1].state is VersionState.REFUSED:
@@ -66,7 +77,8 @@ async def next_round(registry: Registry, champion: Version, settings: Settings) 
         registry.database,
         champion.name,
         after=max((version.training["last_group"] for version in started), default=None),
-        tenants=settings.train.tenants,
+        tenants=tenants,
+        reward=None if settings.train.rescore else reward,
         most=max(needed or 0, MOST_COUNTED),
     )
     return NextRound(champion.name, groups, needed, refused)
@@ -76,3 +88,9 @@ def started_from(training: Mapping[str, Any]) -> str | None:
     """The version that a training started from; in records of older releases it is called the sampler."""
     start: str | None = training.get("start", training.get("sampler"))
     return start
+
+
+def _learnt_by(training: Mapping[str, Any], reward: RewardKey | None) -> bool:
+    """Whether a training was by `reward`; yes where one of the two is not known."""
+    learnt = training.get("reward")
+    return learnt is None or reward is None or (learnt["name"], learnt["version"]) == reward
