@@ -22,6 +22,7 @@ from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt
+from bonbon.registry.manifest import names_base
 from bonbon.registry.records import Version
 from bonbon.rewards import build_reward
 from bonbon.rewards.together import together
@@ -73,7 +74,7 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
     _refuse_too_few(prompts, workshop.settings)
     await workshop.check_training()
     with locked(out):
-        _claim(out, _task(workshop, prompts, sampling))
+        await asyncio.to_thread(_claim, out, _task(workshop, prompts, sampling), workshop.base.directory)
         if not (out / PLAN).exists():
             await draw_groups(workshop, prompts, sampling)
             round_ = await Round.create(workshop, out, start=workshop.base.name)
@@ -153,12 +154,17 @@ def _task(workshop: Workshop, prompts: Sequence[Prompt], sampling: Sampling) -> 
     )
 
 
-def _claim(out: Path, task: Task) -> None:
-    """Make `out` this task's, or find that it already is."""
+def _claim(out: Path, task: Task, base: Path) -> None:
+    """Make `out` this task's, or find that it already is. `base` is the directory of the base."""
     recorded = read_json(out / TASK)
     if recorded is None:
         write_json(out / TASK, asdict(task))
         return
+    if recorded.get("base_digest") != task.base_digest and names_base(
+        recorded.get("base_digest", ""), base, task.base_digest
+    ):
+        recorded["base_digest"] = task.base_digest
+        write_json(out / TASK, recorded)
     if differing := [key for key, value in asdict(task).items() if recorded.get(key) != value]:
         changes = ", ".join(f"{key} {recorded.get(key)} -> {getattr(task, key)}" for key in differing)
         raise UserError(

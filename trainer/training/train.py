@@ -11,7 +11,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import served_name
 from bonbon.pairs.snapshot import Snapshot, Split, read_snapshot
-from bonbon.registry.manifest import base_digest, base_digest_of_every_file, make_manifest
+from bonbon.registry.manifest import base_digest, make_manifest, names_base
 from bonbon.settings import Settings, TrainSettings
 from trainer.bars import Bars
 from trainer.data.groups import Groups
@@ -79,7 +79,7 @@ def train(
     accelerator = make_accelerator(config)
     base_name = served_name(settings.model or str(base))
     if accelerator.is_main_process:
-        claim(run_dir, describe(config, snapshot, n=n, base_name=base_name, digests=digests))
+        claim(run_dir, describe(config, snapshot, n=n, base_name=base_name, digests=digests), base=base)
     accelerator.wait_for_everyone()
     groups = _read(config, snapshot, run_dir, accelerator, n=n, draws=draws)
     rows = trainable_rows(groups, config.loss)
@@ -132,8 +132,7 @@ def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -
         raise UserError(f"{snapshot.path} holds another snapshot than {snapshot.hash}; take a new one")
     digest = base_digest(base)
     # A registry that did not know the base left it empty; then the logged log-probabilities alone can tell.
-    known = ("", digest)
-    if snapshot.base_digest not in known and snapshot.base_digest != base_digest_of_every_file(base):
+    if snapshot.base_digest and not names_base(snapshot.base_digest, base, digest):
         raise UserError(
             f"the snapshot was sampled on a base with digest {snapshot.base_digest[:12]}, but {base} has "
             f"{digest[:12]}: train on the model that answered, its weights, configuration and tokenizer unchanged",
