@@ -40,11 +40,14 @@ class Workshop:
         name = await self.registry.champion()
         return self.base if name is None else await self.registry.get(name)
 
-    async def check_training(self) -> None:
-        """Raise UserError when the base cannot be trained as the settings say, before anything is drawn for it."""
+    async def check_training(self, start: Version | None = None) -> None:
+        """Raise UserError when training cannot go on from `start` (None: the base) as the settings say, before anything
+        is drawn for it."""
+        from trainer.training.start import check_start
         from trainer.training.targets import check_targets
 
         await asyncio.to_thread(check_targets, self.base.directory, self.settings.train)
+        await asyncio.to_thread(check_start, self.base.directory, start and start.files, self.settings.train)
 
     async def evaluate(
         self, version: VersionFiles, snapshot: "Snapshot", *, served: str | None, temporary: bool = False
