@@ -40,6 +40,8 @@ TASK = "distill.json"
 CONCURRENCY = 32
 """Prompts in flight."""
 REWARD_SECONDS = 600.0
+OF_A_PROMPT = ("prompt", "messages")
+"""What an engine's refusal names where one prompt cannot be read, and others can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,8 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
         sampling: of the candidates; its seed and a prompt's place give each prompt's own.
 
     Raises:
-        UserError: too few prompts, `out` holds another task, or the base cannot be trained as the settings say.
+        UserError: too few prompts or none that can be read, `out` holds another task, or the base cannot be trained as
+            the settings say.
         Conflict: another process works in `out`.
         RewardError, EngineError: scoring or drawing failed; what was logged is kept.
     """
@@ -101,15 +104,19 @@ async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: S
     pair_log = PairLog(workshop.database)
     best_of_n = BestOfN(engine, reward, deadline=REWARD_SECONDS)
     waiting = iter(left)
-    skipped = 0
+    skipped, unreadable = 0, None
 
     async def draw_some() -> None:
-        nonlocal skipped
+        nonlocal skipped, unreadable
         for number, prompt in waiting:
             try:
                 own = replace(sampling, seed=(sampling.seed or 0) + number)
                 group = (await best_of_n(prompt, settings.n, sampling=own)).group
-            except PromptTooLong as error:
+            except UserError as error:
+                if not isinstance(error, PromptTooLong):
+                    if error.param not in OF_A_PROMPT:
+                        raise
+                    unreadable = error
                 log.warning("prompt left out", number=number + 1, reason=str(error))
                 skipped += 1
             else:
@@ -130,8 +137,10 @@ async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: S
         await pair_log.stop()
         await reward.stop()
         await engine.stop()
+    if unreadable is not None and skipped == len(prompts):
+        raise unreadable
     if skipped:
-        log.warning("prompts left no room for max_tokens in the context", skipped=skipped)
+        log.warning("prompts were left out: they cannot be read, or leave no room for max_tokens", skipped=skipped)
     return len(left) - skipped
 
 

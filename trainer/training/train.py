@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bonbon.engines.base import VersionKind
+from bonbon.engines.config import read_config
 from bonbon.errors import UserError
 from bonbon.modelfiles import served_name
 from bonbon.pairs.snapshot import Snapshot, Split, read_snapshot
@@ -81,7 +82,8 @@ def train(
     if accelerator.is_main_process:
         claim(run_dir, describe(config, snapshot, n=n, base_name=base_name, digests=digests), base=base)
     accelerator.wait_for_everyone()
-    groups = _read(config, snapshot, run_dir, accelerator, n=n, draws=draws)
+    vocabulary = read_config(base).vocab_size
+    groups = _read(config, snapshot, run_dir, accelerator, n=n, draws=draws, vocabulary=vocabulary)
     rows = trainable_rows(groups, config.loss)
     _refuse_sizes(config, len(rows), accelerator.num_processes)
     output = run_dir / "output"
@@ -111,19 +113,27 @@ def train(
 
 
 def _read(
-    config: TrainSettings, snapshot: Snapshot, run_dir: Path, accelerator: "Accelerator", *, n: int, draws: bool
+    config: TrainSettings,
+    snapshot: Snapshot,
+    run_dir: Path,
+    accelerator: "Accelerator",
+    *,
+    n: int,
+    draws: bool,
+    vocabulary: int,
 ) -> Groups:
     """The snapshot's groups and, for prompts that the base has not drawn for, groups that it draws now."""
-    groups = Groups.read(snapshot.groups_file, base=snapshot.base)
+    groups = Groups.read(snapshot.groups_file, base=snapshot.base, vocabulary=vocabulary)
     wanted = np.flatnonzero(~groups.comparable & (groups.split != Split.TEST))
     rows = np.random.default_rng(config.seed).permutation(wanted)[: config.base_prompts]
     if not draws or not len(rows):
         return groups
     box = DrawBox(run_dir)
     if accelerator.is_main_process:
-        box.wait(DrawOrder(BASE_ORDER, "", VersionKind.BASE, tuple(sorted(rows.tolist())), n, config.seed))
+        asked = tuple(groups.numbers[np.sort(rows)].tolist())
+        box.wait(DrawOrder(BASE_ORDER, "", VersionKind.BASE, asked, n, config.seed))
     accelerator.wait_for_everyone()
-    return Groups.read(snapshot.groups_file, box.groups(BASE_ORDER), base=snapshot.base)
+    return Groups.read(snapshot.groups_file, box.groups(BASE_ORDER), base=snapshot.base, vocabulary=vocabulary)
 
 
 def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -> Digests:
