@@ -81,7 +81,8 @@ async def test_a_round_sets_such_groups_aside_and_trains_and_measures_with_the_o
     await answer(settings, 90)
     names = await add_strange_groups(settings)
     async with open_workshop(settings, progress=False) as workshop:
-        round_ = await Round.create(workshop, settings.runs_dir / "run")
+        # A run directory of the base's own name, which does not become the name of what is measured.
+        round_ = await Round.create(workshop, settings.runs_dir / "base")
         snapshot = await round_.snapshot()
         with capture_logs() as said:
             trained = await round_.train()
