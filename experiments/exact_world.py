@@ -122,6 +122,7 @@ class ExactWorld:
             wins[here] = win_chances(opponents.flatten(), np.sort(opponents, axis=None)).reshape(-1, n)
         places, prompts = completions.flatten(), asked.repeat_interleave(n)
         logged = Groups(
+            numbers=np.arange(groups),
             distributions=[(prompt,) for prompt in asked.tolist()],
             by_base=np.ones(groups, dtype=bool),
             split=np.full(groups, str(Split.TRAIN)),

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 from fastapi import FastAPI
 
-from bonbon.engines.base import Delta, DrawRequest, Started, VersionFiles, VersionKind
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
 from bonbon.engines.fake import FakeEngine
 from bonbon.errors import UserError
 from bonbon.registry.manifest import make_manifest
@@ -106,7 +106,7 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, engine: FakeEngine, reward: Reward | None = None, retry: float = 5.0
+    settings: Settings, *, engine: Engine, reward: Reward | None = None, retry: float = 5.0
 ) -> AsyncIterator[Running]:
     """A service that is started and, at the end of the block, stopped in order.
 

@@ -22,6 +22,7 @@ from bonbon.engines.base import Sampling
 from bonbon.errors import Conflict, RewardError, UserError
 from bonbon.pairs.reader import stats
 from bonbon.prompt import Prompt
+from bonbon.registry.manifest import base_digest_of_every_file
 from bonbon.registry.records import Version
 from trainer.context import open_workshop
 from trainer.data.prompt_file import read_prompts
@@ -132,6 +133,24 @@ async def test_a_failing_reward_keeps_what_was_drawn_and_another_task_is_refused
     version = await attempt(base, tmp_path, reward="python:test_distill:away_after_a_while")
     assert version.training["groups"] + 0 > kept
     assert version.evaluation["prompts"] == 6
+
+
+async def test_a_base_that_an_earlier_release_recorded_is_known_again(base: Path, tmp_path: Path) -> None:
+    """Its digest was over every file; whoever was away is back, and away again after some more groups."""
+    out, task = tmp_path / "out", tmp_path / "out" / "distill.json"
+
+    async def fails(error: type[Exception], message: str) -> None:
+        away_after_a_while.calls = 0  # type: ignore[attr-defined]
+        with pytest.raises(error, match=message):
+            await attempt(base, out, reward="python:test_distill:away_after_a_while")
+
+    await fails(RewardError, "the reward is away")
+    today = json.loads(task.read_text())
+    task.write_text(json.dumps(today | {"base_digest": base_digest_of_every_file(base)}))
+    await fails(RewardError, "the reward is away")
+    assert json.loads(task.read_text()) == today
+    task.write_text(json.dumps(today | {"base_digest": "0" * 64}))
+    await fails(UserError, "holds another distillation .*base_digest")
 
 
 async def test_too_few_prompts_are_refused_before_anything_is_drawn(base: Path, tmp_path: Path) -> None:

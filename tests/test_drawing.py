@@ -28,11 +28,13 @@ from bonbon.rewards.python import PythonReward
 from bonbon.settings import Settings, TrainSettings
 from bonbon.tables import groups as logged
 from trainer.data.groups import Groups
+from trainer.data.logged_prompts import logged_prompts
 from trainer.drawing import LEAST_VALIDATION, Drawing, why_not_drawn
 from trainer.training.draws import DrawBox, DrawOrder
 from trainer.training.learner import Learner
 
 COUNT = 24
+STOP = 9
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,12 @@ class World:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
+def sampling(place: int) -> Sampling:
+    """Of the prompt at this place: every other one has a stop string, which is one token."""
+    odd = place % 2
+    return Sampling(max_tokens=6 + odd, temperature=1.0 - odd / 5, stop=(f"w{STOP}",) * odd)
+
+
 @pytest.fixture
 async def world(base: Path, tmp_path: Path) -> AsyncIterator[World]:
     torch.manual_seed(0)
@@ -86,7 +94,7 @@ async def world(base: Path, tmp_path: Path) -> AsyncIterator[World]:
     prompts = [(2, 3 + i, *range(4, 4 + i % 3)) for i in range(COUNT)]
     some = [
         replace(
-            make_group(model, "tiny", i, prompt, 4, Sampling(max_tokens=6 + i % 2, temperature=1.0 - i % 2 / 5)),
+            make_group(model, "tiny", i, prompt, 4, sampling(i)),
             tenant="shop",
             user=("ada", "bob")[i % 2],
             request_id=f"request {i}",
@@ -122,6 +130,10 @@ async def test_candidates_are_drawn_from_the_policy_that_was_put_there(world: Wo
     np.testing.assert_allclose(learner.of_policy(drawn, every, "").numpy(), drawn.logprobs, atol=1e-3)
     assert np.abs(learner.of_base(drawn, every, "").numpy() - drawn.logprobs).mean() > 0.1
     assert len({tuple(tokens) for tokens in map(drawn.completions.__getitem__, range(16))}) > 8
+    of_odd = [drawn.completions[place].tolist() for row in (0, 2) for place in drawn.candidates_of(row)]
+    assert any(tokens[-1] == STOP for tokens in of_odd)
+    assert not any(STOP in tokens[:-1] for tokens in of_odd), "draws end at the prompt's stop string"
+    assert [one.sampling for one in logged_prompts(world.snapshot)] == [sampling(place) for place in range(COUNT)]
 
     kept = await world.rows()
     assert [row["version"] for row in kept] == ["round-x-5"] * 3

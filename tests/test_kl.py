@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
+from zoo.policies import POLICIES
 
 from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.errors import UserError
 from bonbon.theory import Estimate, clustered_mean
 from trainer.evaluation.divergence import Completion, Divergence
 from trainer.evaluation.kl import KL, divergence
@@ -211,3 +213,26 @@ def test_half_precision_logits_are_not_what_is_compared(versions: dict[str, Vers
         torch.set_float32_matmul_precision(before)
     for one, other in zip(found, expected, strict=True):
         assert one == pytest.approx(other, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "limit"), [("Phi-3, LongRoPE", 64), ("Llama, dynamic RoPE", 128)])
+def test_a_completion_that_changes_the_rotary_embedding_of_others_is_refused(
+    name: str, limit: int, tmp_path: Path
+) -> None:
+    policy = POLICIES[name]
+    base = VersionFiles("base", VersionKind.BASE, policy.save(tmp_path / "base"))
+    adapter = VersionFiles("adapter", VersionKind.ADAPTER, policy.save_adapter(tmp_path / "adapter", base.directory))
+    short = Completion((5, 6), (7, 8, 9), 1.0)
+    fitting, too_long = (Completion((9,) * (length - 4), (7, 7, 8, 9), 1.0) for length in (limit, limit + 1))
+    together, alone = (KL(base, adapter, batch_size=size)([short, fitting], lambda steps: None) for size in (2, 1))
+    for one, other in zip(together, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+    with pytest.raises(UserError, match=f"1 of 2 completions have texts of more than {limit} tokens") as error:
+        KL(base, adapter)([short, too_long], lambda steps: None)
+    assert error.value.param == "engine_options.max_model_len"
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(versions: dict[str, VersionFiles]) -> None:
+    for completion in (Completion((1, VOCABULARY), (2,), 1.0), Completion((1,), (VOCABULARY,), 1.0)):
+        with pytest.raises(UserError, match=f"a completion has the token id {VOCABULARY}, and the model has"):
+            KL(versions["base"], versions["adapter"])([MIXED[0], completion], lambda steps: None)

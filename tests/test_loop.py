@@ -14,6 +14,7 @@ from loop_world import answer, make_settings
 from sampled_groups import make_base
 from structlog.testing import capture_logs
 
+from bonbon.engines.base import VersionKind
 from bonbon.errors import Conflict, StoreError, UserError
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import Version, VersionState
@@ -338,6 +339,18 @@ async def test_a_round_from_a_given_snapshot(resumed: Settings) -> None:
             await Round.create(open_, resumed.runs_dir / "elsewhere", snapshot=taken, start="other")
         with pytest.raises(UserError, match="holds no run"):
             Round.open(open_, resumed.runs_dir / "nowhere")
+
+
+async def test_a_start_that_the_method_cannot_go_on_from_is_refused_before_anything_is_taken(
+    settings: Settings,
+) -> None:
+    async with workshop(settings) as open_:
+        full = await open_.registry.register(
+            base="base", parent="base", kind=VersionKind.FULL, directory=Path(settings.model), training={}
+        )
+        with pytest.raises(UserError, match=f"train.method = 'lora' cannot go on from {full.name}: it has weights"):
+            await Round.create(open_, settings.runs_dir / "new", start=full.name)
+    assert not (settings.runs_dir / "new").exists()
 
 
 async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Settings) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from learners import learner_of, nudge
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from sampled_groups import make_base
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -16,6 +16,7 @@ from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
 from trainer.training.policy import load_policy
+from trainer.training.start import check_start
 
 IDS = torch.tensor([[2, 5, 9, 4, 8, 8, 1], [2, 11, 30, 12, 13, 14, 15]])
 LORA = TrainSettings(lora_rank=4, lora_alpha=8)
@@ -112,8 +113,30 @@ def test_a_full_version_is_continued_by_full_training_alone(base: Path, tmp_path
     learner.save(learner.weights(), tmp_path / "full", base_name="tiny")
     version = VersionFiles("tiny-bonbon-0001", VersionKind.FULL, tmp_path / "full")
     assert torch.equal(logits(load_policy(base, version, FULL)), logits(learner.policy))
-    with pytest.raises(UserError, match=r"tiny-bonbon-0001 has weights of its own.*train\.method = full"):
+    with pytest.raises(UserError, match=r"train\.method = 'lora' cannot go on from tiny-bonbon-0001: it has"):
         load_policy(base, version, LORA)
+
+
+@pytest.mark.parametrize("module", ["model.embed_tokens", "lm_head"])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_an_adapter_on_tied_embeddings_is_not_merged(module: str, tmp_path: Path) -> None:
+    """Merged, it would change the input and the output; an adapter on either changes one of them."""
+    tied, untied = (make_base(tmp_path / name, tied=name == "tied") for name in ("tied", "untied"))
+    for base in (tied, untied):
+        torch.manual_seed(1)
+        config = LoraConfig(r=2, target_modules=["q_proj", module.split(".")[-1]], init_lora_weights=False)
+        adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+        directory = tmp_path / f"on {base.name}"
+        adapted.save_pretrained(directory, save_embedding_layers=False)
+        start = adapter_version(directory)
+        torch.testing.assert_close(logits(load_policy(base, start, LORA)), logits(adapted), rtol=1e-4, atol=1e-3)
+        if base is untied:
+            torch.testing.assert_close(logits(load_policy(base, start, FULL)), logits(adapted), rtol=1e-4, atol=1e-3)
+            continue
+        for check in (check_start, load_policy):
+            with pytest.raises(UserError, match=f"train.method = 'full' cannot go on from .*on {module}, ") as refused:
+                check(base, start, FULL)
+            assert refused.value.param == "train.method"
 
 
 def test_named_modules_only(base: Path) -> None:

@@ -26,7 +26,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.snapshot import Snapshot
 from bonbon.prompt import Prompt
-from bonbon.registry.manifest import base_digest, make_manifest
+from bonbon.registry.manifest import base_digest, base_digest_of_every_file, make_manifest
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings, TrainSettings, load_settings
 from bonbon.theory import tilt, win_fraction
@@ -357,6 +357,22 @@ def test_a_base_is_the_same_whatever_lies_beside_what_it_draws_with(
     assert not (result.output / "pytorch_model.bin").exists()
     with pytest.raises(UserError, match="not those that were registered"):
         train(config, snapshot, tmp_path / "other", same, start=replace(registered, digest="0" * 64))
+
+
+@pytest.mark.parametrize("from_base", [False, True], ids=["without a start", "started from the base"])
+def test_a_run_of_an_earlier_release_goes_on(base: Path, snapshot: Snapshot, tmp_path: Path, from_base: bool) -> None:
+    """What it recorded as the base's digest was over every file."""
+    start = replace(version("tiny", VersionKind.BASE, base), digest=base_digest(base)) if from_base else None
+    train(settings(base, epochs=1), snapshot, tmp_path, base, start=start)
+    path = tmp_path / "run.json"
+    today = json.loads(path.read_text())
+    earlier = {"digest": base_digest_of_every_file(base)}
+    path.write_text(json.dumps(today | {name: today[name] | earlier for name in ("base", "start")}))
+    train(settings(base, epochs=1), snapshot, tmp_path, base, start=start)
+    assert json.loads(path.read_text()) == today
+    path.write_text(json.dumps(today | {"base": today["base"] | {"digest": "0" * 64}}))
+    with pytest.raises(UserError, match=r"holds another run \(base"):
+        train(settings(base, epochs=1), snapshot, tmp_path, base, start=start)
 
 
 def test_a_versions_groups_are_checked_against_the_version(

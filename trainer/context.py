@@ -40,11 +40,15 @@ class Workshop:
         name = await self.registry.champion()
         return self.base if name is None else await self.registry.get(name)
 
-    async def check_training(self) -> None:
-        """Raise UserError when the base cannot be trained as the settings say, before anything is drawn for it."""
+    async def check_training(self, start: Version | None = None) -> None:
+        """Raise UserError when training cannot go on from `start` (None: the base) as the settings say, before anything
+        is drawn for it."""
+        from trainer.training.start import check_start
         from trainer.training.targets import check_targets
 
         await asyncio.to_thread(check_targets, self.base.directory, self.settings.train)
+        files = None if start is None else start.files
+        await asyncio.to_thread(check_start, self.base.directory, files, self.settings.train)
 
     async def evaluate(
         self, version: VersionFiles, snapshot: "Snapshot", *, served: str | None, temporary: bool = False
@@ -59,6 +63,7 @@ class Workshop:
             UserError: no reward is configured, or there are too few test prompts.
             RewardError, EngineError: scoring or drawing failed.
         """
+        from bonbon.engines.config import read_config
         from trainer.data.logged_prompts import logged_prompts
         from trainer.evaluation.evaluate import Served, evaluate
         from trainer.evaluation.kl import KL
@@ -73,12 +78,13 @@ class Workshop:
         champion = self.base if served is None else await self.registry.get(served)
         by_base = champion.kind is VersionKind.BASE
         k = settings.n if await self.registry.fell_back(champion.name) else settings.service.k or champion.k
+        vocabulary = read_config(self.base.directory).vocab_size
         return await evaluate(
             engine=await asyncio.to_thread(self.build_engine),
             reward=build_reward(settings.reward),
             held_out_reward=build_reward(settings.held_out_reward) if settings.held_out_reward else None,
             divergence=KL(self.base.files, version, batch_size=settings.evaluate.batch_size),
-            prompts=await asyncio.to_thread(logged_prompts, snapshot, Split.TEST),
+            prompts=await asyncio.to_thread(logged_prompts, snapshot, Split.TEST, vocabulary=vocabulary),
             version=version,
             served=Served(None, settings.n) if by_base else Served(champion.files, k),
             n=settings.n,

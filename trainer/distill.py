@@ -22,6 +22,7 @@ from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt
+from bonbon.registry.manifest import names_base
 from bonbon.registry.records import Version
 from bonbon.rewards import build_reward
 from bonbon.rewards.together import together
@@ -39,6 +40,8 @@ TASK = "distill.json"
 CONCURRENCY = 32
 """Prompts in flight."""
 REWARD_SECONDS = 600.0
+OF_A_PROMPT = ("prompt", "messages")
+"""What an engine's refusal names where one prompt cannot be read, and others can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +69,15 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
         sampling: of the candidates; its seed and a prompt's place give each prompt's own.
 
     Raises:
-        UserError: too few prompts, `out` holds another task, or the base cannot be trained as the settings say.
+        UserError: too few prompts or none that can be read, `out` holds another task, or the base cannot be trained as
+            the settings say.
         Conflict: another process works in `out`.
         RewardError, EngineError: scoring or drawing failed; what was logged is kept.
     """
     _refuse_too_few(prompts, workshop.settings)
     await workshop.check_training()
     with locked(out):
-        _claim(out, _task(workshop, prompts, sampling))
+        await asyncio.to_thread(_claim, out, _task(workshop, prompts, sampling), workshop.base.directory)
         if not (out / PLAN).exists():
             await draw_groups(workshop, prompts, sampling)
             round_ = await Round.create(workshop, out, start=workshop.base.name)
@@ -100,15 +104,19 @@ async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: S
     pair_log = PairLog(workshop.database)
     best_of_n = BestOfN(engine, reward, deadline=REWARD_SECONDS)
     waiting = iter(left)
-    skipped = 0
+    skipped, unreadable = 0, None
 
     async def draw_some() -> None:
-        nonlocal skipped
+        nonlocal skipped, unreadable
         for number, prompt in waiting:
             try:
                 own = replace(sampling, seed=(sampling.seed or 0) + number)
                 group = (await best_of_n(prompt, settings.n, sampling=own)).group
-            except PromptTooLong as error:
+            except UserError as error:
+                if not isinstance(error, PromptTooLong):
+                    if error.param not in OF_A_PROMPT:
+                        raise
+                    unreadable = error
                 log.warning("prompt left out", number=number + 1, reason=str(error))
                 skipped += 1
             else:
@@ -129,8 +137,10 @@ async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: S
         await pair_log.stop()
         await reward.stop()
         await engine.stop()
+    if unreadable is not None and skipped == len(prompts):
+        raise unreadable
     if skipped:
-        log.warning("prompts left no room for max_tokens in the context", skipped=skipped)
+        log.warning("prompts were left out: they cannot be read, or leave no room for max_tokens", skipped=skipped)
     return len(left) - skipped
 
 
@@ -153,12 +163,17 @@ def _task(workshop: Workshop, prompts: Sequence[Prompt], sampling: Sampling) -> 
     )
 
 
-def _claim(out: Path, task: Task) -> None:
-    """Make `out` this task's, or find that it already is."""
+def _claim(out: Path, task: Task, base: Path) -> None:
+    """Make `out` this task's, or find that it already is. `base` is the directory of the base."""
     recorded = read_json(out / TASK)
     if recorded is None:
         write_json(out / TASK, asdict(task))
         return
+    if recorded.get("base_digest") != task.base_digest and names_base(
+        recorded.get("base_digest", ""), base, task.base_digest
+    ):
+        recorded["base_digest"] = task.base_digest
+        write_json(out / TASK, recorded)
     if differing := [key for key, value in asdict(task).items() if recorded.get(key) != value]:
         changes = ", ".join(f"{key} {recorded.get(key)} -> {getattr(task, key)}" for key in differing)
         raise UserError(

@@ -83,17 +83,17 @@ class Round:
         """Plan a round in a new directory. By default it starts from the champion.
 
         Raises:
-            UserError: the directory holds a round already, start and snapshot are of different versions, or the base
-                cannot be trained as the settings say.
+            UserError: the directory holds a round already, start and snapshot are of different versions, or training
+                cannot go on from the start as the settings say.
             UnknownVersion: there is no such version to start from.
         """
         if (directory / PLAN).exists():
             raise UserError(f"{directory} holds a run already; --resume goes on with it, or name another directory")
-        await workshop.check_training()
         if snapshot is not None:
             snapshot = snapshot.absolute()
             start = _start_of(read_snapshot(snapshot), start)
         version = await workshop.registry.get(start) if start else await workshop.champion()
+        await workshop.check_training(version)
         # What an ancestor kept from training must not be trained on, nor what it was trained on be measured on.
         inherited, train = version.training, workshop.settings.train
         plan = Plan(

@@ -1,6 +1,6 @@
 """How long a sequence of a model may be."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,25 @@ def rotary_limit(config: Any) -> int | None:
         elif parameters.get("rope_type") == "dynamic":
             limits.append(config.max_position_embeddings)
     return min(limits, default=None)
+
+
+def refuse_long_texts(lengths: Sequence[int], limit: int | None, what: str, remedy: str) -> None:
+    """Raise UserError where a text is longer than `limit`, a model's `rotary_limit`.
+
+    Args:
+        lengths: of all texts, prompt and completion together, in tokens.
+        what: the texts are counted as, in the plural.
+        remedy: what to do besides serving the model with a shorter context.
+    """
+    too_long = sum(length > limit for length in lengths) if limit else 0
+    if too_long:
+        raise UserError(
+            f"{too_long} of {len(lengths)} {what} have texts of more than {limit} tokens, beyond which the model has "
+            "another rotary position embedding, so that their log-probabilities would depend on the texts beside them: "
+            f"serve the model with a context of {limit} tokens (engine_options.max_model_len, or --max-model-len of "
+            f"vLLM servers), and {remedy}",
+            param="engine_options.max_model_len",
+        )
 
 
 def context_of_vllm(config: Any, asked: int | None, directory: Path) -> int | None:

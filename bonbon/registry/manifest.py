@@ -93,6 +93,12 @@ def base_digest_of_every_file(directory: Path) -> str:
     return _manifest(directory, version_files(directory, passing_over=True)).digest
 
 
+def names_base(recorded: str, directory: Path, digest: str) -> bool:
+    """Whether `recorded` names the base in `directory`, whose digest is `digest`: as this release names it, or as
+    earlier ones did. Reads every file again where it is not this release's. Raises as `base_digest` does."""
+    return recorded == digest or recorded == base_digest_of_every_file(directory)
+
+
 def version_files(directory: Path, *, passing_over: bool = False) -> list[Path]:
     """The files that make up a version, in order of their paths; raises as `make_manifest` does.
 

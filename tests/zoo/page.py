@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 from zoo.policies import POLICIES, Policy
 from zoo.results import REFUSED, Result, recorded
 from zoo.rewards import REWARDS
-from zoo.stages import NEAR, SERVED, TRAINED, WITH_ADAPTERS
+from zoo.stages import NEAR, PROMOTED, SERVED, TRAINED, WITH_ADAPTERS
 from zoo.tokenizers import CHATML, HEADERS, INST, TURNS
 
 TEMPLATES = {CHATML: "ChatML", HEADERS: "Llama 3's", INST: "Llama 2's", TURNS: "Gemma's", "": "none: text only"}
@@ -29,7 +29,12 @@ time, in 32 bits. A difference of more than {NEAR:g} fails the test.
   adapter merged by the trainer, and with the adapter merged by peft.
 - **trained in full**: the same with `train.method = "full"`; the engine and the trainer are compared with the saved
   model as transformers loads it. Of models that the embedded engine refuses, the trainer alone is compared with
-  transformers, on random tokens.
+  transformers, on random tokens: its log-probabilities, and the evaluation's log ratios of the version to the base.
+- **promoted**: both trained versions go on to the end of the loop. The trainer's evaluation draws from each for three
+  prompts, and both of its estimates of the KL from the base are compared with transformers', one completion at a time.
+  Then the version is registered and promoted, a running service swaps it in, and the log-probabilities in the pair log
+  of what the service answers under its alias are compared with the trained weights as transformers loads them, adapters
+  merged by peft.
 
 vLLM's columns are of its build for the CPU, which lacks some kernels that GPUs have: mixtures of experts take no
 adapters there, and some of them and most models with a recurrent state do not run.
@@ -51,6 +56,7 @@ COLUMNS = (
     "embedded, adapter",
     "trained",
     "trained in full",
+    "promoted",
     "vLLM, base",
     "vLLM, adapter",
 )
@@ -83,7 +89,7 @@ def page() -> str:
 def _policy_row(name: str, policy: Policy, embedded: Result | None, vllm: Result | None) -> str:
     drawn = (SERVED, WITH_ADAPTERS)
     columns = [
-        *(_of(embedded, stages) for stages in (*drawn, *((stage,) for stage in TRAINED))),
+        *(_of(embedded, stages) for stages in (*drawn, *((stage,) for stage in TRAINED), PROMOTED)),
         *(_of(vllm, stages) for stages in drawn),
     ]
     return _row(name, policy.kind, TEMPLATES[policy.tokenizer().chat_template or ""], *columns)
@@ -95,7 +101,9 @@ def _of(result: Result | None, stages: Collection[str]) -> str:
         return "not run"
     found = [value for stage, value in result.items() if stage in stages]
     numbers = [value for value in found if not isinstance(value, str)]
-    return _number(max(numbers)) if numbers else "refused"
+    if numbers:
+        return _number(max(numbers))
+    return "refused" if any(isinstance(value, str) for value in result.values()) else "not run"
 
 
 def _cells(result: Result, stages: Iterable[str]) -> list[str]:

@@ -6,10 +6,10 @@ it to `STAGES`; what it needs of the stages before it, it finds in the visit.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -26,6 +26,7 @@ from bonbon.prompt import Prompt
 from bonbon.rewards.fake import FakeReward
 from bonbon.storable import clean_text
 from zoo.policies import Policy
+from zoo.promotion import evaluate_version, gap_in_divergences, promote_and_ask, service_on
 from zoo.results import Result, refusal
 from zoo.training import FULL, SETTINGS, gap_in_trainer, snapshot_of, train_on, weights_in
 
@@ -33,6 +34,13 @@ NEAR = 2e-3
 """Nats by which log-probabilities of one model may differ, computed in 32 bits in two ways."""
 BASE, ADAPTER = "base", "adapter"
 QUESTION = "Where is my order?"
+
+
+class Trained(NamedTuple):
+    """A version that a stage has trained, and its whole model as transformers loads it, adapters merged by peft."""
+
+    files: VersionFiles
+    model: Any
 
 
 @dataclass
@@ -43,6 +51,7 @@ class Visit:
     engine: Engine
     base: Path
     work: Path
+    trained: list[Trained] = field(default_factory=list)
     _snapshot: Snapshot | None = None
 
     @cached_property
@@ -87,6 +96,13 @@ def gap(model: Any, prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequ
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     expected = logits.float().log_softmax(-1)[range(len(tokens)), list(tokens)]
     return float((expected - torch.tensor(logprobs)).abs().max())
+
+
+@torch.no_grad()
+def total_of(model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> float:
+    """The log-probability of all tokens together by a plain forward pass over prompt and tokens, alone."""
+    logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
+    return float(logits.float().log_softmax(-1)[range(len(tokens)), list(tokens)].sum())
 
 
 def gaps(model: Any, drawn: Sequence[Draws]) -> float:
@@ -166,6 +182,7 @@ async def train_adapter(visit: Visit) -> float:
     base = AutoModelForCausalLM.from_pretrained(visit.base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, version.directory).merge_and_unload().eval()
     assert gaps(visit.reference, drawn) > 10 * NEAR, "training changes nothing"
+    visit.trained.append(Trained(version, merged))
     in_trainer = [gap_in_trainer(visit.base, version, settings, drawn) for settings in (SETTINGS, FULL)]
     return max(gap_of_base, gaps(merged, drawn), *in_trainer)
 
@@ -181,7 +198,24 @@ async def train_full(visit: Visit) -> float:
     await visit.engine.unload(version.name)
     trained = AutoModelForCausalLM.from_pretrained(version.directory, dtype=torch.float32).eval()
     assert gaps(visit.reference, drawn) > 10 * NEAR, "training changes nothing"
+    visit.trained.append(Trained(version, trained))
     return max(gap_of_base, gaps(trained, drawn), gap_in_trainer(visit.base, version, FULL, drawn))
+
+
+async def evaluate_and_promote(visit: Visit) -> float:
+    """Each trained version, measured by the trainer's evaluation and swapped in by the service, whose alias answers."""
+    worst = 0.0
+    async with service_on(visit.base, visit.work / "service") as service:
+        for version, model in visit.trained:
+            evaluation, kept = await evaluate_version(visit.base, version, await visit.snapshot())
+            assert evaluation.kl.value > 0
+            group = await promote_and_ask(service, version, evaluation)
+            in_log = [
+                abs(candidate.logprob - total_of(model, group.prompt_token_ids, candidate.token_ids))
+                for candidate in group.candidates
+            ]
+            worst = max(worst, gap_in_divergences(model, visit.reference, kept.found), *in_log)
+    return worst
 
 
 STAGES: dict[str, Stage] = {
@@ -191,10 +225,12 @@ STAGES: dict[str, Stage] = {
     "mixed": mix,
     "trained": train_adapter,
     "trained in full": train_full,
+    "promoted": evaluate_and_promote,
 }
 SERVED = ("serve", "log")
 WITH_ADAPTERS = ("adapter", "mixed")
 TRAINED = ("trained", "trained in full")
+PROMOTED = ("promoted",)
 
 
 async def run_stages(

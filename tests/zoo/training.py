@@ -16,7 +16,7 @@ from written_groups import group_row, groups_of
 from bonbon.best_of_n import BestOfN
 from bonbon.database import open_database
 from bonbon.draws import Draws
-from bonbon.engines.base import Engine, Sampling, VersionFiles
+from bonbon.engines.base import Engine, Sampling, VersionFiles, VersionKind
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.prompt import Prompt
@@ -24,6 +24,8 @@ from bonbon.registry.registry import Registry
 from bonbon.rewards.fake import FakeReward
 from bonbon.settings import Settings, TrainSettings
 from trainer.data.groups import Groups
+from trainer.evaluation.divergence import Completion
+from trainer.evaluation.kl import KL
 from trainer.training.train import train
 
 N = 2
@@ -92,7 +94,8 @@ def gap_in_trainer(base: Path, version: VersionFiles, settings: TrainSettings, d
 
 def train_on_any_tokens(base: Path, work: Path, settings: TrainSettings) -> float:
     """Training on random tokens, for models that the embedded engine does not draw from: by how much the trainer's
-    log-probabilities of them differ from those of transformers, before and after two optimiser steps."""
+    log-probabilities of them, before and after two optimiser steps, and the evaluation's log ratios of the version to
+    the base differ from those of transformers."""
     rng = np.random.default_rng(0)
     groups = groups_of(
         work / "random.parquet",
@@ -114,15 +117,27 @@ def train_on_any_tokens(base: Path, work: Path, settings: TrainSettings) -> floa
         learner.update(groups, chosen, reference, rate=settings.learning_rate or 0.0, seed=step)
     learner.save(learner.weights(), work / f"{settings.method}-trained", base_name="base")
     trained = learner.of_policy(groups, rows, "random tokens")
+    kind = VersionKind.ADAPTER if learner.trains_adapter else VersionKind.FULL
+    version = VersionFiles("version", kind, work / f"{settings.method}-trained")
+    completions = [
+        Completion(tuple(groups.prompts[int(row)].tolist()), tuple(groups.completions[place].tolist()), 1.0)
+        for place, row in enumerate(groups.owners)
+    ]
+    divergences = KL(VersionFiles("base", VersionKind.BASE, base), version, batch_size=4)(
+        completions, lambda done: None
+    )
+    in_evaluation = torch.tensor([one.k1 for one in divergences])
     assert (trained - reference).abs().max() > 0.1, "training changes nothing"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    before = float((reference - _by_transformers(model, groups)).abs().max())
+    expected = _by_transformers(model, groups)
+    before = float((reference - expected).abs().max())
     if settings.method == "lora":
         model = PeftModel.from_pretrained(model, work / "lora-trained").merge_and_unload().eval()
     else:
         assert weights_in(work / "full-trained") == weights_in(base)
         model = AutoModelForCausalLM.from_pretrained(work / "full-trained", dtype=torch.float32).eval()
-    return max(before, float((trained - _by_transformers(model, groups)).abs().max()))
+    after = _by_transformers(model, groups)
+    return max(before, *(float(gap.abs().max()) for gap in (trained - after, in_evaluation - (after - expected))))
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import structlog
 from numpy.typing import NDArray
 
 from bonbon.errors import UserError
@@ -22,6 +23,8 @@ Flags = NDArray[np.bool_]
 Tokens = NDArray[np.int32]
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 Distribution = tuple[object, ...]
 """What a candidate was drawn from, but for the policy: the prompt and the sampling settings."""
@@ -39,6 +42,10 @@ COLUMNS = [
 ]
 
 
+NAMED = 20
+"""Groups that are set aside and that the warning names."""
+
+
 @dataclass(frozen=True, eq=False)
 class Groups:
     """Groups one after another; a row's number is its place. Candidates are worst first.
@@ -46,6 +53,7 @@ class Groups:
     The candidates of all groups lie one after another in flat arrays; those of row r begin at `starts[r]`.
 
     Attributes:
+        numbers: the place of each row in the files, before groups were set aside, [rows].
         distributions: what each row's candidates were drawn from, [rows].
         by_base: whether the base drew the group, [rows].
         split: whether the group is for training, validation or tests, [rows].
@@ -58,6 +66,7 @@ class Groups:
         completions: token ids, [candidates].
     """
 
+    numbers: Rows
     distributions: list[Distribution]
     by_base: Flags
     split: NDArray[np.str_]
@@ -70,17 +79,23 @@ class Groups:
     completions: "Ragged"
 
     @classmethod
-    def read(cls, *paths: Path, base: str, opponents: "Opponents | None" = None) -> Self:
+    def read(cls, *paths: Path, base: str, opponents: "Opponents | None" = None, vocabulary: int | None = None) -> Self:
         """The groups of Parquet files with the columns of `bonbon.pairs.snapshot.SCHEMA`.
 
         Args:
             base: the name of the base.
             opponents: what the candidates are compared with; by default the base's groups in the files.
+            vocabulary: how many token ids the model knows. A group with another one is set aside, with a warning that
+                names it: a tokenizer may have been given tokens for which the model's embeddings were not resized.
 
         Raises:
             UserError: a group cannot be trained on; the message says which one and why.
         """
         table = pa.concat_tables(pq.read_table(path, columns=COLUMNS) for path in paths).combine_chunks()
+        numbers: Rows = np.arange(len(table), dtype=np.int64)
+        if vocabulary is not None and len(strange := _with_unknown_tokens(table, vocabulary)):
+            numbers = np.setdiff1d(numbers, strange)
+            table = table.take(numbers).combine_chunks()
         _check(table)
         n: Rows = table.column("n").to_numpy().astype(np.int64)
         by_base = np.array([name == base for name in table.column("version").to_pylist()], dtype=bool)
@@ -88,6 +103,7 @@ class Groups:
         if opponents is None:
             opponents = _opponents(distributions, by_base, n, rewards)
         return cls(
+            numbers=numbers,
             distributions=distributions,
             by_base=by_base,
             split=np.array(table.column("split").to_pylist()),
@@ -233,6 +249,36 @@ def _wins(distributions: Sequence[Distribution], n: Rows, rewards: Values, oppon
 def _flat(table: pa.Table, name: str) -> Values:
     flat: Values = table.column(name).combine_chunks().flatten().to_numpy()
     return flat
+
+
+def _with_unknown_tokens(table: pa.Table, vocabulary: int) -> Rows:
+    """The rows with a token id that the model does not know, after a warning that names their groups.
+
+    Raises UserError when every row has one.
+    """
+    prompts, candidates = (table.column(name).combine_chunks() for name in ("prompt_token_ids", "candidates"))
+    completions = candidates.flatten()
+    in_prompts = pc.list_parent_indices(prompts).filter(pc.greater_equal(prompts.flatten(), vocabulary))
+    in_completions = pc.list_parent_indices(completions).filter(pc.greater_equal(completions.flatten(), vocabulary))
+    owners = pc.list_parent_indices(candidates).take(in_completions)
+    rows: Rows = np.union1d(in_prompts.to_numpy(), owners.to_numpy()).astype(np.int64)
+    if len(rows):
+        names = table.column("group_id").take(rows).to_pylist()
+        remedy = "serve the model with the tokenizer that belongs to it, or resize its embeddings"
+        if len(rows) == len(table):
+            raise UserError(
+                f"every group has token ids that the model, which has {vocabulary}, does not know, such as group "
+                f"{names[0]}: {remedy}",
+                param="model",
+            )
+        log.warning(
+            "groups are set aside: they have token ids that the model does not know",
+            groups=names[:NAMED],
+            count=len(names),
+            token_ids_of_model=vocabulary,
+            remedy=remedy,
+        )
+    return rows
 
 
 def _check(table: pa.Table) -> None:

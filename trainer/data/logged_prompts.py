@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow.parquet as pq
+import structlog
 
 from bonbon.engines.base import Sampling
 from bonbon.pairs.rows import prompt_of
@@ -12,6 +13,8 @@ from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
     from bonbon.pairs.snapshot import Snapshot
+
+log = structlog.get_logger(__name__)
 
 
 class LoggedPrompt(NamedTuple):
@@ -27,11 +30,26 @@ class LoggedPrompt(NamedTuple):
     digest: str
 
 
-def logged_prompts(snapshot: "Snapshot", split: Split | None = None) -> list[LoggedPrompt]:
-    """Those of a split (None: of all), in the order of the snapshot's rows, repeats included."""
+def logged_prompts(
+    snapshot: "Snapshot", split: Split | None = None, *, vocabulary: int | None = None
+) -> list[LoggedPrompt]:
+    """Those of a split (None: of all), in the order of the snapshot's rows, repeats included.
+
+    Prompts with token ids that a model with `vocabulary` of them does not know are left out, with a warning.
+    """
     columns = ["group_id", "prompt_digest", "prompt", "temperature", "max_tokens", "stop", "split"]
+    columns += [] if vocabulary is None else ["prompt_token_ids"]
     filters = None if split is None else [("split", "=", str(split))]
     rows = pq.read_table(snapshot.groups_file, columns=columns, filters=filters).to_pylist()
+    if vocabulary is not None:
+        strange = [row for row in rows if max(row["prompt_token_ids"]) >= vocabulary]
+        rows = [row for row in rows if max(row["prompt_token_ids"]) < vocabulary]
+        if strange:
+            log.warning(
+                "prompts are left out: they have token ids that the model does not know",
+                groups=[row["group_id"] for row in strange],
+                token_ids_of_model=vocabulary,
+            )
     return [
         LoggedPrompt(
             prompt_of(json.loads(row["prompt"])),

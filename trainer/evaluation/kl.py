@@ -7,13 +7,17 @@ ratio (Amini et al., arXiv 2504.10637).
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.engines.config import read_config
+from bonbon.engines.context import refuse_long_texts, rotary_limit
 from bonbon.engines.policy import load_model
+from bonbon.errors import UserError
 from trainer.evaluation.divergence import Completion, Divergence
 
 Logits = Callable[..., Tensor]
@@ -38,7 +42,13 @@ class KL:
 
     @torch.inference_mode()
     def __call__(self, completions: Sequence[Completion], advance: Callable[[int], None]) -> list[Divergence]:
-        """See `DivergenceEstimator`. Raises UserError when the version cannot be loaded."""
+        """See `DivergenceEstimator`.
+
+        Raises:
+            UserError: the version cannot be loaded, or a completion is too long for the model's rotary position
+                embedding or has a token that the model does not know.
+        """
+        _refuse_unreadable(completions, self._base.directory)
         results = [Divergence(0.0, 0.0)] * len(completions)
         order = sorted(range(len(completions)), key=lambda i: -len(completions[i].prompt) - len(completions[i].tokens))
         with _full_precision():
@@ -72,6 +82,19 @@ class KL:
             return logits
 
         return lambda **inputs: adapted(**inputs).logits, without
+
+
+def _refuse_unreadable(completions: Sequence[Completion], base: Path) -> None:
+    config = read_config(base)
+    lengths = [len(one.prompt) + len(one.tokens) for one in completions]
+    refuse_long_texts(lengths, rotary_limit(config), "completions", "evaluate again")
+    highest = max((token for one in completions for token in (*one.prompt, *one.tokens)), default=0)
+    if highest >= config.vocab_size:
+        raise UserError(
+            f"a completion has the token id {highest}, and the model has {config.vocab_size} token ids: serve it with "
+            "the tokenizer that belongs to it, and evaluate again",
+            param="model",
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bonbon.engines.config import keeps_state
-from bonbon.errors import UserError
+from bonbon.engines.context import refuse_long_texts
 from trainer.bars import Bars
 from trainer.data.batches import Batch, by_length, make_batch
 from trainer.data.groups import Groups, Rows
@@ -130,15 +130,8 @@ class Logprobs:
         ]
 
     def _refuse_long(self, sizes: Sequence[_Sizes]) -> None:
-        too_long = sum(size.text > self.longest for size in sizes) if self.longest else 0
-        if too_long:
-            raise UserError(
-                f"{too_long} of {len(sizes)} groups have texts of more than {self.longest} tokens, beyond which the "
-                "model has another rotary position embedding, so that their log-probabilities would depend on the "
-                f"texts beside them: serve the model with a context of {self.longest} tokens (engine_options."
-                "max_model_len, or --max-model-len of vLLM servers), and delete these groups (bonbon pairs purge)",
-                param="engine_options.max_model_len",
-            )
+        remedy = "delete these groups (bonbon pairs purge)"
+        refuse_long_texts([size.text for size in sizes], self.longest, "groups", remedy)
 
     def _of(self, groups: Groups, chosen: Sequence[Rows], *, share_prompts: bool) -> Tensor:
         batch = make_batch(groups, chosen, share_prompts=share_prompts)

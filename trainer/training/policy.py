@@ -17,6 +17,7 @@ from bonbon.engines.policy import load_model
 from bonbon.errors import UserError
 from bonbon.registry.manifest import MANIFEST
 from bonbon.settings import TrainSettings
+from trainer.training.start import check_start
 from trainer.training.targets import choose_targets, freeze_unread, lora_config
 
 if TYPE_CHECKING:
@@ -41,15 +42,10 @@ def load_policy(
     Raises:
         UserError: the files cannot be loaded, or the method does not fit the start.
     """
+    check_start(base, start, settings)
     kind = VersionKind.BASE if start is None else start.kind
     if settings.method == "full":
         dtype = torch.float32
-    if kind is VersionKind.FULL and settings.method == "lora":
-        raise UserError(
-            f"{start and start.name} has weights of its own, and an adapter trained on it would not fit the base it is "
-            "served with: set train.method = full",
-            param="train.method",
-        )
     source = start.directory if start and kind is VersionKind.FULL else base
     model: PreTrainedModel = load_model(source, torch.device("cpu"), dtype).requires_grad_(False)
     _disable_dropout(model)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from bonbon import __version__
 from bonbon.errors import UserError
 from bonbon.pairs.snapshot import Snapshot, Split
+from bonbon.registry.manifest import names_base
 from bonbon.settings import TrainSettings
 from trainer.files import read_json, write_json
 
@@ -55,21 +56,37 @@ def describe(
     }
 
 
-def claim(run_dir: Path, description: dict[str, Any]) -> None:
+def claim(run_dir: Path, description: dict[str, Any], *, base: Path) -> None:
     """Make `run_dir` this run's, or find that it already is.
+
+    Args:
+        base: directory of the base, which an earlier release may have recorded with another digest.
 
     Raises:
         UserError: the directory holds another run; the message says in what it differs.
     """
     path = run_dir / "run.json"
     if recorded := read_json(path):
-        found, wanted = _identity(recorded), _identity(description)
+        wanted = _identity(description)
+        if recorded["base"]["digest"] != wanted["base"]:
+            _rename_base(recorded, base, wanted["base"])
+            write_json(path, recorded)
+        found = _identity(recorded)
         if differing := sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key)):
             changes = ", ".join(f"{key} {found.get(key)} -> {wanted.get(key)}" for key in differing)
             raise UserError(f"{run_dir} holds another run ({changes}): name a new run directory, or delete this one")
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(path, description)
+
+
+def _rename_base(recorded: dict[str, Any], base: Path, digest: str) -> None:
+    """Put today's digest of the base in the place of an earlier release's, where that one names the same files."""
+    earlier = recorded["base"]["digest"]
+    if names_base(earlier, base, digest):
+        for name in ("base", "start"):
+            if recorded[name]["digest"] == earlier:
+                recorded[name]["digest"] = digest
 
 
 def _identity(description: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def check_targets(base: Path, settings: TrainSettings) -> None:
     """Raise UserError when `train.lora_targets` cannot be trained on the model in `base`. Reads no weights of it."""
     if settings.method == "lora" and settings.lora_targets != ALL_LINEAR:
         read_config(base)  # says what is wrong with it
-        model = _without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+        model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
         _named(model, settings, lambda name: True)
 
 
@@ -120,7 +120,7 @@ def _problem(config: Any, settings: TrainSettings, targets: list[str]) -> str:
         return "no module is named"
     try:
         with warnings.catch_warnings(action="ignore"):  # peft's words on what is only tried
-            adapted = PeftModel(_without_weights(config), lora_config(settings, targets))
+            adapted = PeftModel(without_weights(config), lora_config(settings, targets))
     except ValueError as error:
         return str(error)
     tensors = {
@@ -129,7 +129,8 @@ def _problem(config: Any, settings: TrainSettings, targets: list[str]) -> str:
     return f"it keeps the weights of all experts in one tensor, such as {min(tensors)}" if tensors else ""
 
 
-def _without_weights(config: Any) -> Any:
+def without_weights(config: Any) -> Any:
+    """The language model of this configuration, with weights that take no memory and have no values."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)
 

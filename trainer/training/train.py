@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from bonbon.engines.base import VersionKind
+from bonbon.engines.config import read_config
 from bonbon.errors import UserError
 from bonbon.modelfiles import served_name
 from bonbon.pairs.snapshot import Snapshot, Split, read_snapshot
-from bonbon.registry.manifest import base_digest, base_digest_of_every_file, make_manifest
+from bonbon.registry.manifest import base_digest, make_manifest, names_base
 from bonbon.settings import Settings, TrainSettings
 from trainer.bars import Bars
 from trainer.data.groups import Groups
@@ -79,9 +80,10 @@ def train(
     accelerator = make_accelerator(config)
     base_name = served_name(settings.model or str(base))
     if accelerator.is_main_process:
-        claim(run_dir, describe(config, snapshot, n=n, base_name=base_name, digests=digests))
+        claim(run_dir, describe(config, snapshot, n=n, base_name=base_name, digests=digests), base=base)
     accelerator.wait_for_everyone()
-    groups = _read(config, snapshot, run_dir, accelerator, n=n, draws=draws)
+    vocabulary = read_config(base).vocab_size
+    groups = _read(config, snapshot, run_dir, accelerator, n=n, draws=draws, vocabulary=vocabulary)
     rows = trainable_rows(groups, config.loss)
     _refuse_sizes(config, len(rows), accelerator.num_processes)
     output = run_dir / "output"
@@ -111,19 +113,27 @@ def train(
 
 
 def _read(
-    config: TrainSettings, snapshot: Snapshot, run_dir: Path, accelerator: "Accelerator", *, n: int, draws: bool
+    config: TrainSettings,
+    snapshot: Snapshot,
+    run_dir: Path,
+    accelerator: "Accelerator",
+    *,
+    n: int,
+    draws: bool,
+    vocabulary: int,
 ) -> Groups:
     """The snapshot's groups and, for prompts that the base has not drawn for, groups that it draws now."""
-    groups = Groups.read(snapshot.groups_file, base=snapshot.base)
+    groups = Groups.read(snapshot.groups_file, base=snapshot.base, vocabulary=vocabulary)
     wanted = np.flatnonzero(~groups.comparable & (groups.split != Split.TEST))
     rows = np.random.default_rng(config.seed).permutation(wanted)[: config.base_prompts]
     if not draws or not len(rows):
         return groups
     box = DrawBox(run_dir)
     if accelerator.is_main_process:
-        box.wait(DrawOrder(BASE_ORDER, "", VersionKind.BASE, tuple(sorted(rows.tolist())), n, config.seed))
+        asked = tuple(groups.numbers[np.sort(rows)].tolist())
+        box.wait(DrawOrder(BASE_ORDER, "", VersionKind.BASE, asked, n, config.seed))
     accelerator.wait_for_everyone()
-    return Groups.read(snapshot.groups_file, box.groups(BASE_ORDER), base=snapshot.base)
+    return Groups.read(snapshot.groups_file, box.groups(BASE_ORDER), base=snapshot.base, vocabulary=vocabulary)
 
 
 def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -> Digests:
@@ -132,8 +142,7 @@ def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -
         raise UserError(f"{snapshot.path} holds another snapshot than {snapshot.hash}; take a new one")
     digest = base_digest(base)
     # A registry that did not know the base left it empty; then the logged log-probabilities alone can tell.
-    known = ("", digest)
-    if snapshot.base_digest not in known and snapshot.base_digest != base_digest_of_every_file(base):
+    if snapshot.base_digest and not names_base(snapshot.base_digest, base, digest):
         raise UserError(
             f"the snapshot was sampled on a base with digest {snapshot.base_digest[:12]}, but {base} has "
             f"{digest[:12]}: train on the model that answered, its weights, configuration and tokenizer unchanged",

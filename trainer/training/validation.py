@@ -114,8 +114,8 @@ class Drawer:
         self._base, self._seed = base, seed
         # Orders name rows of the snapshot: what the base has drawn in this run comes after these.
         self._first: dict[Distribution, int] = {}
-        for row, distribution in enumerate(groups.distributions):
-            self._first.setdefault(distribution, row)
+        for number, distribution in zip(groups.numbers.tolist(), groups.distributions, strict=True):
+            self._first.setdefault(distribution, number)
 
     def __call__(self, number: int, weights: Weights, rows: Rows, count: int) -> Groups:
         """`count` draws of the policy with these weights for the prompt of each row; those that fit the context.
@@ -139,7 +139,12 @@ class Drawer:
 
     def kept(self, number: int) -> Groups:
         """What was drawn under this number."""
-        return Groups.read(self._box.groups(number), base=self._base, opponents=self._groups.opponents)
+        return Groups.read(
+            self._box.groups(number),
+            base=self._base,
+            opponents=self._groups.opponents,
+            vocabulary=self._learner.policy.config.get_text_config().vocab_size,
+        )
 
     def kept_tokens(self, number: int) -> int:
         """How many tokens were drawn under this number; 0 where nothing was."""
