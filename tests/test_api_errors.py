@@ -42,6 +42,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         ("frequency_penalty", -3),
         ("frequency_penalty", False),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e300),
         ("repetition_penalty", True),
         ("top_k", -2),
         ("top_k", 2**31),

@@ -1,7 +1,5 @@
 """Whether a request can be drawn at all: the same for every engine that knows its model."""
 
-from math import inf
-
 from bonbon.engines.base import DrawRequest, Sampling
 from bonbon.errors import PromptTooLong, UserError
 
@@ -21,7 +19,8 @@ def check_sampling(sampling: Sampling) -> None:
     """Raise UserError when a field is out of its range, or contradicts another one."""
     ranges = {
         "min_p": 0 <= sampling.min_p <= 1 or "0 to 1",
-        "repetition_penalty": 0 < sampling.repetition_penalty < inf or "above 0",
+        # Beyond that, 32-bit logits overflow.
+        "repetition_penalty": 0.01 <= sampling.repetition_penalty <= 100 or "0.01 to 100",
         "frequency_penalty": -2 <= sampling.frequency_penalty <= 2 or "-2 to 2",
         "presence_penalty": -2 <= sampling.presence_penalty <= 2 or "-2 to 2",
         "logit_bias": all(-100 <= bias <= 100 for _, bias in sampling.logit_bias) or "biases of -100 to 100",

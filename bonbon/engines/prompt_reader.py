@@ -86,7 +86,7 @@ class PromptReader:
             raise UserError(
                 f"chat_template_kwargs may not have {', '.join(reserved)}: leave it out", param="chat_template_kwargs"
             )
-        if "reasoning_effort" in options and "reasoning_effort" not in self._tokenizer.get_chat_template():
+        if "reasoning_effort" in options and "reasoning_effort" not in str(self._tokenizer.chat_template):
             refuse_effort(prompt)
             del options["reasoning_effort"]
         continues = options.get("continue_final_message", False)

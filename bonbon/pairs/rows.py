@@ -173,5 +173,5 @@ def _other_fields(document: Mapping[str, Any] | None) -> dict[str, Any]:
     """The inverse of `_other_sampling`."""
     found = dict(document or {})
     if "logit_bias" in found:
-        found["logit_bias"] = tuple(sorted((int(token), bias) for token, bias in found["logit_bias"].items()))
+        found["logit_bias"] = tuple(sorted((int(token), bias) for token, bias in dict(found["logit_bias"]).items()))
     return found

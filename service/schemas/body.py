@@ -100,7 +100,7 @@ class AnswerBody(Body):
     """How many of the likeliest tokens to draw from; -1 or 0: from all."""
     min_p: Annotated[Annotated[float, Field(ge=0, le=1)] | None, asking_nothing(0)] = None
     """Leave out tokens that are less likely than this share of the likeliest one."""
-    repetition_penalty: Annotated[Annotated[float, Field(gt=0)] | None, asking_nothing(1)] = None
+    repetition_penalty: Annotated[Annotated[float, Field(ge=0.01, le=100)] | None, asking_nothing(1)] = None
     """Above 1: tokens that the prompt or the answer has already become less likely."""
     frequency_penalty: Annotated[Annotated[float, Field(ge=-2, le=2)] | None, asking_nothing(0)] = None
     """Subtracted from a token's logit once for each time that the answer has it."""

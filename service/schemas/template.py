@@ -13,6 +13,7 @@ from bonbon.tools import canonical
 from service.schemas.body import Body
 from service.schemas.message import ChatMessage
 from service.schemas.tools import Tools
+from service.schemas.without_effect import asking_nothing
 
 FIELDS = frozenset({"add_generation_prompt", "continue_final_message"})
 """Options of a template that are fields of their own."""
@@ -28,6 +29,9 @@ def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+TemplateOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
+
+
 class TemplateBody(Body):
     """Tools and options of the chat template."""
 
@@ -35,9 +39,9 @@ class TemplateBody(Body):
     """Functions that the answer may call; only an engine that calls tools takes any."""
     add_generation_prompt: bool | None = None
     """true by default: the prompt ends with what begins an assistant's message."""
-    continue_final_message: bool | None = None
+    continue_final_message: Annotated[bool | None, asking_nothing(False)] = None
     """true: the answer continues the final message, an assistant's, instead of beginning a message."""
-    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(_check_options)] | None = None
+    chat_template_kwargs: Annotated[TemplateOptions | None, asking_nothing({})] = None
     """What else the chat template is given, by name, such as `enable_thinking`. It ignores names it does not know."""
 
     @model_validator(mode="after")
