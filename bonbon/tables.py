@@ -146,6 +146,7 @@ groups = Table(
     Column("stop", Document, nullable=False),
     Column("seed", BigInteger),
     Column("response_format", SafeText),
+    Column("other_sampling", Document),
     Column("n", Integer, nullable=False),
     Column("reward_name", Name, nullable=False),
     Column("reward_version", Name, nullable=False),

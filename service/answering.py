@@ -143,11 +143,11 @@ async def _fitted(engine: Engine, request: DrawRequest) -> DrawRequest:
 
     Only the engine knows how many tokens a prompt has, and says so when a draw starts: this one is then given up.
     """
-    one = replace(request, n=1, sampling=replace(request.sampling, max_tokens=1))
+    one = replace(request, n=1, sampling=request.sampling.shortened(1))
     async with aclosing(engine.draw(one)) as events:
         started = await _first(events)
     room = engine.context_length - len(started.token_ids)
-    return replace(request, sampling=replace(request.sampling, max_tokens=min(request.sampling.max_tokens, room)))
+    return replace(request, sampling=request.sampling.shortened(room))
 
 
 async def _first(events: AsyncGenerator[Started | Delta]) -> Started:

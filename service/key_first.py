@@ -9,6 +9,8 @@ from service.access import identify
 from service.errors import problem_of
 from service.keyring import Keyring
 
+TOKENS = frozenset({"/tokenize", "/detokenize"})
+
 
 class KeyFirst:
     """ASGI middleware: a missing or wrong key is a 401 before the body is read.
@@ -31,7 +33,7 @@ class KeyFirst:
 
     def _needed(self, path: str) -> str | None:
         """Which kind of key a path needs."""
-        if path.startswith("/v1/") and self.keyring.required:
+        if (path.startswith("/v1/") or path in TOKENS) and self.keyring.required:
             return "API"
         if path.startswith("/admin/") and self.keyring.has_admin_keys:
             return "admin"

@@ -106,7 +106,7 @@ def test_streamed_completions(server: Server) -> None:
 
 def test_errors_are_the_client_s_own_classes(client: OpenAI, server: Server) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="bonbon", messages=CHAT_MESSAGES, frequency_penalty=1)
+        client.chat.completions.create(model="bonbon", messages=CHAT_MESSAGES, frequency_penalty=3)
     assert (refused.value.param, refused.value.code) == ("frequency_penalty", "invalid_value")
     assert refused.value.request_id
     with pytest.raises(openai.NotFoundError) as unknown:

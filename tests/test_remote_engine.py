@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vllm_double import CONTEXT, END, Double, doubles
 
 from bonbon.draws import Draws, collect
 from bonbon.engines import build_engine
-from bonbon.engines.base import Delta, DrawRequest, Sampling, Started, VersionFiles, VersionKind
+from bonbon.engines.base import Delta, DrawRequest, Sampling, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.remote import RemoteEngine
 from bonbon.engines.remote_options import RemoteOptions
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
@@ -91,8 +92,40 @@ async def test_what_a_server_is_asked_for_leaves_nothing_to_its_defaults(pair: l
     asked |= {"model": "tiny", "max_completion_tokens": 5, "response_format": {"type": "json_object"}}
     assert asked.items() <= first.items()
     assert "seed" not in first
+    plain = {"frequency_penalty": 0, "presence_penalty": 0, "min_tokens": 0, "ignore_eos": False}
+    assert plain.items() <= first.items()
+    assert not {"logit_bias", "chat_template_kwargs", "add_generation_prompt"} & first.keys()
     # The server seeds candidate i with seed + i: neighbouring seeds must not share candidates.
     assert abs(seeded[0]["seed"] - seeded[1]["seed"]) > 1000
+
+
+async def test_sampling_fields_and_template_options_reach_the_server(pair: list[Double]) -> None:
+    asked: dict[str, Any] = {
+        "top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2, "frequency_penalty": 0.5, "presence_penalty": -0.5,
+        "ignore_eos": True, "min_tokens": 2,
+    }  # fmt: skip
+    options = {
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+        "reasoning_effort": "low",
+        "think": False,
+    }
+    prompt = replace(Prompt.user("a"), template=json.dumps(options))
+    async with fleet(pair[:1]) as engine:
+        await draw(engine, prompt, sampling=Sampling(max_tokens=5, logit_bias=((1, 2.0), (2, -3.0)), **asked))
+        tokens = await engine.tokenize(prompt, add_special_tokens=False)
+        assert await engine.detokenize([0, 1]) == "please check"
+    (body,) = pair[0].draws
+    assert asked.items() <= body.items()
+    assert body["logit_bias"] == {"1": 2.0, "2": -3.0}
+    fields = {name: value for name, value in options.items() if name != "think"}
+    assert fields.items() <= body.items()
+    assert body["chat_template_kwargs"] == {"think": False}
+    (read,) = pair[0].tokenized
+    assert read["chat_template_kwargs"] == {"think": False, "reasoning_effort": "low"}
+    assert (read["continue_final_message"], read["add_generation_prompt"]) == (True, False)
+    assert read["add_special_tokens"] is False
+    assert tokens == Tokens((1,), ("a",))
 
 
 async def test_tenants_share_no_prefix_cache(pair: list[Double]) -> None:

@@ -40,6 +40,7 @@ class Double:
     parallel_calls: int = 1
     adapters: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    tokenized: list[dict[str, Any]] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     aborted: int = 0
     drawing: int = 0
@@ -119,7 +120,10 @@ class Double:
 
     async def _tokenize(self, request: Request) -> Response:
         body = await request.json()
-        return JSONResponse({"count": len(_text(body).split()), "max_model_len": CONTEXT})
+        self.tokenized.append(body)
+        words = _text(body).split()
+        tokens = {"tokens": [len(word) for word in words], "token_strs": words if "return_token_strs" in body else None}
+        return JSONResponse({"count": len(words), "max_model_len": CONTEXT, **tokens})
 
     async def _draw(self, request: Request) -> Response:
         body = await request.json()

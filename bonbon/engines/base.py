@@ -1,7 +1,7 @@
 """The engine: whatever draws completions of a prompt from a version of the policy."""
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal, Protocol
@@ -23,6 +23,14 @@ class Sampling:
     `top_logprobs` is how many alternatives to report per token (0: none).
     `response_format` holds every candidate's text to a shape: OpenAI's object as `response_format.canonical` writes
     it, None for any text. It changes the sampler's support, too. An engine that cannot do it raises UserError.
+
+    The other fields mean what they mean in vLLM's SamplingParams, and their defaults change nothing. Logits are changed
+    in this order: `logit_bias` is added to them as (token id, bias) pairs; tokens that end a candidate are impossible
+    before `min_tokens` tokens; `repetition_penalty` divides the positive logits and multiplies the negative logits of
+    tokens in the prompt and the candidate; `frequency_penalty` is subtracted once for each time that the candidate has
+    the token, and `presence_penalty` once if it has. After the temperature, `min_p` removes tokens that are less likely
+    than this share of the likeliest one, and then `top_k` and `top_p` follow. With `ignore_eos`, a candidate goes on
+    after the tokens that end it otherwise.
     """
 
     max_tokens: int = 256
@@ -33,12 +41,30 @@ class Sampling:
     seed: int | None = None
     top_logprobs: int = 0
     response_format: str | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    min_tokens: int = 0
 
     @property
     def unmodified(self) -> bool:
         """Whether candidates are draws from the policy's own law at this temperature."""
-        whole = self.top_p == 1 and self.top_k == 0 and self.response_format is None
-        return self.temperature > 0 and whole
+        whole = self.top_p == 1 and self.top_k <= 0 and self.min_p == 0 and self.response_format is None
+        return self.temperature > 0 and whole and not self.ignore_eos and not self.changes_logits
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a field other than the temperature and the limits on the support changes what is drawn from."""
+        penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+        return penalties or bool(self.logit_bias) or self.min_tokens > 0
+
+    def shortened(self, max_tokens: int) -> "Sampling":
+        """The same with at most `max_tokens` tokens for each candidate."""
+        most = min(self.max_tokens, max_tokens)
+        return replace(self, max_tokens=most, min_tokens=min(self.min_tokens, most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +90,14 @@ class Started:
 
     token_ids: tuple[int, ...]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt's token ids, and each token as the tokenizer writes it in its vocabulary."""
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +137,8 @@ class Delta:
 
     `token_ids` are exactly the tokens drawn, the end-of-sequence token included; `text` leaves special tokens and
     stop strings out and may lag behind the tokens (half a character, or the start of a stop string).
-    `logprobs` are natural logarithms under the policy at the sampling temperature, before top_p and top_k
-    (at temperature 0: at temperature 1), one per token, as are `tokens` and `alternatives`
+    `logprobs` are natural logarithms under the policy at the sampling temperature, before any other field of `Sampling`
+    changes its distribution (at temperature 0: at temperature 1), one per token, as are `tokens` and `alternatives`
     (when the request asked for them). `finish_reason` is set on the candidate's last delta, and only there.
     Tokens that write a tool call are no part of `text`: what they call is in `tool_calls`.
     """
@@ -167,6 +201,23 @@ class Engine(Protocol):
         """
         ...
 
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
+        """The tokens of a prompt that is messages or text, as `draw` reads it.
+
+        Args:
+            add_special_tokens: whether to add the tokenizer's special tokens, such as the one that begins a sequence,
+                to those that the text, or the chat template's text, has; None: as `draw` does.
+
+        Raises:
+            UserError: the prompt cannot be read.
+            EngineError: the engine failed.
+        """
+        ...
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included. Raises UserError for a token that there is not."""
+        ...
+
     def displaces(self, version: VersionFiles) -> frozenset[str]:
         """Versions that could not be drawn from once `version` is loaded, because there is one place for both.
 
@@ -197,6 +248,12 @@ class Engine(Protocol):
     def context_length(self) -> int:
         """Most tokens that prompt and completion may have together."""
         ...
+
+
+def refuse_effort(prompt: Prompt) -> None:
+    """For models whose chat template knows no reasoning_effort. Raises UserError when `prompt` asks for some."""
+    if prompt.template_options.get("reasoning_effort", "none") != "none":
+        raise UserError("the model's chat template knows no reasoning_effort: leave it out", param="reasoning_effort")
 
 
 def refuse_tools(prompt: Prompt) -> None:

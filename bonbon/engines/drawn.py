@@ -27,12 +27,14 @@ class Drawn:
         self.index, self.sampling = index, request.sampling
         self.finished = False
         self._deltas = request.deltas
-        self._detokenizer, self._end_ids = reader.detokenizer, reader.end_ids
+        self._detokenizer = reader.detokenizer
+        self._end_ids = frozenset() if self.sampling.ignore_eos else reader.end_ids
         # An answer in a chat is a text of its own; everything else is the continuation of its prompt.
-        self._context = () if request.prompt.messages is not None else self._detokenizer.context(prompt)
-        self._transcript = Transcript(self._detokenizer, self.sampling.stop, self._context)
+        self._context = self._detokenizer.context(prompt) if request.prompt.is_continued else ()
+        stop, min_tokens = self.sampling.stop, self.sampling.min_tokens
+        self._transcript = Transcript(self._detokenizer, stop, self._context, min_tokens=min_tokens)
         self._reads = request.deltas or bool(self.sampling.stop)
-        self._token_ids: list[int] = []
+        self.token_ids: list[int] = []
         self._logprobs: list[float] = []
         self._alternatives: list[Top] = []
         self._sent = 0
@@ -40,25 +42,25 @@ class Drawn:
     @property
     def left(self) -> int:
         """How many tokens the candidate may still get."""
-        return self.sampling.max_tokens - len(self._token_ids)
+        return self.sampling.max_tokens - len(self.token_ids)
 
     def add(self, token: int, logprob: float, top: Top) -> Delta | None:
         """Append a token and return what is to be sent now."""
         end = token in self._end_ids
-        self._token_ids.append(token)
+        self.token_ids.append(token)
         self._logprobs.append(logprob)
         self._alternatives.append(top)
         if self._reads and not end:
-            self._transcript.read(self._token_ids)
+            self._transcript.read(self.token_ids)
         if end or self._transcript.stopped:
-            return self._finish("stop", self._token_ids[:-1] if end else self._token_ids)
+            return self._finish("stop", self.token_ids[:-1] if end else self.token_ids)
         if self.left == 0:
             return self.finish("length")
         return self._delta(None) if self._deltas else None
 
     def finish(self, reason: FinishReason) -> Delta:
         """No more tokens will come: the candidate's last delta."""
-        return self._finish(reason, self._token_ids)
+        return self._finish(reason, self.token_ids)
 
     def _finish(self, reason: FinishReason, token_ids: list[int]) -> Delta:
         self.finished = True
@@ -66,20 +68,20 @@ class Drawn:
         return self._delta("stop" if self._transcript.stopped else reason)
 
     def _delta(self, finish: FinishReason | None) -> Delta:
-        new = range(self._sent, len(self._token_ids))
+        new = range(self._sent, len(self.token_ids))
         first = self._context[-1] if self._context else None
-        before = [self._token_ids[at - 1] if at else first for at in new]
+        before = [self.token_ids[at - 1] if at else first for at in new]
         wanted = self.sampling.top_logprobs
         delta = Delta(
             self.index,
             self._transcript.release(final=finish is not None),
-            tuple(self._token_ids[self._sent :]),
+            tuple(self.token_ids[self._sent :]),
             tuple(self._logprobs[self._sent :]),
-            tuple(self._token(self._token_ids[at], last) for at, last in zip(new, before, strict=True)),
+            tuple(self._token(self.token_ids[at], last) for at, last in zip(new, before, strict=True)),
             tuple(self._likeliest(at, last) for at, last in zip(new, before, strict=True)) if wanted else (),
             finish,
         )
-        self._sent = len(self._token_ids)
+        self._sent = len(self.token_ids)
         return delta
 
     def _token(self, token_id: int, before: int | None) -> Token:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bonbon.engines import response_format
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind, refuse_tools
-from bonbon.engines.fit import check_length, check_request
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles, VersionKind, refuse_tools
+from bonbon.engines.fit import check_bias, check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.engines.row import Job, Row
 from bonbon.errors import EngineError, UnknownVersion, UserError
 from bonbon.extras import install
+from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
     from bonbon.engines.runtime import Runtime
@@ -95,6 +96,7 @@ class EmbeddedEngine(Engine):
         response_format.refuse(request.sampling, "embedded")
         refuse_tools(request.prompt)
         check_request(request)
+        check_bias(request.sampling, runtime.versions.base.vocabulary)
         loaded = runtime.versions.loaded.get(request.version)
         if loaded is None:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
@@ -114,6 +116,13 @@ class EmbeddedEngine(Engine):
         finally:
             if left:
                 runtime.worker.abort(job)
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
+        refuse_tools(prompt)
+        return await asyncio.wrap_future(self._running.tokenize(prompt, add_special_tokens))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await asyncio.wrap_future(self._running.detokenize(token_ids))
 
     async def load(self, version: VersionFiles) -> None:
         runtime = self._running

@@ -1,32 +1,40 @@
 """A deterministic engine that needs no model: for tests, and for trying the service out."""
 
 import asyncio
+import math
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from bonbon.engines import response_format
 from bonbon.engines.base import (
     Delta,
     DrawRequest,
     Engine,
+    FinishReason,
     Sampling,
     Started,
     Token,
     TokenAlternative,
+    Tokens,
     VersionFiles,
     VersionKind,
+    refuse_effort,
     refuse_tools,
 )
-from bonbon.engines.fit import check_length
+from bonbon.engines.fake_law import weights
+from bonbon.engines.fit import check_bias, check_length, check_sampling
 from bonbon.errors import EngineError, UnknownVersion
 from bonbon.prompt import Prompt
 
 WORDS = ("please", "check", "your", "order", "today", "we", "will", "help", "refund", "thanks", "sorry", "now")
 END = len(WORDS)
+LOGPROB = -math.log(END + 1)
 
 
 class FakeEngine(Engine):
-    """Draws words uniformly until a token says stop, one word a token.
+    """Draws words until a token says stop, one word a token, all equally likely unless `Sampling` changes that.
+
+    At temperature 0 it says its first word four times.
 
     Args:
         base: name of the base version.
@@ -72,27 +80,32 @@ class FakeEngine(Engine):
         response_format.refuse(sampling, "fake")
         if request.version not in self._versions:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
+        check_sampling(sampling)
+        check_bias(sampling, END + 1)
         check_length(len(started.token_ids), request, self._context_length)
         self._raise_failure()
         self.running += request.n
         try:
             yield started
-            generators = [self._generator(sampling, index) for index in range(request.n)]
-            alive = set(range(request.n))
-            texts = [""] * request.n
-            for position in range(sampling.max_tokens):
+            candidates = [
+                _Candidate(index, self._generator(sampling, index), sampling, started.token_ids)
+                for index in range(request.n)
+            ]
+            while alive := [candidate for candidate in candidates if not candidate.finished]:
                 await asyncio.sleep(self._delay)
                 self._raise_failure()
-                for index in sorted(alive):
-                    delta = _step(index, generators[index], texts[index], sampling, position)
-                    texts[index] += delta.text
-                    if delta.finish_reason:
-                        alive.discard(index)
-                    yield delta
-                if not alive:
-                    return
+                for candidate in alive:
+                    yield candidate.step()
         finally:
             self.running -= request.n
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
+        refuse_tools(prompt)
+        started = _read(prompt)
+        return Tokens(started.token_ids, tuple(started.text.split()))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return _read(Prompt(token_ids=tuple(token_ids))).text
 
     def displaces(self, version: VersionFiles) -> frozenset[str]:
         if not self._one_place or version.name in self._versions or version.kind is VersionKind.ADAPTER:
@@ -126,6 +139,7 @@ class FakeEngine(Engine):
 
 
 def _read(prompt: Prompt) -> Started:
+    refuse_effort(prompt)
     if prompt.token_ids is not None:
         return Started(prompt.token_ids, " ".join(WORDS[token % len(WORDS)] for token in prompt.token_ids))
     turns = [m["content"] for m in prompt.messages] if prompt.messages is not None else [prompt.text or ""]
@@ -133,27 +147,49 @@ def _read(prompt: Prompt) -> Started:
     return Started(tuple(len(word) for word in text.split()), text)
 
 
-def _step(index: int, rng: random.Random, so_far: str, sampling: Sampling, position: int) -> Delta:
-    choice = 0 if sampling.temperature == 0 else rng.randrange(END + 1)
-    if sampling.temperature == 0 and position >= 4:
-        choice = END
-    word = "" if choice == END else WORDS[choice] if not so_far else " " + WORDS[choice]
-    finish: str | None = "stop" if choice == END else "length" if position + 1 == sampling.max_tokens else None
-    text = word
-    for stop in sampling.stop:
-        at = (so_far + word).find(stop)
-        if at >= 0:
-            text, finish = (so_far + word)[len(so_far) : at], "stop"
-    logprob = -2.5649493574615367  # log 1/13
-    alternatives = tuple(
-        TokenAlternative(token, Token.of(WORDS[token]), logprob) for token in range(min(sampling.top_logprobs, END))
-    )
-    return Delta(
-        index,
-        text,
-        (choice,),
-        (logprob,),
-        (Token.of(word) if word else Token("<end>", None),),
-        (alternatives,) if sampling.top_logprobs else (),
-        finish,  # type: ignore[arg-type]
-    )
+class _Candidate:
+    """One candidate while it is drawn."""
+
+    def __init__(self, index: int, rng: random.Random, sampling: Sampling, prompt: tuple[int, ...]) -> None:
+        self._index, self._rng, self._sampling, self._prompt = index, rng, sampling, frozenset(prompt)
+        self._text = ""
+        self._drawn: list[int] = []
+        self.finished = False
+
+    def step(self) -> Delta:
+        """Draw the next token."""
+        sampling = self._sampling
+        token = self._choose()
+        ends = token == END and not sampling.ignore_eos
+        self._drawn.append(token)
+        word = "" if token == END else WORDS[token] if not self._text else " " + WORDS[token]
+        finish: FinishReason | None = "stop" if ends else "length" if len(self._drawn) == sampling.max_tokens else None
+        text = word
+        if len(self._drawn) > sampling.min_tokens:
+            for stop in sampling.stop:
+                at = (self._text + word).find(stop, max(0, len(self._text) - len(stop) + 1))
+                if at >= 0:
+                    text, finish = (self._text + word)[len(self._text) : at], "stop"
+        self._text += text
+        self.finished = finish is not None
+        others = tuple(
+            TokenAlternative(other, Token.of(WORDS[other]), LOGPROB) for other in range(min(sampling.top_logprobs, END))
+        )
+        return Delta(
+            self._index,
+            text,
+            (token,),
+            (LOGPROB,),
+            (Token.of(word) if word else Token("<end>", None),),
+            (others,) if sampling.top_logprobs else (),
+            finish,
+        )
+
+    def _choose(self) -> int:
+        logits = [LOGPROB] * (END + 1)
+        if self._sampling.temperature == 0:
+            logits[END if len(self._drawn) >= 4 else 0] += 1
+        elif self._sampling.unmodified:
+            return self._rng.randrange(END + 1)
+        law = weights(logits, END, self._sampling, self._prompt, self._drawn)
+        return self._rng.choices(range(END + 1), law)[0]

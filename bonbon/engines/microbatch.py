@@ -8,6 +8,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from bonbon.engines.logits_processors import History, LogitsProcessors
 from bonbon.engines.outbox import Outbox
 from bonbon.engines.policy import Policy
 from bonbon.engines.row import Row
@@ -78,15 +79,22 @@ class MicroBatch:
             self._settle()
             if self._sequences is None:
                 return
-            sampler = Sampler(
-                [row.sampling for row in self.rows], [row.random for row in self.rows], self._policy.device
-            )
+            sampler = self._sampler()
             adapters = [row.job.loaded.adapter for row in self.rows]
             # A row that has ended goes on for as long as the others do, and must not leave the context meanwhile.
             room = self._policy.context_length - self._sequences.longest
             left = min(room, max(row.left for row in self.rows))
             self._policy.generate(self._sequences, adapters, left, sampler, Step(self, sampler, due))
             self._settle()
+
+    def _sampler(self) -> Sampler:
+        samplings, device = [row.sampling for row in self.rows], self._policy.device
+        processors = None
+        if any(sampling.changes_logits for sampling in samplings):
+            histories = [History(row.job.prompt, row.token_ids) for row in self.rows]
+            end_ids = self.rows[0].job.reader.end_ids
+            processors = LogitsProcessors(samplings, histories, end_ids, self._policy.vocabulary, device)
+        return Sampler(samplings, [row.random for row in self.rows], device, processors)
 
     def advance(self, sampler: Sampler) -> int:
         """Give every running row its token and send what is ready. Returns how many rows run on."""

@@ -8,7 +8,11 @@ from bonbon.errors import BonbonError, EngineError, PromptTooLong, UserError
 
 LONGEST = 300
 OURS = frozenset(
-    {"messages", "prompt", "response_format", "stop", "temperature", "tool_choice", "tools", "top_logprobs"}
+    {
+        *("chat_template_kwargs", "frequency_penalty", "logit_bias", "messages", "min_p", "min_tokens"),
+        *("presence_penalty", "prompt", "reasoning_effort", "repetition_penalty", "response_format", "stop"),
+        *("temperature", "tool_choice", "tools", "top_k", "top_logprobs", "top_p"),
+    }
 )
 """Fields of a server's request that are called the same in ours."""
 

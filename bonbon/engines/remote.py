@@ -1,12 +1,12 @@
 """A fleet of vLLM servers, reached over HTTP; docs/fleet.md says how to start them."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 import structlog
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.fit import check_length, check_request
 from bonbon.engines.fleet import Fleet
 from bonbon.engines.refusals import Elsewhere
@@ -15,6 +15,7 @@ from bonbon.engines.replica import Replica
 from bonbon.engines.server import Server
 from bonbon.engines.upstream import Question, events, question, roughly
 from bonbon.errors import EngineError, UserError
+from bonbon.prompt import Prompt
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +26,7 @@ class RemoteEngine(Engine):
     Whole candidates (without `deltas`) are held back until all of a request are complete: until then a server may be
     lost, and another one draws them anew. A stream cannot be repeated once its first event is out.
 
-    With top_p or top_k a fleet reports log-probabilities after the cut, not before it.
+    A fleet reports log-probabilities after every field of `Sampling` has changed the distribution, not before.
 
     Args:
         base: name of the base version.
@@ -85,6 +86,18 @@ class RemoteEngine(Engine):
         if failure is None:
             raise EngineError(f"no server of the fleet can draw from {request.version} now; try again")
         raise EngineError(f"{failure}; try again") from failure
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
+        return await self._any().tokenize(prompt, add_special_tokens)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self._any().text(token_ids)
+
+    def _any(self) -> Replica:
+        replica = self._running.pick(self._base)
+        if replica is None:
+            raise EngineError(self._running.why())
+        return replica
 
     async def load(self, version: VersionFiles) -> None:
         if version.name == self._base:

@@ -3,18 +3,20 @@
 import asyncio
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 
-from bonbon.engines.base import Delta, DrawRequest, Sampling, VersionFiles
+from bonbon.engines.base import Delta, DrawRequest, Sampling, Tokens, VersionFiles
 from bonbon.engines.refusals import Elsewhere, refusal, said
 from bonbon.engines.server import Server
-from bonbon.engines.upstream import COMPLETIONS, PLAIN, count_question, events, question
+from bonbon.engines.upstream import COMPLETIONS, count_question, events, question
 from bonbon.errors import BonbonError, EngineError, UserError
 from bonbon.prompt import Prompt
 
 GOLDEN = Prompt(text="Hello!")
+PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+"""What a server would take from the model's generation_config.json, which would change the sampler."""
 IMPOSSIBLE = -9999.0  # what a server writes for minus infinity
 
 
@@ -92,9 +94,20 @@ class Replica:
         if status not in (200, 404):
             raise EngineError(f"{self.url} did not unload {name}: {said(content)[0] or status}")
 
-    async def text(self, token_ids: tuple[int, ...]) -> str:
+    async def text(self, token_ids: Sequence[int]) -> str:
         """The text of a prompt that came as token ids."""
         return str((await self._json("POST", "/detokenize", {"tokens": token_ids}))["prompt"])
+
+    async def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> Tokens:
+        """See `Engine.tokenize`."""
+        body = {"model": self.model, "return_token_strs": True} | count_question(prompt)
+        if add_special_tokens is not None:
+            body["add_special_tokens"] = add_special_tokens
+        answer = await self._json("POST", "/tokenize", body)
+        try:
+            return Tokens(tuple(map(int, answer["tokens"])), tuple(map(str, answer["token_strs"] or ())))
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineError("its /tokenize answers no tokens") from error
 
     async def count(self, prompt: Prompt) -> int:
         """How many tokens a text or a chat has."""

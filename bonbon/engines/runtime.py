@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Started
+from bonbon.engines.base import Started, Tokens
 from bonbon.engines.end_tokens import end_ids
 from bonbon.engines.outbox import Outbox
 from bonbon.engines.prompt_reader import PromptReader
@@ -55,6 +55,14 @@ class Runtime:
     def read(self, prompt: Prompt) -> "Future[Started]":
         """Read a prompt in a thread of its own: a long one takes a while."""
         return self._readers.submit(self.reader.read, prompt)
+
+    def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
+        """See `Engine.tokenize`."""
+        return self._readers.submit(self.reader.tokenize, prompt, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int]) -> "Future[str]":
+        """See `Engine.detokenize`."""
+        return self._readers.submit(self.reader.detokenize, token_ids)
 
     def unload(self, name: str) -> None:
         """Forget a version. On the worker's thread only."""

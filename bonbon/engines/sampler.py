@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bonbon.engines.base import Sampling
+from bonbon.engines.logits_processors import LogitsProcessors
 
 # random() is at most 1 - 2**-53; scaled so, a uniform times a total stays below the total after rounding.
 BELOW_ONE = 1 - 2**-52
@@ -27,35 +28,44 @@ class Sampler:
     """A logits processor of transformers that chooses the token itself, so that greedy search must pick it.
 
     Every row draws by inverting its cumulative distribution at one uniform number of its own generator: rows with
-    different temperatures, top_p, top_k and seeds are drawn together, and a seeded row is drawn alike on any device.
-    Log-probabilities are those of the law at the sampling temperature (at temperature 0: at temperature 1) before
-    top_p and top_k.
+    different temperatures, limits, penalties and seeds are drawn together, and a seeded row is drawn alike on any
+    device. Log-probabilities are those of the law at the sampling temperature (at temperature 0: at temperature 1)
+    before anything else changes it.
 
     Args:
         samplings: of each row.
         generators: of each row.
         device: where the logits are.
+        processors: change the logits of the rows that ask for it; None where no row does.
     """
 
-    def __init__(self, samplings: Sequence[Sampling], generators: Sequence[Random], device: torch.device) -> None:
-        self._generators = generators
+    def __init__(
+        self,
+        samplings: Sequence[Sampling],
+        generators: Sequence[Random],
+        device: torch.device,
+        processors: LogitsProcessors | None = None,
+    ) -> None:
+        self._generators, self._processors = generators, processors
         self._device = device
         temperatures = [sampling.temperature or 1.0 for sampling in samplings]
         self._temperatures = self._column(temperatures) if any(t != 1 for t in temperatures) else None
         greedy = [sampling.temperature == 0 for sampling in samplings]
         self._greedy = torch.tensor(greedy, device=device) if any(greedy) else None
-        limited = [row for row, sampling in enumerate(samplings) if sampling.top_p < 1 or sampling.top_k > 0]
+        limited = [row for row, s in enumerate(samplings) if s.top_p < 1 or s.top_k > 0 or s.min_p > 0]
         self._limited = torch.tensor(limited, device=device) if limited else None
         self._top_p = self._column([samplings[row].top_p for row in limited])
         self._top_k = self._column([samplings[row].top_k if samplings[row].top_k > 0 else torch.inf for row in limited])
+        self._min_p = self._column([samplings[row].min_p for row in limited])
         self._alternatives = max((sampling.top_logprobs for sampling in samplings), default=0)
         self.last = Choices([], [], [], [])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` (rows, vocabulary) are overwritten: 0 at each row's token, -inf elsewhere."""
-        logits = scores if self._temperatures is None else scores / self._temperatures
-        logprobs = logits.log_softmax(-1)
-        tokens = self._draw(logprobs)
+        logprobs = self._law(scores)
+        tokens = self._draw(logprobs if self._processors is None else self._law(self._processors(scores)))
+        if self._processors is not None:
+            self._processors.note(tokens)
         chosen = logprobs.gather(1, tokens)
         top_ids: list[list[int]] = []
         top_logprobs: list[list[float]] = []
@@ -64,6 +74,11 @@ class Sampler:
             top_ids, top_logprobs = top.indices.tolist(), top.values.tolist()
         self.last = Choices(tokens.squeeze(1).tolist(), chosen.squeeze(1).tolist(), top_ids, top_logprobs)
         return scores.fill_(-torch.inf).scatter_(1, tokens, 0.0)
+
+    def _law(self, scores: Tensor) -> Tensor:
+        """Log-probabilities at each row's temperature, shape (rows, vocabulary)."""
+        logits = scores if self._temperatures is None else scores / self._temperatures
+        return logits.log_softmax(-1)
 
     def _draw(self, logprobs: Tensor) -> Tensor:
         """One token id per row, shape (rows, 1)."""
@@ -80,8 +95,9 @@ class Sampler:
         return tokens
 
     def _limit(self, probabilities: Tensor) -> Tensor:
-        """Zero outside the top_k likeliest and then outside the smallest set with top_p of what is left."""
+        """Zero below min_p of the likeliest, outside the top_k likeliest, and outside the smallest set with top_p."""
         ordered, order = probabilities.sort(dim=-1, descending=True)
+        ordered = ordered.masked_fill(ordered < self._min_p * ordered[:, :1], 0.0)
         ranks = torch.arange(ordered.shape[1], device=self._device)
         ordered = ordered.masked_fill(ranks >= self._top_k, 0.0)
         ordered = ordered / ordered.sum(-1, keepdim=True)

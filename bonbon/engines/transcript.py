@@ -77,14 +77,18 @@ class Transcript:
         detokenizer: turns ids into text.
         stop: strings that end the text.
         context: tokens that the candidate goes on from; see `Detokenizer.context`.
+        min_tokens: a stop string that these first tokens complete does not end the text.
     """
 
-    def __init__(self, detokenizer: Detokenizer, stop: Sequence[str] = (), context: Sequence[int] = ()) -> None:
+    def __init__(
+        self, detokenizer: Detokenizer, stop: Sequence[str] = (), context: Sequence[int] = (), *, min_tokens: int = 0
+    ) -> None:
         self._decode = detokenizer.text
         self._context = list(context)
         self._stop = tuple(filter(None, stop))
         self._text = ""
         self._searched = 0
+        self._min_tokens, self._kept = min_tokens, 0
         self._released = 0
         # Text is read as the difference between two windows that start a token or more back, because how a token
         # reads may depend on its neighbours; `_window` is the text of the tokens from `_start` to `_end`. Places are
@@ -101,6 +105,8 @@ class Transcript:
             self._text += window[len(self._window) :]
             self._start, self._end = self._end, len(self._context) + len(token_ids)
             self._window = self._decode(self._from_start(token_ids))
+            if len(token_ids) <= self._min_tokens:
+                self._kept = len(self._text)
             self._cut()
 
     def close(self, token_ids: Sequence[int]) -> None:
@@ -125,7 +131,9 @@ class Transcript:
         return [*self._context[self._start :], *token_ids[max(0, self._start - len(self._context)) :]]
 
     def _cut(self) -> None:
-        found = [at for stop in self._stop if (at := self._text.find(stop, self._searched)) >= 0]
+        # What ends within the text that is kept does not end it.
+        begin = {stop: max(self._searched, self._kept - len(stop) + 1) for stop in self._stop}
+        found = [at for stop in self._stop if (at := self._text.find(stop, begin[stop])) >= 0]
         if found:
             self._text, self.stopped = self._text[: min(found)], True
         elif self._stop:

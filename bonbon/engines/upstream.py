@@ -12,10 +12,9 @@ from bonbon.prompt import Message, Prompt
 from bonbon.tools import ToolCallDelta
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+TEMPLATE_FIELDS = ("add_generation_prompt", "continue_final_message", "reasoning_effort")
+"""Options of a chat template that are fields of their own in a request."""
 FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "tool_calls": "stop"}
-
-# A server fills what a request leaves out from the model's generation_config.json, which would change the sampler.
-PLAIN = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,19 +26,31 @@ class Question:
 
 
 def question(request: DrawRequest) -> Question:
-    """The request that draws `request`. Greedy candidates are all the same, so one is asked for: see `events`."""
+    """The request that draws `request`.
+
+    It names every field that changes the sampler: a server takes those that are missing from the model's
+    generation_config.json. Greedy candidates are all the same, so one is asked for: see `events`.
+    """
     prompt, sampling = request.prompt, request.sampling
-    body = PLAIN | {
+    body: dict[str, Any] = {
         "n": request.n if sampling.temperature > 0 else 1,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repetition_penalty": sampling.repetition_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "min_tokens": sampling.min_tokens,
+        "ignore_eos": sampling.ignore_eos,
         "stop": list(sampling.stop),
         "stream": request.deltas,
         "return_token_ids": True,
     }
     if request.salt:
         body["cache_salt"] = request.salt
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     if sampling.response_format is not None:
         body["response_format"] = json.loads(sampling.response_format)
     if sampling.seed is not None:
@@ -52,7 +63,7 @@ def question(request: DrawRequest) -> Question:
     for name, text in (("tools", prompt.tools), ("tool_choice", prompt.tool_choice)):
         if text is not None:
             body[name] = json.loads(text)
-    return Question(CHAT, body)
+    return Question(CHAT, body | _template(prompt.template_options))
 
 
 def count_question(prompt: Prompt) -> dict[str, Any]:
@@ -60,7 +71,10 @@ def count_question(prompt: Prompt) -> dict[str, Any]:
     if prompt.messages is None:
         return {"prompt": prompt.text or ""}
     tools = {"tools": json.loads(prompt.tools)} if prompt.tools is not None else {}
-    return {"messages": [_message(message) for message in prompt.messages]} | tools
+    options = _template(prompt.template_options)
+    if (effort := options.pop("reasoning_effort", None)) is not None:  # no field of /tokenize
+        options["chat_template_kwargs"] = {**options.get("chat_template_kwargs", {}), "reasoning_effort": effort}
+    return {"messages": [_message(message) for message in prompt.messages]} | tools | options
 
 
 def roughly(prompt: Prompt) -> int:
@@ -135,6 +149,13 @@ def _call(position: int, call: Mapping[str, Any]) -> ToolCallDelta:
     return ToolCallDelta(
         call.get("index", position), call.get("id") or "", function.get("name") or "", function.get("arguments") or ""
     )
+
+
+def _template(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request that say what the chat template is given."""
+    fields = {name: options[name] for name in TEMPLATE_FIELDS if name in options}
+    others = {name: value for name, value in options.items() if name not in TEMPLATE_FIELDS}
+    return fields | ({"chat_template_kwargs": others} if others else {})
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -5,11 +5,12 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, refuse_tools
-from bonbon.engines.fit import check_length, check_request
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles, refuse_tools
+from bonbon.engines.fit import check_bias, check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.errors import EngineError, UnknownVersion, UserError
 from bonbon.extras import install
+from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
     from bonbon.engines.vllm_options import VllmOptions
@@ -71,6 +72,7 @@ class VllmEngine(Engine):
         runtime = self._running
         refuse_tools(request.prompt)
         check_request(request)
+        check_bias(request.sampling, runtime.vocabulary)
         loaded = runtime.versions.get(request.version)
         if loaded is None:
             raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
@@ -80,6 +82,13 @@ class VllmEngine(Engine):
             yield started
             async for delta in deltas:
                 yield delta
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
+        refuse_tools(prompt)
+        return await asyncio.wrap_future(self._running.tokenize(prompt, add_special_tokens))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await asyncio.wrap_future(self._running.detokenize(token_ids))
 
     def displaces(self, version: VersionFiles) -> frozenset[str]:
         return self._running.displaces(version)

@@ -12,7 +12,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from bonbon.engines.adapter import Adapter, read_adapter
-from bonbon.engines.base import Delta, DrawRequest, Started, VersionFiles, VersionKind
+from bonbon.engines.base import Delta, DrawRequest, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.config import keeps_state, read_config
 from bonbon.engines.context import context_of_vllm
 from bonbon.engines.end_tokens import end_ids
@@ -75,7 +75,7 @@ class VllmRuntime:
             await core.stop()
             self._readers.shutdown()
             raise
-        self.context_length = core.context_length
+        self.context_length, self.vocabulary = core.context_length, core.vocabulary
         self._reader = PromptReader(self._tokenizer, core.vocabulary, ends)
         self.versions[self._base] = Loaded(self._base, core)
 
@@ -92,6 +92,14 @@ class VllmRuntime:
     def read(self, prompt: Prompt) -> "Future[Started]":
         """Read a prompt in a thread of its own: a long one takes a while."""
         return self._readers.submit(self._reader.read, prompt)
+
+    def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
+        """See `Engine.tokenize`."""
+        return self._readers.submit(self._reader.tokenize, prompt, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int]) -> "Future[str]":
+        """See `Engine.detokenize`."""
+        return self._readers.submit(self._reader.detokenize, token_ids)
 
     @asynccontextmanager
     async def drawing(

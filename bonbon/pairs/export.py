@@ -134,8 +134,8 @@ def _row(pair: Pair) -> dict[str, Any]:
         messages = [{"role": "user", "content": prompt.text or ""}]
     return {
         "prompt": messages,
-        "chosen": [{"role": "assistant", "content": pair.chosen_text}],
-        "rejected": [{"role": "assistant", "content": pair.rejected_text}],
+        "chosen": [{"role": "assistant", "content": prompt.continued + pair.chosen_text}],
+        "rejected": [{"role": "assistant", "content": prompt.continued + pair.rejected_text}],
         "tools": prompt.tools,
         "prompt_format": form,
         "group_id": pair.group_id,

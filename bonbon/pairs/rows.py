@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -10,12 +11,18 @@ from bonbon.pairs.records import Candidate, Group, Unclean
 from bonbon.prompt import Prompt
 from bonbon.tools import canonical
 
+BESIDE_MESSAGES = ("tools", "tool_choice", "template")
+"""Fields of a prompt that go with its messages, as JSON text."""
+COLUMNS = frozenset({"max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "response_format"})
+"""Fields of `Sampling` that have a column of their own."""
+NOT_LOGGED = frozenset({"top_logprobs"})
+
 
 def prompt_document(prompt: Prompt) -> dict[str, Any]:
-    """The prompt as JSON: its one form by name, and its tools when it has any."""
+    """The prompt as JSON: its one form by name, its tools and its template's options when it has any."""
     if prompt.messages is not None:
-        tools = {"tools": prompt.tools, "tool_choice": prompt.tool_choice}
-        return {"messages": list(prompt.messages)} | {k: json.loads(text) for k, text in tools.items() if text}
+        more = {name: getattr(prompt, name) for name in BESIDE_MESSAGES}
+        return {"messages": list(prompt.messages)} | {name: json.loads(text) for name, text in more.items() if text}
     if prompt.text is not None:
         return {"text": prompt.text}
     return {"token_ids": list(prompt.token_ids or ())}
@@ -24,8 +31,13 @@ def prompt_document(prompt: Prompt) -> dict[str, Any]:
 def prompt_of(document: Mapping[str, Any]) -> Prompt:
     """The inverse of `prompt_document`."""
     if "messages" in document:
-        tools, choice = (canonical(document[k]) if k in document else None for k in ("tools", "tool_choice"))
-        return Prompt(messages=tuple(document["messages"]), tools=tools, tool_choice=choice)
+        more = {name: canonical(document[name]) for name in BESIDE_MESSAGES if name in document}
+        return Prompt(
+            messages=tuple(document["messages"]),
+            tools=more.get("tools"),
+            tool_choice=more.get("tool_choice"),
+            template=more.get("template"),
+        )
     if "text" in document:
         return Prompt(text=document["text"])
     return Prompt(token_ids=tuple(document["token_ids"]))
@@ -53,6 +65,7 @@ def group_row(group: Group) -> dict[str, Any]:
         "stop": list(sampling.stop),
         "seed": sampling.seed,
         "response_format": sampling.response_format,
+        "other_sampling": _other_sampling(sampling),
         "n": group.n,
         "reward_name": group.reward_name,
         "reward_version": group.reward_version,
@@ -124,6 +137,7 @@ def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) ->
             stop=tuple(row["stop"]),
             seed=row["seed"],
             response_format=row["response_format"],
+            **_other_fields(row.get("other_sampling")),  # what an earlier release has spooled has none
         ),
         reward_name=row["reward_name"],
         reward_version=row["reward_version"],
@@ -141,3 +155,23 @@ def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) ->
         idempotency=row["idempotency"],
         fingerprint=row.get("fingerprint"),  # what an earlier release has spooled has none
     )
+
+
+def _other_sampling(sampling: Sampling) -> dict[str, Any] | None:
+    """The fields without a column that differ from their defaults; None when none does."""
+    changed = {
+        field.name: value
+        for field in fields(Sampling)
+        if field.name not in COLUMNS | NOT_LOGGED and (value := getattr(sampling, field.name)) != field.default
+    }
+    if "logit_bias" in changed:
+        changed["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    return changed or None
+
+
+def _other_fields(document: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The inverse of `_other_sampling`."""
+    found = dict(document or {})
+    if "logit_bias" in found:
+        found["logit_bias"] = tuple(sorted((int(token), bias) for token, bias in dict(found["logit_bias"]).items()))
+    return found

@@ -12,13 +12,16 @@ from bonbon.rewards.base import Reward
 async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, deadline: float) -> list[float]:
     """One finite reward per text; equal texts are scored once. Raises RewardError for whatever goes wrong.
 
+    Where texts continue the prompt's final message, the reward reads the whole message.
+
     Args:
         deadline: seconds the reward has.
     """
     distinct = list(dict.fromkeys(texts))
+    whole = [prompt.continued + text for text in distinct]
     try:
         async with asyncio.timeout(deadline) as timer:
-            scores = [float(score) for score in await reward.score(prompt.plain, distinct)]
+            scores = [float(score) for score in await reward.score(prompt.plain, whole)]
     except RewardError:
         raise
     except Exception as error:

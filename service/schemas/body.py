@@ -10,25 +10,41 @@ from hashlib import sha256
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
 
 from bonbon.engines.base import Sampling
+from bonbon.engines.fit import MOST_BIASES, check_sampling
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from service.ask import Ask
-from service.schemas.without_effect import WHOLE, Ignored, Neutral
+from service.schemas.without_effect import WHOLE, Ignored, Neutral, asking_nothing
 
-INT64 = 2**63
+INT32, INT64 = 2**31, 2**63
 RETRY_COUNT = "x-stainless-retry-count"
 IDEMPOTENCY_KEY = "idempotency-key"
 UNDECISIVE = {"messages", "prompt", "tools", "tool_choice", "stream", "stream_options", "store"}
 """Fields that are left out of a request's fingerprint: the prompt is there as a digest, and the others change nothing
 of what is answered."""
 
+
+def _by_token_id(value: Any) -> Any:
+    """JSON's keys are texts."""
+    if not isinstance(value, dict):
+        return value
+    try:
+        return {int(token): bias for token, bias in value.items()}
+    except ValueError as error:
+        raise PydanticCustomError("token_id", "every key must be a token id, such as 42") from error
+
+
 Stop = Annotated[
     list[Annotated[str, StringConstraints(min_length=1)]],
     Field(max_length=8),
     BeforeValidator(lambda value: [] if value is None else [value] if isinstance(value, str) else value),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
+]
+LogitBias = Annotated[
+    dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES), BeforeValidator(_by_token_id)
 ]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -80,6 +96,22 @@ class AnswerBody(Body):
     """How many choices to return: the n best by reward, best first."""
     best_of: Annotated[int, Field(ge=1), WHOLE] | None = None
     """How many candidates to draw for each prompt; by default what the model name means."""
+    top_k: Annotated[Annotated[int, Field(ge=-1, lt=INT32), WHOLE] | None, asking_nothing(-1, 0)] = None
+    """How many of the likeliest tokens to draw from; -1 or 0: from all."""
+    min_p: Annotated[Annotated[float, Field(ge=0, le=1)] | None, asking_nothing(0)] = None
+    """Leave out tokens that are less likely than this share of the likeliest one."""
+    repetition_penalty: Annotated[Annotated[float, Field(ge=0.01, le=100)] | None, asking_nothing(1)] = None
+    """Above 1: tokens that the prompt or the answer has already become less likely."""
+    frequency_penalty: Annotated[Annotated[float, Field(ge=-2, le=2)] | None, asking_nothing(0)] = None
+    """Subtracted from a token's logit once for each time that the answer has it."""
+    presence_penalty: Annotated[Annotated[float, Field(ge=-2, le=2)] | None, asking_nothing(0)] = None
+    """Subtracted from a token's logit once if the answer has it."""
+    logit_bias: Annotated[LogitBias | None, asking_nothing({})] = None
+    """Added to the logits of tokens, which are named by their ids."""
+    ignore_eos: Annotated[bool | None, asking_nothing(False)] = None
+    """Go on after the tokens that end an answer otherwise, up to max_tokens or a stop string."""
+    min_tokens: Annotated[Annotated[int, Field(ge=0, lt=INT32), WHOLE] | None, asking_nothing(0)] = None
+    """How many tokens an answer must have before it may end."""
     stop: Stop = []
     """Up to eight strings that end a candidate; they are left out of its text."""
     seed: Annotated[int, Field(ge=-INT64, lt=INT64), WHOLE] | None = None
@@ -97,21 +129,13 @@ class AnswerBody(Body):
     allowed_token_ids: Annotated[None, Neutral([])] = None
     bad_words: Annotated[None, Neutral([])] = None
     early_stopping: Annotated[None, Neutral(False)] = None
-    frequency_penalty: Annotated[None, Neutral(0)] = None
-    ignore_eos: Annotated[None, Neutral(False)] = None
     include_stop_str_in_output: Annotated[None, Neutral(False)] = None
     length_penalty: Annotated[None, Neutral(1)] = None
-    logit_bias: Annotated[None, Neutral({})] = None
-    min_p: Annotated[None, Neutral(0)] = None
-    min_tokens: Annotated[None, Neutral(0)] = None
     moderation: Annotated[None, Neutral()] = None
-    presence_penalty: Annotated[None, Neutral(0)] = None
-    repetition_penalty: Annotated[None, Neutral(1)] = None
     return_token_ids: Annotated[None, Neutral(False)] = None
     skip_special_tokens: Annotated[None, Neutral(True)] = None
     spaces_between_special_tokens: Annotated[None, Neutral(True)] = None
     stop_token_ids: Annotated[None, Neutral([])] = None
-    top_k: Annotated[None, Neutral(-1, 0)] = None
     typical_p: Annotated[None, Neutral(1)] = None
     use_beam_search: Annotated[None, Neutral(False)] = None
     priority: Ignored = None
@@ -170,7 +194,16 @@ class AnswerBody(Body):
             seed=self.seed,
             top_logprobs=top_logprobs,
             response_format=response_format,
+            top_k=self.top_k or 0,
+            min_p=self.min_p or 0.0,
+            repetition_penalty=1.0 if self.repetition_penalty is None else self.repetition_penalty,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            presence_penalty=self.presence_penalty or 0.0,
+            logit_bias=tuple(sorted((self.logit_bias or {}).items())),
+            ignore_eos=bool(self.ignore_eos),
+            min_tokens=self.min_tokens or 0,
         )
+        check_sampling(sampling)
         return Ask(
             model=self.model,
             prompts=prompts,

@@ -45,6 +45,11 @@ def _same(value: Any, neutral: Any) -> bool:
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
+def asking_nothing(*values: Any) -> BeforeValidator:
+    """For an optional field that is supported: these values ask for nothing, as null does."""
+    return BeforeValidator(lambda value: None if any(_same(value, neutral) for neutral in values) else value)
+
+
 def _blank(value: Any) -> Any:
     return None if value in ("", []) else value
 

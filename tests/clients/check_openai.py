@@ -36,7 +36,7 @@ def main(url: str, key: str) -> None:
         model="bonbon", messages=MESSAGES, extra_headers={"x-request-id": "mine"}
     )
     assert raw.headers["x-request-id"] == "mine", raw.headers
-    refused = refusal(lambda: client.chat.completions.create(messages=MESSAGES, model="bonbon", frequency_penalty=1))
+    refused = refusal(lambda: client.chat.completions.create(messages=MESSAGES, model="bonbon", frequency_penalty=3))
     assert (type(refused), refused.param) == (openai.BadRequestError, "frequency_penalty"), refused
     refused = refusal(lambda: client.chat.completions.create(messages=MESSAGES, model="nobody"))
     assert (type(refused), refused.code) == (openai.NotFoundError, "model_not_found"), refused

@@ -1,0 +1,33 @@
+"""`POST /tokenize` and `POST /detokenize`, as vLLM's servers have them."""
+
+from fastapi import APIRouter, Request
+
+from service.parts import get_parts
+from service.schemas.statuses import ERRORS
+from service.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
+
+router = APIRouter(tags=["tokens"], responses=ERRORS)
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeBody, request: Request) -> Tokenized:
+    """The tokens of a prompt or a chat, as the model reads it."""
+    parts = get_parts(request)
+    if body.model is not None:
+        parts.serving.resolve(body.model)
+    found = await parts.engine.tokenize(body.read, add_special_tokens=body.add_special_tokens)
+    return Tokenized(
+        count=len(found.ids),
+        max_model_len=parts.engine.context_length,
+        tokens=list(found.ids),
+        token_strs=list(found.names) if body.return_token_strs else None,
+    )
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, request: Request) -> Detokenized:
+    """The text of tokens."""
+    parts = get_parts(request)
+    if body.model is not None:
+        parts.serving.resolve(body.model)
+    return Detokenized(prompt=await parts.engine.detokenize(body.tokens))

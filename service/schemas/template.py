@@ -1,0 +1,88 @@
+"""What a chat's request says about how the model's chat template renders it."""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from bonbon.errors import UserError
+from bonbon.prompt import Prompt
+from bonbon.tools import canonical
+from service.schemas.body import Body
+from service.schemas.message import ChatMessage
+from service.schemas.tools import Tools
+from service.schemas.without_effect import asking_nothing
+
+FIELDS = frozenset({"add_generation_prompt", "continue_final_message"})
+"""Options of a template that are fields of their own."""
+
+
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
+    if fields := sorted(options.keys() & FIELDS):
+        raise PydanticCustomError("template_field", "{name} is a field of its own", {"name": fields[0]})
+    try:
+        json.dumps(options, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:  # the first also for half a surrogate pair
+        raise PydanticCustomError("template_value", "the values must be plain JSON: no NaN, no broken text") from error
+    return options
+
+
+TemplateOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
+
+
+class TemplateBody(Body):
+    """Tools and options of the chat template."""
+
+    tools: Tools | None = None
+    """Functions that the answer may call; only an engine that calls tools takes any."""
+    add_generation_prompt: bool | None = None
+    """true by default: the prompt ends with what begins an assistant's message."""
+    continue_final_message: Annotated[bool | None, asking_nothing(False)] = None
+    """true: the answer continues the final message, an assistant's, instead of beginning a message."""
+    chat_template_kwargs: Annotated[TemplateOptions | None, asking_nothing({})] = None
+    """What else the chat template is given, by name, such as `enable_thinking`. It ignores names it does not know."""
+
+    @model_validator(mode="after")
+    def _check_end(self) -> "TemplateBody":
+        if self.continue_final_message and self.add_generation_prompt:
+            raise UserError(
+                "continue_final_message and add_generation_prompt exclude each other: leave one of them out",
+                param="continue_final_message",
+            )
+        return self
+
+    def chat_prompt(
+        self, messages: Sequence[ChatMessage], *, tool_choice: Any = "auto", reasoning_effort: str | None = None
+    ) -> Prompt:
+        """`messages` with what this body says of them. What means the default is left out: it changes no digest.
+
+        Raises UserError when the final message cannot be continued.
+        """
+        options = dict(self.chat_template_kwargs or {})
+        if reasoning_effort is not None:
+            if options.get("reasoning_effort", reasoning_effort) != reasoning_effort:
+                raise UserError(
+                    "reasoning_effort and chat_template_kwargs.reasoning_effort differ: leave one of them out",
+                    param="reasoning_effort",
+                )
+            options["reasoning_effort"] = reasoning_effort
+        if self.continue_final_message:
+            if messages[-1].role != "assistant" or messages[-1].tool_calls:
+                raise UserError(
+                    "continue_final_message needs a final message to continue that is an assistant's text: add one, or "
+                    "leave continue_final_message out",
+                    param="continue_final_message",
+                )
+            options["continue_final_message"] = True
+            options["add_generation_prompt"] = False
+        elif self.add_generation_prompt is False:
+            options["add_generation_prompt"] = False
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+        return Prompt(
+            messages=tuple(message.to_message() for message in messages),
+            tools=canonical(tools) if tools else None,
+            tool_choice=canonical(tool_choice) if tools else None,
+            template=canonical(options) if options else None,
+        )

