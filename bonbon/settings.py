@@ -333,8 +333,9 @@ class GateSettings(Section):
     """How much of the win rate against what answers requests now may be lost at most: the version answers with the
     smallest k whose best-of-k wins at least half of these comparisons less this margin, by its lower bound."""
     min_saved: float = Field(0.05, ge=0, lt=1)
-    """The least share of tokens per answer that must be saved at that k. Where one draw is served already, a version
-    whose one draw is known to be better is promoted, too, unless it takes more tokens by this share."""
+    """The least share of tokens per answer that must be saved at that k. A version that needs as many draws as the
+    distilled version which answers now is promoted, too, if it is known to be better, unless it takes more tokens by
+    this share."""
     min_win_rate: float = Field(0.5, ge=0, le=1)
     """The least win rate of one draw against one draw of the base, by its lower bound."""
     max_p_value: float = Field(0.05, gt=0, le=1)

@@ -85,6 +85,19 @@ def test_a_version_whose_answers_are_longer_saves_less() -> None:
     assert (shorter.k, shorter.saved) == (1, 0.25)
 
 
+def test_a_better_version_with_as_many_draws_as_the_champion_is_worth_promoting() -> None:
+    two = {"served": "tiny-bonbon-0000", "served_k": 2, "served_tokens": 44.9}
+    better = judge(evaluation(best_of_k=best_of_k(0.4, 0.53, 0.7), **two), GATE)
+    assert (better.passed, better.k) == (True, 2)
+    as_good = judge(evaluation(best_of_k=best_of_k(0.4, 0.51, 0.7), **two), GATE)
+    assert failed(as_good) == ["better"]
+    longer = judge(evaluation(best_of_k=best_of_k(0.4, 0.53, length=30.0), **two), GATE)
+    assert failed(longer) == ["saved"]
+    # Best-of-n of the base is no version that a round could start from in its place.
+    base = judge(evaluation(best_of_k=best_of_k(0.3, 0.53, length=80.0), served_k=2, served_tokens=160.0), GATE)
+    assert failed(base) == ["saved"]
+
+
 def test_where_one_draw_is_served_a_better_one_is_worth_promoting() -> None:
     one = {"served": "tiny-bonbon-0000", "served_k": 1, "served_tokens": 21.9}
     better = judge(evaluation(best_of_k=best_of_k(0.53, 0.7), **one), GATE)
@@ -92,8 +105,7 @@ def test_where_one_draw_is_served_a_better_one_is_worth_promoting() -> None:
     as_good = judge(evaluation(best_of_k=best_of_k(0.51, 0.7), **one), GATE)
     assert failed(as_good) == ["better"]
     assert reason(as_good, "better").text == (
-        "win rate of one draw against one draw of tiny-bonbon-0000, whose number of draws cannot be lowered: "
-        "lower bound 0.490 is below 0.500"
+        "win rate of one draw against one draw of tiny-bonbon-0000, at the same cost: lower bound 0.490 is below 0.500"
     )
     more_draws = judge(evaluation(best_of_k=best_of_k(0.4, 0.7), **one), GATE)
     assert failed(more_draws) == ["saved"]

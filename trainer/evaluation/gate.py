@@ -92,9 +92,10 @@ def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list
         checks.append(_at_least(title, "held_out_win_rate_served", high, 0.5, "upper bound"))
     title = f"share of the tokens of {served} that best-of-{chosen.k} saves"
     saved = 1 - chosen.tokens / e.served_tokens
-    if e.served_k == chosen.k == 1 and abs(saved) < gate.min_saved:
-        # One draw is served: fewer tokens are only to be had from shorter answers, but better ones are worth as much.
-        title = f"win rate of one draw against {served}, whose number of draws cannot be lowered"
+    if e.served != e.base and chosen.k == e.served_k and abs(saved) < gate.min_saved:
+        # A better version with as many draws is where the next round starts from, which may lower their number.
+        draws = f"best-of-{chosen.k}" if chosen.k > 1 else "one draw"
+        title = f"win rate of {draws} against {served}, at the same cost"
         checks.append(_at_least(title, "better", chosen.win_rate_served.low, 0.5, "lower bound"))
     else:
         checks.append(_at_least(title, "saved", saved, gate.min_saved))
