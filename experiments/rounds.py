@@ -106,7 +106,11 @@ def _interval(figures: dict[str, Any], name: str) -> str:
 
 def _refused(row: Row) -> str:
     refused = [(number, done["gate"]) for number, done in enumerate(row["rounds"], 1) if not done["gate"]["passed"]]
-    lines = [
-        f"The gate refused the version of round {number}: {'; '.join(gate['reasons'])}." for number, gate in refused
-    ]
+    lines = [f"The gate refused the version of round {number}: {_why(gate['reasons'])}." for number, gate in refused]
     return " ".join(lines) or "The gate refused no version."
+
+
+def _why(reasons: Sequence[str]) -> str:
+    return "; ".join(
+        reason for reason in reasons if not any(word in reason for word in (" is at least ", " is at most "))
+    )
