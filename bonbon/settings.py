@@ -268,7 +268,7 @@ class TrainSettings(Section):
     """Optimiser steps on earlier draws after each step on fresh ones."""
     refine_learning_rate: float | None = Field(None, gt=0)
     """The learning rate on the policy's own draws; by default a fifth of that on logged groups. It is halved whenever
-    validation prompts gain less than before."""
+    validation prompts gain nothing more for a while."""
     validation_draws: int = Field(256, ge=2)
     """Draws for the validation prompts, over all of them, whenever policies are compared by what they draw; at least
     two for each prompt."""

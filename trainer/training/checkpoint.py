@@ -35,7 +35,7 @@ class Checkpoint:
     """How far a stage is.
 
     `best` has the weights of the step `best_step`, whose gain was the highest so far. `mark` is the gain that further
-    looks are compared with, `last_gain` that of the latest look, and `halvings` how often the learning rate was halved.
+    looks are compared with, and `halvings` how often the learning rate was halved.
     """
 
     step: int = 0
@@ -44,7 +44,6 @@ class Checkpoint:
     best_gain: float = -math.inf
     mark: float = -math.inf
     looks_since_mark: int = 0
-    last_gain: float = -math.inf
     halvings: int = 0
 
     def see(self, gain: float, weights: Callable[[], Weights], *, least: float = 0.0) -> None:
@@ -55,7 +54,6 @@ class Checkpoint:
         self.looks_since_mark += 1
         if gain > self.mark + least:
             self.mark, self.looks_since_mark = gain, 0
-        self.last_gain = gain
 
 
 class Checkpoints:

@@ -33,8 +33,10 @@ NUMBERS = 4
 looks at the policy that was brought back."""
 LOOK_EVERY = 10
 """Steps between looks at draws for validation prompts."""
-PATIENCE = 3
-"""Looks in a row without a gain of `LEAST_GAIN` after which the stage ends."""
+PLATEAU = 2
+"""Looks in a row without a gain of `LEAST_GAIN` after which the learning rate is halved; again after as many more."""
+PATIENCE = 6
+"""Looks in a row without a gain of `LEAST_GAIN` after which the stage ends; each is known to a tenth of a nat only."""
 LEAST_GAIN = 0.05
 """Nats."""
 WARMUP = 5
@@ -166,9 +168,9 @@ class Refinement:
             back = math.sqrt(self.most_kl / found.kl)  # the KL grows with the square of the share of the way
             share, weights = share * back, self.learner.towards_base(weights, back)
         gain = found.gain if allowed else -math.inf
-        if gain < state.last_gain:
-            state.halvings += 1
         state.see(gain, lambda: weights, least=LEAST_GAIN)
+        if state.looks_since_mark and state.looks_since_mark % PLATEAU == 0:
+            state.halvings += 1
         self._write(
             log,
             state.step,
