@@ -94,20 +94,21 @@ async def test_an_unexpected_failure_is_logged_without_what_it_was_about(
 COMMANDS = {
     "keys": ("create canary", "list", "revoke x", "rotate x"),
     "models": ("list", "show x", "promote x", "rollback"),
-    "pairs": ("stats", "export x.parquet", "curve", "purge --user canary --yes", "spool --replay"),
+    "pairs": ("stats", "export x.parquet", "curve", "purge --user canary --yes", "rescore --reward length", "spool --replay"),
     "train": ("",),
     "evaluate": ("x",),
     "loop": ("", "--once"),
     "serve": ("", "--json-logs"),
 }
-WITHOUT_A_DATABASE_OF_A_URL = {"demo", "distill"}
+WITHOUT_A_DATABASE_OF_A_URL = {"demo", "distill", "init"}
+WITH_OTHER_FINDINGS = {"doctor"}
 
 
 def test_every_command_is_looked_at() -> None:
     if not app.registered_commands:
         add_commands()
     names = {command.name for command in app.registered_commands} | {group.name for group in app.registered_groups}
-    assert names == COMMANDS.keys() | WITHOUT_A_DATABASE_OF_A_URL
+    assert names == COMMANDS.keys() | WITHOUT_A_DATABASE_OF_A_URL | WITH_OTHER_FINDINGS
     for group in app.registered_groups:
         assert group.typer_instance is not None
         commands = group.typer_instance.registered_commands
@@ -124,6 +125,18 @@ def test_a_database_that_is_gone_is_told_of_in_one_line(
     rename_away(server)
     done = ForkedCommand(tmp_path, *command, BONBON_DATABASE_URL=url, BONBON_ENGINE="fake", COLUMNS="500")
     assert done.wait() == 2
+    assert 'database "canary" does not exist' in done.written
+    assert "Traceback" not in done.written
+    for secret in SECRETS:
+        assert secret not in done.written
+
+
+def test_a_database_that_is_gone_is_a_finding_without_its_password(
+    server: PostgresqlServer, url: str, tmp_path: Path
+) -> None:
+    rename_away(server)
+    done = ForkedCommand(tmp_path, "doctor", BONBON_DATABASE_URL=url, BONBON_ENGINE="fake", COLUMNS="500")
+    assert done.wait() == 1
     assert 'database "canary" does not exist' in done.written
     assert "Traceback" not in done.written
     for secret in SECRETS:
