@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 YARDSTICK_SEED, BASE_SEED, BEFORE_SEED, TRAFFIC_SEED, AFTER_SEED = (i * 1_000_000 for i in range(1, 6))
 AFTER_K_SEED = 500_000
+SWAP_ANSWERS, SWAP_SECONDS, SWAP_POLL = 6, 60.0, 0.05
+"""Answers that are waited for before a promotion, and from the version after it; how long at most; between looks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,14 +327,14 @@ class Demo:
 
     async def _swap(self, version: str, traffic: Traffic, requests: list[str]) -> SwapTraffic:
         """Promote while requests keep coming; some come before, some after."""
-        stop = asyncio.Event()
+        stop, result = asyncio.Event(), SwapTraffic()
         self._say(f"promoting {version} while traffic goes on")
-        sending = asyncio.create_task(traffic.until(stop, requests, model=ALIAS))
-        await asyncio.sleep(1.0)
+        sending = asyncio.create_task(traffic.until(stop, requests, model=ALIAS, result=result))
+        await _seen(sending, lambda: sum(result.versions.values()), seconds=1.0)
         await self._admin("POST", "/admin/promote", {"version": version})
-        await asyncio.sleep(2.0)
+        await _seen(sending, lambda: result.versions.get(version, 0), seconds=2.0)
         stop.set()
-        result = await sending
+        await sending
         served = ", ".join(f"{name}: {count}" for name, count in sorted(result.versions.items()))
         self._say(f"swapped under {result.requests} requests, {result.failed} failed ({served})")
         return result
@@ -364,6 +366,15 @@ class Demo:
             columns[f"distilled, best of {results.gate['k']}"] = results.after
         self.console.print(sample_panels(self.samples))
         self.console.print(figures_table({k: v for k, v in columns.items() if v is not None}, results.n))
+
+
+async def _seen(sending: asyncio.Task[SwapTraffic], answers: Callable[[], int], *, seconds: float) -> None:
+    """Wait for so long, and on a slow machine longer: until there are `SWAP_ANSWERS`, or nothing is sent any more."""
+    await asyncio.sleep(seconds)
+    for _ in range(int(SWAP_SECONDS / SWAP_POLL)):
+        if answers() >= SWAP_ANSWERS or sending.done():
+            return
+        await asyncio.sleep(SWAP_POLL)
 
 
 def _gate(verdict: dict[str, Any] | None) -> dict[str, Any]:

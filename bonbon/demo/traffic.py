@@ -102,11 +102,23 @@ class Traffic:
         latency = perf_counter() - start
         return Timing(latency if ttft is None else ttft, latency)
 
-    async def until(self, stop: asyncio.Event, requests: list[str], *, model: str, workers: int = 4) -> SwapTraffic:
-        """Keep asking, from `workers` clients at a time, until `stop` is set; count what failed. No retries."""
+    async def until(
+        self,
+        stop: asyncio.Event,
+        requests: list[str],
+        *,
+        model: str,
+        workers: int = 4,
+        result: SwapTraffic | None = None,
+    ) -> SwapTraffic:
+        """Keep asking, from `workers` clients at a time, until `stop` is set; count what failed. No retries.
+
+        Args:
+            result: where it is counted, for whoever looks on.
+        """
         from openai import OpenAIError
 
-        result = SwapTraffic()
+        result = SwapTraffic() if result is None else result
         client = self.client.with_options(max_retries=0)
 
         async def work(worker: int) -> None:
