@@ -94,7 +94,14 @@ async def test_an_unexpected_failure_is_logged_without_what_it_was_about(
 COMMANDS = {
     "keys": ("create canary", "list", "revoke x", "rotate x"),
     "models": ("list", "show x", "promote x", "rollback"),
-    "pairs": ("stats", "export x.parquet", "curve", "purge --user canary --yes", "rescore --reward length", "spool --replay"),
+    "pairs": (
+        "stats",
+        "export x.parquet",
+        "curve",
+        "purge --user canary --yes",
+        "rescore --reward length",
+        "spool --replay",
+    ),
     "train": ("",),
     "evaluate": ("x",),
     "loop": ("", "--once"),
