@@ -43,8 +43,13 @@ def served_name(name_or_dir: str) -> str:
     return name
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a `name` that is no directory may be that of a model on the hub, such as `gpt2` or `owner/model`."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
+
+
 def _download(name: str, revision: str | None) -> Path:
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith((".", "/")):
+    if not is_hub_name(name):
         raise UserError(
             f"model {name!r}: there is no such directory; check the path, or give a hub name", param="model"
         )

@@ -111,7 +111,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
 def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward | None = None) -> Parts:
     """What the service is made of, nothing of it started."""
     service = settings.service
-    engine = engine or build_engine(settings, base=_base_name(settings))
+    engine = engine or build_engine(settings, base=base_name(settings))
     reward = reward or build_reward(_reward_spec(settings))
     best_of_n = BestOfN(engine, reward, deadline=service.reward_deadline)
     tenant_rewards = TenantRewards(best_of_n, service.rewards, service.tenants)
@@ -218,7 +218,8 @@ def _watch(
     watch("bonbon_k", "Candidates that the alias draws now for one answer.", lambda: serving.k)
 
 
-def _base_name(settings: Settings) -> str:
+def base_name(settings: Settings) -> str:
+    """The name that the base is served under. Raises UserError when no model is set and the engine needs one."""
     if settings.model:
         return served_name(settings.model)
     if settings.engine == "fake":

@@ -73,9 +73,7 @@ class Keyring:
     @property
     def required(self) -> bool:
         """Whether a request needs a key."""
-        if self.settings.auth == "auto":
-            return bool(self._keys) or not is_loopback(self.settings.host)
-        return self.settings.auth == "on"
+        return needs_key(self.settings, has_keys=bool(self._keys))
 
     @property
     def has_admin_keys(self) -> bool:
@@ -109,6 +107,13 @@ class Keyring:
                 failing = True
             except Exception:
                 log.exception("cannot look keys up; those last seen are good")
+
+
+def needs_key(settings: ServiceSettings, *, has_keys: bool) -> bool:
+    """Whether a request needs a key, where there are keys or none."""
+    if settings.auth == "auto":
+        return has_keys or not is_loopback(settings.host)
+    return settings.auth == "on"
 
 
 def _static(settings: ServiceSettings) -> Iterator[Key]:

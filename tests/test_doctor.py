@@ -109,9 +109,17 @@ def test_a_base_without_a_chat_template_and_an_unguarded_service_are_warnings(
     assert "save a chat_template.jinja" in found["model"]["text"]
 
 
+@pytest.mark.parametrize("name", ["nobody-has-this-model", "nobody/has-this-model"])
+def test_a_model_on_the_hub_is_not_fetched(settings: pytest.MonkeyPatch, name: str) -> None:
+    settings.setenv("BONBON_MODEL", name)
+    found = examined()
+    assert found["model"]["state"] == "warning"
+    assert found["model"]["text"] == f"{name} is not a directory here: it is downloaded from the model hub"
+
+
 def test_keys_that_are_there_are_counted(settings: pytest.MonkeyPatch) -> None:
     assert CliRunner().invoke(keys, ["create", "someone"]).exit_code == 0
     settings.setenv("BONBON_SERVICE__HOST", "0.0.0.0")
     found = examined()
-    assert found["keys"] == {"check": "keys", "state": "good", "text": "requests need one of 1 keys"}
+    assert found["keys"] == {"check": "keys", "state": "good", "text": "requests need a key; keys that were made: 1"}
     assert found["database"]["text"].endswith("answers, and its tables are this release's")

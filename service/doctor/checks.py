@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shutil
 import socket
 import time
@@ -17,18 +16,18 @@ from bonbon.engines.golden import check_base
 from bonbon.errors import BonbonError
 from bonbon.extras import install
 from bonbon.keys.store import all_keys
-from bonbon.modelfiles import resolve_model, served_name
+from bonbon.modelfiles import is_hub_name, resolve_model, served_name
 from bonbon.rewards import build_reward
 from bonbon.rewards.check import check_reward
-from bonbon.settings import RewardSpec, Settings
+from bonbon.settings import RewardSpec, ServiceSettings, Settings
+from service.app import base_name
+from service.keyring import needs_key
 from service.local import is_loopback
 
 LEAST_FREE = 5 * 2**30
 """Bytes of the data directory's disk below which there is a warning."""
-HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-"""An owner and a model."""
 READS_MODEL = ("embedded", "vllm")
-"""The engines that read the model's files on this machine."""
+"""The engines that read the model's files on this machine; the extras that install them have the same names."""
 
 
 class State(StrEnum):
@@ -58,10 +57,11 @@ async def examine(settings: Settings, *, draw: bool = False) -> AsyncIterator[Fi
     yield await asyncio.to_thread(_device, settings)
     yield await _reward("reward", settings.reward)
     yield await _reward("held_out_reward", settings.held_out_reward)
-    yield await _database(settings)
+    database, made = await _database(settings)
+    yield database
     yield _disk(settings.data_dir.absolute())
     yield _port(settings.service.host, settings.service.port)
-    yield await _keys(settings)
+    yield _keys(settings.service, made)
     if draw:
         yield await _engine(settings)
 
@@ -69,7 +69,7 @@ async def examine(settings: Settings, *, draw: bool = False) -> AsyncIterator[Fi
 def _model(settings: Settings) -> Finding:
     if settings.engine not in READS_MODEL:
         return Finding("model", State.GOOD, f"the engine {settings.engine!r} reads no model's files on this machine")
-    if HUB_NAME.fullmatch(settings.model) and not Path(settings.model).is_dir():
+    if is_hub_name(settings.model) and not Path(settings.model).is_dir():
         return Finding(
             "model", State.WARNING, f"{settings.model} is not a directory here: it is downloaded from the model hub"
         )
@@ -79,8 +79,11 @@ def _model(settings: Settings) -> Finding:
         directory = resolve_model(settings.model, settings.revision)
         tokenizer = load_tokenizer(directory)
     except ModuleNotFoundError as error:
-        needed = install("vllm" if settings.engine == "vllm" else "embedded")
-        return Finding("model", State.PROBLEM, f"to read it needs {error.name}, which is not installed: {needed}")
+        return Finding(
+            "model",
+            State.PROBLEM,
+            f"reading it needs {error.name}, which is not installed: {install(settings.engine)}",
+        )
     except BonbonError as error:
         return Finding("model", State.PROBLEM, str(error))
     gigabytes = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e9
@@ -101,8 +104,7 @@ def _device(settings: Settings) -> Finding:
     try:
         import torch
     except ModuleNotFoundError:
-        needed = install("vllm" if settings.engine == "vllm" else "embedded")
-        return Finding("device", State.PROBLEM, f"torch is not installed: {needed}")
+        return Finding("device", State.PROBLEM, f"torch is not installed: {install(settings.engine)}")
     if count := torch.cuda.device_count():
         properties = [torch.cuda.get_device_properties(number) for number in range(count)]
         return Finding(
@@ -146,17 +148,18 @@ async def _reward(setting: str, spec: RewardSpec | None) -> Finding:
     return Finding(setting, State.GOOD, f"{reward.name} {reward.version} scored five dummy answers in {seconds:.2f} s")
 
 
-async def _database(settings: Settings) -> Finding:
-    if not settings.database_url:
-        file = settings.data_dir.absolute() / "bonbon.db"
-        if not file.exists():
-            return Finding("database", State.GOOD, f"the service makes {file} when it starts")
+async def _database(settings: Settings) -> tuple[Finding, int | None]:
+    """What was found, and how many keys are in the database; None where it cannot be opened."""
+    file = settings.data_dir.absolute() / "bonbon.db"
+    if not settings.database_url and not file.exists():
+        return Finding("database", State.GOOD, f"the service makes {file} when it starts"), 0
     try:
         async with open_database(settings.database, create=False, timeouts=settings.database_timeouts) as database:
             url = database.url.set(query={}).render_as_string(hide_password=True)
+            made = len(await all_keys(database))
     except BonbonError as error:
-        return Finding("database", State.PROBLEM, str(error))
-    return Finding("database", State.GOOD, f"{url} answers, and its tables are this release's")
+        return Finding("database", State.PROBLEM, str(error)), None
+    return Finding("database", State.GOOD, f"{url} answers, and its tables are this release's"), made
 
 
 def _disk(data_dir: Path) -> Finding:
@@ -193,39 +196,33 @@ def _port(host: str, port: int) -> Finding:
     return Finding("port", State.GOOD, f"{host}:{port} is free")
 
 
-async def _keys(settings: Settings) -> Finding:
-    service = settings.service
-    made = 0
-    if settings.database_url or (settings.data_dir.absolute() / "bonbon.db").exists():
-        try:
-            async with open_database(settings.database, create=False, timeouts=settings.database_timeouts) as database:
-                made = len(await all_keys(database))
-        except BonbonError:
-            return Finding("keys", State.WARNING, "they are in the database, which cannot be opened")
+def _keys(service: ServiceSettings, made: int | None) -> Finding:
+    """What follows from the settings' keys and from `made` keys in the database; None: it cannot be opened."""
+    if made is None:
+        return Finding("keys", State.WARNING, "they are in the database, which cannot be opened")
     known = made + (service.api_key is not None) + (service.admin_key is not None)
-    local = is_loopback(service.host)
-    required = service.auth == "on" or (service.auth == "auto" and (known > 0 or not local))
+    required = needs_key(service, has_keys=known > 0)
     if required and not known:
         return Finding(
             "keys",
             State.PROBLEM,
             f"requests to {service.host} need a key, and there is none: make one with `bonbon keys create NAME`",
         )
-    if not required and not local:
+    if not required and not is_loopback(service.host):
         return Finding(
             "keys",
             State.WARNING,
             f"everybody who reaches {service.host} may use the service: set service.auth to 'auto' and make a key with "
             "`bonbon keys create NAME`",
         )
-    said = f"requests need one of {known} keys" if required else "requests from this machine need no key"
-    return Finding("keys", State.GOOD, said)
+    if not required:
+        return Finding("keys", State.GOOD, "requests from this machine need no key")
+    return Finding("keys", State.GOOD, f"requests need a key; keys that were made: {known}")
 
 
 async def _engine(settings: Settings) -> Finding:
     try:
-        name = served_name(settings.model) if settings.model else "base"
-        engine = await asyncio.to_thread(build_engine, settings, base=name)
+        engine = await asyncio.to_thread(build_engine, settings, base=base_name(settings))
         start = time.perf_counter()
         try:
             await engine.start()

@@ -2,13 +2,12 @@
 
 import asyncio
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from bonbon.options import AsJson, console, print_json
+from bonbon.options import AsJson, DatabaseUrl, DataDir, console, print_json
 from bonbon.settings import load_settings
 from service.doctor.checks import Finding, State, examine
 
@@ -20,8 +19,8 @@ def doctor(
     reward: Annotated[
         str | None, typer.Option(help="A reward model's directory or hub name, a URL, or kind:target.")
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where the default database and the files live.")] = None,
-    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the pair log and registry.")] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
     engine: Annotated[str | None, typer.Option(help="Which engine draws: embedded, vllm, remote, fake.")] = None,
     draw: Annotated[bool, typer.Option("--draw", help="Also start the engine and draw a few tokens.")] = False,
     as_json: AsJson = False,
