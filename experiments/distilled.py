@@ -43,24 +43,26 @@ SHOWN = (
 )
 
 
-def draw(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+def draw(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling, *, progress: bool = False) -> None:
     """Log the groups that runs in copies of the settings' data directory learn from; those that are there stay."""
 
     async def drawn() -> None:
-        async with open_workshop(settings, progress=True) as workshop:
+        async with open_workshop(settings, progress=progress) as workshop:
             await draw_groups(workshop, prompts, sampling)
 
     asyncio.run(drawn())
 
 
-def distilled(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Any]:
+def distilled(
+    settings: Settings, prompts: Sequence[Prompt], sampling: Sampling, *, progress: bool = False
+) -> dict[str, Any]:
     """The figures of one run: the program's own evaluation, its learning rate, and what its own draws brought.
 
     `own_draws` has the tokens that had been drawn and the gain in J on validation draws, look by look.
     """
 
     async def run() -> None:
-        async with open_workshop(settings, progress=True) as workshop:
+        async with open_workshop(settings, progress=progress) as workshop:
             await distill(workshop, settings.data_dir, prompts, sampling)
 
     asyncio.run(run())

@@ -114,7 +114,7 @@ def main(
     work = work / slug(f"{called} {form}")
     settings = partial(_settings, budget, model=model, reward=reward, held_out_reward=held_out_reward, engine=engine)
     sampling = Sampling(max_tokens=budget.max_tokens)
-    draw(settings(work / "groups"), asked, sampling)
+    draw(settings(work / "groups"), asked, sampling, progress=True)
     for one in methods:
         out = work / slug(one)
         if not out.exists():
@@ -131,7 +131,7 @@ def _characters(prompt: Prompt) -> int:
 
 
 def _run(settings: Settings, asked: Sequence[Prompt], sampling: Sampling, **_: Any) -> dict[str, Any]:
-    return distilled(settings, asked, sampling) | {"prompts": len(asked)}
+    return distilled(settings, asked, sampling, progress=True) | {"prompts": len(asked)}
 
 
 def _settings(budget: Budget, out: Path, train: dict[str, Any] | None = None, **given: Any) -> Settings:

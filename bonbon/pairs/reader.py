@@ -130,6 +130,13 @@ async def pairs(
         last = rows[-1]["group_id"]
 
 
+async def logged_versions(database: Database) -> list[str]:
+    """The versions that the log has groups of, by name."""
+    query = select(groups.c.version).distinct().order_by(groups.c.version)
+    async with database.read(bulk=True) as connection:
+        return list((await connection.execute(query)).scalars())
+
+
 async def stats(database: Database) -> PairStats:
     """Counts over the whole log."""
     margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups), groups.c)

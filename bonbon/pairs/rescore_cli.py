@@ -9,7 +9,7 @@ import typer
 
 from bonbon.errors import UserError
 from bonbon.options import console, open_store, print_json
-from bonbon.pairs.reader import RewardKey, stats
+from bonbon.pairs.reader import RewardKey, logged_versions
 from bonbon.pairs.rescore import Rescored, Scope, count_rescorable, rescore, started
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
@@ -48,7 +48,7 @@ async def _rescore(settings: Settings, bar: Bar, version: str | None, newest: in
         )
     scope = Scope(None if version is None else (version,))
     async with open_store(settings) as database:
-        if version is not None and version not in (known := (await stats(database)).versions):
+        if version is not None and version not in (known := await logged_versions(database)):
             names = ", ".join(known) or "none"
             raise UserError(f"the pair log has no group of version {version!r}; it has groups of: {names}")
         async with started(build_reward(settings.reward)) as (reward, key):
