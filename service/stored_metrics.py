@@ -66,8 +66,8 @@ class StoredMetrics:
         )
         make.gauge(
             "bonbon_win_rate_floor",
-            "Live win rate under which the champion answers with more draws: against best-of-n of the base, or against "
-            "one draw of the base where service.k fixes the number of draws.",
+            "Live win rate that the champion must not fall under: against best-of-n of the base, or against one draw "
+            "of the base where service.k fixes the number of draws.",
         ).set(floor.value)
         self._tokens_per_answer = make.gauge(
             "bonbon_champion_tokens_per_answer",

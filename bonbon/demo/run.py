@@ -38,8 +38,10 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 YARDSTICK_SEED, BASE_SEED, BEFORE_SEED, TRAFFIC_SEED, AFTER_SEED = (i * 1_000_000 for i in range(1, 6))
 AFTER_K_SEED = 500_000
-SWAP_ANSWERS, SWAP_SECONDS, SWAP_POLL = 6, 60.0, 0.05
-"""Answers that are waited for before a promotion, and from the version after it; how long at most; between looks."""
+SWAP_ANSWERS = 6
+"""The demo waits for this many answers before it promotes a version, and for as many from the version afterwards."""
+SWAP_SECONDS, SWAP_POLL = 60.0, 0.05
+"""How long it waits for them at most, and between two looks at their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +371,7 @@ class Demo:
 
 
 async def _seen(sending: asyncio.Task[SwapTraffic], answers: Callable[[], int], *, seconds: float) -> None:
-    """Wait for so long, and on a slow machine longer: until there are `SWAP_ANSWERS`, or nothing is sent any more."""
+    """Wait `seconds`, and then until there are `SWAP_ANSWERS` answers, `SWAP_SECONDS` are over or sending has ended."""
     await asyncio.sleep(seconds)
     for _ in range(int(SWAP_SECONDS / SWAP_POLL)):
         if answers() >= SWAP_ANSWERS or sending.done():

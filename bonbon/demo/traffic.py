@@ -114,7 +114,7 @@ class Traffic:
         """Keep asking, from `workers` clients at a time, until `stop` is set; count what failed. No retries.
 
         Args:
-            result: where it is counted, for whoever looks on.
+            result: the counts, which the caller may read while requests are sent; by default a new one.
         """
         from openai import OpenAIError
 

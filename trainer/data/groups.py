@@ -42,8 +42,8 @@ COLUMNS = [
 ]
 
 
-NAMED = 20
-"""Groups that are set aside and that the warning names."""
+MOST_NAMED = 20
+"""The most groups that a warning names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +273,7 @@ def _with_unknown_tokens(table: pa.Table, vocabulary: int) -> Rows:
             )
         log.warning(
             "groups are set aside: they have token ids that the model does not know",
-            groups=names[:NAMED],
+            groups=names[:MOST_NAMED],
             count=len(names),
             token_ids_of_model=vocabulary,
             remedy=remedy,

@@ -206,7 +206,11 @@ def _log_best_of_n(batch: GroupLogprobs, n: int) -> Tensor:
 
 
 def _regression(batch: GroupLogprobs, target: Tensor, *, contrast_weight: float, sft_weight: float) -> LossTerms:
-    """Of log pi/pi_0 on a target, both less their group's mean, and of the policy on the base tilted by exp(target)."""
+    """The weighted sum of two terms whose minima are the base tilted by exp(target).
+
+    The contrast is half the squared difference of log pi/pi_0 from the target, both less their group's mean. The
+    supervised term is the mean of -log pi over candidates weighted by exp(target).
+    """
     residual = batch.log_ratio - target
     contrast = batch.covariance(residual, residual).mean() / 2
     sft = -batch.sum(batch.softmax(target) * batch.policy).mean()

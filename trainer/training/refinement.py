@@ -28,9 +28,9 @@ from trainer.training.validation import Drawer
 STAGE = 1
 FIRST_ORDER = 100
 """Number of the stage's first draws: smaller numbers are for what comes before it."""
-NUMBERS = 4
-"""Numbers of draws that a step has: the first is for what it learns from, the next is for a look at it, the others for
-looks at the policy that was brought back."""
+ORDERS_PER_STEP = 4
+"""Orders of draws that a step may give: one to learn from, one to look at the policy, and two more to look at it after
+it was brought back."""
 LOOK_EVERY = 10
 """Steps between looks at draws for validation prompts."""
 PLATEAU = 2
@@ -137,7 +137,9 @@ class Refinement:
         size = self.learner.whole(min(self.config.batch_size, len(self.rows)))
         epoch, position = divmod(step, max(1, len(self.rows) // size))
         rows = epoch_steps(self.rows, size, seed=self.config.seed + STAGE, epoch=epoch)[position]
-        fresh = self.drawer(FIRST_ORDER + NUMBERS * step, self.learner.weights(), rows, self.config.refine_draws)
+        fresh = self.drawer(
+            FIRST_ORDER + ORDERS_PER_STEP * step, self.learner.weights(), rows, self.config.refine_draws
+        )
         usable = self.learner.whole(len(fresh))
         if not usable:
             raise BonbonError("none of the prompts to draw for fits the engine's context: raise its length")
@@ -153,17 +155,17 @@ class Refinement:
         for step in range(steps):
             self._draw(step)
         for step in range(0, steps + 1, LOOK_EVERY):
-            for number in range(1, NUMBERS):
-                self.tokens += self.drawer.kept_tokens(FIRST_ORDER + NUMBERS * step + number)
+            for number in range(1, ORDERS_PER_STEP):
+                self.tokens += self.drawer.kept_tokens(FIRST_ORDER + ORDERS_PER_STEP * step + number)
 
     def _look(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draw for the validation prompts, and keep the policy if it gains more than the best one before it."""
-        weights, first, share = self.learner.weights(), FIRST_ORDER + NUMBERS * state.step, 1.0
-        for number in range(first + 1, first + NUMBERS):
+        weights, first, share = self.learner.weights(), FIRST_ORDER + ORDERS_PER_STEP * state.step, 1.0
+        for number in range(first + 1, first + ORDERS_PER_STEP):
             found = self.drawer.gain(number, weights, self.validation, self.draws, self.tilt)
             self.tokens += found.tokens
             allowed = found.kl <= self.most_kl * TOLERANCE
-            if allowed or number == first + NUMBERS - 1:
+            if allowed or number == first + ORDERS_PER_STEP - 1:
                 break
             back = math.sqrt(self.most_kl / found.kl)  # the KL grows with the square of the share of the way
             share, weights = share * back, self.learner.towards_base(weights, back)
