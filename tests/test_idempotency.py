@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, error_of, events, open_api
 from sqlalchemy import update
 
+from bonbon.engines.base import Delta, DrawRequest, Started
 from bonbon.engines.fake import FakeEngine
 from bonbon.tables import groups
 
@@ -74,14 +75,29 @@ async def test_attempts_that_overlap_are_one_request(api: Api) -> None:
     assert await api.groups() == 1
 
 
-async def test_streams_that_overlap_are_all_kept_and_one_is_trained_on(api: Api) -> None:
+class Overlapping(FakeEngine):
+    """Draws no token before three requests are being answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.three = asyncio.Barrier(3)
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        async for event in super().draw(request):
+            yield event
+            if isinstance(event, Started):
+                await asyncio.wait_for(self.three.wait(), 30)
+
+
+async def test_streams_that_overlap_are_all_kept_and_one_is_trained_on(tmp_path: Path) -> None:
     """Each client has seen most of its answer before another one's is logged: none can be taken back."""
-    answers = await asyncio.gather(*(ask(api, model="base", stream=True) for _ in range(3)))
-    for text, extension in map(streamed, answers):
-        group = await api.parts.pair_log.group(extension["group_id"])
-        assert group is not None
-        assert group.served[0].text == text
-    assert await api.groups() == 3
+    async with open_api(tmp_path, engine=Overlapping()) as api:
+        answers = await asyncio.gather(*(ask(api, model="base", stream=True) for _ in range(3)))
+        for text, extension in map(streamed, answers):
+            group = await api.parts.pair_log.group(extension["group_id"])
+            assert group is not None
+            assert group.served[0].text == text
+        assert await api.groups() == 3
 
 
 async def test_a_key_that_comes_with_another_request_is_refused(api: Api) -> None:
