@@ -4,9 +4,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from bonbon.best_of_n import Answer
+from bonbon.best_of_n import Answer, BestOfN
 from bonbon.draws import Draw, Draws
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started
+from bonbon.engines.base import Delta, DrawRequest, Engine, PromptLogprobs, Started
 from bonbon.errors import EngineError, PromptTooLong, StoreError
 from bonbon.pairs.records import Unclean, salt_of
 from bonbon.pairs.store import Kept
@@ -19,7 +19,7 @@ from service.parts import Parts
 from service.repeating import repeat
 from service.serving import Plan
 
-Event = Started | Delta | Answer
+Event = PromptLogprobs | Started | Delta | Answer
 
 
 async def answer(
@@ -27,7 +27,8 @@ async def answer(
 ) -> AsyncGenerator[tuple[int, Event] | None]:
     """Answer every prompt of `ask` by `plan`, all at once; each event comes with its prompt's index.
 
-    A prompt's events are `Started`, its deltas (only when `live`), and the `Answer`, whose group is durable by then.
+    A prompt's events are its log-probabilities (only when `ask` wants them), `Started`, its deltas (only when `live`),
+    and the `Answer`, whose group is durable by then.
     None comes whenever nothing else has for `tick` seconds. `charge` is told how much is drawn. Closing the generator
     aborts what is still being drawn, and nothing of that is logged.
 
@@ -51,6 +52,13 @@ async def _answer(
         return
     best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
+    if ask.prompt_logprobs:
+        scored = await parts.engine.prompt_logprobs(request)
+        yield scored
+        if not ask.draws:
+            async for event in _undrawn(best_of_n, request, scored.started):
+                yield event
+            return
     draws = Draws(plan.best_of)
     with span(Name.DRAW, **_drawing(request)) as drawing:
         events = parts.engine.draw(request)
@@ -119,6 +127,15 @@ async def _answer(
         elif kept is Kept.LOGGED and not own_reward:
             parts.audits.offer(group)
     yield replace(answer, group=group)
+
+
+async def _undrawn(best_of_n: BestOfN, request: DrawRequest, started: Started) -> AsyncGenerator[Started | Answer]:
+    """The events of a request for nothing but its prompt. There is no group of it to log."""
+    yield started
+    draws = Draws(1, started)
+    draws.add(Delta(0, "", finish_reason="length"))
+    answer = await best_of_n.rank(request.prompt, draws, version=request.version, sampling=request.sampling)
+    yield replace(answer, group=replace(answer.group, id=""))
 
 
 def _drawn(draw: Draw, request: DrawRequest) -> int:

@@ -17,7 +17,9 @@ class Ask:
     `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.
     `length_field` is the field by which it would name one.
     `idempotency` is the client's name for this request, the same in each attempt, and `fingerprint` a digest of all
-    that the request asks for; `retry` says that this is not the first attempt.
+    that the request asks for; `retry` says that this is not the first attempt. `prompt_logprobs` asks for the
+    log-probabilities of the prompts' tokens. With `sampling.max_tokens` 0 nothing is drawn, and the prompts themselves
+    are the answer.
     """
 
     model: str
@@ -35,12 +37,18 @@ class Ask:
     idempotency: str | None = None
     fingerprint: str | None = None
     retry: bool = False
+    prompt_logprobs: bool = False
 
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0 and (self.n > 1 or (self.best_of or 1) > 1):
             raise UserError(
                 "at temperature 0 every draw is the same, so there is nothing to choose from: "
                 "set n and best_of to 1, or a temperature above 0",
+                param="n" if self.n > 1 else "best_of",
+            )
+        if not self.draws and (self.n > 1 or (self.best_of or 1) > 1):
+            raise UserError(
+                "with max_tokens 0 there is nothing to choose from: set n and best_of to 1",
                 param="n" if self.n > 1 else "best_of",
             )
         if self.best_of is not None and self.best_of < self.n:
@@ -71,9 +79,14 @@ class Ask:
             )
 
     @property
+    def draws(self) -> bool:
+        """Whether there is anything to draw."""
+        return self.sampling.max_tokens > 0
+
+    @property
     def drawn(self) -> int | None:
-        """`best_of`, and 1 where every draw is the same."""
-        return 1 if self.sampling.temperature == 0 else self.best_of
+        """`best_of`, and 1 where every draw is the same or there is none."""
+        return 1 if self.sampling.temperature == 0 or not self.draws else self.best_of
 
     def limit(self, *, max_best_of: int, max_prompts: int) -> None:
         """Raise UserError, naming the limit, when the request asks for more."""

@@ -203,10 +203,6 @@ async def test_what_exceeds_the_context_is_refused_in_openai_s_words(tmp_path: P
         assert (await api.refusal(messages=longer, max_completion_tokens=4))["param"] == "max_completion_tokens"
 
 
-async def test_echo_cannot_have_logprobs(api: Api) -> None:
-    assert (await api.refusal(COMPLETIONS, echo=True, logprobs=0))["param"] == "logprobs"
-
-
 async def test_a_missing_field_is_named(api: Api) -> None:
     for body, param in (({"messages": MESSAGES}, "model"), ({"model": "bonbon"}, "messages")):
         error = error_of(await api.post(CHAT, **body))

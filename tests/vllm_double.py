@@ -139,6 +139,8 @@ class Double:
         ids = body["prompt"] if isinstance(body.get("prompt"), list) else [len(word) for word in text.split()]
         if len(ids) > CONTEXT:
             return _error(400, f"This model's maximum context length is {CONTEXT} tokens. Shorten it.", "input_text")
+        if "prompt_logprobs" in body:
+            return JSONResponse({"choices": [{"prompt_logprobs": _prompt_logprobs(ids)}]})
         answer = _Answer(self, request, body, ids, text)
         if body["stream"]:
             return StreamingResponse(answer.chunks(), media_type="text/event-stream")
@@ -255,6 +257,16 @@ class _Answer:
 
 def _text(body: dict[str, Any]) -> str:
     return " ".join(m["content"] or "" for m in body["messages"]) if "messages" in body else str(body["prompt"])
+
+
+def _prompt_logprobs(ids: list[int]) -> list[dict[str, Any] | None]:
+    """As a server writes them: the token itself, and two likelier ones."""
+    tokens = [{token: -1.0, token + 1: -0.5, token + 2: -2.0} for token in ids[1:]]
+    entries = [
+        {str(i): {"logprob": p, "rank": 1, "decoded_token": f" {WORDS[i % END]}"} for i, p in place.items()}
+        for place in tokens
+    ]
+    return [None, *entries]
 
 
 def _event(value: dict[str, Any]) -> str:

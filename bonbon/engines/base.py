@@ -153,6 +153,20 @@ class Delta:
     tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """How likely a version finds the tokens of a prompt, each after those before it.
+
+    `tokens`, `logprobs` and `alternatives` have one entry for each token of `started`. Log-probabilities are natural
+    logarithms at temperature 1. The first token has none (None), because nothing comes before it.
+    """
+
+    started: Started
+    tokens: tuple[Token, ...]
+    logprobs: tuple[float | None, ...]
+    alternatives: tuple[tuple[TokenAlternative, ...], ...]
+
+
 class VersionKind(StrEnum):
     """What a version's directory holds: the base model itself, a LoRA adapter on it, or full weights."""
 
@@ -197,6 +211,19 @@ class Engine(Protocol):
             PromptTooLong: prompt + max_tokens exceed the context; raised before `Started`.
             UnknownVersion: the version is not loaded; raised before `Started`.
             UserError: the request asks for what this engine cannot do, such as tools; raised before `Started`.
+            EngineError: the engine failed.
+        """
+        ...
+
+    async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
+        """The log-probabilities of the prompt's own tokens under the version; nothing is drawn.
+
+        Of the sampling, only `top_logprobs` counts: how many alternatives to report for each token.
+
+        Raises:
+            PromptTooLong: the prompt exceeds the context.
+            UnknownVersion: the version is not loaded.
+            UserError: the prompt cannot be read, or this engine cannot tell.
             EngineError: the engine failed.
         """
         ...

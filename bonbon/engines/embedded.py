@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from bonbon.engines import response_format
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles, VersionKind, refuse_tools
+from bonbon.engines.base import (
+    Delta,
+    DrawRequest,
+    Engine,
+    PromptLogprobs,
+    Started,
+    Tokens,
+    VersionFiles,
+    VersionKind,
+    refuse_tools,
+)
 from bonbon.engines.fit import check_bias, check_length, check_request
 from bonbon.engines.golden import check_base
-from bonbon.engines.row import Job, Row
+from bonbon.engines.row import Job, Loaded, Row
 from bonbon.errors import EngineError, UnknownVersion, UserError
 from bonbon.extras import install
 from bonbon.prompt import Prompt
@@ -97,9 +107,7 @@ class EmbeddedEngine(Engine):
         refuse_tools(request.prompt)
         check_request(request)
         check_bias(request.sampling, runtime.versions.base.vocabulary)
-        loaded = runtime.versions.loaded.get(request.version)
-        if loaded is None:
-            raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
+        loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         check_length(len(started.token_ids), request, runtime.context_length)
         job = Job(request, loaded, started.token_ids, runtime.reader)
@@ -116,6 +124,15 @@ class EmbeddedEngine(Engine):
         finally:
             if left:
                 runtime.worker.abort(job)
+
+    async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
+        runtime = self._running
+        refuse_tools(request.prompt)
+        loaded = self._version(request.version)
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        check_length(len(started.token_ids), request, runtime.context_length, completes=False)
+        found = runtime.prompt_logprobs(loaded, started, request.sampling.top_logprobs)
+        return await asyncio.wrap_future(found)
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
         refuse_tools(prompt)
@@ -151,6 +168,12 @@ class EmbeddedEngine(Engine):
         if self._runtime is None:
             raise EngineError("the engine is not started")
         return self._runtime
+
+    def _version(self, name: str) -> Loaded:
+        loaded = self._running.versions.loaded.get(name)
+        if loaded is None:
+            raise UnknownVersion(f"version {name!r} is not loaded", param="model")
+        return loaded
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> "Runtime":
         try:

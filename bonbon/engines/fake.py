@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import re
 from collections.abc import AsyncGenerator, Sequence
 
 from bonbon.engines import response_format
@@ -11,6 +12,7 @@ from bonbon.engines.base import (
     DrawRequest,
     Engine,
     FinishReason,
+    PromptLogprobs,
     Sampling,
     Started,
     Token,
@@ -99,6 +101,20 @@ class FakeEngine(Engine):
         finally:
             self.running -= request.n
 
+    async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
+        refuse_tools(request.prompt)
+        started = _read(request.prompt)
+        if request.version not in self._versions:
+            raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
+        check_length(len(started.token_ids), request, self._context_length, completes=False)
+        self._raise_failure()
+        tokens = tuple(Token.of(word) for word in re.findall(r"\s*\S+", started.text))
+        rest = len(tokens) - 1
+        others = _likeliest(request.sampling.top_logprobs)
+        if not tokens:
+            return PromptLogprobs(started, (), (), ())
+        return PromptLogprobs(started, tokens, (None, *[LOGPROB] * rest), ((), *[others] * rest))
+
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
         refuse_tools(prompt)
         started = _read(prompt)
@@ -147,6 +163,10 @@ def _read(prompt: Prompt) -> Started:
     return Started(tuple(len(word) for word in text.split()), text)
 
 
+def _likeliest(wanted: int) -> tuple[TokenAlternative, ...]:
+    return tuple(TokenAlternative(other, Token.of(WORDS[other]), LOGPROB) for other in range(min(wanted, END)))
+
+
 class _Candidate:
     """One candidate while it is drawn."""
 
@@ -172,9 +192,7 @@ class _Candidate:
                     text, finish = (self._text + word)[len(self._text) : at], "stop"
         self._text += text
         self.finished = finish is not None
-        others = tuple(
-            TokenAlternative(other, Token.of(WORDS[other]), LOGPROB) for other in range(min(sampling.top_logprobs, END))
-        )
+        others = _likeliest(sampling.top_logprobs)
         return Delta(
             self._index,
             text,

@@ -53,12 +53,13 @@ def check_bias(sampling: Sampling, vocabulary: int) -> None:
             )
 
 
-def check_length(tokens: int, request: DrawRequest, most: int) -> None:
+def check_length(tokens: int, request: DrawRequest, most: int, *, completes: bool = True) -> None:
     """Raise PromptTooLong when a prompt of `tokens` and max_tokens exceed the context of `most` tokens.
 
-    The message is in OpenAI's words, which clients look for to shorten a prompt and try again.
+    `completes` says whether there is to be a completion; without one, max_tokens does not count. The message is in
+    OpenAI's words, which clients look for to shorten a prompt and try again.
     """
-    asked = request.sampling.max_tokens
+    asked = request.sampling.max_tokens if completes else 0
     if tokens + asked <= most:
         return
     prompt = "messages" if request.prompt.messages is not None else "prompt"

@@ -1,5 +1,6 @@
 """A causal language model in this process, with the adapters on it."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -15,11 +16,14 @@ from bonbon.engines.adapted import forget_names, strip
 from bonbon.engines.adapter import Adapter
 from bonbon.engines.config import keeps_state
 from bonbon.engines.context import context_length
+from bonbon.engines.drawn import Top
 from bonbon.engines.sequences import Sequences
 from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.errors import EngineError, UserError
 from bonbon.loading import needs_code, why
 
+POSITIONS = 256
+"""Positions whose log-probabilities are in memory at once."""
 BASE = "__base__"
 """peft's name for: no adapter."""
 
@@ -149,6 +153,36 @@ class Policy:
             stopping_criteria=[stopped],
         )
         sequences.extend(ids)
+
+    @torch.inference_mode()
+    def prompt_logprobs(self, prompt: Sequence[int], adapter: str, alternatives: int) -> tuple[list[float], list[Top]]:
+        """How likely each token of a prompt but the first is after those before it, and the likeliest ones there.
+
+        Raises EngineError where the logits of a prompt of this length do not fit in the memory.
+        """
+        if len(prompt) == 1:
+            return [], []
+        ids = torch.tensor([prompt], device=self.device)
+        try:
+            # All at once: how some models place a token depends on how many are read with it.
+            output = self._call(
+                lambda model: model, [adapter], input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
+            )
+        except torch.OutOfMemoryError as error:
+            raise EngineError(
+                f"the log-probabilities of a prompt of {len(prompt)} tokens do not fit in the memory; send a shorter "
+                "one"
+            ) from error
+        logprobs: list[float] = []
+        tops: list[Top] = []
+        for at in range(0, len(prompt) - 1, POSITIONS):
+            law = output.logits[0, at : min(at + POSITIONS, len(prompt) - 1)].float().log_softmax(-1)
+            logprobs += law.gather(1, ids[0, at + 1 : at + 1 + len(law), None]).squeeze(1).tolist()
+            likeliest = law.topk(min(alternatives, law.shape[1]), dim=-1)
+            tops += zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        if any(math.isnan(logprob) for logprob in logprobs):
+            raise EngineError("the model gave the prompt a log-probability that is not a number")
+        return logprobs, tops
 
     def _call(self, method: Callable[[Any], Callable[..., Any]], adapters: Sequence[str], **arguments: Any) -> Any:
         """Call a method of the model with each row's adapter in place."""

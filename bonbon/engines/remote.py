@@ -3,17 +3,27 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import structlog
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles, VersionKind
+from bonbon.engines.base import (
+    Delta,
+    DrawRequest,
+    Engine,
+    PromptLogprobs,
+    Started,
+    Tokens,
+    VersionFiles,
+    VersionKind,
+)
 from bonbon.engines.fit import check_length, check_request
 from bonbon.engines.fleet import Fleet
 from bonbon.engines.refusals import Elsewhere
 from bonbon.engines.remote_options import RemoteOptions
 from bonbon.engines.replica import Replica
 from bonbon.engines.server import Server
-from bonbon.engines.upstream import Question, events, question, roughly
+from bonbon.engines.upstream import Question, events, prompt_answer, prompt_question, question, roughly
 from bonbon.errors import EngineError, UserError
 from bonbon.prompt import Prompt
 
@@ -86,6 +96,36 @@ class RemoteEngine(Engine):
         if failure is None:
             raise EngineError(f"no server of the fleet can draw from {request.version} now; try again")
         raise EngineError(f"{failure}; try again") from failure
+
+    async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
+        if not self._options.prompt_logprobs:
+            raise UserError(
+                "echo with logprobs is off for this fleet; set engine_options.prompt_logprobs to true if its servers "
+                "run on GPUs (on a CPU, vLLM ends when it is asked for them)",
+                param="logprobs",
+            )
+        prompt, until = request.prompt, asyncio.get_running_loop().time() + self._options.deadline
+        replica = self._running.pick(request.version)
+        if replica is None:
+            raise EngineError(f"no server of the fleet can draw from {request.version} now; try again")
+        model = replica.model if request.version == self._base else request.version
+        try:
+            with replica.busy(1):
+                ids = prompt.token_ids or (await replica.tokenize(prompt, None)).ids
+                one = replace(request, sampling=replace(request.sampling, max_tokens=1))
+                check_length(len(ids), one, self.context_length)
+                text = prompt.text if prompt.text is not None else await replica.text(ids)
+                first = await replica.text(ids[:1])
+                asked = prompt_question(ids, request)
+                async with aclosing(
+                    replica.server.answers(asked.path, {"model": model, **asked.body}, until)
+                ) as answers:
+                    answer = await anext(answers)
+        except Elsewhere as error:
+            # Nowhere else: a server that ended because of the question must not take the others with it.
+            await self._running.failed(replica, error, request.version)
+            raise EngineError(f"{error}; try again") from error
+        return prompt_answer(Started(tuple(ids), text), first, request.sampling.top_logprobs, answer)
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
         return await self._any().tokenize(prompt, add_special_tokens)

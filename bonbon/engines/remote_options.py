@@ -37,6 +37,10 @@ class RemoteOptions(BaseModel):
     quorum: float = Field(0.5, ge=0, le=1)
     """A version counts as loaded when more than this share of the servers that are up serve it; 1: all of them."""
 
+    prompt_logprobs: bool = False
+    """Whether to ask servers for the log-probabilities of prompts, which `echo` with `logprobs` needs. Leave it off on
+    CPUs, where a server of vLLM 0.32 ends when it is asked."""
+
     @field_validator("urls", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:

@@ -6,10 +6,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Started, Tokens
+from bonbon.engines.base import PromptLogprobs, Started, Tokens
 from bonbon.engines.end_tokens import end_ids
 from bonbon.engines.outbox import Outbox
+from bonbon.engines.prompt_logprobs import prompt_logprobs
 from bonbon.engines.prompt_reader import PromptReader
+from bonbon.engines.row import Loaded
 from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.engines.versions import Versions, free_memory
 from bonbon.engines.worker import Worker
@@ -55,6 +57,15 @@ class Runtime:
     def read(self, prompt: Prompt) -> "Future[Started]":
         """Read a prompt in a thread of its own: a long one takes a while."""
         return self._readers.submit(self.reader.read, prompt)
+
+    def prompt_logprobs(self, loaded: Loaded, started: Started, alternatives: int) -> "Future[PromptLogprobs]":
+        """See `Engine.prompt_logprobs`."""
+
+        def compute() -> PromptLogprobs:
+            logprobs, tops = loaded.lane.policy.prompt_logprobs(started.token_ids, loaded.adapter, alternatives)
+            return prompt_logprobs(started, logprobs, tops, self.reader.detokenizer)
+
+        return self.worker.call(compute)
 
     def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
         """See `Engine.tokenize`."""

@@ -1,12 +1,22 @@
 """What a vLLM server is asked for, and what its answers mean. Pure functions of JSON."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-from bonbon.engines.base import Delta, DrawRequest, FinishReason, Sampling, Started, Token, TokenAlternative
+from bonbon.engines.base import (
+    Delta,
+    DrawRequest,
+    FinishReason,
+    PromptLogprobs,
+    Sampling,
+    Started,
+    Token,
+    TokenAlternative,
+)
+from bonbon.engines.prompt_logprobs import in_text
 from bonbon.errors import EngineError
 from bonbon.prompt import Message, Prompt
 from bonbon.tools import ToolCallDelta
@@ -64,6 +74,45 @@ def question(request: DrawRequest) -> Question:
         if text is not None:
             body[name] = json.loads(text)
     return Question(CHAT, body | _template(prompt.template_options))
+
+
+def prompt_question(token_ids: Sequence[int], request: DrawRequest) -> Question:
+    """The request for the log-probabilities of a prompt; a server draws one token after it, for it cannot draw none."""
+    body: dict[str, Any] = {
+        "prompt": list(token_ids),
+        "max_tokens": 1,
+        "prompt_logprobs": request.sampling.top_logprobs,
+        "stream": False,
+    }
+    return Question(COMPLETIONS, body | ({"cache_salt": request.salt} if request.salt else {}))
+
+
+def prompt_answer(started: Started, first: str, wanted: int, answer: Mapping[str, Any]) -> PromptLogprobs:
+    """What a server has answered to `prompt_question`. Raises EngineError when the answer breaks the contract.
+
+    Args:
+        started: the prompt.
+        first: the text of its first token, of which the answer says nothing.
+        wanted: how many of the likeliest tokens to report.
+    """
+    try:
+        positions = answer["choices"][0]["prompt_logprobs"]
+        logprobs: list[float | None] = [None]
+        tokens = [Token.of(first)]
+        alternatives: list[tuple[TokenAlternative, ...]] = [()]
+        for token_id, position in zip(started.token_ids[1:], positions[1:], strict=True):
+            likeliest = sorted(position.items(), key=lambda item: -item[1]["logprob"])[:wanted]
+            logprobs.append(float(position[str(token_id)]["logprob"]))
+            tokens.append(Token.of(position[str(token_id)]["decoded_token"]))
+            alternatives.append(
+                tuple(
+                    TokenAlternative(int(other), Token.of(entry["decoded_token"]), float(entry["logprob"]))
+                    for other, entry in likeliest
+                )
+            )
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(f"the fleet broke the contract: {type(error).__name__}: {str(error)[:100]}") from error
+    return PromptLogprobs(started, in_text(tokens, started.text), tuple(logprobs), tuple(alternatives))
 
 
 def count_question(prompt: Prompt) -> dict[str, Any]:

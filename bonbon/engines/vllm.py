@@ -2,10 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles, refuse_tools
+from bonbon.engines.base import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles, refuse_tools
 from bonbon.engines.fit import check_bias, check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.errors import EngineError, UnknownVersion, UserError
@@ -14,7 +15,7 @@ from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
     from bonbon.engines.vllm_options import VllmOptions
-    from bonbon.engines.vllm_runtime import VllmRuntime
+    from bonbon.engines.vllm_runtime import Loaded, VllmRuntime
 
 
 class VllmEngine(Engine):
@@ -73,15 +74,23 @@ class VllmEngine(Engine):
         refuse_tools(request.prompt)
         check_request(request)
         check_bias(request.sampling, runtime.vocabulary)
-        loaded = runtime.versions.get(request.version)
-        if loaded is None:
-            raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
+        loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         check_length(len(started.token_ids), request, runtime.context_length)
         async with runtime.drawing(loaded, started, request) as deltas:
             yield started
             async for delta in deltas:
                 yield delta
+
+    async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
+        runtime = self._running
+        refuse_tools(request.prompt)
+        loaded = self._version(request.version)
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        # One more than the prompt, because vLLM draws a token after it.
+        one = replace(request, sampling=replace(request.sampling, max_tokens=1))
+        check_length(len(started.token_ids), one, runtime.context_length)
+        return await runtime.prompt_logprobs(loaded, started, request)
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
         refuse_tools(prompt)
@@ -110,6 +119,12 @@ class VllmEngine(Engine):
         if self._runtime is None:
             raise EngineError("the engine is not started")
         return self._runtime
+
+    def _version(self, name: str) -> "Loaded":
+        loaded = self._running.versions.get(name)
+        if loaded is None:
+            raise UnknownVersion(f"version {name!r} is not loaded", param="model")
+        return loaded
 
     def _open(self) -> "VllmRuntime":
         from bonbon.engines.vllm_runtime import VllmRuntime

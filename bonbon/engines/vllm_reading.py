@@ -13,6 +13,23 @@ if TYPE_CHECKING:
     from bonbon.engines.prompt_reader import PromptReader
 
 
+def read_prompt(output: Any, token_ids: Sequence[int], wanted: int) -> tuple[list[float], list[Top]]:
+    """The log-probabilities of a prompt's tokens but the first, and the `wanted` likeliest tokens in their places.
+
+    Raises EngineError when one of vLLM's `RequestOutput`s lacks them.
+    """
+    found = output.prompt_logprobs
+    if found is None or len(found) != len(token_ids):
+        raise EngineError("vLLM reported no log-probabilities of the prompt")
+    logprobs, tops = [], []
+    for token, position in zip(token_ids[1:], found[1:], strict=True):
+        law = {token_id: entry.logprob for token_id, entry in position.items()}
+        likeliest = sorted(law, key=lambda token_id: -law[token_id])[:wanted]
+        logprobs.append(law[token])
+        tops.append((likeliest, [law[token_id] for token_id in likeliest]))
+    return logprobs, tops
+
+
 class Reading:
     """The candidates of one request, read from vLLM's outputs.
 

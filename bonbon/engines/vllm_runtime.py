@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from bonbon.engines.adapter import Adapter, read_adapter
-from bonbon.engines.base import Delta, DrawRequest, Started, Tokens, VersionFiles, VersionKind
+from bonbon.engines.base import Delta, DrawRequest, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.config import keeps_state, read_config
 from bonbon.engines.context import context_of_vllm
 from bonbon.engines.end_tokens import end_ids
+from bonbon.engines.prompt_logprobs import prompt_logprobs
 from bonbon.engines.prompt_reader import PromptReader
 from bonbon.engines.skeleton import check_fit
 from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.engines.vllm_core import Core
 from bonbon.engines.vllm_errors import translated
 from bonbon.engines.vllm_options import VllmOptions
-from bonbon.engines.vllm_reading import Reading
-from bonbon.engines.vllm_sampling import salted_prompt, sampling_params
+from bonbon.engines.vllm_reading import Reading, read_prompt
+from bonbon.engines.vllm_sampling import prompt_logprobs_params, salted_prompt, sampling_params
 from bonbon.errors import EngineError, UserError
 from bonbon.prompt import Prompt
 
@@ -114,6 +116,26 @@ class VllmRuntime:
                 yield self._deltas(collector, Reading(request, started.token_ids, self._reader))
             finally:
                 loaded.running.discard(collector)
+
+    async def prompt_logprobs(self, loaded: Loaded, started: Started, request: DrawRequest) -> PromptLogprobs:
+        """See `Engine.prompt_logprobs`."""
+        if current_platform.is_cpu():
+            raise UserError(
+                "vLLM's engine for the CPU ends when it is asked for a prompt's log-probabilities; leave out echo or "
+                "logprobs, or serve with engine = 'embedded'",
+                param="logprobs",
+            )
+        alternatives = request.sampling.top_logprobs
+        prompt = salted_prompt(started.token_ids, request.salt)
+        async with loaded.core.draw(prompt, prompt_logprobs_params(alternatives), loaded.adapter) as collector:
+            loaded.running.add(collector)
+            try:
+                with translated():
+                    output = collector.get_nowait() or await collector.get()
+            finally:
+                loaded.running.discard(collector)
+        logprobs, tops = read_prompt(output, started.token_ids, alternatives)
+        return prompt_logprobs(started, logprobs, tops, self._reader.detokenizer)
 
     def displaces(self, version: VersionFiles) -> frozenset[str]:
         """See `Engine.displaces`: with `full_weights = "instead"`, all that is drawn with other weights."""

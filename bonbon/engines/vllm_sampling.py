@@ -58,6 +58,11 @@ def sampling_params(request: DrawRequest, end_ids: frozenset[int]) -> SamplingPa
         raise UserError(f"vLLM refuses the sampling: {error}") from error
 
 
+def prompt_logprobs_params(alternatives: int) -> SamplingParams:
+    """vLLM's parameters for the log-probabilities of a prompt; it draws one token, for it cannot draw none."""
+    return SamplingParams(max_tokens=1, prompt_logprobs=alternatives, detokenize=False, ignore_eos=True)
+
+
 def salted_prompt(token_ids: Sequence[int], salt: str) -> TokensInput:
     """The prompt as vLLM takes it. Blocks of its prefix cache are shared by prompts of the same `salt` only."""
     return tokens_input(list(token_ids), cache_salt=salt or None)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from bonbon.best_of_n import Answer
 from bonbon.draws import Draw
-from bonbon.engines.base import Delta, Started
+from bonbon.engines.base import Delta, PromptLogprobs, Started
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.records import Candidate
 from service.answering import Event
@@ -36,6 +36,7 @@ class Rendering(ABC):
         self.ask, self.plan = ask, plan
         self.logprobs, self.candidates, self.include_usage = logprobs, candidates, include_usage
         self.id, self.created = f"{self.prefix}-{time_ordered_id()}", int(time.time())
+        self.scored: dict[int, PromptLogprobs] = {}
         self.started: dict[int, Started] = {}
         self.answers: dict[int, Answer] = {}
         self.has_text = False
@@ -58,7 +59,9 @@ class Rendering(ABC):
 
     def note(self, prompt: int, event: Event) -> None:
         """Take in what has happened to a prompt."""
-        if isinstance(event, Started):
+        if isinstance(event, PromptLogprobs):
+            self.scored[prompt] = event
+        elif isinstance(event, Started):
             self.started[prompt] = event
         elif isinstance(event, Answer):
             self.answers[prompt] = event
@@ -82,7 +85,7 @@ class Rendering(ABC):
         self.note(prompt, event)
         if isinstance(event, Answer):
             yield from self._chosen(prompt)
-        elif self.plan.best_of > 1:
+        elif isinstance(event, PromptLogprobs) or self.plan.best_of > 1:
             return
         elif isinstance(event, Started):
             yield from self._opened(prompt, event.text)

@@ -29,11 +29,14 @@ class CompletionRendering(Rendering):
         self._offsets: defaultdict[int, TextOffsets] = defaultdict(TextOffsets)
 
     def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
-        text = prompt + candidate.text if self.echo else candidate.text
-        return _part(index, text, self._logprobs(index, draw), candidate.finish_reason)
+        if not self.echo:
+            return _part(index, candidate.text, self._logprobs(index, draw), candidate.finish_reason)
+        before, after = self._prompt_logprobs(index), self._logprobs(index, draw)
+        logprobs = None if before is None or after is None else {name: before[name] + after[name] for name in before}
+        return _part(index, prompt + candidate.text, logprobs, candidate.finish_reason)
 
     def opening(self, index: int, prompt: str) -> dict[str, Any] | None:
-        return _part(index, prompt) if self.echo else None
+        return _part(index, prompt, self._prompt_logprobs(index)) if self.echo else None
 
     def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
         return _part(index, drawn.text, self._logprobs(index, drawn))
@@ -45,6 +48,11 @@ class CompletionRendering(Rendering):
         if not self.logprobs:
             return None
         return completion_logprobs(drawn, self._offsets[index])
+
+    def _prompt_logprobs(self, index: int) -> dict[str, Any] | None:
+        if not self.logprobs:
+            return None
+        return completion_logprobs(self.scored[index // self.ask.n], self._offsets[index])
 
 
 def _part(

@@ -1,10 +1,11 @@
 """Token log-probabilities in the two forms that OpenAI's endpoints have."""
 
 from codecs import getincrementaldecoder
+from collections.abc import Sequence
 from typing import Any
 
 from bonbon.draws import Draw
-from bonbon.engines.base import Delta, Token, TokenAlternative
+from bonbon.engines.base import Delta, PromptLogprobs, Token, TokenAlternative
 
 # JSON has no minus infinity; OpenAI writes this for tokens that cannot be drawn.
 IMPOSSIBLE = -9999.0
@@ -32,27 +33,31 @@ def chat_logprobs(drawn: Draw | Delta) -> dict[str, Any]:
     """A chat choice's `logprobs`."""
     content = [
         _chat_token(token, logprob) | {"top_logprobs": [_chat_token(other.token, other.logprob) for other in others]}
-        for token, logprob, others in _positions(drawn)
+        for token, logprob, others in zip(drawn.tokens, drawn.logprobs, _alternatives(drawn), strict=True)
     ]
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(drawn: Draw | Delta, offsets: TextOffsets) -> dict[str, Any]:
-    """A completion choice's `logprobs`. `offsets`: those of the choice, which have seen its tokens before these."""
+def completion_logprobs(drawn: Draw | Delta | PromptLogprobs, offsets: TextOffsets) -> dict[str, Any]:
+    """A completion choice's `logprobs`. `offsets`: those of the choice, which have seen its tokens before these.
+
+    The first token of a prompt has no log-probability, which OpenAI writes as null.
+    """
     return {
         "text_offset": [offsets.next(token) for token in drawn.tokens],
-        "token_logprobs": [_finite(logprob) for logprob in drawn.logprobs],
+        "token_logprobs": [None if logprob is None else _finite(logprob) for logprob in drawn.logprobs],
         "tokens": [_name(token) for token in drawn.tokens],
         "top_logprobs": [
-            {_name(other.token): _finite(other.logprob) for other in others} | {_name(token): _finite(logprob)}
-            for token, logprob, others in _positions(drawn)
+            None
+            if logprob is None
+            else {_name(other.token): _finite(other.logprob) for other in others} | {_name(token): _finite(logprob)}
+            for token, logprob, others in zip(drawn.tokens, drawn.logprobs, _alternatives(drawn), strict=True)
         ],
     }
 
 
-def _positions(drawn: Draw | Delta) -> list[tuple[Token, float, tuple[TokenAlternative, ...]]]:
-    alternatives = drawn.alternatives or [()] * len(drawn.tokens)
-    return list(zip(drawn.tokens, drawn.logprobs, alternatives, strict=True))
+def _alternatives(drawn: Draw | Delta | PromptLogprobs) -> Sequence[tuple[TokenAlternative, ...]]:
+    return drawn.alternatives or [()] * len(drawn.tokens)
 
 
 def _chat_token(token: Token, logprob: float) -> dict[str, Any]:

@@ -172,6 +172,7 @@ class AnswerBody(Body):
         length_field: str = "max_tokens",
         default_max_tokens: int,
         top_logprobs: int,
+        prompt_logprobs: bool = False,
         response_format: str | None = None,
         user: str,
         tenant: str,
@@ -220,6 +221,7 @@ class AnswerBody(Body):
             idempotency=idempotency,
             fingerprint=None if idempotency is None else self._fingerprint(prompts),
             retry=bool(retries),
+            prompt_logprobs=prompt_logprobs,
         )
 
 

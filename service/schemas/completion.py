@@ -20,15 +20,19 @@ class CompletionBody(AnswerBody):
     """A string, a list of strings, token ids, or a list of lists of token ids."""
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     """Likeliest tokens to report at each position, besides the one drawn."""
+    max_tokens: Annotated[int, Field(ge=0), WHOLE] | None = None
+    """As in chat completions; with `echo`, 0 draws nothing."""
     echo: bool | None = None
-    """Put the prompt before each choice's text."""
+    """Put the prompt before each choice's text and, with `logprobs`, its tokens before the choice's."""
     add_special_tokens: Annotated[None, Neutral(True)] = None
     suffix: Annotated[None, Neutral("")] = None
 
     @model_validator(mode="after")
     def _check_echo(self) -> "CompletionBody":
-        if self.echo and self.logprobs is not None:
-            raise UserError("echo with logprobs is not supported: the prompt is not scored", param="logprobs")
+        if self.max_tokens == 0 and not self.echo:
+            raise UserError(
+                "with max_tokens 0 the prompt is all there is to answer: set echo to true", param="max_tokens"
+            )
         return self
 
     @property
@@ -43,6 +47,7 @@ class CompletionBody(AnswerBody):
             max_tokens=self.max_tokens,
             default_max_tokens=default_max_tokens,
             top_logprobs=self.logprobs or 0,
+            prompt_logprobs=bool(self.echo) and (self.logprobs is not None or self.max_tokens == 0),
             user=self.user or "",
             tenant=tenant,
             request_id=request_id,

@@ -165,9 +165,9 @@ class ChatChunk(Head):
 
 class CompletionLogprobs(Reply):
     text_offset: list[int]
-    token_logprobs: list[float]
+    token_logprobs: list[float | None]
     tokens: list[str]
-    top_logprobs: list[dict[str, float]]
+    top_logprobs: list[dict[str, float] | None]
 
 
 class CompletionChoice(Reply):

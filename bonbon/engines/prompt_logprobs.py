@@ -1,0 +1,48 @@
+"""From the numbers that a model gives for a prompt to what an engine reports."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from bonbon.engines.base import PromptLogprobs, Started, Token, TokenAlternative
+from bonbon.engines.drawn import Top
+from bonbon.engines.transcript import Detokenizer
+
+
+def prompt_logprobs(
+    started: Started, logprobs: Sequence[float], tops: Sequence[Top], detokenizer: Detokenizer
+) -> PromptLogprobs:
+    """What an engine reports of a prompt.
+
+    Args:
+        started: the prompt.
+        logprobs: of each token but the first one.
+        tops: the likeliest tokens where each token but the first one stands.
+        detokenizer: turns ids into text.
+    """
+    ids = started.token_ids
+    tokens = [detokenizer.token(ids[0], None)]
+    tokens += [detokenizer.token(token, before) for before, token in pairwise(ids)]
+    alternatives = [
+        tuple(TokenAlternative(i, detokenizer.token(i, before), logprob) for i, logprob in zip(*top, strict=True))
+        for before, top in zip(ids, tops, strict=False)
+    ]
+    return PromptLogprobs(started, in_text(tokens, started.text), (None, *logprobs), ((), *alternatives))
+
+
+def in_text(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
+    """The tokens with the bytes that each of them has in the prompt's text.
+
+    The text has a special token's name only where the client wrote it, and a tokenizer may write a space before the
+    first word that the text does not have.
+    """
+    rest, found = text.encode(), []
+    for token in tokens:
+        written = token.text.encode() if token.utf8 is None else token.utf8
+        if not rest.startswith(written):
+            written = written.lstrip(b" ")
+        if written and rest.startswith(written):
+            rest = rest[len(written) :]
+            found.append(Token(token.text, written))
+        else:
+            found.append(Token(token.text, None))
+    return tuple(found)
