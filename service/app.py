@@ -7,6 +7,7 @@ from pathlib import Path
 
 import structlog
 from fastapi import Depends, FastAPI
+from fastapi_offline import FastAPIOffline
 
 from bonbon import __version__
 from bonbon.best_of_n import BestOfN
@@ -81,7 +82,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     Raises UserError when a setting is missing or names what is unknown.
     """
     parts = build_parts(settings, engine, reward)
-    app = FastAPI(
+    app = FastAPIOffline(
         title="bonbon",
         version=__version__,
         description="OpenAI-compatible best-of-n answers, distilled into one draw as soon as a version has learnt it.",

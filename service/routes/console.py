@@ -25,6 +25,12 @@ HEADERS = {
 }
 
 
+@router.get("/")
+async def root(request: Request) -> RedirectResponse:
+    """Whoever opens the service's address in a browser finds the page for people."""
+    return RedirectResponse("console/", headers=HEADERS)
+
+
 @router.get("/console")
 async def console(request: Request) -> RedirectResponse:
     # Relative, so that it holds behind a proxy that adds a prefix.
