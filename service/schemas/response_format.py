@@ -8,13 +8,15 @@ from bonbon.engines.response_format import canonical
 from bonbon.errors import UserError
 from service.schemas.body import Body
 
+FormatName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
 
 class JsonSchema(Body):
     """A JSON schema under a name."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: FormatName
     description: str | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     """The schema itself. Every candidate is held to it."""

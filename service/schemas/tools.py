@@ -1,9 +1,11 @@
 """Tools in a chat's request: the functions offered, which of them to call, and the calls made before."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from bonbon.errors import UserError
 from service.schemas.body import Body
 from service.schemas.without_effect import Ignored
 
@@ -56,3 +58,9 @@ class Call(Body):
 
 Tools = Annotated[list[Tool], Field(max_length=128)]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+def check_choice(tools: Sequence[object] | None, choice: object) -> None:
+    """Raise UserError when `choice`, a request's tool_choice, needs `tools` and there are none."""
+    if not tools and choice not in (None, "none", "auto"):
+        raise UserError("tool_choice needs tools to choose from", param="tool_choice")
