@@ -107,7 +107,10 @@ def _parse_item(value: Any) -> Body:
     if isinstance(kind, str) and kind in ITEMS:
         return ITEMS[kind].model_validate(value)
     if kind == "item_reference":
-        why = "responses are not stored here, so nothing can refer to an item of one: send the item itself"
+        why = (
+            "responses are not stored here, so no item can be referred to: send the item itself, as clients do when "
+            "store is false"
+        )
     else:
         why = f"{str(kind)[:40]!r} is not supported here: an item of the input may be {', '.join(ITEMS)}"
     error = InitErrorDetails(type=PydanticCustomError("unsupported", "{why}", {"why": why}), loc=("type",), input=kind)
