@@ -327,6 +327,31 @@ async def test_what_is_not_supported_is_refused_by_name(api: Api) -> None:
     assert await api.groups() == 0
 
 
+@pytest.mark.parametrize("stream", ["false", "true"])
+async def test_what_json_cannot_hold_is_refused_by_name(calling: Api, stream: str) -> None:
+    """Python reads NaN and half a surrogate pair, and could not write them into the answer."""
+    deep = "[" * 880 + "]" * 880
+    function = '"tools": [{"type": "function", "name": "f", %s}]'
+    shape = '"text": {"format": {"type": "json_schema", "name": "x", %s}}'
+    fields = {
+        function % r'"description": "\ud800"': "tools[0].description",
+        function % '"parameters": {"a": NaN}': "tools[0].parameters",
+        function % r'"parameters": {"\ud800": "x"}': "tools[0].parameters",
+        shape % '"schema": {"a": NaN}': "text.format.schema",
+        shape % r'"schema": {}, "description": "\ud800"': "text.format.description",
+        r'"instructions": "\ud800"': "instructions",
+        r'"input": "\ud800"': "input",
+        r'"input": [{"type": "function_call_output", "call_id": "c", "output": "\ud800"}]': "input[0].output",
+        f'"input": [{{"type": {deep}}}]': "input[0].type",
+        f'"include": [{deep}]': "include[0]",
+    }
+    for field, param in fields.items():
+        body = f'{{"model": "bonbon", "stream": {stream}, "input": "x", {field}}}'
+        headers = {"content-type": "application/json"}
+        response = await calling.client.post(RESPONSES, content=body.encode(), headers=headers)
+        assert (response.status_code, error_of(response)["param"]) == (400, param), field[:80]
+
+
 @pytest.mark.parametrize(
     "fields",
     [

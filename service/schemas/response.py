@@ -27,7 +27,7 @@ def _includable(value: Any) -> Any:
         raise PydanticCustomError(
             "unsupported",
             "{value} cannot be included here, but {known} can",
-            {"value": repr(value)[:60], "known": LOGPROBS},
+            {"value": repr(value[:40]) if isinstance(value, str) else "what is no string", "known": LOGPROBS},
         )
     return value
 

@@ -104,7 +104,9 @@ def _parse_item(value: Any) -> Body:
     if not isinstance(value, dict):
         raise PydanticCustomError("input_item", "an item of the input must be an object")
     kind = value.get("type") or "message"
-    if isinstance(kind, str) and kind in ITEMS:
+    if not isinstance(kind, str):
+        kind = "a type that is no string"
+    if kind in ITEMS:
         return ITEMS[kind].model_validate(value)
     if kind == "item_reference":
         why = (
@@ -112,7 +114,7 @@ def _parse_item(value: Any) -> Body:
             "store is false"
         )
     else:
-        why = f"{str(kind)[:40]!r} is not supported here: an item of the input may be {', '.join(ITEMS)}"
+        why = f"{kind[:40]!r} is not supported here: an item of the input may be {', '.join(ITEMS)}"
     error = InitErrorDetails(type=PydanticCustomError("unsupported", "{why}", {"why": why}), loc=("type",), input=kind)
     raise ValidationError.from_exception_data("input", [error])
 

@@ -1,11 +1,13 @@
 """The `text` of a response's request: the shape of the answer."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from bonbon.errors import UserError
 from service.schemas.body import Body
+from service.schemas.plain_json import PlainObject
+from service.schemas.prompts import Text
 from service.schemas.response_format import FormatName, JsonSchema, ResponseFormat
 from service.schemas.without_effect import Neutral
 
@@ -17,8 +19,8 @@ class TextFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     name: FormatName | None = None
-    description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    description: Text | None = None
+    schema_: PlainObject | None = Field(None, alias="schema")
     """Needed with type json_schema. Every candidate is held to it."""
     strict: bool | None = None
     """Accepted for compatibility: candidates are always held to the schema."""

@@ -6,6 +6,8 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from service.schemas.body import Body
+from service.schemas.plain_json import PlainObject
+from service.schemas.prompts import Text
 from service.schemas.tools import Function, FunctionName, Tool
 from service.schemas.without_effect import Ignored, Neutral
 
@@ -28,8 +30,8 @@ class FunctionTool(Body):
 
     type: FunctionType
     name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    description: Text | None = None
+    parameters: PlainObject | None = None
     """JSON Schema of its arguments."""
     strict: bool | None = None
     """true: arguments are forced to fit the schema. Such groups are never trained on."""

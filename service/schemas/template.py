@@ -1,6 +1,5 @@
 """What a chat's request says about how the model's chat template renders it."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from bonbon.prompt import Prompt
 from bonbon.tools import canonical
 from service.schemas.body import Body
 from service.schemas.message import ChatMessage
+from service.schemas.plain_json import check_plain
 from service.schemas.tools import Tool
 from service.schemas.without_effect import asking_nothing
 
@@ -22,11 +22,7 @@ FIELDS = frozenset({"add_generation_prompt", "continue_final_message"})
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     if fields := sorted(options.keys() & FIELDS):
         raise PydanticCustomError("template_field", "{name} is a field of its own", {"name": fields[0]})
-    try:
-        json.dumps(options, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:  # the first also for half a surrogate pair
-        raise PydanticCustomError("template_value", "the values must be plain JSON: no NaN, no broken text") from error
-    return options
+    return check_plain(options)
 
 
 TemplateOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]

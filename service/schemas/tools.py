@@ -1,12 +1,14 @@
 """Tools in a chat's request: the functions offered, which of them to call, and the calls made before."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
 from bonbon.errors import UserError
 from service.schemas.body import Body
+from service.schemas.plain_json import PlainObject
+from service.schemas.prompts import Text
 from service.schemas.without_effect import Ignored
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -16,8 +18,8 @@ class Function(Body):
     """A function that may be called."""
 
     name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    description: Text | None = None
+    parameters: PlainObject | None = None
     """JSON Schema of its arguments."""
     strict: bool | None = None
     """true: arguments are forced to fit the schema. Such groups are never trained on."""
