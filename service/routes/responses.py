@@ -54,3 +54,13 @@ async def refuse_stored_response(response_id: str) -> None:
         f"responses are not stored here, so there is no {response_id[:80]!r}: keep the answer of POST /v1/responses, "
         "and send the whole conversation as input",
     )
+
+
+@router.post("/responses/{operation}", include_in_schema=False)
+async def refuse_operation(operation: str) -> None:
+    """Say what there is in place of `input_tokens` and `compact`."""
+    raise HTTPException(
+        404,
+        f"there is no POST /v1/responses/{operation[:80]} here: POST /v1/responses answers, and POST /tokenize counts "
+        "the tokens of a chat",
+    )
