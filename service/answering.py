@@ -12,7 +12,7 @@ from bonbon.pairs.records import Unclean, salt_of
 from bonbon.pairs.store import Kept
 from bonbon.prompt import Prompt
 from bonbon.tracing import Key, Name, Value, span
-from service.ask import Ask
+from service.ask import Ask, naming_fields
 from service.limits import Charge
 from service.merge import merge
 from service.parts import Parts
@@ -38,9 +38,10 @@ async def answer(
         _answer(parts, ask, plan, charge, prompt, live=live, idempotency=ask.idempotency_of(index))
         for index, prompt in enumerate(ask.prompts)
     ]
-    async with aclosing(merge(prompts, tick)) as events:
-        async for event in events:
-            yield event
+    with naming_fields(ask.field_names):
+        async with aclosing(merge(prompts, tick)) as events:
+            async for event in events:
+                yield event
 
 
 async def _answer(
@@ -64,10 +65,8 @@ async def _answer(
         events = parts.engine.draw(request)
         try:
             started = await _first(events)
-        except PromptTooLong as error:
+        except PromptTooLong:
             if not ask.fit:
-                if error.param == "max_tokens":
-                    error.param = ask.length_field
                 raise
             request = await _fitted(parts.engine, request)
             events = parts.engine.draw(request)

@@ -54,6 +54,7 @@ from service.routes import (
     models,
     playground,
     progress,
+    responses,
     tokenize,
     version,
     win_rate,
@@ -90,7 +91,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     )
     app.state.parts = parts
     app.state.stopping = False
-    for router in (chat.router, completions.router, models.router, tokenize.router):
+    for router in (chat.router, responses.router, completions.router, models.router, tokenize.router):
         app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
     app.include_router(feedback.router, dependencies=[Depends(allow(Scope.FEEDBACK))])
     for part in (groups, admin, win_rate, charts, progress, playground, console, health, metrics, version):

@@ -1,6 +1,7 @@
-"""What a request asks for, once it has been checked: the same for both endpoints."""
+"""What a request asks for, once it has been checked: the same for every endpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -10,12 +11,23 @@ from bonbon.pairs.records import Group
 from bonbon.prompt import Prompt
 
 
+@contextmanager
+def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
+    """Have every UserError of the block name a field as the client does: by `names`, where they have it."""
+    try:
+        yield
+    except UserError as error:
+        error.param = names.get(error.param or "", error.param)
+        raise
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """`n` choices for each prompt, the best of `best_of` draws (None: as many as the model name means).
 
     `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.
-    `length_field` is the field by which it would name one.
+    `field_names` says what the client calls those fields whose name in its request is not the one that they have in
+    chat completions.
     `idempotency` is the client's name for this request, the same in each attempt, and `fingerprint` a digest of all
     that the request asks for; `retry` says that this is not the first attempt. `prompt_logprobs` asks for the
     log-probabilities of the prompts' tokens. With `sampling.max_tokens` 0 nothing is drawn, and the prompts themselves
@@ -28,7 +40,7 @@ class Ask:
     n: int = 1
     best_of: int | None = None
     fit: bool = False
-    length_field: str = "max_tokens"
+    field_names: Mapping[str, str] = field(default_factory=dict)
     store: bool = True
     tenant: str = ""
     user: str = ""

@@ -166,8 +166,13 @@ async def _respond(request: Request, error: Exception) -> JSONResponse:
 
 def _no_route(request: Request) -> str:
     """Names the routes of the API: most often the base URL has a part too few or too many."""
-    routes = [route for route in request.app.routes if isinstance(route, APIRoute) and route.path.startswith("/v1/")]
-    known = [f"{method} {route.path_format}" for route in routes for method in sorted(route.methods)]
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute) and route.include_in_schema]
+    known = [
+        f"{method} {route.path_format}"
+        for route in routes
+        if route.path.startswith("/v1/")
+        for method in sorted(route.methods)
+    ]
     return (
         f"there is no route {request.method} {request.url.path[:100]}; there are: {', '.join(known)}. "
         "/openapi.json describes them and all others"

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
-from functools import partial
 from time import perf_counter
 
 from starlette.requests import Request
@@ -14,6 +13,7 @@ from service.answering import answer
 from service.ask import Ask
 from service.disconnect import unless_disconnected
 from service.entry import let_in
+from service.errors import Problem
 from service.parts import Parts
 from service.rendering.base import Rendering
 from service.send_buffer import PIECE
@@ -33,8 +33,8 @@ async def respond(request: Request, parts: Parts, ask: Ask, render: Render, *, s
         parts.pair_log.check()
     response: Response
     if stream:
-        write, buffer = partial(_write, parts, ask, render), parts.send_buffers.open()
-        response = await sse.EventStream.open(write, buffer, request.receive, parts.cut_off)
+        written, buffer = _Stream(parts, ask, render), parts.send_buffers.open()
+        response = await sse.EventStream.open(written.write, written.failure, buffer, request.receive, parts.cut_off)
     else:
         response = await unless_disconnected(request.receive, _whole(parts, ask, render), parts.cut_off)
     response.headers.update(parts.limits.headers(ask.tenant))
@@ -51,34 +51,46 @@ async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
     return JSONResponse(rendering.whole())
 
 
-async def _write(parts: Parts, ask: Ask, render: Render, put: Callable[[bytes], None]) -> None:
-    """Hand a stream's events to `put`, the first ones when every prompt has been read or after one ping interval.
+class _Stream:
+    """What writes one streamed answer, and ends it when that fails."""
 
-    Admission and version are given back when the last draw is written, whatever the client has read by then.
-    """
-    start: float | None = perf_counter()
-    tick = parts.settings.service.ping_interval
-    async with aclosing(parts.serving.admission(tick)) as ticks:
-        async for _ in ticks:
-            put(sse.comment("waiting for other weights"))
-    async with let_in(parts, ask) as (plan, charge):
-        rendering = render(plan)
-        live, begun = plan.best_of == 1, False
-        ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
-        held = [] if live else [ping]
-        async with aclosing(answer(parts, ask, plan, charge, live=live, tick=tick)) as events:
-            async for item in events:
-                for piece in [ping] if item is None else map(sse.data, rendering.chunks(*item)):
-                    if begun:
-                        put(piece)
-                    else:
-                        held.append(piece)
-                    if len(piece) > PIECE:
-                        await asyncio.sleep(0)  # long to write: others get their turn
-                if not begun and (item is None or len(rendering.started) == len(ask.prompts)):
-                    begun = True
-                    put(b"".join(held))
-                if start is not None and rendering.has_text:
-                    parts.metrics.first_token(plan, perf_counter() - start)
-                    start = None
-    put(b"".join(map(sse.data, rendering.usage_chunks())) + sse.DONE)
+    def __init__(self, parts: Parts, ask: Ask, render: Render) -> None:
+        self._parts, self._ask, self._render = parts, ask, render
+        self._rendering: Rendering | None = None
+
+    async def write(self, put: Callable[[bytes], None]) -> None:
+        """Hand the events to `put`, the first ones when every prompt has been read or after one ping interval.
+
+        Admission and version are given back when the last draw is written, whatever the client has read by then.
+        """
+        parts, ask = self._parts, self._ask
+        start: float | None = perf_counter()
+        tick = parts.settings.service.ping_interval
+        async with aclosing(parts.serving.admission(tick)) as ticks:
+            async for _ in ticks:
+                put(sse.comment("waiting for other weights"))
+        async with let_in(parts, ask) as (plan, charge):
+            rendering = self._rendering = self._render(plan)
+            live, begun = plan.best_of == 1, False
+            ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
+            held = [] if live else [ping]
+            async with aclosing(answer(parts, ask, plan, charge, live=live, tick=tick)) as events:
+                async for item in events:
+                    for piece in [ping] if item is None else rendering.events(*item):
+                        if begun:
+                            put(piece)
+                        else:
+                            held.append(piece)
+                        if len(piece) > PIECE:
+                            await asyncio.sleep(0)  # long to write: others get their turn
+                    if not begun and (item is None or len(rendering.started) == len(ask.prompts)):
+                        begun = True
+                        put(b"".join(held))
+                    if start is not None and rendering.has_text:
+                        parts.metrics.first_token(plan, perf_counter() - start)
+                        start = None
+        put(rendering.end())
+
+    def failure(self, problem: Problem) -> bytes:
+        """The last event, in place of those that could not be written."""
+        return sse.data(problem.envelope) if self._rendering is None else self._rendering.failure(problem)

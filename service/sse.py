@@ -11,11 +11,13 @@ from starlette.types import Receive, Scope, Send
 
 from bonbon.uncancelled import end
 from service.disconnect import CutOff, unless_disconnected
-from service.errors import problem_of, report
+from service.errors import Problem, problem_of, report
 from service.send_buffer import SendBuffer
 
 DONE = b"data: [DONE]\n\n"
 
+Failure = Callable[[Problem], bytes]
+"""What a stream ends with when it fails."""
 Write = Callable[[Callable[[bytes], None]], Awaitable[None]]
 """Produces a stream: hands each piece to the function it is given."""
 
@@ -23,6 +25,11 @@ Write = Callable[[Callable[[bytes], None]], Awaitable[None]]
 def data(value: dict[str, Any]) -> bytes:
     """One event. ASCII only, because some clients take Unicode's line separators for ends of lines."""
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
+
+
+def named(value: dict[str, Any]) -> bytes:
+    """One event under the name that its `type` says, as the Responses API has them."""
+    return f"event: {value['type']}\n".encode() + data(value)
 
 
 def comment(text: str) -> bytes:
@@ -34,24 +41,26 @@ class EventStream(StreamingResponse):
     """Sends events as they come.
 
     One task writes the stream and another sends it, with a buffer between them, so writing never waits for the client.
-    A failure becomes an error event, which ends the stream. A client that disconnects ends the writing, and so does
+    What `failure` makes of a failure ends the stream. A client that disconnects ends the writing, and so does
     `cut_off` when it is set.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, write: Write, buffer: SendBuffer, cut_off: asyncio.Event) -> None:
+    def __init__(self, write: Write, failure: Failure, buffer: SendBuffer, cut_off: asyncio.Event) -> None:
         super().__init__((), headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
-        self.buffer, self.cut_off = buffer, cut_off
+        self.failure, self.buffer, self.cut_off = failure, buffer, cut_off
         self._writing = asyncio.create_task(_fill(write, buffer))
 
     @classmethod
-    async def open(cls, write: Write, buffer: SendBuffer, receive: Receive, cut_off: asyncio.Event) -> "EventStream":
+    async def open(
+        cls, write: Write, failure: Failure, buffer: SendBuffer, receive: Receive, cut_off: asyncio.Event
+    ) -> "EventStream":
         """A stream whose first event is there: what fails before that raises, and can be an ordinary status.
 
         Raises ClientDisconnect and CutOff, too.
         """
-        stream = cls(write, buffer, cut_off)
+        stream = cls(write, failure, buffer, cut_off)
         try:
             if not await unless_disconnected(receive, buffer.ready(), cut_off):
                 await stream._writing  # which failed, and raises why
@@ -67,7 +76,7 @@ class EventStream(StreamingResponse):
             pass  # nobody is there to be told
         except CutOff as error:
             await self._close()
-            await _send_last(send, error)
+            await self._send_failure(send, problem_of(error))
         finally:
             await self._close()
 
@@ -78,11 +87,16 @@ class EventStream(StreamingResponse):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await self._writing
         except Exception as error:  # noqa: BLE001 - the status has been sent: an error event is all that is left
-            report(error, problem_of(error))
-            await _send_last(send, error)
+            problem = problem_of(error)
+            report(error, problem)
+            await self._send_failure(send, problem)
             error.__traceback__ = None  # its frames hold the task that holds the error
         else:
             await send({"type": "http.response.body", "body": b""})
+
+    async def _send_failure(self, send: Send, problem: Problem) -> None:
+        await send({"type": "http.response.body", "body": self.failure(problem), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
 
     async def _close(self) -> None:
         self.buffer.close()
@@ -94,10 +108,3 @@ async def _fill(write: Write, buffer: SendBuffer) -> None:
         await write(buffer.put)
     finally:
         buffer.end()
-
-
-async def _send_last(send: Send, error: Exception) -> None:
-    """End a stream with an error event."""
-    envelope = data(problem_of(error).envelope)
-    await send({"type": "http.response.body", "body": envelope, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})

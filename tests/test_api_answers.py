@@ -14,7 +14,7 @@ from bonbon.engines.fake import FakeEngine
 from bonbon.keys.records import Scope
 from bonbon.keys.store import create_key
 from bonbon.prompt import Prompt
-from service.schemas.responses import ChatCompletion, Completion
+from service.schemas.replies import ChatCompletion, Completion
 
 
 @pytest.fixture

@@ -1,6 +1,10 @@
-"""The clients people have: openai 2, LangChain on openai 2 and 3, LlamaIndex. Each runs outside this environment."""
+"""The clients people have: openai 2, LangChain on openai 2 and 3, LlamaIndex, the Agents SDK.
+
+Each runs outside this environment.
+"""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from api import Server, serve
+from calling_engine import CallingEngine
 
 from bonbon.engines.fake import FakeEngine
 from bonbon.rewards.fake import digest_score
 
 ROOT = Path(__file__).parents[1]
+OPENAI_3 = ROOT / "tests" / "clients" / "requirements-openai-3.txt"
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +33,12 @@ def python() -> Path:
 
 @pytest.fixture(scope="session")
 def openai3(python: Path) -> Path:
-    """A directory with openai 3, which on PYTHONPATH hides the older one of the environment."""
+    """A directory with openai 3 and what needs it; on PYTHONPATH it hides the older one of the environment."""
     directory = python.parents[1] / "openai-3"
-    if not (directory / "openai").exists():
+    if not (directory / "agents").exists():
+        shutil.rmtree(directory, ignore_errors=True)
         pip = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-        subprocess.run([*pip, "--no-deps", "--target", str(directory), "openai>=3,<4"], check=True)
+        subprocess.run([*pip, "--target", str(directory), "--requirement", str(OPENAI_3)], check=True)
     return directory
 
 
@@ -39,6 +46,13 @@ def openai3(python: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("data"), engine=FakeEngine(delay=0.001), api_key="secret") as running:
         # The longer the better: the fake engine may well draw an empty text, which is then not the answer.
+        running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def calling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("calling"), engine=CallingEngine(delay=0.001), api_key="secret") as running:
         running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
         yield running
 
@@ -51,6 +65,10 @@ def test_a_client_on_openai_2(server: Server, python: Path, name: str) -> None:
 
 def test_langchain_on_openai_3(server: Server, python: Path, openai3: Path) -> None:
     assert "on openai 3." in check(server, python, "langchain", PYTHONPATH=str(openai3))
+
+
+def test_agents_on_openai_3(calling: Server, python: Path, openai3: Path) -> None:
+    assert "on openai 3." in check(calling, python, "agents", PYTHONPATH=str(openai3))
 
 
 def check(server: Server, python: Path, name: str, **environment: str) -> str:

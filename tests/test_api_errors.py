@@ -453,3 +453,22 @@ async def test_any_other_request_id_is_replaced(api: Api, given: bytes) -> None:
 
 def test_a_conflict_is_a_409() -> None:
     assert problem_of(Conflict("somebody else was first")) == Problem(409, "somebody else was first", code="conflict")
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        (r'"tools": [{"type": "function", "function": {"name": "f", "description": "\ud800"}}]', "description"),
+        ('"tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": NaN}}}]', "parameters"),
+        (
+            r'"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"\ud800": 1}}}',
+            "schema",
+        ),
+    ],
+)
+async def test_what_json_cannot_hold_is_refused_by_name(api: Api, field: str, param: str) -> None:
+    """Python reads NaN and half a surrogate pair; neither can be sent on to an engine."""
+    body = f'{{"model": "bonbon", "messages": {json.dumps(MESSAGES)}, {field}}}'
+    response = await api.client.post(CHAT, content=body.encode(), headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert error_of(response)["param"].endswith(f".{param}")

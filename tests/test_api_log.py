@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.tables import feedback
-from service.schemas.responses import FeedbackReply, Model, ModelList
+from service.schemas.replies import FeedbackReply, Model, ModelList
 
 
 @pytest.fixture

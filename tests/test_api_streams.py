@@ -16,7 +16,7 @@ from bonbon.engines.base import Delta, DrawRequest, Started
 from bonbon.engines.fake import FakeEngine
 from bonbon.prompt import Prompt
 from bonbon.rewards.fake import digest_score
-from service.schemas.responses import ChatChunk, CompletionChunk, ErrorEnvelope
+from service.schemas.replies import ChatChunk, CompletionChunk, ErrorEnvelope
 
 
 @pytest.fixture

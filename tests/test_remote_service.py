@@ -151,6 +151,35 @@ async def test_tool_calls_come_back_whole_and_streamed(
     assert streamed[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize("model", ["bonbon", "base"])
+async def test_responses_go_the_way_of_chats(tmp_path: Path, pair: list[Double], model: str) -> None:
+    for server in pair:
+        server.tool_call = {"name": "get_order", "arguments": '{"id": 7}'}
+    shape = {"name": "reply", "schema": {"type": "object"}}
+    tool = {"type": "function", "name": "get_order", "parameters": {"type": "object", "properties": {}}}
+    asked = {
+        "model": model, "input": MESSAGES, "instructions": "Be kind.", "tools": [tool],
+        "tool_choice": {"type": "function", "name": "get_order"}, "max_output_tokens": 6,
+        "text": {"format": {"type": "json_schema", **shape}},
+    }  # fmt: skip
+    same = {
+        "model": model, "messages": [{"role": "system", "content": "Be kind."}, *MESSAGES], "tools": TOOLS,
+        "tool_choice": NAMED, "max_tokens": 6, "response_format": {"type": "json_schema", "json_schema": shape},
+    }  # fmt: skip
+    async with gateway(tmp_path, pair) as running:
+        whole = (await running.client.post("/v1/responses", json=asked)).json()
+        streamed = (await running.client.post("/v1/responses", json=asked | {"stream": True})).text
+        await running.client.post(CHAT, json=same)
+        drawn = [draw | {"stream": None} for server in pair for draw in server.draws]
+        assert len(drawn) == 3
+        assert drawn[1:] == drawn[:-1]
+        refused = await running.client.post("/v1/responses", json={"model": model, "input": "word " * 80})
+    assert [(item["name"], item["arguments"]) for item in whole["output"]] == [("get_order", '{"id": 7}')]
+    assert '"type":"response.function_call_arguments.done"' in streamed
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "input")
+
+
 async def test_parallel_tool_calls_may_be_switched_off(tmp_path: Path, pair: list[Double]) -> None:
     for server in pair:
         server.tool_call, server.parallel_calls = {"name": "get_order", "arguments": '{"id": 7}'}, 3

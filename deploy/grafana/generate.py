@@ -21,7 +21,7 @@ SWAPS = {
     "titleFormat": "champion: {{model_version}}",
     "step": "15s",
 }
-LATENCY = 'bonbon_request_duration_seconds_bucket{route=~"/v1/(chat/)?completions", instance=~"$instance"}'
+LATENCY = 'bonbon_request_duration_seconds_bucket{route=~"/v1/((chat/)?completions|responses)", instance=~"$instance"}'
 TTFT = 'bonbon_time_to_first_token_seconds_bucket{instance=~"$instance"}'
 
 

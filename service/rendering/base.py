@@ -1,4 +1,4 @@
-"""What the answers of both endpoints have in common."""
+"""What the answers of all endpoints have in common."""
 
 import time
 from abc import ABC, abstractmethod
@@ -7,55 +7,52 @@ from typing import Any, ClassVar
 
 from bonbon.best_of_n import Answer
 from bonbon.draws import Draw
-from bonbon.engines.base import Delta, PromptLogprobs, Started
+from bonbon.engines.base import PromptLogprobs, Started
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.records import Candidate
 from service.answering import Event
 from service.ask import Ask
+from service.errors import Problem
 from service.rendering.extension import extension
 from service.serving import Plan
 
 
 class Rendering(ABC):
-    """One request's answer, whole or in chunks.
+    """One request's answer: a whole body, or server-sent events.
 
-    Choice j of prompt i has index i * n + j. A single draw is written as it grows; best-of-n choices are written when
-    they have been chosen. Either way a choice's last chunk, with its finish reason, waits for the durable group.
+    A single draw is written as it grows; what best-of-n has chosen is written when it has been chosen. Either way the
+    last event of an answer waits for the durable group.
 
     Args:
         logprobs: whether to write log-probabilities.
         candidates: whether to describe every candidate in the `bonbon` object.
-        include_usage: whether the chunks have a `usage`, set in a last one without choices.
     """
 
     prefix: ClassVar[str]
-    object: ClassVar[str]
-    chunk_object: ClassVar[str]
 
-    def __init__(self, ask: Ask, plan: Plan, *, logprobs: bool, candidates: bool, include_usage: bool) -> None:
-        self.ask, self.plan = ask, plan
-        self.logprobs, self.candidates, self.include_usage = logprobs, candidates, include_usage
-        self.id, self.created = f"{self.prefix}-{time_ordered_id()}", int(time.time())
+    def __init__(self, ask: Ask, plan: Plan, *, logprobs: bool, candidates: bool) -> None:
+        self.ask, self.plan, self.logprobs, self.candidates = ask, plan, logprobs, candidates
+        self.id, self.created = f"{self.prefix}{time_ordered_id()}", int(time.time())
         self.scored: dict[int, PromptLogprobs] = {}
         self.started: dict[int, Started] = {}
         self.answers: dict[int, Answer] = {}
         self.has_text = False
 
     @abstractmethod
-    def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
-        """A whole choice."""
+    def whole(self) -> dict[str, Any]:
+        """The body, once every prompt is answered."""
 
     @abstractmethod
-    def opening(self, index: int, prompt: str) -> dict[str, Any] | None:
-        """The first part of a choice, before any of its text; None where there is none."""
+    def events(self, prompt: int, event: Event) -> Iterator[bytes]:
+        """What to send for what has happened to a prompt."""
 
     @abstractmethod
-    def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
-        """The next part of a choice."""
+    def end(self) -> bytes:
+        """What to send after everything else."""
 
     @abstractmethod
-    def ending(self, index: int, draw: Draw) -> dict[str, Any]:
-        """The last part of a choice."""
+    def failure(self, problem: Problem) -> bytes:
+        """What to send in place of the rest when the answer fails."""
 
     def note(self, prompt: int, event: Event) -> None:
         """Take in what has happened to a prompt."""
@@ -71,77 +68,21 @@ class Rendering(ABC):
         """Of all candidates, of the prompts that are answered."""
         return sum(answer.group.drawn_tokens for answer in self.answers.values())
 
-    def whole(self) -> dict[str, Any]:
-        """The body, once every prompt is answered."""
-        choices = [
-            self.choice(index, self.started[prompt].text, candidate, draw)
-            for prompt in sorted(self.answers)
-            for index, candidate, draw in self._served(prompt)
-        ]
-        return self._head(self.object) | {"choices": choices, "usage": self._usage(), "bonbon": self._extension()}
+    @property
+    def tokens_read(self) -> int:
+        """Of the prompts that are answered."""
+        return sum(len(answer.group.prompt_token_ids) for answer in self.answers.values())
 
-    def chunks(self, prompt: int, event: Event) -> Iterator[dict[str, Any]]:
-        """What to send for an event."""
-        self.note(prompt, event)
-        if isinstance(event, Answer):
-            yield from self._chosen(prompt)
-        elif isinstance(event, PromptLogprobs) or self.plan.best_of > 1:
-            return
-        elif isinstance(event, Started):
-            yield from self._opened(prompt, event.text)
-        elif event.text or event.tool_calls or (self.logprobs and event.tokens):
-            self.has_text = True
-            yield self._chunk(self.piece(prompt, event))
-
-    def usage_chunks(self) -> Iterator[dict[str, Any]]:
-        """What to send after all choices."""
-        if self.include_usage:
-            yield self._head(self.chunk_object) | {"choices": [], "usage": self._usage()}
-
-    def _chosen(self, prompt: int) -> Iterator[dict[str, Any]]:
-        self.has_text = True
-        for position, (index, _, draw) in enumerate(self._served(prompt), start=1):
-            if self.plan.best_of > 1:
-                yield from self._opened(index, self.started[prompt].text)
-                yield self._chunk(self.piece(index, draw))
-            last = self._chunk(self.ending(index, draw))
-            if position == self.ask.n and len(self.answers) == len(self.ask.prompts):
-                last["bonbon"] = self._extension()
-            yield last
-
-    def _opened(self, index: int, prompt: str) -> Iterator[dict[str, Any]]:
-        opening = self.opening(index, prompt)
-        if opening is not None:
-            yield self._chunk(opening)
+    @property
+    def tokens_written(self) -> int:
+        """Of the choices that are returned."""
+        groups = [answer.group for answer in self.answers.values()]
+        return sum(len(candidate.token_ids) for group in groups for candidate in group.served)
 
     def _served(self, prompt: int) -> Iterator[tuple[int, Candidate, Draw]]:
         answer = self.answers[prompt]
         for index, candidate in enumerate(answer.group.served, start=prompt * self.ask.n):
             yield index, candidate, answer.draws[candidate.index]
-
-    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        usage = {"usage": None} if self.include_usage else {}
-        return self._head(self.chunk_object) | {"choices": [choice]} | usage
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.plan.model,
-            "system_fingerprint": None,
-        }
-
-    def _usage(self) -> dict[str, Any]:
-        groups = [answer.group for answer in self.answers.values()]
-        read = sum(len(group.prompt_token_ids) for group in groups)
-        written = sum(len(candidate.token_ids) for group in groups for candidate in group.served)
-        return {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        }
 
     def _extension(self) -> dict[str, Any]:
         answers = [self.answers[prompt] for prompt in sorted(self.answers)]

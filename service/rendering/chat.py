@@ -8,19 +8,19 @@ from bonbon.engines.base import Delta
 from bonbon.pairs.records import Candidate
 from bonbon.tools import ToolCall, ToolCallDelta
 from service.ask import Ask
-from service.rendering.base import Rendering
+from service.rendering.choices import ChoicesRendering
 from service.rendering.logprobs import chat_logprobs
 from service.serving import Plan
 
 
-class ChatRendering(Rendering):
+class ChatRendering(ChoicesRendering):
     """POST /v1/chat/completions.
 
     Args:
         parallel: whether a choice may have more tool calls than its first.
     """
 
-    prefix = "chatcmpl"
+    prefix = "chatcmpl-"
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 

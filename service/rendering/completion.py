@@ -7,19 +7,19 @@ from bonbon.draws import Draw
 from bonbon.engines.base import Delta
 from bonbon.pairs.records import Candidate
 from service.ask import Ask
-from service.rendering.base import Rendering
+from service.rendering.choices import ChoicesRendering
 from service.rendering.logprobs import TextOffsets, completion_logprobs
 from service.serving import Plan
 
 
-class CompletionRendering(Rendering):
+class CompletionRendering(ChoicesRendering):
     """POST /v1/completions.
 
     Args:
         echo: whether the prompt comes before each choice's text.
     """
 
-    prefix = "cmpl"
+    prefix = "cmpl-"
     object = "text_completion"
     chunk_object = "text_completion"
 

@@ -1,4 +1,4 @@
-"""Token log-probabilities in the two forms that OpenAI's endpoints have."""
+"""Token log-probabilities in the forms that OpenAI's endpoints have."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
@@ -38,6 +38,14 @@ def chat_logprobs(drawn: Draw | Delta) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
+def response_logprobs(drawn: Draw | Delta) -> list[dict[str, Any]]:
+    """The `logprobs` of a response's text: those of a chat, but that `bytes` is a list for every token."""
+    return [
+        _with_bytes(entry) | {"top_logprobs": [_with_bytes(other) for other in entry["top_logprobs"]]}
+        for entry in chat_logprobs(drawn)["content"]
+    ]
+
+
 def completion_logprobs(drawn: Draw | Delta | PromptLogprobs, offsets: TextOffsets) -> dict[str, Any]:
     """A completion choice's `logprobs`. `offsets`: those of the choice, which have seen its tokens before these.
 
@@ -63,6 +71,10 @@ def _alternatives(drawn: Draw | Delta | PromptLogprobs) -> Sequence[tuple[TokenA
 def _chat_token(token: Token, logprob: float) -> dict[str, Any]:
     utf8 = None if token.utf8 is None else list(token.utf8)
     return {"token": token.text, "logprob": _finite(logprob), "bytes": utf8}
+
+
+def _with_bytes(token: dict[str, Any]) -> dict[str, Any]:
+    return token | {"bytes": token["bytes"] or []}
 
 
 def _name(token: Token) -> str:

@@ -11,7 +11,7 @@ from service.rendering.chat import ChatRendering
 from service.request_id import request_id
 from service.responding import respond
 from service.schemas.chat import ChatBody
-from service.schemas.responses import ChatChunk, ChatCompletion
+from service.schemas.replies import ChatChunk, ChatCompletion
 from service.schemas.statuses import ERRORS, answers
 
 router = APIRouter(prefix="/v1", tags=["openai"])

@@ -11,7 +11,7 @@ from service.rendering.completion import CompletionRendering
 from service.request_id import request_id
 from service.responding import respond
 from service.schemas.completion import CompletionBody
-from service.schemas.responses import Completion, CompletionChunk
+from service.schemas.replies import Completion, CompletionChunk
 from service.schemas.statuses import ERRORS, answers
 
 router = APIRouter(prefix="/v1", tags=["openai"])

@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse, Response
 from service.access import caller
 from service.parts import get_parts
 from service.schemas.feedback import FeedbackBody
-from service.schemas.responses import FeedbackReply
+from service.schemas.replies import FeedbackReply
 from service.schemas.statuses import ERRORS
 
 router = APIRouter(prefix="/v1", tags=["feedback"])

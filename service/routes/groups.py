@@ -17,7 +17,7 @@ from bonbon.pairs.rows import group_document
 from service.access import allow, caller
 from service.parts import get_parts
 from service.rendering.degraded import degraded_reason
-from service.schemas.responses import Deleted
+from service.schemas.replies import Deleted
 from service.schemas.statuses import ERRORS, Responses
 
 router = APIRouter(prefix="/v1", tags=["groups"])

@@ -5,7 +5,7 @@ from starlette.responses import JSONResponse, Response
 
 from bonbon.errors import UnknownVersion
 from service.parts import get_parts
-from service.schemas.responses import Model, ModelExtension, ModelList
+from service.schemas.replies import Model, ModelExtension, ModelList
 from service.schemas.statuses import ERRORS
 from service.serving import ServedModel
 

@@ -1,4 +1,4 @@
-"""What the request bodies of both endpoints have in common.
+"""What the request bodies of all endpoints that answer have in common.
 
 A field that changes the answer is honoured or refused by name; one that changes nothing is accepted. Every body
 declares the fields that it knows: those that it honours, those that are `Neutral`, and those that are `Ignored`.
@@ -22,7 +22,17 @@ from service.schemas.without_effect import WHOLE, Ignored, Neutral, asking_nothi
 INT32, INT64 = 2**31, 2**63
 RETRY_COUNT = "x-stainless-retry-count"
 IDEMPOTENCY_KEY = "idempotency-key"
-UNDECISIVE = {"messages", "prompt", "tools", "tool_choice", "stream", "stream_options", "store"}
+UNDECISIVE = {
+    "messages",
+    "prompt",
+    "input",
+    "instructions",
+    "tools",
+    "tool_choice",
+    "stream",
+    "stream_options",
+    "store",
+}
 """Fields that are left out of a request's fingerprint: the prompt is there as a digest, and the others change nothing
 of what is answered."""
 
@@ -82,7 +92,7 @@ class Extension(Body):
 
 
 class AnswerBody(Body):
-    """What both endpoints accept."""
+    """What every endpoint that answers accepts."""
 
     model: str
     """An alias (`bonbon`: whatever is best now), a version, or `base`."""
@@ -155,6 +165,17 @@ class AnswerBody(Body):
         raise NotImplementedError
 
     @property
+    def field_names(self) -> Mapping[str, str]:
+        """What this body calls those fields that have another name in it than in chat completions."""
+        return {}
+
+    def _check_same(self, old: str, new: str) -> None:
+        """Raise UserError when both names of one field are given, with different values."""
+        values = getattr(self, old), getattr(self, new)
+        if None not in values and values[0] != values[1]:
+            raise UserError(f"{old} and {new} mean the same but differ: leave {old} out", param=new)
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -169,7 +190,6 @@ class AnswerBody(Body):
         prompts: tuple[Prompt, ...],
         *,
         max_tokens: int | None,
-        length_field: str = "max_tokens",
         default_max_tokens: int,
         top_logprobs: int,
         prompt_logprobs: bool = False,
@@ -212,7 +232,7 @@ class AnswerBody(Body):
             n=self.n or 1,
             best_of=self.best_of,
             fit=max_tokens is None,
-            length_field=length_field,
+            field_names=self.field_names,
             store=self.store is not False,
             tenant=tenant,
             user=user,

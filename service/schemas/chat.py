@@ -12,7 +12,7 @@ from service.schemas.body import AnswerBody, Identifier
 from service.schemas.message import ChatMessage
 from service.schemas.response_format import ResponseFormat
 from service.schemas.template import TemplateBody
-from service.schemas.tools import ToolChoice
+from service.schemas.tools import ToolChoice, Tools, check_choice
 from service.schemas.without_effect import WHOLE, Ignored, Neutral
 
 
@@ -20,6 +20,8 @@ class ChatBody(AnswerBody, TemplateBody):
     """POST /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
+    tools: Tools | None = None
+    """Functions that the answer may call; only an engine that calls tools takes any."""
     tool_choice: ToolChoice | None = None
     """auto by default. What forces a call constrains the sampler, so such groups are never trained on."""
     parallel_tool_calls: bool | None = None
@@ -51,12 +53,9 @@ class ChatBody(AnswerBody, TemplateBody):
     def _check_pairs(self) -> "ChatBody":
         if self.top_logprobs is not None and not self.logprobs:
             raise UserError("top_logprobs needs logprobs set to true", param="top_logprobs")
-        for old, new in (("max_tokens", "max_completion_tokens"), ("user", "safety_identifier")):
-            values = getattr(self, old), getattr(self, new)
-            if None not in values and values[0] != values[1]:
-                raise UserError(f"{old} and {new} mean the same but differ: leave {old} out", param=new)
-        if not self.tools and self.tool_choice not in (None, "none", "auto"):
-            raise UserError("tool_choice needs tools to choose from", param="tool_choice")
+        self._check_same("max_tokens", "max_completion_tokens")
+        self._check_same("user", "safety_identifier")
+        check_choice(self.tools, self.tool_choice)
         return self
 
     @property
@@ -67,14 +66,19 @@ class ChatBody(AnswerBody, TemplateBody):
     def prompt(self) -> Prompt:
         """Its messages, tools and options of the chat template."""
         choice = self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.model_dump()
-        return self.chat_prompt(self.messages, tool_choice=choice or "auto", reasoning_effort=self.reasoning_effort)
+        return self.chat_prompt(
+            self.messages, tools=self.tools or (), tool_choice=choice or "auto", reasoning_effort=self.reasoning_effort
+        )
+
+    @property
+    def field_names(self) -> Mapping[str, str]:
+        return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
     def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
         """What this body asks for. Raises UserError for values that do not go together."""
         return self._ask(
             (self.prompt,),
             max_tokens=self.max_completion_tokens or self.max_tokens,
-            length_field="max_tokens" if self.max_completion_tokens is None else "max_completion_tokens",
             default_max_tokens=default_max_tokens,
             top_logprobs=self.top_logprobs or 0,
             response_format=self.response_format.canonical if self.response_format else None,

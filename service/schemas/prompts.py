@@ -1,5 +1,6 @@
 """The forms a prompt may have on the wire."""
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, PlainValidator, WithJsonSchema
@@ -38,18 +39,24 @@ def _token_ids(value: list[Any]) -> bool:
     return all(type(token) is int and 0 <= token < INT32 for token in value)
 
 
-def join_text(value: Any) -> str:
-    """The text of a message's content, a string or a list of text parts. Raises PydanticCustomError."""
+def join_text(value: Any, kinds: Collection[str] = ("text",)) -> str:
+    """The text of a message's content, a string or a list of text parts. Raises PydanticCustomError.
+
+    Args:
+        value: the content.
+        kinds: what the `type` of a text part may be.
+    """
     if isinstance(value, str):
         return _encodable(value)
     if not isinstance(value, list):
         raise PydanticCustomError("content_type", "content must be a string or a list of text parts")
     for i, part in enumerate(value):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        if not isinstance(part, dict) or part.get("type") not in kinds or not isinstance(part.get("text"), str):
+            kind = part.get("type") if isinstance(part, dict) else None
             raise PydanticCustomError(
                 "content_part",
-                "content[{i}] is not a text part: only text is supported",
-                {"i": i},
+                "content[{i}]{kind} is not a text part: only text is supported",
+                {"i": i, "kind": f" of type {kind[:40]!r}" if isinstance(kind, str) else ""},
             )
     return _encodable("\n".join(part["text"] for part in value))
 

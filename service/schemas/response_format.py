@@ -1,12 +1,16 @@
 """OpenAI's `response_format`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from bonbon.engines.response_format import canonical
 from bonbon.errors import UserError
 from service.schemas.body import Body
+from service.schemas.plain_json import PlainObject
+from service.schemas.prompts import Text
+
+FormatName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class JsonSchema(Body):
@@ -14,9 +18,9 @@ class JsonSchema(Body):
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
-    description: str | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    name: FormatName
+    description: Text | None = None
+    schema_: PlainObject = Field(alias="schema")
     """The schema itself. Every candidate is held to it."""
     strict: bool | None = None
     """Accepted for compatibility: candidates are always held to the schema."""

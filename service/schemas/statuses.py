@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from service.schemas.responses import ErrorEnvelope
+from service.schemas.replies import ErrorEnvelope
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -23,12 +23,13 @@ ERRORS: Responses = {
 }
 
 
-def answers(whole: type[BaseModel], chunk: type[BaseModel]) -> Responses:
-    """A 200 with a whole body, or with server-sent events of chunks."""
+def answers(whole: type[BaseModel], chunk: type[BaseModel], *, done: bool = True) -> Responses:
+    """A 200 with a whole body, or with server-sent events of chunks, which `[DONE]` ends if `done`."""
+    end = ", then `[DONE]`" if done else ""
     return {
         200: {
             "model": whole,
-            "description": f"The whole answer, or with `stream` events of `{chunk.__name__}`, then `[DONE]`.",
+            "description": f"The whole answer, or with `stream` events of `{chunk.__name__}`{end}.",
             "content": {"text/event-stream": {"schema": _inlined(chunk)}},
         }
     }

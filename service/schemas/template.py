@@ -1,6 +1,5 @@
 """What a chat's request says about how the model's chat template renders it."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -12,7 +11,8 @@ from bonbon.prompt import Prompt
 from bonbon.tools import canonical
 from service.schemas.body import Body
 from service.schemas.message import ChatMessage
-from service.schemas.tools import Tools
+from service.schemas.plain_json import check_plain
+from service.schemas.tools import Tool
 from service.schemas.without_effect import asking_nothing
 
 FIELDS = frozenset({"add_generation_prompt", "continue_final_message"})
@@ -22,21 +22,15 @@ FIELDS = frozenset({"add_generation_prompt", "continue_final_message"})
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     if fields := sorted(options.keys() & FIELDS):
         raise PydanticCustomError("template_field", "{name} is a field of its own", {"name": fields[0]})
-    try:
-        json.dumps(options, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:  # the first also for half a surrogate pair
-        raise PydanticCustomError("template_value", "the values must be plain JSON: no NaN, no broken text") from error
-    return options
+    return check_plain(options)
 
 
 TemplateOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 
 
 class TemplateBody(Body):
-    """Tools and options of the chat template."""
+    """Options of the chat template."""
 
-    tools: Tools | None = None
-    """Functions that the answer may call; only an engine that calls tools takes any."""
     add_generation_prompt: bool | None = None
     """true by default: the prompt ends with what begins an assistant's message."""
     continue_final_message: Annotated[bool | None, asking_nothing(False)] = None
@@ -54,9 +48,16 @@ class TemplateBody(Body):
         return self
 
     def chat_prompt(
-        self, messages: Sequence[ChatMessage], *, tool_choice: Any = "auto", reasoning_effort: str | None = None
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: Any = "auto",
+        reasoning_effort: str | None = None,
     ) -> Prompt:
-        """`messages` with what this body says of them. What means the default is left out: it changes no digest.
+        """`messages` and `tools` with what this body says of them.
+
+        What means the default is left out, because it changes no digest.
 
         Raises UserError when the final message cannot be continued.
         """
@@ -79,10 +80,10 @@ class TemplateBody(Body):
             options["add_generation_prompt"] = False
         elif self.add_generation_prompt is False:
             options["add_generation_prompt"] = False
-        tools = [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+        offered = [tool.model_dump(exclude_none=True) for tool in tools]
         return Prompt(
             messages=tuple(message.to_message() for message in messages),
-            tools=canonical(tools) if tools else None,
-            tool_choice=canonical(tool_choice) if tools else None,
+            tools=canonical(offered) if offered else None,
+            tool_choice=canonical(tool_choice) if offered else None,
             template=canonical(options) if options else None,
         )

@@ -10,6 +10,7 @@ from service.schemas.body import INT32, Body
 from service.schemas.message import ChatMessage
 from service.schemas.prompts import Text
 from service.schemas.template import TemplateBody
+from service.schemas.tools import Tools
 from service.schemas.without_effect import Neutral
 
 
@@ -20,6 +21,8 @@ class TokenizeBody(TemplateBody):
     """Any model's name: all versions of a model read prompts alike."""
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1)
+    tools: Tools | None = None
+    """Functions that the model is told it may call; only an engine that calls tools takes any."""
     add_special_tokens: bool | None = None
     """Add the tokenizer's special tokens: by default to a prompt, and not to messages, whose template writes them."""
     return_token_strs: bool | None = None
@@ -37,7 +40,9 @@ class TokenizeBody(TemplateBody):
     @property
     def read(self) -> Prompt:
         """What is to be read."""
-        return Prompt(text=self.prompt) if self.messages is None else self.chat_prompt(self.messages)
+        if self.messages is None:
+            return Prompt(text=self.prompt)
+        return self.chat_prompt(self.messages, tools=self.tools or ())
 
 
 class DetokenizeBody(Body):

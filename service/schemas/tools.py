@@ -1,10 +1,14 @@
 """Tools in a chat's request: the functions offered, which of them to call, and the calls made before."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
+from bonbon.errors import UserError
 from service.schemas.body import Body
+from service.schemas.plain_json import PlainObject
+from service.schemas.prompts import Text
 from service.schemas.without_effect import Ignored
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -14,8 +18,8 @@ class Function(Body):
     """A function that may be called."""
 
     name: FunctionName
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
+    description: Text | None = None
+    parameters: PlainObject | None = None
     """JSON Schema of its arguments."""
     strict: bool | None = None
     """true: arguments are forced to fit the schema. Such groups are never trained on."""
@@ -56,3 +60,9 @@ class Call(Body):
 
 Tools = Annotated[list[Tool], Field(max_length=128)]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
+
+
+def check_choice(tools: Sequence[object] | None, choice: object) -> None:
+    """Raise UserError when `choice`, a request's tool_choice, needs `tools` and there are none."""
+    if not tools and choice not in (None, "none", "auto"):
+        raise UserError("tool_choice needs tools to choose from", param="tool_choice")

@@ -11,10 +11,11 @@ class Neutral:
 
     Args:
         values: what may be sent all the same, because it asks for nothing; null always may.
+        why: what a refusal says.
     """
 
-    def __init__(self, *values: Any) -> None:
-        self.values = values
+    def __init__(self, *values: Any, why: str = "this field is not supported here: leave it out") -> None:
+        self.values, self.why = values, why
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._check)
@@ -25,7 +26,7 @@ class Neutral:
     def _check(self, value: Any) -> None:
         if value is None or any(_same(value, neutral) for neutral in self.values):
             return
-        raise PydanticCustomError("unsupported", "this field is not supported here: leave it out")
+        raise PydanticCustomError("unsupported", "{why}", {"why": self.why})
 
 
 class _Ignored:

@@ -1,0 +1,115 @@
+"""What completions of chats and of text have in common: answers that are lists of choices."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from bonbon.best_of_n import Answer
+from bonbon.draws import Draw
+from bonbon.engines.base import Delta, PromptLogprobs, Started
+from bonbon.pairs.records import Candidate
+from service import sse
+from service.answering import Event
+from service.ask import Ask
+from service.errors import Problem
+from service.rendering.base import Rendering
+from service.serving import Plan
+
+
+class ChoicesRendering(Rendering):
+    """Choice j of prompt i has index i * n + j, and a stream is one of chunks, each with a piece of one choice.
+
+    Args:
+        include_usage: whether the chunks have a `usage`, set in a last one without choices.
+    """
+
+    object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, ask: Ask, plan: Plan, *, include_usage: bool, **options: bool) -> None:
+        super().__init__(ask, plan, **options)
+        self.include_usage = include_usage
+
+    @abstractmethod
+    def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
+        """A whole choice."""
+
+    @abstractmethod
+    def opening(self, index: int, prompt: str) -> dict[str, Any] | None:
+        """The first part of a choice, before any of its text; None where there is none."""
+
+    @abstractmethod
+    def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
+        """The next part of a choice."""
+
+    @abstractmethod
+    def ending(self, index: int, draw: Draw) -> dict[str, Any]:
+        """The last part of a choice."""
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            self.choice(index, self.started[prompt].text, candidate, draw)
+            for prompt in sorted(self.answers)
+            for index, candidate, draw in self._served(prompt)
+        ]
+        return self._head(self.object) | {"choices": choices, "usage": self._usage(), "bonbon": self._extension()}
+
+    def events(self, prompt: int, event: Event) -> Iterator[bytes]:
+        return map(sse.data, self._chunks(prompt, event))
+
+    def end(self) -> bytes:
+        usage = {"choices": [], "usage": self._usage()} if self.include_usage else None
+        return (sse.data(self._head(self.chunk_object) | usage) if usage else b"") + sse.DONE
+
+    def failure(self, problem: Problem) -> bytes:
+        return sse.data(problem.envelope)
+
+    def _chunks(self, prompt: int, event: Event) -> Iterator[dict[str, Any]]:
+        self.note(prompt, event)
+        if isinstance(event, Answer):
+            yield from self._chosen(prompt)
+        elif isinstance(event, PromptLogprobs) or self.plan.best_of > 1:
+            return
+        elif isinstance(event, Started):
+            yield from self._opened(prompt, event.text)
+        elif event.text or event.tool_calls or (self.logprobs and event.tokens):
+            self.has_text = True
+            yield self._chunk(self.piece(prompt, event))
+
+    def _chosen(self, prompt: int) -> Iterator[dict[str, Any]]:
+        self.has_text = True
+        for position, (index, _, draw) in enumerate(self._served(prompt), start=1):
+            if self.plan.best_of > 1:
+                yield from self._opened(index, self.started[prompt].text)
+                yield self._chunk(self.piece(index, draw))
+            last = self._chunk(self.ending(index, draw))
+            if position == self.ask.n and len(self.answers) == len(self.ask.prompts):
+                last["bonbon"] = self._extension()
+            yield last
+
+    def _opened(self, index: int, prompt: str) -> Iterator[dict[str, Any]]:
+        opening = self.opening(index, prompt)
+        if opening is not None:
+            yield self._chunk(opening)
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        usage = {"usage": None} if self.include_usage else {}
+        return self._head(self.chunk_object) | {"choices": [choice]} | usage
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self.plan.model,
+            "system_fingerprint": None,
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        read, written = self.tokens_read, self.tokens_written
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }

@@ -1,0 +1,66 @@
+"""`POST /v1/responses`. No response is stored, so there is nothing at `/v1/responses/{id}`."""
+
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+from starlette.responses import Response
+
+from service.access import caller
+from service.parts import get_parts
+from service.rendering.response import ResponseRendering
+from service.request_id import request_id
+from service.responding import respond
+from service.schemas.response import ResponseBody
+from service.schemas.response_replies import ResponseEvent, ResponseReply
+from service.schemas.statuses import ERRORS, answers
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+RESPONSES: dict[int | str, dict[str, Any]] = answers(ResponseReply, ResponseEvent, done=False) | ERRORS
+
+
+@router.post("/responses", response_class=Response, responses=RESPONSES)
+async def create_response(body: ResponseBody, request: Request) -> Response:
+    """Answer a message or a conversation with the best of the candidates drawn."""
+    parts = get_parts(request)
+    ask = body.ask(
+        default_max_tokens=parts.settings.service.default_max_tokens,
+        tenant=caller(request).tenant,
+        request_id=request_id(request),
+        headers=request.headers,
+    )
+    return await respond(
+        request,
+        parts,
+        ask,
+        lambda plan: ResponseRendering(
+            ask,
+            plan,
+            echo=body.echo,
+            parallel=body.parallel_tool_calls is not False,
+            logprobs=body.wants_logprobs,
+            candidates=body.bonbon.candidates,
+        ),
+        stream=bool(body.stream),
+    )
+
+
+@router.api_route("/responses/{response_id}", methods=["GET", "DELETE"], include_in_schema=False)
+@router.api_route("/responses/{response_id}/cancel", methods=["POST"], include_in_schema=False)
+@router.api_route("/responses/{response_id}/input_items", methods=["GET"], include_in_schema=False)
+async def refuse_stored_response(response_id: str) -> None:
+    """Say that no response is stored."""
+    raise HTTPException(
+        404,
+        f"responses are not stored here, so there is no {response_id[:80]!r}: keep the answer of POST /v1/responses, "
+        "and send the whole conversation as input",
+    )
+
+
+@router.post("/responses/{operation}", include_in_schema=False)
+async def refuse_operation(operation: str) -> None:
+    """Say what there is in place of `input_tokens` and `compact`."""
+    raise HTTPException(
+        404,
+        f"there is no POST /v1/responses/{operation[:80]} here: POST /v1/responses answers, and POST /tokenize counts "
+        "the tokens of a chat",
+    )
