@@ -135,7 +135,7 @@ async def test_cut_off_it_goes_on_without_drawing_twice(
     base: Path, snapshot: Snapshot, tmp_path: Path, kl: float | None
 ) -> None:
     """The reward goes away after two thirds of the draws; with it back, the end is that of a run in one piece."""
-    config = refining(base, refine_tokens=7_000, refine_replay=1, kl=kl)
+    config = refining(base, refine_tokens=3_000, refine_replay=1, kl=kl)
     calls = {"all": 0, "until": 10**9}
 
     def counted(prompt: Prompt, completions: list[str]) -> Sequence[float]:

@@ -202,16 +202,16 @@ def chaos_settings(base: Path, data_dir: Path) -> Settings:
         reward="python:sampled_groups:score",
         engine_options={"threads": 1},
         train={
-            "epochs": 2,
+            "epochs": 1,
             "batch_size": 16,
             "micro_batch_size": 16,
             "min_pairs": 32,
             "held_out_fraction": 0.2,
-            "validation_draws": 64,
-            "refine_tokens": 4000,
+            "validation_draws": 32,
+            "refine_tokens": 2000,
             "threads": 1,
         },
-        evaluate={"prompts": 30},
+        evaluate={"prompts": 20},
         # Nothing keeps it from promotion: what is measured is whether the round is the same, not whether it is good.
         gate={
             "min_win_rate": 0,
