@@ -1,0 +1,141 @@
+"""The grammar of what a request lets a candidate be: its response format, and the calls that its tools allow."""
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bonbon.engines.tool_format import ToolFormat
+from bonbon.prompt import Prompt
+
+SPACES = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t]{1,8}|\r?\n[ \t]{0,64}"}
+"""White space between the parts of a JSON text: enough to indent it, and too little to write nothing else until the
+candidate is cut off, as weak models do."""
+
+
+class Grammar:
+    """A grammar as llguidance reads it: rules in its variant of Lark's language, and the JSON schemas they refer to.
+
+    Args:
+        token_of: the id of a text that is one token of its own, such as the mark that begins a call; None for others.
+    """
+
+    def __init__(self, token_of: Callable[[str], int | None]) -> None:
+        self._token_of = token_of
+        self._schemas: list[Mapping[str, Any]] = []
+        self.rules: list[str] = []
+
+    def schema(self, schema: Mapping[str, Any]) -> str:
+        """What stands for a JSON text that fits `schema`."""
+        self._schemas.append({**schema, "x-guidance": SPACES})
+        return f"@schema{len(self._schemas) - 1}"
+
+    def text(self, text: str) -> str:
+        """What stands for `text`."""
+        token = self._token_of(text)
+        return json.dumps(text) if token is None else f"<[{token}]>"
+
+    def free(self, mark: str) -> tuple[str, str]:
+        """What stands for any text up to `mark` and with it, and for any text without it."""
+        token = self._token_of(mark)
+        self.rules.append("ANY: /(.|\\n)*/")
+        self.rules.append("rest: ANY")
+        if token is None:
+            self.rules.append(f"until[lazy]: ANY {json.dumps(mark)}")
+        else:
+            self.rules.append(f"until: ANY <[{token}]>")
+        return "until", "rest"
+
+    def written(self, start: str) -> str:
+        """The grammar that begins with the rule `start`, as JSON."""
+        rules = "\n".join([f"start: {start}", *self.rules])
+        schemas = [{"name": f"schema{at}", "json_schema": schema} for at, schema in enumerate(self._schemas)]
+        return json.dumps({"grammars": [{"lark_grammar": rules}, *schemas]}, ensure_ascii=False)
+
+
+def grammar_of(
+    response_format: str | None,
+    prompt: Prompt,
+    tool_format: ToolFormat | None,
+    token_of: Callable[[str], int | None],
+) -> str | None:
+    """The grammar that candidates are held to; None where any text will do.
+
+    A call is forced where `tool_choice` is `required` (one or more) or names a function (one call of it). Where it is
+    `auto`, a candidate may be calls or fit the response format and, where a function is strict, the arguments of every
+    call fit their schema.
+
+    Args:
+        response_format: as `Sampling` carries it.
+        tool_format: how the model writes calls; needed with tools.
+    """
+    wanted = None if response_format is None else _schema_of(json.loads(response_format))
+    choice = json.loads(prompt.tool_choice or '"auto"')
+    calls = prompt.tools is not None and choice != "none" and (wanted is not None or prompt.constrains)
+    grammar = Grammar(token_of)
+    if not calls:
+        return None if wanted is None else grammar.written(grammar.schema(wanted))
+    assert tool_format is not None
+    functions = [tool["function"] for tool in json.loads(prompt.tools or "[]")]
+    if isinstance(choice, dict):
+        functions = [one for one in functions if one["name"] == choice["function"]["name"]]
+        return grammar.written(_calls(grammar, functions, tool_format, several=False))
+    if choice == "required":
+        return grammar.written(_calls(grammar, functions, tool_format, several=True))
+    if wanted is not None:
+        answer = grammar.schema(wanted)
+        return grammar.written(f"{_calls(grammar, functions, tool_format, several=True)} | {answer}")
+    return grammar.written(_strict(grammar, functions, tool_format))
+
+
+def _schema_of(response_format: Mapping[str, Any]) -> Mapping[str, Any]:
+    if response_format["type"] == "json_object":
+        return {"type": "object"}
+    schema: Mapping[str, Any] = response_format["json_schema"]["schema"]
+    return schema
+
+
+def _calls(grammar: Grammar, functions: list[Any], tool_format: ToolFormat, *, several: bool) -> str:
+    """Rules for one call of the functions, or one or more; what stands for them."""
+    start = grammar.text(tool_format.start)
+    if tool_format.bare:
+        start = ""
+    grammar.rules.append(f"call: {_call(grammar, functions, tool_format)}")
+    one, more = "call", '(", " call)*' if several else ""
+    if tool_format.name == "mistral" and not tool_format.named:
+        return f'{start} "[" {one} {more} "]"'
+    if tool_format.named:
+        return f"({start} {one})+" if several else f"{start} {one}"
+    if tool_format.bare:
+        return one
+    grammar.rules.append(f'marked: {start} "\\n" call "\\n" {grammar.text(tool_format.end)}')
+    return 'marked ("\\n" marked)*' if several else "marked"
+
+
+def _strict(grammar: Grammar, functions: list[Any], tool_format: ToolFormat) -> str:
+    """Any text, and calls in it of which those of strict functions fit."""
+    free = [one if one.get("strict") else {**one, "parameters": {"type": "object"}} for one in functions]
+    call = _call(grammar, free, tool_format)
+    grammar.rules.append(f"call: {call}")
+    if tool_format.bare:  # a call is the whole answer, or there is none
+        grammar.rules.append("OTHER: /([^{ \\t\\r\\n](.|\\n)*)?/")
+        return "call | OTHER"
+    until, rest = grammar.free(tool_format.start)
+    if tool_format.named:
+        return f"({until} call)* {rest}"
+    if tool_format.name == "mistral":
+        return f'({until} "[" call (", " call)* "]")* {rest}'
+    return f'({until} "\\n" call "\\n" {grammar.text(tool_format.end)})* {rest}'
+
+
+def _call(grammar: Grammar, functions: list[Any], tool_format: ToolFormat) -> str:
+    """What stands for a call of one of the functions, without the marks around it."""
+    return " | ".join(_one(grammar, one, tool_format) for one in functions)
+
+
+def _one(grammar: Grammar, function: Any, tool_format: ToolFormat) -> str:
+    nothing = {"type": "object", "additionalProperties": False}
+    arguments = grammar.schema({"type": "object", **(function.get("parameters") or nothing)})
+    if tool_format.named:
+        return f"{json.dumps(function['name'])} {grammar.text('[ARGS]')} {arguments}"
+    head = f'{{"name": {json.dumps(function["name"])}, "{tool_format.arguments}": '
+    return f'{json.dumps(head)} {arguments} "}}"'
