@@ -168,7 +168,9 @@ class CallReader:
                     self._opened, self._listed = opened, False
                     return self._then(self._first)
                 return True
-        if not final and any(mark.startswith(ahead) for mark in marks):
+        if any(mark.startswith(ahead) for mark in marks):
+            if final:  # cut off within a mark
+                self._take(len(self._buffer))
             return False
         return self._then(self._text)
 

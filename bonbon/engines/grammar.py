@@ -7,9 +7,9 @@ from typing import Any
 from bonbon.engines.tool_format import ToolFormat
 from bonbon.prompt import Prompt
 
-SPACES = {"whitespace_flexible": True, "whitespace_pattern": r"[ \t]{1,8}|\r?\n[ \t]{0,64}"}
-"""White space between the parts of a JSON text: enough to indent it, and too little to write nothing else until the
-candidate is cut off, as weak models do."""
+SPACES = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,40}"}
+"""White space between the parts of a JSON text: a space, or a line end and an indentation. If there could be any, weak
+models would write nothing else until they are cut off."""
 
 
 class Grammar:

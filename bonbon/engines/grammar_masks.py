@@ -69,7 +69,7 @@ class GrammarMasks:
         del self._matchers[row]
         why = matcher.get_error().strip().partition("\n")[0] or "the model has no token that may come next"
         self.failures[row] = UserError(
-            f"a candidate could not be held to the schema of the request ({why[:200]}): simplify its patterns and bounds"
+            f"a candidate cannot be held to the request's schema ({why[:200]}): simplify its patterns and bounds"
         )
 
 

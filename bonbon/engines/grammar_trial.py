@@ -65,12 +65,12 @@ class GrammarTrial:
             raise EngineError("the process that checks schemas ended or did not start in time; try again")
         return process
 
-    async def _ask(self, process: Process, question: Any, timeout: float) -> str | None:
+    async def _ask(self, process: Process, question: Any, seconds: float) -> str | None:
         """The answer to a line; None when the process ends, or does not answer in time: then it is killed."""
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 process.stdin.write(json.dumps(question).encode() + b"\n")
                 await process.stdin.drain()
                 line = await process.stdout.readline()

@@ -1,4 +1,4 @@
-"""How a model writes the calls of functions: the formats that chat templates teach, under the names vLLM has for them."""
+"""How a model writes calls of functions: the formats that chat templates teach, named as vLLM names them."""
 
 import secrets
 import string
