@@ -11,6 +11,9 @@ SPACES = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,40}"}
 """White space between the parts of a JSON text: a space, or a line end and an indentation. If there could be any, weak
 models would write nothing else until they are cut off."""
 
+MOST_CALLS = 8
+"""Calls that a required answer may have: weak models would go on calling until they are cut off."""
+
 
 class Grammar:
     """A grammar as llguidance reads it: rules in its variant of Lark's language, and the JSON schemas they refer to.
@@ -81,6 +84,8 @@ def grammar_of(
         return grammar.written(_calls(grammar, functions, tool_format, several=False))
     if choice == "required":
         return grammar.written(_calls(grammar, functions, tool_format, several=True))
+    if wanted is not None and tool_format.bare:
+        return grammar.written(grammar.schema(_objects(wanted, functions, tool_format)))
     if wanted is not None:
         answer = grammar.schema(wanted)
         return grammar.written(f"{_calls(grammar, functions, tool_format, several=True)} | {answer}")
@@ -100,15 +105,39 @@ def _calls(grammar: Grammar, functions: list[Any], tool_format: ToolFormat, *, s
     if tool_format.bare:
         start = ""
     grammar.rules.append(f"call: {_call(grammar, functions, tool_format)}")
-    one, more = "call", '(", " call)*' if several else ""
+    one, more = "call", f'(", " call){{0,{MOST_CALLS - 1}}}' if several else ""
     if tool_format.name == "mistral" and not tool_format.named:
         return f'{start} "[" {one} {more} "]"'
     if tool_format.named:
-        return f"({start} {one})+" if several else f"{start} {one}"
+        return f"({start} {one}){{1,{MOST_CALLS if several else 1}}}"
     if tool_format.bare:
         return one
     grammar.rules.append(f'marked: {start} "\\n" call "\\n" {grammar.text(tool_format.end)}')
-    return 'marked ("\\n" marked)*' if several else "marked"
+    return f'marked ("\\n" marked){{0,{MOST_CALLS - 1}}}' if several else "marked"
+
+
+def _objects(wanted: Mapping[str, Any], functions: list[Any], tool_format: ToolFormat) -> Mapping[str, Any]:
+    """One schema for an answer that is `wanted` or a call: text and JSON that begin alike cannot be told apart."""
+    calls = [
+        {
+            "type": "object",
+            "properties": {"name": {"const": one["name"]}, tool_format.arguments: _own(_arguments(one), f"call{at}")},
+            "required": ["name", tool_format.arguments],
+            "additionalProperties": False,
+        }
+        for at, one in enumerate(functions)
+    ]
+    return {"anyOf": [_own(wanted, "answer"), *calls]}
+
+
+def _own(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The schema as a document of its own, so that references in it are to itself."""
+    return {"$id": f"https://bonbon.invalid/{name}", **schema}
+
+
+def _arguments(function: Any) -> Mapping[str, Any]:
+    """The schema of a function's arguments: without parameters it takes none."""
+    return {"type": "object", **(function.get("parameters") or {"additionalProperties": False})}
 
 
 def _strict(grammar: Grammar, functions: list[Any], tool_format: ToolFormat) -> str:
@@ -133,8 +162,7 @@ def _call(grammar: Grammar, functions: list[Any], tool_format: ToolFormat) -> st
 
 
 def _one(grammar: Grammar, function: Any, tool_format: ToolFormat) -> str:
-    nothing = {"type": "object", "additionalProperties": False}
-    arguments = grammar.schema({"type": "object", **(function.get("parameters") or nothing)})
+    arguments = grammar.schema(_arguments(function))
     if tool_format.named:
         return f"{json.dumps(function['name'])} {grammar.text('[ARGS]')} {arguments}"
     head = f'{{"name": {json.dumps(function["name"])}, "{tool_format.arguments}": '

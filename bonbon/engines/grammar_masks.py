@@ -17,13 +17,14 @@ class GrammarMasks:
 
     Args:
         matchers: of the rows that have a grammar, by the row's place in the batch. They are advanced token by token.
+        size: how many token ids the grammars know.
         vocabulary: how many tokens the logits are of.
         device: where the logits are.
     """
 
-    def __init__(self, matchers: Mapping[int, LLMatcher], vocabulary: int, device: torch.device) -> None:
+    def __init__(self, matchers: Mapping[int, LLMatcher], size: int, vocabulary: int, device: torch.device) -> None:
         self._matchers, self._vocabulary, self._device = dict(matchers), vocabulary, device
-        known = np.arange(32 * -(-vocabulary // 32)) < vocabulary
+        known = np.arange(32 * -(-size // 32)) < vocabulary
         self._known = np.packbits(known, bitorder="little")
         self.failures: dict[int, UserError] = {}
         """Why rows cannot go on, by their place. What is drawn for them counts for nothing."""
@@ -34,7 +35,7 @@ class GrammarMasks:
         if not rows:
             return scores
         at = torch.tensor(rows, device=self._device)
-        mask = _unpacked(torch.from_numpy(allowed).to(self._device), self._vocabulary)
+        mask = _unpacked(torch.from_numpy(allowed).to(self._device))[:, : self._vocabulary]
         return scores.index_copy(0, at, scores[at].masked_fill(~mask, -torch.inf))
 
     def note(self, tokens: Tensor) -> None:
@@ -73,10 +74,10 @@ class GrammarMasks:
         )
 
 
-def _unpacked(bits: Tensor, size: int) -> Tensor:
-    """Bytes (rows, bytes) as booleans (rows, size), the lowest bit first."""
+def _unpacked(bits: Tensor) -> Tensor:
+    """Bytes (rows, bytes) as booleans (rows, 8 * bytes), the lowest bit first."""
     places = torch.arange(8, device=bits.device, dtype=torch.uint8)
-    return (bits[:, :, None] >> places & 1).flatten(1)[:, :size].bool()
+    return (bits[:, :, None] >> places & 1).flatten(1).bool()
 
 
 @lru_cache(maxsize=1)

@@ -79,6 +79,7 @@ class GrammarTrial:
         except (TimeoutError, ConnectionError):
             pass
         except BaseException:  # cancelled: the answer would be taken for that to the next question
+            self._process = None
             with suppress(ProcessLookupError):
                 process.kill()
             raise

@@ -27,13 +27,13 @@ class Grammars:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        vocabulary: how many token ids the model's logits have.
+        size: how many token ids there are: the tokenizer's, or the model's if it has more.
         end_ids: the ids that end a candidate.
         timeout: seconds that a grammar may take to compile.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, end_ids: Collection[int], *, timeout: float) -> None:
-        self._hf, self._vocabulary, self._end_ids, self._timeout = tokenizer, vocabulary, end_ids, timeout
+    def __init__(self, tokenizer: Any, size: int, end_ids: Collection[int], *, timeout: float) -> None:
+        self._hf, self._size, self._end_ids, self._timeout = tokenizer, size, end_ids, timeout
         self._compiled: OrderedDict[str, LLMatcher | str] = OrderedDict()
         self._one = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "bonbon-grammars")
@@ -99,16 +99,21 @@ class Grammars:
             ) from None
 
     def _description(self) -> dict[str, Any]:
-        """See `grammar_check.read_tokenizer`. Where nothing ends a text, an id beyond the model's own stands for it."""
+        """See `grammar_check.read_tokenizer`.
+
+        Where the model has no token that ends a text, a special one stands for it, which no text has.
+        """
         backend = getattr(self._hf, "backend_tokenizer", None)
         if backend is None:
             raise _unreadable("it is not one of the tokenizers library")
-        ends = sorted(self._end_ids)
-        size = max(self._vocabulary, len(self._hf))
+        known = set(self._hf.get_vocab().values())
+        ends = sorted(known.intersection(self._end_ids)) or self._hf.all_special_ids[:1]
+        if not ends:
+            raise _unreadable("no token of it ends a text; set end_tokens")
         copy = type(backend).from_str(backend.to_str())
         copy.no_padding()
         copy.no_truncation()
-        return {"tokenizer": copy.to_str(), "vocabulary": size + (not ends), "ends": ends or [size]}
+        return {"tokenizer": copy.to_str(), "vocabulary": self._size, "ends": ends}
 
 
 def _read(description: dict[str, Any]) -> LLTokenizer:

@@ -1,8 +1,8 @@
 """Where a JSON value ends in a text that is still being written."""
 
 SPACE = " \t\r\n"
-OUTSIDE = frozenset('{}[]:,"+-.0123456789eEtrufalsn' + SPACE)
-"""What JSON has outside of strings."""
+MARK = "<"
+"""What JSON has in strings only, and the marks that end a call begin with."""
 
 
 class JsonScanner:
@@ -16,7 +16,7 @@ class JsonScanner:
     def scan(self, text: str) -> int:
         """How many of the next characters belong to the value. `over` says whether it ends with them.
 
-        A character that JSON does not have where it stands ends the value before it.
+        A broken value, whose brackets are not closed, ends before a mark.
         """
         for at, character in enumerate(text):
             if self._in_string:
@@ -32,7 +32,7 @@ class JsonScanner:
                 self._depth += 1
             elif character in "}]":
                 self._depth -= 1
-            elif character not in OUTSIDE:
+            elif character == MARK:
                 self.over = True
                 return at
             if self._depth <= 0 and not self._in_string:

@@ -107,7 +107,7 @@ class MicroBatch:
         if matchers := {at: row.grammar for at, row in enumerate(self.rows) if row.grammar is not None}:
             from bonbon.engines.grammar_masks import GrammarMasks  # what it needs is there when there is a grammar
 
-            self._masks = GrammarMasks(matchers, vocabulary, device)
+            self._masks = GrammarMasks(matchers, self.rows[0].job.reader.size, vocabulary, device)
             processors.append(self._masks)
         return Sampler(samplings, [row.random for row in self.rows], device, processors)
 

@@ -44,6 +44,8 @@ class PromptReader:
     ) -> None:
         self._tokenizer, self._vocabulary, self.end_ids = tokenizer, vocabulary, end_ids
         self.detokenizer = Detokenizer(tokenizer)
+        self.size = max(vocabulary, max(tokenizer.get_vocab().values()) + 1)
+        """How many token ids there are: the tokenizer's, or the model's if it has more."""
         self._template = template_text(tokenizer)
         self._tool_format = tool_format(tool_parser, self._template)
         marks = [self._tool_format.start, self._tool_format.end] if self._tool_format else []

@@ -80,8 +80,8 @@ class Runtime:
         if self._grammars is None:
             from bonbon.engines.grammars import Grammars
 
-            vocabulary = self.versions.base.vocabulary
-            self._grammars = Grammars(self._tokenizer, vocabulary, self.reader.end_ids, timeout=self._schema_timeout)
+            size, end_ids = self.reader.size, self.reader.end_ids
+            self._grammars = Grammars(self._tokenizer, size, end_ids, timeout=self._schema_timeout)
         return await self._grammars.matcher(grammar, param=param)
 
     async def stop_compiling(self) -> None:
