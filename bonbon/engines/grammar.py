@@ -16,7 +16,7 @@ MOST_CALLS = 8
 
 
 class Grammar:
-    """A grammar as llguidance reads it: rules in its variant of Lark's language, and the JSON schemas they refer to.
+    """A grammar in the variant of Lark's language that llguidance reads, which has JSON schemas in it.
 
     Args:
         token_of: the id of a text that is one token of its own, such as the mark that begins a call; None for others.
@@ -24,13 +24,13 @@ class Grammar:
 
     def __init__(self, token_of: Callable[[str], int | None]) -> None:
         self._token_of = token_of
-        self._schemas: list[Mapping[str, Any]] = []
         self.rules: list[str] = []
 
     def schema(self, schema: Mapping[str, Any]) -> str:
         """What stands for a JSON text that fits `schema`."""
-        self._schemas.append({**schema, "x-guidance": SPACES})
-        return f"@schema{len(self._schemas) - 1}"
+        name = f"schema{len(self.rules)}"
+        self.rules.append(f"{name}: %json {json.dumps({**schema, 'x-guidance': SPACES}, ensure_ascii=False)}")
+        return name
 
     def text(self, text: str) -> str:
         """What stands for `text`."""
@@ -49,10 +49,8 @@ class Grammar:
         return "until", "rest"
 
     def written(self, start: str) -> str:
-        """The grammar that begins with the rule `start`, as JSON."""
-        rules = "\n".join([f"start: {start}", *self.rules])
-        schemas = [{"name": f"schema{at}", "json_schema": schema} for at, schema in enumerate(self._schemas)]
-        return json.dumps({"grammars": [{"lark_grammar": rules}, *schemas]}, ensure_ascii=False)
+        """The grammar that begins with `start`."""
+        return "\n".join([f"start: {start}", *self.rules])
 
 
 def grammar_of(

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles, refuse_tools
+from bonbon.engines.base import Delta, DrawRequest, Engine, Started, Tokens, VersionFiles
 from bonbon.engines.fit import check_bias, check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.errors import EngineError, UnknownVersion, UserError
@@ -70,7 +70,6 @@ class VllmEngine(Engine):
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
-        refuse_tools(request.prompt)
         check_request(request)
         check_bias(request.sampling, runtime.vocabulary)
         loaded = runtime.versions.get(request.version)
@@ -84,7 +83,6 @@ class VllmEngine(Engine):
                 yield delta
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
-        refuse_tools(prompt)
         return await asyncio.wrap_future(self._running.tokenize(prompt, add_special_tokens))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
