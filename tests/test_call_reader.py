@@ -92,8 +92,9 @@ def test_it_does_not_matter_where_a_text_is_cut(format_: ToolFormat, parts: list
 
 def test_arguments_come_as_they_are_written() -> None:
     reader = CallReader(HERMES)
-    head, *rest = reader.read('<tool_call>{"name": "f", "arguments": {"a"')[1]
-    assert (head.name, [piece.arguments for piece in rest]) == ("f", ['{"a"'])
+    assert not any(reader.read('<tool_call>{"name": "f", "arguments":'))
+    [head] = reader.read(' {"a"')[1]
+    assert (head.index, head.name, head.arguments) == (0, "f", '{"a"')
     assert [piece.arguments for piece in reader.read(": 1}}")[1]] == [": 1}"]
 
 

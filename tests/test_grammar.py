@@ -9,6 +9,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 from zoo.tokenizers import byte_level
 
+from bonbon.engines.closed_schema import closed
 from bonbon.engines.grammar import grammar_of
 from bonbon.engines.grammar_check import error_of, read_tokenizer
 from bonbon.engines.response_format import canonical
@@ -140,3 +141,28 @@ def test_json_may_be_indented_and_has_no_more_white_space_than_that(tokenizer: P
         assert accepts(tokenizer, wanted, text)
     for text in ("[1]", '"a"', '{"a":  1}', '{"a":\n\n1}', " {}", "{} "):
         assert not accepts(tokenizer, wanted, text)
+
+
+def test_objects_have_the_properties_that_they_name_unless_the_schema_says_otherwise() -> None:
+    inner = {"type": "object", "properties": {"b": {"type": "null"}}}
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/inner"}}, "$defs": {"inner": inner}}
+    shut = {"additionalProperties": False}
+    assert closed(schema) == {
+        "type": "object",
+        "properties": {"a": {"$ref": "#/$defs/inner"}},
+        "$defs": {"inner": inner | shut},
+        **shut,
+    }
+    unchanged: list[dict[str, Any]] = [
+        {"type": "object"},
+        {"type": "object", "properties": {}, "additionalProperties": True},
+        {"allOf": [inner, {"type": "object", "properties": {"c": {"type": "null"}}}]},
+        {"type": "object", "properties": {"a": {"type": "null"}}, "anyOf": [inner]},
+        {"type": "object", "properties": {"properties": {"type": "null"}}, **shut},
+        {"enum": [{"properties": {}}]},
+    ]
+    for same in unchanged:
+        assert closed(same) == same
+    assert closed({"anyOf": [inner, {"type": "array", "items": inner}]}) == {
+        "anyOf": [inner | shut, {"type": "array", "items": inner | shut}]
+    }

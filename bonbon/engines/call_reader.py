@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from bonbon.engines.json_scanner import SPACE, JsonScanner
 from bonbon.engines.tool_format import ToolFormat
@@ -42,7 +43,7 @@ class CallReader:
         self._step: Callable[[bool], bool] = self._text
 
     def read(self, text: str, *, final: bool = False) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        """The content and the pieces of calls that are certain with `text`. After a `final` one nothing comes."""
+        """The content and the next piece of each call, as far as they are certain. After `final` nothing comes."""
         self._buffer += text
         while self._step(final):
             pass
@@ -200,8 +201,14 @@ class CallReader:
         self._calls += 1
 
     def _argue(self, arguments: str) -> None:
-        if arguments:
-            self._deltas.append(ToolCallDelta(self._calls - 1, arguments=arguments))
+        index = self._calls - 1
+        if not arguments:
+            return
+        if self._deltas and self._deltas[-1].index == index:  # one piece a call: openai's clients take no more at once
+            last = self._deltas.pop()
+            self._deltas.append(replace(last, arguments=last.arguments + arguments))
+        else:
+            self._deltas.append(ToolCallDelta(index, arguments=arguments))
 
 
 def _called(written: str) -> tuple[str, str] | None:

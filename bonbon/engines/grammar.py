@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from bonbon.engines.closed_schema import closed
 from bonbon.engines.tool_format import ToolFormat
 from bonbon.prompt import Prompt
 
@@ -29,7 +30,7 @@ class Grammar:
     def schema(self, schema: Mapping[str, Any]) -> str:
         """What stands for a JSON text that fits `schema`."""
         name = f"schema{len(self.rules)}"
-        self.rules.append(f"{name}: %json {json.dumps({**schema, 'x-guidance': SPACES}, ensure_ascii=False)}")
+        self.rules.append(f"{name}: %json {json.dumps({**closed(schema), 'x-guidance': SPACES}, ensure_ascii=False)}")
         return name
 
     def text(self, text: str) -> str:

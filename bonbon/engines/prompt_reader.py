@@ -55,7 +55,13 @@ class PromptReader:
     def grammar(self, sampling: Sampling, prompt: Prompt) -> str | None:
         """What candidates are held to; see `grammar_of`. Raises UserError as `read` does."""
         self._check_tools(prompt)
-        return grammar_of(sampling.response_format, prompt, self._tool_format, self._token_of)
+        try:
+            return grammar_of(sampling.response_format, prompt, self._tool_format, self._token_of)
+        except RecursionError:
+            param = "response_format" if sampling.response_format is not None else "tools"
+            raise UserError(
+                f"a schema in {param} is nested too deeply: use $defs and references", param=param
+            ) from None
 
     def call_reader(self, prompt: Prompt) -> CallReader | None:
         """What reads the calls in one candidate; None where it is all text."""

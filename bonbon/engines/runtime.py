@@ -71,7 +71,10 @@ class Runtime:
                 installed.
             EngineError: others' schemas take all the time.
         """
-        grammar = self.reader.grammar(request.sampling, request.prompt)
+        if request.sampling.response_format is None and request.prompt.tools is None:
+            return None
+        writing = self._readers.submit(self.reader.grammar, request.sampling, request.prompt)
+        grammar = await asyncio.wrap_future(writing)
         if grammar is None:
             return None
         param = "response_format" if request.sampling.response_format is not None else "tools"
