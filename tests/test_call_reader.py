@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bonbon.draws import Draw
@@ -82,6 +82,7 @@ PARTS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[", "
 PARTS += ["\n", "x", ":", '{"name": "f", "arguments": ', '"name"', "7", "[ARGS]", ONE, TWO, "null"]
 
 
+@settings(deadline=None)
 @given(st.sampled_from([HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED]), st.lists(st.sampled_from(PARTS)), st.data())
 def test_it_does_not_matter_where_a_text_is_cut(format_: ToolFormat, parts: list[str], data: Any) -> None:
     text = "".join(parts)
