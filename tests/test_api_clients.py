@@ -1,6 +1,6 @@
-"""The clients people have: openai 2, LangChain on openai 2 and 3, LlamaIndex, the Agents SDK.
+"""The clients people have, each outside this environment.
 
-Each runs outside this environment.
+They are openai 2, LangChain on openai 2 and 3, LlamaIndex, the Agents SDK, instructor and pydantic-ai.
 """
 
 import os
@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from api import Server, serve
 from calling_engine import CallingEngine
+from embedded_api import serve_embedded
+from tool_templates import HERMES
 
 from bonbon.engines.fake import FakeEngine
 from bonbon.rewards.fake import digest_score
@@ -59,23 +61,31 @@ def calling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.mark.parametrize("name", ["openai", "langchain", "llamaindex"])
 def test_a_client_on_openai_2(server: Server, python: Path, name: str) -> None:
-    passed = check(server, python, name)
+    passed = check(server.url, python, name)
     assert "openai 2." in passed or name == "llamaindex"
 
 
 def test_langchain_on_openai_3(server: Server, python: Path, openai3: Path) -> None:
-    assert "on openai 3." in check(server, python, "langchain", PYTHONPATH=str(openai3))
+    assert "on openai 3." in check(server.url, python, "langchain", PYTHONPATH=str(openai3))
 
 
 def test_agents_on_openai_3(calling: Server, python: Path, openai3: Path) -> None:
-    assert "on openai 3." in check(calling, python, "agents", PYTHONPATH=str(openai3))
+    assert "on openai 3." in check(calling.url, python, "agents", PYTHONPATH=str(openai3))
 
 
-def check(server: Server, python: Path, name: str, **environment: str) -> str:
+def test_structured_outputs_and_tools_on_the_embedded_engine(tmp_path: Path, python: Path) -> None:
+    # A short prompt leaves room in the small context for as many calls as there may be.
+    template = HERMES.replace("{{ tool | tojson }}", "{{ tool.function.name }}")
+    with serve_embedded(tmp_path, chat_template=template, api_key="secret") as url:
+        passed = check(url, python, "structured")
+    assert "instructor" in passed
+
+
+def check(url: str, python: Path, name: str, **environment: str) -> str:
     """What the client's script prints; it must pass."""
     script = ROOT / "tests" / "clients" / f"check_{name}.py"
     done = subprocess.run(
-        [python, script, f"{server.url}/v1", "secret"],
+        [python, script, f"{url}/v1", "secret"],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

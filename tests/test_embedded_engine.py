@@ -418,9 +418,9 @@ async def test_prompts_that_cannot_be_read_are_refused(engine: EmbeddedEngine) -
         await collect(engine, DrawRequest(Prompt.chat(critic), "tiny"))
     assert caught.value.param == "messages"
     tool: Message = {"role": "tool", "content": "x", "tool_call_id": "1"}
-    with pytest.raises(UserError, match="calls no tools") as caught:
+    with pytest.raises(UserError, match="chat template has no tools") as caught:
         await collect(engine, DrawRequest(Prompt.chat(tool), "tiny"))
-    assert caught.value.param == "tools"
+    assert caught.value.param == "messages"
 
 
 async def test_without_chat_template_or_first_token_the_refusal_names_the_remedy(base: Path, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_tokens_follow_the_changed_law_beside_rows_that_ask_for_something_else(c
     samplings = [CASES[case] if row % 2 else CASES[(case + 1) % len(CASES)] for row in range(2 * draws)]
     scores = logits(1).expand(2 * draws, -1)
     rows = [random.Random(4)] * (2 * draws)
-    sampler = Sampler(samplings, rows, CPU, processors(samplings, [HISTORY] * (2 * draws)))
+    sampler = Sampler(samplings, rows, CPU, [processors(samplings, [HISTORY] * (2 * draws))])
     sampler(torch.zeros(2 * draws, 1), scores.clone())
     drawn = torch.tensor(sampler.last.tokens[1::2])
     seen = torch.bincount(drawn, minlength=VOCABULARY) / draws

@@ -16,6 +16,8 @@ from hang_up import HANG_UPS, UNLIMITED, hang_up, listening
 from bonbon.demo.models import TinyModels
 from bonbon.draws import Draws, collect
 from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
+from bonbon.engines.prompt_reader import PromptReader
+from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards.fake import FakeReward
@@ -382,7 +384,7 @@ async def test_a_prompts_cache_is_its_salts_own(tiny_models: TinyModels) -> None
     await core.start()
     cached = []
     for salt in ("", "ada", "bob", "ada", "bob", ""):
-        params = sampling_params(draw(max_tokens=1), frozenset())
+        params = sampling_params(draw(max_tokens=1), PromptReader(load_tokenizer(tiny_models.policy), 1024))
         async with core.draw(salted_prompt(token_ids, salt), params, None) as collector:
             cached.append((await collector.get()).num_cached_tokens)
     await core.stop()

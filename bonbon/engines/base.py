@@ -22,7 +22,8 @@ class Sampling:
     `top_p` 1 and `top_k` 0 leave the distribution whole; anything else changes the sampler's support.
     `top_logprobs` is how many alternatives to report per token (0: none).
     `response_format` holds every candidate's text to a shape: OpenAI's object as `response_format.canonical` writes
-    it, None for any text. It changes the sampler's support, too. An engine that cannot do it raises UserError.
+    it, None for any text. It changes the sampler's support, too, after the changes to the logits below and before the
+    temperature. An engine that cannot do it raises UserError.
 
     The other fields mean what they mean in vLLM's SamplingParams, and their defaults change nothing. Logits are changed
     in this order: `logit_bias` is added to them as (token id, bias) pairs; tokens that end a candidate are impossible
@@ -210,7 +211,8 @@ class Engine(Protocol):
         Raises:
             PromptTooLong: prompt + max_tokens exceed the context; raised before `Started`.
             UnknownVersion: the version is not loaded; raised before `Started`.
-            UserError: the request asks for what this engine cannot do, such as tools; raised before `Started`.
+            UserError: the request asks for what this engine cannot do, such as tools; raised before `Started`, but for
+                a schema that turns out to be too complex while it is drawn with.
             EngineError: the engine failed.
         """
         ...
@@ -287,6 +289,6 @@ def refuse_tools(prompt: Prompt) -> None:
     """For engines that cannot call tools. Raises UserError when `prompt` brings any."""
     if prompt.has_tools:
         raise UserError(
-            "this engine calls no tools: leave tools and tool messages out, or serve with engine = 'remote'",
+            "this engine calls no tools: leave tools and tool messages out, or serve with another engine",
             param="tools",
         )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from bonbon.engines.base import Delta, DrawRequest, FinishReason, Token, TokenAlternative
 from bonbon.engines.transcript import Transcript
+from bonbon.tools import ToolCallDelta
 
 if TYPE_CHECKING:
     from bonbon.engines.prompt_reader import PromptReader
@@ -32,7 +33,9 @@ class Drawn:
         # An answer in a chat is a text of its own; everything else is the continuation of its prompt.
         self._context = self._detokenizer.context(prompt) if request.prompt.is_continued else ()
         stop, min_tokens = self.sampling.stop, self.sampling.min_tokens
-        self._transcript = Transcript(self._detokenizer, stop, self._context, min_tokens=min_tokens)
+        self._calls = reader.call_reader(request.prompt)
+        marks = self._calls is not None and reader.writes_marks
+        self._transcript = Transcript(self._detokenizer, stop, self._context, min_tokens=min_tokens, special=marks)
         self._reads = request.deltas or bool(self.sampling.stop)
         self.token_ids: list[int] = []
         self._logprobs: list[float] = []
@@ -72,14 +75,19 @@ class Drawn:
         first = self._context[-1] if self._context else None
         before = [self.token_ids[at - 1] if at else first for at in new]
         wanted = self.sampling.top_logprobs
+        text = self._transcript.release(final=finish is not None)
+        calls: tuple[ToolCallDelta, ...] = ()
+        if self._calls is not None:
+            text, calls = self._calls.read(text, final=finish is not None)
         delta = Delta(
             self.index,
-            self._transcript.release(final=finish is not None),
+            text,
             tuple(self.token_ids[self._sent :]),
             tuple(self._logprobs[self._sent :]),
             tuple(self._token(self.token_ids[at], last) for at, last in zip(new, before, strict=True)),
             tuple(self._likeliest(at, last) for at, last in zip(new, before, strict=True)) if wanted else (),
             finish,
+            calls,
         )
         self._sent = len(self.token_ids)
         return delta

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bonbon.engines import response_format
 from bonbon.engines.base import (
     Delta,
     DrawRequest,
@@ -18,12 +17,12 @@ from bonbon.engines.base import (
     Tokens,
     VersionFiles,
     VersionKind,
-    refuse_tools,
 )
 from bonbon.engines.fit import check_bias, check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.engines.row import Job, Loaded, Row
-from bonbon.errors import EngineError, UnknownVersion, UserError
+from bonbon.engines.tool_format import ToolParser
+from bonbon.errors import BonbonError, EngineError, UnknownVersion, UserError
 from bonbon.extras import install
 from bonbon.prompt import Prompt
 
@@ -44,6 +43,12 @@ class EmbeddedOptions(BaseModel):
     """Most candidates a model draws at once; more wait. It bounds the memory that draws take."""
     threads: int = Field(0, ge=0)
     """CPU threads for torch; 0 leaves torch's own choice."""
+    tool_parser: ToolParser = "auto"
+    """How the model writes calls of functions: hermes, llama3_json or mistral, the names that vLLM has for them; auto:
+    as its chat template shows."""
+    schema_timeout: float = Field(10.0, gt=0)
+    """Seconds that the schemas of a response_format or of tools may take to compile; a request that needs longer is
+    refused."""
 
 
 class EmbeddedEngine(Engine):
@@ -99,25 +104,24 @@ class EmbeddedEngine(Engine):
     async def stop(self) -> None:
         if self._runtime is not None:
             runtime, self._runtime = self._runtime, None
+            await runtime.stop_compiling()
             await asyncio.to_thread(runtime.close)
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
-        response_format.refuse(request.sampling, "embedded")
-        refuse_tools(request.prompt)
         check_request(request)
         check_bias(request.sampling, runtime.versions.base.vocabulary)
         loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         check_length(len(started.token_ids), request, runtime.context_length)
-        job = Job(request, loaded, started.token_ids, runtime.reader)
+        job = Job(request, loaded, started.token_ids, runtime.reader, await runtime.grammar(request))
         runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
         left = request.n
         try:
             yield started
             while left:
                 event = await job.events.get()
-                if isinstance(event, EngineError):
+                if isinstance(event, BonbonError):
                     raise event
                 left -= event.finish_reason is not None
                 yield event
@@ -127,7 +131,6 @@ class EmbeddedEngine(Engine):
 
     async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
         runtime = self._running
-        refuse_tools(request.prompt)
         loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         check_length(len(started.token_ids), request, runtime.context_length, completes=False)
@@ -135,7 +138,6 @@ class EmbeddedEngine(Engine):
         return await asyncio.wrap_future(found)
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
-        refuse_tools(prompt)
         return await asyncio.wrap_future(self._running.tokenize(prompt, add_special_tokens))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:

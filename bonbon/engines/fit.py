@@ -34,10 +34,16 @@ def check_sampling(sampling: Sampling) -> None:
             f"logit_bias has {len(sampling.logit_bias)} tokens, and may have {MOST_BIASES}: leave some out",
             param="logit_bias",
         )
+    if sampling.response_format is not None:
+        check_ends(sampling, "response_format")
+
+
+def check_ends(sampling: Sampling, held_to: str) -> None:
+    """Raise UserError when a candidate that is held to a form may not end when it is complete."""
     for name, given in (("ignore_eos", sampling.ignore_eos), ("min_tokens", sampling.min_tokens > 0)):
-        if given and sampling.response_format is not None:
+        if given:
             raise UserError(
-                f"{name} contradicts response_format, whose text ends when it is complete: leave one of them out",
+                f"{name} contradicts {held_to}, whose text ends when it is complete: leave one of them out",
                 param=name,
             )
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
@@ -12,9 +13,12 @@ from bonbon.engines.logits_processors import History, LogitsProcessors
 from bonbon.engines.outbox import Outbox
 from bonbon.engines.policy import Policy
 from bonbon.engines.row import Row
-from bonbon.engines.sampler import Sampler
+from bonbon.engines.sampler import LogitsProcessor, Sampler
 from bonbon.engines.sequences import Sequences
 from bonbon.tracebacks import format_traceback
+
+if TYPE_CHECKING:
+    from bonbon.engines.grammar_masks import GrammarMasks
 
 PREFILL_TOKENS = 16384
 """Prompt tokens, padding included, that are processed in one forward pass (a longer prompt has one of its own)."""
@@ -37,6 +41,7 @@ class MicroBatch:
         self.rows: list[Row] = []
         self._policy, self._outbox = policy, outbox
         self._sequences: Sequences | None = None
+        self._masks: GrammarMasks | None = None
 
     @property
     def running(self) -> int:
@@ -88,19 +93,29 @@ class MicroBatch:
             self._settle()
 
     def _sampler(self) -> Sampler:
-        samplings, device = [row.sampling for row in self.rows], self._policy.device
-        processors = None
+        samplings, device, vocabulary = (
+            [row.sampling for row in self.rows],
+            self._policy.device,
+            self._policy.vocabulary,
+        )
+        processors: list[LogitsProcessor] = []
         if any(sampling.changes_logits for sampling in samplings):
             histories = [History(row.job.prompt, row.token_ids) for row in self.rows]
             end_ids = self.rows[0].job.reader.end_ids
-            processors = LogitsProcessors(samplings, histories, end_ids, self._policy.vocabulary, device)
+            processors.append(LogitsProcessors(samplings, histories, end_ids, vocabulary, device))
+        self._masks = None
+        if matchers := {at: row.grammar for at, row in enumerate(self.rows) if row.grammar is not None}:
+            from bonbon.engines.grammar_masks import GrammarMasks  # what it needs is there when there is a grammar
+
+            self._masks = GrammarMasks(matchers, self.rows[0].job.reader.size, vocabulary, device)
+            processors.append(self._masks)
         return Sampler(samplings, [row.random for row in self.rows], device, processors)
 
     def advance(self, sampler: Sampler) -> int:
         """Give every running row its token and send what is ready. Returns how many rows run on."""
         choices = sampler.last
         for at, row in enumerate(self.rows):
-            if not row.running:
+            if not row.running or self._refused(at, row):
                 continue
             token, logprob = choices.tokens[at], choices.logprobs[at]
             if not math.isfinite(logprob):
@@ -110,8 +125,21 @@ class MicroBatch:
             top = (choices.top_ids[at], choices.top_logprobs[at]) if choices.top_ids else ([], [])
             if delta := row.add(token, logprob, top):
                 self._outbox.put(row.job, delta)
+            if row.running and row.complete:
+                self._outbox.put(row.job, row.finish("stop"))
         self._outbox.flush()
+        if self._masks is not None:
+            for at, row in enumerate(self.rows):
+                if not row.running:
+                    self._masks.release(at)
         return self.running
+
+    def _refused(self, at: int, row: Row) -> bool:
+        """Whether the row cannot be held to its grammar; then its job is over."""
+        if self._masks is None or (failure := self._masks.failures.get(at)) is None:
+            return False
+        self._outbox.fail([row.job], failure)
+        return True
 
     def _settle(self) -> None:
         """Let go of the rows that are done."""

@@ -6,9 +6,9 @@ from contextlib import suppress
 
 from bonbon.engines.base import Delta
 from bonbon.engines.row import Job
-from bonbon.errors import EngineError
+from bonbon.errors import BonbonError, EngineError, UserError
 
-Event = Delta | EngineError
+Event = Delta | BonbonError
 
 
 class Outbox:
@@ -25,12 +25,12 @@ class Outbox:
     def put(self, job: Job, event: Event) -> None:
         self._events.append((job, event))
 
-    def fail(self, jobs: Iterable[Job], reason: str) -> None:
-        """End every job that is not over yet with an EngineError, and flush."""
+    def fail(self, jobs: Iterable[Job], reason: str | UserError) -> None:
+        """End every job that is not over yet with an EngineError, or with the user's, and flush."""
         for job in jobs:
             if not job.over:
                 job.over = True
-                self.put(job, EngineError(reason))
+                self.put(job, EngineError(reason) if isinstance(reason, str) else reason)
         self.flush()
 
     def flush(self) -> None:

@@ -1,14 +1,19 @@
 """Prompts as the policy reads them."""
 
+import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
-from bonbon.engines.base import Started, Tokens, refuse_effort
+from bonbon.engines.base import Sampling, Started, Tokens, refuse_effort
+from bonbon.engines.call_reader import CallReader
+from bonbon.engines.grammar import grammar_of
+from bonbon.engines.tool_format import ToolParser, template_text, tool_format
 from bonbon.engines.transcript import Detokenizer
 from bonbon.errors import UserError
-from bonbon.prompt import Prompt
+from bonbon.prompt import Message, Prompt
 
 RESERVED = frozenset(
     {
@@ -26,11 +31,43 @@ class PromptReader:
         tokenizer: a Hugging Face tokenizer.
         vocabulary: how many token ids the policy knows.
         end_ids: the ids that end a completion; see `bonbon.engines.end_tokens`.
+        tool_parser: how the model writes calls of functions; see `bonbon.engines.tool_format`.
     """
 
-    def __init__(self, tokenizer: Any, vocabulary: int, end_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        vocabulary: int,
+        end_ids: frozenset[int] = frozenset(),
+        *,
+        tool_parser: ToolParser = "auto",
+    ) -> None:
         self._tokenizer, self._vocabulary, self.end_ids = tokenizer, vocabulary, end_ids
         self.detokenizer = Detokenizer(tokenizer)
+        self.size = max(vocabulary, max(tokenizer.get_vocab().values()) + 1)
+        """How many token ids there are: the tokenizer's, or the model's if it has more."""
+        self._template = template_text(tokenizer)
+        self._tool_format = tool_format(tool_parser, self._template)
+        marks = [self._tool_format.start, self._tool_format.end] if self._tool_format else []
+        self.writes_marks = not set(marks).isdisjoint(tokenizer.all_special_tokens)
+        """Whether marks of calls are special tokens, which are left out of a text otherwise."""
+
+    def grammar(self, sampling: Sampling, prompt: Prompt) -> str | None:
+        """What candidates are held to; see `grammar_of`. Raises UserError as `read` does."""
+        self._check_tools(prompt)
+        try:
+            return grammar_of(sampling.response_format, prompt, self._tool_format, self._token_of)
+        except RecursionError:
+            param = "response_format" if sampling.response_format is not None else "tools"
+            raise UserError(
+                f"a schema in {param} is nested too deeply: use $defs and references", param=param
+            ) from None
+
+    def call_reader(self, prompt: Prompt) -> CallReader | None:
+        """What reads the calls in one candidate; None where it is all text."""
+        if prompt.tools is None or self._tool_format is None or prompt.tool_choice == '"none"':
+            return None
+        return CallReader(self._tool_format)
 
     def read(self, prompt: Prompt) -> Started:
         """Raises UserError when the prompt cannot be read; see `Engine.draw`."""
@@ -63,9 +100,12 @@ class PromptReader:
                 "(/v1/completions), or add a chat_template to the tokenizer",
                 param="messages",
             )
+        self._check_tools(prompt)
         options = self._options(prompt)
+        tools = None if prompt.tools is None else json.loads(prompt.tools)
+        turns = [_turn(message) for message in prompt.messages or ()]
         try:
-            text: str = self._tokenizer.apply_chat_template(list(prompt.messages or ()), tokenize=False, **options)
+            text: str = self._tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **options)
         except TemplateError as error:
             raise UserError(
                 f"the model's chat template refuses these messages ({error}); change their roles or order",
@@ -78,6 +118,28 @@ class PromptReader:
                 param="messages",
             ) from error
         return text
+
+    def _check_tools(self, prompt: Prompt) -> None:
+        """Raise UserError when the model's chat template cannot render the tools, or how it writes calls is unknown."""
+        if not prompt.has_tools:
+            return
+        param = "messages" if prompt.tools is None else "tools"
+        if not re.search(r"\btools\b|\btool_calls\b" if prompt.tools is None else r"\btools\b", self._template):
+            raise UserError(
+                "the model's chat template has no tools: leave tools and the messages of tools out, or serve a model "
+                "that calls functions",
+                param=param,
+            )
+        if prompt.tools is not None and prompt.tool_choice != '"none"' and self._tool_format is None:
+            raise UserError(
+                "the model's chat template shows no way of writing calls that is known here: leave tools out, or set "
+                "engine_options.tool_parser to hermes, llama3_json or mistral",
+                param=param,
+            )
+
+    def _token_of(self, text: str) -> int | None:
+        token_id = self._tokenizer.get_vocab().get(text)
+        return None if token_id is None or not 0 <= token_id < self._vocabulary else int(token_id)
 
     def _options(self, prompt: Prompt) -> dict[str, Any]:
         """What the chat template is rendered with. Raises UserError where that cannot be."""
@@ -124,3 +186,30 @@ class PromptReader:
                 param="prompt",
             )
         return (self._tokenizer.bos_token_id,)
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as chat templates take it: the arguments of calls are objects, not their JSON text.
+
+    Raises UserError where they are not.
+    """
+    turn: dict[str, Any] = dict(message)
+    if "tool_calls" in message:
+        turn["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": _arguments(call["function"]["arguments"])}}
+            for call in message["tool_calls"]
+        ]
+    return turn
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise UserError(
+            f"the arguments {text[:100]!r} of a call in messages are no JSON object: correct them or leave it out",
+            param="messages",
+        )
+    return arguments

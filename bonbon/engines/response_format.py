@@ -23,6 +23,6 @@ def refuse(sampling: Sampling, engine: str) -> None:
     if sampling.response_format is not None:
         raise UserError(
             f"response_format {sampling.response_format[:100]} is not supported by the {engine} engine: leave it out, "
-            "or serve with engine vllm or remote",
+            "or serve with engine embedded, vllm or remote",
             param="response_format",
         )

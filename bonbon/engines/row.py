@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from bonbon.engines.base import Delta, DrawRequest
 from bonbon.engines.drawn import Drawn
-from bonbon.errors import EngineError
+from bonbon.errors import BonbonError
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
     from bonbon.engines.policy import Policy
     from bonbon.engines.prompt_reader import PromptReader
 
@@ -33,13 +35,17 @@ class Loaded:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that is being served. `events` is read on the event loop; `over` is set from any thread."""
+    """A request that is being served. `events` is read on the event loop; `over` is set from any thread.
+
+    `grammar`, before its first token, is what all of its candidates are held to.
+    """
 
     request: DrawRequest
     loaded: Loaded
     prompt: tuple[int, ...]
     reader: "PromptReader"
-    events: asyncio.Queue[Delta | EngineError] = field(default_factory=asyncio.Queue)
+    grammar: "LLMatcher | None" = None
+    events: asyncio.Queue[Delta | BonbonError] = field(default_factory=asyncio.Queue)
     over: bool = False
 
 
@@ -55,7 +61,13 @@ class Row(Drawn):
     def __init__(self, job: Job, index: int, shared: Random) -> None:
         super().__init__(job.request, index, job.prompt, job.reader)
         self.job = job
+        self.grammar = None if job.grammar is None else job.grammar.deep_copy()
         self.random = shared if self.sampling.seed is None else Random(f"{self.sampling.seed}/{index}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing may follow by the row's grammar, and the model has no token that says so."""
+        return self.grammar is not None and self.grammar.is_stopped() and not self.job.reader.end_ids
 
     @property
     def running(self) -> bool:

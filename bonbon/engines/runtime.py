@@ -6,8 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import PromptLogprobs, Started, Tokens
+from bonbon.engines.base import DrawRequest, PromptLogprobs, Started, Tokens
 from bonbon.engines.end_tokens import end_ids
+from bonbon.engines.fit import check_ends
 from bonbon.engines.outbox import Outbox
 from bonbon.engines.prompt_logprobs import prompt_logprobs
 from bonbon.engines.prompt_reader import PromptReader
@@ -15,10 +16,14 @@ from bonbon.engines.row import Loaded
 from bonbon.engines.tokenizer import load_tokenizer
 from bonbon.engines.versions import Versions, free_memory
 from bonbon.engines.worker import Worker
+from bonbon.extras import need
 from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
     from bonbon.engines.embedded import EmbeddedOptions
+    from bonbon.engines.grammars import Grammars
 
 
 class Runtime:
@@ -50,7 +55,9 @@ class Runtime:
             self.worker.close()
             raise
         self.context_length = self.versions.base.context_length
-        self.reader = PromptReader(tokenizer, vocabulary, ends)
+        self.reader = PromptReader(tokenizer, vocabulary, ends, tool_parser=options.tool_parser)
+        self._tokenizer, self._schema_timeout = tokenizer, options.schema_timeout
+        self._grammars: Grammars | None = None
         # One thread: a tokenizer may be used by one encoder at a time.
         self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
 
@@ -66,6 +73,35 @@ class Runtime:
             return prompt_logprobs(started, logprobs, tops, self.reader.detokenizer)
 
         return self.worker.call(compute)
+
+    async def grammar(self, request: DrawRequest) -> "LLMatcher | None":
+        """What the candidates of a request are held to, before their first token; None where any text will do.
+
+        Raises:
+            UserError: a schema is not supported, or what the request asks for contradicts itself; or llguidance is not
+                installed.
+            EngineError: others' schemas take all the time.
+        """
+        if request.sampling.response_format is None and request.prompt.tools is None:
+            return None
+        writing = self._readers.submit(self.reader.grammar, request.sampling, request.prompt)
+        grammar = await asyncio.wrap_future(writing)
+        if grammar is None:
+            return None
+        param = "response_format" if request.sampling.response_format is not None else "tools"
+        check_ends(request.sampling, param)
+        need(f"a draw that is held to {param}", "embedded", "llguidance", param=param)
+        if self._grammars is None:
+            from bonbon.engines.grammars import Grammars
+
+            size, end_ids = self.reader.size, self.reader.end_ids
+            self._grammars = Grammars(self._tokenizer, size, end_ids, timeout=self._schema_timeout)
+        return await self._grammars.matcher(grammar, param=param)
+
+    async def stop_compiling(self) -> None:
+        """End what compiles grammars. On the event loop, before `close`."""
+        if self._grammars is not None:
+            await self._grammars.close()
 
     def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
         """See `Engine.tokenize`."""

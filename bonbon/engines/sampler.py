@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bonbon.engines.base import Sampling
-from bonbon.engines.logits_processors import LogitsProcessors
 
 # random() is at most 1 - 2**-53; scaled so, a uniform times a total stays below the total after rounding.
 BELOW_ONE = 1 - 2**-52
@@ -24,6 +24,18 @@ class Choices:
     top_logprobs: list[list[float]]
 
 
+class LogitsProcessor(Protocol):
+    """Changes what is drawn from."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """A copy of the logits (rows, vocabulary), changed."""
+        ...
+
+    def note(self, tokens: Tensor) -> None:
+        """Take note of the tokens (rows, 1) that were drawn."""
+        ...
+
+
 class Sampler:
     """A logits processor of transformers that chooses the token itself, so that greedy search must pick it.
 
@@ -36,7 +48,7 @@ class Sampler:
         samplings: of each row.
         generators: of each row.
         device: where the logits are.
-        processors: change the logits of the rows that ask for it; None where no row does.
+        processors: change the logits of the rows that ask for it, one after the other.
     """
 
     def __init__(
@@ -44,7 +56,7 @@ class Sampler:
         samplings: Sequence[Sampling],
         generators: Sequence[Random],
         device: torch.device,
-        processors: LogitsProcessors | None = None,
+        processors: Sequence[LogitsProcessor] = (),
     ) -> None:
         self._generators, self._processors = generators, processors
         self._device = device
@@ -63,9 +75,12 @@ class Sampler:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` (rows, vocabulary) are overwritten: 0 at each row's token, -inf elsewhere."""
         logprobs = self._law(scores)
-        tokens = self._draw(logprobs if self._processors is None else self._law(self._processors(scores)))
-        if self._processors is not None:
-            self._processors.note(tokens)
+        changed = scores
+        for processor in self._processors:
+            changed = processor(changed)
+        tokens = self._draw(logprobs if changed is scores else self._law(changed))
+        for processor in self._processors:
+            processor.note(tokens)
         chosen = logprobs.gather(1, tokens)
         top_ids: list[list[int]] = []
         top_logprobs: list[list[float]] = []

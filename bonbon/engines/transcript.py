@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -78,12 +78,19 @@ class Transcript:
         stop: strings that end the text.
         context: tokens that the candidate goes on from; see `Detokenizer.context`.
         min_tokens: a stop string that these first tokens complete does not end the text.
+        special: whether special tokens are a part of the text.
     """
 
     def __init__(
-        self, detokenizer: Detokenizer, stop: Sequence[str] = (), context: Sequence[int] = (), *, min_tokens: int = 0
+        self,
+        detokenizer: Detokenizer,
+        stop: Sequence[str] = (),
+        context: Sequence[int] = (),
+        *,
+        min_tokens: int = 0,
+        special: bool = False,
     ) -> None:
-        self._decode = detokenizer.text
+        self._decode = partial(detokenizer.text, special=special)
         self._context = list(context)
         self._stop = tuple(filter(None, stop))
         self._text = ""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles, refuse_tools
+from bonbon.engines.base import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles
 from bonbon.engines.fit import check_bias, check_length, check_request
 from bonbon.engines.golden import check_base
 from bonbon.errors import EngineError, UnknownVersion, UserError
@@ -71,7 +71,6 @@ class VllmEngine(Engine):
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         runtime = self._running
-        refuse_tools(request.prompt)
         check_request(request)
         check_bias(request.sampling, runtime.vocabulary)
         loaded = self._version(request.version)
@@ -84,7 +83,6 @@ class VllmEngine(Engine):
 
     async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
         runtime = self._running
-        refuse_tools(request.prompt)
         loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         # One more than the prompt, because vLLM draws a token after it.
@@ -93,7 +91,6 @@ class VllmEngine(Engine):
         return await runtime.prompt_logprobs(loaded, started, request)
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
-        refuse_tools(prompt)
         return await asyncio.wrap_future(self._running.tokenize(prompt, add_special_tokens))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:

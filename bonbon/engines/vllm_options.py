@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from bonbon.engines.tool_format import ToolParser
 from bonbon.errors import UserError
 
 # Read when vLLM is imported, here and in its processes: its output must not mix with ours, nor report who uses it.
@@ -58,6 +59,9 @@ class VllmOptions(BaseModel):
 
     full_weights: Literal["beside", "instead"] = "beside"
     """Where a version with full weights goes: beside the base, or in its place, for which requests wait."""
+    tool_parser: ToolParser = "auto"
+    """How the model writes calls of functions: hermes, llama3_json or mistral, the names that vLLM has for them; auto:
+    as its chat template shows."""
 
     @property
     def max_model_len(self) -> int | None:

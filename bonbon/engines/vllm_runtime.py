@@ -78,7 +78,8 @@ class VllmRuntime:
             self._readers.shutdown()
             raise
         self.context_length, self.vocabulary = core.context_length, core.vocabulary
-        self._reader = PromptReader(self._tokenizer, core.vocabulary, ends)
+        parser = self._options.tool_parser
+        self._reader = PromptReader(self._tokenizer, core.vocabulary, ends, tool_parser=parser)
         self.versions[self._base] = Loaded(self._base, core)
 
     async def stop(self) -> None:
@@ -108,7 +109,7 @@ class VllmRuntime:
         self, loaded: Loaded, started: Started, request: DrawRequest
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         """Have vLLM draw while the block runs; its deltas, to be read within."""
-        params = sampling_params(request, self._reader.end_ids)
+        params = sampling_params(request, self._reader)
         prompt = salted_prompt(started.token_ids, request.salt)
         async with loaded.core.draw(prompt, params, loaded.adapter) as collector:
             loaded.running.add(collector)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
@@ -11,7 +11,11 @@ from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from bonbon.engines.base import DrawRequest
+from bonbon.engines.fit import check_ends
 from bonbon.errors import UserError
+
+if TYPE_CHECKING:
+    from bonbon.engines.prompt_reader import PromptReader
 
 ONE_OF_TWO = SamplingParams(
     max_tokens=1, top_k=1, logprobs=2, flat_logprobs=True, ignore_eos=True, output_kind=RequestOutputKind.DELTA
@@ -19,14 +23,14 @@ ONE_OF_TWO = SamplingParams(
 """One token out of one, with the log-probabilities of the two likeliest."""
 
 
-def sampling_params(request: DrawRequest, end_ids: frozenset[int]) -> SamplingParams:
-    """vLLM's parameters for `request`; `end_ids` end a sequence.
+def sampling_params(request: DrawRequest, reader: "PromptReader") -> SamplingParams:
+    """vLLM's parameters for `request`, whose prompt `reader` has read.
 
     Its tokens come as they are drawn when deltas are wanted; otherwise the first one does, and the rest of each
     candidate in one piece. Raises UserError when vLLM refuses them.
     """
     sampling = request.sampling
-    shape = _structure(sampling.response_format)
+    shape = _structure(request, reader)
     try:
         return SamplingParams(
             # vLLM draws once at temperature 0.
@@ -43,7 +47,7 @@ def sampling_params(request: DrawRequest, end_ids: frozenset[int]) -> SamplingPa
             min_tokens=sampling.min_tokens,
             seed=None if sampling.seed is None else _seed(sampling.seed),
             stop=list(sampling.stop),
-            stop_token_ids=[] if sampling.ignore_eos else sorted(end_ids),
+            stop_token_ids=[] if sampling.ignore_eos else sorted(reader.end_ids),
             # The ids above are the ones that end a sequence; a shape is at its end when vLLM's own says so.
             ignore_eos=shape is None,
             logprobs=sampling.top_logprobs,
@@ -73,10 +77,15 @@ def _seed(seed: int) -> int:
     return int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "big") >> 2
 
 
-def _structure(response_format: str | None) -> StructuredOutputsParams | None:
-    if response_format is None:
+def _structure(request: DrawRequest, reader: "PromptReader") -> StructuredOutputsParams | None:
+    """What candidates are held to. Only what tools allow takes a grammar: a schema alone is left to vLLM."""
+    sampling = request.sampling
+    if request.prompt.tools is not None and (grammar := reader.grammar(sampling, request.prompt)) is not None:
+        check_ends(sampling, "response_format" if sampling.response_format is not None else "tools")
+        return StructuredOutputsParams(grammar=grammar)
+    if sampling.response_format is None:
         return None
-    wanted: dict[str, Any] = json.loads(response_format)
+    wanted: dict[str, Any] = json.loads(sampling.response_format)
     if wanted["type"] == "json_object":
         return StructuredOutputsParams(json_object=True)
     return StructuredOutputsParams(json=wanted["json_schema"]["schema"])

@@ -32,7 +32,7 @@ class ChatBody(AnswerBody, TemplateBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     """Likeliest tokens to report at each position; needs logprobs."""
     response_format: ResponseFormat | None = None
-    """The shape of every candidate. Such groups are never trained on; not every engine can do it."""
+    """The shape of every candidate. Such groups are never trained on."""
     safety_identifier: Identifier | None = None
     """The newer name of user."""
     reasoning_effort: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None

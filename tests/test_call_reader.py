@@ -1,0 +1,123 @@
+"""Calls of functions are read from a text alike, however it is cut up, and nothing that is no call is lost."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bonbon.draws import Draw
+from bonbon.engines.base import Delta
+from bonbon.engines.call_reader import CallReader
+from bonbon.engines.tool_format import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat, ToolParser, tool_format
+
+ONE, TWO = '{"name": "get_order", "arguments": {"id": 7}}', '{"name":"cancel","arguments":{}}'
+CALLED = [("get_order", '{"id": 7}'), ("cancel", "{}")]
+BRACES = '{"name": "say", "arguments": {"text": "a } \\" <tool_call> ] {", "deep": [[{}], {"b": null}]}}'
+SAID = [("say", '{"text": "a } \\" <tool_call> ] {", "deep": [[{}], {"b": null}]}')]
+CASES: list[tuple[ToolFormat, str, str, list[tuple[str, str]]]] = [
+    (HERMES, f"<tool_call>\n{ONE}\n</tool_call>", "", CALLED[:1]),
+    (HERMES, f"<tool_call>{ONE}</tool_call>\n<tool_call>\n{TWO}\n</tool_call>\n", "", CALLED),
+    (HERMES, f"One moment.\n<tool_call>{ONE}</tool_call>", "One moment.\n", CALLED[:1]),
+    (HERMES, f"<tool_call>{BRACES}</tool_call>", "", SAID),
+    (HERMES, f"<tool_call>{ONE}</tool_call> Done.", " Done.", CALLED[:1]),
+    (HERMES, f"<tool_call>{ONE}", "", CALLED[:1]),
+    (HERMES, '<tool_call>{"arguments": {"id": 7}, "name": "get_order"}</tool_call>', "", CALLED[:1]),
+    (HERMES, '<tool_call>{"name": "get_order", "arguments": "{\\"id\\": 7}"}</tool_call>', "", CALLED[:1]),
+    (
+        HERMES,
+        '<tool_call>{"name": "get_order", "arguments": {"id": 7}, "id": "x}", "n": 1}</tool_call>',
+        "",
+        CALLED[:1],
+    ),
+    (HERMES, '<tool_call>\n{"name": "get_order", "arguments": {"id": ', "", [("get_order", '{"id": ')]),
+    (HERMES, '<tool_call>{"name": "f", "arguments": {"a": x}}</tool_call>', "", [("f", '{"a": x}')]),
+    (
+        HERMES,
+        f'<tool_call>{{"name": "f", "arguments": {{"a": </tool_call><tool_call>{TWO}',
+        "",
+        [("f", '{"a": '), CALLED[1]],
+    ),
+    (HERMES, '<tool_call>{"na', '<tool_call>{"na', []),
+    (HERMES, "<tool_call>{broken}</tool_call>!", "<tool_call>{broken}</tool_call>!", []),
+    (HERMES, '<tool_call>{"no": "name"}</tool_call>', '<tool_call>{"no": "name"}</tool_call>', []),
+    (HERMES, "no <tool_cal", "no <tool_cal", []),
+    (HERMES, f"<tool_call>{ONE}</tool_c", "", CALLED[:1]),
+    (HERMES, ONE, ONE, []),
+    (HERMES, "", "", []),
+    (LLAMA3_JSON, '{"name": "get_order", "parameters": {"id": 7}}', "", CALLED[:1]),
+    (LLAMA3_JSON, f"<|python_tag|>{ONE}; {TWO}", "", CALLED),
+    (LLAMA3_JSON, ' {"type": "function", "name": "cancel", "parameters": {}}', "", CALLED[1:]),
+    (LLAMA3_JSON, '{"answer": 42}', '{"answer": 42}', []),
+    (LLAMA3_JSON, "Use {} please", "Use {} please", []),
+    (MISTRAL, f"[TOOL_CALLS] [{ONE}, {TWO}]", "", CALLED),
+    (MISTRAL, f"[TOOL_CALLS]{ONE}", "", CALLED[:1]),
+    (MISTRAL, "[TOOL_CALLS] none", "[TOOL_CALLS] none", []),
+    (MISTRAL_NAMED, '[TOOL_CALLS]get_order[ARGS]{"id": 7}[TOOL_CALLS]cancel[ARGS]{}', "", CALLED),
+    (MISTRAL_NAMED, '[TOOL_CALLS]get_order{"id": 7}', "", CALLED[:1]),
+]
+
+
+def read(format_: ToolFormat, pieces: list[str]) -> tuple[str, list[tuple[str, str]]]:
+    reader, draw = CallReader(format_), Draw(0)
+    for piece in pieces:
+        text, calls = reader.read(piece)
+        draw.add(Delta(0, text, tool_calls=calls))
+    text, calls = reader.read("", final=True)
+    draw.add(Delta(0, text, tool_calls=calls))
+    assert len({call.id for call in draw.tool_calls} | {""}) == len(draw.tool_calls) + 1
+    return draw.text, [(call.name, call.arguments) for call in draw.tool_calls]
+
+
+@pytest.mark.parametrize(("format_", "text", "content", "calls"), CASES)
+def test_a_text_has_content_and_calls(
+    format_: ToolFormat, text: str, content: str, calls: list[tuple[str, str]]
+) -> None:
+    assert read(format_, [text]) == (content, calls)
+    assert read(format_, list(text)) == (content, calls)
+
+
+PARTS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "[", "]", "{", "}", '"', "\\", ",", ";", " "]
+PARTS += ["\n", "x", ":", '{"name": "f", "arguments": ', '"name"', "7", "[ARGS]", ONE, TWO, "null"]
+
+
+@settings(deadline=None)
+@given(st.sampled_from([HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED]), st.lists(st.sampled_from(PARTS)), st.data())
+def test_it_does_not_matter_where_a_text_is_cut(format_: ToolFormat, parts: list[str], data: Any) -> None:
+    text = "".join(parts)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    assert read(format_, [text]) == read(format_, pieces) == read(format_, list(text))
+
+
+def test_arguments_come_as_they_are_written() -> None:
+    reader = CallReader(HERMES)
+    assert not any(reader.read('<tool_call>{"name": "f", "arguments":'))
+    [head] = reader.read(' {"a"')[1]
+    assert (head.index, head.name, head.arguments) == (0, "f", '{"a"')
+    assert [piece.arguments for piece in reader.read(": 1}}")[1]] == [": 1}"]
+
+
+@pytest.mark.parametrize(
+    ("parser", "template", "found"),
+    [
+        ("auto", "{{ tools }}<tool_call>", HERMES),
+        ("auto", "{{ tools }}<tool_call><function=", None),
+        ("auto", "{{ tools }}[TOOL_CALLS]", MISTRAL),
+        ("auto", "{{ tools }}[TOOL_CALLS][ARGS]", MISTRAL_NAMED),
+        ("auto", '<|start_header_id|>{"name": "x", "parameters": {}} {{ tools }}', LLAMA3_JSON),
+        ("auto", "{{ tools }}", None),
+        ("hermes", "{{ tools }}", HERMES),
+        ("llama3_json", "<tool_call>", LLAMA3_JSON),
+    ],
+)
+def test_a_template_shows_how_calls_are_written(parser: ToolParser, template: str, found: ToolFormat | None) -> None:
+    assert tool_format(parser, template) == found
+
+
+def test_ids_of_calls_are_new_and_mistral_takes_them() -> None:
+    assert MISTRAL.new_id() != MISTRAL.new_id()
+    assert len(MISTRAL.new_id()) == 9
+    assert MISTRAL.new_id().isalnum()
+    assert json.loads(ONE)["name"] == "get_order"
