@@ -101,10 +101,10 @@ async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -
         assert first.k == first.verdict["k"] < 8
         assert first.training["start"] == "base"
         assert {"train_groups", "validation_groups", "test_groups", "first_group", "last_group"} < first.training.keys()
-        interpolation = json.loads((Path(first.training["run"]) / "interpolation.json").read_text())
+        interpolation = json.loads((settings.data_dir / first.training["run"] / "interpolation.json").read_text())
         assert first.training["metrics"]["interpolation_share"] == interpolation["chosen"]["share"]
         assert set(first.training["seconds"]) == {"train", "evaluate"}
-        run = Path(first.training["run"])
+        run = settings.data_dir / first.training["run"]
         assert json.loads((run / "finished.json").read_text())["outcome"] == "promoted"
         assert first.name in (run / "report.html").read_text()
         assert await Loop(open_).once() is None, "no group of the new champion is there yet"

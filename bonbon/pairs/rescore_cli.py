@@ -55,7 +55,9 @@ async def _rescore(settings: Settings, bar: Bar, version: str | None, newest: in
             total = await count_rescorable(database, key, scope)
             total = total if newest is None else min(total, newest)
             with bar(f"scoring by {reward.name}", total) as progress:
-                return key, await rescore(database, reward, scope, most=newest, progress=progress)
+                return key, await rescore(
+                    database, reward, scope, most=newest, progress=progress, data_dir=settings.data_dir
+                )
 
 
 def _print(reward: RewardKey, found: Rescored) -> None:
