@@ -36,7 +36,7 @@ BOUNDS = ("value", "low", "high")
 OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
 
 Champion = tuple[Version, NextRound]
-Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Champion | None, list[Version]]
+Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Champion | None, Sequence[Version]]
 
 
 class StoredMetrics:

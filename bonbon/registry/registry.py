@@ -1,7 +1,7 @@
 """The model registry: versions in the database, their files beside it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -87,15 +87,24 @@ class Registry:
         directory: Path,
         training: dict[str, Any],
         evaluation: dict[str, Any] | None = None,
+        verdict: dict[str, Any] | None = None,
+        prefix: str | None = None,
+        actor: str = "trainer",
+        leaving_out: Collection[str] = (),
     ) -> Version:
         """Copy the files in and give them the next name: `<base>-bonbon-<number>-<digest's beginning>`.
+
+        Args:
+            verdict: what another installation's gate said; the version is not approved by it.
+            prefix: what the name begins with in the place of `<base>-bonbon-<number>`.
+            leaving_out: names of files directly in `directory` that are none of the version's.
 
         A number is never given twice by one database. Where one was restored, and forgot some of those it gave, the
         digest keeps other files from getting a name that a service still has loaded.
 
         Raises:
-            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`), or the parent has another
-                base.
+            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`), the parent has another
+                base, or the name that begins with `prefix` is taken.
             UnknownVersion: base or parent is not registered.
         """
         if (await self.get(base)).kind is not VersionKind.BASE:
@@ -104,13 +113,16 @@ class Registry:
             )
         if (await self.get(parent)).base != base:
             raise UserError(f"{parent!r} is not a version of {base!r}: a version and its parent have the same base")
-        manifest, target = await asyncio.to_thread(store, directory, self.root)
+        manifest, target = await asyncio.to_thread(store, directory, self.root, leaving_out)
         async with self._change() as connection:
-            name = await self._next_name(connection, base, manifest.digest)
+            if prefix is None:
+                name = await self._next_name(connection, base, manifest.digest)
+            else:
+                name = await self._free_name(connection, f"{prefix}-{manifest.digest[:DIGEST_LENGTH]}")
             version = _new(name, base, parent, kind, manifest.digest, target, VersionState.REGISTERED)
-            version = replace(version, training=training, evaluation=evaluation or {})
+            version = replace(version, training=training, evaluation=evaluation or {}, verdict=verdict)
             await connection.execute(insert(versions).values(self._row(version)))
-            await _record(connection, "registered", name, "trainer", digest=manifest.digest, parent=parent)
+            await _record(connection, "registered", name, actor, digest=manifest.digest, parent=parent)
         return version
 
     async def record_evaluation(self, name: str, evaluation: dict[str, Any]) -> Version:
@@ -253,12 +265,12 @@ class Registry:
             rows = await connection.execute(select(versions).order_by(versions.c.created, versions.c.name))
             return [self._version(row) for row in rows.mappings()]
 
-    async def newest(self, limit: int) -> "list[Version]":
+    async def newest(self, limit: int) -> tuple[Version, ...]:
         """The versions that were made last, newest first, bases left out."""
         query = select(versions).where(versions.c.kind != VersionKind.BASE).order_by(versions.c.created.desc())
         async with self.database.read() as connection:
             rows = await connection.execute(query.limit(limit))
-            return [self._version(row) for row in rows.mappings()]
+            return tuple(self._version(row) for row in rows.mappings())
 
     async def history(
         self, limit: int = 100, *, version: str | None = None, kind: str | None = None
@@ -323,6 +335,11 @@ class Registry:
             name = f"{base}-bonbon-{number:04d}-{digest[:DIGEST_LENGTH]}"
             if await self._find(connection, name) is None:  # a base model may have been given that name
                 return name
+
+    async def _free_name(self, connection: Transaction, name: str) -> str:
+        if await self._find(connection, name) is not None:
+            raise UserError(f"there is a version {name!r} already: give another --name", param="name")
+        return name
 
     async def _find(self, connection: Transaction, name: str) -> Version | None:
         row = (await connection.execute(select(versions).where(versions.c.name == name))).mappings().one_or_none()
@@ -396,4 +413,3 @@ def _new(
 ) -> Version:
     now = datetime.now(UTC)
     return Version(name, base, parent, kind, digest, directory, state, now, training={}, evaluation={}, verdict=None)
-
