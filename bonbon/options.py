@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from bonbon.database import Database, open_database
 from bonbon.settings import Settings, load_settings
@@ -41,6 +42,21 @@ def console() -> Console:
     It prints text as it is: names and paths may hold what rich would read as markup or as an emoji.
     """
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def table_of(out: Console, *titles: str, longest: int) -> Table:
+    """A table that cuts nothing off: what has no room goes on in the next line.
+
+    The first column, which has names that people copy, is kept in one line where the terminal has room for it.
+
+    Args:
+        longest: characters of the longest name in the first column.
+    """
+    table = Table(*titles, box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[0].no_wrap = longest <= out.width // 2
+    return table
 
 
 def _plain(value: Any) -> str:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from bonbon.database import open_database
 from bonbon.engines.base import VersionKind
 from bonbon.modelfiles import resolve_model, served_name
-from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings, table_of
 from bonbon.pairs.savings import Savings, read_savings
 from bonbon.progress import bar
 from bonbon.registry.due import NextRound, next_round
@@ -26,6 +25,8 @@ from bonbon.settings import Settings, load_settings
 
 app = typer.Typer(help="The model registry: versions, promote, rollback, export, import.", no_args_is_help=True)
 
+WIDE = 110
+"""Columns from which on a list has room for versions' parents and times of day."""
 Name = Annotated[str, typer.Argument(help="A version's name, as `bonbon models list` shows it.")]
 T = TypeVar("T")
 
@@ -55,20 +56,22 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         ]
         print_json({"aliases": aliases, "versions": listed, "next_round": due and due.waits_for})
         return
-    table = Table("version", "state", "alias", "k", "saved", "parent", "created (UTC)", box=None, pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
+    out = console()
+    is_wide = out.width >= WIDE
+    titles = ("version", "state", "alias", "k", "saved", *(("parent", "created (UTC)") if is_wide else ("created",)))
+    table = table_of(out, *titles, longest=max((len(version.name) for version in versions), default=0))
     for version in versions:
         names = ", ".join(alias for alias, name in sorted(aliases.items()) if name == version.name)
-        created = f"{version.created:%Y-%m-%d %H:%M:%S}"
+        parent = (version.parent or "",) if is_wide else ()
+        created = f"{version.created:%Y-%m-%d %H:%M:%S}" if is_wide else f"{version.created:%Y-%m-%d}"
         share = _saved(savings, version.name)
         saved = "" if share is None else f"{share:.0%}"
         answers = version.kind is not VersionKind.BASE and version.state in PROMOTABLE
         k = "n" if aliases.get(BEST_OF_N) == version.name else str(version.k) if answers else ""
-        table.add_row(version.name, version.state, names, k, saved, version.parent or "", created)
-    console().print(table)
+        table.add_row(version.name, version.state, names, k, saved, *parent, created)
+    out.print(table)
     if due is not None:
-        console().print(due.waits_for)
+        out.print(due.waits_for)
 
 
 def _saved(savings: dict[str, Savings], name: str) -> float | None:

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 
 class Figure(NamedTuple):
-    """One measured figure with its 95 % interval, where it has one, and a note such as the estimator's name."""
+    """One measured figure with its 95 % interval, where it has one, and a note: what it was compared with, or by
+    what it was estimated."""
 
     title: str
     value: float | None
@@ -33,18 +34,18 @@ def evaluation_figures(evaluation: Mapping[str, Any], k: int) -> tuple[Figure, .
 
 def _figures(e: Mapping[str, Any], k: int) -> Iterator[Figure]:
     best = f"best-of-{e['n']}" if "n" in e else "best-of-n"
-    yield from _figure(e, "win_rate", "win rate of one draw against the base")
+    yield from _figure(e, "win_rate", "win rate of one draw", "the base")
     measured: Mapping[str, Any] = next((one for one in e.get("best_of_k") or () if one.get("k") == k), {})
     answers = "one draw" if k == 1 else f"best-of-{k}"
     if k > 1:
-        yield from _figure(measured, "win_rate", f"win rate of {answers} against the base")
-    yield from _figure(measured, "win_rate_served", f"win rate of {answers} against what was served", _served(e))
-    yield from _figure(e, "best_of_n_win_rate", f"win rate of {best} of the base")
-    yield from _figure(e, "held_out_win_rate", "win rate by the held-out reward", str(e.get("held_out_reward") or ""))
-    yield from _figure(e, "recovered", f"share of {best}'s reward gain", "of one draw")
+        yield from _figure(measured, "win_rate", f"win rate of {answers}", "the base")
+    yield from _figure(measured, "win_rate_served", f"win rate of {answers}", _served(e))
+    yield from _figure(e, "best_of_n_win_rate", f"win rate of {best} (base)", "the base")
+    yield from _figure(e, "held_out_win_rate", "win rate, held-out reward", str(e.get("held_out_reward") or ""))
+    yield from _figure(e, "recovered", f"{best}'s gain recovered")
     yield from _figure(e, "gain", "gain in the objective, nats")
     yield from _figure(e, "kl", "KL from the base, nats", str(e.get("kl_estimator") or ""))
-    yield from _figure(e, "kl_k1", "KL from the base, nats", "k1 (mean log ratio)")
+    yield from _figure(e, "kl_k1", "KL from the base, nats", "k1, the mean log ratio")
     yield from _figure(e, "length_ratio", "mean length over the base's")
     yield from _figure(e, "truncated", "share of answers cut off")
 

@@ -16,7 +16,6 @@ from bonbon.registry.exported import BESIDE, EVALUATION, RECORD, Record, read_ob
 from bonbon.registry.manifest import names_base, verify
 from bonbon.registry.records import Version
 from bonbon.registry.registry import Registry
-from bonbon.settings import Settings
 
 IMPORTED = "imported"
 """The key under which the training record, the evaluation and the verdict of an imported version say so."""
@@ -205,11 +204,14 @@ def _exported(directory: Path) -> Source:
     )
 
 
+def _database_url(directory: Path) -> str:
+    return f"sqlite+aiosqlite:///{directory.absolute() / DATABASE}"
+
+
 async def _distilled(directory: Path) -> Source:
     name = str(read_object(directory / REGISTERED).get("version"))
-    settings = Settings(data_dir=directory, database_url=None)
-    async with open_database(settings.database, create=False) as database:
-        registry = Registry(database, settings.versions_dir)
+    async with open_database(_database_url(directory), create=False) as database:
+        registry = Registry(database, directory / "versions")
         version = await registry.get(name)
         base = await registry.get(version.base)
     return Source(

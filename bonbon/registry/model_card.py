@@ -99,7 +99,7 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
 
 
 def _table(evaluation: Mapping[str, Any], k: int) -> str:
-    rows = ["| | value | 95 % interval | |", "|-|-:|-:|-|"]
+    rows = ["| | value | 95 % interval | against or by |", "|-|-:|-:|-|"]
     rows += [
         f"| {figure.title} | {' | '.join(figure.shown)} | {figure.note} |"
         for figure in evaluation_figures(evaluation, k)

@@ -29,7 +29,7 @@ def print_version(
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
     facts.add_column(overflow="fold")
-    for title, value in _facts(version, aliases):
+    for title, value in _facts(version, aliases, full=full):
         if value:
             facts.add_row(title, value)
     out.print(Text(version.name, "bold"), soft_wrap=True)
@@ -51,7 +51,7 @@ def print_version(
         out.print(f"--full shows{earlier} the training record and all that was measured.", soft_wrap=True)
 
 
-def _facts(version: Version, aliases: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _facts(version: Version, aliases: Sequence[str], *, full: bool) -> Iterator[tuple[str, str]]:
     """What is known of a version besides its evaluation, as titles and values."""
     training = version.training
     imported = training.get("imported")
@@ -73,12 +73,18 @@ def _facts(version: Version, aliases: Sequence[str]) -> Iterator[tuple[str, str]
     yield "training", "; ".join(part for part in (method, counts) if part)
     yield "created", f"{version.created:%Y-%m-%d %H:%M:%S} UTC"
     yield "digest", version.digest
-    yield "directory", str(version.directory) if version.digest else "not on this machine"
+    if full:
+        yield "directory", str(version.directory) if version.digest else "not on this machine"
 
 
 def _figures(version: Version) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title, justify in (("measured", "left"), ("value", "right"), ("95 % interval", "right"), ("by", "left")):
+    for title, justify in (
+        ("measured", "left"),
+        ("value", "right"),
+        ("95 % interval", "right"),
+        ("against or by", "left"),
+    ):
         table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for column in table.columns[1:3]:
         column.no_wrap = True
