@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.utils import logging
 
 from bonbon.engines.adapted import strip
 from bonbon.engines.adapter import read_adapter
@@ -31,6 +32,7 @@ def merge_adapter(base: Path, adapter: Path, directory: Path, bar: Bar) -> None:
             f"the adapter in {adapter} cannot be merged: it is on {shared}, whose weights the model's input and output "
             "share, so that merging it would change both; export the adapter itself (without --merged)"
         )
+    logging.disable_progress_bar()  # transformers' own, inside ours
     with bar("loading the base model", 1) as done:
         model: Any = load_model(base, torch.device("cpu"), stored_dtype(base))
         done(1)

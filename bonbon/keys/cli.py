@@ -14,7 +14,7 @@ from bonbon.database import Database, open_database
 from bonbon.ids import ID_LENGTH
 from bonbon.keys.records import Key, Scope
 from bonbon.keys.store import all_keys, create_key, revoke_key, rotate_key
-from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings, table_of
+from bonbon.options import WIDE, AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings, table_of
 from bonbon.settings import Settings
 
 app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
@@ -55,9 +55,13 @@ def list_keys(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: A
         print_json({"keys": [_described(key) for key in found]})
         return
     out = console()
-    table = table_of(out, "id", "name", "tenant", "scopes", "state", "created", longest=ID_LENGTH)
+    is_wide = out.width >= WIDE
+    titles = ("id", "name", "tenant", "scopes", "state", *(("created (UTC)",) if is_wide else ()))
+    table = table_of(out, *titles, longest=ID_LENGTH)
     for key in found:
-        table.add_row(key.id, key.name, key.tenant, ", ".join(sorted(key.scopes)), _state(key), _day(key.created))
+        scopes = (", " if is_wide else "\n").join(sorted(key.scopes))
+        created = (f"{key.created:%Y-%m-%d %H:%M}",) if is_wide else ()
+        table.add_row(key.id, key.name, key.tenant, scopes, _state(key), *created)
     out.print(table)
 
 
@@ -120,8 +124,4 @@ def _state(key: Key) -> str:
         return "revoked"
     if not key.valid(datetime.now(UTC)):
         return "expired"
-    return "valid" if key.expires is None else f"until {_day(key.expires)}"
-
-
-def _day(time: datetime) -> str:
-    return f"{time:%Y-%m-%d %H:%M}"
+    return "valid" if key.expires is None else f"until {key.expires:%Y-%m-%d %H:%M}"

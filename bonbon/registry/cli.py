@@ -12,7 +12,7 @@ from rich.text import Text
 from bonbon.database import open_database
 from bonbon.engines.base import VersionKind
 from bonbon.modelfiles import resolve_model, served_name
-from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings, table_of
+from bonbon.options import WIDE, AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings, table_of
 from bonbon.pairs.savings import Savings, read_savings
 from bonbon.progress import bar
 from bonbon.registry.due import NextRound, next_round
@@ -25,8 +25,6 @@ from bonbon.settings import Settings, load_settings
 
 app = typer.Typer(help="The model registry: versions, promote, rollback, export, import.", no_args_is_help=True)
 
-WIDE = 110
-"""Columns from which on a list has room for versions' parents and times of day."""
 Name = Annotated[str, typer.Argument(help="A version's name, as `bonbon models list` shows it.")]
 T = TypeVar("T")
 

@@ -82,6 +82,8 @@ def _write(version: Version, base: Version, directory: Path, merged: bool, bar: 
             merge_adapter(base.directory, version.directory, work, bar)
             for name in BESIDE:
                 (work / name).unlink(missing_ok=True)
+            for path in work.iterdir():
+                path.chmod(0o644)  # safetensors writes files that nobody else can read
         else:
             _copy(version.directory, work, bar)
         manifest = make_manifest(work)

@@ -47,8 +47,8 @@ def print_version(
         out.print(f"  {event.time:%Y-%m-%d %H:%M:%S} {event.kind} by {event.actor} {detail}".rstrip(), soft_wrap=True)
     if not full:
         left = len(history) - len(shown)
-        earlier = f" {left} earlier {'line' if left == 1 else 'lines'} of the history," if left else ""
-        out.print(f"--full shows{earlier} the training record and all that was measured.", soft_wrap=True)
+        earlier = f", and {left} earlier {'line' if left == 1 else 'lines'} of the history" if left else ""
+        out.print(f"--full shows all that was measured{earlier}.")
 
 
 def _facts(version: Version, aliases: Sequence[str], *, full: bool) -> Iterator[tuple[str, str]]:
@@ -79,15 +79,10 @@ def _facts(version: Version, aliases: Sequence[str], *, full: bool) -> Iterator[
 
 def _figures(version: Version) -> Table:
     table = Table(box=None, pad_edge=False)
-    for title, justify in (
-        ("measured", "left"),
-        ("value", "right"),
-        ("95 % interval", "right"),
-        ("against or by", "left"),
-    ):
-        table.add_column(title, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for title in ("measured", "value", "95 % interval", "against or by"):
+        table.add_column(title, overflow="fold")
     for column in table.columns[1:3]:
-        column.no_wrap = True
+        column.justify, column.no_wrap = "right", True
     for figure in evaluation_figures(version.evaluation, version.k):
         table.add_row(figure.title, *figure.shown, figure.note)
     return table
