@@ -106,7 +106,7 @@ def test_an_exported_adapter_has_its_files_and_says_what_it_is(version: Version,
     assert card["bonbon"]["win_rate"] == {"value": 0.75, "low": 0.7, "high": 0.8}
     assert (card["bonbon"]["kl"]["value"], card["bonbon"]["kl_estimator"]) == (0.5, "Rao-Blackwellised per-token")
     text = (out / "README.md").read_text()
-    assert "--max-lora-rank 4" in text
+    assert "--max-lora-rank 8" in text
     assert "| KL from the base, nats | 0.500 | 0.700 to 0.800 | Rao-Blackwellised per-token |" in text
     assert "draw 3 answers for each prompt" in text
     assert json.loads((out / "evaluation.json").read_text()) == EVALUATION

@@ -150,6 +150,7 @@ def _hub_name(directory: Path) -> str | None:
 
 
 def _rank(adapter: Path) -> int:
+    """The highest rank of the adapter's modules."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     ranks: Mapping[str, int] = config.get("rank_pattern") or {}
     return max(int(rank) for rank in (config.get("r", 8), *ranks.values()))

@@ -9,6 +9,8 @@ from bonbon.registry.exported import EVALUATION, RECORD, Record
 from bonbon.registry.figures import evaluation_figures
 from bonbon.registry.manifest import MANIFEST
 
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's --max-lora-rank may be."""
 ADAPTER_USE = """\
 ```python
 from peft import PeftModel
@@ -79,6 +81,7 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
         what = f"Whole weights: a LoRA adapter merged into `{base}`"
     answers = "one draw" if record.k == 1 else f"the best of {record.k} draws, chosen by the reward"
     use = ADAPTER_USE if record.kind is VersionKind.ADAPTER else WHOLE_USE
+    most = next((most for most in VLLM_RANKS if most >= (rank or 0)), rank)
     parts = [
         f"# {record.version}",
         f"{what}, distilled from best-of-n answers by [bonbon](https://arxiv.org/abs/2406.00832) ({_method(record)}). "
@@ -87,7 +90,7 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
         _table(evaluation, record.k) if evaluation else "It was not evaluated.",
         _verdict(record.verdict),
         "## Use",
-        use.format(base=base, rank=rank, version=record.version).rstrip(),
+        use.format(base=base, rank=most, version=record.version).rstrip(),
         _best_of_k(record.k),
         f"The base must be the very one that the version was trained from. Its digest, by bonbon's count of the files "
         f"that decide what it draws, is `{record.base_digest or 'unknown'}`.",

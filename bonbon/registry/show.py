@@ -43,7 +43,7 @@ def print_version(
     shown = history if full else history[:EVENTS]
     out.print(Text.assemble(("history", "bold"), ", newest first"))
     for event in shown:
-        detail = event.detail if full and event.detail else ""
+        detail = (event.detail if full else event.detail.get("reason")) or ""
         out.print(f"  {event.time:%Y-%m-%d %H:%M:%S} {event.kind} by {event.actor} {detail}".rstrip(), soft_wrap=True)
     if not full:
         left = len(history) - len(shown)
