@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,19 @@ def test_other_directories_are_refused(base: Path, tmp_path: Path) -> None:
     assert said == (
         f"{base} has no bonbon.json: give a directory that `bonbon models export` or `bonbon distill --out` has written"
     )
+
+
+def test_the_page_loads_what_was_exported(version: Version, base: Path, tmp_path: Path) -> None:
+    """Its examples for transformers and peft, with these paths."""
+    page = (Path(__file__).parents[1] / "docs" / "serve_elsewhere.md").read_text()
+    adapted, whole = re.findall(r"^```python\n((?:from peft|tokenizer =).*?)^```", page, re.MULTILINE | re.DOTALL)
+    data = ("--data-dir", tmp_path / "data")
+    as_json(app, "export", version.name, "--out", tmp_path / "adapter", *data)
+    as_json(app, "export", version.name, "--merged", "--out", tmp_path / "merged", *data)
+    laws = []
+    for example, directory in ((adapted, tmp_path / "adapter"), (whole, tmp_path / "merged")):
+        names: dict[str, Any] = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoTokenizer": AutoTokenizer}
+        exec(example.replace("path/of/base", str(base)).replace("path/of/support-v1", str(directory)), names)
+        assert names["tokenizer"]("w1 w2")["input_ids"] == [8, 9]
+        laws.append(logprobs(names["model"].eval(), PROMPT.token_ids or (), (11, 12, 13)))
+    assert torch.allclose(laws[0], laws[1], atol=1e-4)

@@ -12,6 +12,7 @@ from unittest.mock import AsyncMock
 import pytest
 from loop_world import answer, make_settings
 from sampled_groups import make_base
+from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from bonbon.engines.base import VersionKind
@@ -19,6 +20,7 @@ from bonbon.errors import Conflict, StoreError, UserError
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings
+from bonbon.tables import versions as table
 from trainer.context import Workshop, open_workshop
 from trainer.evaluation.evaluation import Evaluation
 from trainer.evaluation.inspection import inspect
@@ -364,6 +366,11 @@ async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Setting
         assert again.evaluation.version == version.name
         assert again.report == run / "report.html"
         assert (await open_.registry.get(version.name)).evaluation == again.evaluation.to_dict()
+        # An earlier release recorded an absolute path: here, one into the data directory that this one was copied from.
+        original = shutil.copytree(run, quick.data_dir.parent / "original" / "runs" / "round-1")
+        async with open_.database.write() as connection:
+            recorded = version.training | {"run": str(original)}
+            await connection.execute(update(table).where(table.c.name == version.name).values(training=recorded))
         shutil.rmtree(run)
         elsewhere = await inspect(open_, version.name)
         assert elsewhere.evaluation.win_rate == again.evaluation.win_rate
