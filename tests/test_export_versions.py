@@ -223,6 +223,10 @@ def test_what_was_exported_is_registered_elsewhere(version: Version, base: Path,
     assert f"from {version.name}; its figures were measured there" in printed
     assert "the gate of the installation that made it passed it to answer with best-of-3" in printed
     assert "not approved" in refusal(app, "promote", imported.name, "--data-dir", there)
+    as_json(app, "export", imported.name, "--out", tmp_path / "again", "--data-dir", there)
+    first, second = (json.loads((directory / "bonbon.json").read_text()) for directory in (out, tmp_path / "again"))
+    assert all(first[key] == second[key] for key in ("digest", "base_digest", "training", "verdict", "k"))
+    assert (tmp_path / "again" / "evaluation.json").read_text() == (out / "evaluation.json").read_text()
     again = refusal(app, "import", out, "--data-dir", there)
     assert again == f"{out} is registered already, as {imported.name}"
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+from rich.console import Console
 from rich.text import Text
 
 from bonbon.database import open_database
@@ -167,7 +168,8 @@ async def _import(settings: Settings, directory: Path, name: str | None) -> tupl
             base = await registry.register_base(served_name(settings.model), where)
         else:
             base = await base_of(registry, source)
-        return await import_version(registry, source, base, name=name), source
+        with Console(stderr=True).status(f"copying the files of {source.version}"):
+            return await import_version(registry, source, base, name=name), source
 
 
 @app.command()

@@ -13,7 +13,7 @@ from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.extras import need
 from bonbon.progress import Bar
-from bonbon.registry.exported import BESIDE, CARD, EVALUATION, RECORD, Record
+from bonbon.registry.exported import BESIDE, CARD, EVALUATION, IMPORTED, RECORD, Record
 from bonbon.registry.manifest import MANIFEST, make_manifest, version_files
 from bonbon.registry.model_card import model_card
 from bonbon.registry.records import Version
@@ -90,9 +90,10 @@ def _write(version: Version, base: Version, directory: Path, merged: bool, bar: 
         record = _record(version, base, manifest.digest, merged)
         (work / MANIFEST).write_text(manifest.to_json())
         (work / RECORD).write_text(record.to_json())
-        (work / EVALUATION).write_text(json.dumps(version.evaluation, indent=2) + "\n")
+        evaluation = {key: value for key, value in version.evaluation.items() if key != IMPORTED}
+        (work / EVALUATION).write_text(json.dumps(evaluation, indent=2) + "\n")
         rank = None if record.kind is VersionKind.FULL else _rank(work)
-        (work / CARD).write_text(model_card(record, version.evaluation, rank=rank))
+        (work / CARD).write_text(model_card(record, evaluation, rank=rank))
         try:
             work.rename(directory)
         except OSError as error:  # somebody made it meanwhile
@@ -117,6 +118,11 @@ def _copy(source: Path, target: Path, bar: Bar) -> None:
 
 
 def _record(version: Version, base: Version, digest: str, merged: bool) -> Record:
+    # What was imported goes on as it came.
+    training = version.training.get(IMPORTED, {}).get("training", version.training)
+    verdict = version.verdict
+    if verdict is not None and IMPORTED in verdict:
+        verdict = verdict[IMPORTED].get("verdict")
     return Record(
         version=version.name,
         kind=VersionKind.FULL if merged else version.kind,
@@ -128,8 +134,8 @@ def _record(version: Version, base: Version, digest: str, merged: bool) -> Recor
         parent=version.parent,
         created=version.created.isoformat(),
         k=version.k,
-        training=_public(version.training),
-        verdict=version.verdict,
+        training=_public(training),
+        verdict=verdict,
         bonbon=__version__,
     )
 

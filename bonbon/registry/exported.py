@@ -14,6 +14,8 @@ RECORD, EVALUATION, CARD = "bonbon.json", "evaluation.json", "README.md"
 BESIDE = frozenset((RECORD, EVALUATION, CARD))
 """Files of an export that are none of the model's, and not in its manifest."""
 FORMAT = 1
+IMPORTED = "imported"
+"""The key under which the training record, the evaluation and the verdict of an imported version say so."""
 
 
 @dataclass(frozen=True, slots=True)

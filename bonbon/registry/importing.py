@@ -12,13 +12,12 @@ from bonbon.database import open_database
 from bonbon.engines.base import VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import LONGEST_NAME
-from bonbon.registry.exported import BESIDE, EVALUATION, RECORD, Record, read_object
-from bonbon.registry.manifest import names_base, verify
+from bonbon.registry.exported import BESIDE, EVALUATION, IMPORTED, RECORD, Record, read_object
+from bonbon.registry.manifest import base_digest, names_base, verify
+from bonbon.registry.places import refuse_missing
 from bonbon.registry.records import Version
 from bonbon.registry.registry import Registry
 
-IMPORTED = "imported"
-"""The key under which the training record, the evaluation and the verdict of an imported version say so."""
 REGISTERED, DATABASE = "registered.json", "bonbon.db"
 """Files in the directory of `bonbon distill`: which version it registered, and the registry that has it."""
 ESTIMATES = ("win_rate", "win_rate_served", "kl", "recovered", "length_ratio", "gain")
@@ -133,7 +132,11 @@ def _refuse_other_base(source: Source, base: Version) -> None:
             "their directory with --model",
             param="model",
         )
-    if source.base_digest != base.digest and not names_base(source.base_digest, base.directory, base.digest):
+    if source.base_digest == base.digest:
+        return
+    refuse_missing(base)
+    # Computed anew: an earlier release may have written the one that the registry has.
+    if not names_base(source.base_digest, base.directory, base_digest(base.directory)):
         raise UserError(
             f"{source.version} was trained on {source.base}, digest {source.base_digest[:12]}, and the base model here "
             f"is {base.name}, digest {base.digest[:12]}, another model: import it where that base is served",

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bonbon.engines.base import VersionKind
+from bonbon.registry.exported import IMPORTED
 from bonbon.registry.figures import evaluation_figures
 from bonbon.registry.records import Event, Version
 
@@ -54,7 +55,7 @@ def print_version(
 def _facts(version: Version, aliases: Sequence[str], *, full: bool) -> Iterator[tuple[str, str]]:
     """What is known of a version besides its evaluation, as titles and values."""
     training = version.training
-    imported = training.get("imported")
+    imported = training.get(IMPORTED)
     if isinstance(imported, Mapping):
         training = imported.get("training") or {}
     settings = training.get("settings") or {}
@@ -97,7 +98,7 @@ def _gate(verdict: Mapping[str, Any] | None) -> Iterator[Text]:
     if verdict.get("passed"):
         yield Text(f"The gate passed it ({len(reasons)} checks).", "green")
         return
-    if "imported" not in verdict:
+    if IMPORTED not in verdict:
         yield Text("The gate refused it:", "red")
     for reason in reasons:
         if not reason.get("passed"):
