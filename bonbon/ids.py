@@ -4,6 +4,9 @@ import secrets
 import time
 from threading import Lock
 
+ID_LENGTH = 32
+"""Characters of an id."""
+
 _lock = Lock()
 _last = 0
 

@@ -9,12 +9,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from bonbon.database import Database, open_database
 from bonbon.settings import Settings, load_settings
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the default database and the files live.")]
 DatabaseUrl = Annotated[str | None, typer.Option("--database", help="SQLAlchemy URL of the pair log and registry.")]
+WIDE = 110
+"""Columns from which on a terminal has room for a whole list; on a narrower one it lacks the less important columns."""
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -41,6 +44,21 @@ def console() -> Console:
     It prints text as it is: names and paths may hold what rich would read as markup or as an emoji.
     """
     return Console(highlight=False, markup=False, emoji=False)
+
+
+def table_of(out: Console, *titles: str, longest: int) -> Table:
+    """A table that cuts nothing off: what has no room goes on in the next line.
+
+    The first column, which has names that people copy, is kept in one line where the terminal has room for it.
+
+    Args:
+        longest: characters of the longest name in the first column.
+    """
+    table = Table(*titles, box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[0].no_wrap = longest <= out.width // 2
+    return table
 
 
 def _plain(value: Any) -> str:

@@ -16,7 +16,7 @@ from bonbon.pairs.savings import Savings, find_savings
 from bonbon.pairs.win_rates import LiveWinRate, read_win_rates
 from bonbon.registry.due import NextRound, next_round
 from bonbon.registry.records import Version
-from bonbon.registry.registry import Registry, newest_versions
+from bonbon.registry.registry import Registry
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundProgress, RoundStage, read_rounds
 from bonbon.settings import Settings
 from bonbon.theory import frontier_win_rate
@@ -36,7 +36,7 @@ BOUNDS = ("value", "low", "high")
 OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
 
 Champion = tuple[Version, NextRound]
-Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Champion | None, list[Version]]
+Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Champion | None, Sequence[Version]]
 
 
 class StoredMetrics:
@@ -192,7 +192,7 @@ class StoredMetrics:
             await find_savings(self._database, self._serving.champion, self._serving.n),
             await read_rounds(self._database, 50),
             await self._champion(),
-            await newest_versions(self._database, NEWEST),
+            await self._registry.newest(NEWEST),
         )
 
     async def _champion(self) -> Champion | None:

@@ -71,17 +71,16 @@ async def test_what_was_backed_up_is_served_again(database_url: str, tmp_path: P
         url = await asyncio.to_thread(back_up, database_url, restored)
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
-    # Away and back under the same path, which the registry knows them by.
-    shutil.copytree(live / "versions", tmp_path / "backup")
+    # Back under another path; what is under the old one is none of the backup's.
+    shutil.copytree(live / "versions", restored / "versions")
     shutil.rmtree(live / "versions")
-    shutil.copytree(tmp_path / "backup", live / "versions")
     async with open_database(url, create=False) as database:
         assert (await stats(database)).groups >= 30
         copy = PairLog(database)
         await copy.start()
         assert await copy.group(before[-1].id) == before[-1]
         await copy.stop()
-    async with running(settings_on(live, url), engine=WatchedEngine()) as service:
+    async with running(settings_on(restored, url), engine=WatchedEngine()) as service:
         assert service.parts.serving.champion == version.name
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
 

@@ -240,3 +240,46 @@ async def test_other_machines_need_a_key_unless_auth_is_off(tmp_path: Path) -> N
     async with started(fake_service(tmp_path, host="0.0.0.0", api_key="s3cret")) as closed:
         assert await status(closed, None) == 401
         assert await status(closed, "s3cret") == 200
+
+
+async def test_a_key_is_named_by_its_name_or_the_beginning_of_its_id(tmp_path: Path) -> None:
+    in_thread(_name_keys, tmp_path)
+
+
+def _name_keys(directory: Path) -> None:
+    first, _ = new_key(directory, "nightly")
+    second, _ = new_key(directory, "frontend")
+    assert revoked(directory) == []
+    shared = first[: next(i for i in range(32) if first[i] != second[i])]
+    said = refusal(keys_app, "revoke", shared, "--data-dir", directory / "data")
+    assert said.startswith(f"'{shared}' may be any of 2 keys: {first} (nightly, made ")
+    assert f"{second} (frontend, made " in said
+    assert said.endswith("; give the id of one")
+    assert refusal(keys_app, "revoke", "night", "--data-dir", directory / "data").startswith("there is no key 'night'")
+    for wild in ("%", "_" * 32, ""):
+        assert refusal(keys_app, "revoke", wild, "--data-dir", directory / "data").startswith("there is no key")
+    keys(directory, "revoke", first[:-8])
+    assert revoked(directory) == [first]
+    keys(directory, "rotate", "frontend")
+    # Both of them open for now: the name alone does not tell them apart.
+    assert "may be any of 2 keys" in refusal(keys_app, "revoke", "frontend", "--data-dir", directory / "data")
+    keys(directory, "revoke", second)
+    keys(directory, "rotate", "frontend", "--overlap", "0s")
+    assert len(revoked(directory)) == 2
+
+
+def revoked(directory: Path) -> list[str]:
+    return [key_id for (key_id,) in rows(directory, "SELECT id FROM keys WHERE revoked IS NOT NULL ORDER BY id")]
+
+
+async def test_ids_are_in_one_line_on_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    in_thread(_list_keys, tmp_path)
+
+
+def _list_keys(directory: Path) -> None:
+    key_id, _ = new_key(directory, "chat-frontend-of-the-shop", "--tenant", "acme", "--expires-in", "90d")
+    printed = run(keys_app, "list", "--data-dir", directory / "data", columns=80).stdout
+    assert all(len(line) <= 80 for line in printed.splitlines())
+    assert key_id in printed
+    assert "…" not in printed
+    assert "created (UTC)" in run(keys_app, "list", "--data-dir", directory / "data", columns=120).stdout

@@ -12,6 +12,7 @@ from unittest.mock import AsyncMock
 import pytest
 from loop_world import answer, make_settings
 from sampled_groups import make_base
+from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from bonbon.engines.base import VersionKind
@@ -19,6 +20,7 @@ from bonbon.errors import Conflict, StoreError, UserError
 from bonbon.registry.leases import acquire
 from bonbon.registry.records import Version, VersionState
 from bonbon.settings import Settings
+from bonbon.tables import versions as table
 from trainer.context import Workshop, open_workshop
 from trainer.evaluation.evaluation import Evaluation
 from trainer.evaluation.inspection import inspect
@@ -101,10 +103,10 @@ async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -
         assert first.k == first.verdict["k"] < 8
         assert first.training["start"] == "base"
         assert {"train_groups", "validation_groups", "test_groups", "first_group", "last_group"} < first.training.keys()
-        interpolation = json.loads((Path(first.training["run"]) / "interpolation.json").read_text())
+        interpolation = json.loads((settings.data_dir / first.training["run"] / "interpolation.json").read_text())
         assert first.training["metrics"]["interpolation_share"] == interpolation["chosen"]["share"]
         assert set(first.training["seconds"]) == {"train", "evaluate"}
-        run = Path(first.training["run"])
+        run = settings.data_dir / first.training["run"]
         assert json.loads((run / "finished.json").read_text())["outcome"] == "promoted"
         assert first.name in (run / "report.html").read_text()
         assert await Loop(open_).once() is None, "no group of the new champion is there yet"
@@ -364,6 +366,11 @@ async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Setting
         assert again.evaluation.version == version.name
         assert again.report == run / "report.html"
         assert (await open_.registry.get(version.name)).evaluation == again.evaluation.to_dict()
+        # An earlier release recorded an absolute path: here, one into the data directory that this one was copied from.
+        original = shutil.copytree(run, quick.data_dir.parent / "original" / "runs" / "round-1")
+        async with open_.database.write() as connection:
+            recorded = version.training | {"run": str(original)}
+            await connection.execute(update(table).where(table.c.name == version.name).values(training=recorded))
         shutil.rmtree(run)
         elsewhere = await inspect(open_, version.name)
         assert elsewhere.evaluation.win_rate == again.evaluation.win_rate

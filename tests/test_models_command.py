@@ -77,11 +77,49 @@ def test_a_version_is_shown_with_all_that_is_known(url: str) -> None:
     assert (found["state"], found["aliases"], found["parent"]) == ("approved", ["challenger"], BASE)
     assert (found["evaluation"], found["training"]) == ({"win_rate": 0.75}, {"seed": 0})
     assert [event["kind"] for event in found["history"]] == ["approved", "evaluated", "registered"]
-    printed = run(app, "show", FIRST, "--database", url).stdout
-    for word in (FIRST, found["digest"], "challenger", '"win_rate": 0.75', "history, newest first"):
+    printed = run(app, "show", FIRST, "--full", "--database", url).stdout
+    for word in (FIRST, found["digest"], found["directory"], "challenger", '"win_rate": 0.75', "history, newest first"):
         assert word in printed
     kinds = [line.split()[2:5] for line in printed.splitlines()[-3:]]
     assert kinds == [["approved", "by", "gate"], ["evaluated", "by", "trainer"], ["registered", "by", "trainer"]]
+
+
+MEASURED = {
+    "n": 8, "served": BASE, "served_k": 8, "kl_estimator": "Rao-Blackwellised per-token",
+    "win_rate_shares": [0.5] * 400,
+    "best_of_k": [
+        {"k": k, "win_rate": {"value": 0.6 + 0.1 * k, "low": 0.6, "high": None}, "win_rate_served": {"value": 0.58}}
+        for k in range(1, 9)
+    ],
+} | {
+    name: {"value": value, "low": value - 0.05, "high": value + 0.05, "count": 100, "clusters": 50}
+    for name, value in (("win_rate", 0.75), ("best_of_n_win_rate", 0.89), ("kl", 0.72), ("kl_k1", 0.57), ("gain", 1.5))
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_version_is_shown_on_one_screen(url: str, tmp_path: Path, columns: int) -> None:
+    async def evaluate() -> None:
+        async with open_database(url) as database:
+            registry = Registry(database, tmp_path / "versions")
+            for _ in range(20):
+                await registry.record_evaluation(FIRST, MEASURED)
+
+    asyncio.run(evaluate())
+    lines = run(app, "show", FIRST, "--database", url, columns=columns).stdout.splitlines()
+    assert len(lines) < 40
+    assert all(len(line) <= columns for line in lines)
+    words = [" ".join(line.split()) for line in lines]
+    assert "answers with the best of 3 draws" in words
+    assert "saves 60% of the tokens of what was served before it" in words
+    assert "win rate of one draw 0.750 0.700 to 0.800 the base" in words
+    assert f"win rate of best-of-3 0.580 best-of-8 of {BASE}" in words
+    assert "KL from the base, nats 0.720 0.670 to 0.770 Rao-Blackwellised per-token" in words
+    assert "KL from the base, nats 0.570 0.520 to 0.620 k1, the mean log ratio" in words
+    assert "--full shows all that was measured, and 18 earlier lines of the history." in words
+    full = run(app, "show", FIRST, "--full", "--database", url, columns=columns).stdout
+    assert "win_rate_shares" in full
+    assert full.count("evaluated by trainer") == 21
 
 
 def test_a_verdict_is_printed_as_it_is(url: str) -> None:
@@ -137,6 +175,13 @@ def test_the_first_promotion_of_all_has_none_before_it(tmp_path: Path) -> None:
     printed = run(app, "promote", BASE, "--data-dir", tmp_path).stdout
     assert printed.startswith(f"{BASE} is the champion (before: none)")
     assert "if a check fails, the base keeps answering" in printed
+
+
+def test_names_stay_in_one_line_on_a_terminal_of_80_columns(url: str) -> None:
+    printed = run(app, "list", "--database", url, columns=80).stdout.splitlines()
+    assert all(len(line) <= 80 for line in printed)
+    for number, name in enumerate((BASE, FIRST, SECOND, THIRD), start=1):
+        assert printed[number].split()[0] == name
 
 
 def test_a_narrow_terminal_cuts_nothing_off(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The README's examples, run as they are written (only the port is another one)."""
+"""The README's examples, and those on serving elsewhere, run as they are written (only the port is another one)."""
 
 import os
 import re
@@ -53,6 +53,18 @@ async def test_curl(service: ServiceProcess) -> None:
     answered = run(["bash", "-c"], block("curl http://127.0.0.1:8080/v1/chat/completions"), service)
     assert '"finish_reason":"stop"' in answered
     assert '"version":"tiny-support"' in answered
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_the_best_of_k_of_any_server(service: ServiceProcess) -> None:
+    page = (ROOT / "docs" / "serve_elsewhere.md").read_text()
+    (function,) = re.findall(r"^```python\n(def best_of_k.*?)^```", page, re.MULTILINE | re.DOTALL)
+    client = "from openai import OpenAI\nclient = OpenAI(base_url='http://127.0.0.1:8080/v1', api_key='none')\n"
+    messages = "[{'role': 'user', 'content': 'My lamp arrived broken.'}]"
+    lengths = "seen = []\ndef reward(messages, answer):\n    seen.append(len(answer))\n    return len(answer)\n"
+    asking = f"answer = best_of_k(client, reward, {messages}, 3)\nprint(len(seen), len(answer) == max(seen))"
+    script = client + function.replace("support-v1", "base") + lengths + asking
+    assert run([sys.executable, "-c"], script, service) == "3 True\n"
 
 
 @pytest.mark.asyncio(loop_scope="module")

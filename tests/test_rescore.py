@@ -211,7 +211,7 @@ async def test_prompts_of_token_ids_are_read_by_their_models_tokenizer(
         prompts.add(prompt)
         return digest_score(prompt, text)
 
-    found = await rescore(database, FakeReward(note))
+    found = await rescore(database, FakeReward(note), data_dir=tmp_path)
     assert (found.scored, found.unreadable, found.failed) == (1, 1, {})
     assert prompts == {Prompt(text="w2 w5 w9")}
 

@@ -12,6 +12,7 @@ from bonbon.engines.base import Engine, VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.modelfiles import resolve_model, served_name
 from bonbon.pairs.snapshot import Split
+from bonbon.registry.places import refuse_missing
 from bonbon.registry.records import Version
 from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
@@ -107,7 +108,7 @@ async def open_workshop(settings: Settings, *, progress: bool = True) -> AsyncIt
     """A workshop for `settings.model` or, when none is set, for the base of what is served; closed after the block.
 
     Raises:
-        UserError: there is no model, or its files are not those that the registry knows.
+        UserError: there is no model, its files are gone, or they are not those that the registry knows.
     """
     settings.runs_dir.mkdir(parents=True, exist_ok=True)
     async with open_database(settings.database, timeouts=settings.database_timeouts) as database:
@@ -127,4 +128,6 @@ async def _base(settings: Settings, registry: Registry) -> Version:
             "no model is set and nothing is served yet: set model (BONBON_MODEL, or model in bonbon.toml)",
             param="model",
         )
-    return await registry.get((await registry.get(champion)).base)
+    base = await registry.get((await registry.get(champion)).base)
+    refuse_missing(base)
+    return base

@@ -47,7 +47,9 @@ async def rescore_older(workshop: Workshop, start: str, reward: RewardKey) -> No
                     done = count
 
                 scope = Scope((version,), settings.train.tenants)
-                found = await rescore(workshop.database, configured, scope, most=most, progress=progress)
+                found = await rescore(
+                    workshop.database, configured, scope, most=most, progress=progress, data_dir=settings.data_dir
+                )
                 log.info(
                     "older groups were scored by the newest reward",
                     version=version,

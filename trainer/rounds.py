@@ -23,6 +23,7 @@ from bonbon.ids import time_ordered_id
 from bonbon.pairs.log import PairLog
 from bonbon.pairs.newest_reward import newest_reward_of
 from bonbon.pairs.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
+from bonbon.registry.places import stored_path
 from bonbon.registry.records import Version, VersionState
 from bonbon.registry.rounds import PROMOTED, REFUSED, RoundStage
 from bonbon.rewards import build_reward
@@ -328,7 +329,7 @@ class Round:
         trained, plan = await self.train(), self.plan
         return {
             "round": plan.id,
-            "run": str(self.directory),
+            "run": stored_path(self.directory, self.workshop.registry.data_dir),
             "start": plan.start,
             "snapshot": snapshot.hash,
             "groups": snapshot.groups,

@@ -8,18 +8,18 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from bonbon.ages import age
 from bonbon.database import Database, open_database
+from bonbon.ids import ID_LENGTH
 from bonbon.keys.records import Key, Scope
 from bonbon.keys.store import all_keys, create_key, revoke_key, rotate_key
-from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.options import WIDE, AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings, table_of
 from bonbon.settings import Settings
 
 app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
 
-Id = Annotated[str, typer.Argument(help="A key's id, as `bonbon keys list` shows it.")]
+Named = Annotated[str, typer.Argument(help="A key's name, its id, or the beginning of its id.")]
 T = TypeVar("T")
 
 
@@ -54,29 +54,34 @@ def list_keys(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: A
     if as_json:
         print_json({"keys": [_described(key) for key in found]})
         return
-    table = Table("id", "name", "tenant", "scopes", "state", "created (UTC)", box=None, pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
+    out = console()
+    is_wide = out.width >= WIDE
+    titles = ("id", "name", "tenant", "scopes", "state", *(("created (UTC)",) if is_wide else ()))
+    table = table_of(out, *titles, longest=ID_LENGTH)
     for key in found:
-        created = f"{key.created:%Y-%m-%d %H:%M}"
-        table.add_row(key.id, key.name, key.tenant, ", ".join(sorted(key.scopes)), _state(key), created)
-    console().print(table)
+        scopes = (", " if is_wide else "\n").join(sorted(key.scopes))
+        created = (f"{key.created:%Y-%m-%d %H:%M}",) if is_wide else ()
+        table.add_row(key.id, key.name, key.tenant, scopes, _state(key), *created)
+    out.print(table)
 
 
 @app.command("revoke")
-def revoke(key_id: Id, data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
+def revoke(key: Named, data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
     """Let a key open nothing any more; running services know within service.keys_poll seconds."""
     settings = store_settings(data_dir, database)
-    key = _with_store(settings, lambda store: revoke_key(store, key_id))
+    revoked = _with_store(settings, lambda store: revoke_key(store, key))
     if as_json:
-        print_json(_described(key))
+        print_json(_described(revoked))
         return
-    console().print(f"{key.id} ({key.name}) is revoked; services know within {settings.service.keys_poll:g} s")
+    console().print(
+        f"{revoked.id} ({revoked.name}) is revoked; services know within {settings.service.keys_poll:g} s",
+        soft_wrap=True,
+    )
 
 
 @app.command("rotate")
 def rotate(
-    key_id: Id,
+    key: Named,
     overlap: Annotated[str, typer.Option(help="How long the old key still opens: 24h, 0s.")] = "24h",
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
@@ -84,7 +89,7 @@ def rotate(
 ) -> None:
     """Make a new key in an old one's place; the old one goes on for a while, so that clients can change over."""
     left = age(overlap, "--overlap")
-    new = _with_store(store_settings(data_dir, database), lambda store: rotate_key(store, key_id, overlap=left))
+    new = _with_store(store_settings(data_dir, database), lambda store: rotate_key(store, key, overlap=left))
     _print_new(*new, as_json)
 
 

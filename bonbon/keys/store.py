@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import false, insert, or_, select, update
 
 from bonbon.database import Database
 from bonbon.errors import UserError
@@ -40,39 +40,57 @@ async def all_keys(database: Database) -> list[Key]:
     return [_key(dict(row)) for row in rows]
 
 
-async def revoke_key(database: Database, key_id: str) -> Key:
-    """From now on it opens nothing. Raises UserError when there is no such key."""
+async def revoke_key(database: Database, key: str) -> Key:
+    """From now on the key with this name, id or beginning of an id opens nothing.
+
+    Raises UserError when there is no such key, or there are several.
+    """
     async with database.write() as connection:
-        found = await _get(connection, key_id)
+        found = await _find(connection, key)
         revoked = found.revoked or datetime.now(UTC)
-        await connection.execute(update(keys).where(keys.c.id == key_id).values(revoked=revoked))
+        await connection.execute(update(keys).where(keys.c.id == found.id).values(revoked=revoked))
     return replace(found, revoked=revoked)
 
 
-async def rotate_key(database: Database, key_id: str, *, overlap: timedelta) -> tuple[Key, str]:
+async def rotate_key(database: Database, key: str, *, overlap: timedelta) -> tuple[Key, str]:
     """A new key with the old one's tenant, scopes and name; the old one opens for another `overlap`.
 
-    Raises UserError when there is no such key, or it opens nothing any more.
+    Args:
+        key: the old one's name, id or the beginning of its id.
+
+    Raises UserError when there is no such key, there are several, or it opens nothing any more.
     """
-    now, key = datetime.now(UTC), new_key()
+    now, new = datetime.now(UTC), new_key()
     async with database.write() as connection:
-        old = await _get(connection, key_id)
+        old = await _find(connection, key)
         if not old.valid(now):
-            raise UserError(f"key {key_id!r} is revoked or has expired; make a new one with `bonbon keys create`")
-        record = replace(old, id=time_ordered_id(), digest=digest_of(key), created=now, expires=None)
+            raise UserError(f"key {key!r} is revoked or has expired; make a new one with `bonbon keys create`")
+        record = replace(old, id=time_ordered_id(), digest=digest_of(new), created=now, expires=None)
         ends = now + overlap if old.expires is None else min(old.expires, now + overlap)
         await connection.execute(insert(keys), [_row(record)])
-        await connection.execute(update(keys).where(keys.c.id == key_id).values(expires=ends))
-    return record, key
+        await connection.execute(update(keys).where(keys.c.id == old.id).values(expires=ends))
+    return record, new
 
 
-async def _get(connection: Transaction, key_id: str) -> Key:
+async def _find(connection: Transaction, text: str) -> Key:
+    """The key with this id, else the one with this name, else the one whose id begins so.
+
+    Of several keys with one name, those that open nothing any more are passed over.
+    """
     # Locked, so that of two rotations at once the second sees what the first has done.
-    query = select(keys).where(keys.c.id == key_id).with_for_update()
-    row = (await connection.execute(query)).mappings().one_or_none()
-    if row is None:
-        raise UserError(f"there is no key {key_id!r}; `bonbon keys list` shows them", param="id")
-    return _key(dict(row))
+    begins = keys.c.id.startswith(text, autoescape=True) if text else false()
+    query = select(keys).where(or_(keys.c.name == text, begins)).order_by(keys.c.id).with_for_update()
+    found = [_key(dict(row)) for row in (await connection.execute(query)).mappings()]
+    exact = [key for key in found if key.id == text]
+    named = [key for key in found if key.name == text]
+    now = datetime.now(UTC)
+    matches = exact or [key for key in named if key.valid(now)] or named or found
+    if not matches:
+        raise UserError(f"there is no key {text!r}; `bonbon keys list` shows them", param="id")
+    if len(matches) > 1:
+        listed = ", ".join(f"{key.id} ({key.name}, made {key.created:%Y-%m-%d %H:%M})" for key in matches)
+        raise UserError(f"{text!r} may be any of {len(matches)} keys: {listed}; give the id of one", param="id")
+    return matches[0]
 
 
 def _row(key: Key) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """`bonbon pairs`: what the pair log holds, its export, its best-of-k curve, its scores, its spool and its purge."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -29,6 +27,7 @@ from bonbon.pairs.rescore_cli import rescore_groups
 from bonbon.pairs.selection import select_groups
 from bonbon.pairs.set_aside import set_aside_in
 from bonbon.pairs.spool_cli import delete_set_aside, replay_set_aside, show_spool
+from bonbon.progress import bar
 from bonbon.rewards import build_reward
 from bonbon.rewards.base import Reward
 from bonbon.settings import Settings, load_settings
@@ -120,7 +119,7 @@ def rescore(
     A command that was killed goes on where it was when it is started again.
     """
     settings = load_settings(data_dir=data_dir, database_url=database, reward=reward)
-    rescore_groups(settings, _bar, version, newest, as_json=as_json)
+    rescore_groups(settings, bar, version, newest, as_json=as_json)
 
 
 @app.command("spool")
@@ -139,7 +138,7 @@ def spool(
     if replay and delete:
         raise UserError("--replay and --delete exclude each other: replay first, then delete what is left")
     if replay:
-        replay_set_aside(settings, _bar, as_json=as_json)
+        replay_set_aside(settings, bar, as_json=as_json)
     elif delete:
         delete_set_aside(settings, ask=not yes, as_json=as_json)
     else:
@@ -200,7 +199,7 @@ async def _export(
         if version is not None and total == 0:
             known = ", ".join((await stats(database)).versions) or "none"
             raise UserError(f"the pair log has no clean group of version {version!r}; it has groups of: {known}")
-        with _bar("exporting", total) as progress:
+        with bar("exporting", total) as progress:
             return await export(database, path, format.value, version=version, tenants=tenants, progress=progress)
 
 
@@ -208,7 +207,7 @@ async def _curve(settings: Settings, version: str | None, n: int | None, newest:
     judge = build_reward(settings.held_out_reward) if settings.held_out_reward else None
     async with open_store(settings) as database, _running(judge):
         selection = await select_groups(database, version=version, n=n, newest=newest)
-        with _bar("reading groups" if judge is None else f"judging by {judge.name}", selection.groups) as progress:
+        with bar("reading groups" if judge is None else f"judging by {judge.name}", selection.groups) as progress:
             return await make_curve(database, selection, share=share, judge=judge, progress=progress)
 
 
@@ -228,17 +227,8 @@ async def _purge(settings: Settings, conditions: Conditions, *, ask: bool) -> Er
         count = await count_purgeable(database, conditions) + set_aside_in(settings.spool_dir).matching(conditions)
         if count and ask:
             typer.confirm(f"Delete {count} groups{conditions} for good?", abort=True, err=True)
-        with _bar("deleting", count) as progress:
+        with bar("deleting", count) as progress:
             return await erase(database, settings.runs_dir, conditions, spool_dir=settings.spool_dir, progress=progress)
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; the block gets the function that says how far it is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda done: progress.update(task, completed=done)
 
 
 def _print_stats(found: PairStats) -> None:

@@ -20,10 +20,13 @@ log = structlog.get_logger(__name__)
 
 
 class ReadablePrompts:
-    """Decodes token ids with the tokenizers of the bases that `database` has registered; each is loaded once."""
+    """Decodes token ids with the tokenizers of the bases that `database` has registered; each is loaded once.
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    The paths of bases that are in `data_dir` are stored relative to it.
+    """
+
+    def __init__(self, database: Database, data_dir: Path) -> None:
+        self._database, self._data_dir = database, data_dir.absolute()
         self._detokenizers: dict[str, Detokenizer | None] = {}
 
     async def of(self, group: Group) -> Prompt | None:
@@ -52,7 +55,7 @@ class ReadablePrompts:
         from bonbon.engines.transcript import Detokenizer
 
         try:
-            return Detokenizer(await asyncio.to_thread(load_tokenizer, Path(directory)))
+            return Detokenizer(await asyncio.to_thread(load_tokenizer, self._data_dir / directory))
         except UserError as error:
             log.warning("prompts that came as token ids cannot be read", version=version, reason=str(error))
             return None

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 
 import structlog
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, not_, or_, select, update
@@ -120,6 +121,7 @@ async def rescore(
     *,
     most: int | None = None,
     progress: Callable[[int], None] | None = None,
+    data_dir: Path = Path("data"),
 ) -> Rescored:
     """Have a started reward score the logged texts of the groups that it has not scored yet, the newest groups first.
 
@@ -135,12 +137,13 @@ async def rescore(
     Args:
         most: score the newest so many groups only.
         progress: called with the number of groups done so far.
+        data_dir: the data directory, in which a base model may be whose tokenizer reads prompts of token ids.
 
     Raises:
         RewardError: `MOST_FAILURES` groups in a row could not be scored; what was scored before is kept.
         StoreError: the database failed; what was scored before is kept.
     """
-    key, prompts, found = reward_key(reward), ReadablePrompts(database), Rescored()
+    key, prompts, found = reward_key(reward), ReadablePrompts(database, data_dir), Rescored()
     done, before = 0, None
     in_a_row: list[RewardError] = []
     while most is None or done < most:

@@ -1,8 +1,6 @@
 """`bonbon pairs rescore`: the log's texts, scored by the reward that is configured now."""
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import asdict
 
 import typer
@@ -11,11 +9,9 @@ from bonbon.errors import UserError
 from bonbon.options import console, open_store, print_json
 from bonbon.pairs.reader import RewardKey, logged_versions
 from bonbon.pairs.rescore import Rescored, Scope, count_rescorable, rescore, started
+from bonbon.progress import Bar
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Makes a progress bar, from its title and the total."""
 
 MOST_NAMED = 10
 """Groups that could not be scored and are named; `--json` names all of them."""
@@ -55,7 +51,9 @@ async def _rescore(settings: Settings, bar: Bar, version: str | None, newest: in
             total = await count_rescorable(database, key, scope)
             total = total if newest is None else min(total, newest)
             with bar(f"scoring by {reward.name}", total) as progress:
-                return key, await rescore(database, reward, scope, most=newest, progress=progress)
+                return key, await rescore(
+                    database, reward, scope, most=newest, progress=progress, data_dir=settings.data_dir
+                )
 
 
 def _print(reward: RewardKey, found: Rescored) -> None:

@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import typer
@@ -17,10 +15,8 @@ from bonbon.pairs.replay import store_late
 from bonbon.pairs.segment import read_segment
 from bonbon.pairs.set_aside import Entry, SetAside, set_aside_in
 from bonbon.pairs.spool import Spool
+from bonbon.progress import Bar
 from bonbon.settings import Settings
-
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Makes a progress bar, from its title and the total."""
 
 
 @dataclass(frozen=True, slots=True)

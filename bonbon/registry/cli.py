@@ -1,24 +1,30 @@
-"""`bonbon models`: versions and aliases, promote and rollback."""
+"""`bonbon models`: versions and aliases, promote and rollback, export and import."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.json import JSON
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
+from bonbon.database import open_database
 from bonbon.engines.base import VersionKind
-from bonbon.options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.modelfiles import resolve_model, served_name
+from bonbon.options import WIDE, AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings, table_of
 from bonbon.pairs.savings import Savings, read_savings
+from bonbon.progress import bar
 from bonbon.registry.due import NextRound, next_round
+from bonbon.registry.export import export_version
+from bonbon.registry.importing import Source, base_of, import_version, read_source
 from bonbon.registry.records import BEST_OF_N, CHAMPION, Event, Version
 from bonbon.registry.registry import PROMOTABLE, Registry
-from bonbon.settings import Settings
+from bonbon.registry.show import print_version
+from bonbon.settings import Settings, load_settings
 
-app = typer.Typer(help="The model registry: versions, promote, rollback.", no_args_is_help=True)
+app = typer.Typer(help="The model registry: versions, promote, rollback, export, import.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A version's name, as `bonbon models list` shows it.")]
 T = TypeVar("T")
@@ -49,20 +55,22 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         ]
         print_json({"aliases": aliases, "versions": listed, "next_round": due and due.waits_for})
         return
-    table = Table("version", "state", "alias", "k", "saved", "parent", "created (UTC)", box=None, pad_edge=False)
-    for column in table.columns:
-        column.overflow = "fold"
+    out = console()
+    is_wide = out.width >= WIDE
+    titles = ("version", "state", "alias", "k", "saved", *(("parent", "created (UTC)") if is_wide else ("created",)))
+    table = table_of(out, *titles, longest=max((len(version.name) for version in versions), default=0))
     for version in versions:
         names = ", ".join(alias for alias, name in sorted(aliases.items()) if name == version.name)
-        created = f"{version.created:%Y-%m-%d %H:%M:%S}"
+        parent = (version.parent or "",) if is_wide else ()
+        created = f"{version.created:%Y-%m-%d %H:%M:%S}" if is_wide else f"{version.created:%Y-%m-%d}"
         share = _saved(savings, version.name)
         saved = "" if share is None else f"{share:.0%}"
         answers = version.kind is not VersionKind.BASE and version.state in PROMOTABLE
         k = "n" if aliases.get(BEST_OF_N) == version.name else str(version.k) if answers else ""
-        table.add_row(version.name, version.state, names, k, saved, version.parent or "", created)
-    console().print(table)
+        table.add_row(version.name, version.state, names, k, saved, *parent, created)
+    out.print(table)
     if due is not None:
-        console().print(due.waits_for)
+        out.print(due.waits_for)
 
 
 def _saved(savings: dict[str, Savings], name: str) -> float | None:
@@ -70,8 +78,14 @@ def _saved(savings: dict[str, Savings], name: str) -> float | None:
 
 
 @app.command("show")
-def show_version(name: Name, data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """One version: its files, training, evaluation, verdict and history."""
+def show_version(
+    name: Name,
+    full: Annotated[bool, typer.Option("--full", help="Everything that is stored, not the important figures.")] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """One version: how it was trained, what was measured, what the gate said, and its history."""
 
     async def read(registry: Registry) -> tuple[Version, dict[str, str], tuple[Event, ...]]:
         return await registry.get(name), await registry.aliases(), await registry.history(version=name)
@@ -81,19 +95,81 @@ def show_version(name: Name, data_dir: DataDir = None, database: DatabaseUrl = N
     if as_json:
         print_json(asdict(version) | {"aliases": names, "history": [asdict(event) for event in history]})
         return
+    print_version(console(), version, names, history, full=full)
+
+
+@app.command("export")
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="The directory to write, which must not be there yet.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Merge the adapter into the base model, and write whole weights.")
+    ] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version for other programs, or to import it elsewhere: its files, a model card and its evaluation."""
+    settings = store_settings(data_dir, database)
+    done = _with_registry(
+        settings, lambda registry: export_version(registry, name, out.expanduser(), merged=merged, bar=bar)
+    )
+    if as_json:
+        print_json({"directory": done.directory, "files": done.files, "bytes": done.bytes} | asdict(done.record))
+        return
+    what = "an adapter" if done.record.kind is VersionKind.ADAPTER else "whole weights"
+    console().print(
+        f"{done.directory} has {name} as {what}: {done.files} files of {done.bytes / 1e6:,.1f} MB, their manifest, a "
+        "model card (README.md), evaluation.json and bonbon.json",
+        soft_wrap=True,
+    )
+
+
+@app.command("import")
+def import_(
+    directory: Annotated[
+        Path, typer.Argument(help="What `bonbon models export` or `bonbon distill --out` has written.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="What its name here begins with, before the digest's beginning.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The base model: a directory or hub name (default: the one here).")
+    ] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a version of another installation into this one. It must be of the same base model; nothing is promoted."""
+    settings = load_settings(model=model, data_dir=data_dir, database_url=database)
+    version, source = asyncio.run(_import(settings, directory.expanduser(), name))
+    if as_json:
+        print_json(asdict(version) | {"k": version.k})
+        return
     out = console()
-    plain = Table.grid(padding=(0, 2))
-    for key, value in asdict(version).items():
-        if not isinstance(value, dict):
-            plain.add_row(key, str(value or ""))
-    plain.add_row("aliases", ", ".join(names))
-    out.print(plain)
-    for title in ("training", "evaluation", "verdict"):
-        if getattr(version, title):
-            out.print(Text(title, "bold"), JSON.from_data(getattr(version, title)))
-    out.print(Text.assemble(("history", "bold"), ", newest first"))
-    for event in history:
-        out.print(f"{event.time:%Y-%m-%d %H:%M:%S} {event.kind} by {event.actor} {event.detail or ''}", soft_wrap=True)
+    out.print(Text.assemble((version.name, "bold"), f" is {source.version}, imported from {directory}"), soft_wrap=True)
+    out.print(
+        f"Its evaluation was made elsewhere. `bonbon evaluate {version.name}` measures it here; `bonbon models promote "
+        f"{version.name} --force` makes it the champion all the same.",
+        soft_wrap=True,
+    )
+
+
+async def _import(settings: Settings, directory: Path, name: str | None) -> tuple[Version, Source]:
+    source = await read_source(directory)
+    # A new installation has no database yet; it gets one when it is told which base model it serves.
+    create = bool(settings.model)
+    if create:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with open_database(settings.database, create=create, timeouts=settings.database_timeouts) as database:
+        registry = Registry(database, settings.versions_dir)
+        if settings.model:
+            where = await asyncio.to_thread(resolve_model, settings.model, settings.revision)
+            base = await registry.register_base(served_name(settings.model), where)
+        else:
+            base = await base_of(registry, source)
+        with Console(stderr=True).status(f"copying the files of {source.version}"):
+            return await import_version(registry, source, base, name=name), source
 
 
 @app.command()

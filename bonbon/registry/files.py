@@ -3,27 +3,29 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bonbon.errors import UserError
-from bonbon.registry.manifest import MANIFEST, Manifest, make_manifest, verify, version_files
+from bonbon.registry.manifest import MANIFEST, Manifest, make_manifest, verify
 
 INCOMING = ".incoming-"
 """How directories begin whose copy is not complete."""
 
 
-def store(directory: Path, root: Path) -> tuple[Manifest, Path]:
+def store(directory: Path, root: Path, leaving_out: Collection[str] = ()) -> tuple[Manifest, Path]:
     """Copy a version's files to `root/<digest>`, durable before it has that name.
+
+    Files directly in the directory that have the names `leaving_out` are none of the version's.
 
     What is there already is kept if it is whole, and replaced if it is not.
 
     Raises:
         UserError: the directory cannot be a version (see `make_manifest`), or changed while it was copied.
     """
-    manifest = make_manifest(directory)
+    manifest = make_manifest(directory, leaving_out)
     target = root / manifest.digest
     root.mkdir(parents=True, exist_ok=True)
     with _storing(root):
@@ -75,8 +77,8 @@ def _whole(target: Path, manifest: Manifest) -> bool:
 
 def _copy(directory: Path, work: Path, manifest: Manifest) -> None:
     work.mkdir()
-    for path in version_files(directory):
-        copy = work / path.relative_to(directory)
+    for entry in manifest.files:
+        path, copy = directory / entry.path, work / entry.path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
         _sync(copy)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -61,14 +62,14 @@ class Manifest:
         return cls(tuple(FileEntry(*entry) for entry in json.loads(text)))
 
 
-def make_manifest(directory: Path) -> Manifest:
-    """The manifest of what `directory` holds now.
+def make_manifest(directory: Path, leaving_out: Collection[str] = ()) -> Manifest:
+    """The manifest of what `directory` holds now, without the files directly in it that have the names `leaving_out`.
 
     Raises:
         UserError: it is no directory, has no safetensors file, or holds a symbolic link out of it or a file whose
             format can carry code; the message names the file.
     """
-    return _manifest(directory, version_files(directory))
+    return _manifest(directory, version_files(directory, leaving_out=leaving_out))
 
 
 def base_digest(directory: Path) -> str:
@@ -99,20 +100,22 @@ def names_base(recorded: str, directory: Path, digest: str) -> bool:
     return recorded == digest or recorded == base_digest_of_every_file(directory)
 
 
-def version_files(directory: Path, *, passing_over: bool = False) -> list[Path]:
+def version_files(directory: Path, *, passing_over: bool = False, leaving_out: Collection[str] = ()) -> list[Path]:
     """The files that make up a version, in order of their paths; raises as `make_manifest` does.
 
     With `passing_over`, files of the refused formats are left out instead: a base model may come with them, and only
     its safetensors are ever loaded.
     """
-    files = _files(directory, passing_over=passing_over)
+    files = _without(_files(directory, passing_over=passing_over), directory, leaving_out)
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(f"{directory} has no .safetensors file; save the model with safe serialization")
     return files
 
 
-def verify(directory: Path, digest: str) -> None:
+def verify(directory: Path, digest: str, leaving_out: Collection[str] = ()) -> None:
     """Check a version's files against the manifest beside them, and that manifest against `digest`.
+
+    Files directly in the directory that have the names `leaving_out` may be there.
 
     Raises:
         UserError: naming the file that is missing, extra, truncated or changed, or the manifest itself.
@@ -124,7 +127,7 @@ def verify(directory: Path, digest: str) -> None:
     if sha256(recorded).hexdigest() != digest:  # before it is parsed: it may be anything
         raise UserError(f"{directory / MANIFEST} was changed: its digest is not {digest}; register the version again")
     expected = {entry.path: entry for entry in Manifest.from_json(recorded).files}
-    for path in _files(directory):
+    for path in _without(_files(directory), directory, leaving_out):
         entry = expected.pop(path.relative_to(directory).as_posix(), None)
         if entry is None:
             raise UserError(f"{path} is not in the manifest; remove it or register the version again")
@@ -153,6 +156,10 @@ def _files(directory: Path, *, passing_over: bool = False) -> list[Path]:
         elif not passing_over:
             raise UserError(f"{path}: {path.suffix} files can carry code and are refused; save as safetensors")
     return files
+
+
+def _without(files: list[Path], directory: Path, names: Collection[str]) -> list[Path]:
+    return [path for path in files if path.parent != directory or path.name not in names]
 
 
 def _check(path: Path, entry: FileEntry) -> None:

@@ -1,7 +1,7 @@
 """The model registry: versions in the database, their files beside it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from bonbon.errors import Conflict, UnknownVersion, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.registry.files import store
 from bonbon.registry.manifest import base_digest, base_digest_of_every_file, verify
+from bonbon.registry.places import files_directory, refuse_missing, stored_path
 from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Event, Target, Version, VersionState
 from bonbon.tables import aliases, events, version_numbers, versions
 from bonbon.transaction import Transaction
@@ -30,11 +31,16 @@ class Registry:
 
     Args:
         database: a started database.
-        root: where version files are kept, one directory per content.
+        root: the directory `versions` of the data directory. It has the files of versions, one directory per content.
     """
 
     def __init__(self, database: Database, root: Path) -> None:
-        self.database, self.root = database, root
+        self.database, self.root = database, root.absolute()
+
+    @property
+    def data_dir(self) -> Path:
+        """What paths in the database are relative to."""
+        return self.root.parent
 
     async def register_base(self, name: str, directory: Path | None) -> Version:
         """The base version `name`, registered now if it is not yet; it stays where it is.
@@ -55,7 +61,7 @@ class Registry:
             known = await self._find(connection, name)
             if known is None:
                 version = _new(name, name, None, VersionKind.BASE, digest, directory or Path(), VersionState.APPROVED)
-                await connection.execute(insert(versions).values(_row(version)))
+                await connection.execute(insert(versions).values(self._row(version)))
                 await _record(connection, "registered", name, "service", digest=digest)
                 return version
             if known.kind is not VersionKind.BASE or (
@@ -69,7 +75,7 @@ class Registry:
             if _is_where(known, directory, digest):
                 return known
             assert directory is not None
-            await _set(connection, name, directory=str(directory), digest=digest)
+            await _set(connection, name, directory=stored_path(directory, self.data_dir), digest=digest)
         return replace(known, directory=directory, digest=digest)
 
     async def register(
@@ -81,15 +87,24 @@ class Registry:
         directory: Path,
         training: dict[str, Any],
         evaluation: dict[str, Any] | None = None,
+        verdict: dict[str, Any] | None = None,
+        prefix: str | None = None,
+        actor: str = "trainer",
+        leaving_out: Collection[str] = (),
     ) -> Version:
         """Copy the files in and give them the next name: `<base>-bonbon-<number>-<digest's beginning>`.
+
+        Args:
+            verdict: what another installation's gate said; the version is not approved by it.
+            prefix: what the name begins with in the place of `<base>-bonbon-<number>`.
+            leaving_out: names of files directly in `directory` that are none of the version's.
 
         A number is never given twice by one database. Where one was restored, and forgot some of those it gave, the
         digest keeps other files from getting a name that a service still has loaded.
 
         Raises:
-            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`), or the parent has another
-                base.
+            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`), the parent has another
+                base, or the name that begins with `prefix` is taken.
             UnknownVersion: base or parent is not registered.
         """
         if (await self.get(base)).kind is not VersionKind.BASE:
@@ -98,13 +113,16 @@ class Registry:
             )
         if (await self.get(parent)).base != base:
             raise UserError(f"{parent!r} is not a version of {base!r}: a version and its parent have the same base")
-        manifest, target = await asyncio.to_thread(store, directory, self.root)
+        manifest, target = await asyncio.to_thread(store, directory, self.root, leaving_out)
         async with self._change() as connection:
-            name = await self._next_name(connection, base, manifest.digest)
+            if prefix is None:
+                name = await self._next_name(connection, base, manifest.digest)
+            else:
+                name = await self._free_name(connection, f"{prefix}-{manifest.digest[:DIGEST_LENGTH]}")
             version = _new(name, base, parent, kind, manifest.digest, target, VersionState.REGISTERED)
-            version = replace(version, training=training, evaluation=evaluation or {})
-            await connection.execute(insert(versions).values(_row(version)))
-            await _record(connection, "registered", name, "trainer", digest=manifest.digest, parent=parent)
+            version = replace(version, training=training, evaluation=evaluation or {}, verdict=verdict)
+            await connection.execute(insert(versions).values(self._row(version)))
+            await _record(connection, "registered", name, actor, digest=manifest.digest, parent=parent)
         return version
 
     async def record_evaluation(self, name: str, evaluation: dict[str, Any]) -> Version:
@@ -234,7 +252,7 @@ class Registry:
         )
         async with self.database.read() as connection:
             rows = (await connection.execute(query)).mappings()
-            return {row["alias"]: _alias_target(row) for row in rows}
+            return {row["alias"]: self._alias_target(row) for row in rows}
 
     async def get(self, name: str) -> Version:
         """The version `name`. Raises UnknownVersion."""
@@ -245,7 +263,14 @@ class Registry:
         """Every version, oldest first."""
         async with self.database.read() as connection:
             rows = await connection.execute(select(versions).order_by(versions.c.created, versions.c.name))
-            return [_version(row) for row in rows.mappings()]
+            return [self._version(row) for row in rows.mappings()]
+
+    async def newest(self, limit: int) -> tuple[Version, ...]:
+        """The versions that were made last, newest first, bases left out."""
+        query = select(versions).where(versions.c.kind != VersionKind.BASE).order_by(versions.c.created.desc())
+        async with self.database.read() as connection:
+            rows = await connection.execute(query.limit(limit))
+            return tuple(self._version(row) for row in rows.mappings())
 
     async def history(
         self, limit: int = 100, *, version: str | None = None, kind: str | None = None
@@ -268,9 +293,12 @@ class Registry:
     async def verify(self, name: str) -> Version:
         """The version, its files read again and found to be what was registered. Raises UserError when they are not."""
         version = await self.get(name)
+        if version.kind is VersionKind.BASE and not version.digest:
+            return version
+        await asyncio.to_thread(refuse_missing, version)
         if version.kind is not VersionKind.BASE:
             await asyncio.to_thread(verify, version.directory, version.digest)
-        elif version.digest and await asyncio.to_thread(base_digest, version.directory) != version.digest:
+        elif await asyncio.to_thread(base_digest, version.directory) != version.digest:
             raise UserError(f"the base model in {version.directory} was changed since it was registered")
         return version
 
@@ -308,9 +336,14 @@ class Registry:
             if await self._find(connection, name) is None:  # a base model may have been given that name
                 return name
 
+    async def _free_name(self, connection: Transaction, name: str) -> str:
+        if await self._find(connection, name) is not None:
+            raise UserError(f"there is a version {name!r} already: give another --name", param="name")
+        return name
+
     async def _find(self, connection: Transaction, name: str) -> Version | None:
         row = (await connection.execute(select(versions).where(versions.c.name == name))).mappings().one_or_none()
-        return None if row is None else _version(row)
+        return None if row is None else self._version(row)
 
     async def _need(self, connection: Transaction, name: str) -> Version:
         version = await self._find(connection, name)
@@ -320,25 +353,28 @@ class Registry:
             )
         return version
 
+    def _alias_target(self, row: Any) -> Target:
+        if row["name"] is None:
+            return Target(row["target"], "")
+        version = self._version(row)
+        return Target(version.name, version.digest, version.k)
+
+    def _row(self, version: Version) -> dict[str, Any]:
+        fields = {name: getattr(version, name) for name in Version.__dataclass_fields__}
+        nowhere = version.kind is VersionKind.BASE and not version.digest
+        stored = str(version.directory) if nowhere else stored_path(version.directory, self.data_dir)
+        return {**fields, "directory": stored}
+
+    def _version(self, row: Any) -> Version:
+        fields = {name: row[name] for name in Version.__dataclass_fields__}
+        fields["kind"], fields["state"] = VersionKind(fields["kind"]), VersionState(fields["state"])
+        fields["directory"] = files_directory(row["directory"], fields["kind"], row["digest"], self.root)
+        return Version(**fields)
+
 
 def _is_where(base: Version, directory: Path | None, digest: str) -> bool:
     """Whether its files are known to be there, or need not be."""
     return directory is None or (base.directory, base.digest) == (directory, digest)
-
-
-async def newest_versions(database: Database, limit: int) -> list[Version]:
-    """The versions that were made last, newest first, bases left out."""
-    query = select(versions).where(versions.c.kind != VersionKind.BASE).order_by(versions.c.created.desc())
-    async with database.read() as connection:
-        rows = await connection.execute(query.limit(limit))
-        return [_version(row) for row in rows.mappings()]
-
-
-def _alias_target(row: Any) -> Target:
-    if row["name"] is None:
-        return Target(row["target"], "")
-    version = _version(row)
-    return Target(version.name, version.digest, version.k)
 
 
 def _located(directory: Path) -> tuple[Path, str]:
@@ -377,15 +413,3 @@ def _new(
 ) -> Version:
     now = datetime.now(UTC)
     return Version(name, base, parent, kind, digest, directory, state, now, training={}, evaluation={}, verdict=None)
-
-
-def _row(version: Version) -> dict[str, Any]:
-    fields = {name: getattr(version, name) for name in Version.__dataclass_fields__}
-    return {**fields, "directory": str(version.directory)}
-
-
-def _version(row: Any) -> Version:
-    fields = {name: row[name] for name in Version.__dataclass_fields__}
-    fields["kind"], fields["state"] = VersionKind(fields["kind"]), VersionState(fields["state"])
-    fields["directory"] = Path(fields["directory"])
-    return Version(**fields)

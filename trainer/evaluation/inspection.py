@@ -44,15 +44,29 @@ async def inspect(workshop: Workshop, target: str) -> Inspection:
 
 async def _inspect_version(workshop: Workshop, version: Version) -> Inspection:
     await workshop.registry.verify(version.name)
-    directory = Path(version.training.get("run", ""))
-    if not (directory / PLAN).exists():
-        directory = workshop.settings.runs_dir / f"evaluate-{version.name}"
+    directory = _run_of(workshop, version) or workshop.settings.runs_dir / f"evaluate-{version.name}"
     snapshot = await _snapshot(workshop, version, directory)
     evaluation = await workshop.evaluate(version.files, snapshot, served=await _served_beside(workshop, version))
     evaluation.save(directory)
     if version.kind is not VersionKind.BASE:
         await workshop.registry.record_evaluation(version.name, evaluation.to_dict())
     return await _judged(workshop, evaluation, directory)
+
+
+def _run_of(workshop: Workshop, version: Version) -> Path | None:
+    """The directory of the run that trained the version; None where it is not here any more.
+
+    Earlier releases recorded an absolute path. Of a run in the data directory it may lead into another copy of that
+    directory, so the run is looked for by its name in this one.
+    """
+    recorded = version.training.get("run")
+    if recorded is None:
+        return None
+    path = Path(recorded)
+    if path.is_absolute() and path.parent.name == workshop.settings.runs_dir.name:
+        path = workshop.settings.runs_dir / path.name
+    directory = workshop.registry.data_dir / path
+    return directory if (directory / PLAN).exists() else None
 
 
 async def _snapshot(workshop: Workshop, version: Version, directory: Path) -> Snapshot:

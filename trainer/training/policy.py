@@ -1,29 +1,23 @@
 """The policy that is trained: loading it and saving it."""
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig
-from transformers.core_model_loading import revert_weight_conversion
 
 from bonbon.engines.base import VersionFiles, VersionKind
 from bonbon.engines.policy import load_model
+from bonbon.engines.whole_model import save_whole_model, stored_dtype
 from bonbon.errors import UserError
-from bonbon.registry.manifest import MANIFEST
 from bonbon.settings import TrainSettings
 from trainer.training.start import check_start
 from trainer.training.targets import choose_targets, freeze_unread, lora_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 
 
 def load_policy(
@@ -81,22 +75,7 @@ def save_policy(
         # peft's model card is a form nobody has filled in.
         (directory / "README.md").unlink(missing_ok=True)
         return
-    directory.mkdir(parents=True)
-    # The base's own files, unread: transformers refuses to save some configurations that it has loaded.
-    for file in sorted(base.iterdir()):
-        about_weights = file.name == MANIFEST or file.name.endswith(".index.json")
-        if file.suffix in COPIED_SUFFIXES and not about_weights:
-            shutil.copyfile(file, directory / file.name)
-    whole = _with_frozen(model, base, weights)
-    untied = {name: weight for name, weight in whole.items() if name not in model.all_tied_weights_keys}
-    # By the names in the base's files: transformers loads some weights, such as those of experts, as one tensor.
-    original = revert_weight_conversion(model, untied)
-    save_torch_state_dict({name: _compact(weight) for name, weight in original.items()}, directory)
-
-
-def _compact(weight: Tensor) -> Tensor:
-    """The weight in memory of its own, as safetensors has it: it may be a part of a tensor."""
-    return weight if weight.untyped_storage().nbytes() == weight.nbytes else weight.clone()
+    save_whole_model(model, directory, base=base, weights=_with_frozen(model, base, weights))
 
 
 def _with_frozen(model: "PreTrainedModel", base: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +94,7 @@ def stored(model: "PreTrainedModel | PeftModel", base: Path, weights: dict[str, 
     """
     if isinstance(model, PeftModel):
         return weights
-    dtype = AutoConfig.from_pretrained(base, local_files_only=True).dtype or torch.float32
+    dtype = stored_dtype(base)
     return {name: weight.to(dtype) for name, weight in weights.items()}
 
 

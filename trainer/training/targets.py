@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import LoraConfig, PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
 from bonbon.engines.config import read_config
+from bonbon.engines.skeleton import without_weights
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
 
@@ -127,12 +128,6 @@ def _problem(config: Any, settings: TrainSettings, targets: list[str]) -> str:
         name for found in adapted.peft_config.values() for name in getattr(found, "target_parameters", None) or ()
     }
     return f"it keeps the weights of all experts in one tensor, such as {min(tensors)}" if tensors else ""
-
-
-def without_weights(config: Any) -> Any:
-    """The language model of this configuration, with weights that take no memory and have no values."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def _refuse_module(model: "PreTrainedModel", module: nn.Module, target: str, settings: TrainSettings) -> None:
