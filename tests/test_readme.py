@@ -4,18 +4,19 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from bonbon.best_of_n import BestOfN
 from bonbon.demo.models import TinyModels
 from bonbon.demo.service import ServiceProcess
-from bonbon.engines import build_engine
+from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.settings import RewardSpec, Settings
+from bonbon.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -74,18 +75,32 @@ async def test_the_openai_client(service: ServiceProcess) -> None:
     assert "'n': 8" in extension
 
 
-async def test_best_of_n_as_a_library(tiny_models: TinyModels) -> None:
-    settings = Settings(model=str(tiny_models.policy), engine_options={"threads": 1})
-    engine = build_engine(settings, base="tiny")
-    reward = build_reward(RewardSpec(kind="classifier", target=str(tiny_models.reward)))
-    await engine.start()
-    await reward.start()
-    lines = [line for line in block("from bonbon import BestOfN").splitlines() if not line.startswith("from ")]
-    body = "\n".join(f"    {line}" for line in lines)
-    scope: dict[str, object] = {"engine": engine, "reward": reward}
-    exec(f"from bonbon import BestOfN, Prompt\nasync def example():\n{body}\n    return best_of_n, answer", scope)
-    best_of_n, answer = await scope["example"]()  # type: ignore[operator]
-    assert isinstance(best_of_n, BestOfN)
-    assert answer.group.best.win_probability == pytest.approx(8 / 9)
-    await reward.stop()
-    await engine.stop()
+def test_best_of_n_as_a_library(tiny_models: TinyModels) -> None:
+    script = block("import asyncio")
+    for name, directory in (("model", tiny_models.policy), ("reward", tiny_models.reward)):
+        script = script.replace(f"path/of/{name}", str(directory))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) == pytest.approx(8 / 9)
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("start.md", "toml"))))
+def test_the_settings_to_start_with_are_valid(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_reward.py").write_text(blocks("start.md", "python")[0])
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(**tomllib.loads(blocks("start.md", "toml")[number]))
+    assert settings.reward is not None
+    build_reward(settings.reward)
+
+
+def test_the_starter_reward_prefers_what_it_says(tmp_path: Path) -> None:
+    scope: dict[str, Any] = {}
+    exec(blocks("start.md", "python")[0], scope)
+    asked = Prompt.user("Answer in JSON with the field city: where is the Eiffel Tower?")
+    good, long, none = scope["score"](asked, ['{"city": "Paris"}', '{"city": "Paris"}' + " " * 2000 + ".", "Paris"])
+    assert good > long
+    assert good > none
