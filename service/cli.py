@@ -22,7 +22,9 @@ def serve(
     engine: str = typer.Option(None, help="Which engine draws: embedded, vllm, remote, fake."),
     url: list[str] = typer.Option(None, "--url", help="A vLLM server of the fleet that draws, instead of --engine."),
     auth: bool = typer.Option(None, "--auth/--no-auth", help="Whether requests need a key (default: see the API)."),
-    json_logs: bool = typer.Option(False, "--json-logs", help="Log JSON objects, one a line."),
+    json_logs: bool = typer.Option(
+        False, "--json-logs", help="Write every line as a JSON object, also the one that says that it is ready."
+    ),
 ) -> None:
     """Answer OpenAI requests with the best of n, and with one draw once a version has learnt it.
 
@@ -42,6 +44,7 @@ def serve(
         service={name: value for name, value in given.items() if value is not None},
     )
     # Not before the settings are known to be good: these bring in the whole service.
+    import structlog
     import uvicorn
 
     from bonbon.logs import configure_logs
@@ -57,12 +60,16 @@ def serve(
 
     def ready(url: str) -> None:
         settle_garbage()
-        if reason := app.state.parts.startup.failure:
+        reason = app.state.parts.startup.failure
+        if json_logs:
+            log = structlog.get_logger(__name__)
+            log.info("bonbon is ready", url=url) if reason is None else log.error("not ready", url=url, reason=reason)
+        elif reason:
             typer.echo(f"bonbon listens at {url} but is not ready: {reason}", err=True)
         else:
             typer.echo(f"bonbon is ready: {url} (API under {url}/v1, docs at {url}/docs)")
 
-    loop_factory = uvicorn.Config(app).get_loop_factory()  # uvloop where it is installed
+    loop_factory = uvicorn.Config(app, log_config=None).get_loop_factory()  # uvloop where it is installed
     with exported_traces(service), asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(
             run_server(

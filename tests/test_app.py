@@ -1,6 +1,7 @@
 """The service as a whole: wiring, health, metrics, start, drain and stop."""
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -260,6 +262,21 @@ class Command:
         return self.process.returncode, errors.decode()
 
 
+async def test_with_json_logs_every_line_is_an_object(tmp_path: Path) -> None:
+    async with command(tmp_path, "--engine", "fake", "--port", "0", "--json-logs") as service:
+        assert service.process.stderr is not None
+        lines: list[dict[str, Any]] = []
+        async with asyncio.timeout(60):
+            while not lines or lines[-1]["event"] != "bonbon is ready":
+                lines.append(json.loads(await service.process.stderr.readline()))
+        assert lines[-1]["url"].startswith("http://127.0.0.1:")
+        service.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(60):
+            output, errors = await service.process.communicate()
+    assert output == b""
+    assert all(json.loads(line)["event"] for line in errors.splitlines())
+
+
 @asynccontextmanager
 async def command(directory: Path, *arguments: str, **environment: str) -> AsyncIterator[Command]:
     process = await asyncio.create_subprocess_exec(
@@ -280,7 +297,7 @@ QUESTION = {"model": "bonbon", "prompt": "Where is my order?", "max_tokens": 40,
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_the_command_drains_and_exits_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     slow = {"BONBON_ENGINE_OPTIONS": '{"delay": 0.05}'}
-    async with command(tmp_path, "--engine", "fake", "--port", "0", "--json-logs", **slow) as service:
+    async with command(tmp_path, "--engine", "fake", "--port", "0", **slow) as service:
         await service.ready()
         async with httpx2.AsyncClient(base_url=service.url, timeout=30) as client:
             assert (await client.get("/health/ready")).status_code == 200
@@ -290,7 +307,7 @@ async def test_the_command_drains_and_exits_cleanly(tmp_path: Path, number: sign
             answer = await asked
     assert (status, answer.status_code) == (0, 200)
     assert answer.json()["bonbon"]["version"] == "fake"
-    assert '"event": "service started"' in errors
+    assert "service started" in errors
     assert "Traceback" not in errors
 
 
