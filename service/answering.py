@@ -55,6 +55,7 @@ async def _answer(
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
     if ask.prompt_logprobs:
         scored = await parts.engine.prompt_logprobs(request)
+        charge.drawn += len(scored.started.token_ids)
         yield scored
         if not ask.draws:
             async for event in _undrawn(best_of_n, request, scored.started):

@@ -96,6 +96,16 @@ class Ask:
         return self.sampling.max_tokens > 0
 
     @property
+    def scored(self) -> int:
+        """About how many tokens of prompts are to be scored: a text has a token for four bytes or so."""
+        if not self.prompt_logprobs:
+            return 0
+        return sum(
+            len(prompt.token_ids) if prompt.token_ids is not None else len(prompt.text or "") // 4 + 1
+            for prompt in self.prompts
+        )
+
+    @property
     def drawn(self) -> int | None:
         """`best_of`, and 1 where every draw is the same or there is none."""
         return 1 if self.sampling.temperature == 0 or not self.draws else self.best_of

@@ -48,6 +48,8 @@ async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
             async for item in events:
                 if item is not None:
                     rendering.note(*item)
+    if ask.prompt_logprobs:  # long to write
+        return await asyncio.to_thread(lambda: JSONResponse(rendering.whole()))
     return JSONResponse(rendering.whole())
 
 

@@ -28,6 +28,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         ("tools", [{"type": "function", "function": {"name": "get_order"}}]),
         ("tool_choice", "required"),
         ("functions", [{"name": "f"}]),
+        ("chat_template_kwargs", json.loads('{"a": ' * 300 + "1" + "}" * 300)),
         ("response_format", {"type": "json_object"}),
         ("response_format", {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}),
         ("audio", {"voice": "x"}),

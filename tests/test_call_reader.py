@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bonbon.draws import Draw
 from bonbon.engines.base import Delta
 from bonbon.engines.call_reader import CallReader
+from bonbon.engines.json_scanner import JsonScanner
 from bonbon.engines.tool_format import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat, ToolParser, tool_format
 
 ONE, TWO = '{"name": "get_order", "arguments": {"id": 7}}', '{"name":"cancel","arguments":{}}'
@@ -89,6 +90,23 @@ def test_it_does_not_matter_where_a_text_is_cut(format_: ToolFormat, parts: list
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     assert read(format_, [text]) == read(format_, pieces) == read(format_, list(text))
+
+
+def test_a_long_text_that_is_no_call_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to be read anew, from its beginning, with each piece."""
+    scanned, scan = 0, JsonScanner.scan
+
+    def counted(self: JsonScanner, text: str) -> int:
+        nonlocal scanned
+        scanned += len(text)
+        return scan(self, text)
+
+    monkeypatch.setattr(JsonScanner, "scan", counted)
+    text = json.dumps({"answer": "a word " * 200})
+    reader = CallReader(LLAMA3_JSON)
+    content = "".join(reader.read(piece)[0] for piece in text) + reader.read("", final=True)[0]
+    assert content == text
+    assert scanned <= len(text)
 
 
 def test_arguments_come_as_they_are_written() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shutil
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,12 @@ def test_an_import_needs_the_files_of_a_base(version: Version, adapter: Path, tm
         ("bonbon.json", '{"format": 1}', "export the version again"),
         ("evaluation.json", '{"win_rate": "high"}', "figures that are no numbers"),
         ("evaluation.json", '{"best_of_k": [3]}', "figures that are no numbers"),
+        ("evaluation.json", '{"best_of_k": [{"k": true}]}', "figures that are no numbers"),
+        ("evaluation.json", '{"truncated": [1]}', "figures that are no numbers"),
+        ("evaluation.json", '{"kl": {"value": NaN}}', "figures that are no numbers"),
+        ("evaluation.json", '{"served_k": "x"}', "figures that are no numbers"),
         ("evaluation.json", "{", "cannot be read"),
+        ("evaluation.json", '{"a": ' * 9000, "cannot be read"),
         ("more.pkl", "x", "files can carry code"),
         ("more.json", "{}", "is not in the manifest"),
     ],
@@ -281,6 +287,38 @@ def test_a_damaged_export_is_not_registered(
     (out / file).write_text(text)
     assert said in refusal(app, "import", out, "--model", base, "--data-dir", there)
     assert all(one.kind is VersionKind.BASE for one in (versions(there))[0])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("version", "x[/red]", "which is no name of a version"),
+        ("kind", "base", "holds an adapter, and its bonbon.json says base"),
+        ("kind", "full", "holds an adapter, and its bonbon.json says full"),
+        ("training", {"settings": [1]}, "figures that are no numbers"),
+        ("verdict", {"reasons": [1]}, "figures that are no numbers"),
+    ],
+)
+def test_a_record_that_cannot_be_is_refused(
+    version: Version, base: Path, tmp_path: Path, field: str, value: Any, said: str
+) -> None:
+    out, there = tmp_path / "out", tmp_path / "there"
+    as_json(app, "export", version.name, "--out", out, "--data-dir", tmp_path / "data")
+    record = json.loads((out / "bonbon.json").read_text())
+    (out / "bonbon.json").write_text(json.dumps(record | {field: value}))
+    assert said in refusal(app, "import", out, "--model", base, "--data-dir", there)
+    (out / "manifest.json").write_text("[5]")
+    digest = sha256(b"[5]").hexdigest()
+    (out / "bonbon.json").write_text(json.dumps(record | {"digest": digest}))
+    assert "is no manifest" in refusal(app, "import", out, "--model", base, "--data-dir", there)
+
+
+def test_more_draws_than_a_service_could_make_are_not_imported(version: Version, base: Path, tmp_path: Path) -> None:
+    out, there = tmp_path / "out", tmp_path / "there"
+    as_json(app, "export", version.name, "--out", out, "--data-dir", tmp_path / "data")
+    record = json.loads((out / "bonbon.json").read_text())
+    (out / "bonbon.json").write_text(json.dumps(record | {"verdict": {"passed": True, "k": 10**9, "reasons": []}}))
+    assert as_json(app, "import", out, "--model", base, "--data-dir", there)["k"] == 1
 
 
 def test_a_distillation_is_imported_from_its_directory(version: Version, base: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ async def test_nothing_is_drawn_or_logged_for_max_tokens_0(api: Api, model: str)
 
 @pytest.mark.parametrize(("model", "max_tokens"), [("base", 0), ("base", 5), ("bonbon", 5)])
 async def test_a_stream_gives_the_same_tokens(api: Api, model: str, max_tokens: int) -> None:
-    body = {"model": model, "echo": True, "logprobs": 1, "max_tokens": max_tokens, "n": 2 if max_tokens else 1}
+    body = {"model": model, "echo": True, "logprobs": 1, "max_tokens": max_tokens}
     whole = await api.complete(seed=1, **body)
     response = await api.post(COMPLETIONS, prompt="Dear customer", seed=1, stream=True, **body)
     chunks, _ = events(response.text)
@@ -139,6 +139,7 @@ async def test_a_stream_gives_the_same_tokens(api: Api, model: str, max_tokens: 
 async def test_what_does_not_go_with_max_tokens_0_is_named(api: Api) -> None:
     for fields, param in (({}, "max_tokens"), ({"echo": True, "n": 2}, "n"), ({"echo": True, "best_of": 2}, "best_of")):
         assert (await api.refusal(COMPLETIONS, max_tokens=0, **fields))["param"] == param
+    assert (await api.refusal(COMPLETIONS, echo=True, logprobs=1, n=2))["param"] == "n"
 
 
 async def test_a_fleet_is_asked_only_where_a_setting_says_so() -> None:

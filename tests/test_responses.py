@@ -7,13 +7,15 @@ from typing import Any
 
 import httpx2
 import pytest
-from api import CHAT, Api, error_of, open_api
+from api import CHAT, MESSAGES, Api, error_of, open_api
 from calling_engine import CALLED, REPLY, CallingEngine
 
 from bonbon.engines.base import Delta, DrawRequest, Started
 from bonbon.engines.fake import FakeEngine
 from bonbon.pairs.records import Group
 from bonbon.prompt import Prompt
+from service.schemas.message import ChatMessage
+from service.schemas.response_input import InputCall, messages_of
 from service.schemas.response_replies import ResponseEvent, ResponseReply
 
 RESPONSES = "/v1/responses"
@@ -327,13 +329,48 @@ async def test_what_is_not_supported_is_refused_by_name(api: Api) -> None:
     assert await api.groups() == 0
 
 
+async def test_a_function_that_is_not_offered_cannot_be_demanded(calling: Api) -> None:
+    tools = [{"type": "function", "name": "f"}]
+    response = await post(calling, tools=tools, tool_choice={"type": "function", "name": "g"})
+    error = error_of(response)
+    assert (response.status_code, error["param"]) == (400, "tool_choice")
+    assert error["message"] == "tool_choice names 'g', which tools do not have: name one of f"
+    chat = await calling.post(
+        CHAT,
+        model="base",
+        messages=MESSAGES,
+        tools=[{"type": "function", "function": {"name": "f"}}],
+        tool_choice={"type": "function", "function": {"name": "g"}},
+    )
+    assert error_of(chat) == error
+
+
+def test_the_calls_of_a_message_are_put_in_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them used to copy those before it, which took 19 seconds for as many as a body may hold."""
+    copies, copy = 0, ChatMessage.model_copy
+
+    def counted(self: ChatMessage, **options: Any) -> ChatMessage:
+        nonlocal copies
+        copies += 1
+        return copy(self, **options)
+
+    monkeypatch.setattr(ChatMessage, "model_copy", counted)
+    items = [InputCall(type="function_call", call_id="c", name="f", arguments="{}")] * 500
+    (message,) = messages_of(items)
+    assert len(message.tool_calls or ()) == len(items)
+    assert copies == 1
+
+
 @pytest.mark.parametrize("stream", ["false", "true"])
 async def test_what_json_cannot_hold_is_refused_by_name(calling: Api, stream: str) -> None:
     """Python reads NaN and half a surrogate pair, and could not write them into the answer."""
     deep = "[" * 880 + "]" * 880
     function = '"tools": [{"type": "function", "name": "f", %s}]'
     shape = '"text": {"format": {"type": "json_schema", "name": "x", %s}}'
+    nested = '{"a": ' * 300 + "1" + "}" * 300
     fields = {
+        function % f'"parameters": {nested}': "tools[0].parameters",
+        shape % f'"schema": {nested}': "text.format.schema",
         function % r'"description": "\ud800"': "tools[0].description",
         function % '"parameters": {"a": NaN}': "tools[0].parameters",
         function % r'"parameters": {"\ud800": "x"}': "tools[0].parameters",

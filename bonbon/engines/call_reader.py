@@ -37,7 +37,8 @@ class CallReader:
         """What has been taken for the beginning of a call, and would be content if it were none."""
         self._calls = 0
         self._listed = False
-        self._scanner = JsonScanner()
+        self._scanner, self._scanned = JsonScanner(), 0
+        """Follows the JSON that the step is in, of whose beginning in the buffer it has seen so much."""
         self._content: list[str] = []
         self._deltas: list[ToolCallDelta] = []
         self._step: Callable[[bool], bool] = self._text
@@ -98,11 +99,10 @@ class CallReader:
             self._take(head.end())
             self._call(_string(head[1]))
             return self._then(self._arguments)
-        scanner = JsonScanner()
-        size = scanner.scan(self._buffer)
-        if not scanner.over and not final:
+        self._scanned += self._scanner.scan(self._buffer[self._scanned :])
+        if not self._scanner.over and not final:
             return False
-        written = self._take(size)
+        written = self._take(self._scanned)
         called = _called(written)
         if called is None:
             return self._give_up(written)
@@ -176,7 +176,7 @@ class CallReader:
         return self._then(self._text)
 
     def _then(self, step: Callable[[bool], bool]) -> bool:
-        self._step = step
+        self._step, self._scanner, self._scanned = step, JsonScanner(), 0
         return True
 
     def _take(self, size: int) -> str:
@@ -196,7 +196,6 @@ class CallReader:
 
     def _call(self, name: str) -> None:
         self._begun = True
-        self._scanner = JsonScanner()
         self._deltas.append(ToolCallDelta(self._calls, self._format.new_id(), name))
         self._calls += 1
 

@@ -101,7 +101,7 @@ class RemoteEngine(Engine):
         if not self._options.prompt_logprobs:
             raise UserError(
                 "echo with logprobs is off for this fleet; set engine_options.prompt_logprobs to true if its servers "
-                "run on GPUs (on a CPU, vLLM ends when it is asked for them)",
+                "run on GPUs (on a CPU, vLLM crashes when it is asked for them)",
                 param="logprobs",
             )
         prompt, until = request.prompt, asyncio.get_running_loop().time() + self._options.deadline

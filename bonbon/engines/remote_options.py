@@ -39,7 +39,7 @@ class RemoteOptions(BaseModel):
 
     prompt_logprobs: bool = False
     """Whether to ask servers for the log-probabilities of prompts, which `echo` with `logprobs` needs. Leave it off on
-    CPUs, where a server of vLLM 0.32 ends when it is asked."""
+    CPUs, where a server of vLLM 0.32 crashes when it is asked for them."""
 
     @field_validator("urls", mode="before")
     @classmethod

@@ -122,7 +122,7 @@ class VllmRuntime:
         """See `Engine.prompt_logprobs`."""
         if current_platform.is_cpu():
             raise UserError(
-                "vLLM's engine for the CPU ends when it is asked for a prompt's log-probabilities; leave out echo or "
+                "vLLM crashes on a CPU when it is asked for a prompt's log-probabilities; leave out echo or "
                 "logprobs, or serve with engine = 'embedded'",
                 param="logprobs",
             )

@@ -14,6 +14,9 @@ from bonbon.keys.records import Key, Scope, digest_of, new_key
 from bonbon.tables import keys
 from bonbon.transaction import Transaction
 
+SHORTEST = 8
+"""Characters that the beginning of an id must have to mean a key."""
+
 
 async def create_key(
     database: Database,
@@ -75,10 +78,11 @@ async def rotate_key(database: Database, key: str, *, overlap: timedelta) -> tup
 async def _find(connection: Transaction, text: str) -> Key:
     """The key with this id, else the one with this name, else the one whose id begins so.
 
-    Of several keys with one name, those that open nothing any more are passed over.
+    A beginning has at least `SHORTEST` characters, for what is revoked cannot be had back. Of several keys with one
+    name, those that open nothing any more are passed over.
     """
     # Locked, so that of two rotations at once the second sees what the first has done.
-    begins = keys.c.id.startswith(text, autoescape=True) if text else false()
+    begins = keys.c.id.startswith(text, autoescape=True) if len(text) >= SHORTEST else false()
     query = select(keys).where(or_(keys.c.name == text, begins)).order_by(keys.c.id).with_for_update()
     found = [_key(dict(row)) for row in (await connection.execute(query)).mappings()]
     exact = [key for key in found if key.id == text]

@@ -131,7 +131,7 @@ def import_(
         Path, typer.Argument(help="What `bonbon models export` or `bonbon distill --out` has written.")
     ],
     name: Annotated[
-        str | None, typer.Option("--name", help="What its name here begins with, before the digest's beginning.")
+        str | None, typer.Option("--name", help="Prefix of the version's name here; the start of its digest follows.")
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="The base model: a directory or hub name (default: the one here).")
@@ -150,7 +150,7 @@ def import_(
     out.print(Text.assemble((version.name, "bold"), f" is {source.version}, imported from {directory}"), soft_wrap=True)
     out.print(
         f"Its evaluation was made elsewhere. `bonbon evaluate {version.name}` measures it here; `bonbon models promote "
-        f"{version.name} --force` makes it the champion all the same.",
+        f"{version.name} --force` promotes it anyway.",
         soft_wrap=True,
     )
 
@@ -168,7 +168,7 @@ async def _import(settings: Settings, directory: Path, name: str | None) -> tupl
             base = await registry.register_base(served_name(settings.model), where)
         else:
             base = await base_of(registry, source)
-        with Console(stderr=True).status(f"copying the files of {source.version}"):
+        with Console(stderr=True).status("copying the files"):
             return await import_version(registry, source, base, name=name), source
 
 

@@ -72,7 +72,12 @@ def _refuse_taken(directory: Path) -> None:
 
 def _write(version: Version, base: Version, directory: Path, merged: bool, bar: Bar) -> Exported:
     directory = directory.absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{directory.parent} cannot be made ({error.strerror}): name another --out", param="out"
+        ) from error
     with TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
         work = Path(temporary) / "work"
         if merged:

@@ -1,6 +1,7 @@
 """What an exported version's directory holds beside the files of the model, and how it is read back."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,12 @@ class Record:
         values = read_object(path)
         if values.pop("format", None) != FORMAT:
             raise UserError(f"{path} has a format that this release does not know: upgrade bonbon, and import again")
+        for name in ("version", "base"):
+            if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(values.get(name))) is None:
+                raise UserError(
+                    f"{path}: {name} is {str(values.get(name))[:64]!r}, which is no name of a version: export the "
+                    "version again"
+                )
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
@@ -70,7 +77,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises UserError when there is none."""
     try:
         found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): export or copy the version again") from error
     if not isinstance(found, dict):
         raise UserError(f"{path} is not a JSON object: export or copy the version again")

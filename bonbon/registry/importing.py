@@ -1,6 +1,7 @@
 """Registering a version that another installation exported, or that `bonbon distill` made."""
 
 import asyncio
+import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from bonbon.registry.registry import Registry
 REGISTERED, DATABASE = "registered.json", "bonbon.db"
 """Files in the directory of `bonbon distill`: which version it registered, and the registry that has it."""
 ESTIMATES = ("win_rate", "win_rate_served", "kl", "recovered", "length_ratio", "gain")
+SHARES = ("best_of_n_win_rate", "held_out_win_rate", "kl_k1", "truncated")
+"""Figures that are an estimate or a plain number."""
+MOST_DRAWS = 1024
+"""A version that needs more draws than this is a mistake, and would take a service's memory."""
 INHERITED = ("held_out_fraction", "validation_fraction")
 """Which prompts were kept from training: a later round must keep the same ones."""
 
@@ -80,6 +85,7 @@ async def import_version(registry: Registry, source: Source, base: Version, *, n
             f"--name is {name!r}: use at most {LONGEST_NAME} lower-case letters, digits, dots, dashes and underscores",
             param="name",
         )
+    _refuse_other_kind(source)
     await asyncio.to_thread(_refuse_other_base, source, base)
     await asyncio.to_thread(verify, source.directory, source.digest, source.beside)
     for version in await registry.list():
@@ -144,14 +150,28 @@ def _refuse_other_base(source: Source, base: Version) -> None:
         )
 
 
+def _refuse_other_kind(source: Source) -> None:
+    adapter = (source.directory / "adapter_config.json").exists()
+    if source.kind is not (VersionKind.ADAPTER if adapter else VersionKind.FULL):
+        held = "an adapter" if adapter else "whole weights"
+        raise UserError(
+            f"{source.directory} holds {held}, and its {RECORD} says {source.kind}: export the version again",
+            param="directory",
+        )
+
+
 def _refuse_unsound(source: Source) -> None:
-    """Refuse figures that metrics and the console could not read."""
-    e = source.evaluation
+    """Refuse figures that metrics, tables and the console could not read."""
+    e, training, verdict = source.evaluation, source.training, source.verdict or {}
     best_of_k = e.get("best_of_k") or []
-    sound = isinstance(best_of_k, list) and all(isinstance(one, dict) and "k" in one for one in best_of_k)
+    sound = isinstance(best_of_k, list) and all(isinstance(one, dict) and _is_count(one.get("k")) for one in best_of_k)
     for values in (e, *best_of_k) if sound else ():
         sound = sound and all(map(_is_estimate, map(values.get, ESTIMATES)))
-    fractions = (source.training.get(key, 0) for key in INHERITED)
+        sound = sound and all(_is_estimate(found) or _is_number(found) for found in map(values.get, SHARES))
+    sound = sound and all(_is_count(e.get(name, 1)) for name in ("n", "served_k"))
+    sound = sound and isinstance(training.get("settings", {}), dict) and isinstance(verdict.get("reasons", []), list)
+    sound = sound and all(isinstance(reason, dict | str) for reason in verdict.get("reasons", []))
+    fractions = (training.get(key, 0) for key in INHERITED)
     if not sound or not all(_is_number(share) and 0 <= share < 1 for share in fractions):
         raise UserError(
             f"the evaluation or the training record of {source.directory} has figures that are no numbers: export the "
@@ -165,7 +185,11 @@ def _is_estimate(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_DRAWS
 
 
 def _verdict(source: Source, origin: dict[str, str]) -> dict[str, Any] | None:
@@ -185,7 +209,7 @@ def _verdict(source: Source, origin: dict[str, str]) -> dict[str, Any] | None:
     return {
         "passed": False,
         "reasons": [reason],
-        "k": k if isinstance(k, int) and k > 0 else None,
+        "k": k if _is_count(k) else None,
         "saved": saved if _is_number(saved) else None,
         IMPORTED: origin | {"verdict": found},
     }

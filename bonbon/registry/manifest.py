@@ -126,7 +126,10 @@ def verify(directory: Path, digest: str, leaving_out: Collection[str] = ()) -> N
         raise UserError(f"{directory / MANIFEST} cannot be read: {error}; register the version again") from error
     if sha256(recorded).hexdigest() != digest:  # before it is parsed: it may be anything
         raise UserError(f"{directory / MANIFEST} was changed: its digest is not {digest}; register the version again")
-    expected = {entry.path: entry for entry in Manifest.from_json(recorded).files}
+    try:
+        expected = {entry.path: entry for entry in Manifest.from_json(recorded).files}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{directory / MANIFEST} is no manifest ({error}); register the version again") from error
     for path in _without(_files(directory), directory, leaving_out):
         entry = expected.pop(path.relative_to(directory).as_posix(), None)
         if entry is None:

@@ -45,7 +45,8 @@ def print_version(
     out.print(Text.assemble(("history", "bold"), ", newest first"))
     for event in shown:
         detail = (event.detail if full else event.detail.get("reason")) or ""
-        out.print(f"  {event.time:%Y-%m-%d %H:%M:%S} {event.kind} by {event.actor} {detail}".rstrip(), soft_wrap=True)
+        shown_event = f"  {event.time:%Y-%m-%d %H:%M:%S} {event.kind} by {event.actor} {detail}"
+        out.print(Text(shown_event.rstrip()), soft_wrap=True)
     if not full:
         left = len(history) - len(shown)
         earlier = f", and {left} earlier {'line' if left == 1 else 'lines'} of the history" if left else ""

@@ -12,7 +12,7 @@ from service.schemas.body import AnswerBody, Identifier
 from service.schemas.message import ChatMessage
 from service.schemas.response_format import ResponseFormat
 from service.schemas.template import TemplateBody
-from service.schemas.tools import ToolChoice, Tools, check_choice
+from service.schemas.tools import NamedTool, ToolChoice, Tools, check_choice
 from service.schemas.without_effect import WHOLE, Ignored, Neutral
 
 
@@ -55,7 +55,11 @@ class ChatBody(AnswerBody, TemplateBody):
             raise UserError("top_logprobs needs logprobs set to true", param="top_logprobs")
         self._check_same("max_tokens", "max_completion_tokens")
         self._check_same("user", "safety_identifier")
-        check_choice(self.tools, self.tool_choice)
+        check_choice(
+            {tool.function.name for tool in self.tools or ()},
+            self.tool_choice,
+            chosen=self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None,
+        )
         return self
 
     @property

@@ -30,8 +30,11 @@ class CompletionBody(AnswerBody):
     @model_validator(mode="after")
     def _check_echo(self) -> "CompletionBody":
         if self.max_tokens == 0 and not self.echo:
+            raise UserError("max_tokens 0 generates nothing, so it needs echo set to true", param="max_tokens")
+        if self.echo and self.logprobs is not None and (self.n or 1) > 1:
             raise UserError(
-                "with max_tokens 0 the prompt is all there is to answer: set echo to true", param="max_tokens"
+                "echo with logprobs reports each prompt once, with one choice: set n to 1, or leave one of them out",
+                param="n",
             )
         return self
 

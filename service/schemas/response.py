@@ -13,7 +13,7 @@ from service.schemas.body import AnswerBody, Body, Identifier
 from service.schemas.prompts import Text
 from service.schemas.response_input import Input, messages_of
 from service.schemas.response_text import TextOptions
-from service.schemas.response_tools import FunctionToolChoice, FunctionTools
+from service.schemas.response_tools import FunctionToolChoice, FunctionTools, NamedFunctionTool
 from service.schemas.template import TemplateBody
 from service.schemas.tools import check_choice
 from service.schemas.without_effect import WHOLE, Ignored, Neutral
@@ -100,7 +100,11 @@ class ResponseBody(AnswerBody, TemplateBody):
         if self.top_logprobs and not self.wants_logprobs:
             raise UserError(f"top_logprobs needs {LOGPROBS} in include", param="top_logprobs")
         self._check_same("user", "safety_identifier")
-        check_choice(self.tools, self.tool_choice)
+        check_choice(
+            {tool.name for tool in self.tools or ()},
+            self.tool_choice,
+            chosen=self.tool_choice.name if isinstance(self.tool_choice, NamedFunctionTool) else None,
+        )
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, StringConstraints, ValidationError
@@ -134,18 +135,22 @@ def messages_of(items: Sequence[Item], instructions: str | None = None) -> list[
     Calls become a part of the assistant's message before them, as chat completions have it, or of one without text.
     """
     messages = [] if instructions is None else [ChatMessage(role="system", content=instructions)]
-    for item in items:
-        match item:
-            case InputMessage():
+    for kind, group in groupby(items, type):
+        if kind is InputCall:
+            calls = [_call(item) for item in group if isinstance(item, InputCall)]
+            continues = bool(messages) and messages[-1].role == "assistant"
+            said = messages.pop() if continues else ChatMessage(role="assistant", content="")
+            messages.append(said.model_copy(update={"tool_calls": [*(said.tool_calls or []), *calls]}))
+            continue
+        for item in group:
+            if isinstance(item, InputMessage):
                 messages.append(ChatMessage(role=item.role, content=item.content))
-            case InputCall():
-                call = Call(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
-                if not messages or messages[-1].role != "assistant":
-                    messages.append(ChatMessage(role="assistant", content=""))
-                said = messages[-1]
-                messages[-1] = said.model_copy(update={"tool_calls": [*(said.tool_calls or []), call]})
-            case InputCallOutput():
+            elif isinstance(item, InputCallOutput):
                 messages.append(
                     ChatMessage(role="tool", content=item.output, name=item.name, tool_call_id=item.call_id)
                 )
     return messages
+
+
+def _call(item: InputCall) -> Call:
+    return Call(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))

@@ -1,6 +1,6 @@
 """Tools in a chat's request: the functions offered, which of them to call, and the calls made before."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
@@ -62,7 +62,18 @@ Tools = Annotated[list[Tool], Field(max_length=128)]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 
-def check_choice(tools: Sequence[object] | None, choice: object) -> None:
-    """Raise UserError when `choice`, a request's tool_choice, needs `tools` and there are none."""
-    if not tools and choice not in (None, "none", "auto"):
+def check_choice(functions: Collection[str], choice: object, *, chosen: str | None) -> None:
+    """Raise UserError when a request's tool_choice needs functions that are not offered.
+
+    Args:
+        functions: the names of those that are.
+        choice: the tool_choice.
+        chosen: the name of the function that it demands, where it names one.
+    """
+    if not functions and choice not in (None, "none", "auto"):
         raise UserError("tool_choice needs tools to choose from", param="tool_choice")
+    if chosen is not None and chosen not in functions:
+        raise UserError(
+            f"tool_choice names {chosen!r}, which tools do not have: name one of {', '.join(sorted(functions))}",
+            param="tool_choice",
+        )
