@@ -160,6 +160,7 @@ def test_objects_have_the_properties_that_they_name_unless_the_schema_says_other
         {"type": "object", "properties": {"a": {"type": "null"}}, "anyOf": [inner]},
         {"type": "object", "properties": {"properties": {"type": "null"}}, **shut},
         {"enum": [{"properties": {}}]},
+        {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["b"]},
     ]
     for same in unchanged:
         assert closed(same) == same

@@ -34,9 +34,15 @@ def _close(schema: Any) -> Any:
     for keyword in INNER:
         if keyword in schema:
             changed[keyword] = _close(schema[keyword])
-    if "properties" in schema and "patternProperties" not in schema:
+    if "properties" in schema and "patternProperties" not in schema and _names_all(schema):
         changed.setdefault("additionalProperties", False)
     return changed
+
+
+def _names_all(schema: Mapping[str, Any]) -> bool:
+    """Whether an object's properties have all that it requires."""
+    required = schema.get("required", [])
+    return isinstance(required, list) and all(name in schema["properties"] for name in required)
 
 
 def _has(value: Any, keyword: str) -> bool:
