@@ -18,7 +18,7 @@ DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where the defa
 DatabaseUrl = Annotated[str | None, typer.Option("--database", help="SQLAlchemy URL of the pair log and registry.")]
 WIDE = 110
 """Columns from which on a terminal has room for a whole list; on a narrower one it lacks the less important columns."""
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def store_settings(data_dir: Path | None, database: str | None) -> Settings:

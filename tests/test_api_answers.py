@@ -319,7 +319,7 @@ async def test_tool_calls_come_back_as_other_providers_returned_them(api: Api) -
     ]
     # The body is sound; the engine of this service calls no tools.
     error = await api.refusal(messages=messages, tools=tools, parallel_tool_calls=False)
-    assert "this engine calls no tools" in error["message"]
+    assert "this engine does not support tools" in error["message"]
 
 
 async def test_a_name_reaches_the_model_and_not_the_reward(api: Api) -> None:

@@ -289,6 +289,6 @@ def refuse_tools(prompt: Prompt) -> None:
     """For engines that cannot call tools. Raises UserError when `prompt` brings any."""
     if prompt.has_tools:
         raise UserError(
-            "this engine calls no tools: leave tools and tool messages out, or serve with another engine",
+            "this engine does not support tools: leave tools and tool messages out, or serve with another engine",
             param="tools",
         )

@@ -209,7 +209,8 @@ def _arguments(text: str) -> dict[str, Any]:
         arguments = None
     if not isinstance(arguments, dict):
         raise UserError(
-            f"the arguments {text[:100]!r} of a call in messages are no JSON object: correct them or leave it out",
+            f"the arguments {text[:100]!r} of a call in messages are not a JSON object: correct them, or leave the "
+            "call out",
             param="messages",
         )
     return arguments

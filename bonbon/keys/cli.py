@@ -67,7 +67,7 @@ def list_keys(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: A
 
 @app.command("revoke")
 def revoke(key: Named, data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Let a key open nothing any more; running services know within service.keys_poll seconds."""
+    """Revoke a key, which then opens nothing; running services know within service.keys_poll seconds."""
     settings = store_settings(data_dir, database)
     revoked = _with_store(settings, lambda store: revoke_key(store, key))
     if as_json:

@@ -80,7 +80,7 @@ def _saved(savings: dict[str, Savings], name: str) -> float | None:
 @app.command("show")
 def show_version(
     name: Name,
-    full: Annotated[bool, typer.Option("--full", help="Everything that is stored, not the important figures.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Show everything that is stored.")] = False,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -101,7 +101,7 @@ def show_version(
 @app.command("export")
 def export(
     name: Name,
-    out: Annotated[Path, typer.Option("--out", help="The directory to write, which must not be there yet.")],
+    out: Annotated[Path, typer.Option("--out", help="The directory to write, which must not exist yet.")],
     merged: Annotated[
         bool, typer.Option("--merged", help="Merge the adapter into the base model, and write whole weights.")
     ] = False,

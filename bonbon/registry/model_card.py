@@ -21,7 +21,12 @@ tokenizer = AutoTokenizer.from_pretrained(base)
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), "path/of/this/directory")
 ```
 
-vLLM: `vllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules {version}=path/of/this/directory`
+vLLM:
+
+```
+vllm serve {base} --enable-lora --max-lora-rank {rank} \\
+    --lora-modules {version}=path/of/this/directory --generation-config vllm
+```
 """
 WHOLE_USE = """\
 ```python
@@ -31,7 +36,7 @@ tokenizer = AutoTokenizer.from_pretrained("path/of/this/directory")
 model = AutoModelForCausalLM.from_pretrained("path/of/this/directory", dtype="auto")
 ```
 
-vLLM: `vllm serve path/of/this/directory --served-model-name {version}`
+vLLM: `vllm serve path/of/this/directory --served-model-name {version} --generation-config vllm`
 """
 
 
@@ -84,8 +89,9 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
     most = next((most for most in VLLM_RANKS if most >= (rank or 0)), rank)
     parts = [
         f"# {record.version}",
-        f"{what}, distilled from best-of-n answers by [bonbon](https://arxiv.org/abs/2406.00832) ({_method(record)}). "
-        f"It was measured to answer with {answers}.",
+        f"{what}, distilled from best-of-n answers by bonbon ({_method(record)}), whose method builds on "
+        "[BoNBoN](https://arxiv.org/abs/2406.00832). "
+        f"According to its evaluation, it should answer with {answers}.",
         "## Evaluation",
         _table(evaluation, record.k) if evaluation else "It was not evaluated.",
         _verdict(record.verdict),

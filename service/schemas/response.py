@@ -27,7 +27,10 @@ def _includable(value: Any) -> Any:
         raise PydanticCustomError(
             "unsupported",
             "{value} cannot be included here, but {known} can",
-            {"value": repr(value[:40]) if isinstance(value, str) else "what is no string", "known": LOGPROBS},
+            {
+                "value": repr(value[:40]) if isinstance(value, str) else "a value that is not a string",
+                "known": LOGPROBS,
+            },
         )
     return value
 
