@@ -18,9 +18,10 @@ from running_service import WatchedEngine, running, settings_in
 from bonbon.cli import add_commands, app
 from bonbon.database import Database
 from bonbon.demo.models import TinyModels
-from bonbon.engines.base import Delta, DrawRequest, Started
+from bonbon.engines.base import Delta, DrawRequest, Started, VersionKind
 from bonbon.errors import StoreError, UserError
 from bonbon.logs import configure_logs
+from bonbon.registry.exported import EVALUATION, RECORD, Record
 from bonbon.settings import load_settings
 from bonbon.tracebacks import format_traceback
 from service.app import create_app
@@ -93,7 +94,7 @@ async def test_an_unexpected_failure_is_logged_without_what_it_was_about(
 
 COMMANDS = {
     "keys": ("create canary", "list", "revoke x", "rotate x"),
-    "models": ("list", "show x", "promote x", "rollback"),
+    "models": ("list", "show x", "export x --out y", "import x", "promote x", "rollback"),
     "pairs": (
         "stats",
         "export x.parquet",
@@ -130,12 +131,26 @@ def test_a_database_that_is_gone_is_told_of_in_one_line(
     command: tuple[str, ...], server: PostgresqlServer, url: str, tmp_path: Path
 ) -> None:
     rename_away(server)
+    if command[1:2] == ("import",):
+        command = ("models", "import", str(an_export(tmp_path / "x")))
     done = ForkedCommand(tmp_path, *command, BONBON_DATABASE_URL=url, BONBON_ENGINE="fake", COLUMNS="500")
     assert done.wait() == 2
     assert 'database "canary" does not exist' in done.written
     assert "Traceback" not in done.written
     for secret in SECRETS:
         assert secret not in done.written
+
+
+def an_export(directory: Path) -> Path:
+    """What `bonbon models import` looks at before it opens the database."""
+    names = {"version": "x", "base": "base", "base_digest": "", "digest": "", "bonbon": "0", "created": ""}
+    record = Record(
+        **names, kind=VersionKind.ADAPTER, merged=False, base_hub_name=None, parent=None, k=1, training={}, verdict=None
+    )
+    directory.mkdir()
+    (directory / RECORD).write_text(record.to_json())
+    (directory / EVALUATION).write_text("{}")
+    return directory
 
 
 def test_a_database_that_is_gone_is_a_finding_without_its_password(
