@@ -9,30 +9,40 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from service import sse
+from service.access import caller
 from service.answering import answer
 from service.ask import Ask
 from service.disconnect import unless_disconnected
 from service.entry import let_in
 from service.errors import Problem
-from service.parts import Parts
+from service.parts import Parts, get_parts
 from service.rendering.base import Rendering
+from service.request_id import request_id
+from service.schemas.body import AnswerBody
 from service.send_buffer import PIECE
 from service.serving import Plan
 
-Render = Callable[[Plan], Rendering]
+Render = Callable[[Ask, Plan], Rendering]
 
 
-async def respond(request: Request, parts: Parts, ask: Ask, render: Render, *, stream: bool) -> Response:
-    """Answer `ask` as `render` writes it. A client that disconnects aborts every draw.
+async def respond(request: Request, body: AnswerBody, render: Render) -> Response:
+    """Answer what `body` asks for as `render` writes it. A client that disconnects aborts every draw.
 
-    Raises what `service.answering.answer` raises, as long as nothing has been sent.
+    Raises what `AnswerBody.ask` raises and, as long as nothing has been sent, what `service.answering.answer` raises.
     """
+    parts = get_parts(request)
     limits = parts.settings.service
+    ask = body.ask(
+        default_max_tokens=limits.default_max_tokens,
+        tenant=caller(request).tenant,
+        request_id=request_id(request),
+        headers=request.headers,
+    )
     ask.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
     if ask.store:
         parts.pair_log.check()
     response: Response
-    if stream:
+    if body.stream:
         written, buffer = _Stream(parts, ask, render), parts.send_buffers.open()
         response = await sse.EventStream.open(written.write, written.failure, buffer, request.receive, parts.cut_off)
     else:
@@ -43,7 +53,7 @@ async def respond(request: Request, parts: Parts, ask: Ask, render: Render, *, s
 
 async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
     async with let_in(parts, ask) as (plan, charge):
-        rendering = render(plan)
+        rendering = render(ask, plan)
         async with aclosing(answer(parts, ask, plan, charge)) as events:
             async for item in events:
                 if item is not None:
@@ -72,7 +82,7 @@ class _Stream:
             async for _ in ticks:
                 put(sse.comment("waiting for other weights"))
         async with let_in(parts, ask) as (plan, charge):
-            rendering = self._rendering = self._render(plan)
+            rendering = self._rendering = self._render(ask, plan)
             live, begun = plan.best_of == 1, False
             ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
             held = [] if live else [ping]

@@ -5,10 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.access import caller
-from service.parts import get_parts
 from service.rendering.completion import CompletionRendering
-from service.request_id import request_id
 from service.responding import respond
 from service.schemas.completion import CompletionBody
 from service.schemas.replies import Completion, CompletionChunk
@@ -21,18 +18,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = answers(Completion, CompletionChunk
 @router.post("/completions", response_class=Response, responses=RESPONSES)
 async def create_completion(body: CompletionBody, request: Request) -> Response:
     """Continue each prompt with the best of the candidates drawn, or the n best."""
-    parts = get_parts(request)
-    ask = body.ask(
-        default_max_tokens=parts.settings.service.default_max_tokens,
-        tenant=caller(request).tenant,
-        request_id=request_id(request),
-        headers=request.headers,
-    )
     return await respond(
         request,
-        parts,
-        ask,
-        lambda plan: CompletionRendering(
+        body,
+        lambda ask, plan: CompletionRendering(
             ask,
             plan,
             echo=bool(body.echo),
@@ -40,5 +29,4 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
             candidates=body.bonbon.candidates,
             include_usage=body.include_usage,
         ),
-        stream=bool(body.stream),
     )

@@ -5,10 +5,7 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import Response
 
-from service.access import caller
-from service.parts import get_parts
 from service.rendering.response import ResponseRendering
-from service.request_id import request_id
 from service.responding import respond
 from service.schemas.response import ResponseBody
 from service.schemas.response_replies import ResponseEvent, ResponseReply
@@ -21,18 +18,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = answers(ResponseReply, ResponseEven
 @router.post("/responses", response_class=Response, responses=RESPONSES)
 async def create_response(body: ResponseBody, request: Request) -> Response:
     """Answer a message or a conversation with the best of the candidates drawn."""
-    parts = get_parts(request)
-    ask = body.ask(
-        default_max_tokens=parts.settings.service.default_max_tokens,
-        tenant=caller(request).tenant,
-        request_id=request_id(request),
-        headers=request.headers,
-    )
     return await respond(
         request,
-        parts,
-        ask,
-        lambda plan: ResponseRendering(
+        body,
+        lambda ask, plan: ResponseRendering(
             ask,
             plan,
             echo=body.echo,
@@ -40,7 +29,6 @@ async def create_response(body: ResponseBody, request: Request) -> Response:
             logprobs=body.wants_logprobs,
             candidates=body.bonbon.candidates,
         ),
-        stream=bool(body.stream),
     )
 
 

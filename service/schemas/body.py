@@ -179,6 +179,10 @@ class AnswerBody(Body):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
+        """What this body asks for. Raises UserError for values that do not go together."""
+        raise NotImplementedError
+
     def _fingerprint(self, prompts: tuple[Prompt, ...]) -> str:
         """A digest of everything that decides the answer, whether it is streamed or not."""
         fields = self.model_dump(mode="json", exclude=UNDECISIVE, exclude_none=True)

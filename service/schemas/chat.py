@@ -79,7 +79,6 @@ class ChatBody(AnswerBody, TemplateBody):
         return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
     def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
-        """What this body asks for. Raises UserError for values that do not go together."""
         return self._ask(
             (self.prompt,),
             max_tokens=self.max_completion_tokens or self.max_tokens,

@@ -43,7 +43,6 @@ class CompletionBody(AnswerBody):
         return self.logprobs is not None
 
     def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
-        """What this body asks for. Raises UserError for values that do not go together."""
         prompts: tuple[Prompt, ...] = self.prompt
         return self._ask(
             prompts,

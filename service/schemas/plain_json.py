@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 DEEPEST = 100
-"""Levels of objects and lists within each other; what reads them recurses."""
+"""How deep objects and lists may be nested: the code that reads them is recursive."""
 
 
 def check_plain(value: dict[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,6 @@ class ResponseBody(AnswerBody, TemplateBody):
         )
 
     def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
-        """What this body asks for. Raises UserError for values that do not go together."""
         with naming_fields(self.field_names):
             return self._ask(
                 (self.chat,),
