@@ -12,9 +12,11 @@ from typing import Any
 import httpx2
 import uvicorn
 from fastapi import FastAPI
+from openai import OpenAI
 
 from bonbon.engines.fake import FakeEngine
-from bonbon.rewards.fake import FakeReward
+from bonbon.prompt import Prompt
+from bonbon.rewards.fake import FakeReward, digest_score
 from bonbon.settings import Settings
 from service.app import create_app
 from service.parts import Parts
@@ -90,6 +92,20 @@ def serve(directory: Path, *, engine: FakeEngine | None = None, **service: Any) 
     with listening(app) as url:
         reward.calls.clear()  # those of the check at the start
         yield Server(url, app, engine, reward, directory)
+
+
+def longest(prompt: Prompt, completion: str) -> float:
+    """A reward that prefers long texts: the fake engine may well draw an empty one, which is then not the answer."""
+    return len(completion) + digest_score(prompt, completion)
+
+
+@contextmanager
+def openai_client(server: Server) -> Iterator[OpenAI]:
+    """OpenAI's client of a server whose key is `secret`. It checks that answers are as OpenAI describes them."""
+    with OpenAI(
+        base_url=f"{server.url}/v1", api_key="secret", max_retries=0, _strict_response_validation=True
+    ) as opened:
+        yield opened
 
 
 @contextmanager

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from api import Server, serve
+from api import Server, longest, serve
 from calling_engine import CallingEngine
 from embedded_api import serve_embedded
 from tool_templates import HERMES
 
 from bonbon.engines.fake import FakeEngine
-from bonbon.rewards.fake import digest_score
 
 ROOT = Path(__file__).parents[1]
 OPENAI_3 = ROOT / "tests" / "clients" / "requirements-openai-3.txt"
@@ -48,14 +47,14 @@ def openai3(python: Path) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("data"), engine=FakeEngine(delay=0.001), api_key="secret") as running:
         # The longer the better: the fake engine may well draw an empty text, which is then not the answer.
-        running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
+        running.reward.function = longest
         yield running
 
 
 @pytest.fixture(scope="module")
 def calling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("calling"), engine=CallingEngine(delay=0.001), api_key="secret") as running:
-        running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
+        running.reward.function = longest
         yield running
 
 

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import openai
 import pytest
-from api import MESSAGES, Server, serve
+from api import MESSAGES, Server, longest, openai_client, serve
 from openai import AsyncOpenAI, OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
 from bonbon.engines.fake import FakeEngine
-from bonbon.rewards.fake import digest_score
 
 CHAT_MESSAGES: list[ChatCompletionMessageParam] = [
     ChatCompletionUserMessageParam(role="user", content=str(message["content"])) for message in MESSAGES
@@ -20,16 +19,13 @@ CHAT_MESSAGES: list[ChatCompletionMessageParam] = [
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("data"), engine=FakeEngine(delay=0.001), api_key="secret") as running:
-        # The longer the better: the fake engine may well draw an empty text, which is then not the answer.
-        running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
+        running.reward.function = longest
         yield running
 
 
 @pytest.fixture
 def client(server: Server) -> Iterator[OpenAI]:
-    with OpenAI(
-        base_url=f"{server.url}/v1", api_key="secret", max_retries=0, _strict_response_validation=True
-    ) as opened:
+    with openai_client(server) as opened:
         yield opened
 
 

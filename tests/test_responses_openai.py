@@ -5,13 +5,11 @@ from typing import Any
 
 import openai
 import pytest
-from api import Server, serve
+from api import Server, longest, openai_client, serve
 from calling_engine import CALLED, CallingEngine
 from openai import OpenAI, pydantic_function_tool
 from openai.types.responses import FunctionToolParam, Response, ResponseFunctionToolCall, ResponseInputParam
 from pydantic import BaseModel
-
-from bonbon.rewards.fake import digest_score
 
 QUESTION = "Where is my order?"
 TOOL = FunctionToolParam(type="function", name=CALLED, parameters={"type": "object", "properties": {}}, strict=False)
@@ -25,16 +23,13 @@ class Weather(BaseModel):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("data"), engine=CallingEngine(delay=0.001), api_key="secret") as running:
-        # The longer the better: the fake engine may well draw an empty text, which is then not the answer.
-        running.reward.function = lambda prompt, completion: len(completion) + digest_score(prompt, completion)
+        running.reward.function = longest
         yield running
 
 
 @pytest.fixture
 def client(server: Server) -> Iterator[OpenAI]:
-    with OpenAI(
-        base_url=f"{server.url}/v1", api_key="secret", max_retries=0, _strict_response_validation=True
-    ) as opened:
+    with openai_client(server) as opened:
         yield opened
 
 
