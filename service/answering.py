@@ -54,11 +54,11 @@ async def _answer(
     best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
     if ask.prompt_logprobs:
-        scored = await parts.engine.prompt_logprobs(request)
-        charge.drawn += len(scored.started.token_ids)
-        yield scored
-        if not ask.draws:
-            async for event in _undrawn(best_of_n, request, scored.started):
+        prompt_logprobs = await parts.engine.prompt_logprobs(request)
+        charge.drawn += len(prompt_logprobs.started.token_ids)
+        yield prompt_logprobs
+        if not ask.draws_any:
+            async for event in _undrawn(best_of_n, request, prompt_logprobs.started):
                 yield event
             return
     draws = Draws(plan.best_of)

@@ -58,7 +58,7 @@ class Ask:
                 "set n and best_of to 1, or a temperature above 0",
                 param="n" if self.n > 1 else "best_of",
             )
-        if not self.draws and (self.n > 1 or (self.best_of or 1) > 1):
+        if not self.draws_any and (self.n > 1 or (self.best_of or 1) > 1):
             raise UserError(
                 "with max_tokens 0 there is nothing to choose from: set n and best_of to 1",
                 param="n" if self.n > 1 else "best_of",
@@ -91,13 +91,16 @@ class Ask:
             )
 
     @property
-    def draws(self) -> bool:
+    def draws_any(self) -> bool:
         """Whether there is anything to draw."""
         return self.sampling.max_tokens > 0
 
     @property
-    def scored(self) -> int:
-        """About how many tokens of prompts are to be scored: a text has a token for four bytes or so."""
+    def read_tokens(self) -> int:
+        """About how many tokens of prompts are read for their log-probabilities.
+
+        A text is taken to have a token for every four characters.
+        """
         if not self.prompt_logprobs:
             return 0
         return sum(
@@ -108,7 +111,7 @@ class Ask:
     @property
     def drawn(self) -> int | None:
         """`best_of`, and 1 where every draw is the same or there is none."""
-        return 1 if self.sampling.temperature == 0 or not self.draws else self.best_of
+        return 1 if self.sampling.temperature == 0 or not self.draws_any else self.best_of
 
     def limit(self, *, max_best_of: int, max_prompts: int) -> None:
         """Raise UserError, naming the limit, when the request asks for more."""

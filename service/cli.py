@@ -22,9 +22,7 @@ def serve(
     engine: str = typer.Option(None, help="Which engine draws: embedded, vllm, remote, fake."),
     url: list[str] = typer.Option(None, "--url", help="A vLLM server of the fleet that draws, instead of --engine."),
     auth: bool = typer.Option(None, "--auth/--no-auth", help="Whether requests need a key (default: see the API)."),
-    json_logs: bool = typer.Option(
-        False, "--json-logs", help="Write every line as a JSON object, also the one that says that it is ready."
-    ),
+    json_logs: bool = typer.Option(False, "--json-logs", help="Write every line as a JSON object."),
 ) -> None:
     """Answer OpenAI requests with the best of n, and with one draw once a version has learnt it.
 
@@ -55,17 +53,19 @@ def serve(
     from service.traces import exported_traces
 
     configure_logs(json=json_logs)
+    log = structlog.get_logger(__name__)
     app = create_app(settings)
     service = settings.service
 
     def ready(url: str) -> None:
         settle_garbage()
         reason = app.state.parts.startup.failure
-        if json_logs:
-            log = structlog.get_logger(__name__)
-            log.info("bonbon is ready", url=url) if reason is None else log.error("not ready", url=url, reason=reason)
+        if reason and json_logs:
+            log.error("bonbon listens but is not ready", url=url, reason=reason)
         elif reason:
             typer.echo(f"bonbon listens at {url} but is not ready: {reason}", err=True)
+        elif json_logs:
+            log.info("bonbon is ready", url=url)
         else:
             typer.echo(f"bonbon is ready: {url} (API under {url}/v1, docs at {url}/docs)")
 

@@ -17,7 +17,8 @@ async def let_in(parts: Parts, ask: Ask) -> AsyncIterator[tuple[Plan, Charge]]:
     """
     learnt = not parts.tenant_rewards.has_own(ask.tenant)
     draws = parts.serving.draws(ask.model, n=ask.n, best_of=ask.drawn, learnt=learnt)
-    most = ask.scored + len(ask.prompts) * draws * min(max(1, ask.sampling.max_tokens), parts.engine.context_length)
+    longest = min(max(1, ask.sampling.max_tokens), parts.engine.context_length)
+    most = ask.read_tokens + len(ask.prompts) * draws * longest
     with parts.limits.charged(ask.tenant, most) as charge:
         async with parts.admission.admit(ask.tenant, most):
             await parts.serving.admitted()

@@ -156,10 +156,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """How likely a version finds the tokens of a prompt, each after those before it.
+    """The log-probabilities that a version gives the tokens of a prompt, each after those before it.
 
-    `tokens`, `logprobs` and `alternatives` have one entry for each token of `started`. Log-probabilities are natural
-    logarithms at temperature 1. The first token has none (None), because nothing comes before it.
+    `tokens`, `logprobs` and `alternatives` have one entry for each token of `started`. They are natural logarithms
+    at temperature 1. The first token has none (None), because nothing comes before it.
     """
 
     started: Started

@@ -19,10 +19,9 @@ NAME_BEGUN = re.compile(r"[a-zA-Z0-9_.-]{1,64}(?:\[A?R?G?S?\]?)?\s*")
 class CallReader:
     """Takes a candidate's text in pieces, and gives the content and the calls in it.
 
-    What they are depends on the text alone, not on where it was cut into pieces. What looks like a call and is none,
-    because its JSON is broken or names no function, is content, as it was written. So is the text after a call, but
-    for the white space around calls. The text of a call that is cut off within its arguments is a call with half of
-    them.
+    The result depends on the text alone, not on where it was cut into pieces. Text that resembles a call but is not
+    one, because its JSON is broken or names no function, stays content. So does the text after a call, except for the
+    white space around calls. A call that is cut off within its arguments has the part of them that was written.
 
     Args:
         tool_format: how the model writes calls.
@@ -38,7 +37,7 @@ class CallReader:
         self._calls = 0
         self._listed = False
         self._scanner, self._scanned = JsonScanner(), 0
-        """Follows the JSON that the step is in, of whose beginning in the buffer it has seen so much."""
+        """The scanner of the JSON that the step reads, and how many characters of the buffer it has seen."""
         self._content: list[str] = []
         self._deltas: list[ToolCallDelta] = []
         self._step: Callable[[bool], bool] = self._text

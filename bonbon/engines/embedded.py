@@ -133,7 +133,7 @@ class EmbeddedEngine(Engine):
         runtime = self._running
         loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
-        check_length(len(started.token_ids), request, runtime.context_length, completes=False)
+        check_length(len(started.token_ids), request, runtime.context_length, max_tokens=0)
         found = runtime.prompt_logprobs(loaded, started, request.sampling.top_logprobs)
         return await asyncio.wrap_future(found)
 

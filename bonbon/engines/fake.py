@@ -80,8 +80,7 @@ class FakeEngine(Engine):
         started = _read(request.prompt)
         sampling = request.sampling
         response_format.refuse(sampling, "fake")
-        if request.version not in self._versions:
-            raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
+        self._check_version(request.version)
         check_sampling(sampling)
         check_bias(sampling, END + 1)
         check_length(len(started.token_ids), request, self._context_length)
@@ -104,9 +103,8 @@ class FakeEngine(Engine):
     async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
         refuse_tools(request.prompt)
         started = _read(request.prompt)
-        if request.version not in self._versions:
-            raise UnknownVersion(f"version {request.version!r} is not loaded", param="model")
-        check_length(len(started.token_ids), request, self._context_length, completes=False)
+        self._check_version(request.version)
+        check_length(len(started.token_ids), request, self._context_length, max_tokens=0)
         self._raise_failure()
         tokens = tuple(Token.of(word) for word in re.findall(r"\s*\S+", started.text))
         rest = len(tokens) - 1
@@ -144,6 +142,10 @@ class FakeEngine(Engine):
 
     async def check(self) -> None:
         self._raise_failure()
+
+    def _check_version(self, name: str) -> None:
+        if name not in self._versions:
+            raise UnknownVersion(f"version {name!r} is not loaded", param="model")
 
     def _raise_failure(self) -> None:
         if self.failure:

@@ -59,13 +59,13 @@ def check_bias(sampling: Sampling, vocabulary: int) -> None:
             )
 
 
-def check_length(tokens: int, request: DrawRequest, most: int, *, completes: bool = True) -> None:
-    """Raise PromptTooLong when a prompt of `tokens` and max_tokens exceed the context of `most` tokens.
+def check_length(tokens: int, request: DrawRequest, most: int, *, max_tokens: int | None = None) -> None:
+    """Raise PromptTooLong when a prompt of `tokens` and `max_tokens` exceed the context of `most` tokens.
 
-    `completes` says whether there is to be a completion; without one, max_tokens does not count. The message is in
-    OpenAI's words, which clients look for to shorten a prompt and try again.
+    `max_tokens` is by default that of the request. The message is in OpenAI's words, which clients look for to shorten
+    a prompt and try again.
     """
-    asked = request.sampling.max_tokens if completes else 0
+    asked = request.sampling.max_tokens if max_tokens is None else max_tokens
     if tokens + asked <= most:
         return
     prompt = "messages" if request.prompt.messages is not None else "prompt"

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 import structlog
 
@@ -112,8 +111,7 @@ class RemoteEngine(Engine):
         try:
             with replica.busy(1):
                 ids = prompt.token_ids or (await replica.tokenize(prompt, None)).ids
-                one = replace(request, sampling=replace(request.sampling, max_tokens=1))
-                check_length(len(ids), one, self.context_length)
+                check_length(len(ids), request, self.context_length, max_tokens=1)
                 text = prompt.text if prompt.text is not None else await replica.text(ids)
                 first = await replica.text(ids[:1])
                 asked = prompt_question(ids, request)

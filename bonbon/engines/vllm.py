@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,8 +85,7 @@ class VllmEngine(Engine):
         loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         # One more than the prompt, because vLLM draws a token after it.
-        one = replace(request, sampling=replace(request.sampling, max_tokens=1))
-        check_length(len(started.token_ids), one, runtime.context_length)
+        check_length(len(started.token_ids), request, runtime.context_length, max_tokens=1)
         return await runtime.prompt_logprobs(loaded, started, request)
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:

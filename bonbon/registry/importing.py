@@ -25,7 +25,7 @@ ESTIMATES = ("win_rate", "win_rate_served", "kl", "recovered", "length_ratio", "
 SHARES = ("best_of_n_win_rate", "held_out_win_rate", "kl_k1", "truncated")
 """Figures that are an estimate or a plain number."""
 MOST_DRAWS = 1024
-"""A version that needs more draws than this is a mistake, and would take a service's memory."""
+"""The most draws that an imported version may answer with: a service draws that many for each request."""
 INHERITED = ("held_out_fraction", "validation_fraction")
 """Which prompts were kept from training: a later round must keep the same ones."""
 

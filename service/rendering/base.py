@@ -33,7 +33,7 @@ class Rendering(ABC):
     def __init__(self, ask: Ask, plan: Plan, *, logprobs: bool, candidates: bool) -> None:
         self.ask, self.plan, self.logprobs, self.candidates = ask, plan, logprobs, candidates
         self.id, self.created = f"{self.prefix}{time_ordered_id()}", int(time.time())
-        self.scored: dict[int, PromptLogprobs] = {}
+        self.prompt_logprobs: dict[int, PromptLogprobs] = {}
         self.started: dict[int, Started] = {}
         self.answers: dict[int, Answer] = {}
         self.has_text = False
@@ -57,7 +57,7 @@ class Rendering(ABC):
     def note(self, prompt: int, event: Event) -> None:
         """Take in what has happened to a prompt."""
         if isinstance(event, PromptLogprobs):
-            self.scored[prompt] = event
+            self.prompt_logprobs[prompt] = event
         elif isinstance(event, Started):
             self.started[prompt] = event
         elif isinstance(event, Answer):

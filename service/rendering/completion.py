@@ -52,7 +52,7 @@ class CompletionRendering(ChoicesRendering):
     def _prompt_logprobs(self, index: int) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        return completion_logprobs(self.scored[index // self.ask.n], self._offsets[index])
+        return completion_logprobs(self.prompt_logprobs[index // self.ask.n], self._offsets[index])
 
 
 def _part(
