@@ -110,9 +110,9 @@ experiments: $(VENV)/.dev
 
 # What is generated and committed; tests say so when it is out of date.
 docs: $(VENV)/.dev
-	$(BIN)/python -m service.metrics_reference > docs/metrics.md
+	$(BIN)/python -m service.metrics.metrics_reference > docs/metrics.md
 	$(BIN)/python deploy/grafana/generate.py
-	$(BIN)/python -m bonbon.settings_reference > docs/settings.md
+	$(BIN)/python -m bonbon.cli.settings_reference > docs/settings.md
 
 # The versions that constraints.txt pins are the ones the tests ran with; requirements.lock has their hashes
 # (docs/decisions/0008-locked-with-hashes.md).

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bonbon.demo.models import tiny_models
+from bonbon.demo.tiny_models import tiny_models
 from bonbon.demo.world import requests as make_prompts
 
 MAX_TOKENS = 96

@@ -31,14 +31,14 @@ from sqlalchemy import String, func, insert, literal, select
 from sqlalchemy.engine import URL, make_url
 
 from bonbon.best_of_n import rank
-from bonbon.database import Database, open_database
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.ids import time_ordered_id
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Candidate, Group
-from bonbon.pairs.snapshot import Fractions, take_snapshot
+from bonbon.pairs.group_records import Candidate, Group
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Fractions, take_snapshot
 from bonbon.prompt import Prompt
-from bonbon.tables import candidates, groups
+from bonbon.store.database import Database, open_database
+from bonbon.store.tables import candidates, groups
 
 VERSION, N, TEMPLATE = "benchmark", 8, 1000
 FRACTIONS = Fractions(test=0.1, validation=0.1)

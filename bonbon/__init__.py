@@ -1,10 +1,10 @@
 """Best-of-n answers from a language model, and the loop that distils them into one draw."""
 
 from bonbon.best_of_n import Answer, BestOfN
-from bonbon.engines.base import Engine, Sampling
-from bonbon.pairs.records import Candidate, Group
+from bonbon.engines.engine import Engine, Sampling
+from bonbon.pairs.group_records import Candidate, Group
 from bonbon.prompt import Prompt
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 
 __version__ = "0.1.0"
 

@@ -1,5 +1,5 @@
 """`python -m bonbon`."""
 
-from bonbon.cli import main
+from bonbon.cli.main import main
 
 main()

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 
 import structlog
 
-from bonbon.draws import Draw, Draws, collect
-from bonbon.engines.base import DrawRequest, Engine, Sampling
+from bonbon.candidates import Draw, Draws, collect
+from bonbon.engines.engine import DrawRequest, Engine, Sampling
 from bonbon.errors import RewardError
 from bonbon.ids import time_ordered_id
-from bonbon.pairs.records import Candidate, Group, Unclean
+from bonbon.observability.tracing import Name, span
+from bonbon.pairs.group_records import Candidate, Group, Unclean
 from bonbon.prompt import Prompt
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 from bonbon.rewards.scoring import score_texts
 from bonbon.theory import mid_ranks
-from bonbon.tracing import Name, span
 
 log = structlog.get_logger(__name__)
 

@@ -23,10 +23,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from bonbon.deadlines import Timeouts
+from bonbon.concurrency.deadlines import Timeouts
 from bonbon.errors import UserError
 from bonbon.secret_files import SUFFIX, with_files
-from bonbon.shown import shown_input
+from bonbon.shown_values import shown_input
 
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
@@ -430,7 +430,7 @@ class Settings(BaseSettings):
         url = self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'bonbon.db'}"
         if self.database_password is None:
             return url
-        from bonbon.database import with_password
+        from bonbon.store.database import with_password
 
         return with_password(url, self.database_password.get_secret_value())
 

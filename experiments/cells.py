@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bonbon import __version__
-from trainer.bars import bar
-from trainer.files import read_json, write_json
+from trainer.progress_bars import bar
+from trainer.result_files import read_json, write_json
 
 Row = dict[str, Any]
 """A cell's arguments and figures, by name."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.prompt import Prompt
 from bonbon.settings import GateSettings, Settings
 from bonbon.theory import best_of_n_kl
@@ -13,7 +13,7 @@ from experiments.tables import table
 from trainer.context import open_workshop
 from trainer.distill import distill, draw_groups
 from trainer.evaluation.evaluation import FILE
-from trainer.files import read_json
+from trainer.result_files import read_json
 from trainer.training.metrics import read_metrics
 
 COMPARED: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from bonbon.pairs.snapshot import Split
+from bonbon.pairs.reading.snapshot import Split
 from trainer.data.groups import Groups, Ragged, win_chances
 
 PROMPTS, WORDS, LONGEST = 8, 7, 5

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from bonbon.settings import Settings, load_settings

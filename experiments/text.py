@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bonbon.demo.models import tiny_models
+from bonbon.demo.tiny_models import tiny_models
 from bonbon.demo.world import requests
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.prompt import Prompt
 from bonbon.settings import GateSettings, Settings, load_settings
 from bonbon.theory import best_gain

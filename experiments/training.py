@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from bonbon.theory import frontier_gap, objective_gain
 from experiments.exact_world import PROMPTS, Drawn, ExactWorld, Size, logprobs, sequence_logprobs
 from trainer.data.batches import epoch_steps
-from trainer.training.learner import beside_reference
-from trainer.training.loss import OF_ALL_CANDIDATES, LossName, make_loss
-from trainer.training.schedule import learning_rate_factor
-from trainer.training.selection import candidates, trainable_rows
+from trainer.training.learning.candidate_selection import candidates, trainable_rows
+from trainer.training.learning.learner import beside_reference
+from trainer.training.learning.loss import OF_ALL_CANDIDATES, LossName, make_loss
+from trainer.training.stages.schedule import learning_rate_factor
 
 CANDIDATES = 128
 """That every loss reads in a step: all of 16 groups of 8, or a pair of each of 64 groups."""

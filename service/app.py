@@ -11,65 +11,61 @@ from fastapi_offline import FastAPIOffline
 
 from bonbon import __version__
 from bonbon.best_of_n import BestOfN
-from bonbon.database import Database
 from bonbon.engines import build_engine
-from bonbon.engines.base import Engine
+from bonbon.engines.engine import Engine
 from bonbon.errors import Conflict, UserError
-from bonbon.keys.records import Scope
-from bonbon.modelfiles import resolve_model, served_name
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.spool import Spool
+from bonbon.keys.key_records import Scope
+from bonbon.model_files import resolve_model, served_name
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.spool.spool import Spool
 from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 from bonbon.settings import RewardSpec, Settings
+from bonbon.store.database import Database
 from service import errors
-from service.access import allow
-from service.admission import Admission
-from service.audit import Audits
-from service.body_limit import BodyLimit
-from service.connections import Connections
-from service.cors import Cors
-from service.floor import Floor
-from service.forgiving_paths import ForgivingPaths
-from service.key_first import KeyFirst
-from service.keyring import Keyring
-from service.limits import RateLimits
-from service.measure_requests import MeasureRequests
-from service.metrics import Metrics
+from service.answering.admission import Admission
+from service.answering.routing import Serving
+from service.answering.tenant_rewards import TenantRewards
+from service.app_state import Parts
+from service.auth.access import allow
+from service.auth.keyring import Keyring
+from service.auth.rate_limits import RateLimits
+from service.http_server.connections import Connections
+from service.http_server.send_buffer import SendBuffers
+from service.http_server.server import GOODBYE
+from service.http_server.spare_connections import SpareConnections
+from service.lifecycle.audit import Audits
+from service.lifecycle.fallback import Floor
+from service.lifecycle.retention import Retention
+from service.lifecycle.savings import SavingsCounter
+from service.lifecycle.startup import Startup
+from service.lifecycle.swap import Swapper
+from service.metrics.process_metrics import Metrics
+from service.metrics.stored_metrics import StoredMetrics
+from service.middleware.body_limit import BodyLimit
+from service.middleware.cors import Cors
+from service.middleware.key_first import KeyFirst
+from service.middleware.lenient_paths import ForgivingPaths
+from service.middleware.readiness import require_engine
+from service.middleware.request_id import RequestId
+from service.middleware.request_metrics import MeasureRequests
+from service.middleware.request_tracing import TraceRequests
 from service.one_at_a_time import OneAtATime
-from service.parts import Parts
-from service.request_id import RequestId
-from service.retention import Retention
 from service.routes import (
-    admin,
-    charts,
     chat,
     completions,
-    console,
+    console_files,
     feedback,
     groups,
     health,
-    metrics,
     models,
-    playground,
-    progress,
+    prometheus,
     responses,
     tokenize,
     version,
-    win_rate,
 )
-from service.savings import SavingsCounter
-from service.send_buffer import SendBuffers
-from service.server import GOODBYE
-from service.serving import Serving
-from service.spare_connections import SpareConnections
-from service.started import require_engine
-from service.startup import Startup
-from service.stored_metrics import StoredMetrics
-from service.swap import Swapper
-from service.tenant_rewards import TenantRewards
-from service.traces import TraceRequests
+from service.routes.admin import charts, playground, progress, versions, win_rate
 
 log = structlog.get_logger(__name__)
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
-from bonbon.deadlines import within
+from bonbon.concurrency.deadlines import within
 
 T = TypeVar("T")
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from bonbon.database import open_database
-from bonbon.engines.base import VersionKind
+from bonbon.engines.engine import VersionKind
 from bonbon.registry.registry import Registry
+from bonbon.store.database import open_database
 
 
 def database_url(environment: dict[str, str]) -> str:

@@ -14,12 +14,12 @@ import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
 
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.prompt import Prompt
-from bonbon.rewards.fake import FakeReward, digest_score
+from bonbon.rewards.fake_reward import FakeReward, digest_score
 from bonbon.settings import Settings
 from service.app import create_app
-from service.parts import Parts
+from service.app_state import Parts
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

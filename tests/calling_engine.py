@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
-from bonbon.engines.base import Delta, DrawRequest, FinishReason, Started, Token
-from bonbon.engines.fake import END, LOGPROB, FakeEngine
+from bonbon.engines.engine import Delta, DrawRequest, FinishReason, Started, Token
+from bonbon.engines.fake_engine import END, LOGPROB, FakeEngine
 from bonbon.prompt import Prompt
 from bonbon.tools import ToolCallDelta
 

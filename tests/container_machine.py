@@ -14,8 +14,8 @@ import httpx2
 import psycopg
 from containers import ROOT, Service
 
-from bonbon.demo.models import tiny_models
-from bonbon.demo.service import free_port
+from bonbon.demo.service_process import free_port
+from bonbon.demo.tiny_models import tiny_models
 
 OWN_PORT = {"service": 8080, "postgres": 5432, "prometheus": 9090}
 """Where each listens in its container."""

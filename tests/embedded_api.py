@@ -11,13 +11,13 @@ import httpx2
 from api import CHAT, COMPLETIONS, listening
 from fastapi import FastAPI
 
-from bonbon.demo.models import tiny_models
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.pairs.rows import group_document
-from bonbon.rewards.fake import FakeReward
+from bonbon.demo.tiny_models import tiny_models
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.pairs.group_rows import group_document
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
-from service.parts import Parts
+from service.app_state import Parts
 
 
 @dataclass

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bonbon.draws import Draws
-from bonbon.engines.base import Engine, VersionFiles, VersionKind
+from bonbon.candidates import Draws
+from bonbon.engines.engine import Engine, VersionFiles, VersionKind
 from bonbon.prompt import Prompt
 
 CONTEXT = 1024

@@ -12,8 +12,8 @@ import httpx2
 from stores import run
 from typer.testing import Result
 
-from bonbon.demo.service import ServiceProcess
-from bonbon.keys.cli import app as keys_app
+from bonbon.demo.service_process import ServiceProcess
+from bonbon.keys.keys_cli import app as keys_app
 
 T = TypeVar("T")
 

@@ -43,6 +43,6 @@ def _run(log: Path, directory: Path, arguments: tuple[str, ...], environment: di
         del os.environ[name]
     os.environ |= environment
     sys.argv = ["bonbon", *arguments]
-    from bonbon.cli import main
+    from bonbon.cli.main import main
 
     main()

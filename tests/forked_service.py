@@ -8,10 +8,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from bonbon.demo.service import free_port
+from bonbon.demo.service_process import free_port
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["service.app", "service.server", "aiosqlite", "psycopg", "uvloop", "httptools"])
+CONTEXT.set_forkserver_preload(["service.app", "service.http_server.server", "aiosqlite", "psycopg", "uvloop", "httptools"])
 
 
 class ForkedService:
@@ -70,12 +70,12 @@ def _run(settings: dict[str, Any], started: Connection, log: Path) -> None:
         os.dup2(output.fileno(), 2)
     import uvloop
 
-    from bonbon.logs import configure_logs
+    from bonbon.observability.logs import configure_logs
     from bonbon.settings import load_settings
     from service.app import create_app
-    from service.backstop import Backstop
-    from service.garbage import settle_garbage
-    from service.server import run_server
+    from service.http_server.exit_deadline import Backstop
+    from service.http_server.garbage_collection import settle_garbage
+    from service.http_server.server import run_server
 
     def ready(url: str) -> None:
         settle_garbage()

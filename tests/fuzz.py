@@ -18,9 +18,9 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
-from bonbon.database import open_database
-from bonbon.keys.records import Scope
-from bonbon.keys.store import create_key
+from bonbon.keys.key_records import Scope
+from bonbon.keys.key_store import create_key
+from bonbon.store.database import open_database
 
 LONGEST_ANSWER = 30.0
 """Seconds. More is a hang."""

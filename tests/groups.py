@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bonbon.best_of_n import rank, why_unclean
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.ids import time_ordered_id
-from bonbon.pairs.records import Candidate, Group
+from bonbon.pairs.group_records import Candidate, Group
 from bonbon.prompt import Prompt
 
 

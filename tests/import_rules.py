@@ -10,15 +10,15 @@ HEAVY = {"torch", "transformers", "peft", "vllm"}
 LIGHT_ROOTS = (
     "bonbon",
     "bonbon.__main__",
-    "bonbon.cli",
-    "bonbon.demo.cli",
-    "bonbon.engines.remote",
-    "bonbon.pairs.cli",
-    "bonbon.registry.cli",
-    "bonbon.rewards.vllm",
+    "bonbon.cli.main",
+    "bonbon.demo.demo_cli",
+    "bonbon.engines.remote.remote_engine",
+    "bonbon.pairs.pairs_cli",
+    "bonbon.registry.models_cli",
+    "bonbon.rewards.remote.vllm_pooling",
     "service.app",
-    "service.cli",
-    "trainer.cli",
+    "service.serve_cli",
+    "trainer.trainer_cli",
 )
 
 

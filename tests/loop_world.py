@@ -8,14 +8,14 @@ from typing import Any
 from sampled_groups import VOCABULARY
 
 from bonbon.best_of_n import BestOfN
-from bonbon.database import open_database
 from bonbon.engines import build_engine
-from bonbon.engines.base import Sampling, VersionFiles
-from bonbon.pairs.log import PairLog
+from bonbon.engines.engine import Sampling, VersionFiles
+from bonbon.pairs.pair_log import PairLog
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
+from bonbon.store.database import open_database
 
 MAX_TOKENS = 10
 

@@ -13,16 +13,16 @@ from typing import Any
 import httpx2
 from fastapi import FastAPI
 
-from bonbon.engines.base import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.engine import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import UserError
 from bonbon.registry.manifest import make_manifest
-from bonbon.registry.records import Version
 from bonbon.registry.registry import Registry
-from bonbon.rewards.base import Reward
+from bonbon.registry.version_records import Version
+from bonbon.rewards.reward import Reward
 from bonbon.settings import ServiceSettings, Settings
 from service.app import create_app
-from service.parts import Parts
+from service.app_state import Parts
 
 BASE = "fake"
 

@@ -15,13 +15,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bonbon.best_of_n import rank, why_unclean
-from bonbon.database import open_database
-from bonbon.engines.base import Sampling, VersionKind
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Candidate, Group
-from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
+from bonbon.engines.engine import Sampling, VersionKind
+from bonbon.pairs.group_records import Candidate, Group
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
+from bonbon.store.database import open_database
 
 VERSION = "version"
 """Who drew a group, before the version of an adapter has its name."""

@@ -22,8 +22,8 @@ from rich.progress import Progress
 from running_service import new_version
 from targets import told
 
-from bonbon.database import open_database
 from bonbon.registry.registry import Registry
+from bonbon.store.database import open_database
 
 CLIENTS = 8
 SWAP_WINDOW = 0.5

@@ -10,10 +10,10 @@ from typing import Any
 import typer
 from typer.testing import CliRunner, Result
 
-from bonbon.database import open_database
 from bonbon.errors import BonbonError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Comparison, Feedback, Group
+from bonbon.pairs.group_records import Comparison, Feedback, Group
+from bonbon.pairs.pair_log import PairLog
+from bonbon.store.database import open_database
 
 
 def run(app: typer.Typer, *arguments: object, input: str | None = None, columns: int = 200) -> Result:

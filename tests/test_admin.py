@@ -9,10 +9,10 @@ import pytest
 from pydantic import SecretStr
 from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in, version_name
 
-from bonbon.engines.base import VersionFiles
-from bonbon.registry.records import Version
+from bonbon.engines.engine import VersionFiles
+from bonbon.registry.version_records import Version
 from service.app import create_app
-from service.routes import admin
+from service.routes.admin import versions as admin
 
 
 async def approved(service: Running, weights: int) -> Version:

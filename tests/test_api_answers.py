@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, open_api
 
-from bonbon.engines.fake import FakeEngine
-from bonbon.keys.records import Scope
-from bonbon.keys.store import create_key
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.keys.key_records import Scope
+from bonbon.keys.key_store import create_key
 from bonbon.prompt import Prompt
 from service.schemas.replies import ChatCompletion, Completion
 

@@ -16,7 +16,7 @@ from calling_engine import CallingEngine
 from embedded_api import serve_embedded
 from tool_templates import HERMES
 
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 
 ROOT = Path(__file__).parents[1]
 OPENAI_3 = ROOT / "tests" / "clients" / "requirements-openai-3.txt"

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, error_of, open_api, serve
 
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import Conflict
 from service.errors import Problem, problem_of
 

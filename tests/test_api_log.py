@@ -9,8 +9,8 @@ import pytest
 from api import CHAT, MESSAGES, Api, count_groups, error_of, open_api
 from sqlalchemy import select
 
-from bonbon.engines.base import VersionFiles, VersionKind
-from bonbon.tables import feedback
+from bonbon.engines.engine import VersionFiles, VersionKind
+from bonbon.store.tables import feedback
 from service.schemas.replies import FeedbackReply, Model, ModelList
 
 

@@ -8,10 +8,10 @@ import httpx2
 from api import CHAT, COMPLETIONS, MESSAGES, events, open_api
 from zoo.policies import POLICIES
 
-from bonbon.engines.base import Delta, DrawRequest, Started, Token, TokenAlternative
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.engines.fake import FakeEngine
-from bonbon.rewards.fake import FakeReward
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import Delta, DrawRequest, Started, Token, TokenAlternative
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
 

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI, OpenAI
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 
 CHAT_MESSAGES: list[ChatCompletionMessageParam] = [
     ChatCompletionUserMessageParam(role="user", content=str(message["content"])) for message in MESSAGES

@@ -12,10 +12,10 @@ import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, count_groups, error_of, events, open_api, serve
 from until import until
 
-from bonbon.engines.base import Delta, DrawRequest, Started
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.engine import Delta, DrawRequest, Started
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.prompt import Prompt
-from bonbon.rewards.fake import digest_score
+from bonbon.rewards.fake_reward import digest_score
 from service.schemas.replies import ChatChunk, CompletionChunk, ErrorEnvelope
 
 

@@ -17,12 +17,12 @@ import pytest
 from running_service import BASE, WatchedEngine, running, settings_in
 
 from bonbon import __version__
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, UserError
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
-from service.server import bind
+from service.http_server.server import bind
 
 ROOT = Path(__file__).parent.parent
 

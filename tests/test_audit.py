@@ -11,21 +11,21 @@ import pytest
 from sqlalchemy import select
 
 from bonbon.best_of_n import BestOfN
-from bonbon.database import Database, open_database
-from bonbon.engines.base import Sampling, VersionFiles, VersionKind
-from bonbon.engines.fake import FakeEngine
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.reader import stats
-from bonbon.pairs.records import Group
+from bonbon.engines.engine import Sampling, VersionFiles, VersionKind
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.pairs.group_records import Group
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.reader import stats
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
-from bonbon.rewards.fake import FakeReward
-from bonbon.tables import comparisons, groups
-from service.audit import Audits
-from service.floor import Floor
-from service.metrics import Metrics
-from service.savings import SavingsCounter
-from service.serving import Loaded, Routes, Serving
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.store.database import Database, open_database
+from bonbon.store.tables import comparisons, groups
+from service.answering.routing import Loaded, Routes, Serving
+from service.lifecycle.audit import Audits
+from service.lifecycle.fallback import Floor
+from service.lifecycle.savings import SavingsCounter
+from service.metrics.process_metrics import Metrics
 
 BASE, CHAMPION = "fake", "fake-bonbon-0001"
 NOW = datetime.now(UTC)

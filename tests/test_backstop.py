@@ -5,7 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
-from service.backstop import Backstop
+from service.http_server.exit_deadline import Backstop
 
 STUCK = """
 import signal, threading, time

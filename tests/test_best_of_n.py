@@ -13,10 +13,10 @@ from scipy.stats import chisquare
 
 from bonbon import BestOfN, Candidate, Prompt, Sampling
 from bonbon.best_of_n import rank, why_unclean
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, PromptTooLong, RewardError, UnknownVersion
-from bonbon.pairs.records import Group, Unclean
-from bonbon.rewards.fake import FakeReward, digest_score
+from bonbon.pairs.group_records import Group, Unclean
+from bonbon.rewards.fake_reward import FakeReward, digest_score
 from bonbon.theory import best_of_n_win_rate, clustered_mean, win_fraction
 
 PROMPT = Prompt.user("Where is my order?")

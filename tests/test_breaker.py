@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from bonbon.breaker import BreakerState, CircuitBreaker, CircuitOpen
+from bonbon.http.circuit_breaker import BreakerState, CircuitBreaker, CircuitOpen
 
 
 class Down(Exception):

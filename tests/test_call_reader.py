@@ -7,11 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonbon.draws import Draw
-from bonbon.engines.base import Delta
-from bonbon.engines.call_reader import CallReader
-from bonbon.engines.json_scanner import JsonScanner
-from bonbon.engines.tool_format import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat, ToolParser, tool_format
+from bonbon.candidates import Draw
+from bonbon.engines.engine import Delta
+from bonbon.engines.structured.call_reader import CallReader
+from bonbon.engines.structured.json_scanner import JsonScanner
+from bonbon.engines.structured.tool_format import (
+    HERMES,
+    LLAMA3_JSON,
+    MISTRAL,
+    MISTRAL_NAMED,
+    ToolFormat,
+    ToolParser,
+    tool_format,
+)
 
 ONE, TWO = '{"name": "get_order", "arguments": {"id": 7}}', '{"name":"cancel","arguments":{}}'
 CALLED = [("get_order", '{"id": 7}'), ("cancel", "{}")]

@@ -9,14 +9,14 @@ import pytest
 from api import CHAT, MESSAGES, open_api
 from embedded_api import EmbeddedApi, embedded_api
 
-from bonbon.demo.models import tiny_models
-from bonbon.engines.prompt_reader import PromptReader
-from bonbon.engines.tokenizer import load_tokenizer
-from bonbon.pairs.export import as_json_line
-from bonbon.pairs.reader import pairs
-from bonbon.pairs.rows import prompt_document, prompt_of
+from bonbon.demo.tiny_models import tiny_models
+from bonbon.engines.text.prompt_reader import PromptReader
+from bonbon.engines.text.tokenizer import load_tokenizer
+from bonbon.pairs.group_rows import prompt_document, prompt_of
+from bonbon.pairs.reading.pair_export import as_json_line
+from bonbon.pairs.reading.reader import pairs
 from bonbon.prompt import Message, Prompt
-from bonbon.rewards.fake import digest_score
+from bonbon.rewards.fake_reward import digest_score
 from bonbon.tools import canonical
 
 TEMPLATE = (

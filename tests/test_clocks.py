@@ -18,10 +18,10 @@ import httpx2
 import pytest
 from fake_service import BODY, CHAT, client_of, fake_service, rows, started
 
-from bonbon.database import Database
-from bonbon.demo.service import ServiceProcess
+from bonbon.demo.service_process import ServiceProcess
 from bonbon.errors import Conflict
-from trainer.lease import Hold
+from bonbon.store.database import Database
+from trainer.held_lease import Hold
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed here (Debian: libfaketime)")
@@ -124,9 +124,9 @@ async def test_a_service_whose_clock_is_set_loses_and_refuses_nothing(tmp_path: 
 
 CONTENDER = """
 import asyncio, sys
-from bonbon.database import open_database
+from bonbon.store.database import open_database
 from bonbon.errors import Conflict
-from trainer.lease import Hold
+from trainer.held_lease import Hold
 
 async def main():
     async with open_database({url!r}) as database:

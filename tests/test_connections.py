@@ -19,8 +19,8 @@ from forked_service import ForkedService
 from raw_http import answer_of, connections, request
 from service_metrics import metric
 
-from bonbon.demo.service import ServiceProcess
-from service.connections import SPARE
+from bonbon.demo.service_process import ServiceProcess
+from service.http_server.connections import SPARE
 
 UNFINISHED_HEAD = b"GET /health/live HTTP/1.1\r\nhost: 127.0.0.1\r\nx-padding: " + b"x" * 1000
 UNFINISHED_BODY = request(CHAT, BODY)[:-1]

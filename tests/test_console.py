@@ -19,15 +19,15 @@ from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Playwri
 from pydantic import SecretStr
 from running_service import BASE, WatchedEngine, new_version, settings_in
 
-from bonbon.demo.service import free_port
-from bonbon.pairs.records import Comparison
-from bonbon.pairs.savings import TokenCounts, add_savings
-from bonbon.registry.records import Version
-from bonbon.registry.rounds import CurvePoint, RoundStage, tell_round
-from bonbon.rewards.fake import FakeReward
+from bonbon.demo.service_process import free_port
+from bonbon.pairs.group_records import Comparison
+from bonbon.pairs.live.savings import TokenCounts, add_savings
+from bonbon.registry.round_progress import CurvePoint, RoundStage, tell_round
+from bonbon.registry.version_records import Version
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings, Settings
 from service.app import create_app
-from service.parts import Parts
+from service.app_state import Parts
 from trainer.evaluation.gate import judge
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

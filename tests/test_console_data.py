@@ -10,10 +10,10 @@ from groups import scored_group
 from pydantic import SecretStr
 from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in
 
-from bonbon.pairs.records import Comparison
-from bonbon.registry.rounds import CurvePoint, RoundStage, tell_round
-from bonbon.rewards.fake import FakeReward
-from service.routes.console import FILES, SERVED
+from bonbon.pairs.group_records import Comparison
+from bonbon.registry.round_progress import CurvePoint, RoundStage, tell_round
+from bonbon.rewards.fake_reward import FakeReward
+from service.routes.console_files import FILES, SERVED
 
 INSIDE = re.compile(r"""(?:src|href)="(?!#)([^"]+)"|from "(\./[^"]+)\"""")
 

@@ -18,17 +18,17 @@ from outage import metric
 from stores import as_json, fill, run, sqlite
 from until import until
 
-from bonbon.database import open_database
 from bonbon.errors import UserError
 from bonbon.ids import time_ordered_id
-from bonbon.pairs.cli import app as pairs_app
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.purge import purge
-from bonbon.pairs.rows import group_document
-from bonbon.pairs.segment import Segment, create_segment, read_segment, written
-from bonbon.pairs.set_aside import SUFFIX, set_aside_in
-from bonbon.pairs.spool import Spool
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.purge import purge
+from bonbon.pairs.group_rows import group_document
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.pairs_cli import app as pairs_app
+from bonbon.pairs.spool.segment import Segment, create_segment, read_segment, written
+from bonbon.pairs.spool.set_aside import SUFFIX, set_aside_in
+from bonbon.pairs.spool.spool import Spool
+from bonbon.store.database import open_database
 
 
 def line(document: dict[str, Any]) -> bytes:

@@ -23,16 +23,16 @@ from evaluations import evaluation
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from bonbon.database import open_database
-from bonbon.demo.models import TinyModels
-from bonbon.demo.service import ServiceProcess, free_port
+from bonbon.demo.service_process import ServiceProcess, free_port
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.traffic import Traffic
 from bonbon.demo.world import requests
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.registry.registry import Registry
-from bonbon.registry.rounds import PROMOTED, CurvePoint, RoundStage, tell_round
-from bonbon.rewards.fake import FakeReward
+from bonbon.registry.round_progress import PROMOTED, CurvePoint, RoundStage, tell_round
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings, Settings
+from bonbon.store.database import open_database
 from service.app import build_parts
 from trainer.evaluation.gate import judge
 

@@ -15,10 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, select, text
 
-from bonbon.database import Database, open_database
+from bonbon.concurrency.shielded import uncancelled
 from bonbon.errors import StoreError, UserError
-from bonbon.tables import aliases, metadata
-from bonbon.uncancelled import uncancelled
+from bonbon.store.database import Database, open_database
+from bonbon.store.tables import aliases, metadata
 
 
 async def test_the_migrations_make_exactly_the_tables(database: Database) -> None:
@@ -40,7 +40,7 @@ async def test_starting_again_finds_everything(database: Database, database_url:
 async def test_processes_that_start_at_once_migrate_once(database_url: str) -> None:
     program = f"""
 import asyncio
-from bonbon.database import open_database
+from bonbon.store.database import open_database
 async def main():
     async with open_database({database_url!r}):
         pass

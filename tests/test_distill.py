@@ -15,15 +15,15 @@ import pytest
 from loop_world import make_settings
 from sampled_groups import make_base
 
-from bonbon.database import open_database
-from bonbon.demo.models import TinyModels
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.world import requests
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.errors import Conflict, RewardError, UserError
-from bonbon.pairs.reader import stats
+from bonbon.pairs.reading.reader import stats
 from bonbon.prompt import Prompt
 from bonbon.registry.manifest import base_digest_of_every_file
-from bonbon.registry.records import Version
+from bonbon.registry.version_records import Version
+from bonbon.store.database import open_database
 from trainer.context import open_workshop
 from trainer.data.prompt_file import read_prompts
 from trainer.distill import distill, locked

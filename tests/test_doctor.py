@@ -9,9 +9,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from bonbon.demo.models import tiny_models
-from bonbon.keys.cli import app as keys
-from service.doctor.cli import doctor
+from bonbon.demo.tiny_models import tiny_models
+from bonbon.keys.keys_cli import app as keys
+from service.doctor.doctor_cli import doctor
 
 app = typer.Typer()
 app.command()(doctor)

@@ -15,23 +15,23 @@ from sampled_groups import FRACTIONS, make_base, make_group, score, snapshot_of
 from sqlalchemy import select
 from transformers import AutoModelForCausalLM
 
-from bonbon.database import Database, open_database
-from bonbon.engines.base import Sampling, VersionKind
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import Sampling, VersionKind
 from bonbon.errors import RewardError
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.erase import erase
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Snapshot, take_snapshot
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.erase import erase
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Snapshot, take_snapshot
 from bonbon.prompt import Prompt
-from bonbon.rewards.python import PythonReward
+from bonbon.rewards.python_reward import PythonReward
 from bonbon.settings import Settings, TrainSettings
-from bonbon.tables import groups as logged
+from bonbon.store.database import Database, open_database
+from bonbon.store.tables import groups as logged
 from trainer.data.groups import Groups
 from trainer.data.logged_prompts import logged_prompts
 from trainer.drawing import LEAST_VALIDATION, Drawing, why_not_drawn
-from trainer.training.draws import DrawBox, DrawOrder
-from trainer.training.learner import Learner
+from trainer.training.learning.learner import Learner
+from trainer.training.stages.draws import DrawBox, DrawOrder
 
 COUNT = 24
 STOP = 9

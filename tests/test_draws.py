@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bonbon.engines.base import VersionKind
+from bonbon.engines.engine import VersionKind
 from bonbon.errors import BonbonError, EngineError, PromptTooLong, RewardError, UserError
-from trainer.training.draws import DrawBox, DrawOrder
-from trainer.training.failure import Failure
+from trainer.training.processes.failure import Failure
+from trainer.training.stages.draws import DrawBox, DrawOrder
 
 
 @pytest.fixture

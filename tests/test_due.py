@@ -7,11 +7,11 @@ import pytest
 from groups import scored_group
 from running_service import new_version
 
-from bonbon.database import Database
-from bonbon.pairs.log import PairLog
-from bonbon.registry.due import NextRound, next_round
+from bonbon.pairs.pair_log import PairLog
+from bonbon.registry.next_round import NextRound, next_round
 from bonbon.registry.registry import Registry
 from bonbon.settings import Settings
+from bonbon.store.database import Database
 
 BASE = "tiny"
 SETTINGS = Settings(loop={"min_groups": 4})
@@ -60,9 +60,9 @@ async def test_the_count_stops_where_more_groups_say_nothing_more(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await log(registry, BASE, 6)
-    monkeypatch.setattr("bonbon.registry.due.MOST_COUNTED", 5)
+    monkeypatch.setattr("bonbon.registry.next_round.MOST_COUNTED", 5)
     assert (await due(registry)).groups == 5
-    monkeypatch.setattr("bonbon.registry.due.MOST_COUNTED", 2)
+    monkeypatch.setattr("bonbon.registry.next_round.MOST_COUNTED", 2)
     stopped = await due(registry)
     assert (stopped.groups, stopped.is_due) == (4, True)
 

@@ -40,10 +40,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from bonbon.draws import Draws, collect
+from bonbon.candidates import Draws, collect
 from bonbon.engines import build_engine
-from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
 from bonbon.prompt import Message, Prompt
 from bonbon.settings import load_settings

@@ -19,11 +19,11 @@ from zoo.policies import CONTEXT, POLICIES
 from zoo.rewards import needs_code
 from zoo.tokenizers import CHATML, INST, SENTENCES, byte_level
 
-from bonbon.draws import Draws, collect
-from bonbon.engines.base import DrawRequest, Sampling, VersionFiles, VersionKind
-from bonbon.engines.context import context_of_vllm
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.engines.transcript import INCOMPLETE
+from bonbon.candidates import Draws, collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
+from bonbon.engines.text.context_length import context_of_vllm
+from bonbon.engines.text.transcript import INCOMPLETE
 from bonbon.errors import EngineError, PromptTooLong, UserError
 from bonbon.prompt import Message, Prompt
 

@@ -13,13 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from zoo.policies import sizes
 from zoo.tokenizers import CHATML, HEADERS, INST, TURNS, byte_level, sentencepiece
 
-from bonbon.draws import collect
+from bonbon.candidates import collect
 from bonbon.engines import build_engine
-from bonbon.engines.base import DrawRequest, Sampling
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.engines.end_tokens import end_ids
-from bonbon.engines.policy import end_ids as ids_of_model
-from bonbon.engines.policy import load_model
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.policy import end_ids as ids_of_model
+from bonbon.engines.embedded.policy import load_model
+from bonbon.engines.engine import DrawRequest, Sampling
+from bonbon.engines.text.end_tokens import end_ids
 from bonbon.errors import UserError
 from bonbon.settings import load_settings
 

@@ -19,14 +19,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.errors import EngineError, Overloaded, RateLimited
 from bonbon.prompt import Prompt
 from bonbon.settings import Limits, ServiceSettings, Settings
+from service.answering.completion_request import Ask
+from service.answering.request_entry import let_in
 from service.app import build_parts
-from service.ask import Ask
-from service.entry import let_in
-from service.limits import RateLimits
+from service.auth.rate_limits import RateLimits
 
 CAPACITY, MOST_WAITING, MAX_WAIT = 100, 3, 10.0
 PER_MINUTE = 1_000_000

@@ -10,12 +10,12 @@ import pytest
 from scipy import stats
 
 from bonbon.best_of_n import BestOfN
-from bonbon.engines.base import Delta, DrawRequest, Sampling, Started, VersionFiles, VersionKind
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.engine import Delta, DrawRequest, Sampling, Started, VersionFiles, VersionKind
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, RewardError, UserError
-from bonbon.pairs.snapshot import Split
+from bonbon.pairs.reading.snapshot import Split
 from bonbon.prompt import Prompt
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import EvaluateSettings
 from bonbon.theory import best_of_n_win_rate, objective_gain
 from trainer.data.logged_prompts import LoggedPrompt

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bonbon.demo.models import tiny_models
+from bonbon.demo.tiny_models import tiny_models
 from bonbon.demo.world import requests
 from bonbon.theory import best_gain, best_of_n_kl, best_of_n_win_rate
 from experiments import best_of_n, methods, real

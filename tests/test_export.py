@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from groups import scored_group
 
-from bonbon.database import Database
 from bonbon.errors import StoreError, UserError
-from bonbon.pairs.export import SCHEMA, export
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Group, Unclean
+from bonbon.pairs.group_records import Group, Unclean
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.pair_export import SCHEMA, export
 from bonbon.prompt import Prompt
-from bonbon.tables import candidates
+from bonbon.store.database import Database
+from bonbon.store.tables import candidates
 
 Format = Literal["parquet", "jsonl"]
 

@@ -15,16 +15,16 @@ from engine_models import PROMPT, logprobs, reference, save_adapter, save_model
 from stores import as_json, refusal, run
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from bonbon.database import open_database
-from bonbon.draws import collect
-from bonbon.engines.base import DrawRequest, Sampling, VersionFiles, VersionKind
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.registry.cli import app
-from bonbon.registry.exported import BESIDE
+from bonbon.candidates import collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
 from bonbon.registry.manifest import make_manifest, verify
-from bonbon.registry.records import Version, VersionState
+from bonbon.registry.models_cli import app
 from bonbon.registry.registry import Registry
+from bonbon.registry.transfer.exported_version import BESIDE
+from bonbon.registry.version_records import Version, VersionState
 from bonbon.settings import Settings
+from bonbon.store.database import open_database
 
 ESTIMATE = {"value": 0.75, "low": 0.7, "high": 0.8, "count": 100, "clusters": 50}
 EVALUATION: dict[str, Any] = {

@@ -9,7 +9,7 @@ RUN = """
 import sys
 for name in {missing!r}:
     sys.modules[name] = None
-from bonbon.cli import main
+from bonbon.cli.main import main
 sys.argv = ["bonbon", *{arguments!r}]
 main()
 """

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bonbon.draws import collect
-from bonbon.engines.base import Delta, DrawRequest, Sampling, Started, VersionFiles, VersionKind
-from bonbon.engines.fake import FakeEngine
+from bonbon.candidates import collect
+from bonbon.engines.engine import Delta, DrawRequest, Sampling, Started, VersionFiles, VersionKind
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion
 from bonbon.prompt import Prompt
 

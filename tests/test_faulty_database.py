@@ -15,7 +15,7 @@ from outage import metric
 from postgresql_server import PostgresqlServer
 from stores import as_json
 
-from bonbon.pairs.cli import app as pairs_app
+from bonbon.pairs.pairs_cli import app as pairs_app
 
 READ_ONLY = ("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
 WRITABLE = ("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")

@@ -11,11 +11,11 @@ import pytest
 from running_service import BASE, Running, WatchedEngine, running, settings_in
 from until import until
 
-from bonbon.engines.base import Delta, DrawRequest, Started
+from bonbon.engines.engine import Delta, DrawRequest, Started
 from bonbon.errors import Conflict
 from bonbon.prompt import Prompt
-from bonbon.registry.records import CHAMPION, PREVIOUS
-from bonbon.rewards.fake import FakeReward
+from bonbon.registry.version_records import CHAMPION, PREVIOUS
+from bonbon.rewards.fake_reward import FakeReward
 
 
 class SigningEngine(WatchedEngine):

@@ -11,10 +11,10 @@ from loop_world import answer, make_settings
 from sampled_groups import make_base
 from structlog.testing import capture_logs
 
-from bonbon.registry.records import Version
+from bonbon.registry.version_records import Version
 from bonbon.settings import Settings
 from trainer.context import Workshop, open_workshop
-from trainer.disk import DiskFull
+from trainer.disk_full import DiskFull
 from trainer.loop import Loop
 from trainer.rounds import Round
 

@@ -13,12 +13,12 @@ from raw_http import answer_of, request
 from test_server import served
 from until import until
 
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.prompt import Prompt
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
-from service.parts import Parts
+from service.app_state import Parts
 
 OURS = ("bonbon", "service")
 COMPLETIONS = "/v1/completions"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from running_service import BASE
 
-from bonbon.engines.base import Delta, DrawRequest, Started, VersionFiles, VersionKind
-from bonbon.engines.fake import FakeEngine
-from bonbon.engines.golden import LONGEST, MOST_APART, check_base, check_golden_prompts
+from bonbon.engines.engine import Delta, DrawRequest, Started, VersionFiles, VersionKind
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.engines.golden_prompts import LONGEST, MOST_APART, check_base, check_golden_prompts
 from bonbon.errors import EngineError, UserError
 
 Spoil = Callable[["Watched", DrawRequest, Delta], Delta]

@@ -9,11 +9,11 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 from zoo.tokenizers import byte_level
 
-from bonbon.engines.closed_schema import closed
-from bonbon.engines.grammar import grammar_of
-from bonbon.engines.grammar_check import error_of, read_tokenizer
-from bonbon.engines.response_format import canonical
-from bonbon.engines.tool_format import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat
+from bonbon.engines.structured.closed_schema import closed
+from bonbon.engines.structured.grammar import grammar_of
+from bonbon.engines.structured.grammar_check import error_of, read_tokenizer
+from bonbon.engines.structured.response_format import canonical
+from bonbon.engines.structured.tool_format import HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_NAMED, ToolFormat
 from bonbon.prompt import Prompt
 from bonbon.tools import canonical as canonical_tools
 

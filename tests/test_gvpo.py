@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bonbon.theory import best_gain, best_of_n_kl, objective_gain, tilt, tilted_win_rate
 from trainer.data.groups import win_chances
-from trainer.training.loss import GroupLogprobs, gvpo
+from trainer.training.learning.loss import GroupLogprobs, gvpo
 
 BASE = (0, 0, 1, 2)
 """Answers of the base, by what they are worth: each of these places is drawn equally often."""

@@ -18,9 +18,9 @@ from outage import metric
 from postgresql_server import PostgresqlServer
 from sqlalchemy import text
 
-from bonbon.database import Database
-from bonbon.deadlines import Timeouts
+from bonbon.concurrency.deadlines import Timeouts
 from bonbon.errors import StoreUnavailable, UserError
+from bonbon.store.database import Database
 
 ONE = text("SELECT 1")
 TIMEOUT = 1.0

@@ -11,9 +11,9 @@ import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, error_of, events, open_api
 from sqlalchemy import update
 
-from bonbon.engines.base import Delta, DrawRequest, Started
-from bonbon.engines.fake import FakeEngine
-from bonbon.tables import groups
+from bonbon.engines.engine import Delta, DrawRequest, Started
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.store.tables import groups
 
 KEY = {"idempotency-key": "order-17"}
 ASKED: dict[str, Any] = {"model": "bonbon", "messages": MESSAGES, "max_tokens": 12}

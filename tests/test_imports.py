@@ -35,13 +35,13 @@ def plant(root: Path, file: str, line: str) -> list[str]:
     ("file", "line", "message"),
     [
         ("bonbon/settings.py", "import service.app", "bonbon must not import service.app"),
-        ("bonbon/prompt.py", "from trainer.training import loss", "bonbon must not import trainer.training.loss"),
-        ("service/serving.py", "import trainer", "service must not import trainer"),
+        ("bonbon/prompt.py", "from trainer.training import loss", "bonbon must not import trainer.training.learning.loss"),
+        ("service/answering/routing.py", "import trainer", "service must not import trainer"),
         ("trainer/loop.py", "def f():\n    from service.swap import Swapper", "trainer must not import service.swap"),
         ("bonbon/ids.py", "import torch", "bonbon loads torch by way of bonbon -> "),
-        ("service/floor.py", "from transformers import pipeline", "service.app loads transformers"),
-        ("bonbon/errors.py", "try:\n    import vllm\nexcept ImportError:\n    vllm = None", "trainer.cli loads vllm"),
-        ("service/audit.py", "class Eager:\n    import peft.utils", "service.app loads peft.utils"),
+        ("service/lifecycle/fallback.py", "from transformers import pipeline", "service.app loads transformers"),
+        ("bonbon/errors.py", "try:\n    import vllm\nexcept ImportError:\n    vllm = None", "trainer.trainer_cli loads vllm"),
+        ("service/lifecycle/audit.py", "class Eager:\n    import peft.utils", "service.app loads peft.utils"),
         ("service/routes/__init__.py", "from ...bonbon import settings\nimport torch", "service.app loads torch"),
     ],
 )  # fmt: skip

@@ -9,11 +9,11 @@ from learners import learner_of, nudge
 from sampled_groups import make_base
 
 from bonbon.settings import TrainSettings
-from trainer.bars import Bars
 from trainer.data.groups import Rows
-from trainer.training.interpolation import GRID, SHARES, Interpolated, Tried, best_share, interpolate
-from trainer.training.learner import Weights
-from trainer.training.validation import Drawer, DrawnGain
+from trainer.progress_bars import Bars
+from trainer.training.learning.learner import Weights
+from trainer.training.stages.interpolation import GRID, SHARES, Interpolated, Tried, best_share, interpolate
+from trainer.training.stages.validation import Drawer, DrawnGain
 
 FAR = 1000.0
 

@@ -14,9 +14,9 @@ import pytest_asyncio
 from fake_service import BODY, CHAT, client_of, fake_service, in_thread, keys, new_key, rows, started
 from stores import refusal, run
 
-from bonbon.demo.service import ServiceProcess
-from bonbon.keys.cli import app as keys_app
-from bonbon.pairs.cli import app as pairs_app
+from bonbon.demo.service_process import ServiceProcess
+from bonbon.keys.keys_cli import app as keys_app
+from bonbon.pairs.pairs_cli import app as pairs_app
 
 POLL = 0.1
 EVERYTHING = ("--scope", "complete", "--scope", "feedback", "--scope", "export", "--scope", "delete")
@@ -170,9 +170,9 @@ async def test_nothing_is_trained_on_tenants_that_are_not_named(tenants: Tenants
     for key in (tenants.ada, tenants.bob):
         for seed in range(3):
             await group_of(tenants.service, key, seed=seed)
-    from bonbon.database import open_database
     from bonbon.errors import UserError
-    from bonbon.pairs.snapshot import Fractions, read_rows, take_snapshot
+    from bonbon.pairs.reading.snapshot import Fractions, read_rows, take_snapshot
+    from bonbon.store.database import open_database
 
     url = f"sqlite+aiosqlite:///{tenants.directory / 'data' / 'bonbon.db'}"
     async with open_database(url) as database:

@@ -15,7 +15,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 from zoo.policies import POLICIES
 
-from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.theory import Estimate, clustered_mean
 from trainer.evaluation.divergence import Completion, Divergence

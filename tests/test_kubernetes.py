@@ -12,7 +12,7 @@ import typer
 import yaml
 from running_service import settings_in
 
-from bonbon.cli import app as bonbon_app
+from bonbon.cli.main import app as bonbon_app
 from bonbon.settings import Settings, load_settings
 from service.app import create_app
 
@@ -156,7 +156,7 @@ def test_probes_ask_what_the_application_answers(
 
 def test_commands_parse(resources: list[Resource]) -> None:
     """Up to the point where they would run."""
-    from bonbon.cli import add_commands
+    from bonbon.cli.main import add_commands
 
     add_commands()
     group = typer.main.get_command(bonbon_app)

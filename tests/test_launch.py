@@ -20,12 +20,12 @@ from zoo.policies import POLICIES
 from zoo.training import weights_in
 
 from bonbon.errors import BonbonError, UserError
-from bonbon.pairs.snapshot import Fractions, Snapshot
+from bonbon.pairs.reading.snapshot import Fractions, Snapshot
 from bonbon.registry.leases import acquire
 from trainer.context import open_workshop
 from trainer.loop import LEASE, Loop
-from trainer.training.launch import run_training
 from trainer.training.metrics import read_metrics
+from trainer.training.processes.launch import run_training
 from trainer.training.train import TrainingResult
 
 
@@ -111,7 +111,7 @@ def test_a_model_that_reads_more_than_text_is_trained_in_two_processes(
 SHARES = """
 import os, torch
 from bonbon.settings import TrainSettings
-from trainer.training.accelerator import make_accelerator
+from trainer.training.processes.accelerator import make_accelerator
 accelerator = make_accelerator(TrainSettings(sharding="full", precision="no"))
 from transformers import LlamaConfig, LlamaForCausalLM
 model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -173,9 +173,9 @@ import asyncio, sys
 sys.path.insert(0, "tests")
 import json
 from pathlib import Path
-from bonbon.pairs.snapshot import read_snapshot
+from bonbon.pairs.reading.snapshot import read_snapshot
 from bonbon.settings import load_settings
-from trainer.training.launch import run_training
+from trainer.training.processes.launch import run_training
 
 arguments = json.loads(sys.argv[1])
 settings = load_settings(model=arguments["base"], train=arguments["train"])
@@ -196,7 +196,9 @@ async def test_the_processes_end_with_the_one_that_started_them(base: Path, snap
             assert owner.poll() is None
             await asyncio.sleep(0.05)
         workers = psutil.Process(owner.pid).children(recursive=True)
-        assert len([worker for worker in workers if "trainer.training.worker" in worker.cmdline()]) == 3  # and torchrun
+        assert (
+            len([worker for worker in workers if "trainer.training.processes.worker" in worker.cmdline()]) == 3
+        )  # and torchrun
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):

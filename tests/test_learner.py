@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from written_groups import group_row, groups_of
 
-from bonbon.engines.base import VersionFiles, VersionKind
-from bonbon.engines.policy import load_model
+from bonbon.engines.embedded.policy import load_model
+from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from trainer.data.groups import Groups
 from trainer.evaluation.divergence import Completion
 from trainer.evaluation.kl import KL
-from trainer.training.learner import Learner
+from trainer.training.learning.learner import Learner
 
 IDS = torch.tensor([[2, 5, 9, 4, 8, 8, EOS], [2, 11, 30, 12, 13, 14, 15]])
 LORA = TrainSettings(lora_rank=4, lora_alpha=8)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from bonbon.database import Database, open_database
 from bonbon.errors import Conflict
 from bonbon.registry.leases import Lease, acquire, release, renew
+from bonbon.store.database import Database, open_database
 
 
 async def test_one_holder_at_a_time(database: Database) -> None:
@@ -89,7 +89,7 @@ async def test_of_many_who_come_at_once_one_gets_it(database: Database, database
 
 TAKE_AND_GIVE = """
 import asyncio
-from bonbon.database import open_database
+from bonbon.store.database import open_database
 from bonbon.errors import Conflict
 from bonbon.registry.leases import acquire, release
 

@@ -7,15 +7,15 @@ import pytest
 from groups import scored_group
 from running_service import write_adapter
 
-from bonbon.database import Database
-from bonbon.engines.base import VersionKind
-from bonbon.pairs.conditions import Conditions
+from bonbon.engines.engine import VersionKind
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.group_records import Group, Unclean
 from bonbon.pairs.lineage import lineage
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Group, Unclean
-from bonbon.pairs.rescore import rescore
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.rescoring.rescore import rescore
 from bonbon.registry.registry import Registry
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.store.database import Database
 
 
 async def logged(log: PairLog, version: str, user: str, **changes: Any) -> Group:

@@ -15,15 +15,15 @@ from forked_command import ForkedCommand
 from postgresql_server import PostgresqlServer, postgresql_server
 from running_service import WatchedEngine, running, settings_in
 
-from bonbon.cli import add_commands, app
-from bonbon.database import Database
-from bonbon.demo.models import TinyModels
-from bonbon.engines.base import Delta, DrawRequest, Started, VersionKind
+from bonbon.cli.main import add_commands, app
+from bonbon.demo.tiny_models import TinyModels
+from bonbon.engines.engine import Delta, DrawRequest, Started, VersionKind
 from bonbon.errors import StoreError, UserError
-from bonbon.logs import configure_logs
-from bonbon.registry.exported import EVALUATION, RECORD, Record
+from bonbon.observability.logs import configure_logs
+from bonbon.observability.tracebacks import format_traceback
+from bonbon.registry.transfer.exported_version import EVALUATION, RECORD, Record
 from bonbon.settings import load_settings
-from bonbon.tracebacks import format_traceback
+from bonbon.store.database import Database
 from service.app import create_app
 
 PASSWORD = "canary-password"
@@ -211,8 +211,8 @@ def test_what_a_database_says_of_a_row_is_in_no_log(server: PostgresqlServer, ur
     user = SECRETS[-1]  # tracebacks show lines of source
     from groups import scored_group
 
-    from bonbon.database import open_database
-    from bonbon.pairs.store import store_groups
+    from bonbon.pairs.group_store import store_groups
+    from bonbon.store.database import open_database
 
     async def store() -> None:
         async with open_database(url) as database:

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import MinNewTokensLengthLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
-from bonbon.engines.base import Sampling
-from bonbon.engines.fake_law import weights
-from bonbon.engines.logits_processors import History, LogitsProcessors
-from bonbon.engines.sampler import Sampler
+from bonbon.engines.embedded.logits_processors import History, LogitsProcessors
+from bonbon.engines.embedded.sampler import Sampler
+from bonbon.engines.engine import Sampling
+from bonbon.engines.fake_distribution import weights
 
 VOCABULARY, END = 12, 11
 CPU = torch.device("cpu")

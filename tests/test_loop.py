@@ -15,16 +15,16 @@ from sampled_groups import make_base
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from bonbon.engines.base import VersionKind
+from bonbon.engines.engine import VersionKind
 from bonbon.errors import Conflict, StoreError, UserError
 from bonbon.registry.leases import acquire
-from bonbon.registry.records import Version, VersionState
+from bonbon.registry.version_records import Version, VersionState
 from bonbon.settings import Settings
-from bonbon.tables import versions as table
+from bonbon.store.tables import versions as table
 from trainer.context import Workshop, open_workshop
 from trainer.evaluation.evaluation import Evaluation
 from trainer.evaluation.inspection import inspect
-from trainer.lease import Hold
+from trainer.held_lease import Hold
 from trainer.loop import LEASE, Loop, RoundFailed
 from trainer.rounds import Round
 
@@ -240,7 +240,7 @@ async def test_a_renewal_that_finds_the_lease_taken_tells_the_holder(resumed: Se
             async with hold:
                 from sqlalchemy import update
 
-                from bonbon.tables import leases
+                from bonbon.store.tables import leases
 
                 async with open_.database.write() as connection:
                     await connection.execute(update(leases).values(holder="another", token=99))

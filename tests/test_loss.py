@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bonbon.theory import pair_target, pair_target_variance, rank_pair_target, rank_pair_variance, tilt
-from trainer.training.loss import (
+from trainer.training.learning.loss import (
     GroupLogprobs,
     Loss,
     LossName,

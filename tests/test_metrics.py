@@ -9,12 +9,12 @@ import pytest
 from evaluations import estimate, evaluation
 from running_service import BASE, WatchedEngine, new_version, running, settings_in
 
-from bonbon.database import Database
 from bonbon.registry.registry import Registry
-from bonbon.registry.rounds import PROMOTED, REFUSED, CurvePoint, RoundStage, tell_round
-from bonbon.rewards.fake import FakeReward
+from bonbon.registry.round_progress import PROMOTED, REFUSED, CurvePoint, RoundStage, tell_round
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings
-from service.metrics_reference import reference
+from bonbon.store.database import Database
+from service.metrics.metrics_reference import reference
 from trainer.evaluation.gate import judge
 
 DOCS = Path(__file__).parents[1] / "docs"

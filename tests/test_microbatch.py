@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from bonbon.microbatch import MicroBatcher
+from bonbon.concurrency.micro_batcher import MicroBatcher
 
 
 class Work:

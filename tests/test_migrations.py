@@ -20,15 +20,15 @@ from sqlalchemy import Column, Connection, MetaData, String, create_engine, func
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from bonbon.database import open_database
-from bonbon.engines.base import VersionKind
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.reader import count_clean, pairs, stats
+from bonbon.engines.engine import VersionKind
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.reader import count_clean, pairs, stats
 from bonbon.registry.leases import acquire
-from bonbon.registry.records import CHAMPION, PREVIOUS, VersionState
 from bonbon.registry.registry import Registry
-from bonbon.schema import migrate
-from bonbon.tables import groups
+from bonbon.registry.version_records import CHAMPION, PREVIOUS, VersionState
+from bonbon.store.database import open_database
+from bonbon.store.schema import migrate
+from bonbon.store.tables import groups
 
 TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GROUP = "0197" + "0" * 27
@@ -93,7 +93,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 def revisions() -> list[str]:
     """Oldest first."""
-    directory = ScriptDirectory(str(Path(__file__).parents[1] / "bonbon" / "migrations"))
+    directory = ScriptDirectory(str(Path(__file__).parents[1] / "bonbon" / "store" / "migrations"))
     return [script.revision for script in directory.walk_revisions()][::-1]
 
 
@@ -174,8 +174,8 @@ async def test_versions_aliases_and_leases_go_on(old: str, tmp_path: Path) -> No
 
 OPEN = """
 import asyncio, sys
-from bonbon.database import open_database
-from bonbon.pairs.reader import stats
+from bonbon.store.database import open_database
+from bonbon.pairs.reading.reader import stats
 
 async def main():
     async with open_database(sys.argv[1]) as database:

@@ -8,10 +8,10 @@ import pytest
 from running_service import new_version, version_name
 from stores import as_json, refusal, run, sqlite
 
-from bonbon.database import open_database
-from bonbon.pairs.savings import TokenCounts, add_savings
-from bonbon.registry.cli import app
+from bonbon.pairs.live.savings import TokenCounts, add_savings
+from bonbon.registry.models_cli import app
 from bonbon.registry.registry import Registry
+from bonbon.store.database import open_database
 
 BASE = "tiny"
 FIRST, SECOND, THIRD = (version_name(weights + 1, weights, base=BASE) for weights in range(3))

@@ -9,13 +9,13 @@ from running_service import BASE, WatchedEngine, new_version, running, settings_
 from sqlalchemy import select, update
 from test_backup import settings_on
 
-from bonbon.database import Database, open_database
 from bonbon.errors import UserError
-from bonbon.modelfiles import resolve_model
-from bonbon.registry.records import Version
+from bonbon.model_files import resolve_model
 from bonbon.registry.registry import Registry
+from bonbon.registry.version_records import Version
 from bonbon.settings import Settings
-from bonbon.tables import versions
+from bonbon.store.database import Database, open_database
+from bonbon.store.tables import versions
 
 
 def copied(live: Path, elsewhere: Path) -> Path:

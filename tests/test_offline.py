@@ -15,14 +15,14 @@ from torch import Tensor
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from bonbon.theory import tilt
-from trainer.bars import Bars
 from trainer.data.groups import Groups
-from trainer.training.learner import Learner
+from trainer.progress_bars import Bars
+from trainer.training.learning.candidate_selection import trainable_rows
+from trainer.training.learning.learner import Learner
 from trainer.training.metrics import MetricsLog, read_metrics
-from trainer.training.offline import PROBED, Offline, climb
-from trainer.training.schedule import default_learning_rate
-from trainer.training.selection import trainable_rows
-from trainer.training.validation import look, validation_rows
+from trainer.training.stages.offline import PROBED, Offline, climb
+from trainer.training.stages.schedule import default_learning_rate
+from trainer.training.stages.validation import look, validation_rows
 
 
 @pytest.fixture(autouse=True)
@@ -172,7 +172,7 @@ def test_a_rate_that_is_far_too_high_is_survived(
     base: Path, groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its weights and its gradient are not finite: the rates below it and the run itself must not inherit them."""
-    monkeypatch.setattr("trainer.training.offline.PROBED", (0.03, 0.1, 1e30))
+    monkeypatch.setattr("trainer.training.stages.offline.PROBED", (0.03, 0.1, 1e30))
     stage = Stage(base, groups, tmp_path / "run")
     kept = stage.run()
     assert all(bool(weight.isfinite().all()) for weight in kept.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 from fake_service import BODY, CHAT, client_of, fake_service, new_key, started
 
-from bonbon.demo.service import ServiceProcess
+from bonbon.demo.service_process import ServiceProcess
 
 SLOW = '{"delay": 0.02}'
 

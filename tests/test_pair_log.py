@@ -16,16 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, func, select
 
-from bonbon.database import Database, open_database
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.errors import StoreError, StoreUnavailable, UserError
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Candidate, Comparison, Feedback, Group, Outcome, Unclean
-from bonbon.pairs.store import Kept
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.group_records import Candidate, Comparison, Feedback, Group, Outcome, Unclean
+from bonbon.pairs.group_store import Kept
+from bonbon.pairs.pair_log import PairLog
 from bonbon.prompt import Prompt
-from bonbon.storable import clean_text
-from bonbon.tables import candidates, comparisons, feedback, groups
+from bonbon.store.database import Database, open_database
+from bonbon.store.storable_text import clean_text
+from bonbon.store.tables import candidates, comparisons, feedback, groups
 
 
 async def rows_of(database: Database, table: Any) -> int:
@@ -136,9 +136,9 @@ KILLED = """
 import asyncio, sys
 sys.path.insert(0, {tests!r})
 from groups import scored_group
-from bonbon.database import open_database
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.store import Kept
+from bonbon.store.database import open_database
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.group_store import Kept
 
 async def main():
     async with open_database({url!r}) as database:

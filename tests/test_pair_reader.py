@@ -9,13 +9,13 @@ import pytest
 from groups import scored_group
 from sqlalchemy import text
 
-from bonbon.database import Database
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.newest_reward import newest_reward
-from bonbon.pairs.purge import count_purgeable, purge
-from bonbon.pairs.reader import RewardKey, count_clean, pairs, stats
-from bonbon.pairs.records import Comparison, Feedback, Group, Unclean
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.purge import count_purgeable, purge
+from bonbon.pairs.group_records import Comparison, Feedback, Group, Unclean
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.newest_reward import newest_reward
+from bonbon.pairs.reading.reader import RewardKey, count_clean, pairs, stats
+from bonbon.store.database import Database
 
 
 async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:
@@ -163,7 +163,7 @@ async def test_purge_needs_a_condition_and_tells_how_far_it_is(
 ) -> None:
     with pytest.raises(ValueError, match="no condition"):
         await purge(database, Conditions())
-    monkeypatch.setattr("bonbon.pairs.purge.CHUNK", 2)
+    monkeypatch.setattr("bonbon.pairs.deletion.purge.CHUNK", 2)
     await fill(log, 5, user="me")
     told: list[int] = []
     assert await purge(database, Conditions(user="me"), progress=told.append) == 5

@@ -10,8 +10,8 @@ import pytest
 from groups import scored_group
 from stores import as_json, fill, refusal, run, sqlite
 
-from bonbon.pairs.cli import app
-from bonbon.pairs.records import Unclean
+from bonbon.pairs.group_records import Unclean
+from bonbon.pairs.pairs_cli import app
 
 LOGGED = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 

@@ -16,17 +16,17 @@ from groups import scored_group
 from rich.console import Console
 from typer.testing import CliRunner
 
-from bonbon.database import Database, open_database
+from bonbon.curve.best_of_k import Curve, make_curve
+from bonbon.curve.curve_picture import save
+from bonbon.curve.curve_table import print_curve, sentences
+from bonbon.curve.group_selection import select_groups
 from bonbon.errors import UserError
-from bonbon.pairs.cli import app
-from bonbon.pairs.curve import Curve, make_curve
-from bonbon.pairs.curve_picture import save
-from bonbon.pairs.curve_table import print_curve, sentences
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Group, Unclean
-from bonbon.pairs.selection import select_groups
+from bonbon.pairs.group_records import Group, Unclean
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.pairs_cli import app
 from bonbon.prompt import Prompt
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.store.database import Database, open_database
 from bonbon.theory import best_of_n_kl, best_of_n_win_rate, clustered_mean
 
 

@@ -12,10 +12,10 @@ from sampled_groups import make_base
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
-from trainer.training.policy import load_policy
+from trainer.training.learning.policy import load_policy
 from trainer.training.start import check_start
 
 IDS = torch.tensor([[2, 5, 9, 4, 8, 8, 1], [2, 11, 30, 12, 13, 14, 15]])

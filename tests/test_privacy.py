@@ -16,16 +16,16 @@ from groups import scored_group
 from running_service import write_adapter
 from until import until
 
-from bonbon.database import Database, open_database
-from bonbon.deadlines import Timeouts
-from bonbon.engines.base import VersionKind
+from bonbon.concurrency.deadlines import Timeouts
+from bonbon.engines.engine import VersionKind
 from bonbon.errors import StoreUnavailable
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.erase import erase
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
-from bonbon.pairs.spool import Spool
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.erase import erase
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Fractions, Snapshot, take_snapshot
+from bonbon.pairs.spool.spool import Spool
 from bonbon.registry.registry import Registry
+from bonbon.store.database import Database, open_database
 
 CANARIES = (
     "canary-prompt",

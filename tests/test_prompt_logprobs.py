@@ -12,11 +12,11 @@ from embedded_api import EmbeddedApi, embedded_api
 from engine_models import CONTEXT, load_all, reference, save_adapter, save_model
 from vllm_double import doubles
 
-from bonbon.engines.base import DrawRequest, Sampling, VersionFiles, VersionKind
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.engines.fake import FakeEngine
-from bonbon.engines.remote import RemoteEngine
-from bonbon.engines.remote_options import RemoteOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.engines.remote.remote_engine import RemoteEngine
+from bonbon.engines.remote.remote_options import RemoteOptions
 from bonbon.errors import PromptTooLong, UnknownVersion, UserError
 from bonbon.prompt import Prompt
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from bonbon.demo.models import TinyModels
-from bonbon.demo.service import ServiceProcess
+from bonbon.demo.service_process import ServiceProcess
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings

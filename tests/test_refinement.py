@@ -15,20 +15,20 @@ from sqlalchemy import func, select
 from test_train import settings, train, version, weights
 from transformers import AutoModelForCausalLM
 
-from bonbon.database import open_database
-from bonbon.engines.base import Sampling, VersionKind
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import Sampling, VersionKind
 from bonbon.errors import RewardError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Snapshot, Split
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Snapshot, Split
 from bonbon.prompt import Prompt
-from bonbon.rewards.python import PythonReward
+from bonbon.rewards.python_reward import PythonReward
 from bonbon.settings import Settings, TrainSettings
-from bonbon.tables import groups as logged
+from bonbon.store.database import open_database
+from bonbon.store.tables import groups as logged
 from trainer.data.groups import Groups
 from trainer.drawing import Drawing
-from trainer.training.draws import DrawBox
 from trainer.training.metrics import read_metrics
+from trainer.training.stages.draws import DrawBox
 from trainer.training.train import TrainingResult
 
 

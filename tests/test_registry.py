@@ -10,13 +10,13 @@ import pytest
 from running_service import new_version, version_name, write_adapter
 from sqlalchemy import func, select
 
-from bonbon.database import Database, open_database
-from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.errors import Conflict, StoreError, UnknownVersion, UserError
 from bonbon.registry.manifest import base_digest_of_every_file
-from bonbon.registry.records import Version, VersionState
 from bonbon.registry.registry import Registry
-from bonbon.tables import events, versions
+from bonbon.registry.version_records import Version, VersionState
+from bonbon.store.database import Database, open_database
+from bonbon.store.tables import events, versions
 
 BASE = "tiny"
 PASSED: dict[str, Any] = {"passed": True, "reasons": []}
@@ -336,7 +336,7 @@ async def test_replicas_that_start_at_once_register_one_base_and_one_champion(
 MOVE = """
 import asyncio, random, sys
 from pathlib import Path
-from bonbon.database import open_database
+from bonbon.store.database import open_database
 from bonbon.errors import Conflict
 from bonbon.registry.registry import Registry
 

@@ -10,7 +10,6 @@ import pytest
 from running_service import write_adapter
 
 from bonbon.errors import UserError
-from bonbon.registry.files import store
 from bonbon.registry.manifest import (
     MANIFEST,
     REFUSED,
@@ -21,6 +20,7 @@ from bonbon.registry.manifest import (
     verify,
     version_files,
 )
+from bonbon.registry.version_files import store
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -13,13 +13,13 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from until import until
 from vllm_double import CONTEXT, END, Double, doubles
 
-from bonbon.draws import Draws, collect
+from bonbon.candidates import Draws, collect
 from bonbon.engines import build_engine
-from bonbon.engines.base import Delta, DrawRequest, Sampling, Started, Tokens, VersionFiles, VersionKind
-from bonbon.engines.remote import RemoteEngine
-from bonbon.engines.remote_options import RemoteOptions
+from bonbon.engines.engine import Delta, DrawRequest, Sampling, Started, Tokens, VersionFiles, VersionKind
+from bonbon.engines.remote.remote_engine import RemoteEngine
+from bonbon.engines.remote.remote_options import RemoteOptions
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
-from bonbon.pairs.records import salt_of
+from bonbon.pairs.group_records import salt_of
 from bonbon.prompt import Prompt
 from bonbon.settings import Settings
 from bonbon.tools import ToolCall, canonical

@@ -13,12 +13,12 @@ from api import CHAT, MESSAGES, events
 from running_service import Running, new_version, version_name
 from vllm_double import Double, doubles
 
-from bonbon.database import open_database
-from bonbon.pairs.export import export
-from bonbon.pairs.records import Unclean
+from bonbon.pairs.group_records import Unclean
+from bonbon.pairs.reading.pair_export import export
 from bonbon.registry.registry import Registry
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import ServiceSettings, Settings
+from bonbon.store.database import open_database
 from service.app import create_app
 
 TOOLS: list[dict[str, Any]] = [

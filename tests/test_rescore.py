@@ -14,25 +14,25 @@ from sqlalchemy import func, select
 from stores import as_json, fill, refusal, run
 
 from bonbon.best_of_n import why_unclean
-from bonbon.database import Database
-from bonbon.engines.base import Sampling
+from bonbon.curve.group_selection import select_groups
+from bonbon.engines.engine import Sampling
 from bonbon.errors import RewardError
-from bonbon.pairs.cli import app
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.earlier_scores import read_earlier
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.newest_reward import newest_reward
-from bonbon.pairs.purge import purge
-from bonbon.pairs.reader import RewardKey
-from bonbon.pairs.records import TRAINING, Group, Unclean
-from bonbon.pairs.rescore import AT_ONCE, MOST_FAILURES, Scope, count_rescorable, rescore
-from bonbon.pairs.scored import Kind
-from bonbon.pairs.selection import select_groups
-from bonbon.pairs.training import training_groups
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.purge import purge
+from bonbon.pairs.group_records import TRAINING, Group, Unclean
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.pairs_cli import app
+from bonbon.pairs.reading.newest_reward import newest_reward
+from bonbon.pairs.reading.reader import RewardKey
+from bonbon.pairs.reading.scored_groups import Kind
+from bonbon.pairs.reading.training_groups import training_groups
+from bonbon.pairs.rescoring.earlier_scores import read_earlier
+from bonbon.pairs.rescoring.rescore import AT_ONCE, MOST_FAILURES, Scope, count_rescorable, rescore
 from bonbon.prompt import Message, Prompt
 from bonbon.registry.registry import Registry
-from bonbon.rewards.fake import FakeReward, digest_score
-from bonbon.tables import earlier_scores
+from bonbon.rewards.fake_reward import FakeReward, digest_score
+from bonbon.store.database import Database
+from bonbon.store.tables import earlier_scores
 
 FAKE = RewardKey("fake", "1")
 PARTLY = """

@@ -13,9 +13,9 @@ from sampled_groups import make_base
 from structlog.testing import capture_logs
 
 from bonbon.errors import RewardError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.reader import RewardKey, count_trainable
-from bonbon.pairs.snapshot import Snapshot
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.reader import RewardKey, count_trainable
+from bonbon.pairs.reading.snapshot import Snapshot
 from trainer.context import Workshop, open_workshop
 from trainer.loop import Loop
 from trainer.rounds import Round

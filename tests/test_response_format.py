@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from bonbon.draws import collect
-from bonbon.engines import response_format
-from bonbon.engines.base import DrawRequest, Sampling
-from bonbon.engines.fake import FakeEngine
+from bonbon.candidates import collect
+from bonbon.engines.engine import DrawRequest, Sampling
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.engines.structured import response_format
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
-from service.schemas.chat import ChatBody
+from service.schemas.chat_body import ChatBody
 
 SCHEMA = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"const": "\u00e9"}}}
 

@@ -10,13 +10,13 @@ import pytest
 from api import CHAT, MESSAGES, Api, error_of, open_api
 from calling_engine import CALLED, REPLY, CallingEngine
 
-from bonbon.engines.base import Delta, DrawRequest, Started
-from bonbon.engines.fake import FakeEngine
-from bonbon.pairs.records import Group
+from bonbon.engines.engine import Delta, DrawRequest, Started
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.pairs.group_records import Group
 from bonbon.prompt import Prompt
 from service.schemas.message import ChatMessage
-from service.schemas.response_input import InputCall, messages_of
-from service.schemas.response_replies import ResponseEvent, ResponseReply
+from service.schemas.responses_api.response_input import InputCall, messages_of
+from service.schemas.responses_api.response_replies import ResponseEvent, ResponseReply
 
 RESPONSES = "/v1/responses"
 QUESTION = "Where is my order?"

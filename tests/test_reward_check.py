@@ -15,8 +15,8 @@ from until import until
 from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.check import check_reward
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.rewards.reward_check import check_reward
 from bonbon.settings import RewardSpec
 
 

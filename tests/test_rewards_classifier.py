@@ -24,8 +24,8 @@ from zoo.rewards import REWARDS
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.classifier import ClassifierReward
-from bonbon.rewards.pairwise import PairwiseModel
+from bonbon.rewards.local.classifier import ClassifierReward
+from bonbon.rewards.remote.pairwise import PairwiseModel
 from bonbon.settings import RewardSpec
 
 SENTENCES = "where is my order it on its way please wait we are sorry for the delay thanks a lot today"

@@ -8,11 +8,11 @@ import pytest
 from scripted_server import Slow, lengths, serving
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 
-from bonbon.breaker import BreakerState
 from bonbon.errors import RewardError, UserError
+from bonbon.http.circuit_breaker import BreakerState
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.http import HttpReward
+from bonbon.rewards.remote.http_reward import HttpReward
 from bonbon.settings import RewardSpec
 
 PROMPT = Prompt.user("Where is my order?")

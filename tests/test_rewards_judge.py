@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 from bonbon.settings import RewardSpec
 
 PROMPT = Prompt.chat({"role": "system", "content": "Be kind."}, {"role": "user", "content": "Where is my order?"})

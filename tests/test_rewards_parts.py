@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from bonbon.best_of_n import BestOfN
-from bonbon.engines.base import Sampling
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.engine import Sampling
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.fake import FakeReward
-from bonbon.rewards.python import PythonReward
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.rewards.python_reward import PythonReward
 from bonbon.rewards.weighted import WeightedReward
 from bonbon.settings import RewardSpec
 
@@ -198,7 +198,7 @@ async def test_python_must_be_started() -> None:
 def distribution(directory: Path, name: str, entry: str) -> None:
     """An installed package, as pip leaves it, that brings a reward."""
     (directory / f"{name}.py").write_text(
-        "from bonbon.rewards.fake import FakeReward\n\n\n"
+        "from bonbon.rewards.fake_reward import FakeReward\n\n\n"
         "def build(options):\n"
         "    return FakeReward(lambda prompt, text: float(options['target']) * len(text))\n"
     )

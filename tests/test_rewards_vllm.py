@@ -9,11 +9,11 @@ import pytest
 from scripted_server import serving
 from starlette.responses import JSONResponse, Response
 
-from bonbon.breaker import BreakerState
 from bonbon.errors import RewardError, UserError
+from bonbon.http.circuit_breaker import BreakerState
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.vllm import VllmReward
+from bonbon.rewards.remote.vllm_pooling import VllmReward
 from bonbon.settings import RewardSpec
 
 PROMPT = Prompt.user("Where is my order?")

@@ -9,7 +9,7 @@ import pytest
 from api import CHAT, COMPLETIONS, MESSAGES, Api, events, open_api
 from embedded_api import EmbeddedApi, embedded_api, logged
 
-from bonbon.pairs.reader import pairs
+from bonbon.pairs.reading.reader import pairs
 
 END = 2
 FIELDS: list[dict[str, Any]] = [

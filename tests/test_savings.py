@@ -6,10 +6,10 @@ import pytest
 from running_service import BASE, Running, WatchedEngine, running, settings_in
 from service_metrics import metric_of
 
-from bonbon.database import Database
-from bonbon.pairs.savings import Savings, TokenCounts, add_savings, read_savings
-from bonbon.rewards.fake import FakeReward
-from service.audit_rate import LEAST, audit_rate
+from bonbon.pairs.live.savings import Savings, TokenCounts, add_savings, read_savings
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.store.database import Database
+from service.lifecycle.audit_rate import LEAST, audit_rate
 
 
 async def test_what_gateways_count_is_added(database: Database) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from bonbon.errors import ClientTooSlow
-from service.send_buffer import PIECE, SendBuffers
+from service.http_server.send_buffer import PIECE, SendBuffers
 
 
 async def test_what_is_put_is_taken_in_order_up_to_the_end() -> None:

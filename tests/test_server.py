@@ -13,11 +13,11 @@ import pytest
 from fastapi import FastAPI
 from running_service import BASE, WatchedEngine, settings_in
 
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import UserError
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from service.app import create_app
-from service.server import bind, run_server
+from service.http_server.server import bind, run_server
 
 
 class Served:

@@ -12,12 +12,12 @@ import pytest
 from adapters import approve, database_url, register_adapter
 from openai import AsyncOpenAI, OpenAIError
 
-from bonbon.database import open_database
-from bonbon.demo.models import TinyModels
-from bonbon.demo.service import ServiceProcess
+from bonbon.demo.service_process import ServiceProcess
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.traffic import SwapTraffic, Traffic
 from bonbon.demo.world import requests
-from bonbon.pairs.log import PairLog
+from bonbon.pairs.pair_log import PairLog
+from bonbon.store.database import open_database
 
 REQUESTS = requests(7, 200)
 

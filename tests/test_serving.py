@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bonbon.errors import UnknownVersion
-from service.serving import Asked, Loaded, Routes, Serving
+from service.answering.routing import Asked, Loaded, Routes, Serving
 
 CREATED = datetime(2026, 1, 2, tzinfo=UTC)
 LOADED = {

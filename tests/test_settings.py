@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bonbon.engines.remote_options import RemoteOptions
+from bonbon.cli.settings_reference import reference
+from bonbon.engines.remote.remote_options import RemoteOptions
 from bonbon.errors import UserError
 from bonbon.settings import RewardSpec, Settings, load_settings
-from bonbon.settings_reference import reference
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from bonbon.cli.init import init, settings_file
 from bonbon.errors import UserError
 from bonbon.settings import Settings, load_settings
-from bonbon.settings_file import init, settings_file
 
 app = typer.Typer()
 app.command()(init)

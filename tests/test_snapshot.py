@@ -14,13 +14,12 @@ import pytest
 from groups import scored_group
 from running_service import write_adapter
 
-from bonbon.database import Database, open_database
-from bonbon.engines.base import Sampling, VersionKind
+from bonbon.engines.engine import Sampling, VersionKind
 from bonbon.errors import UserError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.reader import RewardKey
-from bonbon.pairs.records import Group, Unclean
-from bonbon.pairs.snapshot import (
+from bonbon.pairs.group_records import Group, Unclean
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.reader import RewardKey
+from bonbon.pairs.reading.snapshot import (
     GROUPS,
     RECORD,
     SCHEMA,
@@ -34,6 +33,7 @@ from bonbon.pairs.snapshot import (
 )
 from bonbon.prompt import Message, Prompt
 from bonbon.registry.registry import Registry
+from bonbon.store.database import Database, open_database
 
 
 async def fill(log: PairLog, count: int, **changes: Any) -> list[Group]:

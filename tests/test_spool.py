@@ -11,9 +11,9 @@ import pytest
 from groups import scored_group
 
 from bonbon.errors import StoreError
-from bonbon.pairs.records import Group
-from bonbon.pairs.segment import read_segment
-from bonbon.pairs.spool import SEGMENT_BYTES, Spool
+from bonbon.pairs.group_records import Group
+from bonbon.pairs.spool.segment import read_segment
+from bonbon.pairs.spool.spool import SEGMENT_BYTES, Spool
 from bonbon.prompt import Prompt
 
 PLENTY = 2**30
@@ -53,7 +53,7 @@ import os, signal, sys
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
 from pathlib import Path
 from groups import scored_group
-from bonbon.pairs.spool import Spool
+from bonbon.pairs.spool.spool import Spool
 Spool(Path({str(tmp_path)!r}), 2**30).append([scored_group(i, request_id=f"left {{i}}") for i in range(3)])
 os.kill(os.getpid(), signal.SIGKILL)
 """

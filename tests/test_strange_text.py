@@ -17,16 +17,16 @@ from running_service import WatchedEngine, running, settings_in
 from scripted_server import lengths, serving
 from starlette.responses import Response
 
-from bonbon.database import open_database
-from bonbon.engines.base import Delta, DrawRequest, Started
+from bonbon.engines.engine import Delta, DrawRequest, Started
 from bonbon.errors import RewardError, UnknownVersion, UserError
-from bonbon.keys.store import revoke_key, rotate_key
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.records import Feedback
+from bonbon.keys.key_store import revoke_key, rotate_key
+from bonbon.pairs.group_records import Feedback
+from bonbon.pairs.pair_log import PairLog
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
-from bonbon.rewards.fake import FakeReward
-from bonbon.storable import NAME_LENGTH, clean_document, clean_name, clean_text
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.store.database import open_database
+from bonbon.store.storable_text import NAME_LENGTH, clean_document, clean_name, clean_text
 
 STRANGE = {"NUL": "a\0b", "half a pair": "\ud800", "long": "x" * 900_000, "both": "\0\udfff" * 300, "wide": "😀" * 5000}
 

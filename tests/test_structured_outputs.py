@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from zoo.policies import Policy, sizes
 from zoo.tokenizers import CHATML, HEADERS, byte_level, sentencepiece
 
-from bonbon.draws import Draw, collect
-from bonbon.engines.base import DrawRequest, Sampling
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.engines.response_format import canonical
+from bonbon.candidates import Draw, collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import DrawRequest, Sampling
+from bonbon.engines.structured.response_format import canonical
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 

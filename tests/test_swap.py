@@ -12,14 +12,14 @@ from running_service import BASE, Running, WatchedEngine, new_version, running, 
 from sqlalchemy import delete, insert, select, update
 from until import until
 
-from bonbon.database import Database
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import Conflict
-from bonbon.registry.records import Target
 from bonbon.registry.registry import Registry
-from bonbon.tables import aliases, version_numbers, versions
-from service import swap
-from service.swap import Swapper
+from bonbon.registry.version_records import Target
+from bonbon.store.database import Database
+from bonbon.store.tables import aliases, version_numbers, versions
+from service.lifecycle import swap
+from service.lifecycle.swap import Swapper
 
 eventually = partial(until, seconds=10.0)
 

@@ -7,8 +7,8 @@ import pytest
 from running_service import BASE, Running, WatchedEngine, new_version, running, settings_in
 from test_swap import Traffic, eventually
 
-from bonbon.engines.base import VersionKind
-from service import serving
+from bonbon.engines.engine import VersionKind
+from service.answering import routing as serving
 
 FULL = VersionKind.FULL
 

@@ -9,11 +9,11 @@ import torch
 from learners import learner_of
 from zoo.policies import POLICIES
 
-from bonbon.engines.adapter import read_adapter
+from bonbon.engines.adapters.adapter_files import read_adapter
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
-from trainer.training.policy import load_policy
-from trainer.training.targets import check_targets
+from trainer.training.learning.lora_targets import check_targets
+from trainer.training.learning.policy import load_policy
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 

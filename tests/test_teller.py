@@ -6,9 +6,9 @@ from pathlib import Path
 
 from structlog.testing import capture_logs
 
-from bonbon.database import Database
-from bonbon.registry.rounds import RoundStage, read_rounds
-from trainer.progress import POINTS, Teller, training_curve
+from bonbon.registry.round_progress import RoundStage, read_rounds
+from bonbon.store.database import Database
+from trainer.round_progress import POINTS, Teller, training_curve
 
 
 def write_steps(directory: Path, count: int) -> None:

@@ -15,10 +15,10 @@ from starlette.responses import Response
 from until import until
 
 from bonbon.errors import UserError
-from bonbon.pairs.snapshot import Fractions, read_rows, take_snapshot
+from bonbon.pairs.reading.snapshot import Fractions, read_rows, take_snapshot
 from bonbon.prompt import Prompt
-from bonbon.registry.due import next_round
-from bonbon.rewards.fake import digest_score
+from bonbon.registry.next_round import next_round
+from bonbon.rewards.fake_reward import digest_score
 from bonbon.settings import Limits, ServiceSettings, Tenant, load_settings
 from service.app import create_app
 

@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 
 from bonbon.best_of_n import Answer, BestOfN
 from bonbon.demo import world
-from bonbon.demo.models import TinyModels
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.engines import build_engine
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
 from bonbon.settings import RewardSpec, Settings

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from bonbon.draws import Draw
-from bonbon.engines.base import Delta
-from bonbon.pairs.rows import prompt_document, prompt_of
+from bonbon.candidates import Draw
+from bonbon.engines.engine import Delta
+from bonbon.pairs.group_rows import prompt_document, prompt_of
 from bonbon.prompt import Prompt
 from bonbon.tools import ToolCall, ToolCallDelta, canonical, written
 

@@ -16,10 +16,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from bonbon.logs import configure_logs
+from bonbon.observability.logs import configure_logs
+from bonbon.observability.tracing import span, trace_to
 from bonbon.settings import ServiceSettings
-from bonbon.tracing import span, trace_to
-from service.traces import exported_traces
+from service.middleware.request_tracing import exported_traces
 
 SECRET = "zwiebelkuchen"
 ASK = {"model": "bonbon", "messages": [{"role": "user", "content": f"I love {SECRET}"}], "max_tokens": 8}

@@ -22,16 +22,16 @@ from safetensors.torch import load_file, save_file
 from sampled_groups import draw, make_base, make_snapshot, score, text_of
 from transformers import AutoModelForCausalLM
 
-from bonbon.engines.base import VersionKind
+from bonbon.engines.engine import VersionKind
 from bonbon.errors import BonbonError, UserError
-from bonbon.pairs.snapshot import Snapshot
+from bonbon.pairs.reading.snapshot import Snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.manifest import base_digest, base_digest_of_every_file, make_manifest
-from bonbon.registry.records import Version, VersionState
+from bonbon.registry.version_records import Version, VersionState
 from bonbon.settings import Settings, TrainSettings, load_settings
 from bonbon.theory import tilt, win_fraction
 from trainer.data.groups import Groups
-from trainer.training.loss import LossName
+from trainer.training.learning.loss import LossName
 from trainer.training.metrics import MetricsLog, read_metrics
 from trainer.training.train import TrainingResult
 from trainer.training.train import train as train_run
@@ -194,7 +194,7 @@ def as_arguments(base: Path, snapshot: Snapshot, run_dir: Path, config: Settings
 START = """
 import json, os, signal, sys
 from pathlib import Path
-from bonbon.pairs.snapshot import read_snapshot
+from bonbon.pairs.reading.snapshot import read_snapshot
 from bonbon.settings import load_settings
 from trainer.training.metrics import MetricsLog
 from trainer.training.train import train

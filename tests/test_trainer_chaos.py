@@ -16,13 +16,13 @@ from sampled_groups import make_base
 from trainer_chaos import STAGES, Chaos, Trainer, chaos_of_one_round, chaos_settings
 from until import until
 
-from bonbon.database import open_database
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.erase import erase
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.erase import erase
 from bonbon.settings import Settings
+from bonbon.store.database import open_database
 from trainer.context import Workshop, open_workshop
 from trainer.loop import Loop
-from trainer.training import launch
+from trainer.training.processes import launch
 
 
 @pytest.fixture(scope="module")

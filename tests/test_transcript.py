@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from zoo.tokenizers import INST, TURNS, sentencepiece
 
-from bonbon.engines.base import Token
-from bonbon.engines.transcript import Detokenizer, Transcript
+from bonbon.engines.engine import Token
+from bonbon.engines.text.transcript import Detokenizer, Transcript
 
 TEXTS = ["Grüße aus Köln, 日本語も 🎉!", "don't stop , please .", "¿qué? ... «ça» 👩‍👩‍👧 fin", "stop! stopp? st op"]
 

@@ -15,14 +15,14 @@ from structlog.testing import capture_logs
 from transformers import AutoTokenizer
 from written_groups import BASE, group_row, write_groups
 
-from bonbon.database import open_database
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.errors import UserError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Fractions, Split, split_of
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt
 from bonbon.settings import Settings
-from bonbon.tables import groups as logged
+from bonbon.store.database import open_database
+from bonbon.store.tables import groups as logged
 from trainer.context import open_workshop
 from trainer.data.groups import Groups
 from trainer.distill import distill

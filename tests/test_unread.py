@@ -16,9 +16,9 @@ from running_service import new_version
 from service_metrics import metric
 from until import until
 
-from bonbon.database import open_database
-from bonbon.engines.base import VersionKind
+from bonbon.engines.engine import VersionKind
 from bonbon.registry.registry import Registry
+from bonbon.store.database import open_database
 
 PROMPTS, N, MAX_TOKENS = 64, 32, 512
 LARGE: dict[str, Any] = {

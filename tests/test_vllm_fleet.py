@@ -17,18 +17,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from vllm_servers import FLEET, POOLING, TOOLS, VllmServer
 
-from bonbon.demo.models import TinyModels
+from bonbon.candidates import collect
 from bonbon.demo.run import ALIAS, Demo, Plan
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.traffic import Traffic
 from bonbon.demo.world import requests as make_requests
-from bonbon.draws import collect
-from bonbon.engines.base import DrawRequest, Sampling, VersionFiles, VersionKind
-from bonbon.engines.remote import RemoteEngine
-from bonbon.engines.remote_options import RemoteOptions
+from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
+from bonbon.engines.remote.remote_engine import RemoteEngine
+from bonbon.engines.remote.remote_options import RemoteOptions
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import RewardSpec, Settings
 from bonbon.tools import canonical
 from service.app import create_app

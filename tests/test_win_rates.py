@@ -8,13 +8,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from groups import scored_group
 
-from bonbon.database import Database, open_database
 from bonbon.errors import StoreError
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.purge import purge
-from bonbon.pairs.records import Comparison
-from bonbon.pairs.win_rates import read_win_rates
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.purge import purge
+from bonbon.pairs.group_records import Comparison
+from bonbon.pairs.live.win_rates import read_win_rates
+from bonbon.pairs.pair_log import PairLog
+from bonbon.store.database import Database, open_database
 from bonbon.theory import RollingSequence
 
 REWARDS = {"win": (1.0, 0.0), "tie": (1.0, 1.0), "loss": (0.0, 1.0)}

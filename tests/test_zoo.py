@@ -13,10 +13,10 @@ from zoo.rewards import REWARDS
 from zoo.stages import NEAR, PROMOTED, STAGES, TRAINED, run_stages
 from zoo.training import FULL, SETTINGS, train_on_any_tokens
 
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
 from bonbon.errors import UserError
 from bonbon.rewards import build_reward
-from bonbon.rewards.check import check_reward
+from bonbon.rewards.reward_check import check_reward
 from bonbon.settings import RewardSpec
 
 TO_THE_END = ("Llama 3", "Phi-3, LongRoPE", "Gemma 3, multimodal", "GPT-2", "Qwen3-MoE")

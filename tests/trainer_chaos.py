@@ -28,11 +28,11 @@ from rich.console import Console
 from rich.progress import Progress
 from sampled_groups import make_base
 
-from bonbon.database import open_database
 from bonbon.errors import Conflict
 from bonbon.registry.leases import acquire, release
 from bonbon.registry.registry import Registry
 from bonbon.settings import Settings
+from bonbon.store.database import open_database
 from trainer.loop import LEASE
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -238,7 +238,7 @@ def _untimed(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _work(settings: Settings, directory: Path, stage: str | None, delay: float) -> None:
-    from bonbon.logs import configure_logs
+    from bonbon.observability.logs import configure_logs
     from trainer.context import open_workshop
     from trainer.loop import Loop
 
@@ -266,9 +266,9 @@ def _watch(killed_in: str | None, delay: float, times: dict[str, float]) -> None
     from trainer.context import Workshop
     from trainer.rounds import Round
     from trainer.training import run as training
-    from trainer.training.learner import Learner
-    from trainer.training.offline import Offline
-    from trainer.training.refinement import Refinement
+    from trainer.training.learning.learner import Learner
+    from trainer.training.stages.offline import Offline
+    from trainer.training.stages.refinement import Refinement
 
     places: dict[str, tuple[Any, str]] = {
         "snapshot": (Round, "snapshot"),

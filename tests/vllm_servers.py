@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx2
 
-from bonbon.demo.service import free_port
+from bonbon.demo.service_process import free_port
 
 FLEET = ("--enable-lora", "--max-lora-rank", "16", "--max-loras", "4", "--logprobs-mode", "processed_logprobs")
 TOOLS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bonbon.pairs.snapshot import SCHEMA, Split
+from bonbon.pairs.reading.snapshot import SCHEMA, Split
 from trainer.data.groups import Groups
 
 BASE = "tiny"

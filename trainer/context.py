@@ -6,21 +6,21 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bonbon.database import Database, open_database
 from bonbon.engines import build_engine
-from bonbon.engines.base import Engine, VersionFiles, VersionKind
+from bonbon.engines.engine import Engine, VersionFiles, VersionKind
 from bonbon.errors import UserError
-from bonbon.modelfiles import resolve_model, served_name
-from bonbon.pairs.snapshot import Split
-from bonbon.registry.places import refuse_missing
-from bonbon.registry.records import Version
+from bonbon.model_files import resolve_model, served_name
+from bonbon.pairs.reading.snapshot import Split
 from bonbon.registry.registry import Registry
+from bonbon.registry.version_paths import refuse_missing
+from bonbon.registry.version_records import Version
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
+from bonbon.store.database import Database, open_database
 from trainer.evaluation.evaluation import Evaluation
 
 if TYPE_CHECKING:
-    from bonbon.pairs.snapshot import Snapshot
+    from bonbon.pairs.reading.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Workshop:
     async def check_training(self, start: Version | None = None) -> None:
         """Raise UserError when training cannot go on from `start` (None: the base) as the settings say, before anything
         is drawn for it."""
+        from trainer.training.learning.lora_targets import check_targets
         from trainer.training.start import check_start
-        from trainer.training.targets import check_targets
 
         await asyncio.to_thread(check_targets, self.base.directory, self.settings.train)
         files = None if start is None else start.files
@@ -64,7 +64,7 @@ class Workshop:
             UserError: no reward is configured, or there are too few test prompts.
             RewardError, EngineError: scoring or drawing failed.
         """
-        from bonbon.engines.config import read_config
+        from bonbon.engines.text.model_config import read_config
         from trainer.data.logged_prompts import logged_prompts
         from trainer.evaluation.evaluate import Served, evaluate
         from trainer.evaluation.kl import KL

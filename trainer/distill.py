@@ -16,22 +16,22 @@ import structlog
 from sqlalchemy import select
 
 from bonbon.best_of_n import BestOfN
+from bonbon.concurrency.gather import together
 from bonbon.engines import build_engine
-from bonbon.engines.base import Sampling
+from bonbon.engines.engine import Sampling
 from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Fractions, Split, split_of
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt
 from bonbon.registry.manifest import names_base
-from bonbon.registry.records import Version
+from bonbon.registry.version_records import Version
 from bonbon.rewards import build_reward
-from bonbon.rewards.together import together
 from bonbon.settings import Settings
-from bonbon.tables import groups
-from trainer.bars import bar
+from bonbon.store.tables import groups
 from trainer.context import Workshop
 from trainer.drawing import LEAST_VALIDATION
-from trainer.files import read_json, write_json
+from trainer.progress_bars import bar
+from trainer.result_files import read_json, write_json
 from trainer.rounds import PLAN, Round, stages
 
 log = structlog.get_logger(__name__)

@@ -1,4 +1,4 @@
-"""Draws from the policy that a training is at, for the training: the other end of `trainer.training.draws`."""
+"""Draws from the policy that a training is at, for the training: the other end of `trainer.training.stages.draws`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -13,19 +13,19 @@ import structlog
 from sqlalchemy import select
 
 from bonbon.best_of_n import BestOfN
-from bonbon.engines.base import Engine, VersionFiles, VersionKind
+from bonbon.concurrency.gather import together
+from bonbon.engines.engine import Engine, VersionFiles, VersionKind
 from bonbon.errors import PromptTooLong, RewardError, UserError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.reader import RewardKey
-from bonbon.pairs.records import TRAINING, Group
-from bonbon.pairs.snapshot import SCHEMA, Snapshot, snapshot_row
-from bonbon.pairs.training import TrainingGroup
-from bonbon.rewards.base import Reward
-from bonbon.rewards.together import together
+from bonbon.pairs.group_records import TRAINING, Group
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.reader import RewardKey
+from bonbon.pairs.reading.snapshot import SCHEMA, Snapshot, snapshot_row
+from bonbon.pairs.reading.training_groups import TrainingGroup
+from bonbon.rewards.reward import Reward
 from bonbon.settings import Settings
-from bonbon.tables import groups
+from bonbon.store.tables import groups
 from trainer.data.logged_prompts import LoggedPrompt, logged_prompts
-from trainer.training.draws import DrawBox, DrawOrder
+from trainer.training.stages.draws import DrawBox, DrawOrder
 
 log = structlog.get_logger(__name__)
 

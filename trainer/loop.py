@@ -6,11 +6,11 @@ import contextlib
 import structlog
 
 from bonbon.errors import BonbonError, Conflict, EngineError, RewardError, StoreError, UserError
-from bonbon.registry.due import NextRound, next_round
-from bonbon.registry.records import Version
+from bonbon.registry.next_round import NextRound, next_round
+from bonbon.registry.version_records import Version
 from trainer.context import Workshop
-from trainer.disk import DiskFull, room_for
-from trainer.lease import Hold
+from trainer.disk_full import DiskFull, room_for
+from trainer.held_lease import Hold
 from trainer.rounds import PLAN, Round, Stage, new_directory, stages
 
 log = structlog.get_logger(__name__)

@@ -2,11 +2,11 @@
 
 import structlog
 
-from bonbon.pairs.reader import RewardKey, count_trainable
-from bonbon.pairs.rescore import Scope, count_rescorable, rescore, started
+from bonbon.pairs.reading.reader import RewardKey, count_trainable
+from bonbon.pairs.rescoring.rescore import Scope, count_rescorable, rescore, started
 from bonbon.rewards import build_reward
-from trainer.bars import bar
 from trainer.context import Workshop
+from trainer.progress_bars import bar
 
 log = structlog.get_logger(__name__)
 

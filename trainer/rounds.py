@@ -17,28 +17,28 @@ from typing import Any
 
 import structlog
 
-from bonbon.engines.base import VersionFiles, VersionKind
+from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.errors import Conflict, UserError
 from bonbon.ids import time_ordered_id
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.newest_reward import newest_reward_of
-from bonbon.pairs.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
-from bonbon.registry.places import stored_path
-from bonbon.registry.records import Version, VersionState
-from bonbon.registry.rounds import PROMOTED, REFUSED, RoundStage
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.newest_reward import newest_reward_of
+from bonbon.pairs.reading.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
+from bonbon.registry.round_progress import PROMOTED, REFUSED, RoundStage
+from bonbon.registry.version_paths import stored_path
+from bonbon.registry.version_records import Version, VersionState
 from bonbon.rewards import build_reward
 from trainer.context import Workshop
 from trainer.drawing import Drawing, why_not_drawn
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.evaluation.gate import Verdict, judge
-from trainer.files import read_json, write_json
-from trainer.progress import Teller
 from trainer.reports.report import write_report
 from trainer.reports.signatures import NAMES, signatures
 from trainer.rescoring import rescore_older
-from trainer.training.draws import DrawBox
-from trainer.training.launch import run_training
+from trainer.result_files import read_json, write_json
+from trainer.round_progress import Teller
 from trainer.training.metrics import MetricsLog, read_metrics
+from trainer.training.processes.launch import run_training
+from trainer.training.stages.draws import DrawBox
 
 log = structlog.get_logger(__name__)
 

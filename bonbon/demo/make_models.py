@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from bonbon.demo import world
-from bonbon.demo.models import TinyModels
+from bonbon.demo.tiny_models import TinyModels
 
 if TYPE_CHECKING:
     from torch import Tensor

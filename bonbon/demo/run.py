@@ -15,10 +15,10 @@ import httpx2
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bonbon.demo.figures import Figures, Yardstick
-from bonbon.demo.models import TinyModels, tiny_models
-from bonbon.demo.service import ServiceProcess
-from bonbon.demo.table import figures_table, print_gate, sample_panels
+from bonbon.demo.demo_figures import Figures, Yardstick
+from bonbon.demo.results_table import figures_table, print_gate, sample_panels
+from bonbon.demo.service_process import ServiceProcess
+from bonbon.demo.tiny_models import TinyModels, tiny_models
 from bonbon.demo.traffic import Reply, SwapTraffic, Traffic
 from bonbon.demo.world import requests as make_requests
 from bonbon.errors import BonbonError
@@ -27,7 +27,7 @@ from bonbon.settings import RewardSpec
 from bonbon.theory import best_of_n_kl
 
 if TYPE_CHECKING:
-    from bonbon.rewards.base import Reward
+    from bonbon.rewards.reward import Reward
 
 ALIAS = "bonbon"
 ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
@@ -297,8 +297,8 @@ class Demo:
 
     async def _wait_for_audits(self, quiet_seconds: float = 3.0) -> None:
         """Until the audits' groups have stopped coming."""
-        from bonbon.database import open_database
-        from bonbon.pairs.reader import count_clean
+        from bonbon.pairs.reading.reader import count_clean
+        from bonbon.store.database import open_database
 
         champion = await self._admin("GET", "/admin/aliases")
         before = -1

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from bonbon.engines.base import Engine
+from bonbon.engines.engine import Engine
 from bonbon.errors import UserError
 from bonbon.settings import Settings
-from bonbon.shown import shown_input
+from bonbon.shown_values import shown_input
 
 __all__ = ["Engine", "build_engine"]
 
@@ -48,8 +48,8 @@ def _problem(item: Any) -> str:
 
 
 def _embedded(settings: Settings, base: str) -> Engine:
-    from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-    from bonbon.modelfiles import resolve_model
+    from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+    from bonbon.model_files import resolve_model
 
     options = EmbeddedOptions(**settings.engine_options)
     model = resolve_model(settings.model, settings.revision)
@@ -57,9 +57,9 @@ def _embedded(settings: Settings, base: str) -> Engine:
 
 
 def _vllm(settings: Settings, base: str) -> Engine:
-    from bonbon.engines.vllm import build_vllm
-    from bonbon.engines.vllm_options import VllmOptions
-    from bonbon.modelfiles import resolve_model
+    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_options import VllmOptions
+    from bonbon.model_files import resolve_model
 
     options = VllmOptions(**settings.engine_options)
     model = resolve_model(settings.model, settings.revision)
@@ -67,7 +67,7 @@ def _vllm(settings: Settings, base: str) -> Engine:
 
 
 def _fake(settings: Settings, base: str) -> Engine:
-    from bonbon.engines.fake import FakeEngine
+    from bonbon.engines.fake_engine import FakeEngine
 
     try:
         return FakeEngine(base, **settings.engine_options)
@@ -76,8 +76,8 @@ def _fake(settings: Settings, base: str) -> Engine:
 
 
 def _remote(settings: Settings, base: str) -> Engine:
-    from bonbon.engines.remote import RemoteEngine
-    from bonbon.engines.remote_options import RemoteOptions
+    from bonbon.engines.remote.remote_engine import RemoteEngine
+    from bonbon.engines.remote.remote_options import RemoteOptions
 
     return RemoteEngine(base, RemoteOptions(**settings.engine_options))
 

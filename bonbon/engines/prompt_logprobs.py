@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from bonbon.engines.base import PromptLogprobs, Started, Token, TokenAlternative
-from bonbon.engines.drawn import Top
-from bonbon.engines.transcript import Detokenizer
+from bonbon.engines.embedded.candidate_stream import Top
+from bonbon.engines.engine import PromptLogprobs, Started, Token, TokenAlternative
+from bonbon.engines.text.transcript import Detokenizer
 
 
 def prompt_logprobs(

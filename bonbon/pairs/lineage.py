@@ -5,13 +5,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select
 
-from bonbon.database import Database
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.earlier_scores import was_trainable_by
-from bonbon.pairs.reader import of_tenants, trainable
-from bonbon.registry.due import started_from
-from bonbon.tables import groups, versions
-from bonbon.transaction import Transaction
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.reading.reader import of_tenants, trainable
+from bonbon.pairs.rescoring.earlier_scores import was_trainable_by
+from bonbon.registry.next_round import started_from
+from bonbon.store.database import Database
+from bonbon.store.tables import groups, versions
+from bonbon.store.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)

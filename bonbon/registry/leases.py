@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select, update
 
-from bonbon.database import Database
 from bonbon.errors import Conflict
-from bonbon.tables import leases
+from bonbon.store.database import Database
+from bonbon.store.tables import leases
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 from bonbon.errors import UserError
-from bonbon.modelfiles import PATTERNS
+from bonbon.model_files import PATTERNS
 
 MANIFEST = "manifest.json"
 # Formats that run code when they are loaded, or that carry code.

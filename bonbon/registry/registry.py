@@ -10,16 +10,25 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 
-from bonbon.database import Database
-from bonbon.engines.base import VersionKind
+from bonbon.engines.engine import VersionKind
 from bonbon.errors import Conflict, UnknownVersion, UserError
 from bonbon.ids import time_ordered_id
-from bonbon.registry.files import store
 from bonbon.registry.manifest import base_digest, base_digest_of_every_file, verify
-from bonbon.registry.places import files_directory, refuse_missing, stored_path
-from bonbon.registry.records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Event, Target, Version, VersionState
-from bonbon.tables import aliases, events, version_numbers, versions
-from bonbon.transaction import Transaction
+from bonbon.registry.version_files import store
+from bonbon.registry.version_paths import files_directory, refuse_missing, stored_path
+from bonbon.registry.version_records import (
+    BEST_OF_N,
+    CHALLENGER,
+    CHAMPION,
+    PREVIOUS,
+    Event,
+    Target,
+    Version,
+    VersionState,
+)
+from bonbon.store.database import Database
+from bonbon.store.tables import aliases, events, version_numbers, versions
+from bonbon.store.transaction import Transaction
 
 DIGEST_LENGTH = 8
 """Characters of its digest in a version's name."""

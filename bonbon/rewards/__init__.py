@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, cast
 
 from bonbon.errors import UserError
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 from bonbon.settings import RewardSpec
 
 GROUP = "bonbon.rewards"

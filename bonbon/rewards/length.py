@@ -6,8 +6,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bonbon.prompt import Prompt
-from bonbon.rewards.base import Reward
-from bonbon.rewards.options import Options
+from bonbon.rewards.reward import Reward
+from bonbon.rewards.reward_options import Options
 
 
 class LengthOptions(Options):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bonbon.prompt import Prompt
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 
 
 class NamedReward(Reward):

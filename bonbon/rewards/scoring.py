@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bonbon.errors import RewardError, RewardInvalid, RewardLate
 from bonbon.prompt import Prompt
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 
 
 async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, deadline: float) -> list[float]:

@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bonbon.concurrency.gather import together
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
-from bonbon.rewards.base import Reward
-from bonbon.rewards.options import Options
-from bonbon.rewards.together import together
+from bonbon.rewards.reward import Reward
+from bonbon.rewards.reward_options import Options
 from bonbon.settings import RewardSpec
 
 

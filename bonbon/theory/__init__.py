@@ -6,7 +6,7 @@ Logarithms are natural, KL divergences are in nats.
 """
 
 from bonbon.theory.anytime import BettingTest, ConfidenceSequence
-from bonbon.theory.best_of_n import best_of_n_kl, best_of_n_kl_of_answer, best_of_n_win_rate
+from bonbon.theory.closed_forms import best_of_n_kl, best_of_n_kl_of_answer, best_of_n_win_rate
 from bonbon.theory.estimates import best_of_k_means, best_of_k_rewards, best_of_k_weights, best_of_k_win_rates
 from bonbon.theory.frontier import frontier_gap, frontier_kl, frontier_win_rate, tilted_kl, tilted_win_rate
 from bonbon.theory.intervals import Estimate, Interval, clustered_mean, clustered_ratio, student_t, wilson

@@ -12,7 +12,7 @@ J = c / 2.
 import math
 from functools import lru_cache
 
-from bonbon.theory.best_of_n import best_of_n_kl
+from bonbon.theory.closed_forms import best_of_n_kl
 from bonbon.theory.frontier import SMALL, solve_increasing, tilted_kl
 
 

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from bonbon.database import open_database
 from bonbon.engines import build_engine
-from bonbon.engines.golden import check_base
+from bonbon.engines.golden_prompts import check_base
 from bonbon.errors import BonbonError
 from bonbon.extras import install
-from bonbon.keys.store import all_keys
-from bonbon.modelfiles import is_hub_name, resolve_model, served_name
+from bonbon.keys.key_store import all_keys
+from bonbon.model_files import is_hub_name, resolve_model, served_name
 from bonbon.rewards import build_reward
-from bonbon.rewards.check import check_reward
+from bonbon.rewards.reward_check import check_reward
 from bonbon.settings import RewardSpec, ServiceSettings, Settings
+from bonbon.store.database import open_database
 from service.app import base_name
-from service.keyring import needs_key
-from service.local import is_loopback
+from service.auth.keyring import needs_key
+from service.auth.local_requests import is_loopback
 
 LEAST_FREE = 5 * 2**30
 """Bytes of the data directory's disk below which there is a warning."""
@@ -74,7 +74,7 @@ def _model(settings: Settings) -> Finding:
             "model", State.WARNING, f"{settings.model} is not a directory here: it is downloaded from the model hub"
         )
     try:
-        from bonbon.engines.tokenizer import load_tokenizer
+        from bonbon.engines.text.tokenizer import load_tokenizer
 
         directory = resolve_model(settings.model, settings.revision)
         tokenizer = load_tokenizer(directory)

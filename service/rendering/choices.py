@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from bonbon.best_of_n import Answer
-from bonbon.draws import Draw
-from bonbon.engines.base import Delta, PromptLogprobs, Started
-from bonbon.pairs.records import Candidate
-from service import sse
-from service.answering import Event
-from service.ask import Ask
+from bonbon.candidates import Draw
+from bonbon.engines.engine import Delta, PromptLogprobs, Started
+from bonbon.pairs.group_records import Candidate
+from service.answering import sse
+from service.answering.answering import Event
+from service.answering.completion_request import Ask
+from service.answering.routing import Plan
 from service.errors import Problem
-from service.rendering.base import Rendering
-from service.serving import Plan
+from service.rendering.renderer import Rendering
 
 
 class ChoicesRendering(Rendering):

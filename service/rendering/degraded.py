@@ -1,7 +1,7 @@
 """What a client is told of an answer that no reward has ranked."""
 
 from bonbon.errors import RewardError
-from bonbon.pairs.records import Group
+from bonbon.pairs.group_records import Group
 
 MEANINGS = {
     "failed": "the reward could not score the candidates, so the first one is the answer",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bonbon.best_of_n import Answer
-from bonbon.pairs.records import Candidate
+from bonbon.pairs.group_records import Candidate
 from service.rendering.degraded import degraded_reason
 
 

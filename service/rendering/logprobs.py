@@ -4,8 +4,8 @@ from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
 
-from bonbon.draws import Draw
-from bonbon.engines.base import Delta, PromptLogprobs, Token, TokenAlternative
+from bonbon.candidates import Draw
+from bonbon.engines.engine import Delta, PromptLogprobs, Token, TokenAlternative
 
 # JSON has no minus infinity; OpenAI writes this for tokens that cannot be drawn.
 IMPOSSIBLE = -9999.0

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bonbon.draws import Draw
-from bonbon.engines.base import Delta
+from bonbon.candidates import Draw
+from bonbon.engines.engine import Delta
 from bonbon.ids import time_ordered_id
 from bonbon.tools import ToolCall, ToolCallDelta
 from service.rendering.logprobs import response_logprobs

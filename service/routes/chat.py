@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.rendering.chat import ChatRendering
-from service.responding import respond
-from service.schemas.chat import ChatBody
+from service.answering.respond import respond
+from service.rendering.chat_rendering import ChatRendering
+from service.schemas.chat_body import ChatBody
 from service.schemas.replies import ChatChunk, ChatCompletion
 from service.schemas.statuses import ERRORS, answers
 

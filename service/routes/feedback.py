@@ -3,9 +3,9 @@
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from service.access import caller
-from service.parts import get_parts
-from service.schemas.feedback import FeedbackBody
+from service.app_state import get_parts
+from service.auth.access import caller
+from service.schemas.feedback_body import FeedbackBody
 from service.schemas.replies import FeedbackReply
 from service.schemas.statuses import ERRORS
 

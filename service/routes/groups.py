@@ -8,14 +8,14 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from bonbon.errors import UserError
-from bonbon.keys.records import Scope
-from bonbon.pairs.conditions import Conditions
-from bonbon.pairs.erase import erase
-from bonbon.pairs.export import as_json_line
-from bonbon.pairs.reader import pairs
-from bonbon.pairs.rows import group_document
-from service.access import allow, caller
-from service.parts import get_parts
+from bonbon.keys.key_records import Scope
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.erase import erase
+from bonbon.pairs.group_rows import group_document
+from bonbon.pairs.reading.pair_export import as_json_line
+from bonbon.pairs.reading.reader import pairs
+from service.app_state import get_parts
+from service.auth.access import allow, caller
 from service.rendering.degraded import degraded_reason
 from service.schemas.replies import Deleted
 from service.schemas.statuses import ERRORS, Responses

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from bonbon.errors import EngineError, StoreError, StoreUnavailable
-from service.parts import Parts, get_parts
+from service.app_state import Parts, get_parts
 
 router = APIRouter(prefix="/health", tags=["health"])
 

@@ -4,10 +4,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from bonbon.errors import UnknownVersion
-from service.parts import get_parts
+from service.answering.routing import ServedModel
+from service.app_state import get_parts
 from service.schemas.replies import Model, ModelExtension, ModelList
 from service.schemas.statuses import ERRORS
-from service.serving import ServedModel
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 

@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import Response
 
-from service.rendering.response import ResponseRendering
-from service.responding import respond
-from service.schemas.response import ResponseBody
-from service.schemas.response_replies import ResponseEvent, ResponseReply
+from service.answering.respond import respond
+from service.rendering.response_rendering import ResponseRendering
+from service.schemas.responses_api.response_body import ResponseBody
+from service.schemas.responses_api.response_replies import ResponseEvent, ResponseReply
 from service.schemas.statuses import ERRORS, answers
 
 router = APIRouter(prefix="/v1", tags=["openai"])

@@ -2,9 +2,9 @@
 
 from fastapi import APIRouter, Request
 
-from service.parts import get_parts
+from service.app_state import get_parts
 from service.schemas.statuses import ERRORS
-from service.schemas.tokenize import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
+from service.schemas.tokenize_body import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
 
 router = APIRouter(tags=["tokens"], responses=ERRORS)
 

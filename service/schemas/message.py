@@ -6,8 +6,8 @@ from pydantic import model_validator
 
 from bonbon.errors import UserError
 from bonbon.prompt import Message
-from service.schemas.body import Body
 from service.schemas.prompts import Text, TextContent
+from service.schemas.request_body import Body
 from service.schemas.tools import Call
 from service.schemas.without_effect import BLANK, Ignored, Neutral
 

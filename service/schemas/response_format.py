@@ -4,11 +4,11 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from bonbon.engines.response_format import canonical
+from bonbon.engines.structured.response_format import canonical
 from bonbon.errors import UserError
-from service.schemas.body import Body
 from service.schemas.plain_json import PlainObject
 from service.schemas.prompts import Text
+from service.schemas.request_body import Body
 
 FormatName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 

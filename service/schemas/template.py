@@ -9,9 +9,9 @@ from pydantic_core import PydanticCustomError
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from bonbon.tools import canonical
-from service.schemas.body import Body
 from service.schemas.message import ChatMessage
 from service.schemas.plain_json import check_plain
+from service.schemas.request_body import Body
 from service.schemas.tools import Tool
 from service.schemas.without_effect import asking_nothing
 

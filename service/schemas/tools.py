@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, StringConstraints
 
 from bonbon.errors import UserError
-from service.schemas.body import Body
 from service.schemas.plain_json import PlainObject
 from service.schemas.prompts import Text
+from service.schemas.request_body import Body
 from service.schemas.without_effect import Ignored
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from running_service import Running, running
 
-from bonbon.engines.base import VersionFiles, VersionKind
-from bonbon.engines.embedded import EmbeddedEngine, EmbeddedOptions
-from bonbon.pairs.records import Group
-from bonbon.pairs.snapshot import Snapshot, Split
-from bonbon.rewards.fake import FakeReward
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import VersionFiles, VersionKind
+from bonbon.pairs.group_records import Group
+from bonbon.pairs.reading.snapshot import Snapshot, Split
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import EvaluateSettings, ServiceSettings, Settings
 from trainer.data.logged_prompts import logged_prompts
 from trainer.evaluation.divergence import Completion, Divergence

@@ -16,15 +16,15 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from bonbon.best_of_n import BestOfN
-from bonbon.database import open_database
-from bonbon.draws import Draws, collect
-from bonbon.engines.base import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
+from bonbon.candidates import Draws, collect
+from bonbon.engines.engine import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
 from bonbon.errors import UserError
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Snapshot
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Snapshot
 from bonbon.prompt import Prompt
-from bonbon.rewards.fake import FakeReward
-from bonbon.storable import clean_text
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.store.database import open_database
+from bonbon.store.storable_text import clean_text
 from zoo.policies import Policy
 from zoo.promotion import evaluate_version, gap_in_divergences, promote_and_ask, service_on
 from zoo.results import Result, refusal

@@ -14,15 +14,15 @@ from transformers import AutoModelForCausalLM
 from written_groups import group_row, groups_of
 
 from bonbon.best_of_n import BestOfN
-from bonbon.database import open_database
-from bonbon.draws import Draws
-from bonbon.engines.base import Engine, Sampling, VersionFiles, VersionKind
-from bonbon.pairs.log import PairLog
-from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
+from bonbon.candidates import Draws
+from bonbon.engines.engine import Engine, Sampling, VersionFiles, VersionKind
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
-from bonbon.rewards.fake import FakeReward
+from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings, TrainSettings
+from bonbon.store.database import open_database
 from trainer.data.groups import Groups
 from trainer.evaluation.divergence import Completion
 from trainer.evaluation.kl import KL

@@ -14,7 +14,7 @@ import structlog
 from numpy.typing import NDArray
 
 from bonbon.errors import UserError
-from bonbon.pairs.snapshot import Split
+from bonbon.pairs.reading.snapshot import Split
 from bonbon.theory import mid_ranks
 
 Rows = NDArray[np.int64]
@@ -80,7 +80,7 @@ class Groups:
 
     @classmethod
     def read(cls, *paths: Path, base: str, opponents: "Opponents | None" = None, vocabulary: int | None = None) -> Self:
-        """The groups of Parquet files with the columns of `bonbon.pairs.snapshot.SCHEMA`.
+        """The groups of Parquet files with the columns of `bonbon.pairs.reading.snapshot.SCHEMA`.
 
         Args:
             base: the name of the base.

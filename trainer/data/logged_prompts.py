@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow.parquet as pq
 import structlog
 
-from bonbon.engines.base import Sampling
-from bonbon.pairs.rows import prompt_of
-from bonbon.pairs.snapshot import Split
+from bonbon.engines.engine import Sampling
+from bonbon.pairs.group_rows import prompt_of
+from bonbon.pairs.reading.snapshot import Split
 from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
-    from bonbon.pairs.snapshot import Snapshot
+    from bonbon.pairs.reading.snapshot import Snapshot
 
 log = structlog.get_logger(__name__)
 

@@ -8,17 +8,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import NamedTuple
 
-from bonbon.engines.base import Engine, VersionFiles
+from bonbon.concurrency.gather import together
+from bonbon.engines.engine import Engine, VersionFiles
 from bonbon.errors import UserError
-from bonbon.rewards.base import Reward
-from bonbon.rewards.together import together
+from bonbon.rewards.reward import Reward
 from bonbon.settings import EvaluateSettings
-from trainer.bars import bar
 from trainer.data.logged_prompts import LoggedPrompt
 from trainer.evaluation import measures
 from trainer.evaluation.divergence import Completion, DivergenceEstimator
 from trainer.evaluation.evaluation import Evaluation
 from trainer.evaluation.samples import Sampler, Samples, choose
+from trainer.progress_bars import bar
 
 CONCURRENCY = 16
 """Prompts in flight."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from bonbon.errors import UserError
 from bonbon.theory import Estimate
-from trainer.files import write_json
+from trainer.result_files import write_json
 
 FILE = "evaluation.json"
 

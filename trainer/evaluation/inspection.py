@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from bonbon.engines.base import VersionKind
+from bonbon.engines.engine import VersionKind
 from bonbon.errors import UserError
-from bonbon.pairs.snapshot import Fractions, Snapshot, take_snapshot
-from bonbon.registry.due import started_from
-from bonbon.registry.records import Version
+from bonbon.pairs.reading.snapshot import Fractions, Snapshot, take_snapshot
+from bonbon.registry.next_round import started_from
+from bonbon.registry.version_records import Version
 from trainer.context import Workshop
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.evaluation.gate import Verdict, judge

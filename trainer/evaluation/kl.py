@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bonbon.engines.base import VersionFiles, VersionKind
-from bonbon.engines.config import read_config
-from bonbon.engines.context import refuse_long_texts, rotary_limit
-from bonbon.engines.policy import load_model
+from bonbon.engines.embedded.policy import load_model
+from bonbon.engines.engine import VersionFiles, VersionKind
+from bonbon.engines.text.context_length import refuse_long_texts, rotary_limit
+from bonbon.engines.text.model_config import read_config
 from bonbon.errors import UserError
 from trainer.evaluation.divergence import Completion, Divergence
 

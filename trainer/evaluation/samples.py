@@ -7,11 +7,11 @@ from hashlib import sha256
 
 import structlog
 
-from bonbon.draws import Draws, collect
-from bonbon.engines.base import DrawRequest, Engine
+from bonbon.candidates import Draws, collect
+from bonbon.engines.engine import DrawRequest, Engine
 from bonbon.errors import EngineError, PromptTooLong
 from bonbon.prompt import Prompt
-from bonbon.rewards.base import Reward
+from bonbon.rewards.reward import Reward
 from bonbon.rewards.scoring import score_texts
 from trainer.data.logged_prompts import LoggedPrompt
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from bonbon.settings import GateSettings
 from bonbon.theory import Estimate, best_gain, best_of_n_kl, best_of_n_win_rate
 from trainer.evaluation.evaluation import FILE, Evaluation
-from trainer.files import read_json
 from trainer.reports.signatures import signatures
+from trainer.result_files import read_json
 
 if TYPE_CHECKING:
     from trainer.evaluation.gate import Verdict

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from bonbon.registry.records import Version
+from bonbon.registry.version_records import Version
 from trainer.evaluation.evaluation import Evaluation
 from trainer.evaluation.gate import Verdict
 from trainer.reports.report import evaluation_rows

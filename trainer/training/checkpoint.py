@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from trainer.files import read_json, write_json
-from trainer.training.learner import Learner, Weights, refuse_non_finite
+from trainer.result_files import read_json, write_json
+from trainer.training.learning.learner import Learner, Weights, refuse_non_finite
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 OWN = StateDictOptions(ignore_frozen_params=True)

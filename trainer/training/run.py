@@ -12,30 +12,30 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bonbon.engines.base import VersionKind
-from bonbon.engines.policy import load_model
+from bonbon.engines.embedded.policy import load_model
+from bonbon.engines.engine import VersionKind
 from bonbon.settings import TrainSettings
 from bonbon.theory import best_of_n_kl, tilt
-from trainer.bars import Bars
 from trainer.data.groups import Groups, Rows
-from trainer.training import offline
+from trainer.progress_bars import Bars
 from trainer.training.checkpoint import Checkpoints
-from trainer.training.draws import DrawBox
-from trainer.training.interpolation import interpolate
-from trainer.training.learner import Learner, Weights
-from trainer.training.loss import make_loss
+from trainer.training.learning.learner import Learner, Weights
+from trainer.training.learning.loss import make_loss
+from trainer.training.learning.policy import load_policy
 from trainer.training.metrics import MetricsLog
-from trainer.training.offline import Offline
-from trainer.training.policy import load_policy
-from trainer.training.refinement import Refinement
 from trainer.training.sampler_check import check_sampler, checked_rows
-from trainer.training.validation import Drawer, validation_rows
+from trainer.training.stages import offline
+from trainer.training.stages.draws import DrawBox
+from trainer.training.stages.interpolation import interpolate
+from trainer.training.stages.offline import Offline
+from trainer.training.stages.refinement import Refinement
+from trainer.training.stages.validation import Drawer, validation_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from bonbon.registry.records import Version
+    from bonbon.registry.version_records import Version
 
 REFINED = 0.2
 """The refinement's learning rate over that of the offline stage: fresh draws are noisier than all logged groups are."""

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from bonbon import __version__
 from bonbon.errors import UserError
-from bonbon.pairs.snapshot import Snapshot, Split
+from bonbon.pairs.reading.snapshot import Snapshot, Split
 from bonbon.registry.manifest import names_base
 from bonbon.settings import TrainSettings
-from trainer.files import read_json, write_json
+from trainer.result_files import read_json, write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 # These change how fast a run is and what it leaves behind, not what it computes.

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bonbon.engines.base import VersionFiles, VersionKind
-from bonbon.engines.skeleton import adapted_and_shared
+from bonbon.engines.adapters.base_check import adapted_and_shared
+from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.settings import TrainSettings
 

@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bonbon.engines.base import VersionKind
-from bonbon.engines.config import read_config
+from bonbon.engines.engine import VersionKind
+from bonbon.engines.text.model_config import read_config
 from bonbon.errors import UserError
-from bonbon.modelfiles import served_name
-from bonbon.pairs.snapshot import Snapshot, Split, read_snapshot
+from bonbon.model_files import served_name
+from bonbon.pairs.reading.snapshot import Snapshot, Split, read_snapshot
 from bonbon.registry.manifest import base_digest, make_manifest, names_base
 from bonbon.settings import Settings, TrainSettings
-from trainer.bars import Bars
 from trainer.data.groups import Groups
-from trainer.training.accelerator import make_accelerator
-from trainer.training.draws import DrawBox, DrawOrder
+from trainer.progress_bars import Bars
+from trainer.training.learning.candidate_selection import trainable_rows
 from trainer.training.metrics import latest_metrics
+from trainer.training.processes.accelerator import make_accelerator
 from trainer.training.run import Run
 from trainer.training.run_record import Digests, claim, describe
-from trainer.training.selection import trainable_rows
+from trainer.training.stages.draws import DrawBox, DrawOrder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from bonbon.registry.records import Version
+    from bonbon.registry.version_records import Version
 
 
 BASE_ORDER = 99
@@ -65,7 +65,7 @@ def train(
         base: directory of the base model, which is the reference policy.
         n: of the best-of-n that is imitated.
         start: the version that training starts from. None or a base version: the base itself.
-        draws: whether somebody fulfils the run's orders for draws (`trainer.training.draws`). Then the policy is
+        draws: whether somebody fulfils the run's orders for draws (`trainer.training.stages.draws`). Then the policy is
             brought to where its own draws are best and, by `train.refine`, learns from them.
 
     Raises:

@@ -1,0 +1,87 @@
+"""A best-of-k curve on the terminal: a table, and in words what it says."""
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bonbon.curve.best_of_k import Curve, Point
+from bonbon.theory import Estimate, best_of_n_win_rate
+
+
+def print_curve(console: Console, curve: Curve) -> None:
+    kind = curve.kind
+    about = (
+        f" groups of {kind.version} with {kind.n} candidates or more, scored by "
+        f"{kind.reward.name} {kind.reward.version}"
+        + (f", judged by {curve.judge}" if curve.judge else "")
+        + (f"; {curve.smaller:,} smaller ones are left out" if curve.smaller else "")
+        + f" ({curve.points[0].reward.clusters:,} clusters of prompts)"
+    )
+    console.print(Text.assemble((f"{curve.groups:,}", "bold"), about), soft_wrap=True)
+    table = Table(box=None, pad_edge=False)
+    titles = ["best of", "expected reward", "the last draw adds", "win rate"]
+    titles += ["judge's mean", "judge's win rate"] if curve.judge else []
+    for title in (*titles, "KL at most"):
+        table.add_column(title, justify="right")
+    for point in curve.points:
+        table.add_row(*_cells(curve, point), style="bold" if point.k == curve.stops_at else None)
+    console.print(table)
+    for sentence in sentences(curve):
+        console.print(sentence, soft_wrap=True)
+
+
+def sentences(curve: Curve) -> list[str]:
+    """What the curve says, for people."""
+    n = curve.kind.n
+    said = []
+    if curve.stops_at is not None:
+        said.append(
+            f"More than {curve.stops_at} draws do not pay: draw {curve.stops_at + 1} surely adds less than "
+            f"{curve.share:.0%} of what the {curve.stops_at} before it gain over one."
+        )
+    elif n < 3:
+        said.append("Two draws cannot say which n stops paying; send requests with a larger best_of.")
+    else:
+        said.append(
+            f"No draw up to {n} is known to add less than {curve.share:.0%} of what those before it gain over one: "
+            f"{n} still pay, or there are too few groups to say."
+        )
+    if curve.tied == 0:
+        said.append(
+            "The win rate is by the reward that chose, and no candidates are tied: then it is k / (k + 1) whatever the "
+            "reward. The expected reward says what a draw is worth."
+        )
+    else:
+        said.append(
+            f"The win rate is by the reward that chose: k / (k + 1), lowered by ties ({curve.tied:.2%} of the pairs of "
+            "candidates). The expected reward says what a draw is worth."
+        )
+    said.append("After ± is half of each 95 % interval.")
+    if curve.judge is None:
+        said.append(
+            "Whether another judge agrees is not known: --judge, or held_out_reward in the settings, names one."
+        )
+    elif curve.judged < curve.groups:
+        unread = curve.groups - curve.judged
+        said.append(f"{unread:,} groups have prompts in token ids, which {curve.judge} cannot read.")
+    return said
+
+
+def _cells(curve: Curve, point: Point) -> list[str]:
+    by_judge = [_with_interval(point.judge_reward), _with_interval(point.judge_win_rate)] if curve.judge else []
+    win_rate = _with_interval(point.win_rate) if point.win_rate else f"{best_of_n_win_rate(point.k):.3f} at most"
+    return [
+        str(point.k),
+        _with_interval(point.reward),
+        _with_interval(point.gain),
+        win_rate,
+        *by_judge,
+        f"{point.kl:.3f}",
+    ]
+
+
+def _with_interval(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return ""
+    half = (estimate.high - estimate.low) / 2
+    return f"{estimate.value:.3f}" if half < 1e-9 else f"{estimate.value:.3f} ± {half:.3f}"

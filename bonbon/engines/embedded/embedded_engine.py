@@ -1,0 +1,178 @@
+"""The engine in this process: transformers and peft, on a GPU or on the CPU."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from bonbon.engines.embedded.embedded_candidate import Job, Loaded, Row
+from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
+from bonbon.engines.golden_prompts import check_base
+from bonbon.engines.request_limits import check_bias, check_length, check_request
+from bonbon.engines.structured.tool_format import ToolParser
+from bonbon.errors import BonbonError, EngineError, UnknownVersion, UserError
+from bonbon.extras import install
+from bonbon.prompt import Prompt
+
+if TYPE_CHECKING:
+    from bonbon.engines.embedded.runtime import Runtime
+
+
+class EmbeddedOptions(BaseModel):
+    """What `engine_options` may hold for the embedded engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    device: str = "auto"
+    """auto: cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: as in the checkpoint on a GPU, float32 on the CPU."""
+    max_rows: int = Field(128, ge=1)
+    """Most candidates a model draws at once; more wait. It bounds the memory that draws take."""
+    threads: int = Field(0, ge=0)
+    """CPU threads for torch; 0 leaves torch's own choice."""
+    tool_parser: ToolParser = "auto"
+    """How the model writes calls of functions: hermes, llama3_json or mistral, the names that vLLM has for them; auto:
+    as its chat template shows."""
+    schema_timeout: float = Field(10.0, gt=0)
+    """Seconds that the schemas of a response_format or of tools may take to compile; a request that needs longer is
+    refused."""
+
+
+class EmbeddedEngine(Engine):
+    """Draws with a model in this process.
+
+    One thread owns the models; the draws of concurrent requests, whatever their prompts, sampling and adapters, run
+    together in micro-batches. The engine serves the event loop it was started on.
+
+    Args:
+        base: name of the base version.
+        directory: the base model in Hugging Face format.
+        options: see EmbeddedOptions.
+        end_tokens: tokens that end a completion, in place of those that the model's files name.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        directory: Path,
+        options: EmbeddedOptions | None = None,
+        *,
+        end_tokens: Sequence[str | int] | None = None,
+    ) -> None:
+        self._base, self._directory, self._options = base, directory, options or EmbeddedOptions()
+        self._end_tokens = end_tokens
+        self._runtime: Runtime | None = None
+        self._random = Random()
+
+    @property
+    def base(self) -> str:
+        return self._base
+
+    @property
+    def context_length(self) -> int:
+        return self._running.context_length
+
+    async def start(self) -> None:
+        if self._runtime is not None:
+            return
+        self._runtime = await asyncio.to_thread(self._open, asyncio.get_running_loop())
+        try:
+            await check_base(self)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, EngineError):
+                raise UserError(
+                    f"model {self._directory} cannot be drawn from with the embedded engine ({error}); serve it with "
+                    "engine = 'vllm', or serve another model",
+                    param="model",
+                ) from error
+            raise
+
+    async def stop(self) -> None:
+        if self._runtime is not None:
+            runtime, self._runtime = self._runtime, None
+            await runtime.stop_compiling()
+            await asyncio.to_thread(runtime.close)
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        runtime = self._running
+        check_request(request)
+        check_bias(request.sampling, runtime.versions.base.vocabulary)
+        loaded = self._version(request.version)
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        check_length(len(started.token_ids), request, runtime.context_length)
+        job = Job(request, loaded, started.token_ids, runtime.reader, await runtime.grammar(request))
+        runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
+        left = request.n
+        try:
+            yield started
+            while left:
+                event = await job.events.get()
+                if isinstance(event, BonbonError):
+                    raise event
+                left -= event.finish_reason is not None
+                yield event
+        finally:
+            if left:
+                runtime.worker.abort(job)
+
+    async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
+        runtime = self._running
+        loaded = self._version(request.version)
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        check_length(len(started.token_ids), request, runtime.context_length, max_tokens=0)
+        found = runtime.prompt_logprobs(loaded, started, request.sampling.top_logprobs)
+        return await asyncio.wrap_future(found)
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
+        return await asyncio.wrap_future(self._running.tokenize(prompt, add_special_tokens))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await asyncio.wrap_future(self._running.detokenize(token_ids))
+
+    async def load(self, version: VersionFiles) -> None:
+        runtime = self._running
+        if version.name in runtime.versions.loaded:
+            return
+        from bonbon.engines.adapters.adapter_files import read_adapter
+
+        adapter = None
+        if version.kind is VersionKind.ADAPTER:
+            adapter = await asyncio.to_thread(read_adapter, version.directory)
+        await asyncio.wrap_future(runtime.worker.call(lambda: runtime.versions.load(version, adapter)))
+
+    async def unload(self, name: str) -> None:
+        runtime = self._running
+        await asyncio.wrap_future(runtime.worker.call(lambda: runtime.unload(name)))
+
+    async def loaded(self) -> frozenset[str]:
+        return frozenset(self._running.versions.loaded)
+
+    async def check(self) -> None:
+        if reason := self._running.worker.ended:
+            raise EngineError(reason)
+
+    @property
+    def _running(self) -> "Runtime":
+        if self._runtime is None:
+            raise EngineError("the engine is not started")
+        return self._runtime
+
+    def _version(self, name: str) -> Loaded:
+        loaded = self._running.versions.loaded.get(name)
+        if loaded is None:
+            raise UnknownVersion(f"version {name!r} is not loaded", param="model")
+        return loaded
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> "Runtime":
+        try:
+            from bonbon.engines.embedded.runtime import Runtime
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"the embedded engine needs {error.name}, which is not installed: {install('embedded')}"
+            ) from error
+        return Runtime(self._base, self._directory, self._options, loop, end_tokens=self._end_tokens)

@@ -1,0 +1,80 @@
+"""Penalties and biases on the logits of the rows that ask for them."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bonbon.engines.engine import Sampling
+
+
+class History(NamedTuple):
+    """The tokens that a row has so far."""
+
+    prompt: Sequence[int]
+    drawn: Sequence[int]
+
+
+class LogitsProcessors:
+    """Changes logits as `Sampling` describes, and leaves the rows alone that ask for no change.
+
+    Args:
+        samplings: of each row.
+        histories: of each row.
+        end_ids: the tokens that `min_tokens` makes impossible, except where `ignore_eos` lets a row go on after them.
+        vocabulary: how many tokens the logits are of.
+        device: where the logits are.
+    """
+
+    def __init__(
+        self,
+        samplings: Sequence[Sampling],
+        histories: Sequence[History],
+        end_ids: Collection[int],
+        vocabulary: int,
+        device: torch.device,
+    ) -> None:
+        rows = [row for row, sampling in enumerate(samplings) if sampling.changes_logits]
+        asking = [samplings[row] for row in rows]
+        self._rows = torch.tensor(rows, device=device)
+        self._repetition = _column([sampling.repetition_penalty for sampling in asking], device)
+        self._frequency = _column([sampling.frequency_penalty for sampling in asking], device)
+        self._presence = _column([sampling.presence_penalty for sampling in asking], device)
+        self._bias = torch.zeros(len(rows), vocabulary, device=device)
+        self._counts = torch.zeros(len(rows), vocabulary, device=device)
+        self._in_prompt = torch.zeros(len(rows), vocabulary, dtype=torch.bool, device=device)
+        for at, sampling in enumerate(asking):
+            history = histories[rows[at]]
+            self._in_prompt[at, torch.tensor(history.prompt, dtype=torch.long, device=device)] = True
+            drawn = torch.tensor(history.drawn, dtype=torch.long, device=device)
+            self._counts[at] += torch.bincount(drawn, minlength=vocabulary)
+            for token, bias in sampling.logit_bias:
+                self._bias[at, token] = bias
+        missing = [
+            0 if sampling.ignore_eos else sampling.min_tokens - len(histories[row].drawn)
+            for row, sampling in zip(rows, asking, strict=True)
+        ]
+        self._missing = torch.tensor(missing, device=device)
+        ends = sorted(token for token in end_ids if token < vocabulary)
+        self._ends = torch.tensor(ends, dtype=torch.long, device=device)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """A copy of the logits (rows, vocabulary) in which those of the rows that ask for it are changed."""
+        logits = scores[self._rows] + self._bias
+        too_early = self._missing > 0
+        logits[:, self._ends] = logits[:, self._ends].masked_fill(too_early[:, None], -torch.inf)
+        penalised = torch.where(logits > 0, logits / self._repetition, logits * self._repetition)
+        logits = torch.where(self._in_prompt | (self._counts > 0), penalised, logits)
+        logits -= self._frequency * self._counts + self._presence * (self._counts > 0)
+        return scores.index_copy(0, self._rows, logits)
+
+    def note(self, tokens: Tensor) -> None:
+        """Count the tokens (rows, 1) that were drawn."""
+        own = tokens[self._rows]
+        self._counts.scatter_add_(1, own, torch.ones_like(own, dtype=self._counts.dtype))
+        self._missing -= 1
+
+
+def _column(values: Sequence[float], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)

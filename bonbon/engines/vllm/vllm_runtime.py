@@ -1,0 +1,270 @@
+"""What a started vLLM engine is made of."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+from vllm.v1.engine.output_processor import RequestOutputCollector
+
+from bonbon.engines.adapters.adapter_files import Adapter, read_adapter
+from bonbon.engines.adapters.base_check import check_fit
+from bonbon.engines.engine import Delta, DrawRequest, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
+from bonbon.engines.prompt_logprobs import prompt_logprobs
+from bonbon.engines.text.context_length import context_of_vllm
+from bonbon.engines.text.end_tokens import end_ids
+from bonbon.engines.text.model_config import keeps_state, read_config
+from bonbon.engines.text.prompt_reader import PromptReader
+from bonbon.engines.text.tokenizer import load_tokenizer
+from bonbon.engines.vllm.core import Core
+from bonbon.engines.vllm.outputs import Reading, read_prompt
+from bonbon.engines.vllm.sampling_params import prompt_logprobs_params, salted_prompt, sampling_params
+from bonbon.engines.vllm.vllm_errors import translated
+from bonbon.engines.vllm.vllm_options import VllmOptions
+from bonbon.errors import EngineError, UserError
+from bonbon.prompt import Prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A version as it is served: the engine that has its weights, the adapter on them, and what it draws now."""
+
+    name: str
+    core: Core
+    adapter: LoRARequest | None = None
+    running: set[RequestOutputCollector] = field(default_factory=set)
+
+    def fail(self, reason: str) -> None:
+        """End what the version draws now with an EngineError."""
+        for collector in self.running:
+            collector.put(EngineError(reason))
+
+
+class VllmRuntime:
+    """The engines, the versions served from them, and the tokenizer; made off the event loop, then started on it.
+
+    Raises:
+        UserError: the base model cannot be read.
+    """
+
+    def __init__(
+        self, base: str, directory: Path, options: VllmOptions, *, end_tokens: Sequence[str | int] | None = None
+    ) -> None:
+        self._base, self._directory, self._options = base, directory, options
+        self._tokenizer, self._end_tokens = load_tokenizer(directory), end_tokens
+        self._arguments = _arguments(options, directory)
+        # One thread: a tokenizer may be used by one encoder at a time.
+        self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
+        self._loading = asyncio.Lock()
+        self.versions: dict[str, Loaded] = {}
+
+    async def start(self) -> None:
+        """Start vLLM on the base. Raises UserError when it cannot be served."""
+        core = Core(self._directory, self._arguments)
+        try:
+            await core.start()
+        except BaseException:
+            self._readers.shutdown()
+            raise
+        try:
+            ends = end_ids(self._directory, self._tokenizer, core.vocabulary, self._end_tokens)
+        except BaseException:
+            await core.stop()
+            self._readers.shutdown()
+            raise
+        self.context_length, self.vocabulary = core.context_length, core.vocabulary
+        parser = self._options.tool_parser
+        self._reader = PromptReader(self._tokenizer, core.vocabulary, ends, tool_parser=parser)
+        self.versions[self._base] = Loaded(self._base, core)
+
+    async def stop(self) -> None:
+        """End vLLM's processes and the thread."""
+        for core in self._cores:
+            await core.stop()
+        await asyncio.to_thread(self._readers.shutdown)
+
+    @property
+    def _cores(self) -> set[Core]:
+        return {loaded.core for loaded in self.versions.values()}
+
+    def read(self, prompt: Prompt) -> "Future[Started]":
+        """Read a prompt in a thread of its own: a long one takes a while."""
+        return self._readers.submit(self._reader.read, prompt)
+
+    def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
+        """See `Engine.tokenize`."""
+        return self._readers.submit(self._reader.tokenize, prompt, add_special_tokens=add_special_tokens)
+
+    def detokenize(self, token_ids: Sequence[int]) -> "Future[str]":
+        """See `Engine.detokenize`."""
+        return self._readers.submit(self._reader.detokenize, token_ids)
+
+    @asynccontextmanager
+    async def drawing(
+        self, loaded: Loaded, started: Started, request: DrawRequest
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        """Have vLLM draw while the block runs; its deltas, to be read within."""
+        params = sampling_params(request, self._reader)
+        prompt = salted_prompt(started.token_ids, request.salt)
+        async with loaded.core.draw(prompt, params, loaded.adapter) as collector:
+            loaded.running.add(collector)
+            try:
+                yield self._deltas(collector, Reading(request, started.token_ids, self._reader))
+            finally:
+                loaded.running.discard(collector)
+
+    async def prompt_logprobs(self, loaded: Loaded, started: Started, request: DrawRequest) -> PromptLogprobs:
+        """See `Engine.prompt_logprobs`."""
+        if current_platform.is_cpu():
+            raise UserError(
+                "vLLM crashes on a CPU when it is asked for a prompt's log-probabilities; leave out echo or "
+                "logprobs, or serve with engine = 'embedded'",
+                param="logprobs",
+            )
+        alternatives = request.sampling.top_logprobs
+        prompt = salted_prompt(started.token_ids, request.salt)
+        async with loaded.core.draw(prompt, prompt_logprobs_params(alternatives), loaded.adapter) as collector:
+            loaded.running.add(collector)
+            try:
+                with translated():
+                    output = collector.get_nowait() or await collector.get()
+            finally:
+                loaded.running.discard(collector)
+        logprobs, tops = read_prompt(output, started.token_ids, alternatives)
+        return prompt_logprobs(started, logprobs, tops, self._reader.detokenizer)
+
+    def displaces(self, version: VersionFiles) -> frozenset[str]:
+        """See `Engine.displaces`: with `full_weights = "instead"`, all that is drawn with other weights."""
+        if self._options.full_weights == "beside" or version.name in self.versions:
+            return frozenset()
+        (core,) = self._cores
+        return frozenset() if core.directory == self._weights(version) else frozenset(self.versions)
+
+    async def load(self, version: VersionFiles) -> None:
+        """See `Engine.load`."""
+        async with self._loading:
+            if version.name in self.versions:
+                return
+            if version.kind is VersionKind.BASE and version.name != self._base:
+                raise UserError(
+                    f"{version.name} is another base than {self._base}, which this engine serves; "
+                    "start a service of its own for it"
+                )
+            if version.kind is VersionKind.FULL:
+                await asyncio.to_thread(_check_same, version, self._base, self._directory)
+            if self.displaces(version):
+                await self._replace(version)
+            elif version.kind is VersionKind.ADAPTER:
+                (core,) = (core for core in self._cores if core.directory == self._directory)
+                self.versions[version.name] = await _attached(version, core, await self._read(version))
+            else:
+                core = Core(version.directory, self._arguments)
+                await core.start()
+                self.versions[version.name] = Loaded(version.name, core)
+
+    async def unload(self, name: str) -> None:
+        """See `Engine.unload`. What the version still draws fails."""
+        async with self._loading:
+            if name == self._base or (loaded := self.versions.get(name)) is None:
+                return
+            if loaded.adapter is None and len(self._cores) == 1:
+                return  # the only weights there are: they stay until others take their place
+            del self.versions[name]
+            loaded.fail(f"version {name} was unloaded while it drew")
+            await loaded.core.abort(loaded.running)
+            if loaded.adapter is not None:
+                await loaded.core.detach(loaded.adapter)
+            else:
+                await loaded.core.stop()
+
+    async def check(self) -> None:
+        """Raise EngineError when an engine is gone."""
+        for core in self._cores:
+            await core.check()
+
+    def fail(self, reason: str) -> None:
+        """End everything that is drawn now with an EngineError."""
+        for loaded in self.versions.values():
+            loaded.fail(reason)
+
+    async def _replace(self, version: VersionFiles) -> None:
+        """Give the place of the weights that are drawn from now to a version's; when that fails, they get it back."""
+        adapter = await self._read(version) if version.kind is VersionKind.ADAPTER else None
+        (old,) = self._cores
+        self.fail("other weights were loaded while it drew")
+        core = Core(self._weights(version), self._arguments)
+        await old.stop()
+        try:
+            await core.start()
+            try:
+                loaded = await _attached(version, core, adapter) if adapter else Loaded(version.name, core)
+            except BaseException:
+                await core.stop()
+                raise
+        except Exception:
+            await old.start_or_keep_trying()
+            raise
+        except BaseException:  # cancelled: nobody waits for the old weights either
+            old.keep_trying()
+            raise
+        base = {self._base: Loaded(self._base, core)} if core.directory == self._directory else {}
+        self.versions = base | {version.name: loaded}
+
+    async def _read(self, version: VersionFiles) -> Adapter:
+        adapter = await asyncio.to_thread(read_adapter, version.directory)
+        await asyncio.to_thread(check_fit, adapter, self._directory)
+        return adapter
+
+    def _weights(self, version: VersionFiles) -> Path:
+        """The directory of the weights that a version draws with: an adapter's are the base's."""
+        return version.directory if version.kind is VersionKind.FULL else self._directory
+
+    async def _deltas(self, collector: RequestOutputCollector, reading: Reading) -> AsyncIterator[Delta]:
+        while not reading.finished:
+            with translated():
+                output = collector.get_nowait() or await collector.get()
+            for delta in reading.read(output):
+                yield delta
+
+
+async def _attached(version: VersionFiles, core: Core, adapter: Adapter) -> Loaded:
+    """The version served from `core`. Raises UserError when its rank is too high, or vLLM cannot serve it."""
+    most = core.max_rank
+    if not most:
+        raise UserError(
+            f"adapter {adapter.directory} cannot be served: engine_options.enable_lora is false; set it to true"
+        )
+    if adapter.rank > most:
+        raise UserError(
+            f"adapter {adapter.directory} has rank {adapter.rank}, and this engine serves ranks up to {most}; set "
+            f"engine_options.max_lora_rank to {adapter.rank} or more, or train with a lower train.lora_rank"
+        )
+    return Loaded(version.name, core, await core.attach(version.name, version.directory))
+
+
+def _arguments(options: VllmOptions, directory: Path) -> dict[str, Any]:
+    """What vLLM is told besides the model, where this model needs more than the options say."""
+    config, arguments = read_config(directory), options.arguments
+    context = context_of_vllm(config, options.max_model_len, directory)
+    if context is not None:
+        arguments["max_model_len"] = context
+    if arguments.get("enable_chunked_prefill") is False and keeps_state(config):
+        arguments.setdefault("enable_prefix_caching", False)  # vLLM shares such states only where it reads in chunks
+    return arguments
+
+
+def _check_same(version: VersionFiles, base: str, directory: Path) -> None:
+    """Raise UserError when a version with full weights is not of the base's shape."""
+    here, there = (read_config(where) for where in (directory, version.directory))
+    for what in ("model_type", "vocab_size", "max_position_embeddings"):
+        mine, its = getattr(here, what, None), getattr(there, what, None)
+        if mine != its:
+            raise UserError(
+                f"version {version.name} has {what} {its} and the base {base} has {mine}; "
+                "serve the base it was trained from"
+            )

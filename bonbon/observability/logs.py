@@ -1,0 +1,64 @@
+"""One log for every command, and for the libraries under it. No line has a local variable's value."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, TextIO
+
+import structlog
+
+from bonbon.observability.tracebacks import format_traceback
+from bonbon.observability.tracing import current_ids
+
+
+def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: int = logging.INFO) -> None:
+    """Write every log line to standard error: as JSON objects, or for people to read.
+
+    Args:
+        level: of bonbon's own lines.
+        libraries: of everybody else's.
+    """
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        _add_trace,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+    renderer: list[Any] = (
+        [structlog.processors.ExceptionRenderer(_traceback), structlog.processors.JSONRenderer()]
+        if json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer]
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(libraries)
+    for own in ("bonbon", "service", "trainer"):
+        logging.getLogger(own).setLevel(level)
+    # Below warnings these tell of each request and each migration step.
+    for chatty in ("alembic", "uvicorn"):
+        logging.getLogger(chatty).setLevel(max(libraries, logging.WARNING))
+
+
+def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    event.update(current_ids())
+    return event
+
+
+def _traceback(exc_info: Any) -> str:
+    return format_traceback(exc_info[1])
+
+
+def _write_traceback(stream: TextIO, exc_info: Any) -> None:
+    stream.write("\n" + format_traceback(exc_info[1]))

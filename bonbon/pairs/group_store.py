@@ -1,0 +1,106 @@
+"""Puts groups into the database's tables."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sqlalchemy import Connection, insert, select
+
+from bonbon.errors import StoreError, StoreUnavailable
+from bonbon.pairs.group_records import Group
+from bonbon.pairs.group_rows import candidate_rows, group_row
+from bonbon.pairs.health import Health
+from bonbon.store.database import Database, insert_new
+from bonbon.store.tables import candidates, groups
+
+MOST_REFUSALS = 10
+"""Refusals in a row, none taken, after which the rest is not offered: the fault is the database's."""
+
+
+class Kept(StrEnum):
+    """Where a group is when `append` returns."""
+
+    LOGGED = "logged"  # in the database
+    SPOOLED = "spooled"  # on disk, until the database takes it
+    REPEATED = "repeated"  # not stored: another group with the same idempotency key is
+    DROPPED = "dropped"  # nowhere: neither database nor spool took it, and that is what was asked for
+
+
+async def store_groups(database: Database, new: Sequence[Group]) -> dict[str, Kept]:
+    """Store groups in one transaction; where each is now, by id. Storing the same id again does nothing.
+
+    Raises StoreError, whatever it is that cannot be stored; none of them is then.
+    """
+    by_id = {group.id: group for group in reversed(new)}
+    try:
+        return await database.transact(lambda connection: _insert(connection, by_id)) if by_id else {}
+    except StoreError:
+        raise
+    except Exception as error:
+        # Drivers have errors of their own for values that they cannot convert.
+        raise StoreError(f"the groups cannot be stored: {type(error).__name__}", why=type(error).__name__) from error
+
+
+def _insert(connection: Connection, by_id: dict[str, Group]) -> dict[str, Kept]:
+    insertion = insert_new(groups, connection.dialect).returning(groups.c.id)
+    inserted = set(connection.execute(insertion, [group_row(group) for group in by_id.values()]).scalars())
+    rows = [row for group_id in inserted for row in candidate_rows(by_id[group_id])]
+    if rows:
+        connection.execute(insert(candidates), rows)
+    late = [i for i, group in by_id.items() if i not in inserted and group.idempotency is not None]
+    there: set[str] = set()
+    if late:
+        there = set(connection.execute(select(groups.c.id).where(groups.c.id.in_(late))).scalars())
+    return {i: Kept.REPEATED if i in late and i not in there else Kept.LOGGED for i in by_id}
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A group that the database did not take alone. `taken`: how often it had taken others by then."""
+
+    group: Group
+    error: StoreError
+    taken: int
+
+
+@dataclass(slots=True)
+class Offer:
+    """What became of groups that were offered: where those are that were taken, and which were refused.
+
+    Groups that are in neither were not offered alone: `error` says what kept the database from taking anything.
+    """
+
+    kept: dict[str, Kept] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+    error: StoreError | None = None
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the database would take nothing else either."""
+        return isinstance(self.error, StoreUnavailable) or (len(self.refused) >= MOST_REFUSALS and not self.kept)
+
+
+Store = Callable[[Sequence[Group]], Awaitable[dict[str, Kept]]]
+
+
+async def offer(new: Sequence[Group], store: Store, health: Health) -> Offer:
+    """Have `store` take the groups together or, when it refuses, half by half: one that it refuses is refused alone."""
+    found = Offer()
+    await _offer(new, store, health, found)
+    return found
+
+
+async def _offer(new: Sequence[Group], store: Store, health: Health, found: Offer) -> None:
+    if not new or found.hopeless:
+        return
+    try:
+        found.kept |= await store(new)
+    except StoreError as error:
+        found.error = error
+        if len(new) == 1:
+            found.refused.append(Refusal(new[0], error, health.taken))
+        half = len(new) // 2
+        for part in (new[:half], new[half:]) if half else ():
+            await _offer(part, store, health, found)
+    else:
+        health.took()

@@ -1,0 +1,254 @@
+"""`bonbon pairs`: what the pair log holds, its export, its best-of-k curve, its scores, its spool and its purge."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from bonbon.cli.database_options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
+from bonbon.cli.durations import age
+from bonbon.cli.progress import bar
+from bonbon.curve.best_of_k import SHARE, Curve, make_curve
+from bonbon.curve.curve_table import print_curve
+from bonbon.curve.group_selection import select_groups
+from bonbon.errors import UserError
+from bonbon.extras import need
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.erase import Erased, erase
+from bonbon.pairs.deletion.purge import count_purgeable
+from bonbon.pairs.reading.reader import PairStats, count_clean, stats
+from bonbon.pairs.rescoring.rescore_cli import rescore_groups
+from bonbon.pairs.spool.set_aside import set_aside_in
+from bonbon.pairs.spool.spool_cli import delete_set_aside, replay_set_aside, show_spool
+from bonbon.rewards import build_reward
+from bonbon.rewards.reward import Reward
+from bonbon.settings import Settings, load_settings
+
+app = typer.Typer(help="The pair log: counts, export, curve, new scores, spool, purge.", no_args_is_help=True)
+
+
+class Format(StrEnum):
+    """What an export is written as."""
+
+    PARQUET = "parquet"
+    JSONL = "jsonl"
+
+
+@app.command("stats")
+def show_stats(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """Count groups: clean and not, by version and reward, with the audits' outcomes."""
+    found = asyncio.run(_stats(store_settings(data_dir, database)))
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print_stats(found)
+
+
+@app.command("export")
+def export_pairs(
+    path: Annotated[Path, typer.Argument(help="The file to write.")],
+    format: Annotated[Format, typer.Option(help="What to write.")] = Format.PARQUET,
+    version: Annotated[str | None, typer.Option(help="Only groups drawn from this version.")] = None,
+    tenant: Annotated[list[str] | None, typer.Option(help="Only groups of this tenant; may be repeated.")] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write every clean group's best and worst candidate as TRL reads preferences."""
+    settings = store_settings(data_dir, database)
+    written = asyncio.run(_export(settings, path, format, version, tenant))
+    if as_json:
+        print_json({"path": path, "format": format, "version": version, "pairs": written})
+    else:
+        console().print(f"{written} pairs written to {path} ({format}); the log is as it was", soft_wrap=True)
+
+
+@app.command("curve")
+def show_curve(
+    version: Annotated[str | None, typer.Option(help="Groups drawn from this version (default: with most).")] = None,
+    n: Annotated[int | None, typer.Option(min=2, help="Up to which k (default: the n that most groups have).")] = None,
+    newest: Annotated[int | None, typer.Option(min=2, help="Only the newest so many groups.")] = None,
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the gain so far: a draw that adds less pays no more.")
+    ] = SHARE,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="A reward that did not choose: kind:target, model or URL; default: held_out_reward."),
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the curve into this file.")] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """What best-of-k is worth for every k up to the logged n: from the log, no new draws."""
+    settings = load_settings(data_dir=data_dir, database_url=database, held_out_reward=judge)
+    if png is not None:
+        need("--png", "train", "matplotlib", param="png")
+    found = asyncio.run(_curve(settings, version, n, newest, share))
+    if png is not None:
+        from bonbon.curve.curve_picture import save
+
+        save(found, png)
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_curve(console(), found)
+
+
+@app.command("rescore")
+def rescore(
+    version: Annotated[str | None, typer.Option(help="Only groups drawn from this version.")] = None,
+    newest: Annotated[int | None, typer.Option(min=1, help="Only so many groups, the newest first.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(help="The reward: kind:target, model or URL; default: reward in the settings.")
+    ] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the logged candidates by the reward that is configured now; the scores before are kept.
+
+    A command that was killed goes on where it was when it is started again.
+    """
+    settings = load_settings(data_dir=data_dir, database_url=database, reward=reward)
+    rescore_groups(settings, bar, version, newest, as_json=as_json)
+
+
+@app.command("spool")
+def spool(
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Offer what is set aside to the database once more.")
+    ] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete what is set aside.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the groups that wait for the database, and those that were set aside because it does not take them."""
+    settings = store_settings(data_dir, database)
+    if replay and delete:
+        raise UserError("--replay and --delete exclude each other: replay first, then delete what is left")
+    if replay:
+        replay_set_aside(settings, bar, as_json=as_json)
+    elif delete:
+        delete_set_aside(settings, ask=not yes, as_json=as_json)
+    else:
+        show_spool(settings, as_json=as_json)
+
+
+@app.command("purge")
+def purge_groups(
+    older_than: Annotated[str | None, typer.Option(help="An age: 30d, 12h, 2w, 45m or 90s.")] = None,
+    user: Annotated[str | None, typer.Option(help="The end user, as requests name it.")] = None,
+    request_id: Annotated[str | None, typer.Option(help="The x-request-id of a response.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant, as its key names it.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete groups with their candidates, comparisons and feedback; with several options, those that meet them all."""
+    before = None if older_than is None else datetime.now(UTC) - age(older_than, "--older-than")
+    conditions = Conditions(before, user, request_id, tenant)
+    if not any(value is not None for value in asdict(conditions).values()):
+        raise UserError("say what to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME")
+    settings = store_settings(data_dir, database)
+    erased = asyncio.run(_purge(settings, conditions, ask=not yes))
+    deleted, learnt = erased.groups, erased.lineage
+    if as_json:
+        told = {"deleted": deleted, "set_aside": erased.set_aside, "snapshots": erased.snapshots}
+        print_json(asdict(conditions) | told | asdict(learnt))
+        return
+    out = console()
+    out.print(
+        f"{deleted} groups deleted. A running service goes on logging; "
+        "exports and versions already made from them are not changed.",
+        soft_wrap=True,
+    )
+    if erased.set_aside:
+        out.print(f"deleted with them: {erased.set_aside} groups that were set aside from the spool")
+    for path in erased.snapshots:
+        out.print(f"deleted with them: the training snapshot {path}", soft_wrap=True)
+    for text, names in (("trained on some of them", learnt.trained), ("trained from those", learnt.descended)):
+        if names:
+            out.print(f"versions {text}: {', '.join(names)}", soft_wrap=True)
+
+
+async def _stats(settings: Settings) -> PairStats:
+    async with open_store(settings) as database:
+        return await stats(database)
+
+
+async def _export(
+    settings: Settings, path: Path, format: Format, version: str | None, tenants: list[str] | None
+) -> int:
+    # Brings in pyarrow, which the other commands do not need.
+    from bonbon.pairs.reading.pair_export import export
+
+    async with open_store(settings) as database:
+        total = await count_clean(database, version, tenants=tenants, own_rewards=tenants is not None)
+        if version is not None and total == 0:
+            known = ", ".join((await stats(database)).versions) or "none"
+            raise UserError(f"the pair log has no clean group of version {version!r}; it has groups of: {known}")
+        with bar("exporting", total) as progress:
+            return await export(database, path, format.value, version=version, tenants=tenants, progress=progress)
+
+
+async def _curve(settings: Settings, version: str | None, n: int | None, newest: int | None, share: float) -> Curve:
+    judge = build_reward(settings.held_out_reward) if settings.held_out_reward else None
+    async with open_store(settings) as database, _running(judge):
+        selection = await select_groups(database, version=version, n=n, newest=newest)
+        with bar("reading groups" if judge is None else f"judging by {judge.name}", selection.groups) as progress:
+            return await make_curve(database, selection, share=share, judge=judge, progress=progress)
+
+
+@asynccontextmanager
+async def _running(judge: Reward | None) -> AsyncIterator[None]:
+    if judge is not None:
+        await judge.start()
+    try:
+        yield
+    finally:
+        if judge is not None:
+            await judge.stop()
+
+
+async def _purge(settings: Settings, conditions: Conditions, *, ask: bool) -> Erased:
+    async with open_store(settings) as database:
+        count = await count_purgeable(database, conditions) + set_aside_in(settings.spool_dir).matching(conditions)
+        if count and ask:
+            typer.confirm(f"Delete {count} groups{conditions} for good?", abort=True, err=True)
+        with bar("deleting", count) as progress:
+            return await erase(database, settings.runs_dir, conditions, spool_dir=settings.spool_dir, progress=progress)
+
+
+def _print_stats(found: PairStats) -> None:
+    out = console()
+    span = "" if found.first is None else f", {found.first:%Y-%m-%d %H:%M} to {found.last:%Y-%m-%d %H:%M} UTC"
+    counted = f" groups, {found.candidates} candidates, {found.feedback} feedback{span}"
+    out.print(Text.assemble((str(found.groups), "bold"), counted), soft_wrap=True)
+    table = Table("", "groups", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row("clean", str(found.clean))
+    for kind, counts in (("unclean", found.unclean), ("version", found.versions), ("reward", found.rewards)):
+        for name, count in counts.items():
+            table.add_row(f"{kind} {name}", str(count))
+    if found.rescored:
+        table.add_row("scored again", str(found.rescored))
+    out.print(table)
+    if found.mean_margin is not None:
+        out.print(f"mean reward of chosen minus rejected: {found.mean_margin:.4g}")
+    if found.comparisons:
+        audits = Table("version", "k", "against", "win", "tie", "loss", title="audits", box=None, pad_edge=False)
+        for row in found.comparisons:
+            audits.add_row(*(str(row[name]) for name in ("version", "k", "opponent", "win", "tie", "loss")))
+        out.print(audits)

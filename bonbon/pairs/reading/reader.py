@@ -1,0 +1,280 @@
+"""Reads the pair log: pairs for training, counts, and what it holds."""
+
+from collections.abc import AsyncGenerator, Collection
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, literal, or_, select, true
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+from bonbon.pairs.group_records import Unclean
+from bonbon.pairs.group_rows import prompt_of
+from bonbon.prompt import Prompt
+from bonbon.store.database import Database
+from bonbon.store.storable_text import clean_text
+from bonbon.store.tables import candidates, comparisons, earlier_scores, feedback, groups
+
+CHUNK = 500
+Tenants = Collection[str] | None
+# Made once: an alias holds a copy of every column, in reference cycles that pile up if each query makes its own.
+_BEST, _WORST = candidates.alias("best"), candidates.alias("worst")
+
+
+_RESCORED = select(func.count(earlier_scores.c.group_id.distinct()))
+
+
+class RewardKey(NamedTuple):
+    """A reward's name and version."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The best and the worst candidate of one clean group: tokens as drawn, log-probabilities summed, in nats."""
+
+    group_id: str
+    time: datetime
+    version: str
+    prompt: Prompt
+    prompt_digest: str
+    prompt_token_ids: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    chosen_text: str
+    rejected_text: str
+    chosen_reward: float
+    rejected_reward: float
+    chosen_logprob: float
+    rejected_logprob: float
+    n: int
+    temperature: float
+    max_tokens: int
+    reward: RewardKey
+
+
+@dataclass(frozen=True, slots=True)
+class PairStats:
+    """What the log holds. `rescored` counts groups whose scores have replaced earlier ones."""
+
+    groups: int
+    clean: int
+    unclean: dict[str, int]
+    versions: dict[str, int]
+    rewards: dict[str, int]
+    rescored: int
+    candidates: int
+    mean_margin: float | None
+    comparisons: list[dict[str, Any]]
+    feedback: int
+    first: datetime | None
+    last: datetime | None
+
+
+async def count_clean(
+    database: Database,
+    version: str | None,
+    *,
+    after: str | None = None,
+    tenants: Tenants = None,
+    own_rewards: bool = False,
+    reward: RewardKey | None = None,
+    most: int | None = None,
+) -> int:
+    """Groups that `clean` means, drawn from `version` (None: from any), scored by `reward` (None: by any).
+
+    The count stops at `most`.
+    """
+    found = clean(version, after, tenants, own_rewards)
+    return await _count(database, found if reward is None else and_(found, scored_by(reward)), most)
+
+
+async def count_trainable(
+    database: Database, version: str, reward: RewardKey, *, tenants: Tenants = None, most: int | None = None
+) -> int:
+    """Groups of `version` that `trainable` means, scored by `reward`. The count stops at `most`."""
+    return await _count(database, and_(trainable(version, None, tenants), scored_by(reward)), most)
+
+
+async def trainable_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
+    """The tenants whose groups of `version` may be trained on."""
+    query = select(groups.c.tenant).where(trainable(version, after)).distinct().order_by(groups.c.tenant)
+    async with database.read(bulk=True) as connection:
+        return list((await connection.execute(query)).scalars())
+
+
+async def pairs(
+    database: Database,
+    *,
+    version: str | None,
+    after: str | None = None,
+    tenants: Tenants = None,
+    own_rewards: bool = False,
+    chunk: int = CHUNK,
+) -> AsyncGenerator[Pair]:
+    """The pairs of the clean groups of `version` and of `tenants` (None: of all), oldest first, in constant memory.
+
+    With `own_rewards`, also of those that are unclean only because their tenant's own reward ranked them.
+    """
+    query, last = _pairs_query(version, tenants, chunk, own_rewards), after or ""
+    while True:
+        async with database.read(bulk=True) as connection:
+            rows = (await connection.execute(query.params(after=last))).mappings().all()
+        for row in rows:
+            if row["chosen_reward"] > row["rejected_reward"]:  # a clean group's always is
+                yield _pair(row)
+        if len(rows) < chunk:
+            return
+        last = rows[-1]["group_id"]
+
+
+async def logged_versions(database: Database) -> list[str]:
+    """The versions that the log has groups of, by name."""
+    query = select(groups.c.version).distinct().order_by(groups.c.version)
+    async with database.read(bulk=True) as connection:
+        return list((await connection.execute(query)).scalars())
+
+
+async def stats(database: Database) -> PairStats:
+    """Counts over the whole log."""
+    margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups), groups.c)
+    margin = margin.where(groups.c.unclean.is_(None))
+    won = comparisons.c.reward - comparisons.c.opponent_reward
+    sides = (comparisons.c.version, comparisons.c.k, comparisons.c.opponent)
+    compared = select(
+        *sides,
+        func.sum(case((won > 0, 1), else_=0)).label("win"),
+        func.sum(case((won == 0, 1), else_=0)).label("tie"),
+        func.sum(case((won < 0, 1), else_=0)).label("loss"),
+    )
+    compared = compared.group_by(*sides).order_by(*sides)
+    async with database.read(bulk=True) as connection:
+
+        async def counts(*columns: Any) -> dict[str, int]:
+            query = select(*columns, func.count()).group_by(*columns).order_by(*columns)
+            rows = (await connection.execute(query)).all()
+            return {" ".join(map(str, row[:-1])): row[-1] for row in rows}
+
+        unclean = await counts(groups.c.unclean)
+        clean = unclean.pop("None", 0)
+        span = (await connection.execute(select(func.min(groups.c.time), func.max(groups.c.time)))).one()
+        return PairStats(
+            groups=clean + sum(unclean.values()),
+            clean=clean,
+            unclean=unclean,
+            versions=await counts(groups.c.version),
+            rewards=await counts(groups.c.reward_name, groups.c.reward_version),
+            rescored=(await connection.execute(_RESCORED)).scalar_one(),
+            candidates=(await connection.execute(select(func.coalesce(func.sum(groups.c.n), 0)))).scalar_one(),
+            mean_margin=(await connection.execute(margin)).scalar_one(),
+            comparisons=[dict(row) for row in (await connection.execute(compared)).mappings()],
+            feedback=(await connection.execute(select(func.count()).select_from(feedback))).scalar_one(),
+            first=span[0],
+            last=span[1],
+        )
+
+
+def clean(
+    version: str | None, after: str | None, tenants: Tenants = None, own_rewards: bool = False
+) -> ColumnElement[bool]:
+    """Groups that may be trained on, of `version` and `tenants` (None: of all), newer than the group id `after`.
+
+    With `own_rewards`, those too that their tenant's own reward ranked.
+    """
+    ranked = groups.c.unclean.is_(None)
+    conditions = [or_(ranked, groups.c.unclean == Unclean.REWARD) if own_rewards else ranked, of_tenants(tenants)]
+    if version is not None:
+        conditions.append(groups.c.version == version)
+    if after is not None:
+        conditions.append(groups.c.id > after)
+    return and_(*conditions)
+
+
+def trainable(version: str | None, after: str | None, tenants: Tenants = None) -> ColumnElement[bool]:
+    """Groups of two or more scored draws of a version's own distribution, tied ones included.
+
+    A tied group makes no pair, but it says that more draws gain nothing for its prompt: leaving it out would overstate
+    what best-of-n gains.
+    """
+    # Written into the statement: a planner does not see from a parameter that the partial index has what is asked for.
+    tied = groups.c.unclean == literal(str(Unclean.TIED), literal_execute=True)
+    conditions: list[ColumnElement[bool]] = [or_(groups.c.unclean.is_(None), tied), of_tenants(tenants)]
+    if version is not None:
+        conditions.append(groups.c.version == version)
+    if after is not None:
+        conditions.append(groups.c.id > after)
+    return and_(*conditions)
+
+
+def of_tenants(tenants: Tenants) -> ColumnElement[bool]:
+    """Groups of `tenants`; None: of all."""
+    return true() if tenants is None else groups.c.tenant.in_([clean_text(tenant) for tenant in tenants])
+
+
+def scored_by(reward: RewardKey) -> ColumnElement[bool]:
+    """Groups whose scores are of this reward."""
+    return and_(groups.c.reward_name == reward.name, groups.c.reward_version == reward.version)
+
+
+def next_clean(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool = False) -> Subquery:
+    """The next `chunk` clean groups whose ids are above the parameter `after`, to be joined with their candidates."""
+    # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
+    # on, for every chunk anew.
+    return (
+        select(groups)
+        .where(clean(version, None, tenants, own_rewards), groups.c.id > bindparam("after"))
+        .order_by(groups.c.id)
+        .limit(chunk)
+        .subquery()
+    )
+
+
+async def _count(database: Database, condition: ColumnElement[bool], most: int | None) -> int:
+    query = select(func.count()).select_from(select(groups.c.id).where(condition).limit(most).subquery())
+    async with database.read(bulk=True) as connection:
+        return int((await connection.execute(query)).scalar_one())
+
+
+def _pairs_query(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool) -> Select[Any]:
+    """The pairs of the next `chunk` clean groups whose ids are above the parameter `after`."""
+    chosen = next_clean(version, tenants, chunk, own_rewards).c
+    columns = [
+        column
+        for side, name in ((_BEST, "chosen"), (_WORST, "rejected"))
+        for column in (
+            side.c.token_ids.label(name),
+            side.c.text.label(f"{name}_text"),
+            side.c.reward.label(f"{name}_reward"),
+            side.c.logprob.label(f"{name}_logprob"),
+        )
+    ]
+    query = select(
+        chosen.id.label("group_id"),
+        chosen.time,
+        chosen.version,
+        chosen.prompt,
+        chosen.prompt_digest,
+        chosen.prompt_token_ids,
+        chosen.n,
+        chosen.temperature,
+        chosen.max_tokens,
+        chosen.reward_name,
+        chosen.reward_version,
+        *columns,
+    )
+    return _with_pair(query, chosen).order_by(chosen.id)
+
+
+def _with_pair(query: Select[Any], group: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
+    """`query` on groups of these columns, joined with the best and the worst candidate of each."""
+    return query.join(_BEST, and_(_BEST.c.group_id == group.id, _BEST.c.rank == group.n)).join(
+        _WORST, and_(_WORST.c.group_id == group.id, _WORST.c.rank == 1)
+    )
+
+
+def _pair(row: Any) -> Pair:
+    fields = dict(row)
+    reward = RewardKey(fields.pop("reward_name"), fields.pop("reward_version"))
+    return Pair(reward=reward, prompt=prompt_of(fields.pop("prompt")), **fields)

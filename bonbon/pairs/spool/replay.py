@@ -1,0 +1,189 @@
+"""Brings what waits in the spool into the database."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+
+from bonbon.concurrency.shielded import uncancelled
+from bonbon.errors import StoreError, StoreUnavailable
+from bonbon.pairs.deletion.erasures import without_erased
+from bonbon.pairs.group_records import Group, Unclean
+from bonbon.pairs.group_store import MOST_REFUSALS, Kept, Refusal, offer, store_groups
+from bonbon.pairs.health import Health
+from bonbon.pairs.spool.segment import Line, Segment
+from bonbon.pairs.spool.spool import Spool
+from bonbon.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+MOST_AT_ONCE = 256
+STRIKES = 3
+"""Refusals of one group, others having been taken after each but the last, before it is set aside."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What one pass over the spool has done."""
+
+    stored: int = 0
+    refused: int = 0
+    over: bool = False
+
+
+class Replayer:
+    """Offers spooled groups to the database until it takes them.
+
+    What fails for a whole database (it is away, read-only, empty, full) must not be held against the groups. So one
+    is set aside only when the database has refused it, alone, `STRIKES` times, and has taken another one each time
+    before the next.
+    """
+
+    def __init__(self, database: Database, spool: Spool, health: Health) -> None:
+        self.database, self.spool, self.health = database, spool, health
+        self._strikes: dict[str, tuple[int, int]] = {}
+        self._at_once = MOST_AT_ONCE
+
+    async def empty(self) -> None:
+        """Offer what waits once, as long as the database answers. Never raises for the spool's or database's sake."""
+        done = _Pass()
+        try:
+            paths = await asyncio.to_thread(self.spool.paths)
+            if self._at_once < MOST_AT_ONCE:
+                random.shuffle(paths)
+            for path in paths:
+                await self._empty(path, done)
+                if done.over:
+                    break
+            await asyncio.to_thread(self.spool.measure)
+            if self.health.down and not done.over and self.spool.empty:
+                await self._probe()
+        except Exception:
+            log.exception("the spool cannot be emptied; its groups stay in it")
+        if done.stored:
+            log.info("spooled groups are in the database", groups=done.stored)
+
+    async def _empty(self, path: Path, done: _Pass) -> None:
+        try:
+            segment = await uncancelled(asyncio.to_thread(self.spool.take, path))
+            if segment is not None:
+                await self._replay(segment, done)
+        except OSError as error:
+            log.error("a file of the spool cannot be emptied; it stays there", file=str(path), reason=str(error))
+
+    async def _replay(self, segment: Segment, done: _Pass) -> None:
+        try:
+            lines = await asyncio.to_thread(segment.lines)
+            if segment.torn:
+                log.warning(
+                    "a segment's last line was never written to its end; nobody was told that its group is stored",
+                    file=segment.path.name, bytes=segment.torn,
+                )  # fmt: skip
+            left = await self._set_aside_unreadable(segment, lines)
+            left += await self._offer([line for line in lines if line.group is not None], done)
+            if len(left) < len(lines) or not lines:
+                await uncancelled(asyncio.to_thread(self.spool.keep, segment, [line.data for line in left]))
+        finally:
+            segment.close()
+
+    async def _set_aside_unreadable(self, segment: Segment, lines: list[Line]) -> list[Line]:
+        """Those of the lines without a group that stay in the segment, because they cannot be set aside."""
+        bad = [line for line in lines if line.group is None]
+        if not bad:
+            return []
+        told = {"file": segment.path.name, "lines": len(bad), "reason": bad[0].fault}
+        try:
+            await uncancelled(asyncio.to_thread(self.spool.set_aside.add, [(line.data, line.fault) for line in bad]))
+        except OSError as error:
+            log.error("lines of the spool can neither be read nor set aside; they stay", failure=str(error), **told)
+            return bad
+        log.error("lines of the spool cannot be read; they are set aside", **told)
+        return []
+
+    async def _offer(self, lines: list[Line], done: _Pass) -> list[Line]:
+        """Those of `lines` that stay in the spool."""
+        waiting = {line.group.id: line for line in lines if line.group is not None}
+        order = [line.group for line in waiting.values() if line.group is not None]
+        if self._at_once < MOST_AT_ONCE:
+            random.shuffle(order)  # those that are refused each time must not keep the others from the database
+        aside: list[Refusal] = []
+        while order and not done.over:
+            some, order = order[: self._at_once], order[self._at_once :]
+            found = await offer(some, self._store, self.health)
+            done.stored += len(found.kept)
+            done.refused += len(found.refused)
+            done.over = found.hopeless or (done.refused >= MOST_REFUSALS and not done.stored)
+            self._at_once = max(1, self._at_once // 2) if done.over else min(MOST_AT_ONCE, 2 * self._at_once)
+            if isinstance(found.error, StoreUnavailable) or (self.health.down and found.error is not None):
+                self.health.failed(found.error, spool=True)
+            aside += [refusal for refusal in found.refused if self._struck_out(refusal)]
+            for group_id in found.kept:
+                waiting.pop(group_id, None)
+                self._strikes.pop(group_id, None)
+        if aside:
+            await self._set_aside(aside, waiting)
+        return list(waiting.values())
+
+    def _struck_out(self, refusal: Refusal) -> bool:
+        """Note a refusal, and say whether the group is to be set aside."""
+        strikes, taken = self._strikes.get(refusal.group.id, (0, -1))
+        if refusal.taken > taken:
+            strikes += 1
+        self._strikes[refusal.group.id] = (strikes, refusal.taken)
+        return strikes >= STRIKES
+
+    async def _set_aside(self, refusals: Sequence[Refusal], waiting: dict[str, Line]) -> None:
+        lines = [(waiting[r.group.id].data, f"the database refused it: {r.error.why}") for r in refusals]
+        await uncancelled(asyncio.to_thread(self.spool.set_aside.add, lines))
+        for refusal in refusals:
+            del waiting[refusal.group.id], self._strikes[refusal.group.id]
+            log.error(
+                "the database takes others but refuses this group; it is set aside", group=refusal.group.id,
+                reason=str(refusal.error),
+            )  # fmt: skip
+
+    async def _store(self, found: Sequence[Group]) -> dict[str, Kept]:
+        return await store_late(self.database, found)
+
+    async def _probe(self) -> None:
+        async with self.database.read() as connection:
+            await connection.execute(select(1))
+        self.health.answered()
+
+
+async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Kept]:
+    """As `store_groups`, for groups that come late: those that were erased meanwhile are left out.
+
+    Raises StoreError.
+    """
+    wanted = await _without_erased(database, found)
+    kept = await store_groups(database, wanted)
+    # Answered while the first attempt's group could not be looked up: kept, but not for training.
+    second = [
+        replace(group, idempotency=None, unclean=Unclean.REPEATED)
+        for group in wanted
+        if kept[group.id] is Kept.REPEATED
+    ]
+    await store_groups(database, second)
+    return {group.id: kept.get(group.id, Kept.LOGGED) for group in found}
+
+
+async def _without_erased(database: Database, found: Sequence[Group]) -> list[Group]:
+    """Raises StoreUnavailable when the database cannot say what was erased: this is no fault of the groups.
+
+    Raises StoreError when it is a group that cannot be compared.
+    """
+    try:
+        async with database.read() as connection:
+            return await without_erased(connection, found)
+    except StoreError as error:
+        if isinstance(error.__cause__, DBAPIError):
+            raise StoreUnavailable(str(error), why=error.why) from error
+        raise
+    except Exception as error:
+        raise StoreError(f"the groups cannot be stored: {type(error).__name__}", why=type(error).__name__) from error

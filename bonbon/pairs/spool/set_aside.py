@@ -1,0 +1,177 @@
+"""What a spool could not give to the database, kept with its bytes until somebody decides."""
+
+import json
+import shutil
+import stat
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from bonbon.ids import time_ordered_id
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.group_rows import time_of
+from bonbon.pairs.spool.segment import Line, NotASegment, create_segment, document, lock_segment, read_line, size_of
+from bonbon.store.storable_text import clean_text
+
+SUFFIX = ".lines"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A line of a segment, or a whole file that was none (`line` is None). `time` is when it was set aside."""
+
+    time: datetime
+    reason: str
+    line: Line | None
+    file: Path
+
+
+class SetAside:
+    """A directory of lines, each with the reason why it is there. Threads may call it, and several processes.
+
+    Every addition is a file of its own, so that nobody waits for anybody. `count` is what was there at the last look.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.count = 0
+        self._seen: list[tuple[str, int]] | None = None
+
+    def add(self, lines: Sequence[tuple[bytes, str]]) -> None:
+        """Keep lines, each with its reason. Raises OSError."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        _write(self.directory / f"{time_ordered_id()}{SUFFIX}", [_record(line, reason) for line, reason in lines])
+        self.count += len(lines)
+
+    def move(self, path: Path) -> None:
+        """Keep what is no file of lines as it is. Raises OSError."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path.rename(self.directory / f"{time_ordered_id()}{path.suffix}")
+        self.count += 1
+
+    def adopt(self, file: Path) -> None:
+        """Take over the lines of a file, if there is one. Raises OSError."""
+        try:
+            segment = lock_segment(file)
+        except NotASegment:
+            self.move(file)
+            return
+        if segment is None:
+            return  # there is none, or another process takes it over
+        try:
+            self.add([(line, "the database refused it") for line in file.read_bytes().splitlines(keepends=True)])
+            segment.keep([])
+        finally:
+            segment.close()
+
+    def look(self) -> int:
+        """How many entries there are, counted anew when there are other files than at the last look."""
+        seen = [(path.name, size_of(path)) for path in self._paths()]
+        if seen != self._seen:
+            self._seen, self.count = seen, sum(1 for _ in self.entries())
+        return self.count
+
+    def reasons(self) -> Counter[str]:
+        """How many entries there are for each reason."""
+        return Counter(entry.reason for entry in self.entries())
+
+    def entries(self) -> Iterator[Entry]:
+        """All of them, oldest first. Raises OSError."""
+        for path in self._paths():
+            yield from self.read(path)
+
+    def files(self) -> list[Path]:
+        """Those that hold lines, oldest first."""
+        return [path for path in self._paths() if path.suffix == SUFFIX and path.is_file() and not path.is_symlink()]
+
+    def read(self, path: Path) -> list[Entry]:
+        """The entries of one file; none when somebody else has removed it. Raises OSError."""
+        try:
+            status = path.lstat()
+            if path.suffix != SUFFIX or not stat.S_ISREG(status.st_mode):
+                return [Entry(datetime.fromtimestamp(status.st_mtime, UTC), "it is no regular file", None, path)]
+            changed = datetime.fromtimestamp(status.st_mtime, UTC)
+            return [_entry(record, path, changed) for record in path.read_bytes().splitlines()]
+        except FileNotFoundError:
+            return []
+
+    def replace(self, path: Path, entries: Sequence[Entry]) -> None:
+        """Have a file hold only these entries; without any it is deleted. Raises OSError."""
+        if entries:
+            new = path.with_suffix(".new")
+            new.unlink(missing_ok=True)
+            _write(new, [_record(e.line.data, e.reason, e.time) for e in entries if e.line is not None])
+            new.replace(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Delete everything. Raises OSError."""
+        for path in self._paths():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self.look()
+
+    def matching(self, conditions: Conditions) -> int:
+        """How many entries `erase` would delete now. Raises OSError."""
+        return sum(_meets(entry, conditions) for path in self.files() for entry in self.read(path))
+
+    def erase(self, conditions: Conditions) -> int:
+        """Delete the groups that meet the conditions, also those that only look like a group; how many.
+
+        A line that cannot be read says nothing of its user, and is deleted by its age alone. Raises OSError.
+        """
+        erased = 0
+        for path in self.files():
+            entries = self.read(path)
+            left = [entry for entry in entries if not _meets(entry, conditions)]
+            if len(left) < len(entries):
+                self.replace(path, left)
+                erased += len(entries) - len(left)
+        return erased
+
+    def _paths(self) -> list[Path]:
+        found = self.directory.iterdir() if self.directory.is_dir() else ()
+        return sorted(path for path in found if path.suffix != ".new")
+
+
+def set_aside_in(spool_dir: Path) -> SetAside:
+    """What the spool in this directory has set aside."""
+    return SetAside(spool_dir / "set-aside")
+
+
+def _write(path: Path, records: Sequence[dict[str, str]]) -> None:
+    segment = create_segment(path)
+    try:
+        segment.write(b"".join(json.dumps(record).encode() + b"\n" for record in records))
+    finally:
+        segment.close()
+
+
+def _entry(record: bytes, path: Path, changed: datetime) -> Entry:
+    try:
+        said = json.loads(record)
+        line = said["line"].encode("latin-1")
+        return Entry(time_of(said), clean_text(said["reason"]), read_line(line), path)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Entry(changed, "what says why is damaged itself", Line(record, fault="it is damaged"), path)
+
+
+def _record(line: bytes, reason: str, time: datetime | None = None) -> dict[str, str]:
+    # Latin-1 has a character for each byte: the line is kept exactly, and what can be read can be read here, too.
+    time = time or datetime.now(UTC)
+    return {"time": time.isoformat(), "reason": reason, "line": line.decode("latin-1")}
+
+
+def _meets(entry: Entry, conditions: Conditions) -> bool:
+    assert entry.line is not None, "only files of lines are asked about"
+    said = document(entry.line.data)
+    try:
+        time = time_of(said)
+    except (KeyError, TypeError, ValueError):
+        time = entry.time
+    return conditions.meet(time, said.get("end_user"), said.get("request_id"), said.get("tenant"))

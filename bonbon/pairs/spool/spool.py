@@ -1,0 +1,150 @@
+"""Where groups wait, on disk, while the database does not take them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+import structlog
+
+from bonbon.errors import StoreError, UserError
+from bonbon.ids import time_ordered_id
+from bonbon.pairs.group_records import Group
+from bonbon.pairs.spool.keyed_groups import KeyedGroups
+from bonbon.pairs.spool.segment import NotASegment, Segment, create_segment, lock_segment, size_of, written
+from bonbon.pairs.spool.set_aside import set_aside_in
+
+log = structlog.get_logger(__name__)
+
+SEGMENT_BYTES = 4 * 2**20
+ATTEMPTS = 3
+"""How often a write is begun anew whose file was deleted meanwhile."""
+
+
+class Spool:
+    """Appends are on disk when they return. Threads may call it.
+
+    Several processes may share the directory: each appends to a segment of its own, which it holds locked, and takes
+    those of processes that have ended.
+
+    Args:
+        directory: made when it is needed.
+        most_bytes: above this, all segments together, nothing is taken.
+
+    Raises:
+        UserError: something that is no directory has its name.
+    """
+
+    def __init__(self, directory: Path, most_bytes: int) -> None:
+        if os.path.lexists(directory) and not directory.is_dir():
+            raise UserError(
+                f"the spool {directory} is no directory: move it away, or name another data_dir", param="data_dir"
+            )
+        self.directory, self.most_bytes = directory, most_bytes
+        self.set_aside = set_aside_in(directory)
+        self._lock = Lock()
+        self._active: Segment | None = None
+        self._keyed = KeyedGroups(directory)
+        self._refused = False
+        self._skipped: set[Path] = set()
+        self.size = 0
+        self.set_aside.adopt(directory / "refused")  # where earlier releases put it
+        self.measure()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it has taken all that it was given since something was last taken from it."""
+        return not self._refused
+
+    @property
+    def empty(self) -> bool:
+        return self.size == 0
+
+    def append(self, groups: Sequence[Group]) -> None:
+        """Raises StoreError when they do not fit or cannot be written; none of them is kept then."""
+        data = b"".join(map(written, groups))
+        with self._lock:
+            try:
+                if self.size + len(data) > self.most_bytes:
+                    raise StoreError(f"the spool {self.directory} is full")
+                self._write(data)
+            except (StoreError, OSError) as error:
+                self._refused = True
+                if isinstance(error, StoreError):
+                    raise
+                raise StoreError(f"the spool {self.directory} cannot be written: {error.strerror}") from error
+            self._refused = False
+            self.size += len(data)
+
+    def find(self, idempotency: str) -> Group | None:
+        """The group with this idempotency key that waits here, whichever process has put it there."""
+        return self._keyed.find(idempotency)
+
+    def paths(self) -> list[Path]:
+        """The segments, oldest first."""
+        return sorted(self.directory.glob("*.groups"))
+
+    def take(self, path: Path) -> Segment | None:
+        """A segment, to be given back by `keep` or closed; None when another process holds it or has deleted it.
+
+        What has a segment's name and is none is set aside; what cannot be opened stays, and is told of once.
+        """
+        with self._lock:
+            if self._active is not None and self._active.path == path:
+                self._active.close()
+                self._active = None
+            try:
+                return lock_segment(path)
+            except NotASegment as error:
+                self._move(path, str(error))
+            except OSError as error:
+                self._skip(path, error)
+        return None
+
+    def keep(self, segment: Segment, lines: Sequence[bytes]) -> None:
+        """Have a segment hold only these lines: the others are in the database, or set aside. Raises OSError."""
+        with self._lock:
+            segment.keep(lines)
+            self._refused = False
+
+    def measure(self) -> None:
+        """Find out anew how much waits and how much is set aside: other processes take and add, too."""
+        with self._lock:
+            self.size = sum(map(size_of, self.paths()))
+            self._refused = self._refused and self.size > 0
+        self.set_aside.look()
+
+    def _move(self, path: Path, reason: str) -> None:
+        try:
+            self.set_aside.move(path)
+        except OSError as error:
+            self._skip(path, error)
+        else:
+            log.error("something in the spool is no file of groups; it is set aside", reason=reason)
+
+    def _skip(self, path: Path, error: OSError) -> None:
+        if path not in self._skipped:
+            log.error("a file of the spool cannot be taken; it stays there", file=str(path), reason=str(error))
+        self._skipped.add(path)
+
+    def _write(self, data: bytes) -> None:
+        for _ in range(ATTEMPTS):
+            segment, self._active = self._active or self._new(), None
+            try:
+                segment.write(data)
+            except OSError:
+                segment.close()
+                raise
+            found = segment.has_its_name
+            if found and segment.size < SEGMENT_BYTES:
+                self._active = segment
+            else:
+                segment.close()
+            if found:
+                return
+            log.error("a file of the spool was deleted or moved; a new file is begun", file=str(segment.path))
+        raise StoreError(f"the files of the spool {self.directory} are deleted while they are written")
+
+    def _new(self) -> Segment:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        return create_segment(self.directory / f"{time_ordered_id()}.groups")

@@ -1,0 +1,240 @@
+"""`bonbon models`: versions and aliases, promote and rollback, export and import."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from bonbon.cli.database_options import (
+    WIDE,
+    AsJson,
+    DatabaseUrl,
+    DataDir,
+    console,
+    open_store,
+    print_json,
+    store_settings,
+    table_of,
+)
+from bonbon.cli.progress import bar
+from bonbon.engines.engine import VersionKind
+from bonbon.model_files import resolve_model, served_name
+from bonbon.pairs.live.savings import Savings, read_savings
+from bonbon.registry.next_round import NextRound, next_round
+from bonbon.registry.registry import PROMOTABLE, Registry
+from bonbon.registry.transfer.version_export import export_version
+from bonbon.registry.transfer.version_import import Source, base_of, import_version, read_source
+from bonbon.registry.version_records import BEST_OF_N, CHAMPION, Event, Version
+from bonbon.registry.version_summary import print_version
+from bonbon.settings import Settings, load_settings
+from bonbon.store.database import open_database
+
+app = typer.Typer(help="The model registry: versions, promote, rollback, export, import.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A version's name, as `bonbon models list` shows it.")]
+T = TypeVar("T")
+
+
+@app.command("list")
+def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """Every version with its state and k, what it has saved, what the aliases name, and what the next round waits for.
+
+    k is the number of draws from which the version answers with the best. It is n for a champion that answers with
+    best-of-n again.
+    """
+    settings = store_settings(data_dir, database)
+
+    async def read(
+        registry: Registry,
+    ) -> tuple[list[Version], dict[str, str], dict[str, Savings], NextRound | None]:
+        versions, aliases = await registry.list(), await registry.aliases()
+        savings = {saved.version: saved for saved in reversed(await read_savings(registry.database))}
+        champion = next((version for version in versions if version.name == aliases.get(CHAMPION)), None)
+        due = None if champion is None else await next_round(registry, champion, settings)
+        return versions, aliases, savings, due
+
+    versions, aliases, savings, due = _with_registry(settings, read)
+    if as_json:
+        listed = [
+            asdict(version) | {"k": version.k, "saved_share": _saved(savings, version.name)} for version in versions
+        ]
+        print_json({"aliases": aliases, "versions": listed, "next_round": due and due.waits_for})
+        return
+    out = console()
+    is_wide = out.width >= WIDE
+    titles = ("version", "state", "alias", "k", "saved", *(("parent", "created (UTC)") if is_wide else ("created",)))
+    table = table_of(out, *titles, longest=max((len(version.name) for version in versions), default=0))
+    for version in versions:
+        names = ", ".join(alias for alias, name in sorted(aliases.items()) if name == version.name)
+        parent = (version.parent or "",) if is_wide else ()
+        created = f"{version.created:%Y-%m-%d %H:%M:%S}" if is_wide else f"{version.created:%Y-%m-%d}"
+        share = _saved(savings, version.name)
+        saved = "" if share is None else f"{share:.0%}"
+        answers = version.kind is not VersionKind.BASE and version.state in PROMOTABLE
+        k = "n" if aliases.get(BEST_OF_N) == version.name else str(version.k) if answers else ""
+        table.add_row(version.name, version.state, names, k, saved, *parent, created)
+    out.print(table)
+    if due is not None:
+        out.print(due.waits_for)
+
+
+def _saved(savings: dict[str, Savings], name: str) -> float | None:
+    return savings[name].saved_share if name in savings else None
+
+
+@app.command("show")
+def show_version(
+    name: Name,
+    full: Annotated[bool, typer.Option("--full", help="Show everything that is stored.")] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """One version: how it was trained, what was measured, what the gate said, and its history."""
+
+    async def read(registry: Registry) -> tuple[Version, dict[str, str], tuple[Event, ...]]:
+        return await registry.get(name), await registry.aliases(), await registry.history(version=name)
+
+    version, aliases, history = _with_registry(store_settings(data_dir, database), read)
+    names = sorted(alias for alias, target in aliases.items() if target == name)
+    if as_json:
+        print_json(asdict(version) | {"aliases": names, "history": [asdict(event) for event in history]})
+        return
+    print_version(console(), version, names, history, full=full)
+
+
+@app.command("export")
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="The directory to write, which must not exist yet.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Merge the adapter into the base model, and write whole weights.")
+    ] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a version for other programs, or to import it elsewhere: its files, a model card and its evaluation."""
+    settings = store_settings(data_dir, database)
+    done = _with_registry(
+        settings, lambda registry: export_version(registry, name, out.expanduser(), merged=merged, bar=bar)
+    )
+    if as_json:
+        print_json({"directory": done.directory, "files": done.files, "bytes": done.bytes} | asdict(done.record))
+        return
+    what = "an adapter" if done.record.kind is VersionKind.ADAPTER else "whole weights"
+    console().print(
+        f"{done.directory} has {name} as {what}: {done.files} files of {done.bytes / 1e6:,.1f} MB, their manifest, a "
+        "model card (README.md), evaluation.json and bonbon.json",
+        soft_wrap=True,
+    )
+
+
+@app.command("import")
+def import_(
+    directory: Annotated[
+        Path, typer.Argument(help="What `bonbon models export` or `bonbon distill --out` has written.")
+    ],
+    name: Annotated[
+        str | None, typer.Option("--name", help="Prefix of the version's name here; the start of its digest follows.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The base model: a directory or hub name (default: the one here).")
+    ] = None,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy a version of another installation into this one. It must be of the same base model; nothing is promoted."""
+    settings = load_settings(model=model, data_dir=data_dir, database_url=database)
+    version, source = asyncio.run(_import(settings, directory.expanduser(), name))
+    if as_json:
+        print_json(asdict(version) | {"k": version.k})
+        return
+    out = console()
+    out.print(Text.assemble((version.name, "bold"), f" is {source.version}, imported from {directory}"), soft_wrap=True)
+    out.print(
+        f"Its evaluation was made elsewhere. `bonbon evaluate {version.name}` measures it here; `bonbon models promote "
+        f"{version.name} --force` promotes it anyway.",
+        soft_wrap=True,
+    )
+
+
+async def _import(settings: Settings, directory: Path, name: str | None) -> tuple[Version, Source]:
+    source = await read_source(directory)
+    # A new installation has no database yet; it gets one when it is told which base model it serves.
+    create = bool(settings.model)
+    if create:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with open_database(settings.database, create=create, timeouts=settings.database_timeouts) as database:
+        registry = Registry(database, settings.versions_dir)
+        if settings.model:
+            where = await asyncio.to_thread(resolve_model, settings.model, settings.revision)
+            base = await registry.register_base(served_name(settings.model), where)
+        else:
+            base = await base_of(registry, source)
+        with Console(stderr=True).status("copying the files"):
+            return await import_version(registry, source, base, name=name), source
+
+
+@app.command()
+def promote(
+    name: Name,
+    expected: Annotated[str | None, typer.Option(help="Only if this version is the champion now.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Even if the gate has not approved it.")] = False,
+    data_dir: DataDir = None,
+    database: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a version the champion; the champion before it becomes `previous`."""
+
+    async def move(registry: Registry) -> tuple[Version, str | None]:
+        before = await registry.champion()
+        return await registry.promote(name, expected=expected, force=force), before
+
+    settings = store_settings(data_dir, database)
+    version, before = _with_registry(settings, move)
+    _report(settings, version, before, as_json)
+
+
+@app.command()
+def rollback(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
+    """Make the previous champion the champion again; a second rollback takes the first one back."""
+
+    async def move(registry: Registry) -> tuple[Version, str | None]:
+        before = await registry.champion()
+        return await registry.rollback(), before
+
+    settings = store_settings(data_dir, database)
+    version, before = _with_registry(settings, move)
+    _report(settings, version, before, as_json)
+
+
+def _report(settings: Settings, version: Version, before: str | None, as_json: bool) -> None:
+    if as_json:
+        print_json({CHAMPION: version.name, "before": before})
+        return
+    out = console()
+    if before == version.name:
+        out.print(f"{version.name} is the champion already; nothing changed", soft_wrap=True)
+        return
+    out.print(Text.assemble((version.name, "bold"), f" is the champion (before: {before or 'none'})"), soft_wrap=True)
+    out.print(
+        f"A running service sees it within {settings.service.registry_poll:g} s, checks its files and its answers, and "
+        f"then answers new requests with it; if a check fails, {before or 'the base'} keeps answering and "
+        "/health/ready says why.",
+        soft_wrap=True,
+    )
+
+
+def _with_registry(settings: Settings, act: Callable[[Registry], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with open_store(settings) as database:
+            return await act(Registry(database, settings.versions_dir))
+
+    return asyncio.run(run())

@@ -1,0 +1,167 @@
+"""A version as a directory that other programs load, and that another installation imports."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from bonbon import __version__
+from bonbon.cli.progress import Bar
+from bonbon.engines.engine import VersionKind
+from bonbon.errors import UserError
+from bonbon.extras import need
+from bonbon.registry.manifest import MANIFEST, make_manifest, version_files
+from bonbon.registry.registry import Registry
+from bonbon.registry.transfer.exported_version import BESIDE, CARD, EVALUATION, IMPORTED, RECORD, Record
+from bonbon.registry.transfer.model_card import model_card
+from bonbon.registry.version_records import Version
+
+CHUNK = 16 * 2**20
+"""Bytes that are copied at a time."""
+
+
+class Exported(NamedTuple):
+    """What was written."""
+
+    directory: Path
+    record: Record
+    files: int
+    bytes: int
+
+
+async def export_version(registry: Registry, name: str, directory: Path, *, merged: bool, bar: Bar) -> Exported:
+    """Write a version to a new directory: the model's files, their manifest, a model card, the evaluation and a record.
+
+    The directory is there whole or not at all.
+
+    Args:
+        merged: write whole weights, the adapter merged into the base model, in the place of the adapter.
+
+    Raises:
+        UnknownVersion: there is no such version.
+        UserError: it is a base model, its files or the base model's are gone or changed, the directory is there
+            already, or the version cannot be merged.
+    """
+    _refuse_taken(directory)
+    version = await registry.get(name)
+    if version.kind is VersionKind.BASE:
+        raise UserError(f"{name} is a base model, not a version of one: copy {version.directory} itself")
+    if merged and version.kind is VersionKind.FULL:
+        raise UserError(f"{name} has whole weights already: export it without --merged", param="merged")
+    base = await registry.get(version.base)
+    if merged:
+        if not base.digest:
+            raise UserError(
+                f"the files of the base model {base.name} were never on this machine, and --merged needs them: set "
+                "model (BONBON_MODEL) to their directory, or export the adapter itself",
+                param="merged",
+            )
+        need("export --merged", "embedded", "torch", "transformers", "peft", param="merged")
+        await registry.verify(base.name)
+    await registry.verify(name)
+    return await asyncio.to_thread(_write, version, base, directory, merged, bar)
+
+
+def _refuse_taken(directory: Path) -> None:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} is there already: name another --out, or delete it first", param="out")
+
+
+def _write(version: Version, base: Version, directory: Path, merged: bool, bar: Bar) -> Exported:
+    directory = directory.absolute()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{directory.parent} cannot be made ({error.strerror}): name another --out", param="out"
+        ) from error
+    with TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
+        work = Path(temporary) / "work"
+        if merged:
+            # Brings in torch.
+            from bonbon.engines.adapters.merge import merge_adapter
+
+            merge_adapter(base.directory, version.directory, work, bar)
+            for name in BESIDE:
+                (work / name).unlink(missing_ok=True)
+            for path in work.iterdir():
+                path.chmod(0o644)  # safetensors writes files that nobody else can read
+        else:
+            _copy(version.directory, work, bar)
+        manifest = make_manifest(work)
+        record = _record(version, base, manifest.digest, merged)
+        (work / MANIFEST).write_text(manifest.to_json())
+        (work / RECORD).write_text(record.to_json())
+        evaluation = {key: value for key, value in version.evaluation.items() if key != IMPORTED}
+        (work / EVALUATION).write_text(json.dumps(evaluation, indent=2) + "\n")
+        rank = None if record.kind is VersionKind.FULL else _rank(work)
+        (work / CARD).write_text(model_card(record, evaluation, rank=rank))
+        try:
+            work.rename(directory)
+        except OSError as error:  # somebody made it meanwhile
+            raise UserError(f"{directory} cannot be written: {error.strerror}", param="out") from error
+    size = sum(entry.size for entry in manifest.files)
+    return Exported(directory, record, len(manifest.files), size)
+
+
+def _copy(source: Path, target: Path, bar: Bar) -> None:
+    paths = [path for path in version_files(source) if path.parent != source or path.name not in BESIDE]
+    with bar("copying MiB", sum(path.stat().st_size for path in paths) >> 20) as done:
+        copied = 0
+        for path in paths:
+            copy = target / path.relative_to(source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("rb") as reading, copy.open("wb") as writing:
+                while piece := reading.read(CHUNK):
+                    writing.write(piece)
+                    copied += len(piece)
+                    done(copied >> 20)
+            shutil.copymode(path, copy)
+
+
+def _record(version: Version, base: Version, digest: str, merged: bool) -> Record:
+    # What was imported goes on as it came.
+    training = version.training.get(IMPORTED, {}).get("training", version.training)
+    verdict = version.verdict
+    if verdict is not None and IMPORTED in verdict:
+        verdict = verdict[IMPORTED].get("verdict")
+    return Record(
+        version=version.name,
+        kind=VersionKind.FULL if merged else version.kind,
+        merged=merged,
+        digest=digest,
+        base=base.name,
+        base_hub_name=_hub_name(base.directory),
+        base_digest=base.digest,
+        parent=version.parent,
+        created=version.created.isoformat(),
+        k=version.k,
+        training=_public(training),
+        verdict=verdict,
+        bonbon=__version__,
+    )
+
+
+def _public(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The training record without what concerns this installation alone: its paths and the names of its tenants."""
+    settings = {name: value for name, value in (training.get("settings") or {}).items() if name != "tenants"}
+    others = {name: value for name, value in training.items() if name not in ("run", "settings")}
+    return others | ({"settings": settings} if settings else {})
+
+
+def _hub_name(directory: Path) -> str | None:
+    """The hub name of a model in the hub's cache, whose directories are called `models--owner--name/snapshots/...`."""
+    for folder in directory.parts:
+        if folder.startswith("models--"):
+            return folder.removeprefix("models--").replace("--", "/")
+    return None
+
+
+def _rank(adapter: Path) -> int:
+    """The highest rank of the adapter's modules."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    ranks: Mapping[str, int] = config.get("rank_pattern") or {}
+    return max(int(rank) for rank in (config.get("r", 8), *ranks.values()))

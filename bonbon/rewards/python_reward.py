@@ -1,0 +1,110 @@
+"""Any Python callable as a reward."""
+
+import asyncio
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from bonbon.errors import RewardError, UserError
+from bonbon.prompt import Prompt
+from bonbon.rewards.reward import Reward
+from bonbon.rewards.reward_options import Options
+
+
+class PythonOptions(Options):
+    """Which callable."""
+
+    target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    """`package.module:callable`; the working directory is searched last."""
+    version: str | None = None
+    """By default a digest of the module's source, which knows nothing of what it imports or loads."""
+    threads: int = Field(4, ge=1)
+    """Most calls of a plain function at once."""
+
+
+class PythonReward(Reward):
+    """Calls `function(prompt, completions)`, which returns one number per completion, or a coroutine of them.
+
+    `prompt` is a `bonbon.prompt.Prompt`. A plain function runs in a thread of its own pool: one that hangs holds up
+    this reward, and nothing else.
+    """
+
+    name = "python"
+
+    def __init__(
+        self,
+        function: Callable[[Prompt, list[str]], Any],
+        *,
+        version: str,
+        threads: int = 4,
+        target: str = "the function",
+    ) -> None:
+        self.function, self._version, self._threads, self._target = function, version, threads, target
+        self._pool: ThreadPoolExecutor | None = None
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    async def start(self) -> None:
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="python-reward")
+
+    async def stop(self) -> None:
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool = None
+
+    async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
+        if self._pool is None:
+            raise RewardError("the python reward is not started")
+        if inspect.iscoroutinefunction(self.function):
+            scores = await self.function(prompt, list(completions))
+        else:
+            loop = asyncio.get_running_loop()
+            scores = await loop.run_in_executor(self._pool, self.function, prompt, list(completions))
+            if inspect.isawaitable(scores):
+                scores = await scores
+        try:
+            return [float(score) for score in scores]
+        except (TypeError, ValueError) as error:
+            raise RewardError(
+                f"{self._target} returned {type(scores).__name__} for {len(completions)} completions ({error}); it "
+                "must return one number per completion"
+            ) from error
+
+
+def load(target: str) -> Callable[[Prompt, list[str]], Any]:
+    """The callable named `package.module:callable`. Raises UserError."""
+    module_name, _, path = target.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Any = import_module(module_name)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise UserError(f"reward target {target!r} cannot be loaded: {error}", param="reward") from error
+    if not callable(found):
+        raise UserError(f"reward target {target!r} is {type(found).__name__}, which cannot be called", param="reward")
+    return found  # type: ignore[no-any-return]
+
+
+def _source_digest(target: str) -> str:
+    file = sys.modules[target.partition(":")[0]].__file__
+    source = Path(file).read_bytes() if file else b""
+    return sha256(target.encode() + source).hexdigest()[:16]
+
+
+def build(options: Mapping[str, Any]) -> PythonReward:
+    """Options: PythonOptions."""
+    read = PythonOptions.read("python", options)
+    function = load(read.target)
+    version = read.version or _source_digest(read.target)
+    return PythonReward(function, version=version, threads=read.threads, target=read.target)

@@ -1,0 +1,215 @@
+"""JSON over HTTP to a scoring service: pooled, bounded, retried, and behind a circuit breaker."""
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from errno import EACCES
+from ipaddress import IPv6Address, ip_address
+from socket import SOCK_STREAM
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import stamina
+from pydantic import Field, SecretStr, field_validator
+
+from bonbon.errors import RewardError, UserError
+from bonbon.http.circuit_breaker import CircuitBreaker, CircuitOpen
+from bonbon.http.endpoint import bearer_token, check_url
+from bonbon.http.http_session import TooLong, open_session, read
+from bonbon.rewards.reward_options import Options
+
+AWS_METADATA_V6 = ip_address("fd00:ec2::254")
+
+
+class HttpOptions(Options):
+    """A scoring service and how to reach it."""
+
+    target: str
+    """Its URL."""
+    timeout: float = Field(10.0, gt=0)
+    """Seconds one attempt may take, from connecting to the last byte. A late attempt is not repeated."""
+    attempts: int = Field(3, ge=1)
+    """Tries in all. Connection errors, 5xx and 429 (which may say when) are tried again, with growing pauses."""
+    connections: int = Field(64, ge=1)
+    """Most connections at once."""
+    max_response_bytes: int = Field(1_048_576, ge=1)
+    """A longer answer is an error."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the bearer token; with _FILE at its end it names a file instead."""
+    breaker_failures: int = Field(5, ge=1)
+    """Failed calls in a row after which the service is left alone."""
+    breaker_cool_down: float = Field(10.0, gt=0)
+    """Seconds it is left alone before one probe."""
+    allow_link_local: bool = False
+    """Allow link-local addresses, where clouds serve their machines' credentials."""
+
+    @field_validator("target")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        return check_url(value)
+
+    @property
+    def bearer(self) -> str | None:
+        """The bearer token. Raises UserError when its environment variable is not set."""
+        return bearer_token(self.api_key, self.api_key_env, option="api_key_env", param="reward")
+
+
+class Unavailable(RewardError):
+    """The service did not answer, or answered that it cannot now: this counts against it in the breaker.
+
+    Args:
+        message: what happened.
+        retry: seconds to wait before another attempt, True for the usual pause, False when none makes sense.
+    """
+
+    def __init__(self, message: str, *, retry: bool | float = False) -> None:
+        super().__init__(message)
+        self.retry = retry
+
+
+class Refused(RewardError):
+    """The service answered, and the answer is no.
+
+    Args:
+        message: what it said, cut short.
+        content: all that it said.
+    """
+
+    def __init__(self, message: str, content: bytes) -> None:
+        super().__init__(message)
+        self.content = content
+
+
+class HttpClient:
+    """Asks for JSON at paths below one URL.
+
+    Args:
+        options: where and how.
+        breaker: by default one made from the options.
+    """
+
+    def __init__(self, options: HttpOptions, *, breaker: CircuitBreaker | None = None) -> None:
+        self.options = options
+        self.breaker = breaker or CircuitBreaker(failures=options.breaker_failures, cool_down=options.breaker_cool_down)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Open the pool. Raises UserError for a forbidden address or a missing token."""
+        options = self.options
+        if not options.allow_link_local:
+            await _check_target(options.target)
+        self._session = open_session(
+            bearer=options.bearer,
+            connections=options.connections,
+            proxies=True,
+            refuse=None if options.allow_link_local else _refuse_link_local,
+        )
+
+    async def stop(self) -> None:
+        if self._session:
+            await self._session.close()
+        self._session = None
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Around all posts of one score, which the breaker counts as one call. Raises RewardError when it is open."""
+        try:
+            with self.breaker.guard(Unavailable):
+                yield
+        except CircuitOpen as error:
+            raise RewardError(f"{self.options.target}: {error}") from error
+
+    async def post(self, body: object, path: str = "") -> Any:
+        """The answer's JSON. Raises RewardError for everything that goes wrong: Refused where the service says no."""
+        return await self._ask("POST", body, path)
+
+    async def get(self, path: str) -> Any:
+        """Like `post`, without a body."""
+        return await self._ask("GET", None, path)
+
+    async def _ask(self, method: str, body: object, path: str) -> Any:
+        url = self.options.target.rstrip("/") + path if path else self.options.target
+        async for attempt in stamina.retry_context(
+            on=lambda error: error.retry if isinstance(error, Unavailable) else False,
+            attempts=self.options.attempts,
+            timeout=None,
+            wait_initial=0.1,
+            wait_max=2.0,
+            wait_jitter=0.1,
+        ):
+            with attempt:
+                answer = await self._attempt(method, url, body)
+        return answer
+
+    async def _attempt(self, method: str, url: str, body: object) -> Any:
+        asked = _without_query(url)
+        try:
+            async with asyncio.timeout(self.options.timeout):
+                status, headers, content = await self._exchange(method, url, body)
+        except TimeoutError as error:
+            raise Unavailable(f"{asked} did not answer within {self.options.timeout:g} s") from error
+        except aiohttp.ClientError as error:
+            raise Unavailable(f"{asked}: {type(error).__name__}: {error}", retry=True) from error
+        if status == 429 or status >= 500:
+            raise Unavailable(f"{asked} answered {status}: {_shown(content)}", retry=self._pause(headers))
+        if status != 200:
+            raise Refused(f"{asked} answered {status}: {_shown(content)}", content)
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise RewardError(f"{asked} answered no JSON: {_shown(content)}") from error
+
+    async def _exchange(self, method: str, url: str, body: object) -> tuple[int, Mapping[str, str], bytes]:
+        if self._session is None:
+            raise RewardError(f"{_without_query(url)}: the reward is not started")
+        data = None if body is None else json.dumps(body).encode()
+        response = await self._session.request(method, url, data=data, allow_redirects=False)
+        most = self.options.max_response_bytes
+        try:
+            return response.status, response.headers, await read(response, most)
+        except TooLong as error:
+            raise RewardError(f"{_without_query(url)} answered more than {most} bytes") from error
+
+    def _pause(self, headers: Mapping[str, str]) -> bool | float:
+        """What `retry-after` says in seconds; one that exceeds an attempt's own timeout is not waited for."""
+        said = headers.get("retry-after", "")
+        if not said.isdecimal():
+            return True
+        return float(said) if float(said) <= self.options.timeout else False
+
+
+async def _check_target(target: str) -> None:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(urlsplit(target).hostname, None, type=SOCK_STREAM)
+    except OSError:
+        return  # not resolvable now; every attempt will say so
+    for *_, (host, *_rest) in found:
+        try:
+            _refuse_link_local(str(host))
+        except PermissionError as error:
+            raise UserError(f"reward target {target!r} is {error.strerror}", param="reward") from error
+
+
+def _refuse_link_local(host: str) -> None:
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    if address.is_link_local or address == AWS_METADATA_V6:
+        raise PermissionError(
+            EACCES,
+            f"the link-local address {address}, where clouds serve credentials; set allow_link_local = true if that is "
+            "meant",
+        )
+
+
+def _without_query(url: str) -> str:
+    """For messages, which anybody may read: what comes behind the question mark may be a token."""
+    return url.partition("?")[0]
+
+
+def _shown(content: bytes) -> str:
+    return repr(content[:200].decode(errors="replace"))

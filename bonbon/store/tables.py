@@ -1,0 +1,363 @@
+"""The database's tables: the pair log, the model registry and the API keys."""
+
+import sys
+from array import array
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    or_,
+)
+
+from bonbon.store.storable_text import NAME_LENGTH, REASON_LENGTH, clean_document, clean_name, clean_text
+
+
+class TokenIds(TypeDecorator[tuple[int, ...]]):
+    """Token ids as little-endian 32-bit integers: a third of JSON's size, and exact."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Sequence[int] | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else _little_endian(array("i", value)).tobytes()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        ids = array("i")
+        ids.frombytes(value)
+        return tuple(_little_endian(ids))
+
+
+def _little_endian(ids: "array[int]") -> "array[int]":
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids
+
+
+class SafeText(TypeDecorator[str]):
+    """Text as `clean_text` makes it. Token ids keep what was drawn.
+
+    Args:
+        most: its length at most, as in `clean_name`; PostgreSQL bounds what is a key of an index.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, most: int | None = None) -> None:
+        super().__init__()
+        self.most = most
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return clean_text(value) if self.most is None else clean_name(value, self.most)
+
+
+class Name(TypeDecorator[str]):
+    """A name as `clean_name` makes it, for what is compared and counted by name."""
+
+    impl = String(NAME_LENGTH)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean_name(value)
+
+
+class Id(TypeDecorator[str]):
+    """An id that bonbon has made. One that a client or a command names may be any text, and is then found nowhere."""
+
+    impl = String(32)
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else clean_text(value)
+
+
+class Document(TypeDecorator[Any]):
+    """JSON as `clean_document` makes it."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        return clean_document(value)
+
+
+class Timestamp(TypeDecorator[datetime]):
+    """An aware time, kept in UTC."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+groups = Table(
+    "groups",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("time", Timestamp, nullable=False, index=True),
+    Column("origin", String(16), nullable=False),
+    Column("tenant", SafeText, nullable=False),
+    Column("end_user", SafeText(512), nullable=False),
+    Column("request_id", SafeText(512), nullable=False),
+    Column("metadata", Document, nullable=False),
+    Column("prompt", Document, nullable=False),
+    Column("prompt_digest", String(64), nullable=False),
+    Column("prompt_token_ids", TokenIds, nullable=False),
+    Column("version", Name, nullable=False),
+    Column("temperature", Float, nullable=False),
+    Column("top_p", Float, nullable=False),
+    Column("top_k", Integer, nullable=False),
+    Column("max_tokens", Integer, nullable=False),
+    Column("stop", Document, nullable=False),
+    Column("seed", BigInteger),
+    Column("response_format", SafeText),
+    Column("other_sampling", Document),
+    Column("n", Integer, nullable=False),
+    Column("reward_name", Name, nullable=False),
+    Column("reward_version", Name, nullable=False),
+    Column("degraded", SafeText(REASON_LENGTH)),
+    Column("unclean", String(16)),
+    Column("idempotency", String(64)),
+    Column("fingerprint", String(64)),
+)
+# Time-ordered ids keep these in append order. The groups of one version that may be trained on are one range of the
+# first, which also serves those who ask for clean groups alone.
+_TRAINABLE = or_(groups.c.unclean.is_(None), groups.c.unclean == "tied")
+Index(
+    "ix_groups_trainable",
+    groups.c.version,
+    groups.c.id,
+    sqlite_where=_TRAINABLE,
+    postgresql_where=_TRAINABLE,
+)
+Index("ix_groups_end_user", groups.c.end_user)
+Index("ix_groups_request_id", groups.c.request_id)
+Index(
+    "ix_groups_idempotency",
+    groups.c.idempotency,
+    unique=True,
+    sqlite_where=groups.c.idempotency.is_not(None),
+    postgresql_where=groups.c.idempotency.is_not(None),
+)
+
+candidates = Table(
+    "candidates",
+    metadata,
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), primary_key=True),
+    Column("index", Integer, primary_key=True, autoincrement=False),
+    Column("text", SafeText, nullable=False),
+    Column("token_ids", TokenIds, nullable=False),
+    Column("logprob", Float(53), nullable=False),
+    Column("finish_reason", String(16), nullable=False),
+    Column("reward", Float(53)),
+    Column("rank", Integer),
+    Column("win_probability", Float(53)),
+    Column("served", Boolean, nullable=False),
+)
+
+# What a group's scores were before another reward scored it again: see bonbon/pairs/rescoring/earlier_scores.py.
+earlier_scores = Table(
+    "earlier_scores",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("version", Name, nullable=False),
+    Column("replaced", Timestamp, nullable=False),
+    Column("reward_name", Name, nullable=False),
+    Column("reward_version", Name, nullable=False),
+    Column("degraded", SafeText(REASON_LENGTH)),
+    Column("unclean", String(16)),
+    Column("scores", Document, nullable=False),
+)
+# The group of a version that was scored again last is the end of a range of this one.
+Index("ix_earlier_scores_version", earlier_scores.c.version, earlier_scores.c.id)
+
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("time", Timestamp, nullable=False),
+    Column("version", Name, nullable=False),
+    Column("opponent", Name, nullable=False),
+    Column("reward_name", Name, nullable=False),
+    Column("reward_version", Name, nullable=False),
+    Column("reward", Float(53), nullable=False),
+    Column("opponent_reward", Float(53), nullable=False),
+    Column("k", Integer, nullable=False, server_default="1"),
+)
+
+# Counts only, so that they outlive the groups they came from: see bonbon/pairs/live/win_rates.py.
+win_rates = Table(
+    "win_rates",
+    metadata,
+    Column("version", Name, primary_key=True),
+    Column("opponent", Name, primary_key=True),
+    Column("reward_name", Name, primary_key=True),
+    Column("reward_version", Name, primary_key=True),
+    Column("k", Integer, primary_key=True, autoincrement=False, server_default="1"),
+    Column("wins", Integer, nullable=False),
+    Column("ties", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),
+    Column("sequence", Document, nullable=False),
+    Column("updated", Timestamp, nullable=False),
+)
+
+# What distilled versions drew as champions, and what best-of-n of the base would have: see bonbon/pairs/live/savings.py.
+savings = Table(
+    "savings",
+    metadata,
+    Column("version", Name, primary_key=True),
+    Column("n", Integer, primary_key=True, autoincrement=False),
+    Column("answers", BigInteger, nullable=False),
+    Column("answer_tokens", BigInteger, nullable=False),
+    Column("audits", BigInteger, nullable=False),
+    Column("audit_tokens", BigInteger, nullable=False),
+    Column("best_of_n_tokens", BigInteger, nullable=False),
+    Column("since", Timestamp, nullable=False),
+    Column("updated", Timestamp, nullable=False),
+)
+
+feedback = Table(
+    "feedback",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("group_id", ForeignKey("groups.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("time", Timestamp, nullable=False),
+    Column("score", Float(53)),
+    Column("chosen", Integer),
+    Column("comment", SafeText),
+    Column("end_user", SafeText, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("name", Name, primary_key=True),
+    Column("base", Name, nullable=False),
+    Column("parent", Name),
+    Column("kind", String(16), nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("directory", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created", Timestamp, nullable=False),
+    Column("training", Document, nullable=False),
+    Column("evaluation", Document, nullable=False),
+    Column("verdict", Document),
+    Column("raised_k", Integer),
+)
+
+# The last number given to a version of each base: it only grows, so no name is ever given twice.
+version_numbers = Table(
+    "version_numbers",
+    metadata,
+    Column("base", Name, primary_key=True),
+    Column("last", Integer, nullable=False),
+)
+
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("alias", String(32), primary_key=True),
+    Column("version", Name, nullable=False),
+    Column("moved", Timestamp, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("time", Timestamp, nullable=False),
+    Column("kind", String(32), nullable=False),
+    Column("version", Name, nullable=False),
+    Column("actor", SafeText, nullable=False),
+    Column("detail", Document, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("holder", Name, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("expires", Timestamp, nullable=False),
+    Column("seconds", Float(53)),
+)
+
+# How far each round of training is, as its trainer last said.
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("run", SafeText, nullable=False),
+    Column("sampler", Name, nullable=False),
+    Column("stage", String(16), nullable=False),
+    Column("epoch", Float(53), nullable=False),
+    Column("epochs", Float(53), nullable=False),
+    Column("curve", Document, nullable=False),
+    Column("version", Name),
+    Column("outcome", SafeText),
+    Column("started", Timestamp, nullable=False, index=True),
+    Column("updated", Timestamp, nullable=False),
+)
+
+# SHA-256 digests of API keys; a key itself is never stored.
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", SafeText, nullable=False),
+    Column("tenant", SafeText, nullable=False),
+    Column("scopes", Document, nullable=False),
+    Column("digest", String(64), nullable=False, unique=True, index=True),
+    Column("created", Timestamp, nullable=False),
+    Column("expires", Timestamp),
+    Column("revoked", Timestamp),
+)
+
+# What `purge` was told to delete; names of users and requests as SHA-256 digests.
+erasures = Table(
+    "erasures",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("time", Timestamp, nullable=False, index=True),
+    Column("older_than", Timestamp),
+    Column("user_digest", String(64)),
+    Column("request_digest", String(64)),
+    Column("tenant", SafeText),
+)

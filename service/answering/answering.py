@@ -1,0 +1,174 @@
+"""One request, one answer: draw, score, log."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+
+from bonbon.best_of_n import Answer, BestOfN
+from bonbon.candidates import Draw, Draws
+from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started
+from bonbon.errors import EngineError, PromptTooLong, StoreError
+from bonbon.observability.tracing import Key, Name, Value, span
+from bonbon.pairs.group_records import Unclean, salt_of
+from bonbon.pairs.group_store import Kept
+from bonbon.prompt import Prompt
+from service.answering.completion_request import Ask, naming_fields
+from service.answering.idempotency import repeat
+from service.answering.merge_streams import merge
+from service.answering.routing import Plan
+from service.app_state import Parts
+from service.auth.rate_limits import Charge
+
+Event = PromptLogprobs | Started | Delta | Answer
+
+
+async def answer(
+    parts: Parts, ask: Ask, plan: Plan, charge: Charge, *, live: bool = False, tick: float | None = None
+) -> AsyncGenerator[tuple[int, Event] | None]:
+    """Answer every prompt of `ask` by `plan`, all at once; each event comes with its prompt's index.
+
+    A prompt's events are its log-probabilities (only when `ask` wants them), `Started`, its deltas (only when `live`),
+    and the `Answer`, whose group is durable by then.
+    None comes whenever nothing else has for `tick` seconds. `charge` is told how much is drawn. Closing the generator
+    aborts what is still being drawn, and nothing of that is logged.
+
+    Raises what `Engine.draw` raises, and StoreError.
+    """
+    prompts = [
+        _answer(parts, ask, plan, charge, prompt, live=live, idempotency=ask.idempotency_of(index))
+        for index, prompt in enumerate(ask.prompts)
+    ]
+    with naming_fields(ask.field_names):
+        async with aclosing(merge(prompts, tick)) as events:
+            async for event in events:
+                yield event
+
+
+async def _answer(
+    parts: Parts, ask: Ask, plan: Plan, charge: Charge, prompt: Prompt, *, live: bool, idempotency: str | None
+) -> AsyncGenerator[Event]:
+    if idempotency is not None and (first := await parts.pair_log.repeated(idempotency)) is not None:
+        async for event in repeat(parts.engine, ask, prompt, first):
+            yield event
+        return
+    best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
+    request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
+    if ask.prompt_logprobs:
+        prompt_logprobs = await parts.engine.prompt_logprobs(request)
+        charge.drawn += len(prompt_logprobs.started.token_ids)
+        yield prompt_logprobs
+        if not ask.draws_any:
+            async for event in _undrawn(best_of_n, request, prompt_logprobs.started):
+                yield event
+            return
+    draws = Draws(plan.best_of)
+    with span(Name.DRAW, **_drawing(request)) as drawing:
+        events = parts.engine.draw(request)
+        try:
+            started = await _first(events)
+        except PromptTooLong:
+            if not ask.fit:
+                raise
+            request = await _fitted(parts.engine, request)
+            events = parts.engine.draw(request)
+            started = await _first(events)
+        drawing.set(Key.INPUT_TOKENS, len(started.token_ids))
+        try:
+            async with aclosing(events):
+                draws.add(started)
+                yield started
+                async for event in events:
+                    draws.add(event)
+                    if live:
+                        yield event
+        finally:
+            charge.drawn += sum(_drawn(draw, request) for draw in draws.draws)
+        drawing.set(Key.OUTPUT_TOKENS, sum(len(draw.token_ids) for draw in draws.draws))
+    answer = await best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
+    group = replace(
+        answer.group,
+        tenant=ask.tenant,
+        user=ask.user,
+        request_id=ask.request_id,
+        metadata=dict(ask.metadata),
+        idempotency=idempotency,
+        fingerprint=ask.fingerprint,
+    )
+    own_reward = parts.tenant_rewards.has_own(ask.tenant)
+    if own_reward and group.unclean in (None, Unclean.TIED):
+        group = replace(group, unclean=Unclean.REWARD)
+    if any(candidate.finish_reason == "abort" for candidate in group.served):
+        raise EngineError("the engine cut the answer off before its end; try again")
+    parts.metrics.answered(plan, group)
+    parts.savings.answered(plan, group)
+    if answer.failure is not None:
+        parts.metrics.degraded(group, answer.failure)
+    if ask.store:
+        if ask.retry and idempotency is None and group.unclean is None and await parts.pair_log.seen(group):
+            group = replace(group, unclean=Unclean.REPEATED)
+        with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
+            kept = await parts.pair_log.append(group)
+            logging.set(Key.KEPT, kept)
+        if kept is Kept.REPEATED and idempotency is not None:
+            first = await parts.pair_log.repeated(idempotency)
+            if first is None:
+                raise StoreError("the first answer to this request cannot be read now")
+            if not live:
+                async for event in repeat(parts.engine, ask, prompt, first):
+                    yield event
+                return
+            ask.check_same(first, prompt)
+            # The client has most of this answer: it is kept beside the one that was logged first.
+            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
+            kept = await parts.pair_log.append(group)
+        parts.metrics.logged(group, kept)
+        if kept is Kept.DROPPED:
+            group = replace(group, id="")
+        elif kept is Kept.LOGGED and not own_reward:
+            parts.audits.offer(group)
+    yield replace(answer, group=group)
+
+
+async def _undrawn(best_of_n: BestOfN, request: DrawRequest, started: Started) -> AsyncGenerator[Started | Answer]:
+    """The events of a request for nothing but its prompt. There is no group of it to log."""
+    yield started
+    draws = Draws(1, started)
+    draws.add(Delta(0, "", finish_reason="length"))
+    answer = await best_of_n.rank(request.prompt, draws, version=request.version, sampling=request.sampling)
+    yield replace(answer, group=replace(answer.group, id=""))
+
+
+def _drawn(draw: Draw, request: DrawRequest) -> int:
+    """How many tokens the engine may have drawn: it tells only at a candidate's end, unless it was asked for deltas."""
+    known = request.deltas or draw.finish_reason is not None
+    return len(draw.token_ids) if known else request.sampling.max_tokens
+
+
+def _drawing(request: DrawRequest) -> dict[str, Value]:
+    return {
+        "OPERATION": "text_completion" if request.prompt.messages is None else "chat",
+        "PROVIDER": "bonbon",
+        "MODEL": request.version,
+        "CHOICES": request.n,
+        "MAX_TOKENS": request.sampling.max_tokens,
+        "TEMPERATURE": request.sampling.temperature,
+    }
+
+
+async def _fitted(engine: Engine, request: DrawRequest) -> DrawRequest:
+    """`request` with no more max_tokens than its prompt leaves room for. Raises PromptTooLong when it leaves none.
+
+    Only the engine knows how many tokens a prompt has, and says so when a draw starts: this one is then given up.
+    """
+    one = replace(request, n=1, sampling=request.sampling.shortened(1))
+    async with aclosing(engine.draw(one)) as events:
+        started = await _first(events)
+    room = engine.context_length - len(started.token_ids)
+    return replace(request, sampling=request.sampling.shortened(room))
+
+
+async def _first(events: AsyncGenerator[Started | Delta]) -> Started:
+    async for event in events:
+        if isinstance(event, Started):
+            return event
+    raise EngineError("the engine ended the draw before it started; see its log")

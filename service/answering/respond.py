@@ -1,0 +1,108 @@
+"""From what is asked to an HTTP response: a whole body, or a stream."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from time import perf_counter
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from service.answering import sse
+from service.answering.answering import answer
+from service.answering.completion_request import Ask
+from service.answering.request_entry import let_in
+from service.answering.routing import Plan
+from service.app_state import Parts, get_parts
+from service.auth.access import caller
+from service.errors import Problem
+from service.http_server.send_buffer import PIECE
+from service.middleware.disconnect import unless_disconnected
+from service.middleware.request_id import request_id
+from service.rendering.renderer import Rendering
+from service.schemas.request_body import AnswerBody
+
+Render = Callable[[Ask, Plan], Rendering]
+
+
+async def respond(request: Request, body: AnswerBody, render: Render) -> Response:
+    """Answer what `body` asks for as `render` writes it. A client that disconnects aborts every draw.
+
+    Raises what `AnswerBody.ask` raises and, as long as nothing has been sent, what `service.answering.answer` raises.
+    """
+    parts = get_parts(request)
+    limits = parts.settings.service
+    ask = body.ask(
+        default_max_tokens=limits.default_max_tokens,
+        tenant=caller(request).tenant,
+        request_id=request_id(request),
+        headers=request.headers,
+    )
+    ask.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
+    if ask.store:
+        parts.pair_log.check()
+    response: Response
+    if body.stream:
+        written, buffer = _Stream(parts, ask, render), parts.send_buffers.open()
+        response = await sse.EventStream.open(written.write, written.failure, buffer, request.receive, parts.cut_off)
+    else:
+        response = await unless_disconnected(request.receive, _whole(parts, ask, render), parts.cut_off)
+    response.headers.update(parts.limits.headers(ask.tenant))
+    return response
+
+
+async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
+    async with let_in(parts, ask) as (plan, charge):
+        rendering = render(ask, plan)
+        async with aclosing(answer(parts, ask, plan, charge)) as events:
+            async for item in events:
+                if item is not None:
+                    rendering.note(*item)
+    if ask.prompt_logprobs:  # long to write
+        return await asyncio.to_thread(lambda: JSONResponse(rendering.whole()))
+    return JSONResponse(rendering.whole())
+
+
+class _Stream:
+    """What writes one streamed answer, and ends it when that fails."""
+
+    def __init__(self, parts: Parts, ask: Ask, render: Render) -> None:
+        self._parts, self._ask, self._render = parts, ask, render
+        self._rendering: Rendering | None = None
+
+    async def write(self, put: Callable[[bytes], None]) -> None:
+        """Hand the events to `put`, the first ones when every prompt has been read or after one ping interval.
+
+        Admission and version are given back when the last draw is written, whatever the client has read by then.
+        """
+        parts, ask = self._parts, self._ask
+        start: float | None = perf_counter()
+        tick = parts.settings.service.ping_interval
+        async with aclosing(parts.serving.admission(tick)) as ticks:
+            async for _ in ticks:
+                put(sse.comment("waiting for other weights"))
+        async with let_in(parts, ask) as (plan, charge):
+            rendering = self._rendering = self._render(ask, plan)
+            live, begun = plan.best_of == 1, False
+            ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
+            held = [] if live else [ping]
+            async with aclosing(answer(parts, ask, plan, charge, live=live, tick=tick)) as events:
+                async for item in events:
+                    for piece in [ping] if item is None else rendering.events(*item):
+                        if begun:
+                            put(piece)
+                        else:
+                            held.append(piece)
+                        if len(piece) > PIECE:
+                            await asyncio.sleep(0)  # long to write: others get their turn
+                    if not begun and (item is None or len(rendering.started) == len(ask.prompts)):
+                        begun = True
+                        put(b"".join(held))
+                    if start is not None and rendering.has_text:
+                        parts.metrics.first_token(plan, perf_counter() - start)
+                        start = None
+        put(rendering.end())
+
+    def failure(self, problem: Problem) -> bytes:
+        """The last event, in place of those that could not be written."""
+        return sse.data(problem.envelope) if self._rendering is None else self._rendering.failure(problem)

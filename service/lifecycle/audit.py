@@ -1,0 +1,177 @@
+"""Audits: what the champion's answers are worth now, measured in the background on live requests."""
+
+import asyncio
+import random
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import structlog
+
+from bonbon.best_of_n import BestOfN
+from bonbon.candidates import collect
+from bonbon.engines.engine import DrawRequest
+from bonbon.errors import RewardError, UnknownVersion
+from bonbon.pairs.group_records import Comparison, Group, best_of
+from bonbon.pairs.pair_log import PairLog
+from service.answering.routing import Serving
+from service.lifecycle.audit_rate import audit_rate
+from service.lifecycle.fallback import Floor
+from service.lifecycle.savings import SavingsCounter
+from service.metrics.process_metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+
+class Audits:
+    """Compares a share of the distilled champion's answers with the base, and logs groups for the next round.
+
+    An audit (a) draws the base n times with the request's own prompt and sampling, scores these draws together with
+    the k candidates from which the alias answers, and stores how the best of those compares with the base's first draw
+    and with its best; (b) where k is 1, draws n fresh candidates of the champion and logs them as a group of
+    origin `audit`, so that the next round can train with the champion as its reference. Audits run one at a time, never
+    fail a request, and hold the versions they draw from.
+
+    Args:
+        floor: hears of every live win rate that moved.
+        savings: counts the tokens that audits draw.
+        fraction: share of answers that is audited; None: as many as `budget` allows.
+        budget: share of the tokens that answers save which audits may draw.
+        n: candidates of (a) and (b).
+        waiting: audits that may wait; more are dropped and counted.
+        rng: picks the answers to audit.
+    """
+
+    def __init__(
+        self,
+        best_of_n: BestOfN,
+        pair_log: PairLog,
+        serving: Serving,
+        metrics: Metrics,
+        floor: Floor,
+        savings: SavingsCounter,
+        *,
+        fraction: float | None,
+        budget: float,
+        n: int,
+        waiting: int,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.best_of_n, self.pair_log, self.serving, self.metrics = best_of_n, pair_log, serving, metrics
+        self.floor, self.savings = floor, savings
+        self.n = n
+        self._fraction, self._budget = fraction, budget
+        self._rng = rng or random.Random()
+        self._queue: asyncio.Queue[tuple[Group, int]] = asyncio.Queue(waiting)
+        self._worker: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to work off the queue."""
+        self._worker = asyncio.create_task(self._work(), name="audits")
+
+    async def stop(self) -> None:
+        """Abort the audit that runs and forget those that wait."""
+        if self._worker is not None:
+            self._worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._worker
+
+    @property
+    def waiting(self) -> int:
+        """Audits that have not begun."""
+        return self._queue.qsize()
+
+    @property
+    def fraction(self) -> float:
+        """Share of the champion's answers that is audited now: none of the base's."""
+        if not self.serving.routes.distilled:
+            return 0.0
+        if self._fraction is not None:
+            return self._fraction
+        known = self.savings.known(self.serving.champion)
+        return audit_rate(self._budget, k=self.serving.k, n=self.n, savings=known)
+
+    async def idle(self) -> None:
+        """Return when every audit accepted so far has ended."""
+        await self._queue.join()
+
+    def offer(self, group: Group) -> None:
+        """Maybe audit an answered and logged group; returns at once.
+
+        Only whole answers of a distilled champion that drew at least as many candidates as the alias count; the caller
+        leaves out what must not be stored.
+        """
+        routes, k = self.serving.routes, self.serving.k
+        if not routes.distilled or group.version != routes.champion or group.n < k:
+            return
+        if any(candidate.finish_reason == "abort" for candidate in group.candidates[:k]):
+            return
+        if self._rng.random() >= self.fraction:
+            return
+        try:
+            self._queue.put_nowait((group, k))
+        except asyncio.QueueFull:
+            self.metrics.audit_dropped("full")
+
+    async def _work(self) -> None:
+        while True:
+            group, k = await self._queue.get()
+            try:
+                await self._audit(group, k)
+            except UnknownVersion:
+                self.metrics.audit_dropped("gone")
+            except RewardError as error:
+                self.metrics.audit_dropped("degraded")
+                log.warning("audit degraded", version=group.version, error=str(error))
+            except Exception:
+                self.metrics.audit_dropped("failed")
+                log.exception("audit failed", version=group.version)
+            finally:
+                self._queue.task_done()
+
+    async def _audit(self, group: Group, k: int) -> None:
+        await self.serving.admitted()
+        base = self.serving.routes.base
+        with self.serving.hold(group.version), self.serving.hold(base):
+            await self._compare(group, base, k)
+            if group.n == 1 and group.sampling.unmodified:
+                await self._draw_group(group)
+
+    async def _compare(self, group: Group, base: str, k: int) -> None:
+        sampling = replace(group.sampling, seed=None, top_logprobs=0)
+        n = 1 if sampling.temperature == 0 else self.n  # greedy draws are all the same
+        drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling, salt=group.salt))
+        self.savings.audit_drew(group, sum(len(draw.token_ids) for draw in drawn.draws), best_of_n=True)
+        # The first k candidates, not all: what the alias answers with, however many the request asked for.
+        own = [candidate.text for candidate in group.candidates[:k]]
+        rewards = await self.best_of_n.score(group.prompt, [*own, *(draw.written for draw in drawn.draws)])
+        reward, opposed = max(rewards[: len(own)]), rewards[len(own) :]
+        opponents = {base: opposed[0]} if n == 1 else {base: opposed[0], best_of(n): max(opposed)}
+        for opponent, opponent_reward in opponents.items():
+            comparison = Comparison(
+                group_id=group.id,
+                time=datetime.now(UTC),
+                version=group.version,
+                opponent=opponent,
+                reward_name=self.best_of_n.reward.name,
+                reward_version=self.best_of_n.reward.version,
+                reward=reward,
+                opponent_reward=opponent_reward,
+                k=k,
+            )
+            live = await self.pair_log.append_comparison(comparison)
+            self.metrics.compared(comparison)
+            await self.floor.check(live)
+
+    async def _draw_group(self, group: Group) -> None:
+        sampling = replace(group.sampling, seed=None, top_logprobs=0)
+        answer = await self.best_of_n(
+            group.prompt, self.n, version=group.version, sampling=sampling, keep=0, salt=group.salt
+        )
+        drawn = replace(answer.group, origin="audit", tenant=group.tenant, user=group.user, request_id=group.request_id)
+        self.savings.audit_drew(group, drawn.drawn_tokens, best_of_n=False)
+        if answer.failure is not None:
+            self.metrics.degraded(drawn, answer.failure)
+            raise answer.failure
+        await self.pair_log.append(drawn)
+        self.metrics.logged(drawn)

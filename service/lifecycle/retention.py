@@ -1,0 +1,57 @@
+"""Deletes what is older than it may become."""
+
+import asyncio
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import structlog
+
+from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.erase import erase
+from bonbon.pairs.deletion.purge import count_purgeable
+from bonbon.pairs.spool.set_aside import set_aside_in
+from bonbon.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+
+class Retention:
+    """Looks for old groups every `poll` seconds, while `days` says what old is.
+
+    Args:
+        days: groups older than that are deleted, with the training snapshots that hold them; None: nothing is.
+    """
+
+    def __init__(self, database: Database, runs_dir: Path, spool_dir: Path, *, days: float | None, poll: float) -> None:
+        self.database, self.runs_dir, self.spool_dir = database, runs_dir, spool_dir
+        self.days, self.poll = days, poll
+        self._worker: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin, at once."""
+        if self.days is not None:
+            self._worker = asyncio.create_task(self._work(timedelta(days=self.days)), name="retention")
+
+    async def stop(self) -> None:
+        """End; what is left is for the next start."""
+        if self._worker is not None:
+            self._worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._worker
+
+    async def _work(self, age: timedelta) -> None:
+        unfinished = False
+        while True:
+            try:
+                conditions = Conditions(older_than=datetime.now(UTC) - age)
+                await asyncio.to_thread(set_aside_in(self.spool_dir).erase, conditions)
+                # Counted first: most of the time there is nothing to do, and nothing to remember.
+                if unfinished or await count_purgeable(self.database, conditions):
+                    unfinished = True
+                    erased = await erase(self.database, self.runs_dir, conditions, spool_dir=self.spool_dir)
+                    unfinished = False
+                    log.info("old groups are deleted", groups=erased.groups, snapshots=len(erased.snapshots))
+            except Exception:
+                log.exception("old groups cannot be deleted now; it is tried again")
+            await asyncio.sleep(self.poll)

@@ -1,0 +1,97 @@
+"""`/admin/playground`: one prompt answered both ways, side by side. Nothing of it is logged."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+
+from bonbon.candidates import collect
+from bonbon.engines.engine import DrawRequest, Sampling
+from bonbon.errors import RewardError, UserError
+from bonbon.prompt import Prompt
+from bonbon.store.storable_text import REASON_LENGTH, clean_name
+from bonbon.theory import win_fraction
+from service.app_state import Parts, get_parts
+from service.auth.admin_access import require_admin
+from service.middleware.disconnect import unless_disconnected
+from service.middleware.readiness import require_engine
+
+router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin), Depends(require_engine)])
+
+
+class AskBody(BaseModel):
+    """`version`: whose single draw is shown beside the base's n candidates; by default the champion's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(min_length=1, max_length=20_000)
+    n: int = Field(8, ge=2, le=128)
+    version: str | None = None
+    max_tokens: int = Field(256, ge=1, le=4096)
+    temperature: float = Field(1.0, gt=0, le=2)
+
+
+class DrawBody(BaseModel):
+    """A text with its reward, None when the reward failed.
+
+    `win_probability`: of a candidate, its rank over n + 1; of the single draw, the share of the candidates it beats.
+    """
+
+    text: str
+    tokens: int
+    reward: float | None
+    win_probability: float | None
+
+
+class PlayedBody(BaseModel):
+    """The base's candidates, best first, and one draw of `version`. `problem`: why there are no rewards."""
+
+    base: str
+    version: str
+    reward: str
+    candidates: list[DrawBody]
+    draw: DrawBody
+    problem: str | None
+
+
+@router.post("/playground")
+async def play(body: AskBody, request: Request, parts: Annotated[Parts, Depends(get_parts)]) -> PlayedBody:
+    return await unless_disconnected(request.receive, _play(body, parts), parts.cut_off)
+
+
+async def _play(body: AskBody, parts: Parts) -> PlayedBody:
+    if body.n > parts.settings.service.max_best_of:
+        raise UserError(f"n {body.n} is above this service's limit of {parts.settings.service.max_best_of}", param="n")
+    best_of_n, prompt = parts.best_of_n, Prompt.user(body.prompt)
+    sampling = Sampling(max_tokens=body.max_tokens, temperature=body.temperature)
+    async with parts.admission.admit("", (body.n + 1) * body.max_tokens):
+        await parts.serving.admitted()
+        routes = parts.serving.routes
+        version = body.version or routes.champion
+        with parts.serving.hold(routes.base), parts.serving.hold(version):
+            group = (await best_of_n(prompt, body.n, version=routes.base, sampling=sampling)).group
+            drawn = (await collect(best_of_n.engine, DrawRequest(prompt, version, 1, sampling))).draws[0]
+    problem, reward = group.degraded, None
+    if problem is None:
+        try:
+            (reward,) = await best_of_n.score(prompt, [drawn.written])
+        except RewardError as error:
+            problem = clean_name(str(error), REASON_LENGTH)
+    rewards = [c.reward for c in group.candidates if c.reward is not None]
+    return PlayedBody(
+        base=routes.base,
+        version=version,
+        reward=group.reward_name,
+        candidates=[
+            DrawBody(text=c.text, tokens=len(c.token_ids), reward=c.reward, win_probability=c.win_probability)
+            for c in sorted(group.candidates, key=lambda c: -(c.rank or 0))
+        ],
+        draw=DrawBody(
+            text=drawn.written,
+            tokens=len(drawn.token_ids),
+            reward=reward,
+            win_probability=None if reward is None else win_fraction([reward], rewards),
+        ),
+        problem=problem,
+    )

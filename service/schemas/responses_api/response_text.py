@@ -1,0 +1,47 @@
+"""The `text` of a response's request: the shape of the answer."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from bonbon.errors import UserError
+from service.schemas.plain_json import PlainObject
+from service.schemas.prompts import Text
+from service.schemas.request_body import Body
+from service.schemas.response_format import FormatName, JsonSchema, ResponseFormat
+from service.schemas.without_effect import Neutral
+
+
+class TextFormat(Body):
+    """The shape of every candidate's text: a `response_format` whose `json_schema` is no object of its own."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: FormatName | None = None
+    description: Text | None = None
+    schema_: PlainObject | None = Field(None, alias="schema")
+    """Needed with type json_schema. Every candidate is held to it."""
+    strict: bool | None = None
+    """Accepted for compatibility: candidates are always held to the schema."""
+
+    @property
+    def response_format(self) -> ResponseFormat:
+        """As chat completions have it. Raises UserError when type and schema do not go together."""
+        if self.type != "json_schema":
+            if self.schema_ is not None:
+                raise UserError(
+                    "a schema needs the type json_schema: change the type, or leave the schema out",
+                    param="text.format.type",
+                )
+            return ResponseFormat(type=self.type)
+        for field, value in (("name", self.name), ("schema", self.schema_)):
+            if value is None:
+                raise UserError(f"the type json_schema needs a {field}: give it one", param=f"text.format.{field}")
+        schema = self.model_dump(exclude={"type"}, exclude_none=True)
+        return ResponseFormat(type=self.type, json_schema=JsonSchema.model_validate(schema))
+
+
+class TextOptions(Body):
+    format: TextFormat | None = None
+    verbosity: Annotated[None, Neutral("medium")] = None

@@ -1,0 +1,77 @@
+"""Holding a lease for as long as the work takes."""
+
+import asyncio
+import os
+import socket
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from bonbon.errors import Conflict, StoreError
+from bonbon.registry.leases import Lease, acquire, release, renew
+from bonbon.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+
+class Hold:
+    """Holds the lease `name` inside `async with`, renewing it in the background three times in its length.
+
+    Entering raises Conflict when somebody else holds it. Where a holder looks late, entering takes as long as `acquire`
+    watches it: one that lives renews the lease meanwhile.
+    """
+
+    def __init__(self, database: Database, name: str, seconds: float) -> None:
+        self._database, self._name, self._seconds = database, name, seconds
+        self._lost: Conflict | None = None
+
+    async def __aenter__(self) -> Self:
+        holder = f"{socket.gethostname()}:{os.getpid()}"
+        self._lease: Lease = await acquire(self._database, self._name, holder, self._seconds, watch=True)
+        self._until = monotonic() + self._seconds
+        self._renewing = asyncio.create_task(self._keep())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._renewing.cancel()
+        await asyncio.wait({self._renewing})
+        if self._lost is None:
+            try:
+                await release(self._database, self._lease)
+            except Conflict as conflict:
+                log.warning("the lease was lost before it was given back", reason=str(conflict))
+            except StoreError as failure:
+                # What it protected is done, or has failed by an error of its own: that is what the caller must hear of.
+                log.warning("the lease could not be given back; it runs out by itself", reason=str(failure))
+
+    async def confirm(self) -> None:
+        """Renew now. Raises Conflict when the lease is lost: what it protects must not be touched any more."""
+        if self._lost is not None:
+            raise self._lost
+        await self._renew()
+
+    async def _keep(self) -> None:
+        while self._lost is None:
+            await asyncio.sleep(self._seconds / 3)
+            try:
+                await self._renew()
+            except Conflict as conflict:
+                log.warning("lease lost", lease=self._name, reason=str(conflict))
+            except (StoreError, SQLAlchemyError, OSError) as error:
+                log.warning("lease not renewed, trying again", lease=self._name, reason=str(error))
+
+    async def _renew(self) -> None:
+        start = monotonic()
+        try:
+            if start > self._until:
+                raise Conflict(f"lease {self._name!r} ran out before it was renewed")
+            self._lease = await renew(self._database, self._lease)
+        except Conflict as conflict:
+            self._lost = conflict
+            raise
+        self._until = start + self._seconds

@@ -1,0 +1,75 @@
+"""Tells the database how far a round is, for those who watch it from elsewhere."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+
+from bonbon.errors import StoreError
+from bonbon.registry.round_progress import CurvePoint, RoundStage, tell_round
+from bonbon.store.database import Database
+from trainer.training.metrics import read_metrics
+
+log = structlog.get_logger(__name__)
+
+SECONDS = 2.0
+POINTS = 120
+
+
+class Teller:
+    """Of one round. What cannot be told is logged, and never stops the round."""
+
+    def __init__(self, database: Database, round_id: str, directory: Path, sampler: str, epochs: float) -> None:
+        self.database, self.round_id, self.directory = database, round_id, directory
+        self.sampler, self.epochs = sampler, epochs
+
+    async def tell(self, stage: RoundStage, *, version: str | None = None, outcome: str | None = None) -> None:
+        """The round is at `stage` now; how far its training got is read from the run directory."""
+        curve = await asyncio.to_thread(training_curve, self.directory)
+        try:
+            await tell_round(
+                self.database,
+                self.round_id,
+                run=self.directory.name,
+                sampler=self.sampler,
+                stage=stage,
+                epochs=self.epochs,
+                curve=curve,
+                version=version,
+                outcome=outcome,
+            )
+        except StoreError as error:
+            log.warning("how far the round is could not be told", error=str(error))
+
+    @asynccontextmanager
+    async def training(self) -> AsyncIterator[None]:
+        """Tell again and again while the block trains, in whichever processes."""
+        telling = asyncio.create_task(self._tell_training(), name="teller")
+        try:
+            yield
+        finally:
+            telling.cancel()
+            (ended,) = await asyncio.gather(telling, return_exceptions=True)
+            if isinstance(ended, Exception):
+                log.warning("how far the round is could not be told", error=str(ended))
+
+    async def _tell_training(self) -> None:
+        while True:
+            await self.tell(RoundStage.TRAINING)
+            await asyncio.sleep(SECONDS)
+
+
+def training_curve(directory: Path) -> tuple[CurvePoint, ...]:
+    """At most `POINTS` of the steps reported so far, evenly spread, the last one among them."""
+    steps = [entry for entry in read_metrics(directory) if "loss" in entry]
+    chosen = range(len(steps)) if len(steps) <= POINTS else _spread(len(steps))
+    return tuple(
+        CurvePoint(step["epoch"], step["loss"], step.get("margin"), step.get("target"))
+        for step in map(steps.__getitem__, chosen)
+    )
+
+
+def _spread(count: int) -> list[int]:
+    return [round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)]

@@ -1,0 +1,240 @@
+"""`bonbon train`, `bonbon evaluate`, `bonbon loop` and `bonbon distill`."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from bonbon.errors import UserError
+from bonbon.extras import need
+from bonbon.settings import Settings, load_settings
+
+MODEL = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name.")
+REWARD = typer.Option(None, help="A reward model's directory or hub name, a URL, or kind:target.")
+DATA_DIR = typer.Option(None, help="Where the registry's files, training runs and the default database live.")
+PROCESSES = typer.Option(None, help="Training processes on this machine, one a GPU.")
+DATABASE = typer.Option(None, help="SQLAlchemy URL of the pair log and registry.")
+
+
+def train(
+    version: str = typer.Option(None, help="The version to start from (default: the champion)."),
+    run: Path = typer.Option(None, help="Run directory (default: a new one in data_dir/runs)."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --run."),
+    snapshot: Path = typer.Option(None, help="Train on this snapshot instead of taking a new one."),
+    register: bool = typer.Option(False, "--register", help="Then evaluate, judge and register the version."),
+    promote: bool = typer.Option(False, "--promote", help="Then promote it, if the gate passes it."),
+    processes: int = PROCESSES,
+    model: str = MODEL,
+    reward: str = REWARD,
+    data_dir: Path = DATA_DIR,
+    database: str = DATABASE,
+) -> None:
+    """Train a version from logged groups.
+
+    What is not given here comes from the environment (BONBON_TRAIN__LEARNING_RATE, ...) or from bonbon.toml.
+    """
+    if resume and run is None:
+        raise UserError("--resume needs --run: the directory of the run to go on with", param="run")
+    if resume and (version or snapshot):
+        raise UserError("--resume goes on with what the run began with: leave --version and --snapshot out")
+    settings = _settings(model, reward, data_dir, database, processes)
+    asyncio.run(_train(settings, version, run, resume, snapshot, register or promote, promote))
+
+
+def _settings(
+    model: str | None,
+    reward: str | None,
+    data_dir: Path | None,
+    database: str | None,
+    processes: int | None = None,
+    **others: Any,
+) -> Settings:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
+        raise UserError(
+            f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher: start bonbon once, and let "
+            "train.processes or train.launcher start the processes that train",
+            param="train.launcher",
+        )
+    train = None if processes is None else {"processes": processes}
+    settings = load_settings(
+        model=model, reward=reward, data_dir=data_dir, database_url=database, train=train, **others
+    )
+    need("training", "train", "torch", "transformers", "peft", "accelerate", "tensorboard", "matplotlib", "jinja2")
+    return settings
+
+
+async def _train(
+    settings: Settings,
+    start: str | None,
+    run: Path | None,
+    resume: bool,
+    snapshot: Path | None,
+    register: bool,
+    promote: bool,
+) -> None:
+    from trainer.context import open_workshop
+    from trainer.disk_full import room_for
+    from trainer.held_lease import Hold
+    from trainer.loop import LEASE
+    from trainer.reports.tables import show_version
+    from trainer.rounds import Round, new_directory
+
+    _end_at_once_on_signals()
+    console = Console()
+    async with (
+        open_workshop(settings) as workshop,
+        Hold(workshop.database, LEASE, settings.loop.lease_seconds) as hold,
+    ):
+        if resume and run is not None:
+            round_ = Round.open(workshop, run.absolute())
+        else:
+            directory = run.absolute() if run else new_directory(settings.runs_dir, "train")
+            with room_for(directory):
+                round_ = await Round.create(workshop, directory, start=start, snapshot=snapshot)
+        with room_for(round_.directory):
+            taken = await round_.snapshot()
+            trained = await round_.train()
+            console.print(f"trained {taken.version} on {trained['groups']} groups in {trained['steps']} steps")
+            if register:
+                await round_.evaluate()
+                await hold.confirm()
+                version = await (round_.promote(actor="cli") if promote else round_.register())
+                show_version(console, version)
+            else:
+                await round_.report()
+        console.print(f"report: {round_.directory / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def evaluate(
+    target: str = typer.Argument(help="A version's name, or a run directory."),
+    json_: bool = typer.Option(False, "--json", help="Print the evaluation and the verdict as one JSON object."),
+    model: str = MODEL,
+    reward: str = REWARD,
+    data_dir: Path = DATA_DIR,
+    database: str = DATABASE,
+) -> None:
+    """Measure a version on held-out prompts, and say what the gate would."""
+    settings = _settings(model, reward, data_dir, database)
+    asyncio.run(_evaluate(settings, target, json_))
+
+
+async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
+    from trainer.context import open_workshop
+    from trainer.evaluation.inspection import inspect
+
+    _end_at_once_on_signals()
+    async with open_workshop(settings, progress=not as_json) as workshop:
+        evaluation, verdict, report = await inspect(workshop, target)
+    if as_json:
+        typer.echo(json.dumps({"evaluation": evaluation.to_dict(), "verdict": verdict.to_dict()}, indent=2))
+        return
+    from trainer.reports.tables import show
+
+    console = Console()
+    show(console, evaluation, verdict)
+    console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+def loop(
+    once: bool = typer.Option(False, "--once", help="Train one round if it is due, then exit."),
+    now: bool = typer.Option(False, "--now", help="Train one round now, due or not, then exit."),
+    processes: int = PROCESSES,
+    model: str = MODEL,
+    reward: str = REWARD,
+    data_dir: Path = DATA_DIR,
+    database: str = DATABASE,
+) -> None:
+    """Train, evaluate, judge and promote whenever a round is expected to lower the number of draws for an answer.
+
+    A first Ctrl-C or SIGTERM waits for the stage at work; a second one ends at once. Either way the round is gone on
+    with at the next start.
+    """
+    settings = _settings(model, reward, data_dir, database, processes)
+    asyncio.run(_loop(settings, once, now))
+
+
+async def _loop(settings: Settings, once: bool, now: bool) -> None:
+    from trainer.context import open_workshop
+    from trainer.loop import Loop
+    from trainer.reports.tables import show_version
+
+    console = Console(stderr=True)
+    stop = asyncio.Event()
+    _stop_on_signals(stop, console)
+    async with open_workshop(settings) as workshop:
+        daemon = Loop(workshop)
+        due = await daemon.next_round()
+        console.print("A round begins now." if now else due.waits_for, highlight=False, soft_wrap=True)
+        if not once and not now:
+            await daemon.run(stop)
+        elif version := await daemon.once(stop, now=now):
+            show_version(Console(), version)
+        else:
+            console.print("no round was due" if not stop.is_set() else "stopped; the round goes on at the next start")
+
+
+def distill(
+    prompts: Path = typer.Option(help="One text a line; or .jsonl or .parquet with `prompt` or `messages`."),
+    out: Path = typer.Option(help="The directory to fill; a run that was killed goes on in it."),
+    n: int = typer.Option(None, min=2, help="Candidates per prompt (default: the setting n, 8)."),
+    max_tokens: int = typer.Option(256, min=1, help="Longest candidate."),
+    temperature: float = typer.Option(1.0, min=0.01, help="Of the draws; the distilled model is for this one."),
+    plain: bool = typer.Option(False, "--plain", help="Continue texts as they are: no chat."),
+    engine: str = typer.Option(None, help="Which engine draws (default: the setting engine, embedded)."),
+    model: str = MODEL,
+    reward: str = REWARD,
+) -> None:
+    """Base model and reward in, distilled model and report out: draw, score, train, evaluate, gate; no service.
+
+    OUT gets the trained adapter or model (output/), report.html, evaluation.json, and the scored groups (bonbon.db).
+    """
+    out = out.absolute()
+    settings = _settings(model, reward, out, f"sqlite+aiosqlite:///{out / 'bonbon.db'}", n=n, engine=engine)
+    for name in ("model", "reward"):
+        if not getattr(settings, name):
+            raise UserError(f"no {name} is named: --{name}, or {name} in bonbon.toml", param=name)
+    asyncio.run(_distill(settings, out, prompts, plain, max_tokens, temperature))
+
+
+async def _distill(settings: Settings, out: Path, file: Path, plain: bool, max_tokens: int, temperature: float) -> None:
+    from bonbon.engines.engine import Sampling
+    from trainer.context import open_workshop
+    from trainer.data.prompt_file import read_prompts
+    from trainer.distill import distill
+    from trainer.reports.tables import show_version
+
+    _end_at_once_on_signals()
+    prompts = await asyncio.to_thread(read_prompts, file, plain=plain)
+    sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=settings.train.seed)
+    async with open_workshop(settings) as workshop:
+        version = await distill(workshop, out, prompts, sampling)
+    console = Console()
+    show_version(console, version)
+    for title, path in (("distilled", out / "output"), ("report", out / "report.html"), ("groups", out / "bonbon.db")):
+        console.print(f"{title}: {path}", highlight=False, soft_wrap=True)
+
+
+def _stop_on_signals(stop: asyncio.Event, console: Console) -> None:
+    running = asyncio.get_running_loop()
+
+    def first() -> None:
+        stop.set()
+        console.print("stopping after the stage at work; once more to end at once")
+        _end_at_once_on_signals()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        running.add_signal_handler(number, first)
+
+
+def _end_at_once_on_signals() -> None:
+    """Let the system end the process. Nothing is lost but the steps since the last checkpoint, while Python would wait
+    for the thread that trains."""
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        running.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)

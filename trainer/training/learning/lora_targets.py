@@ -1,0 +1,170 @@
+"""Which modules of a model get an adapter, and which of its weights are trained as a whole."""
+
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import AutoConfig
+from transformers.pytorch_utils import Conv1D
+
+from bonbon.engines.adapters.base_check import without_weights
+from bonbon.engines.text.model_config import read_config
+from bonbon.errors import UserError
+from bonbon.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ALL_LINEAR = "all-linear"
+LINEAR = (nn.Linear, Conv1D)
+ADAPTABLE = (*LINEAR, nn.Embedding)
+TOKENS = 16
+"""Tokens of the text that shows which modules a model calls."""
+
+
+def check_targets(base: Path, settings: TrainSettings) -> None:
+    """Raise UserError when `train.lora_targets` cannot be trained on the model in `base`. Reads no weights of it."""
+    if settings.method == "lora" and settings.lora_targets != ALL_LINEAR:
+        read_config(base)  # says what is wrong with it
+        model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+        _named(model, settings, lambda name: True)
+
+
+def choose_targets(model: "PreTrainedModel", settings: TrainSettings) -> list[str]:
+    """The names of the modules that get an adapter, such that every engine can serve it.
+
+    `all-linear` is every linear layer that the model calls when it reads text, apart from its output layer. Left out
+    are routers of experts that return more than a tensor, layers whose weights the model uses without calling them,
+    and layers that peft refuses or, in some mixtures of experts, takes for experts whose weights are one tensor.
+
+    Raises:
+        UserError: a named module is not there, cannot be adapted, or is not used for text.
+    """
+    called = _called(model)
+    if settings.lora_targets != ALL_LINEAR:
+        return _named(model, settings, lambda name: _pattern(name) in called)
+    output = model.get_output_embeddings()
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR) and module is not output and _pattern(name) in called
+    ]
+    if not _problem(model.config, settings, linear):
+        return linear
+    kinds: dict[str, list[str]] = {}
+    for name in linear:
+        kinds.setdefault(name.rpartition(".")[2], []).append(name)
+    servable = [name for names in kinds.values() if not _problem(model.config, settings, names) for name in names]
+    if not servable:
+        raise _misfit(settings, "it has no linear layer that can be adapted")
+    return servable
+
+
+def freeze_unread(model: "PreTrainedModel") -> None:
+    """Set what only other inputs than text go through, such as a vision tower, to require no gradients."""
+    read = {id(parameter) for parameter in model.get_decoder().parameters()}
+    output = model.get_output_embeddings()
+    if output is not None:
+        read |= {id(parameter) for parameter in output.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in read:
+            parameter.requires_grad_(False)
+
+
+def lora_config(settings: TrainSettings, targets: list[str]) -> LoraConfig:
+    """The configuration of an adapter on the modules `targets`."""
+    return LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _misfit(settings: TrainSettings, why: str) -> UserError:
+    return UserError(
+        f"train.lora_targets = {settings.lora_targets!r} cannot be trained on this model: {why}; set "
+        "train.lora_targets to other linear layers, such as q_proj,v_proj, or train.method = 'full'",
+        param="train.lora_targets",
+    )
+
+
+def _named(model: "PreTrainedModel", settings: TrainSettings, usable: Callable[[str], bool]) -> list[str]:
+    """The modules that the setting names one by one: by these names where they mean no other module."""
+    names = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
+    chosen: list[str] = []
+    others = False
+    for target in names:
+        modules = [(name, module) for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]
+        for _, module in modules:
+            _refuse_module(model, module, target, settings)
+        found = [name for name, _ in modules if usable(name)]
+        if modules and not found:
+            raise _misfit(settings, f"it calls no {target} that returns one tensor when it reads text")
+        others |= len(found) < len(modules)
+        chosen += found
+    targets = chosen if others else names
+    if problem := _problem(model.config, settings, targets):
+        raise _misfit(settings, problem)
+    return targets
+
+
+def _problem(config: Any, settings: TrainSettings, targets: list[str]) -> str:
+    """Why peft cannot adapt the modules `targets` of a model with this configuration; empty where it can."""
+    if not targets:
+        return "no module is named"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # peft's words on what is only tried
+            adapted = PeftModel(without_weights(config), lora_config(settings, targets))
+    except ValueError as error:
+        return str(error)
+    tensors = {
+        name for found in adapted.peft_config.values() for name in getattr(found, "target_parameters", None) or ()
+    }
+    return f"it keeps the weights of all experts in one tensor, such as {min(tensors)}" if tensors else ""
+
+
+def _refuse_module(model: "PreTrainedModel", module: nn.Module, target: str, settings: TrainSettings) -> None:
+    if not isinstance(module, ADAPTABLE):
+        raise _misfit(settings, f"{target} is neither a linear layer nor an embedding but {type(module).__name__}")
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = written is not None and read.weight is written.weight
+    if tied and module in (read, written):
+        raise _misfit(
+            settings,
+            f"{target} shares its weights between the model's input and its output, and an adapter changes one of them",
+        )
+
+
+def _called(model: "PreTrainedModel") -> set[str]:
+    """Patterns of the names of modules that the model calls when it reads text, and that return one tensor."""
+    called: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                called.add(_pattern(name))
+
+        return hook
+
+    adaptable = [(name, module) for name, module in model.named_modules() if isinstance(module, ADAPTABLE)]
+    hooks = [module.register_forward_hook(note(name)) for name, module in adaptable]
+    ids = torch.arange(TOKENS, device=model.device) % model.get_input_embeddings().num_embeddings
+    try:
+        with torch.no_grad():
+            model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def _pattern(name: str) -> str:
+    """A module's name without its numbers: not every expert reads every text."""
+    return re.sub(r"\.\d+(?=\.|$)", ".#", name)

@@ -1,0 +1,103 @@
+"""Brings a policy that learnt from logged groups to where it is best on the way from the base.
+
+Learning from what the base has drawn says little about what the trained policy draws, so that a policy may have gone
+too far. On the straight way from the base's weights to its own, divergence grows steadily, and fresh draws say where
+the objective is highest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from trainer.data.groups import Rows, Values
+from trainer.progress_bars import Bars
+from trainer.result_files import read_json, write_json
+from trainer.training.learning.learner import Learner, Weights
+from trainer.training.stages.validation import Drawer
+
+FILE = "interpolation.json"
+SHARES = (1.0, 0.7, 0.4)
+"""Where it is drawn."""
+GRID = 101
+"""Shares among which the best one is looked for, 0 and 1 among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What the policy at a share of the way from the base gains in J, and its KL from the base, by its own draws."""
+
+    share: float
+    gain: float
+    standard_error: float
+    win_rate: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
+class Interpolated:
+    """The chosen share of the way from the base, with the gain and the KL that are expected there."""
+
+    share: float
+    gain: float
+    kl: float
+
+
+def interpolate(
+    learner: Learner,
+    drawer: Drawer,
+    weights: Weights,
+    rows: Rows,
+    *,
+    draws: int,
+    tilt: float,
+    most_kl: float,
+    run_dir: Path,
+    progress: Bars,
+) -> Interpolated:
+    """The share with the highest gain in J among those whose KL from the base is at most `most_kl` nats.
+
+    Measured on fresh draws, once: the run directory remembers it. Every process must call it.
+
+    Args:
+        weights: of the policy at share 1.
+        rows: validation groups for whose prompts is drawn.
+        draws: for each of them and each share.
+    """
+    if known := read_json(run_dir / FILE):
+        return Interpolated(**known["chosen"])
+    tried: list[Tried] = []
+    with progress.task("drawing on the way from the base", len(SHARES), transient=True) as bar:
+        for number, share in enumerate(SHARES):
+            found = drawer.gain(number, learner.interpolated(weights, share), rows, draws, tilt)
+            tried.append(Tried(share, found.gain, found.standard_error, found.win_rate, found.kl))
+            bar(number + 1, f"share {share:g}  gain {found.gain:.3f}  KL {found.kl:.3f}")
+    chosen = best_share(tried, most_kl)
+    if learner.accelerator.is_main_process:
+        write_json(run_dir / FILE, {"chosen": asdict(chosen), "tried": [asdict(one) for one in tried]})
+    learner.accelerator.wait_for_everyone()
+    return chosen
+
+
+def best_share(tried: Sequence[Tried], most_kl: float) -> Interpolated:
+    """The best share by curves through what was tried.
+
+    At share 0 the policy is the base, which gains nothing and does not diverge. Near to it the gain is a s - b s^2 and
+    the KL grows with s^2; one curve through all that was tried says more than each of them, because a gain from a few
+    hundred draws is known to a tenth of a nat only.
+    """
+    shares = np.array([one.share for one in tried])
+    weights = 1 / np.maximum([one.standard_error for one in tried], 1e-3)
+    gain = _fit([shares, shares**2], [one.gain for one in tried], weights)
+    kl = _fit([shares**2, shares**3], [one.kl for one in tried], np.ones(len(tried)))
+    grid = np.linspace(0, 1, GRID)
+    gains, kls = gain[0] * grid + gain[1] * grid**2, kl[0] * grid**2 + kl[1] * grid**3
+    best = int(np.where(kls <= most_kl, gains, -np.inf).argmax())
+    return Interpolated(float(grid[best]), float(gains[best]), float(kls[best]))
+
+
+def _fit(terms: Sequence[Values], values: Sequence[float], weights: Values) -> Values:
+    """Coefficients of the terms, by weighted least squares."""
+    found, *_ = np.linalg.lstsq(np.stack(terms, axis=1) * weights[:, None], np.array(values) * weights, rcond=None)
+    return np.asarray(found)

@@ -1,0 +1,160 @@
+"""How good a policy is on validation prompts: what learning rates, steps and stages are chosen by."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bonbon.engines.engine import VersionKind
+from bonbon.pairs.reading.snapshot import Split
+from trainer.data.groups import Distribution, Groups, Rows
+from trainer.training.learning.learner import Learner, Weights, beside_reference
+from trainer.training.learning.loss import margins
+from trainer.training.stages.draws import DrawBox, DrawOrder
+
+MOST_GROUPS = 128
+"""Validation groups that are looked at: their gain is then known well enough to order policies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A policy's gain in J over the base on logged groups, in nats, to second order in the distance from the base.
+
+    `forward` is how many nats nearer to the best policy, the base tilted by exp(c U), it is than the base, by
+    KL(best || policy): it falls when a policy moves to what the base would hardly say, which `gain` does not see.
+    `margin` and `target` are the training's own (`LossTerms`), on validation groups.
+    """
+
+    gain: float
+    forward: float
+    margin: float
+    target: float
+
+    @property
+    def value(self) -> float:
+        """The lower of `gain` and `forward`, by which learning rates are ordered.
+
+        A rate that is too high may raise `gain` while it moves the policy to what the base would hardly say.
+        """
+        return min(self.gain, self.forward)
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnGain:
+    """A policy's gain in J over the base on fresh draws of its own, and what it is made of.
+
+    `gain` is c (win rate - 1/2) - KL in nats, with the standard error of its mean over prompts; `kl` is the mean log
+    ratio. `tokens` were drawn for it.
+    """
+
+    gain: float
+    standard_error: float
+    win_rate: float
+    kl: float
+    tokens: int
+
+
+def validation_rows(groups: Groups, seed: int, most: int = MOST_GROUPS) -> Rows:
+    """At most so many of the validation groups that the base has drawn, the same ones for the same seed."""
+    rows = groups.rows_of(Split.VALIDATION)
+    rows = rows[groups.by_base[rows]]
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+
+
+def look(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: float) -> Look:
+    """What logged groups say of a policy.
+
+    Args:
+        rows: of groups that the base has drawn.
+        policy, reference: log-probabilities of all candidates of `groups` under the policy and under the base.
+        tilt: c of the objective.
+    """
+    candidates = np.concatenate([groups.candidates_of(row) for row in rows])
+    batch = beside_reference(groups, torch.from_numpy(candidates), policy[candidates], reference)
+    log_ratio, target = batch.log_ratio, tilt * batch.wins
+    gains = batch.covariance(target, log_ratio) - batch.covariance(log_ratio, log_ratio) / 2
+    return Look(
+        gain=float(gains.mean()),
+        forward=float(batch.sum(batch.softmax(target) * log_ratio).mean()),
+        margin=float(margins(batch).mean()),
+        target=float((target[batch.best] - target[batch.worst]).mean()),
+    )
+
+
+def drawn_gain(groups: Groups, policy: Tensor, reference: Tensor, tilt: float) -> DrawnGain:
+    """What a policy's own draws say of it.
+
+    Args:
+        groups: drawn from the policy, for prompts that the base has drawn for.
+        policy, reference: log-probabilities of their candidates under the policy and under the base.
+    """
+    log_ratio = (policy - reference).double().numpy()
+    gains = np.add.reduceat(tilt * (groups.wins - 0.5) - log_ratio, groups.starts) / groups.n
+    return DrawnGain(
+        gain=float(gains.mean()),
+        standard_error=float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.nan,
+        win_rate=float(groups.wins.mean()),
+        kl=float(log_ratio.mean()),
+        tokens=int(groups.tokens.sum()),
+    )
+
+
+class Drawer:
+    """Draws from a learner's policy by way of the process that has the engine; every process must call it.
+
+    Args:
+        groups: the run's snapshot, and what the base has drawn for its prompts; draws are compared with the base's.
+        base: the base's name.
+    """
+
+    def __init__(self, learner: Learner, groups: Groups, box: DrawBox, *, base: str, seed: int) -> None:
+        self._learner, self._groups, self._box = learner, groups, box
+        self._base, self._seed = base, seed
+        # Orders name rows of the snapshot: what the base has drawn in this run comes after these.
+        self._first: dict[Distribution, int] = {}
+        for number, distribution in zip(groups.numbers.tolist(), groups.distributions, strict=True):
+            self._first.setdefault(distribution, number)
+
+    def __call__(self, number: int, weights: Weights, rows: Rows, count: int) -> Groups:
+        """`count` draws of the policy with these weights for the prompt of each row; those that fit the context.
+
+        Args:
+            number: names the draws in their run: the same ones are not drawn twice.
+
+        Raises:
+            BonbonError: what kept the other process from drawing.
+        """
+        learner, policy = self._learner, self._box.policy(number)
+        kind = VersionKind.ADAPTER if learner.trains_adapter else VersionKind.FULL
+        asked = tuple(self._first[self._groups.distributions[row]] for row in rows)
+        order = DrawOrder(number, str(policy), kind, asked, count, self._seed + number)
+        if not self._box.fulfilled(order):
+            learner.save(weights, policy, base_name=self._base)
+        if learner.accelerator.is_main_process:
+            self._box.wait(order)
+        learner.accelerator.wait_for_everyone()
+        return self.kept(number)
+
+    def kept(self, number: int) -> Groups:
+        """What was drawn under this number."""
+        return Groups.read(
+            self._box.groups(number),
+            base=self._base,
+            opponents=self._groups.opponents,
+            vocabulary=self._learner.policy.config.get_text_config().vocab_size,
+        )
+
+    def kept_tokens(self, number: int) -> int:
+        """How many tokens were drawn under this number; 0 where nothing was."""
+        return int(self.kept(number).tokens.sum()) if self._box.groups(number).exists() else 0
+
+    def gain(self, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
+        """The gain of the policy with these weights, which the learner has afterwards."""
+        drawn = self(number, weights, rows, count)
+        self._learner.load(weights)
+        every = np.arange(len(drawn))
+        policy = self._learner.of_policy(drawn, every, "log-probabilities of draws", transient=True)
+        reference = self._learner.of_base(drawn, every, "log-probabilities of draws", transient=True)
+        return drawn_gain(drawn, policy, reference, tilt)
