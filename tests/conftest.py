@@ -14,13 +14,14 @@ from uuid import uuid4
 import psycopg
 import pytest
 import pytest_asyncio
-from postgresql_server import PostgresqlServer, postgresql_server
 from sqlalchemy.engine import URL, make_url
 
 from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.tiny_models import tiny_models as shipped_models
 from bonbon.pairs.pair_log import PairLog
 from bonbon.store.database import Database, open_database
+from tests.support.servers.postgresql_server import PostgresqlServer, postgresql_server
+from tests.support.servers.vllm_options import VLLM_OPTIONS
 
 if TYPE_CHECKING:
     from bonbon.engines.vllm.vllm_engine import VllmEngine
@@ -30,15 +31,6 @@ if os.environ.pop("COVERAGE_PROCESS_CONFIG", None):
     # Coverage measures the processes that tests start, too; that file says why not with these settings.
     os.environ["COVERAGE_PROCESS_START"] = str(TESTS / "subprocess.coveragerc")
     os.environ["COVERAGE_FILE"] = str(TESTS.parent / ".coverage")
-
-VLLM_OPTIONS = {
-    "dtype": "float32",
-    "enforce_eager": True,
-    "kv_cache_memory_bytes": 2**28,
-    "max_lora_rank": 8,
-    "max_num_seqs": 128,
-}
-"""In 32 bits, as the reference computes; small, and without the time that compiling takes."""
 
 
 LONGEST = ("test_demo.py", "test_trainer_chaos.py", "test_launch.py", "test_distill.py", "test_loop.py", "test_zoo.py")
@@ -134,13 +126,3 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"no filesystem can be mounted here: {mounted.stderr.decode()}")
     yield directory
     subprocess.run(["umount", "-l", directory], check=True)
-
-
-def fill(disk: Path, *, leave: int = 0) -> Path:
-    """Take all room but `leave` bytes of a filesystem; the file that has it."""
-    ballast = disk / "ballast"
-    with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:  # noqa: PT012 - the last write is what fails
-        while True:
-            file.write(b"x" * 4096)
-    os.truncate(ballast, max(0, ballast.stat().st_size - leave))
-    return ballast

@@ -238,7 +238,8 @@ win_rates = Table(
     Column("updated", Timestamp, nullable=False),
 )
 
-# What distilled versions drew as champions, and what best-of-n of the base would have: see bonbon/pairs/live/savings.py.
+# What distilled versions drew as champions, and what best-of-n of the base would have
+# drawn: see bonbon/pairs/live/savings.py.
 savings = Table(
     "savings",
     metadata,

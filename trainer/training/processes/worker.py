@@ -1,4 +1,7 @@
-"""One of the processes of a training: `torchrun --nproc-per-node 8 -m trainer.training.processes.worker RUN_DIRECTORY`."""
+"""One of the processes of a training.
+
+`torchrun --nproc-per-node 8 -m trainer.training.processes.worker RUN_DIRECTORY` starts them.
+"""
 
 import logging
 import os

@@ -1,0 +1,354 @@
+"""Dockerfile and docker-compose.yml, as far as they can be proved without Docker."""
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+
+from bonbon.demo.world import requests
+from bonbon.settings import Settings, load_settings
+from tests.support.models.easy_gate import EASY
+from tests.support.paths import ROOT
+from tests.support.servers.container_machine import Machine
+from tests.support.servers.containers import Service, read_images, read_project, read_services
+
+PROFILES = ["cpu", "gpu"]
+OURS = ("service", "trainer", "service-gpu", "trainer-gpu")
+QUICK = EASY | {
+    "BONBON_N": "4",
+    "BONBON_LOOP__MIN_GROUPS": "64",
+    "BONBON_LOOP__POLL": "0.5",
+    "BONBON_TRAIN__MIN_PAIRS": "16",
+    "BONBON_TRAIN__HELD_OUT_FRACTION": "0.3",
+    "BONBON_TRAIN__EPOCHS": "1",
+    "BONBON_TRAIN__LEARNING_RATE": "1e-3",
+    "BONBON_TRAIN__THREADS": "1",
+    "BONBON_EVALUATE__PROMPTS": "8",
+}
+
+
+@pytest.fixture(params=PROFILES)
+def services(request: pytest.FixtureRequest) -> dict[str, Service]:
+    return read_services(read_project(), request.param)
+
+
+def test_the_dockerfile_lints() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).with_name("hadolint"), "--no-color", "Dockerfile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_compose_file_is_of_the_specification() -> None:
+    program = str(Path(sys.executable).with_name("check-jsonschema"))
+    command = [program, "--builtin-schema", "vendor.compose-spec", "docker-compose.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_images_run_as_a_user_without_rights_and_know_their_health() -> None:
+    images = read_images()
+    for target in ("service", "service-vllm", "trainer"):
+        assert images[target].user == "10001:10001"
+        assert images[target].healthcheck
+        assert images[target].directory == "/data"
+    assert re.fullmatch(r"docker\.io/library/python:\d+\.\d+\.\d+-slim-\w+", _default("PYTHON"))
+
+
+def _default(argument: str) -> str:
+    (value,) = re.findall(rf"^ARG {argument}=(\S+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    return str(value)
+
+
+def test_the_context_holds_what_the_images_are_built_from_and_no_more(tmp_path: Path) -> None:
+    """The wheel that the Dockerfile builds, from the files that .dockerignore lets through."""
+    rules = [rule for rule in (ROOT / ".dockerignore").read_text().splitlines() if rule and not rule.startswith("#")]
+    assert rules[0] == "*"
+    kept = [rule[1:] for rule in rules if rule.startswith("!")]
+    ignored = [rule for rule in rules[1:] if not rule.startswith("!")]
+    assert ignored == ["**/__pycache__"]
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in kept:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, context / name)
+    assert sum(file.stat().st_size for file in context.rglob("*") if file.is_file()) < 8 * 2**20
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(context)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    packed = zipfile.ZipFile(wheel).namelist()
+    for package in ("bonbon", "service", "trainer"):
+        tracked = subprocess.run(
+            ["git", "ls-files", package], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout.split()
+        assert set(tracked) <= set(packed)
+    for word in re.findall(r"^COPY (?!--from)(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE):
+        for source in word.split()[:-1]:
+            assert source == "." or any(fnmatch(source, f"{name}*") for name in kept), source
+
+
+def test_every_service_is_shut_in(services: dict[str, Service]) -> None:
+    for service in services.values():
+        raw = service.raw
+        assert raw["read_only"], service.name
+        assert raw["cap_drop"] == ["ALL"]
+        assert raw["security_opt"] == ["no-new-privileges:true"]
+        assert service.user.partition(":")[0] not in ("", "0", "root"), service.name
+        assert service.healthcheck, service.name
+        assert "privileged" not in raw
+        for port in raw.get("ports", []):
+            assert port.startswith("127.0.0.1:"), service.name
+        if "build" not in raw:
+            assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", raw["image"]), raw["image"]
+
+
+def test_secrets_are_files_and_nothing_else(services: dict[str, Service]) -> None:
+    project = read_project()
+    made = re.search(r"for name in (.+); do", (ROOT / "deploy" / "make-secrets.sh").read_text())
+    assert made is not None
+    assert made[1].split() == list(project["secrets"])
+    for service in services.values():
+        given = set(service.raw.get("secrets", []))
+        named = set(re.findall(r"/run/secrets/(\w+)", str(service.raw)))
+        assert named == given, service.name
+        for name, value in service.environment.items():
+            assert name.upper().endswith("_FILE") or not re.search("PASSWORD|KEY$|SECRET", name), (name, value)
+    for name, secret in project["secrets"].items():
+        assert secret == {"file": f"./secrets/{name}"}
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/secrets/", "/bonbon.env"} <= set(ignored)
+
+
+def test_secrets_are_made_once(tmp_path: Path) -> None:
+    values = [make_secrets(tmp_path) for _ in range(2)]
+    assert values[0] == values[1]
+    assert len(set(values[0].values())) == 5
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in values[0].values())
+    assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+
+
+def make_secrets(root: Path) -> dict[str, str]:
+    (root / "deploy").mkdir(exist_ok=True)
+    shutil.copy(ROOT / "deploy" / "make-secrets.sh", root / "deploy")
+    subprocess.run([root / "deploy" / "make-secrets.sh"], check=True, capture_output=True)
+    return {file.name: file.read_text() for file in (root / "secrets").iterdir()}
+
+
+def test_engines_can_be_reached_by_gateways_and_trainers_only() -> None:
+    project = read_project()
+    services = read_services(project, "gpu")
+    assert project["networks"]["engines"] == {"internal": True}
+    inside = {name for name, service in services.items() if "engines" in service.raw["networks"]}
+    assert inside == {"vllm", "reward", "service-gpu", "trainer-gpu"}
+    for name in ("vllm", "reward"):
+        assert services[name].raw["networks"] == ["engines"]
+        assert "ports" not in services[name].raw
+    for profile in PROFILES:  # the database has no way out either
+        assert read_services(project, profile)["postgres"].raw["networks"] == ["store"]
+
+
+def test_services_wait_for_what_they_need(services: dict[str, Service]) -> None:
+    for service in services.values():
+        for needed, how in service.raw.get("depends_on", {}).items():
+            assert how == {"condition": "service_healthy"}
+            assert needed in services
+    waits = {name: set(service.needs) for name, service in services.items()}
+    for name in waits.keys() & set(OURS):
+        assert "postgres" in waits[name]
+    if "vllm" in waits:
+        assert {"vllm", "reward"} <= waits["service-gpu"]
+
+
+def test_a_service_drains_before_it_is_killed(services: dict[str, Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in services.keys() & {"service", "service-gpu"}:
+        settings = settings_of(services[name], monkeypatch, Path("/unused"))
+        assert services[name].grace > settings.service.drain_timeout
+
+
+def settings_of(service: Service, monkeypatch: pytest.MonkeyPatch, secrets: Path) -> Settings:
+    """What the program makes of a service's variables."""
+    with monkeypatch.context() as environment:
+        for name, value in service.environment.items():
+            if name.startswith("BONBON_") and not (name.endswith("_FILE") and not secrets.is_dir()):
+                environment.setenv(name, value.replace("/run/secrets", str(secrets)))
+        return load_settings()
+
+
+def test_settings_and_secrets_are_understood(
+    services: dict[str, Service], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = make_secrets(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in services.keys() & set(OURS):
+        settings = settings_of(services[name], monkeypatch, tmp_path / "secrets")
+        assert settings.database == f"postgresql+psycopg://bonbon:{values['database_password']}@postgres:5432/bonbon"
+        assert settings.data_dir == Path("/data")
+        assert settings.engine == ("remote" if name.endswith("gpu") else "embedded")
+        assert settings.reward is not None
+        if name.startswith("service"):
+            keys = (settings.service.api_key, settings.service.admin_key)
+            assert [key and key.get_secret_value() for key in keys] == [values["api_key"], values["admin_key"]]
+
+
+def test_what_is_mounted_is_there(services: dict[str, Service]) -> None:
+    project = read_project()
+    for service in services.values():
+        for mount in service.raw.get("volumes", []):
+            source = mount.split(":")[0]
+            if source.startswith("./deploy"):
+                assert (ROOT / source).is_dir(), mount
+            elif not source.startswith("./"):
+                assert source in project["volumes"], mount
+    mounted = dict(volume.split(":")[:2] for volume in services["grafana"].raw["volumes"])
+    (provider,) = yaml.safe_load((ROOT / "deploy/grafana/provisioning/dashboards/bonbon.yml").read_text())["providers"]
+    assert mounted["./deploy/grafana/dashboards"] == provider["options"]["path"]
+
+
+def test_who_names_a_service_can_reach_it(services: dict[str, Service]) -> None:
+    """In settings, and in what Prometheus and Grafana are configured with: a network in common, and the right port."""
+    ports = {"service": 8080, "postgres": 5432, "prometheus": 9090, "vllm": 8000, "reward": 8000}
+    names: dict[str, set[str]] = {}  # by network; an alias is a name, too
+    for service in services.values():
+        for network, options in networks_of(service).items():
+            names.setdefault(network, set()).update({service.name, *options.get("aliases", [])})
+    configured = {"prometheus": "deploy/prometheus/*.yml", "grafana": "deploy/grafana/provisioning/datasources/*.yml"}
+    for service in services.values():
+        texts = [*service.environment.values(), *(f.read_text() for f in ROOT.glob(configured.get(service.name, "-")))]
+        reached = set().union(*(names[network] for network in networks_of(service)))
+        for host, port in re.findall(r"(?<![\w.-])([a-z]+):(\d{4})\b", "\n".join(texts)):
+            assert host in reached, (service.name, host)
+            assert ports[host] == int(port), (service.name, host)
+
+
+def networks_of(service: Service) -> dict[str, dict[str, Any]]:
+    networks = service.raw["networks"]
+    return {name: {} for name in networks} if isinstance(networks, list) else networks
+
+
+def test_profiles_differ_in_who_draws_only() -> None:
+    project = read_project()
+    cpu, gpu = (read_services(project, profile) for profile in PROFILES)
+    assert set(cpu) == {"postgres", "prometheus", "grafana", "service", "trainer"}
+    assert set(gpu) == {"postgres", "prometheus", "grafana", "service-gpu", "trainer-gpu", "vllm", "reward"}
+    for half in ("service", "trainer"):
+        assert cpu[half].command == gpu[f"{half}-gpu"].command
+    assert gpu["service-gpu"].raw["networks"]["monitoring"] == {"aliases": ["service"]}
+
+
+def test_vllm_runs_as_it_does_on_kubernetes() -> None:
+    services = read_services(
+        read_project(BONBON_MODEL="/data/models/policy", BONBON_REWARD="/data/models/reward"), "gpu"
+    )
+    for name in ("vllm", "reward"):
+        manifest = next(yaml.safe_load_all((ROOT / f"deploy/kubernetes/overlays/gpu/{name}.yaml").read_text()))
+        (container,) = manifest["spec"]["template"]["spec"]["containers"]
+        arguments = [word for word in services[name].command if word.startswith("--")]
+        (parser,) = [v["value"] for v in container["env"] if v["name"] == "TOOL_CALL_PARSER"] or [""]
+        expected = [word.replace("$(TOOL_CALL_PARSER)", parser) for word in container["args"]]
+        assert [word for word in arguments if "memory" not in word] == expected
+        script = services[name].command[2]
+        assert script.startswith('VLLM_API_KEY="$(cat /run/secrets/vllm_api_key)" exec python -m vllm.')
+        assert script.endswith('"$@"')
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, postgresql: object) -> Iterator[tuple[Machine, dict[str, Service]]]:
+    """`docker compose up` with the default profile and a bonbon.env for a quick round; Grafana cannot be had here."""
+    root = tmp_path_factory.mktemp("compose")
+    (root / "bonbon.env").write_text("".join(f"{name}={value}\n" for name, value in QUICK.items()))
+    services = read_services(read_project(), "cpu", root / "bonbon.env")
+    del services["grafana"]
+    if shutil.which("prometheus") is None:
+        del services["prometheus"]
+    make_secrets(root)
+    machine = Machine(root)
+    try:
+        for service in services.values():
+            machine.start(service)
+        yield machine, services
+    finally:
+        machine.close()
+
+
+def test_the_loop_closes_in_what_compose_starts(stack: tuple[Machine, dict[str, Service]]) -> None:
+    machine, services = stack
+    admin = client(machine, "admin_key")
+    users = client(machine, "api_key")
+    assert httpx2.get(machine.url("service") + "/v1/models").status_code == 401
+    assert httpx2.get(machine.url("service") + "/admin/aliases").status_code == 401
+    questions = requests(3, 80)
+    first = ask(users, questions[0], 0)
+    assert (first["version"], first["n"]) == ("tiny-support", 4)
+    for seed, question in enumerate(questions[1:], 1):
+        ask(users, question, seed)
+    serving = wait_for(machine, lambda: admin.get("/admin/aliases").json()["serving"]["champion"], "tiny-support")
+    answer = ask(users, questions[0], 1)
+    assert answer["version"] == serving
+    assert answer["n"] == 1
+    (version,) = [v for v in admin.get("/admin/versions").json()["versions"] if v["name"] == serving]
+    assert version["verdict"]["passed"]
+    newest = admin.get("/admin/rounds").json()["rounds"][0]
+    assert (newest["stage"], newest["version"], newest["outcome"]) == ("finished", serving, "promoted")
+    assert newest["epoch"] == newest["epochs"] == 1
+    for service in services.values():
+        assert machine.healthy(service), service.name
+
+
+def client(machine: Machine, key: str) -> httpx2.Client:
+    headers = {"authorization": f"Bearer {machine.secret(key)}"}
+    return httpx2.Client(base_url=machine.url("service"), headers=headers, timeout=60)
+
+
+def ask(users: httpx2.Client, question: str, seed: int) -> dict[str, Any]:
+    body = {"model": "bonbon", "messages": [{"role": "user", "content": question}], "max_tokens": 16, "seed": seed}
+    response = users.post("/v1/chat/completions", json=body)
+    assert response.status_code == 200, response.text
+    extension: dict[str, Any] = response.json()["bonbon"]
+    return extension
+
+
+def wait_for(machine: Machine, look: Any, but: str) -> str:
+    """What `look` gives once it is something else than `but`; fails with the trainer's log when that takes minutes."""
+    deadline = monotonic() + 240
+    while (found := look()) == but:
+        assert monotonic() < deadline, machine.log("trainer")[-4000:]
+        assert machine.running["trainer"].poll() is None, machine.log("trainer")[-4000:]
+        sleep(0.5)
+    return str(found)
+
+
+@pytest.mark.skipif(
+    shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
+)
+def test_prometheus_scrapes_what_compose_starts(stack: tuple[Machine, dict[str, Service]]) -> None:
+    machine, _ = stack
+
+    def champion() -> str:
+        query = {"query": 'bonbon_alias_info{alias="champion"} == 1'}
+        found = httpx2.get(machine.url("prometheus") + "/api/v1/query", params=query).json()["data"]["result"]
+        return found[-1]["metric"]["model_version"] if found else "nothing"
+
+    wait_for(machine, champion, "nothing")
+
+
+def test_all_of_it_ends_within_its_grace(stack: tuple[Machine, dict[str, Service]]) -> None:
+    machine, services = stack
+    statuses = {service.name: machine.stop(service) for service in reversed(services.values())}
+    assert set(statuses.values()) == {0}, statuses

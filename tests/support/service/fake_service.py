@@ -1,0 +1,71 @@
+"""`bonbon serve` on the fake engine in a process of its own: its faults are real, and it starts in a second."""
+
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx2
+from typer.testing import Result
+
+from bonbon.demo.service_process import ServiceProcess
+from bonbon.keys.keys_cli import app as keys_app
+from tests.support.data.stores import run
+
+T = TypeVar("T")
+
+CHAT = "/v1/chat/completions"
+BODY: dict[str, Any] = {
+    "model": "bonbon", "messages": [{"role": "user", "content": "Where is my order?"}], "max_tokens": 12,
+}  # fmt: skip
+
+
+def fake_service(directory: Path, **settings: object) -> ServiceProcess:
+    """Not started. `settings` are those of the service's section, in their environment's form."""
+    environment = {"BONBON_ENGINE": "fake", "BONBON_DATA_DIR": str(directory / "data"), "BONBON_N": "4"}
+    environment |= {f"BONBON_SERVICE__{name.upper()}": str(value) for name, value in settings.items()}
+    return ServiceProcess(environment, directory / "service.log")
+
+
+@asynccontextmanager
+async def started(service: ServiceProcess) -> AsyncIterator[ServiceProcess]:
+    """Ready within the block, stopped in order at its end."""
+    await service.start()
+    try:
+        yield service
+    finally:
+        await service.stop()
+
+
+def client_of(service: ServiceProcess, key: str | None = None) -> httpx2.AsyncClient:
+    """A client that sends this key."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    return httpx2.AsyncClient(base_url=service.url, headers=headers, timeout=60.0)
+
+
+def in_thread(work: Callable[..., T], *arguments: object) -> T:
+    """What `work` returns; commands run an event loop of their own, so a test that has one cannot call them."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def keys(directory: Path, *arguments: object) -> Result:
+    """`bonbon keys` on the data directory of a service in `directory`."""
+    result = in_thread(run, keys_app, *arguments, "--data-dir", directory / "data")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result
+
+
+def new_key(directory: Path, name: str, *options: object) -> tuple[str, str]:
+    """A key's id, and the key."""
+    made = json.loads(keys(directory, "create", name, *options, "--json").stdout)
+    return made["id"], made["key"]
+
+
+def rows(directory: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
+    """What another connection reads from the service's database: what is committed."""
+    with sqlite3.connect(directory / "data" / "bonbon.db") as connection:
+        return connection.execute(query, values).fetchall()

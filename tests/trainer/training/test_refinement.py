@@ -1,0 +1,211 @@
+"""Whole runs that draw from their own policy and learn from it, with the real engine and a reward."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sqlalchemy import func, select
+from transformers import AutoModelForCausalLM
+
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.engine import Sampling, VersionKind
+from bonbon.errors import RewardError
+from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.snapshot import Snapshot, Split
+from bonbon.prompt import Prompt
+from bonbon.rewards.python_reward import PythonReward
+from bonbon.settings import Settings, TrainSettings
+from bonbon.store.database import open_database
+from bonbon.store.tables import groups as logged
+from tests.support.data.sampled_groups import VERSION, make_base, make_group, make_snapshot, score, snapshot_of
+from tests.support.models.learners import learner_of, nudge
+from tests.trainer.training.test_train import settings, train, version, weights
+from trainer.data.groups import Groups
+from trainer.drawing import Drawing
+from trainer.training.metrics import read_metrics
+from trainer.training.stages.draws import DrawBox
+from trainer.training.train import TrainingResult
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def snapshot(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """72 groups."""
+    return make_snapshot(tmp_path_factory.mktemp("snapshots") / "first", base, groups=72, ns=(8,))
+
+
+def refining(base: Path, **changes: Any) -> Settings:
+    """Two steps on logged groups, then at most 9,000 tokens."""
+    defaults = {
+        "epochs": 0.5,
+        "learning_rate": 3e-3,
+        "lora_rank": 16,
+        "refine": "on",
+        "refine_tokens": 9_000,
+        "validation_draws": 64,
+    }
+    return settings(base, **defaults | changes)
+
+
+async def train_with_draws(
+    config: Settings,
+    snapshot: Snapshot,
+    run_dir: Path,
+    base: Path,
+    *,
+    reward: Any = score,
+    **options: Any,
+) -> TrainingResult:
+    """Train in a thread, as a round does, while its orders are served."""
+    run_dir.mkdir(exist_ok=True)
+    async with open_database(f"sqlite+aiosqlite:///{snapshot.path}.db") as database:
+        log = PairLog(database)
+        await log.start()
+        drawing = Drawing(
+            lambda: EmbeddedEngine("tiny", base, EmbeddedOptions(threads=1)),
+            PythonReward(reward, version="1"),
+            snapshot,
+            DrawBox(run_dir),
+            name="round-x",
+            pair_log=log,
+            concurrency=8,
+        )
+        try:
+            async with drawing.in_background():
+                return await asyncio.to_thread(train, config, snapshot, run_dir, base, draws=True, **options)
+        finally:
+            await log.stop()
+
+
+def lines_of(run_dir: Path, name: str) -> list[dict[str, float]]:
+    return [line for line in read_metrics(run_dir) if name in line]
+
+
+async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_taught_it(
+    base: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    result = await train_with_draws(refining(base, refine_tokens=16_000), snapshot, tmp_path / "run", base)
+    assert result.kind is VersionKind.ADAPTER
+    steps = lines_of(result.run_dir, "drawn_gain")
+    looks = lines_of(result.run_dir, "validation_drawn_gain")
+    assert {line["stage"] for line in steps + looks} == {1}
+    offline = max(line["step"] for line in read_metrics(result.run_dir) if line.get("stage") == 0)
+    assert [line["step"] for line in steps] == list(range(offline + 1, offline + 1 + len(steps)))
+    tokens = [line["drawn_tokens"] for line in steps]
+    assert tokens == sorted(tokens)
+    assert tokens[-2] < 16_000, "it has not drawn on once they were spent"
+    (kept,) = lines_of(result.run_dir, "kept_gain")[1:]
+    gains = {line["step"]: line["validation_drawn_gain"] for line in looks}
+    assert kept["kept_gain"] == gains[kept["kept_step"]]
+    assert kept["kept_gain"] > looks[0]["validation_drawn_gain"] + 0.1, "fresh draws have taught it something"
+    assert not (result.run_dir / "draws").exists()
+
+
+async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
+    base: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    limit = 0.1
+    result = await train_with_draws(refining(base, kl=limit), snapshot, tmp_path / "run", base)
+    looks = lines_of(result.run_dir, "validation_drawn_gain")
+    brought_back = [line for line in looks if line["share_kept"] < 1]
+    assert brought_back
+    assert brought_back[0]["step"] < looks[-1]["step"]
+    (kept,) = lines_of(result.run_dir, "kept_gain")[1:]
+    (look,) = (line for line in looks if line["step"] == kept["kept_step"])
+    assert kept["kept_gain"] == look["validation_drawn_gain"] > 0
+    assert look["validation_kl"] <= limit * 1.1
+
+
+async def test_cut_off_it_goes_on_without_drawing_twice(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
+    """The reward goes away after two thirds of the draws; with it back, the end is that of a run in one piece.
+
+    At so low a limit the policy is brought back to it meanwhile.
+    """
+    config = refining(base, refine_tokens=3_000, refine_replay=1, kl=0.1)
+    calls = {"all": 0, "until": 10**9}
+
+    def counted(prompt: Prompt, completions: list[str]) -> Sequence[float]:
+        calls["all"] += 1
+        if calls["all"] > calls["until"]:
+            raise ConnectionError("the reward is away")
+        return score(prompt, completions)
+
+    straight = await train_with_draws(config, snapshot, tmp_path / "straight", base, reward=counted)
+    needed = calls["all"]
+    calls |= {"all": 0, "until": needed * 2 // 3}
+    with pytest.raises(RewardError, match="the reward is away"):
+        await train_with_draws(config, snapshot, tmp_path / "cut", base, reward=counted)
+    assert list((tmp_path / "cut" / "draws").iterdir())
+    calls |= {"all": 0, "until": 10**9}
+    resumed = await train_with_draws(config, snapshot, tmp_path / "cut", base, reward=counted)
+    assert calls["all"] < needed * 2 // 3, "what was drawn is there"
+    for name, weight in weights(straight.run_dir).items():
+        torch.testing.assert_close(weights(resumed.run_dir)[name], weight)
+    for name in ("loss", "drawn_gain", "validation_drawn_gain"):
+        once, twice = ({x["step"]: x[name] for x in lines_of(run.run_dir, name)} for run in (straight, resumed))
+        assert twice == pytest.approx(once, abs=1e-5), name
+
+
+async def test_without_refinement_the_policy_is_brought_to_where_its_draws_are_best(
+    base: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """The version that is kept is that share of the way from the base to what logged groups have taught."""
+    config = refining(base, refine="off", epochs=2)
+    whole = train(config, snapshot, tmp_path / "whole", base)
+    result = await train_with_draws(config, snapshot, tmp_path / "run", base)
+    share = result.metrics["interpolation_share"]
+    assert 0 < share <= 1
+    assert lines_of(result.run_dir, "drawn_gain") == []
+    end, kept = (load_file(run.output / "adapter_model.safetensors") for run in (whole, result))
+    for name, weight in end.items():
+        torch.testing.assert_close(kept[name], weight * share if "lora_B" in name else weight)
+
+
+async def test_the_base_draws_for_prompts_that_only_a_version_has_answered(base: Path, tmp_path: Path) -> None:
+    """Its candidates are what theirs are compared with; without them such prompts are of no use."""
+    learner = learner_of(base, TrainSettings(lora_rank=4, lora_alpha=8))
+    nudge(learner, 0.08)
+    learner.save(learner.weights(), tmp_path / "adapter", base_name="tiny")
+    snapshot = await snapshot_of(
+        groups_of_version(base, learner), tmp_path / "snapshot", base, adapter=tmp_path / "adapter"
+    )
+    groups = Groups.read(snapshot.groups_file, base="tiny")
+    alone = np.flatnonzero(~groups.comparable & (groups.split != Split.TEST))
+    assert len(alone) > 30
+    champion = version(snapshot.version, VersionKind.ADAPTER, tmp_path / "adapter")
+    config = refining(base, base_prompts=30, refine="off", batch_size=8)
+    result = await train_with_draws(config, snapshot, tmp_path / "run", base, start=champion)
+    comparable = groups.comparable & (groups.split == Split.TRAIN)
+    assert comparable.sum() < result.groups < comparable.sum() + 2 * 30, "each new one, and the version's beside it"
+    assert result.metrics["interpolation_share"] >= 0
+    async with open_database(f"sqlite+aiosqlite:///{snapshot.path}.db") as database:
+        query = select(func.count()).where(logged.c.origin == "training", logged.c.version == "tiny")
+        async with database.read() as connection:
+            assert (await connection.execute(query)).scalar_one() == 30
+
+
+def groups_of_version(base: Path, learner: Any) -> list[Any]:
+    """For most prompts of the version alone."""
+    torch.manual_seed(0)
+    own, policy = AutoModelForCausalLM.from_pretrained(base).eval(), learner.policy.eval()
+    rng, found = np.random.default_rng(0), []
+    for number in range(80):
+        prompt, sampling = (2, *rng.integers(3, 40, 4).tolist()), Sampling(max_tokens=8)
+        found.append(make_group(policy, VERSION, 2 * number, prompt, 8, sampling))
+        if number % 4 == 0:
+            found.append(make_group(own, "tiny", 2 * number + 1, prompt, 8, sampling))
+    return found

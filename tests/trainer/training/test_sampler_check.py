@@ -1,0 +1,106 @@
+"""Whether groups were drawn from the policy that they say: what is caught, and what is arithmetic."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from bonbon.errors import UserError
+from tests.support.data.written_groups import group_row, groups_of
+from trainer.data.groups import Groups
+from trainer.training.sampler_check import MOST_GROUPS, check_sampler, checked_rows
+
+LENGTH, GROUPS, N = 160, 200, 8
+NOISE = 0.001
+"""Nats a token for each policy that computes in 16 bits; two of them, where the trainer does, too."""
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Groups:
+    """Answers of 160 tokens, every second group a version's."""
+    rng = np.random.default_rng(0)
+    rows = [
+        group_row(
+            list(range(N)),
+            candidates=[[4] * LENGTH] * N,
+            logprobs=rng.normal(-300, 40, N).tolist(),
+            version=("tiny", "tiny-bonbon-0001")[number % 2],
+        )
+        for number in range(GROUPS)
+    ]
+    return groups_of(tmp_path_factory.mktemp("groups") / "groups.parquet", rows)
+
+
+def check(groups: Groups, gaps: NDArray[np.float64], *, noise: float = NOISE, by_base: bool = True) -> float:
+    """Where the trainer computes what was logged less these gaps."""
+    policy = torch.from_numpy(groups.logprobs - gaps).float()
+    rows = checked_rows(groups, by_base=by_base)
+    return check_sampler(groups, rows, policy, limit=0.1, noise=noise, name="tiny")
+
+
+def rounding(per_token: float, seed: int) -> NDArray[np.float64]:
+    """What 16-bit arithmetic does to a sum over an answer's tokens: either sign, and a mean of half its variance."""
+    variance = 2 * per_token * LENGTH
+    return np.random.default_rng(seed).normal(per_token * LENGTH, variance**0.5, GROUPS * N)
+
+
+def log_ratios(kl: float, seed: int) -> NDArray[np.float64]:
+    """Of a sampler's own draws, over another policy that is `kl` nats an answer away."""
+    return np.random.default_rng(seed).normal(kl, (2 * kl) ** 0.5, GROUPS * N)
+
+
+def test_the_right_policy_passes(groups: Groups) -> None:
+    """The engine's sum and the trainer's differ by rounding to 32 bits alone."""
+    found = check(groups, np.random.default_rng(1).normal(0, 1e-4, GROUPS * N))
+    assert abs(found) < 1e-4
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_noise_of_16_bits_passes(groups: Groups, seed: int) -> None:
+    """An engine in bf16, whose answers' log-probabilities are off by half a nat each; and a trainer in bf16, too."""
+    assert np.abs(rounding(0.001, seed)).mean() > 0.4
+    check(groups, rounding(0.001, seed))
+    check(groups, rounding(0.002, seed), noise=2 * NOISE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("noise", [NOISE, 2 * NOISE])
+def test_another_version_is_caught_among_the_noise(groups: Groups, seed: int, noise: float) -> None:
+    """1.2 nats an answer from the policy, as far as best-of-8: .0075 a token."""
+    gaps = log_ratios(1.2, seed) + rounding(noise, seed + 100)
+    with pytest.raises(UserError, match=r"100 groups were logged with log-probabilities that are 1\.\d\d nats") as told:
+        check(groups, gaps, noise=noise)
+    assert told.value.param == "train.max_sampler_gap"
+    assert "tiny did not draw them" in str(told.value)
+    assert "max_sampler_gap = 0.1" in str(told.value)
+
+
+def test_a_version_a_third_as_far_is_caught_in_32_bits(groups: Groups) -> None:
+    with pytest.raises(UserError, match="did not draw them"):
+        check(groups, log_ratios(0.5, 0))
+
+
+def test_groups_that_were_drawn_by_nobody_in_particular_pass_only_if_that_may_be_chance(groups: Groups) -> None:
+    """A mean that is not surely above the limit accuses nobody."""
+    wide = np.random.default_rng(0).normal(0.5, 30, GROUPS * N)
+    check(groups, wide)
+
+
+def test_the_bases_groups_and_a_versions_are_looked_at_apart(groups: Groups) -> None:
+    gaps = log_ratios(1.2, 0) * ~np.repeat(groups.by_base, N)
+    check(groups, gaps)
+    with pytest.raises(UserError, match="did not draw them"):
+        check(groups, gaps, by_base=False)
+
+
+def test_no_more_groups_than_needed_and_all_over_the_log(tmp_path: Path) -> None:
+    """A sampler that was exchanged half-way is among them."""
+    some = groups_of(tmp_path / "groups.parquet", [group_row([0.0, 1.0]) for _ in range(1000)])
+    rows = checked_rows(some, by_base=True)
+    assert len(rows) == len(set(rows.tolist())) == MOST_GROUPS
+    assert (rows[0], rows[-1]) == (0, 999)
+    assert int((rows < 500).sum()) == MOST_GROUPS // 2
+    assert not len(checked_rows(some, by_base=False))
+    assert check_sampler(some, np.array([], int), torch.zeros(0), limit=0.1, noise=0, name="tiny") == 0
