@@ -55,15 +55,17 @@ from service.one_at_a_time import OneAtATime
 from service.routes import (
     chat,
     completions,
+    console_files,
     feedback,
     groups,
     health,
     models,
+    prometheus,
     responses,
     tokenize,
     version,
 )
-from service.routes.admin import charts, playground, progress, win_rate
+from service.routes.admin import charts, playground, progress, versions, win_rate
 
 log = structlog.get_logger(__name__)
 
