@@ -49,6 +49,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
@@ -110,7 +111,7 @@ experiments: $(VENV)/.dev
 
 # What is generated and committed; tests say so when it is out of date.
 docs: $(VENV)/.dev
-	$(BIN)/python -m service.metrics.metrics_reference > docs/metrics.md
+	$(BIN)/python -m service.metrics_reference > docs/metrics.md
 	$(BIN)/python deploy/grafana/generate.py
 	$(BIN)/python -m bonbon.cli.settings_reference > docs/settings.md
 

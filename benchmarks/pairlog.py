@@ -30,11 +30,11 @@ from rich.table import Table
 from sqlalchemy import String, func, insert, literal, select
 from sqlalchemy.engine import URL, make_url
 
-from bonbon.best_of_n import rank
 from bonbon.engines.engine import Sampling
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.group_records import Candidate, Group
 from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.ranking import rank
 from bonbon.pairs.reading.snapshot import Fractions, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.store.database import Database, open_database

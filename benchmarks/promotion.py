@@ -24,13 +24,13 @@ async def measure(database: str, gateways: int, promotions: int, directory: Path
     seconds = []
     async with AsyncExitStack() as stack:
         services = [await stack.enter_async_context(running(settings, engine=WatchedEngine())) for _ in range(gateways)]
-        registry = services[0].parts.registry
+        registry = services[0].state.registry
         for weights in range(promotions):
             version = await new_version(registry, weights)
             await registry.promote(version.name, actor="benchmark", force=True)
             start = perf_counter()
             while any(  # noqa: ASYNC110
-                service.parts.serving.champion != version.name for service in services
+                service.state.serving.champion != version.name for service in services
             ):
                 await asyncio.sleep(0.002)
             seconds.append(perf_counter() - start)

@@ -33,11 +33,11 @@ from bonbon.pairs.reading.snapshot import SCHEMA
 from bonbon.settings import TrainSettings
 from trainer.data.groups import Groups, Tokens
 from trainer.progress_bars import Bars
+from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.candidate_selection import candidates
 from trainer.training.learning.learner import Learner
 from trainer.training.learning.loss import LossName, make_loss
 from trainer.training.learning.policy import load_policy
-from trainer.training.processes.accelerator import make_accelerator
 
 VOCABULARY, END = 32_000, 2
 LORA: dict[str, int] = {"lora_rank": 16, "lora_alpha": 32}

@@ -7,16 +7,16 @@ from datetime import UTC, datetime
 
 import structlog
 
-from bonbon.candidates import Draw, Draws, collect
+from bonbon.engines.candidates import Draw, Draws, collect
 from bonbon.engines.engine import DrawRequest, Engine, Sampling
 from bonbon.errors import RewardError
 from bonbon.ids import time_ordered_id
 from bonbon.observability.tracing import Name, span
-from bonbon.pairs.group_records import Candidate, Group, Unclean
+from bonbon.pairs.group_records import Candidate, Group
+from bonbon.pairs.ranking import rank, why_unclean
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.scoring import score_texts
-from bonbon.theory import mid_ranks
 
 log = structlog.get_logger(__name__)
 
@@ -104,32 +104,6 @@ class BestOfN:
         """One finite reward per text; see `score_texts`."""
         with span(Name.SCORE, REWARD=self.reward.name, CANDIDATES=len(texts)):
             return await score_texts(self.reward, prompt, texts, deadline=self.deadline)
-
-
-def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Random) -> tuple[Candidate, ...]:
-    """Candidates with reward, rank and win probability. Ties are broken uniformly, not by index."""
-    n = len(candidates)
-    order = sorted(range(n), key=lambda i: (rewards[i], rng.random()))
-    ranks = {i: position for position, i in enumerate(order, start=1)}
-    return tuple(
-        replace(candidate, reward=rewards[i], rank=ranks[i], win_probability=mid_rank / (n + 1))
-        for i, (candidate, mid_rank) in enumerate(zip(candidates, mid_ranks(rewards), strict=True))
-    )
-
-
-def why_unclean(group: Group) -> Unclean | None:
-    """Why `group` must not be trained on, None when it is clean."""
-    if group.n == 1:
-        return Unclean.SINGLE
-    if group.degraded is not None:
-        return Unclean.DEGRADED
-    if any(candidate.finish_reason == "abort" for candidate in group.candidates):
-        return Unclean.ABORTED
-    if not group.sampling.unmodified or group.prompt.constrains:
-        return Unclean.SAMPLING
-    if group.best.reward == group.worst.reward:
-        return Unclean.TIED
-    return None
 
 
 def _candidate(draw: Draw) -> Candidate:

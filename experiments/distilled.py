@@ -10,7 +10,7 @@ from bonbon.settings import GateSettings, Settings
 from bonbon.theory import best_of_n_kl
 from experiments.cells import Row
 from experiments.tables import table
-from trainer.context import open_workshop
+from trainer.context import open_context
 from trainer.distill import distill, draw_groups
 from trainer.evaluation.evaluation import FILE
 from trainer.result_files import read_json
@@ -47,8 +47,8 @@ def draw(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling, *, p
     """Log the groups that runs in copies of the settings' data directory learn from; those that are there stay."""
 
     async def drawn() -> None:
-        async with open_workshop(settings, progress=progress) as workshop:
-            await draw_groups(workshop, prompts, sampling)
+        async with open_context(settings, progress=progress) as context:
+            await draw_groups(context, prompts, sampling)
 
     asyncio.run(drawn())
 
@@ -62,8 +62,8 @@ def distilled(
     """
 
     async def run() -> None:
-        async with open_workshop(settings, progress=progress) as workshop:
-            await distill(workshop, settings.data_dir, prompts, sampling)
+        async with open_context(settings, progress=progress) as context:
+            await distill(context, settings.data_dir, prompts, sampling)
 
     asyncio.run(run())
     metrics = read_metrics(settings.data_dir)

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bonbon.demo.run import Demo, Plan
+from bonbon.demo.run import Demo, DemoOptions
 from bonbon.theory import best_of_n_kl
 from experiments.cells import Cell, Row
 from experiments.tables import table
@@ -37,7 +37,7 @@ def cells(quick: bool) -> list[Cell]:
 def run(seed: int, most_rounds: int, n: int, traffic: int, measured: int) -> dict[str, Any]:
     """What `bonbon demo --full-training` writes."""
     with TemporaryDirectory() as directory:
-        plan = Plan(
+        plan = DemoOptions(
             data_dir=Path(directory),
             seed=seed,
             rounds=most_rounds,

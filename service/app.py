@@ -24,23 +24,19 @@ from bonbon.rewards.reward import Reward
 from bonbon.settings import RewardSpec, Settings
 from bonbon.store.database import Database
 from service import errors
-from service.answering.admission import Admission
-from service.answering.routing import Serving
-from service.answering.tenant_rewards import TenantRewards
-from service.app_state import Parts
-from service.auth.access import allow
+from service.app_state import AppState
 from service.auth.keyring import Keyring
-from service.auth.rate_limits import RateLimits
 from service.http_server.connections import Connections
 from service.http_server.send_buffer import SendBuffers
 from service.http_server.server import GOODBYE
 from service.http_server.spare_connections import SpareConnections
 from service.lifecycle.audit import Audits
-from service.lifecycle.fallback import Floor
 from service.lifecycle.retention import Retention
 from service.lifecycle.savings import SavingsCounter
 from service.lifecycle.startup import Startup
 from service.lifecycle.swap import Swapper
+from service.limits.admission import Admission
+from service.limits.rate_limits import RateLimits
 from service.metrics.process_metrics import Metrics
 from service.metrics.stored_metrics import StoredMetrics
 from service.middleware.body_limit import BodyLimit
@@ -66,6 +62,10 @@ from service.routes import (
     version,
 )
 from service.routes.admin import charts, playground, progress, versions, win_rate
+from service.routes.dependencies import allow
+from service.routing.fallback import Fallback
+from service.routing.router import Router
+from service.routing.tenant_rewards import TenantRewards
 
 log = structlog.get_logger(__name__)
 
@@ -78,14 +78,14 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
 
     Raises UserError when a setting is missing or names what is unknown.
     """
-    parts = build_parts(settings, engine, reward)
+    state = build_state(settings, engine, reward)
     app = FastAPIOffline(
         title="bonbon",
         version=__version__,
         description="OpenAI-compatible best-of-n answers, distilled into one draw as soon as a version has learnt it.",
-        lifespan=_lifespan(parts),
+        lifespan=_lifespan(state),
     )
-    app.state.parts = parts
+    app.state.bonbon = state
     app.state.stopping = False
     for router in (chat.router, responses.router, completions.router, models.router, tokenize.router):
         app.include_router(router, dependencies=[Depends(allow(Scope.COMPLETE)), Depends(require_engine)])
@@ -105,10 +105,10 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
         app.include_router(part.router)
     # The last one added is the outermost.
     app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
-    app.add_middleware(KeyFirst, keyring=parts.keyring)
+    app.add_middleware(KeyFirst, keyring=state.keyring)
     app.add_middleware(SpareConnections)
     errors.install(app)
-    app.add_middleware(MeasureRequests, metrics=parts.metrics)
+    app.add_middleware(MeasureRequests, metrics=state.metrics)
     app.add_middleware(TraceRequests)
     if settings.service.cors_origins:
         app.add_middleware(Cors, origins=settings.service.cors_origins)
@@ -117,7 +117,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
     return app
 
 
-def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward | None = None) -> Parts:
+def build_state(settings: Settings, engine: Engine | None = None, reward: Reward | None = None) -> AppState:
     """What the service is made of, nothing of it started."""
     service = settings.service
     engine = engine or build_engine(settings, base=base_name(settings))
@@ -130,11 +130,11 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
     admission = Admission(service.max_tokens_in_flight, waiting=service.max_waiting, patience=service.max_wait)
-    serving = Serving(engine.base, alias=service.alias, n=settings.n, k=service.k)
+    serving = Router(engine.base, alias=service.alias, n=settings.n, k=service.k)
     swapper = Swapper(
         engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
     )
-    floor = Floor(registry, serving, prometheus, service.win_rate_floor)
+    floor = Fallback(registry, serving, prometheus, service.win_rate_floor)
     savings = SavingsCounter(database, serving, prometheus)
     audits = Audits(
         best_of_n,
@@ -150,7 +150,7 @@ def build_parts(settings: Settings, engine: Engine | None = None, reward: Reward
     )
     connections, send_buffers = Connections(service, prometheus), SendBuffers(service.stream_buffer_bytes)
     _watch(prometheus, pair_log, connections, admission, send_buffers, serving, swapper, audits)
-    return Parts(
+    return AppState(
         settings=settings,
         database=database,
         engine=engine,
@@ -181,7 +181,7 @@ def _watch(
     connections: Connections,
     admission: Admission,
     send_buffers: SendBuffers,
-    serving: Serving,
+    serving: Router,
     swapper: Swapper,
     audits: Audits,
 ) -> None:
@@ -250,33 +250,33 @@ def _reward_spec(settings: Settings) -> RewardSpec:
     )
 
 
-def _lifespan(parts: Parts) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+def _lifespan(state: AppState) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with AsyncExitStack() as stack:
-            await _start(parts, stack)
+            await _start(state, stack)
             app.state.stopping = False
             yield
             app.state.stopping = True
-            await _drain(parts)
+            await _drain(state)
 
     return lifespan
 
 
-async def _start(parts: Parts, stack: AsyncExitStack) -> None:
+async def _start(state: AppState, stack: AsyncExitStack) -> None:
     """Start everything, each part's stop on the stack.
 
     The champion is served when this returns, unless the engine cannot be started: then the service is up, says why,
     and tries again.
     """
-    settings = parts.settings
+    settings = state.settings
     settings.data_dir.mkdir(parents=True, exist_ok=True)
-    for part in (parts.database, parts.keyring, parts.pair_log, parts.reward, parts.tenant_rewards):
+    for part in (state.database, state.keyring, state.pair_log, state.reward, state.tenant_rewards):
         await part.start()
         stack.push_async_callback(part.stop)
-    await _register_base(parts)
+    await _register_base(state)
     retention = Retention(
-        parts.database,
+        state.database,
         settings.runs_dir,
         settings.spool_dir,
         days=settings.service.retention_days,
@@ -284,23 +284,23 @@ async def _start(parts: Parts, stack: AsyncExitStack) -> None:
     )
     await retention.start()
     stack.push_async_callback(retention.stop)
-    stack.push_async_callback(parts.startup.stop)
-    await parts.startup.start()
+    stack.push_async_callback(state.startup.stop)
+    await state.startup.start()
     log.info(
         "service started",
-        ready=parts.startup.failure is None,
-        base=parts.engine.base,
-        champion=parts.serving.champion,
-        reward=parts.reward.name,
+        ready=state.startup.failure is None,
+        base=state.engine.base,
+        champion=state.serving.champion,
+        reward=state.reward.name,
         n=settings.n,
     )
 
 
-async def _register_base(parts: Parts) -> None:
+async def _register_base(state: AppState) -> None:
     """The base is the first champion."""
-    settings, registry = parts.settings, parts.registry
+    settings, registry = state.settings, state.registry
     directory = await asyncio.to_thread(_base_directory, settings)
-    base = await registry.register_base(parts.engine.base, directory)
+    base = await registry.register_base(state.engine.base, directory)
     if await registry.champion() is None:
         try:
             await registry.promote(base.name, actor="first start")
@@ -316,11 +316,11 @@ def _base_directory(settings: Settings) -> Path | None:
     return resolve_model(settings.model, settings.revision)
 
 
-async def _drain(parts: Parts) -> None:
-    await parts.audits.stop()
+async def _drain(state: AppState) -> None:
+    await state.audits.stop()
     try:
         # Requests that were cut off have had their time.
-        async with asyncio.timeout(GOODBYE if parts.cut_off.is_set() else parts.settings.service.drain_timeout):
-            await parts.serving.all_drained()
+        async with asyncio.timeout(GOODBYE if state.cut_off.is_set() else state.settings.service.drain_timeout):
+            await state.serving.all_drained()
     except TimeoutError:
-        log.warning("requests cut off: they did not end in time", in_flight=parts.serving.in_flight)
+        log.warning("requests cut off: they did not end in time", in_flight=state.serving.in_flight)

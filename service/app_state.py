@@ -12,25 +12,25 @@ from bonbon.registry.registry import Registry
 from bonbon.rewards.reward import Reward
 from bonbon.settings import Settings
 from bonbon.store.database import Database
-from service.answering.admission import Admission
-from service.answering.routing import Serving
-from service.answering.tenant_rewards import TenantRewards
 from service.auth.keyring import Keyring
-from service.auth.rate_limits import RateLimits
 from service.http_server.connections import Connections
 from service.http_server.send_buffer import SendBuffers
 from service.lifecycle.audit import Audits
 from service.lifecycle.savings import SavingsCounter
 from service.lifecycle.startup import Startup
 from service.lifecycle.swap import Swapper
+from service.limits.admission import Admission
+from service.limits.rate_limits import RateLimits
 from service.metrics.process_metrics import Metrics
 from service.metrics.stored_metrics import StoredMetrics
 from service.one_at_a_time import OneAtATime
+from service.routing.router import Router
+from service.routing.tenant_rewards import TenantRewards
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Wired together by `service.app.create_app`, found by routes as `app.state.parts`.
+class AppState:
+    """Wired together by `service.app.create_app`, found by routes as `app.state.bonbon`.
 
     `cut_off` is set when the service stops and answers in flight have had their time.
     """
@@ -43,7 +43,7 @@ class Parts:
     tenant_rewards: TenantRewards
     pair_log: PairLog
     registry: Registry
-    serving: Serving
+    serving: Router
     swapper: Swapper
     audits: Audits
     savings: SavingsCounter
@@ -59,7 +59,7 @@ class Parts:
     cut_off: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-def get_parts(connection: HTTPConnection) -> Parts:
-    """The parts of the service that a request reached; a FastAPI dependency."""
-    parts: Parts = connection.app.state.parts
-    return parts
+def get_state(connection: HTTPConnection) -> AppState:
+    """The state of the service that a request reached; a FastAPI dependency."""
+    state: AppState = connection.app.state.bonbon
+    return state

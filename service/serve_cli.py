@@ -59,7 +59,7 @@ def serve(
 
     def ready(url: str) -> None:
         settle_garbage()
-        reason = app.state.parts.startup.failure
+        reason = app.state.bonbon.startup.failure
         if reason and json_logs:
             log.error("bonbon listens but is not ready", url=url, reason=reason)
         elif reason:

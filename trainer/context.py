@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Workshop:
+class RunContext:
     """Settings, the pair log's database, the registry, and the base of everything that is trained.
 
     `settings.model` is the base's directory.
@@ -104,8 +104,8 @@ class Workshop:
 
 
 @asynccontextmanager
-async def open_workshop(settings: Settings, *, progress: bool = True) -> AsyncIterator[Workshop]:
-    """A workshop for `settings.model` or, when none is set, for the base of what is served; closed after the block.
+async def open_context(settings: Settings, *, progress: bool = True) -> AsyncIterator[RunContext]:
+    """A context for `settings.model` or, when none is set, for the base of what is served; closed after the block.
 
     Raises:
         UserError: there is no model, its files are gone, or they are not those that the registry knows.
@@ -115,7 +115,7 @@ async def open_workshop(settings: Settings, *, progress: bool = True) -> AsyncIt
         registry = Registry(database, settings.versions_dir)
         base = await _base(settings, registry)
         settings = settings.model_copy(update={"model": str(base.directory), "revision": None})
-        yield Workshop(settings, database, registry, base, progress)
+        yield RunContext(settings, database, registry, base, progress)
 
 
 async def _base(settings: Settings, registry: Registry) -> Version:

@@ -16,19 +16,19 @@ import structlog
 from sqlalchemy import select
 
 from bonbon.best_of_n import BestOfN
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.engines import build_engine
 from bonbon.engines.engine import Sampling
 from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
+from bonbon.manifest import names_base
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt
-from bonbon.registry.manifest import names_base
 from bonbon.registry.version_records import Version
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
-from trainer.context import Workshop
+from trainer.context import RunContext
 from trainer.drawing import LEAST_VALIDATION
 from trainer.progress_bars import bar
 from trainer.result_files import read_json, write_json
@@ -58,14 +58,14 @@ class Task:
     seed: int
 
 
-async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], sampling: Sampling) -> Version:
+async def distill(context: RunContext, out: Path, prompts: Sequence[Prompt], sampling: Sampling) -> Version:
     """Draw n candidates per prompt, score and log them, train, evaluate, gate and register in `out`.
 
     What was done before is not done again, so that a run that was killed goes on where it was; groups that are in the
     log are not drawn again. A version that the gate passes is promoted in the directory's own registry.
 
     Args:
-        workshop: its database and registry are in `out`.
+        context: its database and registry are in `out`.
         sampling: of the candidates; its seed and a prompt's place give each prompt's own.
 
     Raises:
@@ -74,34 +74,34 @@ async def distill(workshop: Workshop, out: Path, prompts: Sequence[Prompt], samp
         Conflict: another process works in `out`.
         RewardError, EngineError: scoring or drawing failed; what was logged is kept.
     """
-    _refuse_too_few(prompts, workshop.settings)
-    await workshop.check_training()
+    _refuse_too_few(prompts, context.settings)
+    await context.check_training()
     with locked(out):
-        await asyncio.to_thread(_claim, out, _task(workshop, prompts, sampling), workshop.base.directory)
+        await asyncio.to_thread(_claim, out, _task(context, prompts, sampling), context.base.directory)
         if not (out / PLAN).exists():
-            await draw_groups(workshop, prompts, sampling)
-            round_ = await Round.create(workshop, out, start=workshop.base.name)
+            await draw_groups(context, prompts, sampling)
+            round_ = await Round.create(context, out, start=context.base.name)
         else:
-            round_ = Round.open(workshop, out)
+            round_ = Round.open(context, out)
         for stage in stages(round_, promote=True):
             result = await stage()
         assert isinstance(result, Version)
         return result
 
 
-async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: Sampling) -> int:
+async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: Sampling) -> int:
     """Log one group for each prompt that has none yet; how many were drawn. A group's id is its prompt's place."""
-    async with workshop.database.read(bulk=True) as connection:
+    async with context.database.read(bulk=True) as connection:
         done = set((await connection.execute(select(groups.c.id))).scalars())
     left = [(number, prompt) for number, prompt in enumerate(prompts) if _group_id(number) not in done]
     if not left:
         return 0
-    settings, base = workshop.settings, workshop.base
+    settings, base = context.settings, context.base
     assert settings.reward is not None
     # In a thread: vLLM takes seconds to import.
     engine = await asyncio.to_thread(build_engine, settings, base=base.name)
     reward = build_reward(settings.reward)
-    pair_log = PairLog(workshop.database)
+    pair_log = PairLog(context.database)
     best_of_n = BestOfN(engine, reward, deadline=REWARD_SECONDS)
     waiting = iter(left)
     skipped, unreadable = 0, None
@@ -130,9 +130,9 @@ async def draw_groups(workshop: Workshop, prompts: Sequence[Prompt], sampling: S
         await reward.start()
         await pair_log.start()
         title = f"drawing {settings.n} candidates per prompt"
-        with bar(title, len(prompts), show=workshop.progress) as advance:
+        with bar(title, len(prompts), show=context.progress) as advance:
             advance(len(prompts) - len(left))
-            await together(draw_some() for _ in range(CONCURRENCY))
+            await gather_or_cancel(draw_some() for _ in range(CONCURRENCY))
     finally:
         await pair_log.stop()
         await reward.stop()
@@ -148,8 +148,8 @@ def _group_id(number: int) -> str:
     return f"{number:032x}"
 
 
-def _task(workshop: Workshop, prompts: Sequence[Prompt], sampling: Sampling) -> Task:
-    settings, base = workshop.settings, workshop.base
+def _task(context: RunContext, prompts: Sequence[Prompt], sampling: Sampling) -> Task:
+    settings, base = context.settings, context.base
     assert settings.reward is not None
     return Task(
         base=base.name,

@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import select
 
 from bonbon.best_of_n import BestOfN
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.engines.engine import Engine, VersionFiles, VersionKind
 from bonbon.errors import PromptTooLong, RewardError, UserError
 from bonbon.pairs.group_records import TRAINING, Group
@@ -132,7 +132,7 @@ class Drawing:
 
     async def _draw_all(self, best_of_n: BestOfN, order: DrawOrder, version: str) -> None:
         slots = asyncio.Semaphore(self._concurrency)
-        drawn = await together(self._draw(best_of_n, order, version, row, slots) for row in order.rows)
+        drawn = await gather_or_cancel(self._draw(best_of_n, order, version, row, slots) for row in order.rows)
         rows = []
         for row, group in zip(order.rows, drawn, strict=True):
             if group is not None:

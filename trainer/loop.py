@@ -8,7 +8,7 @@ import structlog
 from bonbon.errors import BonbonError, Conflict, EngineError, RewardError, StoreError, UserError
 from bonbon.registry.next_round import NextRound, next_round
 from bonbon.registry.version_records import Version
-from trainer.context import Workshop
+from trainer.context import RunContext
 from trainer.disk_full import DiskFull, room_for
 from trainer.held_lease import Hold
 from trainer.rounds import PLAN, Round, Stage, new_directory, stages
@@ -25,14 +25,14 @@ class RoundFailed(BonbonError):
 
 
 class Loop:
-    """Rounds in `workshop.settings.runs_dir`, each under the lease `trainer`.
+    """Rounds in `context.settings.runs_dir`, each under the lease `trainer`.
 
     Raises UserError when a round could never have `train.min_pairs` pairs.
     """
 
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
-        settings = workshop.settings
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        settings = context.settings
         kept = settings.train.held_out_fraction + settings.train.validation_fraction
         trained_on = settings.loop.min_groups * (1 - kept)
         if trained_on < settings.train.min_pairs:
@@ -51,8 +51,8 @@ class Loop:
         Raises:
             BonbonError: a round cannot be trained, or needs a setting changed; it will not pass by itself.
         """
-        await self.workshop.check_training()
-        poll = self.workshop.settings.loop.poll
+        await self.context.check_training()
+        poll = self.context.settings.loop.poll
         pause = poll
         while not stop.is_set():
             try:
@@ -83,8 +83,8 @@ class Loop:
         """
         if self._unfinished() is None and not now and not (await self.next_round()).is_due:
             return None
-        settings = self.workshop.settings.loop
-        async with Hold(self.workshop.database, LEASE, settings.lease_seconds) as hold:
+        settings = self.context.settings.loop
+        async with Hold(self.context.database, LEASE, settings.lease_seconds) as hold:
             round_ = self._unfinished() or await self._begin(now=now)
             result: Version | None = None
             if round_ is None:
@@ -104,22 +104,22 @@ class Loop:
 
     async def next_round(self) -> NextRound:
         """What the next round waits for."""
-        workshop = self.workshop
-        return await next_round(workshop.registry, await workshop.champion(), workshop.settings)
+        context = self.context
+        return await next_round(context.registry, await context.champion(), context.settings)
 
     def _unfinished(self) -> Round | None:
-        directories = sorted(path.parent for path in self.workshop.settings.runs_dir.glob(f"round-*/{PLAN}"))
-        rounds = (Round.open(self.workshop, directory) for directory in directories)
+        directories = sorted(path.parent for path in self.context.settings.runs_dir.glob(f"round-*/{PLAN}"))
+        rounds = (Round.open(self.context, directory) for directory in directories)
         return next((round_ for round_ in rounds if round_.unfinished), None)
 
     async def _begin(self, *, now: bool) -> Round | None:
         due = await self.next_round()
         if not due.is_due and not now:
             return None
-        directory = new_directory(self.workshop.settings.runs_dir, "round")
+        directory = new_directory(self.context.settings.runs_dir, "round")
         log.info("round begins", champion=due.champion, groups=due.groups, run=str(directory))
         with room_for(directory):
-            return await Round.create(self.workshop, directory)
+            return await Round.create(self.context, directory)
 
     async def _perform(self, round_: Round, stage: Stage) -> Version | None:
         try:

@@ -5,13 +5,13 @@ import structlog
 from bonbon.pairs.reading.reader import RewardKey, count_trainable
 from bonbon.pairs.rescoring.rescore import Scope, count_rescorable, rescore, started
 from bonbon.rewards import build_reward
-from trainer.context import Workshop
+from trainer.context import RunContext
 from trainer.progress_bars import bar
 
 log = structlog.get_logger(__name__)
 
 
-async def rescore_older(workshop: Workshop, start: str, reward: RewardKey) -> None:
+async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> None:
     """Have `reward` score groups of the base and of the version `start` that another reward has scored.
 
     Of each of the two it scores the newest ones until `loop.min_groups` of its groups can be trained on. This is always
@@ -22,10 +22,10 @@ async def rescore_older(workshop: Workshop, start: str, reward: RewardKey) -> No
         UserError: the reward of the settings cannot be had.
         RewardError: it cannot score; what it has scored before is kept.
     """
-    settings = workshop.settings
+    settings = context.settings
     if not settings.train.rescore or settings.reward is None:
         return
-    missing = await _missing(workshop, start, reward)
+    missing = await _missing(context, start, reward)
     if not missing:
         return
     async with started(build_reward(settings.reward)) as (configured, key):
@@ -37,7 +37,7 @@ async def rescore_older(workshop: Workshop, start: str, reward: RewardKey) -> No
                 remedy="set the same reward for service and trainer, or run bonbon pairs rescore",
             )
             return
-        with bar(f"scoring older groups by {reward.name}", sum(missing.values()), show=workshop.progress) as advance:
+        with bar(f"scoring older groups by {reward.name}", sum(missing.values()), show=context.progress) as advance:
             for version, most in missing.items():
                 done = 0
 
@@ -48,7 +48,7 @@ async def rescore_older(workshop: Workshop, start: str, reward: RewardKey) -> No
 
                 scope = Scope((version,), settings.train.tenants)
                 found = await rescore(
-                    workshop.database, configured, scope, most=most, progress=progress, data_dir=settings.data_dir
+                    context.database, configured, scope, most=most, progress=progress, data_dir=settings.data_dir
                 )
                 log.info(
                     "older groups were scored by the newest reward",
@@ -60,12 +60,12 @@ async def rescore_older(workshop: Workshop, start: str, reward: RewardKey) -> No
                 )
 
 
-async def _missing(workshop: Workshop, start: str, reward: RewardKey) -> dict[str, int]:
+async def _missing(context: RunContext, start: str, reward: RewardKey) -> dict[str, int]:
     """How many groups of each version are to be scored again."""
-    database, tenants = workshop.database, workshop.settings.train.tenants
-    wanted = workshop.settings.loop.min_groups
+    database, tenants = context.database, context.settings.train.tenants
+    wanted = context.settings.loop.min_groups
     missing = {}
-    for version in dict.fromkeys((workshop.base.name, start)):
+    for version in dict.fromkeys((context.base.name, start)):
         left = wanted - await count_trainable(database, version, reward, tenants=tenants, most=wanted)
         if left > 0 and (older := await count_rescorable(database, reward, Scope((version,), tenants))):
             missing[version] = min(left, older)

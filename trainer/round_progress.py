@@ -18,7 +18,7 @@ SECONDS = 2.0
 POINTS = 120
 
 
-class Teller:
+class ProgressReporter:
     """Of one round. What cannot be told is logged, and never stops the round."""
 
     def __init__(self, database: Database, round_id: str, directory: Path, sampler: str, epochs: float) -> None:
@@ -46,7 +46,7 @@ class Teller:
     @asynccontextmanager
     async def training(self) -> AsyncIterator[None]:
         """Tell again and again while the block trains, in whichever processes."""
-        telling = asyncio.create_task(self._tell_training(), name="teller")
+        telling = asyncio.create_task(self._tell_training(), name="reporter")
         try:
             yield
         finally:

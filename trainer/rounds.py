@@ -27,7 +27,7 @@ from bonbon.registry.round_progress import PROMOTED, REFUSED, RoundStage
 from bonbon.registry.version_paths import stored_path
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.rewards import build_reward
-from trainer.context import Workshop
+from trainer.context import RunContext
 from trainer.drawing import Drawing, why_not_drawn
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.evaluation.gate import Verdict, judge
@@ -35,9 +35,9 @@ from trainer.reports.report import write_report
 from trainer.reports.signatures import NAMES, signatures
 from trainer.rescoring import rescore_older
 from trainer.result_files import read_json, write_json
-from trainer.round_progress import Teller
+from trainer.round_progress import ProgressReporter
+from trainer.training.launch import run_training
 from trainer.training.metrics import MetricsLog, read_metrics
-from trainer.training.processes.launch import run_training
 from trainer.training.stages.draws import DrawBox
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ PLAN, TRAINING, REGISTERED, FINISHED, FAILED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RoundPlan:
     """What a round sets out to do.
 
     `start` is the version that training starts from, and `champion` the one that answered when the round began, None
@@ -72,16 +72,18 @@ class Plan:
 class Round:
     """A round in its directory. Its stages are to be called in order; each one is idempotent."""
 
-    def __init__(self, workshop: Workshop, directory: Path, plan: Plan) -> None:
-        self.workshop, self.directory, self.plan = workshop, directory, plan
-        self.teller = Teller(workshop.database, plan.id, directory, plan.start, workshop.settings.train.epochs)
+    def __init__(self, context: RunContext, directory: Path, plan: RoundPlan) -> None:
+        self.context, self.directory, self.plan = context, directory, plan
+        self.reporter = ProgressReporter(
+            context.database, plan.id, directory, plan.start, context.settings.train.epochs
+        )
         self._snapshot: Snapshot | None = None
 
     @classmethod
     async def create(
-        cls, workshop: Workshop, directory: Path, *, start: str | None = None, snapshot: Path | None = None
+        cls, context: RunContext, directory: Path, *, start: str | None = None, snapshot: Path | None = None
     ) -> "Round":
-        """Plan a round in a new directory. By default it starts from the champion.
+        """RoundPlan a round in a new directory. By default it starts from the champion.
 
         Raises:
             UserError: the directory holds a round already, start and snapshot are of different versions, or training
@@ -93,14 +95,14 @@ class Round:
         if snapshot is not None:
             snapshot = snapshot.absolute()
             start = _start_of(read_snapshot(snapshot), start)
-        version = await workshop.registry.get(start) if start else await workshop.champion()
-        await workshop.check_training(version)
+        version = await context.registry.get(start) if start else await context.champion()
+        await context.check_training(version)
         # What an ancestor kept from training must not be trained on, nor what it was trained on be measured on.
-        inherited, train = version.training, workshop.settings.train
-        plan = Plan(
+        inherited, train = version.training, context.settings.train
+        plan = RoundPlan(
             id=time_ordered_id(),
             start=version.name,
-            champion=await workshop.registry.champion(),
+            champion=await context.registry.champion(),
             test_fraction=min(inherited.get("held_out_fraction", 1.0), train.held_out_fraction),
             validation_fraction=min(inherited.get("validation_fraction", 1.0), train.validation_fraction),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -108,15 +110,15 @@ class Round:
         )
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / PLAN, asdict(plan))
-        return cls(workshop, directory, plan)
+        return cls(context, directory, plan)
 
     @classmethod
-    def open(cls, workshop: Workshop, directory: Path) -> "Round":
+    def open(cls, context: RunContext, directory: Path) -> "Round":
         """The round in `directory`. Raises UserError when there is none."""
         plan = read_json(directory / PLAN)
         if plan is None:
             raise UserError(f"{directory} holds no run; `bonbon train` makes one")
-        return cls(workshop, directory, Plan(**plan))
+        return cls(context, directory, RoundPlan(**plan))
 
     @property
     def unfinished(self) -> bool:
@@ -140,17 +142,17 @@ class Round:
         """Train on the snapshot: kind, steps, groups, metrics and seconds."""
         if done := read_json(self.directory / TRAINING):
             return done
-        snapshot, workshop = await self.snapshot(), self.workshop
+        snapshot, context = await self.snapshot(), self.context
         start = perf_counter()
-        async with self.teller.training(), self._drawing(snapshot) as draws:
+        async with self.reporter.training(), self._drawing(snapshot) as draws:
             result = await run_training(
-                workshop.settings,
+                context.settings,
                 snapshot,
                 self.directory,
-                base=workshop.base.directory,
-                start=await workshop.registry.get(self.plan.start),
+                base=context.base.directory,
+                start=await context.registry.get(self.plan.start),
                 draws=draws,
-                progress=workshop.progress,
+                progress=context.progress,
             )
         trained = {
             "kind": str(result.kind),
@@ -167,9 +169,9 @@ class Round:
         if (self.directory / FILE).exists():
             return Evaluation.load(self.directory)
         kind = VersionKind((await self.train())["kind"])
-        await self.teller.tell(RoundStage.EVALUATING)
+        await self.reporter.tell(RoundStage.EVALUATING)
         files = VersionFiles(self.plan.policy, kind, self.directory / "output")
-        evaluation = await self.workshop.evaluate(
+        evaluation = await self.context.evaluate(
             files, await self.snapshot(), served=self.plan.champion, temporary=True
         )
         evaluation.save(self.directory)
@@ -178,21 +180,21 @@ class Round:
 
     async def register(self) -> Version:
         """Put the version into the registry under its name, approved or refused by the gate."""
-        registry = self.workshop.registry
+        registry = self.context.registry
         if done := read_json(self.directory / REGISTERED):
             return await registry.get(done["version"])
         evaluation, snapshot = await self.evaluate(), await self.snapshot()
         if self.erased:
             raise UserError("groups that the version learnt from were deleted from the log")
         version = await self._registered_before() or await registry.register(
-            base=self.workshop.base.name,
+            base=self.context.base.name,
             parent=self.plan.start,
             kind=VersionKind((await self.train())["kind"]),
             directory=self.directory / "output",
             training=await self._training_record(snapshot, evaluation),
         )
         evaluation = replace(evaluation, version=version.name)
-        verdict = judge(evaluation, self.workshop.settings.gate)
+        verdict = judge(evaluation, self.context.settings.gate)
         if version.state is VersionState.REGISTERED:
             if not version.evaluation:  # a process that was killed since may have recorded it
                 await registry.record_evaluation(version.name, evaluation.to_dict())
@@ -214,7 +216,7 @@ class Round:
             return await self._finish(version, "it was promoted, and somebody else has replaced it since")
         try:
             if version.state is not VersionState.PROMOTED:
-                version = await self.workshop.registry.promote(version.name, expected=self.plan.champion, actor=actor)
+                version = await self.context.registry.promote(version.name, expected=self.plan.champion, actor=actor)
         except Conflict as conflict:
             log.warning("not promoted", version=version.name, reason=str(conflict))
             return await self._finish(version, str(conflict))
@@ -227,13 +229,13 @@ class Round:
 
     async def report(self, verdict: Verdict | None = None, version: str | None = None) -> Path:
         """Write the report of what is there so far; registering writes it too."""
-        gate = self.workshop.settings.gate
+        gate = self.context.settings.gate
         return await asyncio.to_thread(write_report, self.directory, gate, verdict=verdict, version=version)
 
     async def fail(self, error: Exception) -> None:
         """Close the round: what it was to train on or with cannot be used."""
         write_json(self.directory / FAILED, {"error": str(error), "time": datetime.now(UTC).isoformat()})
-        await self.teller.tell(RoundStage.FAILED, outcome=str(error))
+        await self.reporter.tell(RoundStage.FAILED, outcome=str(error))
 
     async def close_erased(self) -> None:
         """Close an `erased` round, and delete what it has learnt from the groups."""
@@ -251,8 +253,8 @@ class Round:
         Raises:
             UserError: `train.refine` is "on", and it is not possible.
         """
-        workshop = self.workshop
-        settings = workshop.settings
+        context = self.context
+        settings = context.settings
         if problem := why_not_drawn(settings, snapshot):
             if settings.train.refine == "on":
                 raise UserError(f"train.refine = 'on', but {problem}", param="train.refine")
@@ -260,11 +262,11 @@ class Round:
             yield False
             return
         assert settings.reward is not None
-        pair_log = PairLog(workshop.database)
+        pair_log = PairLog(context.database)
         await pair_log.start()
         try:
             drawing = Drawing(
-                workshop.build_engine,
+                context.build_engine,
                 build_reward(settings.reward),
                 snapshot,
                 DrawBox(self.directory),
@@ -282,11 +284,11 @@ class Round:
         directory = Path(plan.snapshot) if plan.snapshot is not None else self.directory / "snapshot"
         if directory.exists():
             return await asyncio.to_thread(read_snapshot, directory)
-        await self.teller.tell(RoundStage.SNAPSHOT)
-        database, tenants = self.workshop.database, self.workshop.settings.train.tenants
-        reward = await newest_reward_of(database, (self.workshop.base.name, plan.start), tenants=tenants)
+        await self.reporter.tell(RoundStage.SNAPSHOT)
+        database, tenants = self.context.database, self.context.settings.train.tenants
+        reward = await newest_reward_of(database, (self.context.base.name, plan.start), tenants=tenants)
         if reward is not None:
-            await rescore_older(self.workshop, plan.start, reward)
+            await rescore_older(self.context, plan.start, reward)
         snapshot = await take_snapshot(
             database,
             directory,
@@ -317,19 +319,19 @@ class Round:
 
     async def _finish(self, version: Version, outcome: str) -> Version:
         write_json(self.directory / FINISHED, {"version": version.name, "outcome": outcome})
-        await self.teller.tell(RoundStage.FINISHED, version=version.name, outcome=outcome)
+        await self.reporter.tell(RoundStage.FINISHED, version=version.name, outcome=outcome)
         return version
 
     async def _registered_before(self) -> Version | None:
         """The version, if this round was cut off between registering it and noting that."""
-        versions = await self.workshop.registry.list()
+        versions = await self.context.registry.list()
         return next((version for version in versions if version.training.get("round") == self.plan.id), None)
 
     async def _training_record(self, snapshot: Snapshot, evaluation: Evaluation) -> dict[str, Any]:
         trained, plan = await self.train(), self.plan
         return {
             "round": plan.id,
-            "run": stored_path(self.directory, self.workshop.registry.data_dir),
+            "run": stored_path(self.directory, self.context.registry.data_dir),
             "start": plan.start,
             "snapshot": snapshot.hash,
             "groups": snapshot.groups,
@@ -345,7 +347,7 @@ class Round:
             "steps": trained["steps"],
             "metrics": trained["metrics"],
             "signatures": [asdict(found) for found in signatures(read_metrics(self.directory), evaluation)],
-            "settings": self.workshop.settings.train.model_dump(mode="json"),
+            "settings": self.context.settings.train.model_dump(mode="json"),
             "seconds": {"train": trained["seconds"], "evaluate": evaluation.seconds},
         }
 

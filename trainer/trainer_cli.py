@@ -77,7 +77,7 @@ async def _train(
     register: bool,
     promote: bool,
 ) -> None:
-    from trainer.context import open_workshop
+    from trainer.context import open_context
     from trainer.disk_full import room_for
     from trainer.held_lease import Hold
     from trainer.loop import LEASE
@@ -87,15 +87,15 @@ async def _train(
     _end_at_once_on_signals()
     console = Console()
     async with (
-        open_workshop(settings) as workshop,
-        Hold(workshop.database, LEASE, settings.loop.lease_seconds) as hold,
+        open_context(settings) as context,
+        Hold(context.database, LEASE, settings.loop.lease_seconds) as hold,
     ):
         if resume and run is not None:
-            round_ = Round.open(workshop, run.absolute())
+            round_ = Round.open(context, run.absolute())
         else:
             directory = run.absolute() if run else new_directory(settings.runs_dir, "train")
             with room_for(directory):
-                round_ = await Round.create(workshop, directory, start=start, snapshot=snapshot)
+                round_ = await Round.create(context, directory, start=start, snapshot=snapshot)
         with room_for(round_.directory):
             taken = await round_.snapshot()
             trained = await round_.train()
@@ -124,12 +124,12 @@ def evaluate(
 
 
 async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
-    from trainer.context import open_workshop
-    from trainer.evaluation.inspection import inspect
+    from trainer.context import open_context
+    from trainer.inspection import inspect
 
     _end_at_once_on_signals()
-    async with open_workshop(settings, progress=not as_json) as workshop:
-        evaluation, verdict, report = await inspect(workshop, target)
+    async with open_context(settings, progress=not as_json) as context:
+        evaluation, verdict, report = await inspect(context, target)
     if as_json:
         typer.echo(json.dumps({"evaluation": evaluation.to_dict(), "verdict": verdict.to_dict()}, indent=2))
         return
@@ -159,15 +159,15 @@ def loop(
 
 
 async def _loop(settings: Settings, once: bool, now: bool) -> None:
-    from trainer.context import open_workshop
+    from trainer.context import open_context
     from trainer.loop import Loop
     from trainer.reports.tables import show_version
 
     console = Console(stderr=True)
     stop = asyncio.Event()
     _stop_on_signals(stop, console)
-    async with open_workshop(settings) as workshop:
-        daemon = Loop(workshop)
+    async with open_context(settings) as context:
+        daemon = Loop(context)
         due = await daemon.next_round()
         console.print("A round begins now." if now else due.waits_for, highlight=False, soft_wrap=True)
         if not once and not now:
@@ -203,7 +203,7 @@ def distill(
 
 async def _distill(settings: Settings, out: Path, file: Path, plain: bool, max_tokens: int, temperature: float) -> None:
     from bonbon.engines.engine import Sampling
-    from trainer.context import open_workshop
+    from trainer.context import open_context
     from trainer.data.prompt_file import read_prompts
     from trainer.distill import distill
     from trainer.reports.tables import show_version
@@ -211,8 +211,8 @@ async def _distill(settings: Settings, out: Path, file: Path, plain: bool, max_t
     _end_at_once_on_signals()
     prompts = await asyncio.to_thread(read_prompts, file, plain=plain)
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, seed=settings.train.seed)
-    async with open_workshop(settings) as workshop:
-        version = await distill(workshop, out, prompts, sampling)
+    async with open_context(settings) as context:
+        version = await distill(context, out, prompts, sampling)
     console = Console()
     show_version(console, version)
     for title, path in (("distilled", out / "output"), ("report", out / "report.html"), ("groups", out / "bonbon.db")):

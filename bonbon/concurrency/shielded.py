@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def uncancelled(work: Awaitable[T]) -> T:
+async def shielded(work: Awaitable[T]) -> T:
     """Await `work` to its end even when the caller is cancelled meanwhile; then raise that CancelledError."""
     task = asyncio.ensure_future(work)
     interruption: asyncio.CancelledError | None = None
@@ -29,4 +29,4 @@ async def end(*tasks: asyncio.Task[Any]) -> None:
     """Cancel `tasks` and return when they have ended, even when the caller is cancelled meanwhile."""
     for task in tasks:
         task.cancel()
-    await uncancelled(asyncio.gather(*tasks, return_exceptions=True))
+    await shielded(asyncio.gather(*tasks, return_exceptions=True))

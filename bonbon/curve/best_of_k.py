@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.curve.group_selection import Selection
 from bonbon.errors import UserError
 from bonbon.pairs.reading.scored_groups import Kind, ScoredGroup, scored_groups
@@ -133,10 +133,10 @@ async def _judged(
     async for group in groups:
         waiting.append(group)
         if len(waiting) == JUDGED_TOGETHER:
-            for one, scores in zip(waiting, await together(map(score, waiting)), strict=True):
+            for one, scores in zip(waiting, await gather_or_cancel(map(score, waiting)), strict=True):
                 yield one, scores
             waiting.clear()
-    for one, scores in zip(waiting, await together(map(score, waiting)), strict=True):
+    for one, scores in zip(waiting, await gather_or_cancel(map(score, waiting)), strict=True):
         yield one, scores
 
 

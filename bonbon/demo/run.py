@@ -45,7 +45,7 @@ SWAP_SECONDS, SWAP_POLL = 60.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DemoOptions:
     """How much of everything the demo does.
 
     With `full_training`, rounds train and audit as the settings' defaults say, the next requests show what a promoted
@@ -105,7 +105,7 @@ class Results:
 class Demo:
     """Runs the loop and keeps what it measured in `results`; the service is up when `run` returns."""
 
-    def __init__(self, plan: Plan, console: Console) -> None:
+    def __init__(self, plan: DemoOptions, console: Console) -> None:
         self.plan, self.console = plan, console
         self.results = Results(plan.n)
         self.samples: dict[str, list[Reply]] = {}

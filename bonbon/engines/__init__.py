@@ -48,7 +48,8 @@ def _problem(item: Any) -> str:
 
 
 def _embedded(settings: Settings, base: str) -> Engine:
-    from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+    from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+    from bonbon.engines.embedded.embedded_options import EmbeddedOptions
     from bonbon.model_files import resolve_model
 
     options = EmbeddedOptions(**settings.engine_options)

@@ -52,7 +52,7 @@ class Sampling:
 
     @property
     def unmodified(self) -> bool:
-        """Whether candidates are draws from the policy's own law at this temperature."""
+        """Whether candidates are draws from the policy's own distribution at this temperature."""
         whole = self.top_p == 1 and self.top_k <= 0 and self.min_p == 0 and self.response_format is None
         return self.temperature > 0 and whole and not self.ignore_eos and not self.changes_logits
 

@@ -211,5 +211,5 @@ class _Candidate:
             logits[END if len(self._drawn) >= 4 else 0] += 1
         elif self._sampling.unmodified:
             return self._rng.randrange(END + 1)
-        law = weights(logits, END, self._sampling, self._prompt, self._drawn)
-        return self._rng.choices(range(END + 1), law)[0]
+        distribution = weights(logits, END, self._sampling, self._prompt, self._drawn)
+        return self._rng.choices(range(END + 1), distribution)[0]

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from bonbon.candidates import Draw, Draws, collect
+from bonbon.engines.candidates import Draw, Draws, collect
 from bonbon.engines.engine import DrawRequest, Engine, Sampling
 from bonbon.errors import EngineError, PromptTooLong
 from bonbon.prompt import Prompt

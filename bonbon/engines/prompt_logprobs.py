@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from bonbon.engines.embedded.candidate_stream import Top
+from bonbon.engines.candidate_stream import Top
 from bonbon.engines.engine import PromptLogprobs, Started, Token, TokenAlternative
 from bonbon.engines.text.transcript import Detokenizer
 

@@ -19,7 +19,7 @@ class Unclean(StrEnum):
     SINGLE = "single"  # one draw only: nothing to contrast
     DEGRADED = "degraded"  # the reward failed, was late, or scored something that is not finite
     TIED = "tied"  # best is not strictly above worst
-    SAMPLING = "sampling"  # greedy, limits, penalties, a response format or forced calls: not the policy's own law
+    SAMPLING = "sampling"  # greedy, limits, penalties, a response format, forced calls: not the policy's distribution
     REWARD = "reward"  # its tenant has a reward of its own: not the one that versions learn
     REPEATED = "repeated"  # a retry whose first attempt may have been logged, too
     ABORTED = "aborted"  # a candidate was cut off by an abort: the draws are not n whole ones

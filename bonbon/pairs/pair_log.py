@@ -9,7 +9,7 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import ColumnElement, insert, select
 
-from bonbon.concurrency.shielded import uncancelled
+from bonbon.concurrency.shielded import shielded
 from bonbon.errors import StoreError, StoreUnavailable, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.deletion.conditions import Conditions
@@ -281,7 +281,7 @@ class PairLog:
         kept = await asyncio.to_thread(self._known, self.spool, left)
         new = [group for group in left if group.id not in kept]
         if new:
-            await uncancelled(asyncio.to_thread(self.spool.append, new))
+            await shielded(asyncio.to_thread(self.spool.append, new))
         return kept | dict.fromkeys((group.id for group in new), Kept.SPOOLED)
 
     def _known(self, spool: Spool, left: list[Group]) -> dict[str, Kept]:

@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, select, update
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import Conflict, UnknownVersion, UserError
 from bonbon.ids import time_ordered_id
-from bonbon.registry.manifest import base_digest, base_digest_of_every_file, verify
+from bonbon.manifest import base_digest, base_digest_of_every_file, verify
 from bonbon.registry.version_files import store
 from bonbon.registry.version_paths import files_directory, refuse_missing, stored_path
 from bonbon.registry.version_records import (
@@ -112,7 +112,7 @@ class Registry:
         digest keeps other files from getting a name that a service still has loaded.
 
         Raises:
-            UserError: the files are refused (see `bonbon.registry.manifest.make_manifest`), the parent has another
+            UserError: the files are refused (see `bonbon.manifest.make_manifest`), the parent has another
                 base, or the name that begins with `prefix` is taken.
             UnknownVersion: base or parent is not registered.
         """

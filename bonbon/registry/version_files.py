@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bonbon.errors import UserError
-from bonbon.registry.manifest import MANIFEST, Manifest, make_manifest, verify
+from bonbon.manifest import MANIFEST, Manifest, make_manifest, verify
 
 INCOMING = ".incoming-"
 """How directories begin whose copy is not complete."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
 from bonbon.rewards.reward import Reward
@@ -53,16 +53,16 @@ class WeightedReward(Reward):
 
     async def start(self) -> None:
         try:
-            await together(reward.start() for _, reward in self.parts)
+            await gather_or_cancel(reward.start() for _, reward in self.parts)
         except BaseException:
             await self.stop()
             raise
 
     async def stop(self) -> None:
-        await together(reward.stop() for _, reward in self.parts)
+        await gather_or_cancel(reward.stop() for _, reward in self.parts)
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
-        columns = await together(reward.score(prompt, completions) for _, reward in self.parts)
+        columns = await gather_or_cancel(reward.score(prompt, completions) for _, reward in self.parts)
         weights = [weight for weight, _ in self.parts]
         return [
             fsum(weight * score for weight, score in zip(weights, scores, strict=True))

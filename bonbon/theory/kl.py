@@ -5,8 +5,8 @@ k1 and k3 are Schulman's names ("Approximating KL divergence", 2020).
 k3 must not be used on whole completions of best-of-n, or of what is trained to be it. Its ratio
 pi_0/pi = 1 / (n U^(n-1)) has E[(pi_0/pi)^2] = (1/n) E_0[U^(1-n)], which is infinite for every n >= 2: the variance of
 the mean never falls. At n = 8, ten means of 100,000 completions each lay between .95 and 1.36, and those of k1 within
-.01 of the KL, 1.20. Token by token k3 has finite variance where the two policies' next-token laws are close; the
-Rao-Blackwellised estimator is better there, too.
+.01 of the KL, 1.20. Token by token k3 has finite variance where the two policies' next-token distributions are close;
+the Rao-Blackwellised estimator is better there, too.
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def k3(log_ratios: ArrayLike) -> Array:
 
 
 def rao_blackwell(policy: ArrayLike, reference: ArrayLike) -> float:
-    """Sum over a completion's positions of the exact KL of the next token's law given the prefix.
+    """Sum over a completion's positions of the exact KL of the next token's distribution given the prefix.
 
     Unbiased over completions of the policy, never negative, of no more variance than k1 (Amini et al.,
     arXiv 2504.10637).

@@ -13,7 +13,7 @@ Masses = NDArray[np.float64]
 
 
 def best_level_masses(masses: Sequence[float], n: float) -> Masses:
-    """q_a, the law of best-of-n's reward level, [levels].
+    """q_a, the distribution of best-of-n's reward level, [levels].
 
     Args:
         masses: p_a, of each reward level from the lowest to the highest.

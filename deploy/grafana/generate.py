@@ -74,7 +74,7 @@ WIN_RATE = [
     number("Saved: share of best-of-n's tokens", Query("max(bonbon_champion_saved_ratio)"), unit="percentunit"),
     number("Draws per answer", Query("max(bonbon_k)"), decimals=0),
     number(
-        "Floor",
+        "Fallback",
         Query("max(bonbon_fallen_back) * 2 > 0 or max(bonbon_champion_k_raised)"),
         mappings=[
             {

@@ -5,25 +5,31 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from bonbon.best_of_n import Answer, BestOfN
-from bonbon.candidates import Draw, Draws
+from bonbon.engines.candidates import Draw, Draws
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started
 from bonbon.errors import EngineError, PromptTooLong, StoreError
 from bonbon.observability.tracing import Key, Name, Value, span
 from bonbon.pairs.group_records import Unclean, salt_of
 from bonbon.pairs.group_store import Kept
 from bonbon.prompt import Prompt
-from service.answering.completion_request import Ask, naming_fields
+from service.answering.completion_request import CompletionRequest, naming_fields
 from service.answering.idempotency import repeat
 from service.answering.merge_streams import merge
-from service.answering.routing import Plan
-from service.app_state import Parts
-from service.auth.rate_limits import Charge
+from service.app_state import AppState
+from service.limits.rate_limits import Charge
+from service.routing.router import Route
 
 Event = PromptLogprobs | Started | Delta | Answer
 
 
 async def answer(
-    parts: Parts, ask: Ask, plan: Plan, charge: Charge, *, live: bool = False, tick: float | None = None
+    state: AppState,
+    ask: CompletionRequest,
+    plan: Route,
+    charge: Charge,
+    *,
+    live: bool = False,
+    tick: float | None = None,
 ) -> AsyncGenerator[tuple[int, Event] | None]:
     """Answer every prompt of `ask` by `plan`, all at once; each event comes with its prompt's index.
 
@@ -35,7 +41,7 @@ async def answer(
     Raises what `Engine.draw` raises, and StoreError.
     """
     prompts = [
-        _answer(parts, ask, plan, charge, prompt, live=live, idempotency=ask.idempotency_of(index))
+        _answer(state, ask, plan, charge, prompt, live=live, idempotency=ask.idempotency_of(index))
         for index, prompt in enumerate(ask.prompts)
     ]
     with naming_fields(ask.field_names):
@@ -45,16 +51,23 @@ async def answer(
 
 
 async def _answer(
-    parts: Parts, ask: Ask, plan: Plan, charge: Charge, prompt: Prompt, *, live: bool, idempotency: str | None
+    state: AppState,
+    ask: CompletionRequest,
+    plan: Route,
+    charge: Charge,
+    prompt: Prompt,
+    *,
+    live: bool,
+    idempotency: str | None,
 ) -> AsyncGenerator[Event]:
-    if idempotency is not None and (first := await parts.pair_log.repeated(idempotency)) is not None:
-        async for event in repeat(parts.engine, ask, prompt, first):
+    if idempotency is not None and (first := await state.pair_log.repeated(idempotency)) is not None:
+        async for event in repeat(state.engine, ask, prompt, first):
             yield event
         return
-    best_of_n = parts.tenant_rewards.best_of_n(ask.tenant)
+    best_of_n = state.tenant_rewards.best_of_n(ask.tenant)
     request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
     if ask.prompt_logprobs:
-        prompt_logprobs = await parts.engine.prompt_logprobs(request)
+        prompt_logprobs = await state.engine.prompt_logprobs(request)
         charge.drawn += len(prompt_logprobs.started.token_ids)
         yield prompt_logprobs
         if not ask.draws_any:
@@ -63,14 +76,14 @@ async def _answer(
             return
     draws = Draws(plan.best_of)
     with span(Name.DRAW, **_drawing(request)) as drawing:
-        events = parts.engine.draw(request)
+        events = state.engine.draw(request)
         try:
             started = await _first(events)
         except PromptTooLong:
             if not ask.fit:
                 raise
-            request = await _fitted(parts.engine, request)
-            events = parts.engine.draw(request)
+            request = await _fitted(state.engine, request)
+            events = state.engine.draw(request)
             started = await _first(events)
         drawing.set(Key.INPUT_TOKENS, len(started.token_ids))
         try:
@@ -94,38 +107,38 @@ async def _answer(
         idempotency=idempotency,
         fingerprint=ask.fingerprint,
     )
-    own_reward = parts.tenant_rewards.has_own(ask.tenant)
+    own_reward = state.tenant_rewards.has_own(ask.tenant)
     if own_reward and group.unclean in (None, Unclean.TIED):
         group = replace(group, unclean=Unclean.REWARD)
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine cut the answer off before its end; try again")
-    parts.metrics.answered(plan, group)
-    parts.savings.answered(plan, group)
+    state.metrics.answered(plan, group)
+    state.savings.answered(plan, group)
     if answer.failure is not None:
-        parts.metrics.degraded(group, answer.failure)
+        state.metrics.degraded(group, answer.failure)
     if ask.store:
-        if ask.retry and idempotency is None and group.unclean is None and await parts.pair_log.seen(group):
+        if ask.retry and idempotency is None and group.unclean is None and await state.pair_log.seen(group):
             group = replace(group, unclean=Unclean.REPEATED)
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
-            kept = await parts.pair_log.append(group)
+            kept = await state.pair_log.append(group)
             logging.set(Key.KEPT, kept)
         if kept is Kept.REPEATED and idempotency is not None:
-            first = await parts.pair_log.repeated(idempotency)
+            first = await state.pair_log.repeated(idempotency)
             if first is None:
                 raise StoreError("the first answer to this request cannot be read now")
             if not live:
-                async for event in repeat(parts.engine, ask, prompt, first):
+                async for event in repeat(state.engine, ask, prompt, first):
                     yield event
                 return
             ask.check_same(first, prompt)
             # The client has most of this answer: it is kept beside the one that was logged first.
             group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
-            kept = await parts.pair_log.append(group)
-        parts.metrics.logged(group, kept)
+            kept = await state.pair_log.append(group)
+        state.metrics.logged(group, kept)
         if kept is Kept.DROPPED:
             group = replace(group, id="")
         elif kept is Kept.LOGGED and not own_reward:
-            parts.audits.offer(group)
+            state.audits.offer(group)
     yield replace(answer, group=group)
 
 

@@ -22,7 +22,7 @@ def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class CompletionRequest:
     """`n` choices for each prompt, the best of `best_of` draws (None: as many as the model name means).
 
     `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.

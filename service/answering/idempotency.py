@@ -4,15 +4,17 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from bonbon.best_of_n import Answer
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started
 from bonbon.errors import EngineError
 from bonbon.pairs.group_records import Group
 from bonbon.prompt import Prompt
-from service.answering.completion_request import Ask
+from service.answering.completion_request import CompletionRequest
 
 
-async def repeat(engine: Engine, ask: Ask, prompt: Prompt, group: Group) -> AsyncGenerator[Started | Delta | Answer]:
+async def repeat(
+    engine: Engine, ask: CompletionRequest, prompt: Prompt, group: Group
+) -> AsyncGenerator[Started | Delta | Answer]:
     """The events of `group`'s answer. Nothing is drawn but what tells how the engine reads the prompt.
 
     Raises UserError when the group answers another request: the client has used its key twice.

@@ -2,15 +2,12 @@
 
 import ipaddress
 from collections import Counter, OrderedDict
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from uvicorn.server import ServerState
 
 from bonbon.settings import ServiceSettings
 from service.metrics.process_metrics import Metrics
-
-if TYPE_CHECKING:
-    from service.http_server.http_protocol import HttpProtocol
 
 SPARE = 64
 """Connections above the limit that are taken for `/health`, `/metrics`, `/admin` and `/console` alone."""
@@ -18,6 +15,23 @@ SWEEP = 1.0
 """Seconds between two looks at the deadlines."""
 BODIES = 8
 """How many of the largest bodies fit into the memory of all requests that have not come whole."""
+
+
+class Connection(Protocol):
+    """What the limits need of a connection: whose it is, what it has received, and how it is closed."""
+
+    address: str
+    spare: bool
+    received: int
+
+    def excuse(self, seconds: float) -> None:
+        """Extend every deadline by `seconds`."""
+
+    def check_deadlines(self, now: float) -> None:
+        """Close the connection when its client has exceeded a deadline; `now` is on the event loop's clock."""
+
+    def give_up(self) -> None:
+        """Close the connection for another one."""
 
 
 class Connections(ServerState):
@@ -35,9 +49,9 @@ class Connections(ServerState):
         self.most = settings.max_connections
         self.most_received = BODIES * settings.max_body_bytes
         self.received = 0
-        self._admitted: set[HttpProtocol] = set()
+        self._admitted: set[Connection] = set()
         self._clients: Counter[str] = Counter()
-        self._waiting: OrderedDict[HttpProtocol, None] = OrderedDict()
+        self._waiting: OrderedDict[Connection, None] = OrderedDict()
         self._spare = 0
         self._swept: float | None = None
 
@@ -51,7 +65,7 @@ class Connections(ServerState):
         """Connections that were admitted and are not closed."""
         return len(self._admitted)
 
-    def admit(self, new: "HttpProtocol") -> bool:
+    def admit(self, new: Connection) -> bool:
         """Whether a connection that was just made may stay; another one may have to go for it."""
         if self._clients[new.address] >= self.most_of_one:
             self._close_longest_waiting(new.address)
@@ -67,7 +81,7 @@ class Connections(ServerState):
         self.waits(new)
         return True
 
-    def forget(self, gone: "HttpProtocol") -> None:
+    def forget(self, gone: Connection) -> None:
         """A connection is closed, or about to be."""
         if gone not in self._admitted:
             return
@@ -78,13 +92,13 @@ class Connections(ServerState):
         if not self._clients[gone.address]:
             del self._clients[gone.address]
 
-    def waits(self, connection: "HttpProtocol") -> None:
+    def waits(self, connection: Connection) -> None:
         """From now on a connection waits for its client."""
         if connection in self._admitted:
             self._waiting[connection] = None
             self._waiting.move_to_end(connection)
 
-    def works(self, connection: "HttpProtocol") -> None:
+    def works(self, connection: Connection) -> None:
         """A connection's request is whole."""
         self._waiting.pop(connection, None)
 
@@ -108,7 +122,7 @@ class Connections(ServerState):
         """
         late = 0.0 if self._swept is None else now - self._swept - SWEEP
         self._swept = now
-        for connection in cast("list[HttpProtocol]", list(self.connections)):
+        for connection in cast("list[Connection]", list(self.connections)):
             if late > SWEEP:
                 connection.excuse(late)
             connection.check_deadlines(now)
@@ -119,7 +133,7 @@ class Connections(ServerState):
                 return self._close(connection)
         return None
 
-    def _close(self, connection: "HttpProtocol") -> None:
+    def _close(self, connection: Connection) -> None:
         self.metrics.connection_closed("displaced")
         connection.give_up()
 

@@ -75,7 +75,7 @@ async def run_server(
         ready: called with the service's URL once it answers.
         backstop: ends the process; None leaves it to the caller how long a stop takes.
     """
-    connections: Connections = app.state.parts.connections
+    connections: Connections = app.state.bonbon.connections
     connections.most = make_room(connections.most, SPARE)
     listener = bind(host, port)
     url = f"http://{_url_host(host)}:{listener.getsockname()[1]}"
@@ -93,7 +93,7 @@ async def run_server(
     serving = asyncio.create_task(_serve(app, server, listener))
 
     loop = asyncio.get_running_loop()
-    cut_off: asyncio.Event = app.state.parts.cut_off
+    cut_off: asyncio.Event = app.state.bonbon.cut_off
 
     def stop() -> None:
         told_before = server.should_exit

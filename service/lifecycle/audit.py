@@ -9,16 +9,16 @@ from datetime import UTC, datetime
 import structlog
 
 from bonbon.best_of_n import BestOfN
-from bonbon.candidates import collect
+from bonbon.engines.candidates import collect
 from bonbon.engines.engine import DrawRequest
 from bonbon.errors import RewardError, UnknownVersion
 from bonbon.pairs.group_records import Comparison, Group, best_of
 from bonbon.pairs.pair_log import PairLog
-from service.answering.routing import Serving
 from service.lifecycle.audit_rate import audit_rate
-from service.lifecycle.fallback import Floor
 from service.lifecycle.savings import SavingsCounter
 from service.metrics.process_metrics import Metrics
+from service.routing.fallback import Fallback
+from service.routing.router import Router
 
 log = structlog.get_logger(__name__)
 
@@ -46,9 +46,9 @@ class Audits:
         self,
         best_of_n: BestOfN,
         pair_log: PairLog,
-        serving: Serving,
+        serving: Router,
         metrics: Metrics,
-        floor: Floor,
+        floor: Fallback,
         savings: SavingsCounter,
         *,
         fraction: float | None,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import structlog
 
+from bonbon.erase import erase
 from bonbon.pairs.deletion.conditions import Conditions
-from bonbon.pairs.deletion.erase import erase
 from bonbon.pairs.deletion.purge import count_purgeable
 from bonbon.pairs.spool.set_aside import set_aside_in
 from bonbon.store.database import Database

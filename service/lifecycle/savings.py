@@ -9,8 +9,8 @@ from bonbon.errors import StoreError
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.live.savings import Savings, TokenCounts, add_savings
 from bonbon.store.database import Database
-from service.answering.routing import Asked, Plan, Serving
 from service.metrics.process_metrics import Metrics
+from service.routing.router import Asked, Route, Router
 
 log = structlog.get_logger(__name__)
 
@@ -25,7 +25,7 @@ class SavingsCounter:
     the base would have drawn no more for them.
     """
 
-    def __init__(self, database: Database, serving: Serving, metrics: Metrics, *, period: float = PERIOD) -> None:
+    def __init__(self, database: Database, serving: Router, metrics: Metrics, *, period: float = PERIOD) -> None:
         self.database, self.serving, self.metrics, self.period = database, serving, metrics, period
         self._new: dict[str, TokenCounts] = {}
         self._known: dict[str, Savings] = {}
@@ -43,7 +43,7 @@ class SavingsCounter:
                 await self._worker
         await self._write()
 
-    def answered(self, plan: Plan, group: Group) -> None:
+    def answered(self, plan: Route, group: Group) -> None:
         """An answer was drawn."""
         routes = self.serving.routes
         if plan.asked is not Asked.ALIAS or not routes.distilled or plan.version != routes.champion:

@@ -9,10 +9,10 @@ from bonbon.engines.engine import Engine
 from bonbon.errors import BonbonError, EngineError, RewardError
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.reward_check import check_reward
-from service.answering.tenant_rewards import TenantRewards
 from service.lifecycle.audit import Audits
 from service.lifecycle.savings import SavingsCounter
 from service.lifecycle.swap import Swapper
+from service.routing.tenant_rewards import TenantRewards
 
 log = structlog.get_logger(__name__)
 

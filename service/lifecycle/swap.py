@@ -15,8 +15,8 @@ from bonbon.engines.golden_prompts import check_golden_prompts
 from bonbon.errors import EngineError, UserError
 from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import BEST_OF_N, CHALLENGER, CHAMPION, PREVIOUS, Target, Version
-from service.answering.routing import Loaded, Serving
 from service.metrics.process_metrics import Metrics
+from service.routing.router import Loaded, Router
 
 log = structlog.get_logger(__name__)
 
@@ -62,7 +62,7 @@ class Swapper:
         self,
         engine: Engine,
         registry: Registry,
-        serving: Serving,
+        serving: Router,
         metrics: Metrics,
         *,
         poll: float,

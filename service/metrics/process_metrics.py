@@ -9,8 +9,8 @@ from bonbon import __version__
 from bonbon.errors import RewardError
 from bonbon.pairs.group_records import Comparison, Group
 from bonbon.pairs.group_store import Kept
-from service.answering.routing import Plan
 from service.metrics.metric_families import Families
+from service.routing.router import Route
 
 # The edges that vLLM's dashboards use, so that its panels and ours line up.
 TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -139,11 +139,11 @@ class Metrics:
         """The service closed a connection whose client had done something else than it should."""
         self._connections_closed.labels(reason).inc()
 
-    def first_token(self, plan: Plan, seconds: float) -> None:
+    def first_token(self, plan: Route, seconds: float) -> None:
         """A streamed answer's first token left, `seconds` after its request came."""
         self._ttft.labels(plan.asked).observe(seconds)
 
-    def answered(self, plan: Plan, group: Group) -> None:
+    def answered(self, plan: Route, group: Group) -> None:
         """An answer was drawn and, where it had candidates to choose from, ranked."""
         labels = (plan.asked, group.version)
         self._answers.labels(*labels).inc()

@@ -20,10 +20,10 @@ from bonbon.registry.round_progress import PROMOTED, REFUSED, RoundProgress, Rou
 from bonbon.registry.version_records import Version
 from bonbon.settings import Settings
 from bonbon.theory import frontier_win_rate
-from service.answering.routing import Serving
-from service.lifecycle.fallback import Floor
 from service.metrics.metric_families import Families
 from service.one_at_a_time import OneAtATime
+from service.routing.fallback import Fallback
+from service.routing.router import Router
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,9 @@ Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Cha
 class StoredMetrics:
     """Gauges set from the database when somebody scrapes; what they were before, while it does not answer."""
 
-    def __init__(self, make: Families, registry: Registry, serving: Serving, floor: Floor, settings: Settings) -> None:
+    def __init__(
+        self, make: Families, registry: Registry, serving: Router, floor: Fallback, settings: Settings
+    ) -> None:
         self._registry, self._serving, self._settings = registry, serving, settings
         self._database = registry.database
         self._stored = OneAtATime(self._read, DEADLINE)

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta
 from bonbon.pairs.group_records import Candidate
 from bonbon.tools import ToolCall, ToolCallDelta
-from service.answering.completion_request import Ask
-from service.answering.routing import Plan
+from service.answering.completion_request import CompletionRequest
 from service.rendering.choices import ChoicesRendering
 from service.rendering.logprobs import chat_logprobs
+from service.routing.router import Route
 
 
 class ChatRendering(ChoicesRendering):
@@ -24,7 +24,7 @@ class ChatRendering(ChoicesRendering):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, ask: Ask, plan: Plan, *, parallel: bool, **options: bool) -> None:
+    def __init__(self, ask: CompletionRequest, plan: Route, *, parallel: bool, **options: bool) -> None:
         super().__init__(ask, plan, **options)
         self.parallel = parallel
 

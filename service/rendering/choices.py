@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from bonbon.best_of_n import Answer
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta, PromptLogprobs, Started
 from bonbon.pairs.group_records import Candidate
 from service.answering import sse
 from service.answering.answering import Event
-from service.answering.completion_request import Ask
-from service.answering.routing import Plan
+from service.answering.completion_request import CompletionRequest
 from service.errors import Problem
 from service.rendering.renderer import Rendering
+from service.routing.router import Route
 
 
 class ChoicesRendering(Rendering):
@@ -26,7 +26,7 @@ class ChoicesRendering(Rendering):
     object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, ask: Ask, plan: Plan, *, include_usage: bool, **options: bool) -> None:
+    def __init__(self, ask: CompletionRequest, plan: Route, *, include_usage: bool, **options: bool) -> None:
         super().__init__(ask, plan, **options)
         self.include_usage = include_usage
 

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from typing import Any
 
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta
 from bonbon.pairs.group_records import Candidate
-from service.answering.completion_request import Ask
-from service.answering.routing import Plan
+from service.answering.completion_request import CompletionRequest
 from service.rendering.choices import ChoicesRendering
 from service.rendering.logprobs import TextOffsets, completion_logprobs
+from service.routing.router import Route
 
 
 class CompletionRendering(ChoicesRendering):
@@ -23,7 +23,7 @@ class CompletionRendering(ChoicesRendering):
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, ask: Ask, plan: Plan, *, echo: bool, **options: bool) -> None:
+    def __init__(self, ask: CompletionRequest, plan: Route, *, echo: bool, **options: bool) -> None:
         super().__init__(ask, plan, **options)
         self.echo = echo
         self._offsets: defaultdict[int, TextOffsets] = defaultdict(TextOffsets)

@@ -4,7 +4,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Sequence
 from typing import Any
 
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta, PromptLogprobs, Token, TokenAlternative
 
 # JSON has no minus infinity; OpenAI writes this for tokens that cannot be drawn.

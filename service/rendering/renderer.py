@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from bonbon.best_of_n import Answer
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import PromptLogprobs, Started
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.group_records import Candidate
 from service.answering.answering import Event
-from service.answering.completion_request import Ask
-from service.answering.routing import Plan
+from service.answering.completion_request import CompletionRequest
 from service.errors import Problem
 from service.rendering.extension import extension
+from service.routing.router import Route
 
 
 class Rendering(ABC):
@@ -30,7 +30,7 @@ class Rendering(ABC):
 
     prefix: ClassVar[str]
 
-    def __init__(self, ask: Ask, plan: Plan, *, logprobs: bool, candidates: bool) -> None:
+    def __init__(self, ask: CompletionRequest, plan: Route, *, logprobs: bool, candidates: bool) -> None:
         self.ask, self.plan, self.logprobs, self.candidates = ask, plan, logprobs, candidates
         self.id, self.created = f"{self.prefix}{time_ordered_id()}", int(time.time())
         self.prompt_logprobs: dict[int, PromptLogprobs] = {}

@@ -6,15 +6,15 @@ from itertools import count
 from typing import Any
 
 from bonbon.best_of_n import Answer
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta, Started
 from service.answering import sse
 from service.answering.answering import Event
-from service.answering.completion_request import Ask
-from service.answering.routing import Plan
+from service.answering.completion_request import CompletionRequest
 from service.errors import Problem
 from service.rendering.output import ItemEvent, Output, Status
 from service.rendering.renderer import Rendering
+from service.routing.router import Route
 
 CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 """What a response that failed says, by the status that it would have had; server_error for all others."""
@@ -30,7 +30,9 @@ class ResponseRendering(Rendering):
 
     prefix = "resp_"
 
-    def __init__(self, ask: Ask, plan: Plan, *, echo: Mapping[str, Any], parallel: bool, **options: bool) -> None:
+    def __init__(
+        self, ask: CompletionRequest, plan: Route, *, echo: Mapping[str, Any], parallel: bool, **options: bool
+    ) -> None:
         super().__init__(ask, plan, **options)
         self.echo = echo
         self._output = Output(parallel=parallel, logprobs=self.logprobs)

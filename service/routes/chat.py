@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.answering.respond import respond
 from service.rendering.chat_rendering import ChatRendering
+from service.routes.respond import respond
 from service.schemas.chat_body import ChatBody
 from service.schemas.replies import ChatChunk, ChatCompletion
 from service.schemas.statuses import ERRORS, answers

@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from service.answering.respond import respond
 from service.rendering.completion_rendering import CompletionRendering
+from service.routes.respond import respond
 from service.schemas.completion_body import CompletionBody
 from service.schemas.replies import Completion, CompletionChunk
 from service.schemas.statuses import ERRORS, answers

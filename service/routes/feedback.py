@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from service.app_state import get_parts
+from service.app_state import get_state
 from service.auth.access import caller
 from service.schemas.feedback_body import FeedbackBody
 from service.schemas.replies import FeedbackReply
@@ -20,6 +20,6 @@ router = APIRouter(prefix="/v1", tags=["feedback"])
 async def give_feedback(body: FeedbackBody, request: Request) -> Response:
     """Store a person's word on an answer with the answer's group."""
     feedback = body.record()
-    await get_parts(request).pair_log.append_feedback(feedback, tenant=caller(request).tenant)
+    await get_state(request).pair_log.append_feedback(feedback, tenant=caller(request).tenant)
     reply = FeedbackReply(group_id=feedback.group_id, created=int(feedback.time.timestamp()))
     return JSONResponse(reply.model_dump())

@@ -7,16 +7,17 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from bonbon.erase import erase
 from bonbon.errors import UserError
 from bonbon.keys.key_records import Scope
 from bonbon.pairs.deletion.conditions import Conditions
-from bonbon.pairs.deletion.erase import erase
 from bonbon.pairs.group_rows import group_document
 from bonbon.pairs.reading.pair_export import as_json_line
 from bonbon.pairs.reading.reader import pairs
-from service.app_state import get_parts
-from service.auth.access import allow, caller
+from service.app_state import get_state
+from service.auth.access import caller
 from service.rendering.degraded import degraded_reason
+from service.routes.dependencies import allow
 from service.schemas.replies import Deleted
 from service.schemas.statuses import ERRORS, Responses
 
@@ -31,7 +32,7 @@ Name = Annotated[str | None, Query(min_length=1, max_length=512)]
 @router.get("/groups/{group_id}", response_class=Response, dependencies=READS, responses={**REFUSALS, 404: ERRORS[404]})
 async def show_group(group_id: str, request: Request) -> Response:
     """A group with all its candidates."""
-    group = await get_parts(request).pair_log.group(group_id)
+    group = await get_state(request).pair_log.group(group_id)
     if group is None or group.tenant != caller(request).tenant:
         raise HTTPException(404, f"there is no group {group_id[:64]!r} in the log")
     return JSONResponse(group_document(group) | {"degraded": degraded_reason(group)})
@@ -43,7 +44,7 @@ async def export_pairs(request: Request, version: Name = None) -> Response:
 
     Groups that the tenant's own reward ranked are among them.
     """
-    database, tenant = get_parts(request).database, caller(request).tenant
+    database, tenant = get_state(request).database, caller(request).tenant
     found = pairs(database, version=version, tenants=[tenant], own_rewards=True)
     first = await anext(found, None)  # what fails before it can still be a status
 
@@ -62,9 +63,9 @@ async def delete_groups(request: Request, user: Name = None, request_id: Name = 
     """Delete what was logged for an end user or a request, and say which versions were trained on any of it."""
     if user is None and request_id is None:
         raise UserError("say what to delete: user, request_id, or both", param="user")
-    parts, settings = get_parts(request), get_parts(request).settings
+    state, settings = get_state(request), get_state(request).settings
     conditions = Conditions(user=user, request_id=request_id, tenant=caller(request).tenant)
-    await parts.pair_log.forget(conditions)
-    erased = await erase(parts.database, settings.runs_dir, conditions, spool_dir=settings.spool_dir)
+    await state.pair_log.forget(conditions)
+    erased = await erase(state.database, settings.runs_dir, conditions, spool_dir=settings.spool_dir)
     learnt = erased.lineage
     return Deleted(deleted=erased.groups, trained=list(learnt.trained), descended=list(learnt.descended))

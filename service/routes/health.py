@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 
 from bonbon.errors import EngineError, StoreError, StoreUnavailable
-from service.app_state import Parts, get_parts
+from service.app_state import AppState, get_state
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -39,37 +39,37 @@ async def live() -> Live:
 
 
 @router.get("/ready", responses={503: {"model": Ready}})
-async def ready(request: Request, parts: Annotated[Parts, Depends(get_parts)], response: Response) -> Ready:
+async def ready(request: Request, state: Annotated[AppState, Depends(get_state)], response: Response) -> Ready:
     champion, reason = None, "the service is stopping" if request.app.state.stopping else None
     serving = False
     if reason is None:
         try:
-            parts.startup.check()
-            await parts.engine.check()
-            champion = await _champion(parts)
+            state.startup.check()
+            await state.engine.check()
+            champion = await _champion(state)
         except EngineError as error:
-            reason = parts.startup.failure or f"the engine cannot draw: {error}"
+            reason = state.startup.failure or f"the engine cannot draw: {error}"
         except StoreError as error:
             away = isinstance(error, StoreUnavailable)
             reason = f"the database {'does not answer' if away else 'takes no groups'}: {error.why}"
-            serving = parts.pair_log.can_wait
+            serving = state.pair_log.can_wait
     if reason is not None and not serving:
         response.status_code = 503
     return Ready(
         status="unready" if reason and not serving else "ready",
         reason=reason,
         champion=champion,
-        serving=parts.serving.champion,
-        refused={name: refusal.reason for name, refusal in parts.swapper.refused.items()},
+        serving=state.serving.champion,
+        refused={name: refusal.reason for name, refusal in state.swapper.refused.items()},
     )
 
 
-async def _champion(parts: Parts) -> str | None:
+async def _champion(state: AppState) -> str | None:
     """The registry's. Raises StoreError, soon, when it cannot be read, or when the pair log cannot be written."""
-    health = parts.pair_log.health
+    health = state.pair_log.health
     health.raise_failure(StoreUnavailable)
     try:
-        champion = await parts.champion()
+        champion = await state.champion()
     except TimeoutError as error:
         raise StoreUnavailable("the champion cannot be read", why="it is slow, or has stopped") from error
     health.raise_failure()

@@ -4,8 +4,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from bonbon.errors import UnknownVersion
-from service.answering.routing import ServedModel
-from service.app_state import get_parts
+from service.app_state import get_state
+from service.routing.router import ServedModel
 from service.schemas.replies import Model, ModelExtension, ModelList
 from service.schemas.statuses import ERRORS
 
@@ -15,9 +15,9 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 @router.get("/models", response_class=Response, responses={200: {"model": ModelList}, 401: ERRORS[401]})
 async def list_models(request: Request) -> Response:
     """Every name a request may use: the aliases, `base`, and the versions that are loaded."""
-    parts = get_parts(request)
-    length = parts.engine.context_length
-    models = ModelList(data=[_model(served, length) for served in parts.serving.models()])
+    state = get_state(request)
+    length = state.engine.context_length
+    models = ModelList(data=[_model(served, length) for served in state.serving.models()])
     return JSONResponse(models.model_dump())
 
 
@@ -28,11 +28,11 @@ async def list_models(request: Request) -> Response:
 )
 async def retrieve_model(model: str, request: Request) -> Response:
     """What a name means now."""
-    parts = get_parts(request)
-    models = parts.serving.models()
+    state = get_state(request)
+    models = state.serving.models()
     for served in models:
         if served.id == model:
-            return JSONResponse(_model(served, parts.engine.context_length).model_dump())
+            return JSONResponse(_model(served, state.engine.context_length).model_dump())
     known = ", ".join(served.id for served in models)
     raise UnknownVersion(f"model {model[:100]!r} is not served here; there are: {known}", param="model")
 

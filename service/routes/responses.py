@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 from starlette.responses import Response
 
-from service.answering.respond import respond
 from service.rendering.response_rendering import ResponseRendering
+from service.routes.respond import respond
 from service.schemas.responses_api.response_body import ResponseBody
 from service.schemas.responses_api.response_replies import ResponseEvent, ResponseReply
 from service.schemas.statuses import ERRORS, answers

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Request
 
-from service.app_state import get_parts
+from service.app_state import get_state
 from service.schemas.statuses import ERRORS
 from service.schemas.tokenize_body import DetokenizeBody, Detokenized, TokenizeBody, Tokenized
 
@@ -12,13 +12,13 @@ router = APIRouter(tags=["tokens"], responses=ERRORS)
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, request: Request) -> Tokenized:
     """The tokens of a prompt or a chat, as the model reads it."""
-    parts = get_parts(request)
+    state = get_state(request)
     if body.model is not None:
-        parts.serving.resolve(body.model)
-    found = await parts.engine.tokenize(body.read, add_special_tokens=body.add_special_tokens)
+        state.serving.resolve(body.model)
+    found = await state.engine.tokenize(body.read, add_special_tokens=body.add_special_tokens)
     return Tokenized(
         count=len(found.ids),
-        max_model_len=parts.engine.context_length,
+        max_model_len=state.engine.context_length,
         tokens=list(found.ids),
         token_strs=list(found.names) if body.return_token_strs else None,
     )
@@ -27,7 +27,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Tokenized:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeBody, request: Request) -> Detokenized:
     """The text of tokens."""
-    parts = get_parts(request)
+    state = get_state(request)
     if body.model is not None:
-        parts.serving.resolve(body.model)
-    return Detokenized(prompt=await parts.engine.detokenize(body.tokens))
+        state.serving.resolve(body.model)
+    return Detokenized(prompt=await state.engine.detokenize(body.tokens))

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
-from service.answering.completion_request import Ask
+from service.answering.completion_request import CompletionRequest
 from service.schemas.message import ChatMessage
 from service.schemas.request_body import AnswerBody, Identifier
 from service.schemas.response_format import ResponseFormat
@@ -78,7 +78,9 @@ class ChatBody(AnswerBody, TemplateBody):
     def field_names(self) -> Mapping[str, str]:
         return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
-    def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
+    def ask(
+        self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
+    ) -> CompletionRequest:
         return self._ask(
             (self.prompt,),
             max_tokens=self.max_completion_tokens or self.max_tokens,

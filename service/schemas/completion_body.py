@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
-from service.answering.completion_request import Ask
+from service.answering.completion_request import CompletionRequest
 from service.schemas.prompts import PromptList
 from service.schemas.request_body import AnswerBody
 from service.schemas.without_effect import WHOLE, Neutral
@@ -42,7 +42,9 @@ class CompletionBody(AnswerBody):
     def wants_logprobs(self) -> bool:
         return self.logprobs is not None
 
-    def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
+    def ask(
+        self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
+    ) -> CompletionRequest:
         prompts: tuple[Prompt, ...] = self.prompt
         return self._ask(
             prompts,

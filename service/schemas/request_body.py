@@ -16,7 +16,7 @@ from bonbon.engines.engine import Sampling
 from bonbon.engines.request_limits import MOST_BIASES, check_sampling
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
-from service.answering.completion_request import Ask
+from service.answering.completion_request import CompletionRequest
 from service.schemas.without_effect import WHOLE, Ignored, Neutral, asking_nothing
 
 INT32, INT64 = 2**31, 2**63
@@ -179,7 +179,9 @@ class AnswerBody(Body):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
+    def ask(
+        self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
+    ) -> CompletionRequest:
         """What this body asks for. Raises UserError for values that do not go together."""
         raise NotImplementedError
 
@@ -202,7 +204,7 @@ class AnswerBody(Body):
         tenant: str,
         request_id: str,
         headers: Mapping[str, str],
-    ) -> Ask:
+    ) -> CompletionRequest:
         retries = {RETRY_COUNT: headers[RETRY_COUNT][:16]} if headers.get(RETRY_COUNT, "0") != "0" else {}
         idempotency = _idempotency(headers)
         if idempotency is not None and (self.wants_logprobs or any(prompt.tools for prompt in prompts)):
@@ -229,7 +231,7 @@ class AnswerBody(Body):
             min_tokens=self.min_tokens or 0,
         )
         check_sampling(sampling)
-        return Ask(
+        return CompletionRequest(
             model=self.model,
             prompts=prompts,
             sampling=sampling,

@@ -12,9 +12,9 @@ import httpx2
 import pytest
 import pytest_asyncio
 
+from bonbon.cli.keys_cli import app as keys_app
+from bonbon.cli.pairs_cli import app as pairs_app
 from bonbon.demo.service_process import ServiceProcess
-from bonbon.keys.keys_cli import app as keys_app
-from bonbon.pairs.pairs_cli import app as pairs_app
 from tests.support.data.stores import refusal, run
 from tests.support.service.fake_service import (
     BODY,

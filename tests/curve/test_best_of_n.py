@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from bonbon import BestOfN, Candidate, Prompt, Sampling
-from bonbon.best_of_n import rank, why_unclean
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, PromptTooLong, RewardError, UnknownVersion
 from bonbon.pairs.group_records import Group, Unclean
+from bonbon.pairs.ranking import rank, why_unclean
 from bonbon.rewards.fake_reward import FakeReward, digest_score
 from bonbon.theory import best_of_n_win_rate, clustered_mean, win_fraction
 

@@ -1,4 +1,4 @@
-"""The best-of-k curve: against laws that are known, in constant memory, and what it says."""
+"""The best-of-k curve: against distributions that are known, in constant memory, and what it says."""
 
 import asyncio
 import io
@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from bonbon.cli.pairs_cli import app
 from bonbon.curve.best_of_k import Curve, make_curve
 from bonbon.curve.curve_picture import save
 from bonbon.curve.curve_table import print_curve, sentences
@@ -22,7 +23,6 @@ from bonbon.curve.group_selection import select_groups
 from bonbon.errors import UserError
 from bonbon.pairs.group_records import Group, Unclean
 from bonbon.pairs.pair_log import PairLog
-from bonbon.pairs.pairs_cli import app
 from bonbon.prompt import Prompt
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.store.database import Database, open_database

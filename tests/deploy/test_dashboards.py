@@ -31,7 +31,7 @@ from bonbon.registry.round_progress import PROMOTED, CurvePoint, RoundStage, tel
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings, Settings
 from bonbon.store.database import open_database
-from service.app import build_parts
+from service.app import build_state
 from tests.support.models.adapters import database_url, register_adapter
 from tests.support.models.evaluations import evaluation
 from tests.support.paths import ROOT
@@ -88,8 +88,8 @@ def test_references_resolve() -> None:
 
 
 def test_no_dashboard_and_no_rule_names_what_is_not_exposed() -> None:
-    parts = build_parts(Settings(engine="fake"), FakeEngine(), FakeReward())
-    families = text_string_to_metric_families(parts.metrics.exposition().decode())
+    state = build_state(Settings(engine="fake"), FakeEngine(), FakeReward())
+    families = text_string_to_metric_families(state.metrics.exposition().decode())
     exposed = {f.name + suffix for f in families for suffix in SUFFIXES[f.type] if not f.name.endswith("_created")}
     recorded = {rule["record"] for rule in rules() if "record" in rule}
     expressions = [target["expr"] for dashboard in dashboards() for _, target in targets(dashboard)]

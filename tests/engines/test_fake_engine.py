@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bonbon.candidates import collect
+from bonbon.engines.candidates import collect
 from bonbon.engines.engine import Delta, DrawRequest, Sampling, Started, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion

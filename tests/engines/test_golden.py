@@ -74,7 +74,7 @@ def only(condition: Callable[[Watched, DrawRequest], bool], **changes: object) -
 FAULTS: dict[str, tuple[Spoil, str]] = {
     "no number": (only(lambda engine, request: True, logprobs=(nan,)), "not finite"),
     "no number in a batch": (only(lambda engine, request: engine.requests > 1, logprobs=(-inf,)), "not finite"),
-    "another law in a batch": (
+    "another distribution in a batch": (
         only(lambda engine, request: engine.requests > 1, logprobs=(-3.0,)),
         "nats per token apart",
     ),

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse
 
-from bonbon.candidates import Draws, collect
 from bonbon.engines import build_engine
+from bonbon.engines.candidates import Draws, collect
 from bonbon.engines.engine import Delta, DrawRequest, Sampling, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.remote.remote_engine import RemoteEngine
 from bonbon.engines.remote.remote_options import RemoteOptions

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.errors import UserError
 from bonbon.rewards import build_reward
 from bonbon.rewards.reward_check import check_reward

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
+from bonbon.erase import erase
 from bonbon.pairs.deletion.conditions import Conditions
-from bonbon.pairs.deletion.erase import erase
 from bonbon.settings import Settings
 from bonbon.store.database import open_database
 from tests.long.trainer_chaos import STAGES, Chaos, Trainer, chaos_of_one_round, chaos_settings
 from tests.support.data.loop_world import answer
 from tests.support.data.sampled_groups import make_base
 from tests.support.until import until
-from trainer.context import Workshop, open_workshop
+from trainer.context import RunContext, open_context
 from trainer.loop import Loop
-from trainer.training.processes import launch
+from trainer.training import launch
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ async def test_groups_deleted_while_a_round_learns_from_them_close_it_and_the_ne
         assert erased.snapshots
         return result
 
-    async with workshop(settings) as open_:
+    async with context(settings) as open_:
         with monkeypatch.context() as patched:
             patched.setattr("trainer.rounds.run_training", deleted_meanwhile)
             assert await Loop(open_).once() is None
@@ -100,7 +100,7 @@ async def test_groups_deleted_while_a_round_learns_from_them_close_it_and_the_ne
 async def test_what_a_training_draws_for_a_users_prompt_is_deleted_with_what_the_user_asked(settings: Settings) -> None:
     with sqlite3.connect(settings.data_dir / "bonbon.db") as connection:
         connection.execute("UPDATE groups SET end_user = 'ada'")
-    async with workshop(settings) as open_:
+    async with context(settings) as open_:
         assert await Loop(open_).once() is not None
     with sqlite3.connect(settings.data_dir / "bonbon.db") as connection:
         users = dict(connection.execute("SELECT origin || ' ' || end_user, count(*) FROM groups GROUP BY 1"))
@@ -126,6 +126,6 @@ async def stop_outside_of_transactions(pid: int, settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
-    async with open_workshop(settings, progress=False) as open_:
+async def context(settings: Settings) -> AsyncIterator[RunContext]:
+    async with open_context(settings, progress=False) as open_:
         yield open_

@@ -239,7 +239,7 @@ def _untimed(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _work(settings: Settings, directory: Path, stage: str | None, delay: float) -> None:
     from bonbon.observability.logs import configure_logs
-    from trainer.context import open_workshop
+    from trainer.context import open_context
     from trainer.loop import Loop
 
     with (directory / "trainer.log").open("a") as output:
@@ -250,10 +250,10 @@ def _work(settings: Settings, directory: Path, stage: str | None, delay: float) 
     _watch(stage, delay, times)
 
     async def round_() -> None:
-        async with open_workshop(settings, progress=False) as workshop:
+        async with open_context(settings, progress=False) as context:
             while not list(settings.runs_dir.glob("round-*/finished.json")):
                 with suppress(Conflict):  # another trainer is at it
-                    await Loop(workshop).once()
+                    await Loop(context).once()
                 await asyncio.sleep(0.05)
 
     asyncio.run(round_())
@@ -263,7 +263,7 @@ def _work(settings: Settings, directory: Path, stage: str | None, delay: float) 
 def _watch(killed_in: str | None, delay: float, times: dict[str, float]) -> None:
     """Have each stage timed, and the process killed `delay` seconds after `killed_in` begins."""
     from bonbon.registry.registry import Registry
-    from trainer.context import Workshop
+    from trainer.context import RunContext
     from trainer.rounds import Round
     from trainer.training import run as training
     from trainer.training.learning.learner import Learner
@@ -277,7 +277,7 @@ def _watch(killed_in: str | None, delay: float, times: dict[str, float]) -> None
         "interpolation": (training, "interpolate"),
         "refinement": (Refinement, "run"),
         "landing": (Learner, "save"),
-        "evaluation": (Workshop, "evaluate"),
+        "evaluation": (RunContext, "evaluate"),
         "registration": (Registry, "register"),
         "promotion": (Registry, "promote"),
     }

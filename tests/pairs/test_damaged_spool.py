@@ -12,13 +12,13 @@ from zlib import crc32
 import httpx2
 import pytest
 
+from bonbon.cli.pairs_cli import app as pairs_app
 from bonbon.errors import UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.deletion.purge import purge
 from bonbon.pairs.group_rows import group_document
 from bonbon.pairs.pair_log import PairLog
-from bonbon.pairs.pairs_cli import app as pairs_app
 from bonbon.pairs.spool.segment import Segment, create_segment, read_segment, written
 from bonbon.pairs.spool.set_aside import SUFFIX, set_aside_in
 from bonbon.pairs.spool.spool import Spool

@@ -13,7 +13,7 @@ from bonbon.settings import Settings
 from tests.support.data.loop_world import answer, make_settings
 from tests.support.data.sampled_groups import make_base
 from tests.support.full_disk import fill
-from trainer.context import Workshop, open_workshop
+from trainer.context import RunContext, open_context
 from trainer.disk_full import DiskFull
 from trainer.loop import Loop
 from trainer.rounds import Round
@@ -32,12 +32,12 @@ async def settings(tmp_path: Path, small_disk: Path) -> Settings:
 
 
 @asynccontextmanager
-async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
-    async with open_workshop(settings, progress=False) as open_:
+async def context(settings: Settings) -> AsyncIterator[RunContext]:
+    async with open_context(settings, progress=False) as open_:
         yield open_
 
 
-async def trained(open_: Workshop) -> list[Version]:
+async def trained(open_: RunContext) -> list[Version]:
     return [version for version in await open_.registry.list() if version.parent]
 
 
@@ -45,7 +45,7 @@ async def trained(open_: Workshop) -> list[Version]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_no_room_at_any_stage_costs_nothing_but_time(settings: Settings, small_disk: Path) -> None:
     """For the plan, the snapshot, a checkpoint in the midst of training, the result, the version's directory."""
-    async with workshop(settings) as open_:
+    async with context(settings) as open_:
         loop = Loop(open_)
 
         async def fails(*, leave: int = 0) -> None:
@@ -85,7 +85,7 @@ async def fill_after_a_checkpoint(run: Path, disk: Path) -> Path:
 
 async def test_the_daemon_says_so_and_goes_on_by_itself(settings: Settings, small_disk: Path) -> None:
     ballast, stop = fill(small_disk, leave=8192), asyncio.Event()
-    async with workshop(settings) as open_:
+    async with context(settings) as open_:
         with capture_logs() as logs:
             daemon = asyncio.create_task(Loop(open_).run(stop))
             async with asyncio.timeout(120):

@@ -8,9 +8,9 @@ import pytest
 from bonbon.engines.engine import VersionKind
 from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.group_records import Group, Unclean
-from bonbon.pairs.lineage import lineage
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.rescoring.rescore import rescore
+from bonbon.registry.lineage import lineage
 from bonbon.registry.registry import Registry
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.store.database import Database

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from bonbon.cli.pairs_cli import app
 from bonbon.pairs.group_records import Unclean
-from bonbon.pairs.pairs_cli import app
 from tests.support.data.groups import scored_group
 from tests.support.data.stores import as_json, fill, refusal, run, sqlite
 

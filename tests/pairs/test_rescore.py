@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from bonbon.best_of_n import why_unclean
+from bonbon.cli.pairs_cli import app
 from bonbon.curve.group_selection import select_groups
 from bonbon.engines.engine import Sampling
 from bonbon.errors import RewardError
@@ -17,7 +17,7 @@ from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.deletion.purge import purge
 from bonbon.pairs.group_records import TRAINING, Group, Unclean
 from bonbon.pairs.pair_log import PairLog
-from bonbon.pairs.pairs_cli import app
+from bonbon.pairs.ranking import why_unclean
 from bonbon.pairs.reading.newest_reward import newest_reward
 from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.scored_groups import Kind

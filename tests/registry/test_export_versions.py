@@ -13,11 +13,12 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from bonbon.candidates import collect
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.cli.models_cli import app
+from bonbon.engines.candidates import collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
-from bonbon.registry.manifest import make_manifest, verify
-from bonbon.registry.models_cli import app
+from bonbon.manifest import make_manifest, verify
 from bonbon.registry.registry import Registry
 from bonbon.registry.transfer.exported_version import BESIDE
 from bonbon.registry.version_records import Version, VersionState
@@ -138,8 +139,8 @@ def test_merged_weights_have_the_log_probabilities_of_the_served_adapter(
     tokens, drawn = asyncio.run(served(base, adapter))
     assert len(tokens) == 24
     model = AutoModelForCausalLM.from_pretrained(out).eval()
-    law = logprobs(model, PROMPT.token_ids or (), tokens)
-    assert torch.allclose(law.gather(1, torch.tensor(tokens)[:, None]).squeeze(1), drawn, atol=1e-4)
+    distribution = logprobs(model, PROMPT.token_ids or (), tokens)
+    assert torch.allclose(distribution.gather(1, torch.tensor(tokens)[:, None]).squeeze(1), drawn, atol=1e-4)
     without = logprobs(reference(base), PROMPT.token_ids or (), tokens)
     assert (without.gather(1, torch.tensor(tokens)[:, None]).squeeze(1) - drawn).abs().max() > 0.05
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(base).chat_template
@@ -347,10 +348,10 @@ def test_the_page_loads_what_was_exported(version: Version, base: Path, tmp_path
     data = ("--data-dir", tmp_path / "data")
     as_json(app, "export", version.name, "--out", tmp_path / "adapter", *data)
     as_json(app, "export", version.name, "--merged", "--out", tmp_path / "merged", *data)
-    laws = []
+    distributions = []
     for example, directory in ((adapted, tmp_path / "adapter"), (whole, tmp_path / "merged")):
         names: dict[str, Any] = {"AutoModelForCausalLM": AutoModelForCausalLM, "AutoTokenizer": AutoTokenizer}
         exec(example.replace("path/of/base", str(base)).replace("path/of/support-v1", str(directory)), names)
         assert names["tokenizer"]("w1 w2")["input_ids"] == [8, 9]
-        laws.append(logprobs(names["model"].eval(), PROMPT.token_ids or (), (11, 12, 13)))
-    assert torch.allclose(laws[0], laws[1], atol=1e-4)
+        distributions.append(logprobs(names["model"].eval(), PROMPT.token_ids or (), (11, 12, 13)))
+    assert torch.allclose(distributions[0], distributions[1], atol=1e-4)

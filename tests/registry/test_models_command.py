@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bonbon.cli.models_cli import app
 from bonbon.pairs.live.savings import TokenCounts, add_savings
-from bonbon.registry.models_cli import app
 from bonbon.registry.registry import Registry
 from bonbon.store.database import open_database
 from tests.support.data.stores import as_json, refusal, run, sqlite

@@ -127,7 +127,7 @@ async def test_a_service_whose_reward_cannot_score_says_so_and_draws_nothing(fau
                 assert (refused.status_code, refused.json()["error"]["code"]) == (503, "unavailable")
                 assert refused.json()["error"]["message"] == "the reward cannot score yet: see /health/ready"
             server.answers[:] = [lengths]
-            await until(lambda: service.parts.startup.failure is None)
+            await until(lambda: service.state.startup.failure is None)
             assert (await service.client.get("/health/ready")).status_code == 200
             assert not (await service.ask()).json()["bonbon"]["degraded"]
 
@@ -135,13 +135,13 @@ async def test_a_service_whose_reward_cannot_score_says_so_and_draws_nothing(fau
 async def test_a_champion_that_answers_with_one_draw_does_not_wait_for_the_reward(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         champion = (await service.promoted(1)).name
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
     failing = FakeReward(lambda prompt, text: math.nan)
     async with running(settings_in(tmp_path), engine=WatchedEngine(), reward=failing) as service:
         assert (await service.client.get("/health/ready")).status_code == 200
         answered = await service.ask()
         assert answered.json()["bonbon"]["version"] == champion
-        await service.parts.registry.rollback(actor="test")
-        await service.parts.swapper.converge()
-        assert service.parts.serving.champion == BASE
+        await service.state.registry.rollback(actor="test")
+        await service.state.swapper.converge()
+        assert service.state.serving.champion == BASE
         assert (await service.client.get("/health/ready")).status_code == 503

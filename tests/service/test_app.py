@@ -45,8 +45,8 @@ async def test_health_tells_what_is_served(tmp_path: Path, spool_bytes: int, sta
         ready = await service.client.get("/health/ready")
         assert (ready.status_code, ready.json()["reason"]) == (503, "the service is stopping")
         service.app.state.stopping = False
-        await service.parts.swapper.stop()
-        await service.parts.database.stop()
+        await service.state.swapper.stop()
+        await service.state.database.stop()
         ready = await service.client.get("/health/ready")
         assert (ready.status_code, "database" in ready.json()["reason"]) == (status, True)
         assert (await service.client.get("/health/live")).status_code == 200
@@ -61,10 +61,10 @@ async def test_metrics_tell_what_happened_and_nothing_private(tmp_path: Path) ->
         await service.client.get("/admin/versions/first")
         await service.client.get("/wp-login.php")
         version = await service.promoted(1)
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         await service.ask()
         await service.ask(stream=True)
-        await service.parts.audits.idle()
+        await service.state.audits.idle()
         scrape = await service.client.get("/metrics")
     lines = scrape.text.splitlines()
     assert scrape.headers["content-type"].startswith("text/plain")
@@ -119,15 +119,15 @@ async def test_the_service_describes_itself(tmp_path: Path) -> None:
 async def test_the_base_is_registered_and_promoted_once(tmp_path: Path) -> None:
     for _ in range(2):
         async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-            history = await service.parts.registry.history()
-            assert await service.parts.registry.aliases() == {"champion": BASE}
+            history = await service.state.registry.history()
+            assert await service.state.registry.aliases() == {"champion": BASE}
     assert [event.kind for event in history] == ["promoted", "registered"]
 
 
 async def test_a_request_in_flight_ends_before_the_service_does(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=FakeEngine(BASE, delay=0.02)) as service:
         asked = asyncio.create_task(service.ask())
-        while not service.parts.serving.in_flight:
+        while not service.state.serving.in_flight:
             await asyncio.sleep(0.001)
         async with service.app.router.lifespan_context(service.app):
             pass  # stopping this lifespan drains the parts that both share
@@ -140,9 +140,9 @@ async def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, drain_timeout=0.1)
     app = create_app(settings, engine=engine)
     async with asyncio.timeout(10), app.router.lifespan_context(app):
-        hold = app.state.parts.serving.hold(BASE)
+        hold = app.state.bonbon.serving.hold(BASE)
         hold.__enter__()
-    assert app.state.parts.serving.in_flight == 1
+    assert app.state.bonbon.serving.in_flight == 1
     assert await engine.loaded() == frozenset()
 
 
@@ -165,7 +165,7 @@ async def test_an_engine_that_cannot_start_leaves_the_service_up_and_saying_why(
 ) -> None:
     engine = Broken(problem)
     app = create_app(settings_in(tmp_path), engine=engine)
-    app.state.parts.startup.retry = 0.01
+    app.state.bonbon.startup.retry = 0.01
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
@@ -202,7 +202,7 @@ async def test_a_failing_start_stops_what_had_started(tmp_path: Path) -> None:
         async with app.router.lifespan_context(app):
             pass
     with pytest.raises(Exception, match="has not been started"):
-        await app.state.parts.registry.aliases()
+        await app.state.bonbon.registry.aliases()
 
 
 @pytest.mark.parametrize(
@@ -226,9 +226,9 @@ def test_a_missing_reward_names_its_remedy(tmp_path: Path) -> None:
 
 
 def test_the_fake_engine_needs_neither_model_nor_reward(tmp_path: Path) -> None:
-    parts = create_app(Settings(data_dir=tmp_path, engine="fake")).state.parts
-    assert (parts.engine.base, parts.reward.name) == ("fake", "fake")
-    assert create_app(Settings(data_dir=tmp_path, engine="fake", model="My/Model")).state.parts.engine.base == "model"
+    state = create_app(Settings(data_dir=tmp_path, engine="fake")).state.bonbon
+    assert (state.engine.base, state.reward.name) == ("fake", "fake")
+    assert create_app(Settings(data_dir=tmp_path, engine="fake", model="My/Model")).state.bonbon.engine.base == "model"
 
 
 def test_an_address_that_cannot_be_had_names_its_remedy() -> None:

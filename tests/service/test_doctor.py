@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from bonbon.cli.keys_cli import app as keys
 from bonbon.demo.tiny_models import tiny_models
-from bonbon.keys.keys_cli import app as keys
 from service.doctor.doctor_cli import doctor
 
 app = typer.Typer()

@@ -78,7 +78,7 @@ async def test_an_unexpected_failure_is_logged_without_what_it_was_about(
 ) -> None:
     configure_logs(json=as_json)
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        service.parts.engine.__class__ = Broken
+        service.state.engine.__class__ = Broken
         response = await service.client.post(
             "/v1/chat/completions",
             json={"model": "bonbon", "messages": [{"role": "user", "content": "canary-prompt"}], "user": "canary-user"},

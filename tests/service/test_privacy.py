@@ -13,9 +13,9 @@ import pytest
 
 from bonbon.concurrency.deadlines import Timeouts
 from bonbon.engines.engine import VersionKind
+from bonbon.erase import erase
 from bonbon.errors import StoreUnavailable
 from bonbon.pairs.deletion.conditions import Conditions
-from bonbon.pairs.deletion.erase import erase
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.pairs.spool.spool import Spool

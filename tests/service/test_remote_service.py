@@ -47,7 +47,7 @@ async def gateway(directory: Path, servers: list[Double]) -> AsyncIterator[Runni
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield Running(app, app.state.parts, client)
+            yield Running(app, app.state.bonbon, client)
 
 
 async def ready(running: Running) -> dict[str, Any]:
@@ -58,14 +58,14 @@ async def ready(running: Running) -> dict[str, Any]:
 
 
 async def serving(running: Running, version: str) -> None:
-    while running.parts.serving.champion != version:
+    while running.state.serving.champion != version:
         await asyncio.sleep(0.01)
 
 
 async def test_a_fleet_that_comes_late_is_served_from_without_a_hand(tmp_path: Path, pair: list[Double]) -> None:
     async with gateway(tmp_path, pair) as before:
-        version = await new_version(before.parts.registry, 7, base="tiny")
-        await before.parts.registry.promote(version.name, actor="test", force=True)
+        version = await new_version(before.state.registry, 7, base="tiny")
+        await before.state.registry.promote(version.name, actor="test", force=True)
         await serving(before, version.name)
     for server in pair:
         server.stop()
@@ -95,8 +95,8 @@ async def test_gateways_of_one_registry_converge_and_swap_without_failures(tmp_p
 
         asking = [asyncio.create_task(ask(running)) for running in gateways * 2]
         for weights in (1, 2, 3):
-            version = await new_version(gateways[0].parts.registry, weights, base="tiny")
-            await gateways[0].parts.registry.promote(version.name, actor="test", force=True)
+            version = await new_version(gateways[0].state.registry, weights, base="tiny")
+            await gateways[0].state.registry.promote(version.name, actor="test", force=True)
             for running in gateways:
                 await serving(running, version.name)
             assert all(version.name in server.adapters for server in pair)
@@ -110,10 +110,10 @@ async def test_gateways_of_one_registry_converge_and_swap_without_failures(tmp_p
 
 async def test_a_version_that_the_fleet_refuses_leaves_the_champion(tmp_path: Path, pair: list[Double]) -> None:
     async with gateway(tmp_path, pair) as running:
-        version = await new_version(running.parts.registry, 1, base="tiny")
+        version = await new_version(running.state.registry, 1, base="tiny")
         pair[0].ranks[version.name] = 64
-        await running.parts.registry.promote(version.name, actor="test", force=True)
-        while version.name not in running.parts.swapper.refused:
+        await running.state.registry.promote(version.name, actor="test", force=True)
+        while version.name not in running.state.swapper.refused:
             await asyncio.sleep(0.01)
         state = await ready(running)
         assert (state["champion"], state["serving"]) == (version.name, "tiny")
@@ -217,11 +217,11 @@ async def test_groups_with_tools_are_kept_and_those_that_were_forced_never_train
         for body in asked:
             response = await running.client.post(CHAT, json={"model": "bonbon", "seed": 1} | body)
             assert response.status_code == 200, response.text
-            group = await running.parts.pair_log.group(response.json()["bonbon"]["group_id"])
+            group = await running.state.pair_log.group(response.json()["bonbon"]["group_id"])
             assert group is not None
             groups.append(group)
         path = tmp_path / "pairs.jsonl"
-        await export(running.parts.database, path, "jsonl")
+        await export(running.state.database, path, "jsonl")
     forced = Unclean.SAMPLING
     assert [group.unclean for group in groups] == [None, None, forced, forced, forced, None]
     assert len({group.prompt.digest for group in groups}) == 5  # auto is what is meant without a choice

@@ -61,8 +61,8 @@ async def test_what_was_backed_up_is_served_again(database_url: str, tmp_path: P
     restored.mkdir()
     async with running(settings_on(live, database_url), engine=WatchedEngine()) as service:
         version = await service.promoted(1)
-        await service.parts.swapper.converge()
-        log = service.parts.pair_log
+        await service.state.swapper.converge()
+        log = service.state.pair_log
         before = [scored_group(number, version=BASE) for number in range(30)]
         for group in before:
             await log.append(group)
@@ -82,7 +82,7 @@ async def test_what_was_backed_up_is_served_again(database_url: str, tmp_path: P
         assert await copy.group(before[-1].id) == before[-1]
         await copy.stop()
     async with running(settings_on(restored, url), engine=WatchedEngine()) as service:
-        assert service.parts.serving.champion == version.name
+        assert service.state.serving.champion == version.name
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
 
 

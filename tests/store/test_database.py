@@ -15,7 +15,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, select, text
 
-from bonbon.concurrency.shielded import uncancelled
+from bonbon.concurrency.shielded import shielded
 from bonbon.errors import StoreError, UserError
 from bonbon.store.database import Database, open_database
 from bonbon.store.tables import aliases, metadata
@@ -222,7 +222,7 @@ async def test_uncancelled_work_ends_before_its_caller_does() -> None:
         await asyncio.sleep(0.05)
         ended.set()
 
-    caller = asyncio.create_task(uncancelled(work()))
+    caller = asyncio.create_task(shielded(work()))
     for _ in range(3):
         await asyncio.sleep(0.005)
         caller.cancel()
@@ -238,9 +238,9 @@ async def test_uncancelled_work_gives_its_result_or_its_error() -> None:
     async def error() -> int:
         raise ValueError("bad")
 
-    assert await uncancelled(result()) == 3
+    assert await shielded(result()) == 3
     with pytest.raises(ValueError, match="bad"):
-        await uncancelled(error())
+        await shielded(error())
 
 
 async def test_a_failure_after_the_cancellation_passes_quietly() -> None:
@@ -248,7 +248,7 @@ async def test_a_failure_after_the_cancellation_passes_quietly() -> None:
         await asyncio.sleep(0.02)
         raise ValueError("bad")
 
-    caller = asyncio.create_task(uncancelled(error()))
+    caller = asyncio.create_task(shielded(error()))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from bonbon.pairs.pairs_cli import app as pairs_app
+from bonbon.cli.pairs_cli import app as pairs_app
 from tests.long.load import SERVED, Compared, Load
 from tests.long.outage import metric
 from tests.support.data.stores import as_json

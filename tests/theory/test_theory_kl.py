@@ -38,8 +38,8 @@ def test_k3_is_never_negative(log_ratios: list[float]) -> None:
 
 
 def test_rao_blackwell_is_unbiased_and_of_less_variance_than_k1() -> None:
-    """A chain of four tokens out of five, whose law depends on the token before. Both means against the exact sum over
-    all 625 completions, 3,000 draws; |z| > 4 has probability 6e-5."""
+    """A chain of four tokens out of five, whose distribution depends on the token before. Both means against the exact
+    sum over all 625 completions, 3,000 draws; |z| > 4 has probability 6e-5."""
     rng = np.random.default_rng(3)
     policy, reference = log_softmax(rng.normal(size=(2, 5, 5)), axis=-1)
     count, length = 3000, 4

@@ -17,14 +17,14 @@ from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.world import requests
 from bonbon.engines.engine import Sampling
 from bonbon.errors import Conflict, RewardError, UserError
+from bonbon.manifest import base_digest_of_every_file
 from bonbon.pairs.reading.reader import stats
 from bonbon.prompt import Prompt
-from bonbon.registry.manifest import base_digest_of_every_file
 from bonbon.registry.version_records import Version
 from bonbon.store.database import open_database
 from tests.support.data.loop_world import make_settings
 from tests.support.data.sampled_groups import make_base
-from trainer.context import open_workshop
+from trainer.context import open_context
 from trainer.data.prompt_file import read_prompts
 from trainer.distill import distill, locked
 
@@ -117,8 +117,8 @@ SAMPLING = Sampling(max_tokens=8, seed=0)
 
 async def attempt(base: Path, out: Path, prompts: list[Prompt] = PROMPTS, **changes: Any) -> Version:
     settings = make_settings(base, out, evaluate={"prompts": 6}, **changes)
-    async with open_workshop(settings, progress=False) as workshop:
-        return await distill(workshop, out, prompts, SAMPLING)
+    async with open_context(settings, progress=False) as context:
+        return await distill(context, out, prompts, SAMPLING)
 
 
 async def test_a_failing_reward_keeps_what_was_drawn_and_another_task_is_refused(base: Path, tmp_path: Path) -> None:

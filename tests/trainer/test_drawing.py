@@ -13,11 +13,12 @@ import torch
 from sqlalchemy import select
 from transformers import AutoModelForCausalLM
 
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Sampling, VersionKind
+from bonbon.erase import erase
 from bonbon.errors import RewardError
 from bonbon.pairs.deletion.conditions import Conditions
-from bonbon.pairs.deletion.erase import erase
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Snapshot, take_snapshot
 from bonbon.prompt import Prompt

@@ -21,10 +21,10 @@ from bonbon.settings import Settings
 from bonbon.store.tables import versions as table
 from tests.support.data.loop_world import answer, make_settings
 from tests.support.data.sampled_groups import make_base
-from trainer.context import Workshop, open_workshop
+from trainer.context import RunContext, open_context
 from trainer.evaluation.evaluation import Evaluation
-from trainer.evaluation.inspection import inspect
 from trainer.held_lease import Hold
+from trainer.inspection import inspect
 from trainer.loop import LEASE, Loop, RoundFailed
 from trainer.rounds import Round
 
@@ -49,7 +49,7 @@ def trained(base: Path, logged: Path, tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(logged, data_dir)
 
     async def work() -> None:
-        async with workshop(make_settings(base, data_dir)) as open_:
+        async with context(make_settings(base, data_dir)) as open_:
             round_ = await Round.create(open_, open_.settings.runs_dir / "round-1")
             await round_.evaluate()
 
@@ -71,8 +71,8 @@ def resumed(base: Path, trained: Path, tmp_path: Path) -> Settings:
 
 
 @asynccontextmanager
-async def workshop(settings: Settings) -> AsyncIterator[Workshop]:
-    async with open_workshop(settings, progress=False) as open_:
+async def context(settings: Settings) -> AsyncIterator[RunContext]:
+    async with open_context(settings, progress=False) as open_:
         yield open_
 
 
@@ -81,13 +81,13 @@ def changed(settings: Settings, **sections: dict[str, Any]) -> Settings:
     return settings.model_copy(update=update)
 
 
-async def versions(open_: Workshop) -> list[Version]:
+async def versions(open_: RunContext) -> list[Version]:
     return [version for version in await open_.registry.list() if version.parent]
 
 
 async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -> None:
     """The second version has nothing to save where the first one answers with one draw."""
-    async with workshop(settings) as open_:
+    async with context(settings) as open_:
         first = await Loop(open_).once()
         assert first is not None
         assert first.name == await open_.registry.champion()
@@ -112,7 +112,7 @@ async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -
         assert await Loop(open_).once() is None, "no group of the new champion is there yet"
 
     await answer(settings, 160, version=first.files, seed=1000)
-    async with workshop(settings) as open_:
+    async with context(settings) as open_:
         assert (await Loop(open_).next_round()).groups >= 150
         second = await Loop(open_).once()
         assert second is not None
@@ -130,7 +130,7 @@ async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -
 
 
 async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Settings) -> None:
-    async with workshop(changed(resumed, gate={"min_win_rate": 0.999})) as open_:
+    async with context(changed(resumed, gate={"min_win_rate": 0.999})) as open_:
         version = await Loop(open_).once()
         assert version is not None
         assert version.state is VersionState.REFUSED
@@ -144,7 +144,7 @@ async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Set
 
 
 async def test_without_auto_promote_the_version_waits_approved(resumed: Settings) -> None:
-    async with workshop(changed(resumed, loop={"auto_promote": False})) as open_:
+    async with context(changed(resumed, loop={"auto_promote": False})) as open_:
         version = await Loop(open_).once()
         assert version is not None
         assert version.state is VersionState.APPROVED
@@ -154,10 +154,10 @@ async def test_without_auto_promote_the_version_waits_approved(resumed: Settings
 async def test_a_cut_off_round_goes_on_where_it_was(resumed: Settings) -> None:
     run = resumed.runs_dir / "round-1"
     before = {name: (run / name).stat().st_mtime_ns for name in ("training.json", "snapshot/snapshot.json")}
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         registered = await Round.open(open_, run).register()
     (run / "registered.json").unlink()  # as if it had been cut off before it noted that
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         version = await Loop(open_).once()
         assert version is not None
         assert version.name == registered.name
@@ -175,7 +175,7 @@ async def test_cut_off_between_evaluation_and_verdict_it_records_the_evaluation_
     resumed: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = resumed.runs_dir / "round-1"
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         with monkeypatch.context() as patched:
             patched.setattr(open_.registry, "approve", AsyncMock(side_effect=StoreError("cut off")))
             with pytest.raises(StoreError, match="cut off"):
@@ -188,7 +188,7 @@ async def test_cut_off_between_evaluation_and_verdict_it_records_the_evaluation_
 async def test_stopped_before_a_stage_it_goes_on_later(resumed: Settings) -> None:
     stop = asyncio.Event()
     stop.set()
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         assert await Loop(open_).once(stop) is None
         assert await versions(open_) == []
         stop.clear()
@@ -198,7 +198,7 @@ async def test_stopped_before_a_stage_it_goes_on_later(resumed: Settings) -> Non
 
 
 async def test_one_trainer_at_a_time(resumed: Settings) -> None:
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         await acquire(open_.database, LEASE, "another", 60)
         with pytest.raises(Conflict, match="held by another"):
             await Loop(open_).once()
@@ -207,7 +207,7 @@ async def test_one_trainer_at_a_time(resumed: Settings) -> None:
 
 async def test_a_lost_lease_stops_before_registering(resumed: Settings) -> None:
     slow = changed(resumed, loop={"lease_seconds": 0.3})
-    async with workshop(slow) as open_:
+    async with context(slow) as open_:
         round_ = Round.open(open_, slow.runs_dir / "round-1")
         async with Hold(open_.database, LEASE, 0.3) as hold:
             hold._renewing.cancel()  # the process was paused
@@ -224,7 +224,7 @@ async def test_a_lost_lease_stops_before_registering(resumed: Settings) -> None:
 
 
 async def test_a_held_lease_outlives_its_length_and_is_given_back(resumed: Settings) -> None:
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         async with Hold(open_.database, LEASE, 0.3) as hold:
             await asyncio.sleep(0.8)
             await hold.confirm()
@@ -234,7 +234,7 @@ async def test_a_held_lease_outlives_its_length_and_is_given_back(resumed: Setti
 
 
 async def test_a_renewal_that_finds_the_lease_taken_tells_the_holder(resumed: Settings) -> None:
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         hold = Hold(open_.database, LEASE, 0.3)
         with capture_logs() as logs:
             async with hold:
@@ -251,7 +251,7 @@ async def test_a_renewal_that_finds_the_lease_taken_tells_the_holder(resumed: Se
 
 
 async def test_a_champion_promoted_meanwhile_is_not_replaced(resumed: Settings) -> None:
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         round_ = Round.open(open_, resumed.runs_dir / "round-1")
         version = await round_.register()
         await open_.registry.promote(version.name, actor="somebody")
@@ -267,7 +267,7 @@ async def test_a_champion_promoted_meanwhile_is_not_replaced(resumed: Settings) 
 
 
 async def test_a_round_that_was_cut_off_after_its_promotion_leaves_a_rollback_as_it_is(resumed: Settings) -> None:
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         version = await Round.open(open_, resumed.runs_dir / "round-1").register()
         await open_.registry.promote(version.name, expected="base", actor="trainer")  # and here it was cut off
         await open_.registry.rollback(actor="somebody")
@@ -278,7 +278,7 @@ async def test_a_round_that_was_cut_off_after_its_promotion_leaves_a_rollback_as
 
 
 async def test_what_cannot_be_trained_closes_the_round(settings: Settings) -> None:
-    async with workshop(changed(settings, train={"batch_size": 4096, "micro_batch_size": 4096})) as open_:
+    async with context(changed(settings, train={"batch_size": 4096, "micro_batch_size": 4096})) as open_:
         with pytest.raises(RoundFailed, match="batch_size = 4096"):
             await Loop(open_).once()
         (run,) = settings.runs_dir.glob("round-*")
@@ -288,7 +288,7 @@ async def test_what_cannot_be_trained_closes_the_round(settings: Settings) -> No
 
 
 async def test_settings_that_could_never_train_are_refused_at_once(settings: Settings) -> None:
-    async with workshop(changed(settings, loop={"min_groups": 39})) as open_:
+    async with context(changed(settings, loop={"min_groups": 39})) as open_:
         with pytest.raises(UserError, match=r"leaves about \d+ pairs .* train.min_pairs = 32"):
             Loop(open_)
 
@@ -302,7 +302,7 @@ async def test_the_daemon_tries_again_what_may_pass_and_stops_when_told(
     failing = resumed.model_copy(
         update={"reward": resumed.reward.model_copy(update={"target": "test_loop:fail_once"})}  # type: ignore[union-attr]
     )
-    async with workshop(failing) as open_:
+    async with context(failing) as open_:
         with capture_logs() as logs:
             daemon = asyncio.create_task(Loop(open_).run(stop))
             async with asyncio.timeout(60):
@@ -318,7 +318,7 @@ async def test_the_daemon_tries_again_what_may_pass_and_stops_when_told(
 
 async def test_the_daemon_waits_for_another_trainer(resumed: Settings) -> None:
     stop = asyncio.Event()
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         await acquire(open_.database, LEASE, "another", 60)
         with capture_logs() as logs:
             daemon = asyncio.create_task(Loop(open_).run(stop))
@@ -330,7 +330,7 @@ async def test_the_daemon_waits_for_another_trainer(resumed: Settings) -> None:
 
 async def test_a_round_from_a_given_snapshot(resumed: Settings) -> None:
     taken = resumed.runs_dir / "round-1" / "snapshot"
-    async with workshop(resumed) as open_:
+    async with context(resumed) as open_:
         directory = resumed.runs_dir / "by-hand"
         round_ = await Round.create(open_, directory, snapshot=taken)
         assert round_.plan.start == "base"
@@ -346,7 +346,7 @@ async def test_a_round_from_a_given_snapshot(resumed: Settings) -> None:
 async def test_a_start_that_the_method_cannot_go_on_from_is_refused_before_anything_is_taken(
     settings: Settings,
 ) -> None:
-    async with workshop(settings) as open_:
+    async with context(settings) as open_:
         full = await open_.registry.register(
             base="base", parent="base", kind=VersionKind.FULL, directory=Path(settings.model), training={}
         )
@@ -358,7 +358,7 @@ async def test_a_start_that_the_method_cannot_go_on_from_is_refused_before_anyth
 async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Settings) -> None:
     quick = changed(resumed, evaluate={"prompts": 12})
     run = quick.runs_dir / "round-1"
-    async with workshop(quick) as open_:
+    async with context(quick) as open_:
         unregistered = await inspect(open_, str(run))
         assert unregistered.evaluation.prompts == 12
         version = await Round.open(open_, run).register()
@@ -385,15 +385,15 @@ async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Setting
 
 
 async def test_the_base_is_found_through_the_champion(resumed: Settings, tmp_path: Path) -> None:
-    async with workshop(resumed.model_copy(update={"model": ""})) as open_:
+    async with context(resumed.model_copy(update={"model": ""})) as open_:
         assert open_.base.name == "base"
         assert open_.settings.model == resumed.model
     with pytest.raises(UserError, match="no model is set and nothing is served yet"):
-        async with workshop(Settings(data_dir=tmp_path / "new")):
+        async with context(Settings(data_dir=tmp_path / "new")):
             pass
-    async with workshop(resumed.model_copy(update={"reward": None})) as open_:
+    async with context(resumed.model_copy(update={"reward": None})) as open_:
         with pytest.raises(UserError, match="no reward is set"):
-            await Round.open(open_, resumed.runs_dir / "round-1").workshop.evaluate(
+            await Round.open(open_, resumed.runs_dir / "round-1").context.evaluate(
                 open_.base.files, await Round.open(open_, resumed.runs_dir / "round-1").snapshot(), served=None
             )
 

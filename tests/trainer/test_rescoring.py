@@ -16,7 +16,7 @@ from tests.support.data.groups import scored_group
 from tests.support.data.loop_world import make_settings
 from tests.support.data.sampled_groups import make_base
 from tests.support.service.running_service import new_version
-from trainer.context import Workshop, open_workshop
+from trainer.context import RunContext, open_context
 from trainer.loop import Loop
 from trainer.rounds import Round
 
@@ -30,15 +30,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def opened(base: Path, directory: Path, *, rescore: bool = True, **changes: Any) -> AsyncIterator[Workshop]:
+async def opened(base: Path, directory: Path, *, rescore: bool = True, **changes: Any) -> AsyncIterator[RunContext]:
     changes = {"reward": {"kind": "fake"}, "loop": {"min_groups": 45}} | changes
     settings = make_settings(base, directory, train={"min_pairs": 16, "rescore": rescore}, **changes)
-    async with open_workshop(settings, progress=False) as workshop:
-        yield workshop
+    async with open_context(settings, progress=False) as context:
+        yield context
 
 
-async def log(workshop: Workshop, count: int, *, reward: RewardKey = OLD, version: str = "base") -> None:
-    pair_log = PairLog(workshop.database)
+async def log(context: RunContext, count: int, *, reward: RewardKey = OLD, version: str = "base") -> None:
+    pair_log = PairLog(context.database)
     await pair_log.start()
     for number in range(count):
         name, of = reward
@@ -46,76 +46,76 @@ async def log(workshop: Workshop, count: int, *, reward: RewardKey = OLD, versio
     await pair_log.stop()
 
 
-async def snapshot(workshop: Workshop, start: str = "base") -> Snapshot:
-    round_ = await Round.create(workshop, workshop.settings.runs_dir / "round-1", start=start)
+async def snapshot(context: RunContext, start: str = "base") -> Snapshot:
+    round_ = await Round.create(context, context.settings.runs_dir / "round-1", start=start)
     return await round_.snapshot()
 
 
-async def counts(workshop: Workshop, version: str = "base") -> tuple[int, int]:
+async def counts(context: RunContext, version: str = "base") -> tuple[int, int]:
     """By the old reward and by the new one."""
-    old, new = [await count_trainable(workshop.database, version, reward) for reward in (OLD, FAKE)]
+    old, new = [await count_trainable(context.database, version, reward) for reward in (OLD, FAKE)]
     return old, new
 
 
 async def test_a_round_trains_on_older_groups_after_the_reward_has_changed(base: Path, tmp_path: Path) -> None:
-    async with opened(base, tmp_path) as workshop:
-        await log(workshop, 60)
-        await log(workshop, 5, reward=FAKE)
-        await workshop.registry.promote("base")
-        assert (await Loop(workshop).next_round()).is_due
-        taken = await snapshot(workshop)
+    async with opened(base, tmp_path) as context:
+        await log(context, 60)
+        await log(context, 5, reward=FAKE)
+        await context.registry.promote("base")
+        assert (await Loop(context).next_round()).is_due
+        taken = await snapshot(context)
         assert (taken.reward_name, taken.groups, taken.other_rewards) == ("fake", 45, 20)
-        assert await counts(workshop) == (20, 45)
+        assert await counts(context) == (20, 45)
 
 
 async def test_the_base_and_the_version_to_start_from_each_get_as_many(base: Path, tmp_path: Path) -> None:
-    async with opened(base, tmp_path) as workshop:
-        version = (await new_version(workshop.registry, 1, base="base", parent="base")).name
-        await log(workshop, 50)
-        await log(workshop, 10, version=version)
-        await log(workshop, 46, version=version, reward=FAKE)
-        taken = await snapshot(workshop, version)
+    async with opened(base, tmp_path) as context:
+        version = (await new_version(context.registry, 1, base="base", parent="base")).name
+        await log(context, 50)
+        await log(context, 10, version=version)
+        await log(context, 46, version=version, reward=FAKE)
+        taken = await snapshot(context, version)
         assert (taken.groups, taken.other_rewards) == (45 + 46, 5 + 10)
-        assert (await counts(workshop), await counts(workshop, version)) == ((5, 45), (10, 46))
+        assert (await counts(context), await counts(context, version)) == ((5, 45), (10, 46))
 
 
 @pytest.mark.parametrize("changes", [{"rescore": False}, {"reward": None}], ids=["switched off", "no reward is set"])
 async def test_without_it_a_round_has_what_the_newest_reward_scored(
     base: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    async with opened(base, tmp_path, **changes) as workshop:
-        await log(workshop, 60)
-        await log(workshop, 5, reward=FAKE)
-        taken = await snapshot(workshop)
+    async with opened(base, tmp_path, **changes) as context:
+        await log(context, 60)
+        await log(context, 5, reward=FAKE)
+        taken = await snapshot(context)
         assert (taken.groups, taken.other_rewards) == (5, 60)
 
 
 async def test_where_there_are_enough_the_reward_is_not_even_started(base: Path, tmp_path: Path) -> None:
-    async with opened(base, tmp_path, reward="http://127.0.0.1:9/score") as workshop:
-        await log(workshop, 20)
-        await log(workshop, 45, reward=FAKE)
-        assert (await snapshot(workshop)).groups == 45
+    async with opened(base, tmp_path, reward="http://127.0.0.1:9/score") as context:
+        await log(context, 20)
+        await log(context, 45, reward=FAKE)
+        assert (await snapshot(context)).groups == 45
 
 
 async def test_a_reward_that_is_not_the_newest_scores_nothing_and_is_named(base: Path, tmp_path: Path) -> None:
     """Service and trainer would score the log in turns."""
-    async with opened(base, tmp_path, reward={"kind": "length"}) as workshop:
-        await log(workshop, 60)
-        await log(workshop, 5, reward=FAKE)
+    async with opened(base, tmp_path, reward={"kind": "length"}) as context:
+        await log(context, 60)
+        await log(context, 5, reward=FAKE)
         with capture_logs() as entries:
-            taken = await snapshot(workshop)
+            taken = await snapshot(context)
         assert taken.groups == 5
         (warning,) = [entry for entry in entries if entry["log_level"] == "warning"]
         assert (warning["settings"], warning["newest"]) == ("length over-0-words-1", "fake 1")
 
 
 async def test_a_reward_that_fails_interrupts_the_round_and_the_round_goes_on_later(base: Path, tmp_path: Path) -> None:
-    async with opened(base, tmp_path, reward="http://127.0.0.1:9/score") as workshop:
-        await log(workshop, 60)
-        await log(workshop, 5, reward=FAKE)
+    async with opened(base, tmp_path, reward="http://127.0.0.1:9/score") as context:
+        await log(context, 60)
+        await log(context, 5, reward=FAKE)
         with pytest.raises(RewardError, match="reward http cannot score"):
-            await snapshot(workshop)
-    async with opened(base, tmp_path) as workshop:
-        round_ = Round.open(workshop, workshop.settings.runs_dir / "round-1")
+            await snapshot(context)
+    async with opened(base, tmp_path) as context:
+        round_ = Round.open(context, context.settings.runs_dir / "round-1")
         assert round_.unfinished
         assert (await round_.snapshot()).groups == 45

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from bonbon.registry.round_progress import RoundStage, read_rounds
 from bonbon.store.database import Database
-from trainer.round_progress import POINTS, Teller, training_curve
+from trainer.round_progress import POINTS, ProgressReporter, training_curve
 
 
 def write_steps(directory: Path, count: int) -> None:
@@ -34,14 +34,14 @@ def test_the_curve_is_of_steps_and_keeps_its_ends(tmp_path: Path) -> None:
 async def test_a_round_is_told_while_it_trains_and_how_it_ended(database: Database, tmp_path: Path) -> None:
     run = tmp_path / "round-1"
     write_steps(run, 3)
-    teller = Teller(database, "id", run, "tiny", 3.0)
-    async with teller.training():
+    reporter = ProgressReporter(database, "id", run, "tiny", 3.0)
+    async with reporter.training():
         async with asyncio.timeout(30):
             while not (rounds := await read_rounds(database)):
                 await asyncio.sleep(0.01)
     assert (rounds[0].stage, rounds[0].epoch, rounds[0].epochs, rounds[0].ended) == ("training", 0.03, 3.0, False)
     write_steps(run, 300)
-    await teller.tell(RoundStage.FINISHED, version="tiny-bonbon-0001", outcome="promoted")
+    await reporter.tell(RoundStage.FINISHED, version="tiny-bonbon-0001", outcome="promoted")
     (ended,) = await read_rounds(database)
     assert (ended.run, ended.sampler, ended.version, ended.outcome) == (
         "round-1",
@@ -57,15 +57,15 @@ async def test_a_round_is_told_while_it_trains_and_how_it_ended(database: Databa
 async def test_a_database_that_is_away_does_not_stop_the_round(tmp_path: Path) -> None:
     away = Database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}")
     with capture_logs() as lines:
-        async with Teller(away, "id", tmp_path, "tiny", 3.0).training():
+        async with ProgressReporter(away, "id", tmp_path, "tiny", 3.0).training():
             await asyncio.sleep(0.05)
-        await Teller(away, "id", tmp_path, "tiny", 3.0).tell(RoundStage.EVALUATING)
+        await ProgressReporter(away, "id", tmp_path, "tiny", 3.0).tell(RoundStage.EVALUATING)
     assert {line["event"] for line in lines} == {"how far the round is could not be told"}
 
 
 async def test_metrics_that_cannot_be_read_do_not_stop_the_round(database: Database, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("no JSON\n")
     with capture_logs() as lines:
-        async with Teller(database, "id", tmp_path, "tiny", 3.0).training():
+        async with ProgressReporter(database, "id", tmp_path, "tiny", 3.0).training():
             await asyncio.sleep(0.2)
     assert [line["event"] for line in lines] == ["how far the round is could not be told"]

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import NamedTuple
 
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.engines.engine import Engine, VersionFiles
 from bonbon.errors import UserError
 from bonbon.rewards.reward import Reward
@@ -155,7 +155,7 @@ async def _draw_all(sampler: Sampler, prompts: Sequence[LoggedPrompt], title: st
         return samples
 
     with bar(title, len(prompts), show=progress) as advance:
-        drawn = await together(draw(prompt) for prompt in prompts)
+        drawn = await gather_or_cancel(draw(prompt) for prompt in prompts)
     return [samples for samples in drawn if samples is not None]
 
 

@@ -7,7 +7,7 @@ from hashlib import sha256
 
 import structlog
 
-from bonbon.candidates import Draws, collect
+from bonbon.engines.candidates import Draws, collect
 from bonbon.engines.engine import DrawRequest, Engine
 from bonbon.errors import EngineError, PromptTooLong
 from bonbon.prompt import Prompt

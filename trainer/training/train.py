@@ -10,15 +10,15 @@ import torch
 from bonbon.engines.engine import VersionKind
 from bonbon.engines.text.model_config import read_config
 from bonbon.errors import UserError
+from bonbon.manifest import base_digest, make_manifest, names_base
 from bonbon.model_files import served_name
 from bonbon.pairs.reading.snapshot import Snapshot, Split, read_snapshot
-from bonbon.registry.manifest import base_digest, make_manifest, names_base
 from bonbon.settings import Settings, TrainSettings
 from trainer.data.groups import Groups
 from trainer.progress_bars import Bars
+from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.candidate_selection import trainable_rows
 from trainer.training.metrics import latest_metrics
-from trainer.training.processes.accelerator import make_accelerator
 from trainer.training.run import Run
 from trainer.training.run_record import Digests, claim, describe
 from trainer.training.stages.draws import DrawBox, DrawOrder

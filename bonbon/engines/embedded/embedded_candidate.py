@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING
 
-from bonbon.engines.embedded.candidate_stream import Drawn
+from bonbon.engines.candidate_stream import CandidateStream
 from bonbon.engines.engine import Delta, DrawRequest
 from bonbon.errors import BonbonError
 
@@ -49,7 +49,7 @@ class Job:
     over: bool = False
 
 
-class Row(Drawn):
+class EmbeddedCandidate(CandidateStream):
     """One candidate of a job.
 
     Args:

@@ -4,42 +4,19 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from bonbon.engines.embedded.embedded_candidate import Job, Loaded, Row
+from bonbon.engines.embedded.embedded_candidate import EmbeddedCandidate, Job, Loaded
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.golden_prompts import check_base
 from bonbon.engines.request_limits import check_bias, check_length, check_request
-from bonbon.engines.structured.tool_format import ToolParser
 from bonbon.errors import BonbonError, EngineError, UnknownVersion, UserError
 from bonbon.extras import install
 from bonbon.prompt import Prompt
 
 if TYPE_CHECKING:
     from bonbon.engines.embedded.runtime import Runtime
-
-
-class EmbeddedOptions(BaseModel):
-    """What `engine_options` may hold for the embedded engine."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    device: str = "auto"
-    """auto: cuda if there is one, else cpu; or a torch device such as cuda:1."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: as in the checkpoint on a GPU, float32 on the CPU."""
-    max_rows: int = Field(128, ge=1)
-    """Most candidates a model draws at once; more wait. It bounds the memory that draws take."""
-    threads: int = Field(0, ge=0)
-    """CPU threads for torch; 0 leaves torch's own choice."""
-    tool_parser: ToolParser = "auto"
-    """How the model writes calls of functions: hermes, llama3_json or mistral, the names that vLLM has for them; auto:
-    as its chat template shows."""
-    schema_timeout: float = Field(10.0, gt=0)
-    """Seconds that the schemas of a response_format or of tools may take to compile; a request that needs longer is
-    refused."""
 
 
 class EmbeddedEngine(Engine):
@@ -106,7 +83,7 @@ class EmbeddedEngine(Engine):
         started = await asyncio.wrap_future(runtime.read(request.prompt))
         check_length(len(started.token_ids), request, runtime.context_length)
         job = Job(request, loaded, started.token_ids, runtime.reader, await runtime.grammar(request))
-        runtime.worker.submit(job, [Row(job, index, self._random) for index in range(request.n)])
+        runtime.worker.submit(job, [EmbeddedCandidate(job, index, self._random) for index in range(request.n)])
         left = request.n
         try:
             yield started

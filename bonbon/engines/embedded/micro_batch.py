@@ -9,7 +9,7 @@ import structlog
 import torch
 from torch import Tensor
 
-from bonbon.engines.embedded.embedded_candidate import Row
+from bonbon.engines.embedded.embedded_candidate import EmbeddedCandidate
 from bonbon.engines.embedded.logits_processors import History, LogitsProcessors
 from bonbon.engines.embedded.outbox import Outbox
 from bonbon.engines.embedded.policy import Policy
@@ -38,7 +38,7 @@ class MicroBatch:
     """
 
     def __init__(self, policy: Policy, outbox: Outbox) -> None:
-        self.rows: list[Row] = []
+        self.rows: list[EmbeddedCandidate] = []
         self._policy, self._outbox = policy, outbox
         self._sequences: Sequences | None = None
         self._masks: GrammarMasks | None = None
@@ -48,7 +48,7 @@ class MicroBatch:
         """How many rows are to get more tokens."""
         return sum(row.running for row in self.rows)
 
-    def join(self, rows: Sequence[Row]) -> None:
+    def join(self, rows: Sequence[EmbeddedCandidate]) -> None:
         """Add rows, after processing each distinct prompt once. A prompt that fails fails its own rows only."""
         for group in _prompts(rows):
             try:
@@ -63,14 +63,14 @@ class MicroBatch:
             else:
                 self._add([row for same in group for row in same], new)
 
-    def _prefill(self, group: Sequence[Sequence[Row]]) -> Sequences:
+    def _prefill(self, group: Sequence[Sequence[EmbeddedCandidate]]) -> Sequences:
         """The prompts of `group`, each the same for some rows, as one row each of these."""
         firsts = [same[0].job for same in group]
         new = self._policy.prefill([job.prompt for job in firsts], [job.loaded.adapter for job in firsts])
         new.select([at for at, same in enumerate(group) for _ in same])
         return new
 
-    def _add(self, rows: Sequence[Row], sequences: Sequences) -> None:
+    def _add(self, rows: Sequence[EmbeddedCandidate], sequences: Sequences) -> None:
         self.rows += rows
         with self._contain(self.rows):
             if self._sequences is None:
@@ -136,7 +136,7 @@ class MicroBatch:
                     self._masks.release(at)
         return self.running
 
-    def _refused(self, at: int, row: Row) -> bool:
+    def _refused(self, at: int, row: EmbeddedCandidate) -> bool:
         """Whether the row cannot be held to its grammar; then its job is over."""
         if self._masks is None or (failure := self._masks.failures.get(at)) is None:
             return False
@@ -154,7 +154,7 @@ class MicroBatch:
             self._sequences = None
 
     @contextmanager
-    def _contain(self, rows: Sequence[Row]) -> Iterator[None]:
+    def _contain(self, rows: Sequence[EmbeddedCandidate]) -> Iterator[None]:
         """Whatever is raised within fails `rows`, and nothing else."""
         try:
             yield
@@ -182,12 +182,12 @@ class Step:
         return input_ids.new_full((size,), over, dtype=torch.bool)
 
 
-def _prompts(rows: Sequence[Row]) -> list[list[list[Row]]]:
+def _prompts(rows: Sequence[EmbeddedCandidate]) -> list[list[list[EmbeddedCandidate]]]:
     """Rows with the same prompt and adapter together, in groups of prompts that fit one forward pass."""
-    same: dict[tuple[tuple[int, ...], str], list[Row]] = {}
+    same: dict[tuple[tuple[int, ...], str], list[EmbeddedCandidate]] = {}
     for row in rows:
         same.setdefault((row.job.prompt, row.job.loaded.adapter), []).append(row)
-    groups: list[list[list[Row]]] = []
+    groups: list[list[list[EmbeddedCandidate]]] = []
     for members in sorted(same.values(), key=lambda members: len(members[0].job.prompt)):
         if not groups or (len(groups[-1]) + 1) * len(members[0].job.prompt) > PREFILL_TOKENS:
             groups.append([])

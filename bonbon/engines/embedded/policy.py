@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from bonbon.engines.adapters.adapter_files import Adapter
 from bonbon.engines.adapters.peft_layers import forget_names, strip
-from bonbon.engines.embedded.candidate_stream import Top
+from bonbon.engines.candidate_stream import Top
 from bonbon.engines.embedded.sequences import Sequences
 from bonbon.engines.text import end_tokens
 from bonbon.engines.text.context_length import context_length
@@ -176,9 +176,9 @@ class Policy:
         logprobs: list[float] = []
         tops: list[Top] = []
         for at in range(0, len(prompt) - 1, POSITIONS):
-            law = output.logits[0, at : min(at + POSITIONS, len(prompt) - 1)].float().log_softmax(-1)
-            logprobs += law.gather(1, ids[0, at + 1 : at + 1 + len(law), None]).squeeze(1).tolist()
-            likeliest = law.topk(min(alternatives, law.shape[1]), dim=-1)
+            distribution = output.logits[0, at : min(at + POSITIONS, len(prompt) - 1)].float().log_softmax(-1)
+            logprobs += distribution.gather(1, ids[0, at + 1 : at + 1 + len(distribution), None]).squeeze(1).tolist()
+            likeliest = distribution.topk(min(alternatives, distribution.shape[1]), dim=-1)
             tops += zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         if any(math.isnan(logprob) for logprob in logprobs):
             raise EngineError("the model gave the prompt a log-probability that is not a number")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bonbon.engines.embedded.embedded_candidate import Loaded
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.embedded.loaded_versions import Versions, free_memory
 from bonbon.engines.embedded.outbox import Outbox
 from bonbon.engines.embedded.worker import Worker
@@ -22,7 +23,6 @@ from bonbon.prompt import Prompt
 if TYPE_CHECKING:
     from llguidance import LLMatcher
 
-    from bonbon.engines.embedded.embedded_engine import EmbeddedOptions
     from bonbon.engines.structured.compiled_grammars import Grammars
 
 
@@ -37,7 +37,7 @@ class Runtime:
         self,
         base: str,
         directory: Path,
-        options: "EmbeddedOptions",
+        options: EmbeddedOptions,
         loop: asyncio.AbstractEventLoop,
         *,
         end_tokens: Sequence[str | int] | None,

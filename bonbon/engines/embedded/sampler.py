@@ -1,4 +1,4 @@
-"""Drawing each row's next token from its own law."""
+"""Drawing each row's next token from its own distribution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class Sampler:
 
     Every row draws by inverting its cumulative distribution at one uniform number of its own generator: rows with
     different temperatures, limits, penalties and seeds are drawn together, and a seeded row is drawn alike on any
-    device. Log-probabilities are those of the law at the sampling temperature (at temperature 0: at temperature 1)
-    before anything else changes it.
+    device. Log-probabilities are those of the distribution at the sampling temperature (at temperature 0: at
+    temperature 1) before anything else changes it.
 
     Args:
         samplings: of each row.
@@ -74,11 +74,11 @@ class Sampler:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores` (rows, vocabulary) are overwritten: 0 at each row's token, -inf elsewhere."""
-        logprobs = self._law(scores)
+        logprobs = self._distribution(scores)
         changed = scores
         for processor in self._processors:
             changed = processor(changed)
-        tokens = self._draw(logprobs if changed is scores else self._law(changed))
+        tokens = self._draw(logprobs if changed is scores else self._distribution(changed))
         for processor in self._processors:
             processor.note(tokens)
         chosen = logprobs.gather(1, tokens)
@@ -90,7 +90,7 @@ class Sampler:
         self.last = Choices(tokens.squeeze(1).tolist(), chosen.squeeze(1).tolist(), top_ids, top_logprobs)
         return scores.fill_(-torch.inf).scatter_(1, tokens, 0.0)
 
-    def _law(self, scores: Tensor) -> Tensor:
+    def _distribution(self, scores: Tensor) -> Tensor:
         """Log-probabilities at each row's temperature, shape (rows, vocabulary)."""
         logits = scores if self._temperatures is None else scores / self._temperatures
         return logits.log_softmax(-1)

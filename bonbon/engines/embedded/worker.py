@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
-from bonbon.engines.embedded.embedded_candidate import Job, Lane, Loaded, Row
+from bonbon.engines.embedded.embedded_candidate import EmbeddedCandidate, Job, Lane, Loaded
 from bonbon.engines.embedded.micro_batch import MicroBatch
 from bonbon.engines.embedded.outbox import Outbox
 from bonbon.errors import EngineError
@@ -41,7 +41,7 @@ class Worker(threading.Thread):
         self._changed = threading.Condition()
         self._closing = False
         self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._waiting: dict[Lane, deque[Row]] = {}
+        self._waiting: dict[Lane, deque[EmbeddedCandidate]] = {}
         self._batches: dict[Lane, MicroBatch] = {}
 
     def call(self, function: Callable[[], T]) -> "Future[T]":
@@ -53,7 +53,7 @@ class Worker(threading.Thread):
             self._changed.notify()
         return future
 
-    def submit(self, job: Job, rows: list[Row]) -> None:
+    def submit(self, job: Job, rows: list[EmbeddedCandidate]) -> None:
         """Queue a job's rows. Raises EngineError when the thread has ended."""
         with self._changed:
             self._raise_end()
@@ -112,7 +112,7 @@ class Worker(threading.Thread):
         with self._changed:
             return self._calls.popleft() if self._calls else None
 
-    def _take(self, lane: Lane, room: int) -> list[Row]:
+    def _take(self, lane: Lane, room: int) -> list[EmbeddedCandidate]:
         """The next waiting rows of a lane, at most `room`."""
         with self._changed:
             waiting = self._waiting.get(lane, deque())
@@ -137,7 +137,7 @@ class Worker(threading.Thread):
                 if not self._waiting[lane]:
                     del self._waiting[lane]
 
-    def _rows(self) -> list[Row]:
+    def _rows(self) -> list[EmbeddedCandidate]:
         waiting = [row for rows in self._waiting.values() for row in rows]
         return waiting + [row for batch in self._batches.values() for row in batch.rows]
 

@@ -24,7 +24,7 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
-from bonbon.concurrency.shielded import uncancelled
+from bonbon.concurrency.shielded import shielded
 from bonbon.engines.vllm.sampling_params import ONE_OF_TWO
 from bonbon.engines.vllm.vllm_errors import DIED, first_line, translated
 from bonbon.errors import BonbonError, EngineError, UserError
@@ -102,7 +102,7 @@ class Core:
             adding = asyncio.ensure_future(llm.add_request(uuid4().hex, prompt, params, lora_request=adapter))
             try:
                 # To its end, even when cancelled: only what has been added can be aborted.
-                collector = await uncancelled(adding)
+                collector = await shielded(adding)
             except asyncio.CancelledError:
                 if not adding.cancelled() and adding.exception() is None:
                     await self.abort([adding.result()])
@@ -117,7 +117,7 @@ class Core:
             try:
                 yield collector
             finally:
-                await uncancelled(self.abort([collector]))
+                await shielded(self.abort([collector]))
 
     async def abort(self, collectors: Iterable[RequestOutputCollector]) -> None:
         """Drop requests; those that have ended are left as they are."""
@@ -186,13 +186,13 @@ class Core:
     async def _bring_up(self) -> None:
         try:
             # To its end, even when cancelled: what a thread starts can only be stopped when it is known.
-            await uncancelled(asyncio.to_thread(self._open))
+            await shielded(asyncio.to_thread(self._open))
             await self._first_draw()
             for adapter in self._adapters.values():
                 with translated():
                     await self._running.add_lora(adapter)
         except BaseException:
-            await uncancelled(asyncio.to_thread(self._close))
+            await shielded(asyncio.to_thread(self._close))
             raise
 
     def _open(self) -> None:
@@ -245,7 +245,7 @@ class Core:
         """Have log-probabilities reported before top_p and top_k, and see that they are. Before any other draw."""
         llm = self._running
         await llm.collective_rpc("end_with", args=(os.getpid(),))
-        await llm.collective_rpc("report_whole_law")
+        await llm.collective_rpc("report_untruncated_logprobs")
         async with self.draw(tokens_input([0]), ONE_OF_TWO, None) as collector:
             (piece,) = (await collector.get()).outputs
         if min(piece.logprobs.logprobs) == -float("inf"):

@@ -1,4 +1,4 @@
-"""In vLLM's worker process: report the law before top_p and top_k, and end when the service does.
+"""In vLLM's worker process: report the distribution before top_p and top_k, and end when the service does.
 
 vLLM reports log-probabilities either of the model's own logits (`raw_logprobs`), or of what is left of them after
 temperature, top_k and top_p (`processed_logprobs`). An engine reports them after the temperature and before the limits.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-class WholeLaw:
+class UntruncatedLogprobs:
     """Mixed into vLLM's worker class by its argument `worker_extension_cls`."""
 
     model_runner: Any
@@ -29,7 +29,7 @@ class WholeLaw:
             ours = [os.getpid(), *above[: above.index(service)]]
             threading.Thread(target=_end_with, args=(watched, ours), name="end-with-service", daemon=True).start()
 
-    def report_whole_law(self) -> None:
+    def report_untruncated_logprobs(self) -> None:
         """Have the sampler report log-probabilities before top_p and top_k. Called once, before any draw."""
         sampler = self.model_runner.sampler
         if hasattr(sampler, "topk_topp_sampler"):

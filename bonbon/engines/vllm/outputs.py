@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bonbon.engines.embedded.candidate_stream import Drawn, Top
+from bonbon.engines.candidate_stream import CandidateStream, Top
 from bonbon.engines.engine import Delta, DrawRequest
 from bonbon.errors import EngineError
 
@@ -23,10 +23,10 @@ def read_prompt(output: Any, token_ids: Sequence[int], wanted: int) -> tuple[lis
         raise EngineError("vLLM reported no log-probabilities of the prompt")
     logprobs, tops = [], []
     for token, position in zip(token_ids[1:], found[1:], strict=True):
-        law = {token_id: entry.logprob for token_id, entry in position.items()}
-        likeliest = sorted(law, key=lambda token_id: -law[token_id])[:wanted]
-        logprobs.append(law[token])
-        tops.append((likeliest, [law[token_id] for token_id in likeliest]))
+        distribution = {token_id: entry.logprob for token_id, entry in position.items()}
+        likeliest = sorted(distribution, key=lambda token_id: -distribution[token_id])[:wanted]
+        logprobs.append(distribution[token])
+        tops.append((likeliest, [distribution[token_id] for token_id in likeliest]))
     return logprobs, tops
 
 
@@ -44,7 +44,7 @@ class Reading:
     def __init__(self, request: DrawRequest, prompt: Sequence[int], reader: "PromptReader") -> None:
         greedy = request.sampling.temperature == 0
         self._copies = request.n if greedy else 1
-        self._drawn = [Drawn(request, index, prompt, reader) for index in range(1 if greedy else request.n)]
+        self._drawn = [CandidateStream(request, index, prompt, reader) for index in range(1 if greedy else request.n)]
         self._version = request.version
         self._top = request.sampling.top_logprobs
 
@@ -64,7 +64,7 @@ class Reading:
         for at, token in enumerate(piece.token_ids):
             if drawn.finished:  # a stop string that vLLM is about to see, too
                 return
-            logprob, top = self._law(piece.logprobs, at, token)
+            logprob, top = self._distribution(piece.logprobs, at, token)
             if delta := drawn.add(token, logprob, top):
                 yield delta
         if piece.finish_reason is None or drawn.finished:
@@ -73,11 +73,11 @@ class Reading:
             raise EngineError(f"vLLM ended a candidate early ({piece.finish_reason}); its output says why")
         yield drawn.finish(piece.finish_reason)
 
-    def _law(self, logprobs: Any, at: int, token: int) -> tuple[float, Top]:
+    def _distribution(self, logprobs: Any, at: int, token: int) -> tuple[float, Top]:
         """The log-probability of the token drawn, and of the likeliest tokens."""
         start, end = logprobs.start_indices[at], logprobs.end_indices[at]
-        law = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
-        if not math.isfinite(law[token]):
-            raise EngineError(f"version {self._version} gave a token the log-probability {law[token]}")
-        likeliest = sorted(law, key=lambda token: -law[token])[: self._top]
-        return law[token], (likeliest, [law[token] for token in likeliest])
+        distribution = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
+        if not math.isfinite(distribution[token]):
+            raise EngineError(f"version {self._version} gave a token the log-probability {distribution[token]}")
+        likeliest = sorted(distribution, key=lambda token: -distribution[token])[: self._top]
+        return distribution[token], (likeliest, [distribution[token] for token in likeliest])

@@ -20,7 +20,7 @@ OWNED: dict[str, Any] = {
     "logprobs_mode": "processed_logprobs",
     "runner": "generate",
     "trust_remote_code": False,
-    "worker_extension_cls": "bonbon.engines.vllm.logprobs_patch.WholeLaw",
+    "worker_extension_cls": "bonbon.engines.vllm.logprobs_patch.UntruncatedLogprobs",
 }
 """vLLM's arguments that the engine sets itself: what it promises depends on them."""
 
@@ -28,7 +28,7 @@ REFUSED = {
     "code_revision": "set revision",
     "enable_prompt_embeds": "prompts are messages, text or token ids",
     "hf_config_path": "set model",
-    "logits_processors": "the policy's own law is what is logged and trained on",
+    "logits_processors": "the policy's own distribution is what is logged and trained on",
     "model": "set model",
     "model_weights": "set model",
     "override_generation_config": "sampling is each request's",
@@ -41,7 +41,7 @@ REFUSED = {
     "speculative_config": "log-probabilities are not checked under speculative decoding",
     "tokenizer": "set model",
     "tokenizer_revision": "set revision",
-    "watermark_config": "the policy's own law is what is logged and trained on",
+    "watermark_config": "the policy's own distribution is what is logged and trained on",
 }
 """vLLM's arguments that may not be given, and why, or what to set instead."""
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import structlog
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, func, insert, not_, or_, select, update
 
-from bonbon.best_of_n import rank, why_unclean
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.errors import RewardError
 from bonbon.pairs.group_records import TRAINING, Candidate, Group, Unclean
 from bonbon.pairs.group_rows import group_of
+from bonbon.pairs.ranking import rank, why_unclean
 from bonbon.pairs.reading.readable_prompts import ReadablePrompts
 from bonbon.pairs.reading.reader import RewardKey, Tenants, of_tenants, scored_by, trainable
 from bonbon.pairs.rescoring.earlier_scores import SCORES, earlier_row
@@ -152,7 +152,7 @@ async def rescore(
         if not some:
             break
         readable = [await prompts.of(group) for group in some]
-        outcomes = await together(_score(*pair, reward) for pair in zip(some, readable, strict=True))
+        outcomes = await gather_or_cancel(_score(*pair, reward) for pair in zip(some, readable, strict=True))
         stored = await _store(database, zip(some, outcomes, strict=True))
         for group, outcome in zip(some, outcomes, strict=True):
             found.add(group, outcome, stored=group.id in stored)

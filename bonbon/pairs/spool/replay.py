@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
-from bonbon.concurrency.shielded import uncancelled
+from bonbon.concurrency.shielded import shielded
 from bonbon.errors import StoreError, StoreUnavailable
 from bonbon.pairs.deletion.erasures import without_erased
 from bonbon.pairs.group_records import Group, Unclean
@@ -70,7 +70,7 @@ class Replayer:
 
     async def _empty(self, path: Path, done: _Pass) -> None:
         try:
-            segment = await uncancelled(asyncio.to_thread(self.spool.take, path))
+            segment = await shielded(asyncio.to_thread(self.spool.take, path))
             if segment is not None:
                 await self._replay(segment, done)
         except OSError as error:
@@ -87,7 +87,7 @@ class Replayer:
             left = await self._set_aside_unreadable(segment, lines)
             left += await self._offer([line for line in lines if line.group is not None], done)
             if len(left) < len(lines) or not lines:
-                await uncancelled(asyncio.to_thread(self.spool.keep, segment, [line.data for line in left]))
+                await shielded(asyncio.to_thread(self.spool.keep, segment, [line.data for line in left]))
         finally:
             segment.close()
 
@@ -98,7 +98,7 @@ class Replayer:
             return []
         told = {"file": segment.path.name, "lines": len(bad), "reason": bad[0].fault}
         try:
-            await uncancelled(asyncio.to_thread(self.spool.set_aside.add, [(line.data, line.fault) for line in bad]))
+            await shielded(asyncio.to_thread(self.spool.set_aside.add, [(line.data, line.fault) for line in bad]))
         except OSError as error:
             log.error("lines of the spool can neither be read nor set aside; they stay", failure=str(error), **told)
             return bad
@@ -139,7 +139,7 @@ class Replayer:
 
     async def _set_aside(self, refusals: Sequence[Refusal], waiting: dict[str, Line]) -> None:
         lines = [(waiting[r.group.id].data, f"the database refused it: {r.error.why}") for r in refusals]
-        await uncancelled(asyncio.to_thread(self.spool.set_aside.add, lines))
+        await shielded(asyncio.to_thread(self.spool.set_aside.add, lines))
         for refusal in refusals:
             del waiting[refusal.group.id], self._strikes[refusal.group.id]
             log.error(

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bonbon.engines.engine import VersionKind
+from bonbon.manifest import MANIFEST
 from bonbon.registry.evaluation_figures import evaluation_figures
-from bonbon.registry.manifest import MANIFEST
 from bonbon.registry.transfer.exported_version import EVALUATION, RECORD, Record
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

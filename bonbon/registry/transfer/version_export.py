@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from bonbon import __version__
-from bonbon.cli.progress import Bar
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import UserError
 from bonbon.extras import need
-from bonbon.registry.manifest import MANIFEST, make_manifest, version_files
+from bonbon.manifest import MANIFEST, make_manifest, version_files
+from bonbon.progress import Bar
 from bonbon.registry.registry import Registry
 from bonbon.registry.transfer.exported_version import BESIDE, CARD, EVALUATION, IMPORTED, RECORD, Record
 from bonbon.registry.transfer.model_card import model_card
@@ -82,7 +82,7 @@ def _write(version: Version, base: Version, directory: Path, merged: bool, bar: 
         work = Path(temporary) / "work"
         if merged:
             # Brings in torch.
-            from bonbon.engines.adapters.merge import merge_adapter
+            from bonbon.engines.embedded.merge import merge_adapter
 
             merge_adapter(base.directory, version.directory, work, bar)
             for name in BESIDE:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.remote.scoring_client import HttpClient, HttpOptions
@@ -90,7 +90,7 @@ class ChatModel:
     async def ask(self, system: str, questions: Iterable[str]) -> list[Verdict]:
         """One verdict per question, in order. Raises RewardError when one of them fails."""
         with self.client.guarded():
-            return await together(self._ask(system, question) for question in questions)
+            return await gather_or_cancel(self._ask(system, question) for question in questions)
 
     async def _ask(self, system: str, user: str) -> Verdict:
         options = self.options

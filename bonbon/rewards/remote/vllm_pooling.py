@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 import structlog
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from bonbon.concurrency.gather import together
+from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.remote.scoring_client import HttpClient, HttpOptions, Refused
@@ -107,7 +107,7 @@ class VllmReward(Reward):
                 except Refused as error:
                     if TOO_LONG not in error.content:
                         raise
-            return await self._classify(card, await together(self._cut(card, text) for text in texts))
+            return await self._classify(card, await gather_or_cancel(self._cut(card, text) for text in texts))
 
     async def _find(self) -> _Card:
         cards = _read(_Cards, await self.client.get("/v1/models")).data
@@ -122,7 +122,7 @@ class VllmReward(Reward):
     async def _whole(self, card: _Card, texts: list[dict[str, Any]]) -> list[float]:
         """Scores of texts as they are. Raises Refused when the server finds one of them too long."""
         if "messages" in texts[0]:  # of these it takes one a call
-            return await together(self._score(card, chat) for chat in texts)
+            return await gather_or_cancel(self._score(card, chat) for chat in texts)
         return await self._classify(card, [text["prompt"] for text in texts])
 
     async def _cut(self, card: _Card, text: dict[str, Any]) -> list[int]:

@@ -11,12 +11,12 @@ from bonbon.curve.best_of_k import make_curve
 from bonbon.curve.group_selection import select_groups
 from bonbon.pairs.live.win_rate_history import read_win_rate_history
 from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
-from service.app_state import Parts, get_parts
-from service.auth.admin_access import require_admin
+from service.app_state import AppState, get_state
+from service.routes.dependencies import require_admin
 
 router = APIRouter(prefix="/admin/charts", tags=["admin"], dependencies=[Depends(require_admin)])
 
-TheParts = Annotated[Parts, Depends(get_parts)]
+TheParts = Annotated[AppState, Depends(get_state)]
 STEPS = 80
 
 
@@ -96,10 +96,10 @@ def frontier(kl: Annotated[float, Query(gt=0, le=20)] = 3.0) -> FrontierBody:
 
 
 @router.get("/win-rate")
-async def win_rate(parts: TheParts, version: str | None = None, opponent: str | None = None) -> HistoryBody:
+async def win_rate(state: TheParts, version: str | None = None, opponent: str | None = None) -> HistoryBody:
     """By default the champion's, against the base."""
     history = await read_win_rate_history(
-        parts.database, version=version or parts.serving.champion, opponent=opponent or parts.serving.routes.base
+        state.database, version=version or state.serving.champion, opponent=opponent or state.serving.routes.base
     )
     return HistoryBody(
         version=history.version,
@@ -114,10 +114,10 @@ async def win_rate(parts: TheParts, version: str | None = None, opponent: str | 
 
 @router.get("/best-of-k")
 async def best_of_k(
-    parts: TheParts, version: str | None = None, newest: Annotated[int, Query(ge=2, le=10_000)] = 2000
+    state: TheParts, version: str | None = None, newest: Annotated[int, Query(ge=2, le=10_000)] = 2000
 ) -> CurveBody:
     """From the newest groups of the log; 400 when there are too few."""
-    curve = await make_curve(parts.database, await select_groups(parts.database, version=version, newest=newest))
+    curve = await make_curve(state.database, await select_groups(state.database, version=version, newest=newest))
     return CurveBody(
         version=curve.kind.version,
         reward=curve.kind.reward.name,

@@ -6,16 +6,16 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from bonbon.candidates import collect
+from bonbon.engines.candidates import collect
 from bonbon.engines.engine import DrawRequest, Sampling
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
 from bonbon.store.storable_text import REASON_LENGTH, clean_name
 from bonbon.theory import win_fraction
-from service.app_state import Parts, get_parts
-from service.auth.admin_access import require_admin
+from service.app_state import AppState, get_state
 from service.middleware.disconnect import unless_disconnected
 from service.middleware.readiness import require_engine
+from service.routes.dependencies import require_admin
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin), Depends(require_engine)])
 
@@ -56,20 +56,20 @@ class PlayedBody(BaseModel):
 
 
 @router.post("/playground")
-async def play(body: AskBody, request: Request, parts: Annotated[Parts, Depends(get_parts)]) -> PlayedBody:
-    return await unless_disconnected(request.receive, _play(body, parts), parts.cut_off)
+async def play(body: AskBody, request: Request, state: Annotated[AppState, Depends(get_state)]) -> PlayedBody:
+    return await unless_disconnected(request.receive, _play(body, state), state.cut_off)
 
 
-async def _play(body: AskBody, parts: Parts) -> PlayedBody:
-    if body.n > parts.settings.service.max_best_of:
-        raise UserError(f"n {body.n} is above this service's limit of {parts.settings.service.max_best_of}", param="n")
-    best_of_n, prompt = parts.best_of_n, Prompt.user(body.prompt)
+async def _play(body: AskBody, state: AppState) -> PlayedBody:
+    if body.n > state.settings.service.max_best_of:
+        raise UserError(f"n {body.n} is above this service's limit of {state.settings.service.max_best_of}", param="n")
+    best_of_n, prompt = state.best_of_n, Prompt.user(body.prompt)
     sampling = Sampling(max_tokens=body.max_tokens, temperature=body.temperature)
-    async with parts.admission.admit("", (body.n + 1) * body.max_tokens):
-        await parts.serving.admitted()
-        routes = parts.serving.routes
+    async with state.admission.admit("", (body.n + 1) * body.max_tokens):
+        await state.serving.admitted()
+        routes = state.serving.routes
         version = body.version or routes.champion
-        with parts.serving.hold(routes.base), parts.serving.hold(version):
+        with state.serving.hold(routes.base), state.serving.hold(version):
             group = (await best_of_n(prompt, body.n, version=routes.base, sampling=sampling)).group
             drawn = (await collect(best_of_n.engine, DrawRequest(prompt, version, 1, sampling))).draws[0]
     problem, reward = group.degraded, None

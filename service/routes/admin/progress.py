@@ -9,12 +9,12 @@ from pydantic import BaseModel
 from bonbon.pairs.reading.reader import stats
 from bonbon.registry.next_round import next_round
 from bonbon.registry.round_progress import RoundStage, read_rounds
-from service.app_state import Parts, get_parts
-from service.auth.admin_access import require_admin
+from service.app_state import AppState, get_state
+from service.routes.dependencies import require_admin
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)])
 
-TheParts = Annotated[Parts, Depends(get_parts)]
+TheParts = Annotated[AppState, Depends(get_state)]
 
 
 class PairsBody(BaseModel):
@@ -60,16 +60,16 @@ class RoundsBody(BaseModel):
 
 
 @router.get("/pairs")
-async def show_pairs(parts: TheParts) -> PairsBody:
-    found = await stats(parts.database)
+async def show_pairs(state: TheParts) -> PairsBody:
+    found = await stats(state.database)
     return PairsBody(**{name: getattr(found, name) for name in PairsBody.model_fields})
 
 
 @router.get("/rounds")
-async def show_rounds(parts: TheParts) -> RoundsBody:
-    champion = await parts.registry.get(parts.serving.champion)
-    due = await next_round(parts.registry, champion, parts.settings)
-    rounds = await read_rounds(parts.database)
+async def show_rounds(state: TheParts) -> RoundsBody:
+    champion = await state.registry.get(state.serving.champion)
+    due = await next_round(state.registry, champion, state.settings)
+    rounds = await read_rounds(state.database)
     return RoundsBody(
         champion=champion.name,
         new_groups=due.groups,

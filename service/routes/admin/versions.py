@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import Conflict
 from bonbon.registry.version_records import Version, VersionState
-from service.app_state import Parts, get_parts
-from service.auth.admin_access import require_admin
+from service.app_state import AppState, get_state
+from service.routes.dependencies import require_admin
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)])
 
@@ -19,7 +19,7 @@ ACTOR = "admin api"
 SERVED_WITHIN = 60.0
 """Seconds that a promotion's response waits for this process to serve it."""
 
-TheParts = Annotated[Parts, Depends(get_parts)]
+TheParts = Annotated[AppState, Depends(get_state)]
 
 
 class VersionBody(BaseModel):
@@ -72,49 +72,49 @@ class PromotedBody(BaseModel):
 
 
 @router.get("/versions")
-async def list_versions(parts: TheParts) -> VersionsBody:
-    versions = await parts.registry.list()
-    return VersionsBody(versions=[_body(parts, version) for version in versions])
+async def list_versions(state: TheParts) -> VersionsBody:
+    versions = await state.registry.list()
+    return VersionsBody(versions=[_body(state, version) for version in versions])
 
 
 @router.get("/versions/{name}")
-async def show_version(name: str, parts: TheParts) -> VersionBody:
-    return _body(parts, await parts.registry.get(name))
+async def show_version(name: str, state: TheParts) -> VersionBody:
+    return _body(state, await state.registry.get(name))
 
 
 @router.get("/aliases")
-async def show_aliases(parts: TheParts) -> AliasesBody:
+async def show_aliases(state: TheParts) -> AliasesBody:
     return AliasesBody(
-        aliases=await parts.registry.aliases(),
-        serving=parts.serving.aliases(),
-        refused={name: refusal.reason for name, refusal in parts.swapper.refused.items()},
-        draining=sorted(parts.swapper.draining),
+        aliases=await state.registry.aliases(),
+        serving=state.serving.aliases(),
+        refused={name: refusal.reason for name, refusal in state.swapper.refused.items()},
+        draining=sorted(state.swapper.draining),
     )
 
 
 @router.post("/promote", responses={202: {"model": PromotedBody}})
-async def promote(body: PromoteBody, parts: TheParts, response: Response) -> PromotedBody:
+async def promote(body: PromoteBody, state: TheParts, response: Response) -> PromotedBody:
     """Make a version the champion. 202 when it is not served yet, 409 when this process refuses to serve it."""
-    version = await parts.registry.promote(body.version, expected=body.expected, actor=ACTOR)
-    return await _served(parts, version.name, response)
+    version = await state.registry.promote(body.version, expected=body.expected, actor=ACTOR)
+    return await _served(state, version.name, response)
 
 
 @router.post("/rollback", responses={202: {"model": PromotedBody}})
-async def rollback(parts: TheParts, response: Response) -> PromotedBody:
+async def rollback(state: TheParts, response: Response) -> PromotedBody:
     """Make the previous champion the champion again; it is still loaded, so this takes effect at once."""
-    version = await parts.registry.rollback(actor=ACTOR)
-    return await _served(parts, version.name, response)
+    version = await state.registry.rollback(actor=ACTOR)
+    return await _served(state, version.name, response)
 
 
-async def _served(parts: Parts, name: str, response: Response) -> PromotedBody:
-    if parts.startup.failure is not None:
+async def _served(state: AppState, name: str, response: Response) -> PromotedBody:
+    if state.startup.failure is not None:
         response.status_code = 202
-        return PromotedBody(champion=name, serving=parts.serving.champion, served=False)
+        return PromotedBody(champion=name, serving=state.serving.champion, served=False)
     # Shielded: the swap goes on when the wait is over, or the client has left.
-    converging = asyncio.ensure_future(parts.swapper.converge(retry=True))
+    converging = asyncio.ensure_future(state.swapper.converge(retry=True))
     await asyncio.wait([converging], timeout=SERVED_WITHIN)
-    serving = parts.serving.champion
-    refusal = parts.swapper.refused.get(name)
+    serving = state.serving.champion
+    refusal = state.swapper.refused.get(name)
     if serving != name and refusal is not None:
         raise Conflict(
             f"{name!r} is promoted in the registry, but this service cannot serve it: {refusal.reason}; "
@@ -125,7 +125,7 @@ async def _served(parts: Parts, name: str, response: Response) -> PromotedBody:
     return PromotedBody(champion=name, serving=serving, served=serving == name)
 
 
-def _body(parts: Parts, version: Version) -> VersionBody:
+def _body(state: AppState, version: Version) -> VersionBody:
     return VersionBody(
         name=version.name,
         base=version.base,
@@ -137,6 +137,6 @@ def _body(parts: Parts, version: Version) -> VersionBody:
         training=version.training,
         evaluation=version.evaluation,
         verdict=version.verdict,
-        loaded=version.name in parts.serving.routes.loaded,
-        references=parts.serving.references(version.name),
+        loaded=version.name in state.serving.routes.loaded,
+        references=state.serving.references(version.name),
     )

@@ -8,9 +8,9 @@ from pydantic import BaseModel
 
 from bonbon.pairs.live.savings import COUNTS, Savings, find_savings
 from bonbon.pairs.live.win_rates import LiveWinRate, read_win_rates
-from service.app_state import Parts, get_parts
-from service.auth.admin_access import require_admin
-from service.lifecycle.fallback import Floor
+from service.app_state import AppState, get_state
+from service.routes.dependencies import require_admin
+from service.routing.fallback import Fallback
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)])
 
@@ -89,20 +89,20 @@ class WinRatesBody(BaseModel):
 
 
 @router.get("/win-rate")
-async def show_win_rates(parts: Annotated[Parts, Depends(get_parts)]) -> WinRatesBody:
-    routes, floor = parts.serving.routes, parts.audits.floor
-    savings = await find_savings(parts.database, routes.champion, parts.serving.n)
-    events = await parts.registry.history(1, kind="fell_back")
+async def show_win_rates(state: Annotated[AppState, Depends(get_state)]) -> WinRatesBody:
+    routes, floor = state.serving.routes, state.audits.floor
+    savings = await find_savings(state.database, routes.champion, state.serving.n)
+    events = await state.registry.history(1, kind="fell_back")
     return WinRatesBody(
         champion=routes.champion,
-        k=parts.serving.k,
+        k=state.serving.k,
         best_of_n=routes.best_of_n,
-        audit_fraction=parts.audits.fraction,
+        audit_fraction=state.audits.fraction,
         floor=floor.value,
         floor_opponent=floor.opponent,
         savings=None if savings is None else _saved(savings),
         fallback=next((FallbackBody(version=e.version, time=e.time, **e.detail) for e in events), None),
-        win_rates=[_body(live, floor) for live in await read_win_rates(parts.database)],
+        win_rates=[_body(live, floor) for live in await read_win_rates(state.database)],
     )
 
 
@@ -113,7 +113,7 @@ def _saved(savings: Savings) -> SavingsBody:
     )
 
 
-def _body(live: LiveWinRate, floor: Floor) -> LiveWinRateBody:
+def _body(live: LiveWinRate, floor: Fallback) -> LiveWinRateBody:
     return LiveWinRateBody(
         version=live.version,
         k=live.k,

@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
-from service.answering.completion_request import Ask, naming_fields
+from service.answering.completion_request import CompletionRequest, naming_fields
 from service.schemas.prompts import Text
 from service.schemas.request_body import AnswerBody, Body, Identifier
 from service.schemas.responses_api.response_input import Input, messages_of
@@ -139,7 +139,9 @@ class ResponseBody(AnswerBody, TemplateBody):
             reasoning_effort=self.reasoning.effort,
         )
 
-    def ask(self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]) -> Ask:
+    def ask(
+        self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
+    ) -> CompletionRequest:
         with naming_fields(self.field_names):
             return self._ask(
                 (self.chat,),

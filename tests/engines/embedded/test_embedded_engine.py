@@ -26,9 +26,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from bonbon.candidates import Draws, collect
 from bonbon.engines import build_engine
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.candidates import Draws, collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
 from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
 from bonbon.prompt import Message, Prompt
@@ -113,10 +114,10 @@ async def test_first_tokens_follow_the_policys_law(engine: EmbeddedEngine, base:
         sampling = Sampling(max_tokens=1, temperature=temperature, seed=11)
         draws = await collect(engine, DrawRequest(PROMPT, "tiny", 3000, sampling))
         counts = Counter(draw.token_ids[0] for draw in draws.draws)
-        law = logprobs(model, PROMPT.token_ids or (), [0], temperature)[0].double().exp()
-        order = law.argsort(descending=True).tolist()
-        likely = [token for token in order if law[token] * 3000 >= 5]
-        expected = [float(law[token]) * 3000 for token in likely]
+        distribution = logprobs(model, PROMPT.token_ids or (), [0], temperature)[0].double().exp()
+        order = distribution.argsort(descending=True).tolist()
+        likely = [token for token in order if distribution[token] * 3000 >= 5]
+        expected = [float(distribution[token]) * 3000 for token in likely]
         observed = [float(counts[token]) for token in likely]
         rest = 3000 - sum(expected)
         assert chisquare([*observed, 3000 - sum(observed)], [*expected, rest]).pvalue > 1e-4
@@ -144,15 +145,15 @@ async def test_greedy_takes_the_likeliest_and_reports_its_law_at_temperature_one
         collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=16, temperature=0))),
         collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=16, temperature=2, seed=1))),
     )
-    law = logprobs(model, PROMPT.token_ids or (), greedy.draws[0].token_ids)
-    assert greedy.draws[0].token_ids == law.argmax(-1).tolist()
+    distribution = logprobs(model, PROMPT.token_ids or (), greedy.draws[0].token_ids)
+    assert greedy.draws[0].token_ids == distribution.argmax(-1).tolist()
     assert_logprobs(model, greedy)
     assert_logprobs(model, sampled, 2)
 
 
 async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(engine: EmbeddedEngine, base: Path) -> None:
-    law = logprobs(reference(base), PROMPT.token_ids or (), [0])[0].exp()
-    ordered, order = law.sort(descending=True)
+    distribution = logprobs(reference(base), PROMPT.token_ids or (), [0])[0].exp()
+    ordered, order = distribution.sort(descending=True)
     nucleus = int((ordered.cumsum(0) < 0.6).sum()) + 1
     of_five = ordered[:5] / ordered[:5].sum()
     both = int((of_five.cumsum(0) < 0.7).sum()) + 1
@@ -170,7 +171,7 @@ async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(engine
         assert seen <= set(order[:size].tolist())
         assert len(seen) > 0.6 * min(size, 10)
         for draw in draws.draws:
-            assert math.exp(draw.logprobs[0]) == pytest.approx(float(law[draw.token_ids[0]]), rel=1e-3)
+            assert math.exp(draw.logprobs[0]) == pytest.approx(float(distribution[draw.token_ids[0]]), rel=1e-3)
 
 
 async def test_alternatives_are_the_likeliest_tokens(engine: EmbeddedEngine, base: Path) -> None:

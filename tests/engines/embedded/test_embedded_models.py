@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM
 
-from bonbon.candidates import Draws, collect
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.candidates import Draws, collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
 from bonbon.engines.text.context_length import context_of_vllm
 from bonbon.engines.text.transcript import INCOMPLETE

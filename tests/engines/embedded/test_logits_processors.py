@@ -1,4 +1,4 @@
-"""Penalties and biases on a batch of logits, against transformers' processors and against the fake engine's own law."""
+"""Penalties and biases on a batch of logits, against transformers' processors and the fake engine's distribution."""
 
 import math
 import random
@@ -61,7 +61,7 @@ def test_a_row_that_asks_for_nothing_keeps_its_logits() -> None:
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_tokens_follow_the_changed_law_beside_rows_that_ask_for_something_else(case: int) -> None:
-    """Total variation of 2,000 draws from the law that the fake engine computes; noise gives about 0.03."""
+    """Total variation of 2,000 draws from the distribution that the fake engine computes; noise gives about 0.03."""
     draws = 2_000
     samplings = [CASES[case] if row % 2 else CASES[(case + 1) % len(CASES)] for row in range(2 * draws)]
     scores = logits(1).expand(2 * draws, -1)
@@ -70,8 +70,8 @@ def test_tokens_follow_the_changed_law_beside_rows_that_ask_for_something_else(c
     sampler(torch.zeros(2 * draws, 1), scores.clone())
     drawn = torch.tensor(sampler.last.tokens[1::2])
     seen = torch.bincount(drawn, minlength=VOCABULARY) / draws
-    law = torch.tensor(weights(scores[0].tolist(), END, CASES[case], HISTORY.prompt, HISTORY.drawn))
-    assert 0.5 * (seen - law / law.sum()).abs().sum() < 0.06
+    distribution = torch.tensor(weights(scores[0].tolist(), END, CASES[case], HISTORY.prompt, HISTORY.drawn))
+    assert 0.5 * (seen - distribution / distribution.sum()).abs().sum() < 0.06
     whole = (scores[0] / (CASES[case].temperature or 1)).log_softmax(-1)
     torch.testing.assert_close(torch.tensor(sampler.last.logprobs[1::2]), whole[drawn])
 

@@ -23,7 +23,7 @@ from bonbon.store.tables import groups as logged
 from tests.support.data.loop_world import answer, make_settings
 from tests.support.data.sampled_groups import EOS, VOCABULARY, make_base
 from tests.support.data.written_groups import BASE, group_row, write_groups
-from trainer.context import open_workshop
+from trainer.context import open_context
 from trainer.data.groups import Groups
 from trainer.distill import distill
 from trainer.rounds import Round
@@ -80,9 +80,9 @@ async def test_a_round_sets_such_groups_aside_and_trains_and_measures_with_the_o
     settings = make_settings(base, tmp_path / "data", train=train, evaluate={"prompts": 10})
     await answer(settings, 90)
     names = await add_strange_groups(settings)
-    async with open_workshop(settings, progress=False) as workshop:
+    async with open_context(settings, progress=False) as context:
         # A run directory of the base's own name, which does not become the name of what is measured.
-        round_ = await Round.create(workshop, settings.runs_dir / "base")
+        round_ = await Round.create(context, settings.runs_dir / "base")
         snapshot = await round_.snapshot()
         with capture_logs() as said:
             trained = await round_.train()
@@ -124,8 +124,8 @@ async def test_distilling_leaves_out_prompts_with_the_token(base: Path, tmp_path
 
     async def attempt(out: Path, given: list[Prompt], **changes: Any) -> Any:
         settings = make_settings(base, out, evaluate={"prompts": 6}, **changes)
-        async with open_workshop(settings, progress=False) as workshop:
-            return await distill(workshop, out, given, Sampling(max_tokens=8, seed=0))
+        async with open_context(settings, progress=False) as context:
+            return await distill(context, out, given, Sampling(max_tokens=8, seed=0))
 
     with capture_logs() as said:
         version = await attempt(tmp_path / "some", strange[:1] + readable + strange[1:])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta
 from bonbon.engines.structured.call_reader import CallReader
 from bonbon.engines.structured.json_scanner import JsonScanner

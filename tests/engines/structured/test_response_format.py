@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from bonbon.candidates import collect
+from bonbon.engines.candidates import collect
 from bonbon.engines.engine import DrawRequest, Sampling
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.engines.structured import response_format

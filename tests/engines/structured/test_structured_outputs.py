@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from bonbon.candidates import Draw, collect
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.candidates import Draw, collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import DrawRequest, Sampling
 from bonbon.engines.structured.response_format import canonical
 from bonbon.errors import UserError
@@ -129,8 +130,8 @@ async def test_log_probabilities_are_of_the_whole_law(engine: EmbeddedEngine) ->
     held = await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to(SCHEMA, seed=3)))
     first = held.draws[0]
     free = await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=1, top_logprobs=420)))
-    law = {one.token_id: one.logprob for one in free.draws[0].alternatives[0]}
-    assert first.logprobs[0] == pytest.approx(law[first.token_ids[0]], abs=1e-4)
+    distribution = {one.token_id: one.logprob for one in free.draws[0].alternatives[0]}
+    assert first.logprobs[0] == pytest.approx(distribution[first.token_ids[0]], abs=1e-4)
 
 
 async def test_a_candidate_that_is_cut_off_or_stopped_says_so(engine: EmbeddedEngine) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bonbon.candidates import Draw
+from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta
 from bonbon.pairs.group_rows import prompt_document, prompt_of
 from bonbon.prompt import Prompt

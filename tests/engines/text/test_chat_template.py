@@ -31,7 +31,7 @@ async def logged_prompt(api: EmbeddedApi, answer: Any) -> str:
     """The text of the tokens that the log has as the answer's prompt; the logged prompt must read as they do."""
     group = await api.group(answer)
     prompt = prompt_of(group["prompt"])
-    reader = PromptReader(load_tokenizer(Path(api.app.state.parts.engine._directory)), 1024)
+    reader = PromptReader(load_tokenizer(Path(api.app.state.bonbon.engine._directory)), 1024)
     assert list(reader.read(prompt).token_ids) == group["prompt_token_ids"]
     assert prompt.digest == group["prompt_digest"]
     return str((await api.post("/detokenize", tokens=group["prompt_token_ids"]))["prompt"])
@@ -85,7 +85,7 @@ async def test_an_answer_continues_the_final_message(tmp_path: Path) -> None:
         # The reward reads the whole message.
         assert list(read.values()) == [Prompt(tuple(PREFIX[:1])), Prompt(text=text)]
         assert list(api.reward.calls[0]) == list(dict.fromkeys("Dear Ada" + c["text"] for c in group["candidates"]))
-        first = await anext(pairs(api.app.state.parts.database, version=None))
+        first = await anext(pairs(api.app.state.bonbon.database, version=None))
         line = json.loads(as_json_line(first))
         assert line["prompt"] == PREFIX[:1]
         assert line["chosen"][0]["content"].startswith("Dear Ada")

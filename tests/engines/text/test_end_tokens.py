@@ -10,9 +10,10 @@ import torch
 from structlog.testing import capture_logs
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bonbon.candidates import collect
 from bonbon.engines import build_engine
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.candidates import collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.embedded.policy import end_ids as ids_of_model
 from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import DrawRequest, Sampling

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.engines.remote.remote_engine import RemoteEngine
@@ -24,8 +25,8 @@ from tests.support.service.embedded_api import EmbeddedApi, embedded_api
 def of_prompt(model: Any, token_ids: list[int]) -> list[list[float]]:
     """Log-probabilities of every token at each place but the first, by one plain forward pass."""
     with torch.inference_mode():
-        law: list[list[float]] = model(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1).tolist()
-    return law
+        distribution: list[list[float]] = model(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1).tolist()
+    return distribution
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +52,12 @@ async def test_the_embedded_engine_gives_what_a_plain_forward_pass_gives(
     for version, model in (("tiny", reference(base)), ("tiny-one", reference(base, adapter))):
         request = DrawRequest(Prompt(token_ids=tuple(token_ids[:CONTEXT])), version, 1, Sampling(top_logprobs=3))
         found = await engine.prompt_logprobs(request)
-        law = of_prompt(model, token_ids[:CONTEXT])
+        distribution = of_prompt(model, token_ids[:CONTEXT])
         assert found.logprobs[0] is None
         assert found.alternatives[0] == ()
-        expected = [place[token] for place, token in zip(law, found.started.token_ids[1:], strict=True)]
+        expected = [place[token] for place, token in zip(distribution, found.started.token_ids[1:], strict=True)]
         assert found.logprobs[1:] == pytest.approx(expected, abs=2e-4)
-        for place, alternatives in zip(law, found.alternatives[1:], strict=True):
+        for place, alternatives in zip(distribution, found.alternatives[1:], strict=True):
             likeliest = sorted(place, reverse=True)[:3]
             assert [other.logprob for other in alternatives] == pytest.approx(likeliest, abs=2e-4)
 

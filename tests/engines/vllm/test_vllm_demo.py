@@ -8,7 +8,7 @@ import pytest
 from openai import AsyncOpenAI
 from rich.console import Console
 
-from bonbon.demo.run import Demo, Plan
+from bonbon.demo.run import Demo, DemoOptions
 from bonbon.demo.service_process import ServiceProcess
 from tests.support.models.easy_gate import EASY
 
@@ -43,7 +43,7 @@ async def test_the_loop_closes_on_vllm(tmp_path: Path, monkeypatch: pytest.Monke
     """Traffic, training, evaluation on a second vLLM engine, swap under traffic, one draw: nothing fails."""
     for name, value in EASY.items():
         monkeypatch.setenv(name, value)
-    plan = Plan(tmp_path, traffic=160, measured_requests=6, answers=1, streams=2, engine="vllm")
+    plan = DemoOptions(tmp_path, traffic=160, measured_requests=6, answers=1, streams=2, engine="vllm")
     demo = Demo(plan, Console(quiet=True))
     try:
         assert await demo.run()

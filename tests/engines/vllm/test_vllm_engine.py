@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from bonbon.candidates import Draws, collect
 from bonbon.demo.tiny_models import TinyModels
+from bonbon.engines.candidates import Draws, collect
 from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
 from bonbon.engines.text.prompt_reader import PromptReader
 from bonbon.engines.text.tokenizer import load_tokenizer
@@ -93,9 +93,9 @@ async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(
     for draws, case in zip(limited, cases, strict=True):
         temperature = case.get("temperature", 1.0)
         assert_logprobs(model, draws, temperature)
-        law, order = logprobs(model, draws.prompt.token_ids, [0], temperature)[0].exp().sort(descending=True)
-        law = law[: int(case.get("top_k", len(law)))]
-        size = int(((law / law.sum()).cumsum(0) < case.get("top_p", 1.0)).sum()) + 1
+        distribution, order = logprobs(model, draws.prompt.token_ids, [0], temperature)[0].exp().sort(descending=True)
+        distribution = distribution[: int(case.get("top_k", len(distribution)))]
+        size = int(((distribution / distribution.sum()).cumsum(0) < case.get("top_p", 1.0)).sum()) + 1
         seen = {drawn.token_ids[0] for drawn in draws.draws}
         assert seen <= set(order[:size].tolist())
         assert len(seen) > 1
@@ -124,8 +124,8 @@ async def test_greedy_takes_the_likeliest_for_every_candidate(
     greedy, sampled = await asyncio.gather(
         collect(vllm_engine, draw(n=3, temperature=0)), collect(vllm_engine, draw(temperature=2, seed=1))
     )
-    law = logprobs(model, greedy.prompt.token_ids, greedy.draws[0].token_ids)
-    assert ids(greedy) == [law.argmax(-1).tolist()] * 3
+    distribution = logprobs(model, greedy.prompt.token_ids, greedy.draws[0].token_ids)
+    assert ids(greedy) == [distribution.argmax(-1).tolist()] * 3
     assert_logprobs(model, greedy)
     assert_logprobs(model, sampled, 2)
 

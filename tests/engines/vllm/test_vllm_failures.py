@@ -13,9 +13,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bonbon.candidates import collect
 from bonbon.demo.tiny_models import TinyModels
 from bonbon.engines import build_engine
+from bonbon.engines.candidates import collect
 from bonbon.engines.engine import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
 from bonbon.errors import EngineError, UnknownVersion, UserError
 from bonbon.prompt import Prompt

@@ -14,11 +14,11 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-from bonbon.candidates import collect
-from bonbon.demo.run import ALIAS, Demo, Plan
+from bonbon.demo.run import ALIAS, Demo, DemoOptions
 from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.traffic import Traffic
 from bonbon.demo.world import requests as make_requests
+from bonbon.engines.candidates import collect
 from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
 from bonbon.engines.remote.remote_engine import RemoteEngine
 from bonbon.engines.remote.remote_options import RemoteOptions
@@ -92,8 +92,8 @@ async def test_log_probabilities_are_the_models_own(
         assert (one.token_ids, one.text) == (same.token_ids, same.text)
         with torch.inference_mode():
             logits = model(torch.tensor([[*whole.prompt.token_ids, *one.token_ids]])).logits[0, start - 1 : -1]
-        law = (logits / (temperature or 1.0)).log_softmax(-1)
-        expected = [law[i, token].item() for i, token in enumerate(one.token_ids)]
+        distribution = (logits / (temperature or 1.0)).log_softmax(-1)
+        expected = [distribution[i, token].item() for i, token in enumerate(one.token_ids)]
         assert one.logprobs == pytest.approx(expected, abs=1e-3)
 
 
@@ -178,7 +178,7 @@ async def test_the_loop_closes_on_a_fleet_and_a_killed_server_costs_nothing(
 
     for name, value in EASY.items():
         monkeypatch.setenv(name, value)
-    plan = Plan(
+    plan = DemoOptions(
         tmp_path, seed=1, traffic=160, measured_requests=10, answers=1, streams=2, engine="remote", urls=servers.urls
     )
     demo = Demo(plan, Console())

@@ -1,4 +1,4 @@
-"""The same tiny model on the embedded engine and on vLLM: the same law, and samples that cannot be told apart."""
+"""The same tiny model on the embedded engine and on vLLM: the same distribution, and indistinguishable samples."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,9 +9,10 @@ import pytest
 import pytest_asyncio
 from scipy.stats import ks_2samp
 
-from bonbon.candidates import Draws, collect
 from bonbon.demo.tiny_models import TinyModels
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.candidates import Draws, collect
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import DrawRequest, Engine, Sampling
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward

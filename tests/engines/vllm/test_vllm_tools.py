@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from bonbon.candidates import Draw, collect
 from bonbon.demo.tiny_models import TinyModels
+from bonbon.engines.candidates import Draw, collect
 from bonbon.engines.engine import DrawRequest, Sampling
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt

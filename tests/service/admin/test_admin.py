@@ -24,8 +24,8 @@ from tests.support.service.running_service import (
 
 
 async def approved(service: Running, weights: int) -> Version:
-    version = await new_version(service.parts.registry, weights)
-    await service.parts.registry.approve(version.name, {"passed": True, "reasons": []})
+    version = await new_version(service.state.registry, weights)
+    await service.state.registry.approve(version.name, {"passed": True, "reasons": []})
     return version
 
 
@@ -45,7 +45,7 @@ async def test_a_promotion_is_served_when_its_response_comes(tmp_path: Path) -> 
         rolled_back = await service.client.post("/admin/rollback")
         assert rolled_back.json() == {"champion": BASE, "serving": BASE, "served": True}
         assert (await service.ask()).json()["bonbon"]["version"] == BASE
-        actors = [(event.kind, event.actor) for event in await service.parts.registry.history(2)]
+        actors = [(event.kind, event.actor) for event in await service.state.registry.history(2)]
         assert actors == [("rolled_back", "admin api"), ("promoted", "admin api")]
 
 
@@ -54,8 +54,8 @@ async def test_versions_and_aliases_are_shown(tmp_path: Path) -> None:
         version = await approved(service, 1)
         await promote(service, version.name)
         later = await approved(service, 2)
-        await service.parts.swapper.converge()
-        with service.parts.serving.hold(version.name):
+        await service.state.swapper.converge()
+        with service.state.serving.hold(version.name):
             versions = (await service.client.get("/admin/versions")).json()["versions"]
         assert [(v["name"], v["state"], v["loaded"], v["references"]) for v in versions] == [
             (BASE, "retired", True, 0),
@@ -94,11 +94,11 @@ async def test_a_promotion_that_cannot_be_is_refused(
     tmp_path: Path, body: dict[str, object], status: int, message: str
 ) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        await new_version(service.parts.registry, 1)
+        await new_version(service.state.registry, 1)
         response = await service.client.post("/admin/promote", json=body)
         assert response.status_code == status
         assert message in response.json()["error"]["message"]
-        assert service.parts.serving.champion == BASE
+        assert service.state.serving.champion == BASE
 
 
 async def test_there_is_nothing_to_roll_back_to_at_first(tmp_path: Path) -> None:
@@ -144,8 +144,8 @@ async def test_a_promotion_that_takes_long_is_accepted_and_goes_on(
         response = await promote(service, version.name)
         assert (response.status_code, response.json()["served"]) == (202, False)
         engine.gate.set()
-        await service.parts.swapper.converge()
-        assert service.parts.serving.champion == version.name
+        await service.state.swapper.converge()
+        assert service.state.serving.champion == version.name
 
 
 def client_at(service: Running, host: str) -> httpx2.AsyncClient:
@@ -211,11 +211,11 @@ async def test_where_anything_else_needs_a_key_so_does_admin(tmp_path: Path, set
     """A proxy on this machine may be between, and pass on what looks like a request of its own."""
     made = settings_in(tmp_path, **settings)
     app = create_app(made, engine=WatchedEngine())
-    await app.state.parts.database.start()
+    await app.state.bonbon.database.start()
     transport = httpx2.ASGITransport(app=app)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
         response = await client.get("/admin/aliases")
-    await app.state.parts.database.stop()
+    await app.state.bonbon.database.stop()
     assert response.status_code == 403
     assert "bonbon keys create --scope admin" in response.json()["error"]["message"]
 

@@ -24,7 +24,7 @@ from bonbon.registry.version_records import Version
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings, Settings
 from service.app import create_app
-from service.app_state import Parts
+from service.app_state import AppState
 from tests.support.data.groups import scored_group
 from tests.support.models.evaluations import estimate, evaluation
 from tests.support.service.running_service import BASE, WatchedEngine, new_version, settings_in
@@ -49,7 +49,7 @@ class Console:
     """A page at a service, and everything it did that it should not."""
 
     page: Page
-    parts: Parts
+    state: AppState
     url: str
     wrong: list[str]
 
@@ -58,7 +58,7 @@ class Console:
 
 
 @asynccontextmanager
-async def served(settings: Settings) -> AsyncIterator[tuple[Parts, str]]:
+async def served(settings: Settings) -> AsyncIterator[tuple[AppState, str]]:
     app = create_app(settings, engine=WatchedEngine(), reward=FakeReward())
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
@@ -67,7 +67,7 @@ async def served(settings: Settings) -> AsyncIterator[tuple[Parts, str]]:
         while not server.started:
             await asyncio.sleep(0.01)
         try:
-            yield app.state.parts, f"http://127.0.0.1:{port}"
+            yield app.state.bonbon, f"http://127.0.0.1:{port}"
         finally:
             server.should_exit = True
             await serving
@@ -98,9 +98,9 @@ async def browser() -> AsyncIterator[Browser]:
 @asynccontextmanager
 async def opened(browser: Browser, settings: Settings, **context: Any) -> AsyncIterator[Console]:
     """A console whose page must log no error and send nothing to other hosts."""
-    async with served(settings) as (parts, url):
+    async with served(settings) as (state, url):
         page = await (await browser.new_context(**context)).new_page()
-        console = Console(page, parts, url, [])
+        console = Console(page, state, url, [])
 
         def watch(request: Request) -> None:
             if not request.url.startswith(url):
@@ -122,36 +122,36 @@ async def opened(browser: Browser, settings: Settings, **context: Any) -> AsyncI
     assert console.wrong == []
 
 
-async def filled(parts: Parts) -> Version:
+async def filled(state: AppState) -> Version:
     """Groups, a measured champion with audits, a version that the gate refused, and a round at work."""
     for number in range(20):
-        await parts.pair_log.append(scored_group(number, version=BASE))
-    version = await new_version(parts.registry, 1)
-    await parts.registry.record_evaluation(version.name, EVALUATION.to_dict())
-    await parts.registry.approve(version.name, judge(EVALUATION, GateSettings()).to_dict())
-    await parts.registry.promote(version.name)
-    refused = await new_version(parts.registry, 2)
-    await parts.registry.record_evaluation(refused.name, evaluation(win_rate=estimate(0.51)).to_dict())
-    await parts.registry.refuse(refused.name, {"passed": False, "reasons": [{"text": "<b>loses</b>", "passed": False}]})
-    await parts.swapper.converge()
+        await state.pair_log.append(scored_group(number, version=BASE))
+    version = await new_version(state.registry, 1)
+    await state.registry.record_evaluation(version.name, EVALUATION.to_dict())
+    await state.registry.approve(version.name, judge(EVALUATION, GateSettings()).to_dict())
+    await state.registry.promote(version.name)
+    refused = await new_version(state.registry, 2)
+    await state.registry.record_evaluation(refused.name, evaluation(win_rate=estimate(0.51)).to_dict())
+    await state.registry.refuse(refused.name, {"passed": False, "reasons": [{"text": "<b>loses</b>", "passed": False}]})
+    await state.swapper.converge()
     group = scored_group(99, version=version.name)
-    await parts.pair_log.append(group)
+    await state.pair_log.append(group)
     for number in range(40):
         won = 1.0 if number % 5 else -1.0
         comparison = Comparison(group.id, datetime.now(UTC), version.name, BASE, "fake", "1", won, 0.0, k=2)
-        await parts.pair_log.append_comparison(comparison)
+        await state.pair_log.append_comparison(comparison)
         against_best = replace(comparison, opponent="best-of-4", reward=float(number % 2))
-        await parts.pair_log.append_comparison(replace(against_best, opponent_reward=0.5))
+        await state.pair_log.append_comparison(replace(against_best, opponent_reward=0.5))
     drawn = TokenCounts(answers=1000, answer_tokens=60_000, audits=40, audit_tokens=20_000, best_of_n_tokens=6_400)
-    await add_savings(parts.database, version.name, 4, drawn)
-    await tell_training(parts, epoch=0.9)
+    await add_savings(state.database, version.name, 4, drawn)
+    await tell_training(state, epoch=0.9)
     return version
 
 
-async def tell_training(parts: Parts, *, epoch: float) -> None:
+async def tell_training(state: AppState, *, epoch: float) -> None:
     """A round is at this of three epochs."""
     curve = tuple(CurvePoint(epoch * step / 9, 2.0 - step / 10, step, 18.2) for step in range(10))
-    await tell_round(parts.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
+    await tell_round(state.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
 
 
 def tile(page: Page, title: str) -> Locator:
@@ -160,7 +160,7 @@ def tile(page: Page, title: str) -> Locator:
 
 async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_path: Path) -> None:
     async with opened(browser, settings_in(tmp_path)) as console:
-        version = await filled(console.parts)
+        version = await filled(console.state)
         page = console.page
         await console.open()
         await expect(page.locator("#status")).to_have_text("ready")
@@ -187,7 +187,7 @@ async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_pat
         waits_for = f"The next round waits for 999 more clean groups of {version.name} (1 of 1000)."
         await expect(tile(page, "To the next round")).to_contain_text(waits_for)
         await expect(page.get_by_text("epoch 0.90 of 3.00")).to_be_visible()
-        await tell_training(console.parts, epoch=4.5)
+        await tell_training(console.state, epoch=4.5)
         await expect(page.get_by_text("3.00 epochs on logged groups, and 1.50 on its own draws")).to_be_visible()
         await page.locator("figure summary").first.click()
         await expect(page.locator("figure").first.locator(".figures tbody tr")).to_have_count(4)
@@ -195,8 +195,8 @@ async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_pat
 
 async def test_promotion_and_rollback_by_keyboard(browser: Browser, tmp_path: Path) -> None:
     async with opened(browser, settings_in(tmp_path)) as console:
-        page, registry = console.page, console.parts.registry
-        version = await filled(console.parts)
+        page, registry = console.page, console.state.registry
+        version = await filled(console.state)
         await console.open("versions")
         back = page.get_by_role("button", name=f"Roll back to {BASE}")
         await back.focus()
@@ -212,25 +212,25 @@ async def test_promotion_and_rollback_by_keyboard(browser: Browser, tmp_path: Pa
         await page.locator("tr", has_text=version.name).get_by_role("button", name="Promote").click()
         await page.locator("#ask-yes").click()
         await expect(page.locator("tr.champion")).to_contain_text(version.name)
-        assert console.parts.serving.champion == version.name
+        assert console.state.serving.champion == version.name
 
 
 async def test_what_is_refused_is_said(browser: Browser, tmp_path: Path) -> None:
     async with opened(browser, settings_in(tmp_path)) as console:
-        version = await filled(console.parts)
+        version = await filled(console.state)
         await console.open("versions")
         row = console.page.locator("tr", has=console.page.locator(".badge.refused")).first
         await row.get_by_role("button", name="Promote").click()
         await console.page.locator("#ask-yes").click()
         await expect(console.page.locator(".news.bad")).to_contain_text("refused")
-        assert console.parts.serving.champion == version.name
+        assert console.state.serving.champion == version.name
 
 
 async def test_the_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_path: Path) -> None:
     settings = settings_in(tmp_path, admin_key=SecretStr("open sesame"))
     async with opened(browser, settings) as console:
         page = console.page
-        await filled(console.parts)
+        await filled(console.state)
         await console.open()
         for key in ("wrong", "open sesame"):
             await page.locator("#key-field").fill(key)
@@ -249,7 +249,7 @@ async def test_the_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_p
 async def test_the_playground_shows_the_candidates_beside_one_draw(browser: Browser, tmp_path: Path) -> None:
     async with opened(browser, settings_in(tmp_path)) as console:
         page = console.page
-        version = await filled(console.parts)
+        version = await filled(console.state)
         await console.open("playground")
         await page.get_by_label("Prompt").fill("Where is my order?")
         await page.get_by_label("Candidates").fill("5")
@@ -264,7 +264,7 @@ async def test_the_playground_shows_the_candidates_beside_one_draw(browser: Brow
 async def test_it_is_light_and_dark_and_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
     async with opened(browser, settings_in(tmp_path), color_scheme="dark") as console:
         page = console.page
-        await filled(console.parts)
+        await filled(console.state)
         await console.open()
         background = "getComputedStyle(document.body).backgroundColor"
         dark = await page.evaluate(background)
@@ -281,11 +281,11 @@ async def test_it_is_light_and_dark_and_fits_a_phone(browser: Browser, tmp_path:
 async def test_no_other_page_may_use_what_the_browser_knows(browser: Browser, tmp_path: Path) -> None:
     """A page from elsewhere can neither frame the console nor promote with its visitor's browser."""
     async with opened(browser, settings_in(tmp_path)) as console:
-        version = await filled(console.parts)
+        version = await filled(console.state)
         stranger = await browser.new_page()
         await stranger.route("http://stranger.example/", lambda route: route.fulfill(body="<p>hello"))
         await stranger.goto("http://stranger.example/")
         post = f"fetch('{console.url}/admin/rollback', {{method: 'POST', mode: 'no-cors'}}).then(() => 'sent', String)"
         await stranger.evaluate(post)
-        assert await console.parts.registry.champion() == version.name
+        assert await console.state.registry.champion() == version.name
         await stranger.close()

@@ -75,16 +75,16 @@ async def test_the_frontier_lies_over_best_of_n(tmp_path: Path) -> None:
 
 async def compare(service: Running, version: str, rewards: list[float]) -> None:
     group = scored_group(rewards=(1.0, 0.0), version=version)
-    await service.parts.pair_log.append(group)
+    await service.state.pair_log.append(group)
     for reward in rewards:
         comparison = Comparison(group.id, datetime.now(UTC), version, BASE, "helpful", "1", reward, 0.0)
-        await service.parts.pair_log.append_comparison(comparison)
+        await service.state.pair_log.append_comparison(comparison)
 
 
 async def test_the_live_win_rate_counts_ties_as_half_and_narrows(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         version = await service.promoted(1)
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         empty = (await service.client.get("/admin/charts/win-rate")).json()
         assert (empty["version"], empty["opponent"], empty["points"]) == (version.name, BASE, [])
         await compare(service, version.name, [1.0, 1.0, 0.0, 1.0, 1.0, -1.0, 1.0, 1.0, 0.0, 1.0] * 10)
@@ -117,7 +117,7 @@ async def test_pairs_and_the_curve_are_of_the_log(tmp_path: Path) -> None:
 
 async def test_rounds_are_told_newest_first(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        database = service.parts.database
+        database = service.state.database
         tell = partial(tell_round, database, sampler=BASE, epochs=3)
         await tell("a", run="round-1", stage=RoundStage.SNAPSHOT, curve=())
         curve = (CurvePoint(0.5, 2.0, 1.0, 18.2), CurvePoint(1.0, float("nan"), 4.0, 18.2))
@@ -135,7 +135,7 @@ async def test_rounds_are_told_newest_first(tmp_path: Path) -> None:
 async def test_the_playground_ranks_candidates_beside_one_draw_and_logs_nothing(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine(), reward=FakeReward()) as service:
         version = await service.promoted(1)
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         asked = {"prompt": "Where is my order?", "n": 6, "max_tokens": 12}
         body = (await service.client.post("/admin/playground", json=asked)).json()
         assert (body["base"], body["version"], body["problem"]) == (BASE, version.name, None)
@@ -160,7 +160,7 @@ async def test_the_playground_refuses_what_the_service_cannot_draw(tmp_path: Pat
 
 async def test_versions_that_are_not_approved_are_not_promoted_from_the_page(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        version = await new_version(service.parts.registry, 1)
+        version = await new_version(service.state.registry, 1)
         response = await service.client.post("/admin/promote", json={"version": version.name, "expected": BASE})
         assert response.status_code == 400
-        assert version.name not in service.parts.serving.routes.loaded
+        assert version.name not in service.state.serving.routes.loaded

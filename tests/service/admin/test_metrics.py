@@ -12,7 +12,7 @@ from bonbon.registry.round_progress import PROMOTED, REFUSED, CurvePoint, RoundS
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings
 from bonbon.store.database import Database
-from service.metrics.metrics_reference import reference
+from service.metrics_reference import reference
 from tests.support.models.evaluations import estimate, evaluation
 from tests.support.paths import DOCS
 from tests.support.service.running_service import BASE, WatchedEngine, new_version, running, settings_in
@@ -27,12 +27,12 @@ async def scraped(tmp_path: Path) -> str:
     """After a little of everything."""
     async with running(settings_in(tmp_path, audit_fraction=1.0), engine=WatchedEngine()) as service:
         await service.ask()
-        await evaluated(service.parts.registry, 1)
-        await tell(service.parts.database, "1", RoundStage.FINISHED, outcome=REFUSED)
+        await evaluated(service.state.registry, 1)
+        await tell(service.state.database, "1", RoundStage.FINISHED, outcome=REFUSED)
         await service.promoted(2)
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         await service.ask(stream=True)
-        await service.parts.audits.idle()
+        await service.state.audits.idle()
         return (await service.client.get("/metrics")).text
 
 
@@ -71,9 +71,9 @@ async def test_promtool_finds_nothing_to_mend(tmp_path: Path) -> None:
 
 async def test_rounds_evaluations_and_verdicts_are_exposed(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        name = await evaluated(service.parts.registry, 1)
-        good = await approved(service.parts.registry, 2)
-        database = service.parts.database
+        name = await evaluated(service.state.registry, 1)
+        good = await approved(service.state.registry, 2)
+        database = service.state.database
         await tell(database, "1", RoundStage.FINISHED, outcome=PROMOTED)
         await tell(database, "2", RoundStage.FINISHED, outcome=REFUSED)
         await tell(database, "3", RoundStage.FAILED, outcome="no pairs")
@@ -107,10 +107,10 @@ async def test_rounds_evaluations_and_verdicts_are_exposed(tmp_path: Path) -> No
 
 async def test_a_scrape_survives_the_database(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        await tell(service.parts.database, "1", RoundStage.FINISHED, outcome=PROMOTED)
+        await tell(service.state.database, "1", RoundStage.FINISHED, outcome=PROMOTED)
         assert 'bonbon_rounds{outcome="promoted"} 1.0' in (await service.client.get("/metrics")).text
-        await service.parts.swapper.stop()
-        await service.parts.database.stop()
+        await service.state.swapper.stop()
+        await service.state.database.stop()
         scrape = await service.client.get("/metrics")
     assert scrape.status_code == 200
     assert "bonbon_database_up 0.0" in scrape.text
@@ -120,16 +120,16 @@ async def test_a_scrape_survives_the_database(tmp_path: Path) -> None:
 async def test_the_series_of_a_version_end_with_it(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path, audit_fraction=1.0), engine=WatchedEngine()) as service:
         first = (await service.promoted(1)).name
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         await service.ask()
-        await service.parts.audits.idle()
+        await service.state.audits.idle()
         scrape = (await service.client.get("/metrics")).text
         assert f'bonbon_answers_total{{asked="alias",model_version="{first}"}} 1.0' in scrape
         assert f'bonbon_win_rate_comparisons{{champion="{first}"' in scrape
         for weights in (2, 3):
             await service.promoted(weights)
-            await service.parts.swapper.converge()
-        while first in service.parts.swapper.draining:
+            await service.state.swapper.converge()
+        while first in service.state.swapper.draining:
             await asyncio.sleep(0.01)
         scrape = (await service.client.get("/metrics")).text
     assert f'"{first}"' not in scrape

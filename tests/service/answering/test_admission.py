@@ -7,8 +7,8 @@ import pytest
 
 from bonbon.errors import ClientTooSlow, Overloaded, RateLimited
 from bonbon.settings import Limits
-from service.answering.admission import Admission
-from service.auth.rate_limits import RateLimits
+from service.limits.admission import Admission
+from service.limits.rate_limits import RateLimits
 
 
 class Crowd:

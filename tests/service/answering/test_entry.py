@@ -23,10 +23,10 @@ from bonbon.engines.engine import Sampling
 from bonbon.errors import EngineError, Overloaded, RateLimited
 from bonbon.prompt import Prompt
 from bonbon.settings import Limits, ServiceSettings, Settings
-from service.answering.completion_request import Ask
+from service.answering.completion_request import CompletionRequest
 from service.answering.request_entry import let_in
-from service.app import build_parts
-from service.auth.rate_limits import RateLimits
+from service.app import build_state
+from service.limits.rate_limits import RateLimits
 
 CAPACITY, MOST_WAITING, MAX_WAIT = 100, 3, 10.0
 PER_MINUTE = 1_000_000
@@ -68,14 +68,16 @@ class Entries(RuleBasedStateMachine):
         self.loop = SteppedLoop()
         service = ServiceSettings(max_tokens_in_flight=CAPACITY, max_waiting=MOST_WAITING, max_wait=MAX_WAIT)
         limits = RateLimits(Limits(tokens_per_minute=PER_MINUTE), {}, clock=lambda: 0.0)
-        self.parts = replace(build_parts(Settings(engine="fake", service=service)), limits=limits)
+        self.state = replace(build_state(Settings(engine="fake", service=service)), limits=limits)
         self.requests: list[Request] = []
         self.resume: asyncio.Event | None = None
         self.pauses: list[asyncio.Task[None]] = []
 
     async def _ask(self, request: Request) -> None:
-        ask = Ask("base", (Prompt(text="Hi"),), Sampling(max_tokens=request.tokens), tenant=request.tenant)
-        async with let_in(self.parts, ask) as (_, charge):
+        ask = CompletionRequest(
+            "base", (Prompt(text="Hi"),), Sampling(max_tokens=request.tokens), tenant=request.tenant
+        )
+        async with let_in(self.state, ask) as (_, charge):
             request.inside = True
             try:
                 await request.leave.wait()
@@ -121,10 +123,10 @@ class Entries(RuleBasedStateMachine):
 
         async def paused() -> None:
             with suppress(EngineError):
-                async with self.parts.serving.paused(MAX_WAIT):
+                async with self.state.serving.paused(MAX_WAIT):
                     await resume.wait()
 
-        if not self.parts.serving.resting:
+        if not self.state.serving.resting:
             self.pauses.append(self.loop.create_task(paused()))
 
     @precondition(lambda self: self.resume is not None)
@@ -141,7 +143,7 @@ class Entries(RuleBasedStateMachine):
         """When nothing happens any more, nobody waits for room that is there."""
         for _ in range(20):
             self.loop.turn()
-        admission, serving = self.parts.admission, self.parts.serving
+        admission, serving = self.state.admission, self.state.serving
         assert admission.waiting <= MOST_WAITING
         assert not admission.waiting or admission.in_flight > 0
         if not serving.resting:
@@ -150,16 +152,16 @@ class Entries(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_counted_twice(self) -> None:
-        if not hasattr(self, "parts"):
+        if not hasattr(self, "state"):
             return
         inside = [request for request in self.requests if request.inside]
-        assert self.parts.serving.in_flight == len(inside)
-        assert self.parts.admission.in_flight >= sum(request.tokens for request in inside)
+        assert self.state.serving.in_flight == len(inside)
+        assert self.state.admission.in_flight >= sum(request.tokens for request in inside)
         most = max((request.tokens for request in self.requests), default=0)
-        assert self.parts.admission.in_flight <= max(CAPACITY, most)
+        assert self.state.admission.in_flight <= max(CAPACITY, most)
 
     def teardown(self) -> None:
-        if not hasattr(self, "parts"):
+        if not hasattr(self, "state"):
             return
         if self.resume is not None:
             self.resume.set()
@@ -172,11 +174,11 @@ class Entries(RuleBasedStateMachine):
         for request in self.requests:
             error = None if request.task.cancelled() else request.task.exception()
             assert error is None or isinstance(error, EngineError | Overloaded | RateLimited), error
-        admission, serving = self.parts.admission, self.parts.serving
+        admission, serving = self.state.admission, self.state.serving
         assert (admission.in_flight, admission.waiting, serving.in_flight, serving.waiting) == (0, 0, 0, 0)
         for tenant in TENANTS:
             paid = sum(r.paid for r in self.requests if r.tenant == tenant and not _failed(r))
-            left = int(self.parts.limits.headers(tenant)["x-ratelimit-remaining-tokens"])
+            left = int(self.state.limits.headers(tenant)["x-ratelimit-remaining-tokens"])
             assert left == PER_MINUTE - paid
         self.loop.close()
 

@@ -94,7 +94,7 @@ async def test_streams_that_overlap_are_all_kept_and_one_is_trained_on(tmp_path:
     async with open_api(tmp_path, engine=Overlapping()) as api:
         answers = await asyncio.gather(*(ask(api, model="base", stream=True) for _ in range(3)))
         for text, extension in map(streamed, answers):
-            group = await api.parts.pair_log.group(extension["group_id"])
+            group = await api.state.pair_log.group(extension["group_id"])
             assert group is not None
             assert group.served[0].text == text
         assert await api.groups() == 3
@@ -153,7 +153,7 @@ async def test_of_different_requests_with_one_key_at_a_time_one_is_answered(api:
 
 async def test_an_answer_of_an_earlier_release_is_told_by_its_prompt(api: Api) -> None:
     first = await ask(api)
-    async with api.parts.database.write() as connection:
+    async with api.state.database.write() as connection:
         await connection.execute(update(groups).values(fingerprint=None))
     assert told(await ask(api)) == told(first)
     assert (await ask(api, messages=[{"role": "user", "content": "Another one"}])).status_code == 400
@@ -187,7 +187,7 @@ async def test_a_retry_without_a_key_is_not_trained_on_beside_its_first_attempt(
     unclean = []
     for headers, text in (({}, "one"), (retry, "one"), (retry, "two"), ({}, "one")):
         response = await ask(api, headers=headers, messages=[{"role": "user", "content": text}])
-        group = await api.parts.pair_log.group(told(response)[1]["group_id"])
+        group = await api.state.pair_log.group(told(response)[1]["group_id"])
         assert group is not None
         unclean.append(group.unclean)
     assert unclean == [None, "repeated", None, None]

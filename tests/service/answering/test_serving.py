@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from bonbon.errors import UnknownVersion
-from service.answering.routing import Asked, Loaded, Routes, Serving
+from service.routing.router import Asked, Loaded, Router, Routes
 
 CREATED = datetime(2026, 1, 2, tzinfo=UTC)
 LOADED = {
@@ -22,8 +22,8 @@ NEEDS_3 = replace(
 )
 
 
-def make(routes: Routes | None = None) -> Serving:
-    serving = Serving("tiny", alias="bonbon", n=8)
+def make(routes: Routes | None = None) -> Router:
+    serving = Router("tiny", alias="bonbon", n=8)
     if routes is not None:
         serving.publish(routes)
     return serving
@@ -91,7 +91,7 @@ def test_a_champion_that_fell_back_answers_with_best_of_n_whatever_it_needs() ->
 
 
 def test_the_operator_decides_how_many_draws_a_distilled_champion_takes() -> None:
-    serving = Serving("tiny", alias="bonbon", n=8, k=1)
+    serving = Router("tiny", alias="bonbon", n=8, k=1)
     assert serving.k == 8  # of the base: nothing is distilled yet
     serving.publish(NEEDS_3)
     assert serving.k == 1

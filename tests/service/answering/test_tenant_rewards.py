@@ -91,10 +91,10 @@ async def test_what_all_others_have_learnt_does_not_answer_them(tmp_path: Path) 
     """The champion has learnt the service's reward: whoever has another gets best-of-n of the base, and no audit."""
     async with two_tenants(tmp_path, audit_fraction=1.0) as tenants:
         champion = (await tenants.service.promoted(1)).name
-        await tenants.service.parts.swapper.converge()
+        await tenants.service.state.swapper.converge()
         ada, bob = await tenants.ask("ada"), await tenants.ask("bob")
         named = await tenants.ask("ada", model=champion), await tenants.ask("ada", model="champion")
-        await tenants.service.parts.audits.idle()
+        await tenants.service.state.audits.idle()
     assert (ada["version"], ada["n"]) == (BASE, 4)
     assert [(told["version"], told["n"]) for told in (bob, *named)] == [(champion, 1)] * 3
     compared = tenants.rows("SELECT DISTINCT reward_name, group_id FROM comparisons")
@@ -108,7 +108,7 @@ async def test_only_groups_of_the_services_reward_are_trained_on(tmp_path: Path)
     async with two_tenants(tmp_path) as tenants:
         bobs = {(await tenants.ask("bob", seed=seed))["group_id"] for seed in range(4)}
         adas = {(await tenants.ask("ada", seed=seed))["group_id"] for seed in range(6)}
-        registry, settings = tenants.service.parts.registry, tenants.service.parts.settings
+        registry, settings = tenants.service.state.registry, tenants.service.state.settings
         assert (await next_round(registry, await registry.get(BASE), settings)).groups == len(bobs)
         snapshot = await take_snapshot(
             registry.database, tmp_path / "snapshot", version=BASE, fractions=Fractions(test=0.1, validation=0.1)
@@ -150,7 +150,7 @@ async def test_a_reward_that_is_dead_at_the_start_keeps_its_own_tenants_waiting_
             assert "the reward 'strict' of this tenant cannot score yet" in refused.json()["error"]["message"]
             assert not (await tenants.ask("bob"))["degraded"]
             server.answers[:] = [lengths]
-            await until(lambda: not tenants.service.parts.tenant_rewards.failures)
+            await until(lambda: not tenants.service.state.tenant_rewards.failures)
             assert not (await tenants.ask("ada"))["degraded"]
     assert tenants.rows("SELECT DISTINCT tenant FROM groups WHERE degraded IS NOT NULL") == []
 

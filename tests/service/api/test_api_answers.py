@@ -117,7 +117,7 @@ async def test_content_may_come_in_text_parts_and_developer_is_system(api: Api) 
             {"role": "user", "content": "Go on"},
         ]
     )
-    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    group = await api.state.pair_log.group(body["bonbon"]["group_id"])
     assert group is not None
     assert group.prompt.messages == (
         {"role": "system", "content": "Be kind."},
@@ -164,7 +164,7 @@ async def test_one_prompt_in_each_form(api: Api, prompt: Any) -> None:
     Completion.model_validate(body)
     assert len(body["choices"]) == 2
     assert "groups" not in body["bonbon"]
-    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    group = await api.state.pair_log.group(body["bonbon"]["group_id"])
     assert group is not None
     assert group.prompt.text == "Dear customer" or group.prompt.token_ids == (3, 1, 4)
 
@@ -180,7 +180,7 @@ async def test_several_prompts_are_answered_in_order(api: Api, prompts: list[Any
     assert extension["tokens_drawn"] == sum(group["tokens_drawn"] for group in groups)
     assert extension["rewards"] == [reward for group in groups for reward in group["rewards"]]
     for i, group in enumerate(groups):
-        logged = await api.parts.pair_log.group(group["group_id"])
+        logged = await api.state.pair_log.group(group["group_id"])
         assert logged is not None
         assert logged.prompt.text == prompts[i] or logged.prompt.token_ids == tuple(prompts[i])
         texts = [group["candidates"][index]["text"] for index in group["chosen"]]
@@ -197,7 +197,7 @@ async def test_max_tokens_shrinks_to_the_room_that_is_left_when_nobody_asked_for
     async with open_api(tmp_path, engine=FakeEngine(context_length=20), default_max_tokens=100) as api:
         body = await api.complete(prompt="word " * 17, best_of=3, bonbon={"candidates": True})
         assert all(candidate["tokens"] <= 3 for candidate in body["bonbon"]["candidates"])
-        group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+        group = await api.state.pair_log.group(body["bonbon"]["group_id"])
         assert group is not None
         assert group.sampling.max_tokens == 3
         assert api.engine.running == 0
@@ -222,7 +222,7 @@ async def test_a_client_learns_nothing_of_where_the_reward_is(
 ) -> None:
     address = "http://10.0.0.7:9000/score"
     async with open_api(tmp_path, reward_deadline=0.05, keys_poll=0.01) as api:
-        _, key = await create_key(api.parts.database, "reader", scopes=[Scope.COMPLETE, Scope.EXPORT])
+        _, key = await create_key(api.state.database, "reader", scopes=[Scope.COMPLETE, Scope.EXPORT])
         api.client.headers["authorization"] = f"Bearer {key}"
         api.reward.name = address
         if how == "failed":
@@ -238,7 +238,7 @@ async def test_a_client_learns_nothing_of_where_the_reward_is(
         several = await api.complete(prompt=["one", "two"])
         while (read := await api.client.get(f"/v1/groups/{first['bonbon']['group_id']}")).status_code == 401:
             await asyncio.sleep(0.01)  # the key is not known yet
-        group = await api.parts.pair_log.group(first["bonbon"]["group_id"])
+        group = await api.state.pair_log.group(first["bonbon"]["group_id"])
     assert read.json()["degraded"].endswith("so the first one is the answer")
     # The name of a reward is the operator's choice, and shown; its errors are not.
     assert "Traceback" not in read.text
@@ -293,7 +293,7 @@ async def test_messages_come_back_as_other_providers_returned_them(api: Api) -> 
     }  # fmt: skip
     part = {"type": "text", "text": "Where is it?", "cache_control": {"type": "ephemeral"}}
     body = await api.chat(messages=[*MESSAGES, answered, {"role": "user", "content": [part]}])
-    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    group = await api.state.pair_log.group(body["bonbon"]["group_id"])
     assert group is not None
     assert group.prompt.messages == (
         *MESSAGES,
@@ -329,7 +329,7 @@ async def test_a_name_reaches_the_model_and_not_the_reward(api: Api) -> None:
     names = ["rules", "rules", "ada", "bob", ""]
     messages = [{"role": role, "content": "Hello", "name": name} for role, name in zip(roles, names, strict=True)]
     body = await api.chat(messages=messages)
-    group = await api.parts.pair_log.group(body["bonbon"]["group_id"])
+    group = await api.state.pair_log.group(body["bonbon"]["group_id"])
     assert group is not None
     assert group.prompt.messages is not None
     assert [message.get("name") for message in group.prompt.messages] == ["rules", "rules", "ada", "bob", None]

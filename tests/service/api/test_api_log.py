@@ -30,7 +30,7 @@ async def test_the_group_is_logged_with_all_candidates_and_who_asked(api: Api) -
         headers={"x-request-id": "the-one", "x-stainless-retry-count": "2"},
     )  # fmt: skip
     extension = response.json()["bonbon"]
-    group = await api.parts.pair_log.group(extension["group_id"])
+    group = await api.state.pair_log.group(extension["group_id"])
     assert group is not None
     assert (group.user, group.request_id, group.version, group.origin) == ("ada", "the-one", "fake", "request")
     assert group.metadata == {"page": "help", "x-stainless-retry-count": "2"}
@@ -43,7 +43,7 @@ async def test_the_group_is_logged_with_all_candidates_and_who_asked(api: Api) -
 async def test_the_group_is_in_the_log_when_the_answer_comes(api: Api) -> None:
     for _ in range(3):
         body = await api.chat(seed=None)
-        assert count_groups(api.parts.settings.data_dir, body["bonbon"]["group_id"]) == 1
+        assert count_groups(api.state.settings.data_dir, body["bonbon"]["group_id"]) == 1
 
 
 @pytest.mark.parametrize("model", ["bonbon", "base"])
@@ -57,7 +57,7 @@ async def test_store_false_leaves_nothing(api: Api, model: str, stream: bool) ->
 
 async def test_only_stored_answers_are_offered_for_audits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     offered: list[str] = []
-    monkeypatch.setattr(api.parts.audits, "offer", lambda group: offered.append(group.id))
+    monkeypatch.setattr(api.state.audits, "offer", lambda group: offered.append(group.id))
     single = await api.chat(model="base")
     await api.chat(model="base", store=False)
     several = await api.chat()
@@ -97,7 +97,7 @@ async def test_feedback_is_stored_with_its_group(api: Api, word: dict[str, Any])
     response = await api.post("/v1/feedback", group_id=group_id, **word)
     assert response.status_code == 200
     assert FeedbackReply.model_validate(response.json()).group_id == group_id
-    async with api.parts.database.read() as connection:
+    async with api.state.database.read() as connection:
         row = (await connection.execute(select(feedback))).mappings().one()
     assert row["group_id"] == group_id
     assert {key: row["end_user" if key == "user" else key] for key in word} == word
@@ -140,7 +140,7 @@ async def test_models_are_the_names_a_request_may_use(api: Api) -> None:
 
 
 async def test_a_distilled_champion_answers_with_one_draw(api: Api) -> None:
-    serving = api.parts.serving
+    serving = api.state.serving
     version = replace(serving.routes.loaded["fake"], name="fake-bonbon-0001", parent="fake")
     await api.engine.load(VersionFiles("fake-bonbon-0001", VersionKind.ADAPTER, Path("unused")))
     serving.publish(

@@ -6,7 +6,8 @@ from typing import Any
 
 import httpx2
 
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Delta, DrawRequest, Started, Token, TokenAlternative
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.rewards.fake_reward import FakeReward

@@ -155,11 +155,11 @@ async def test_a_failure_mid_stream_is_an_error_event(tmp_path: Path, model: str
         assert "[DONE]" not in response.text
         assert '"finish_reason":"' not in response.text
         assert await api.groups() == 0
-        assert (engine.running, api.parts.serving.in_flight) == (0, 0)
+        assert (engine.running, api.state.serving.in_flight) == (0, 0)
 
 
 async def test_a_stream_whose_group_cannot_be_logged_never_ends_well(api: Api) -> None:
-    await api.parts.pair_log.stop()
+    await api.state.pair_log.stop()
     response = await api.post(CHAT, model="base", messages=MESSAGES, stream=True)
     assert '"finish_reason":"' not in response.text
     assert "[DONE]" not in response.text
@@ -168,7 +168,7 @@ async def test_a_stream_whose_group_cannot_be_logged_never_ends_well(api: Api) -
 
 
 async def test_the_log_failing_at_once_is_a_503_with_retry_after(api: Api) -> None:
-    await api.parts.pair_log.stop()
+    await api.state.pair_log.stop()
     response = await api.post(CHAT, model="bonbon", messages=MESSAGES)
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
@@ -209,7 +209,7 @@ async def test_a_client_that_disconnects_aborts_every_draw(tmp_path: Path, model
     with serve(tmp_path, engine=engine) as server:
         await hang_up(server.url, body, when=lambda: engine.running == (1 if model == "base" else 8))
         await until(lambda: engine.running == 0)
-        await until(lambda: server.app.state.parts.serving.in_flight == 0)
+        await until(lambda: server.app.state.bonbon.serving.in_flight == 0)
     assert count_groups(tmp_path) == 0
 
 
@@ -232,6 +232,6 @@ async def test_a_client_that_disconnects_while_the_reward_scores_leaves_no_group
 
         server.reward.function, server.reward.delay = score, 5.0
         await hang_up(server.url, {"model": "bonbon", "messages": MESSAGES}, when=lambda: len(server.reward.calls) == 1)
-        await until(lambda: server.app.state.parts.serving.in_flight == 0)
+        await until(lambda: server.app.state.bonbon.serving.in_flight == 0)
         assert not scoring.is_set()
     assert count_groups(tmp_path) == 0

@@ -92,7 +92,7 @@ def same(answer: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 async def logged(api: Api, answer: dict[str, Any]) -> Group:
-    group = await api.parts.pair_log.group(answer["bonbon"]["group_id"])
+    group = await api.state.pair_log.group(answer["bonbon"]["group_id"])
     assert group is not None
     return group
 

@@ -45,15 +45,15 @@ async def test_the_fake_engine_draws_with_each_field_and_no_group_of_it_is_train
     again = await fake.chat(max_tokens=12, **field)
     assert answer["choices"] == again["choices"]
     assert answer["bonbon"]["n"] == 8
-    group, clean = await logged(fake.parts, answer), await logged(fake.parts, plain)
+    group, clean = await logged(fake.state, answer), await logged(fake.state, plain)
     assert (group["unclean"], clean["unclean"]) == ("sampling", None)
     assert clean["other_sampling"] is None
     assert group["other_sampling"] == (None if "top_k" in field else field)
     assert group["top_k"] == field.get("top_k", 0)
     drawn = [candidate["token_ids"] for candidate in group["candidates"]]
     assert drawn != [candidate["token_ids"] for candidate in clean["candidates"]]
-    assert [pair.group_id async for pair in pairs(fake.parts.database, version=None)] == [clean["id"]]
-    stored = await fake.parts.pair_log.group(group["id"])
+    assert [pair.group_id async for pair in pairs(fake.state.database, version=None)] == [clean["id"]]
+    stored = await fake.state.pair_log.group(group["id"])
     assert stored is not None
     assert not stored.sampling.unmodified
 

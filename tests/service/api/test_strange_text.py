@@ -122,7 +122,7 @@ async def test_strange_names_errors_answers_and_prompts_are_answered_and_logged(
         metrics = await service.client.get("/metrics")
         assert metrics.status_code == 200
         assert 'bonbon_groups_kept_total{where="logged"} 4.0' in metrics.text
-        stored = await service.parts.pair_log.group(asked[0])
+        stored = await service.state.pair_log.group(asked[0])
         assert stored is not None
         assert len(stored.candidates[0].token_ids) > 0
         assert stored.candidates[0].text.endswith(clean_text(engine.text))

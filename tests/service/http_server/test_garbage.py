@@ -13,7 +13,7 @@ from bonbon.prompt import Prompt
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
-from service.app_state import Parts
+from service.app_state import AppState
 from tests.service.http_server.test_server import served
 from tests.support.service.fake_service import BODY, CHAT
 from tests.support.service.raw_http import answer_of, request
@@ -51,8 +51,8 @@ def _ours(thing: object) -> str | None:
 class Client:
     """Asks a service that must be left as it was found."""
 
-    def __init__(self, port: int, parts: Parts, engine: FakeEngine) -> None:
-        self.port, self.parts, self.engine = port, parts, engine
+    def __init__(self, port: int, state: AppState, engine: FakeEngine) -> None:
+        self.port, self.state, self.engine = port, state, engine
 
     async def ask(self, body: dict[str, Any], path: str = CHAT) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -65,9 +65,9 @@ class Client:
         """When it is drawn, or waits behind another request."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request(CHAT, body))
-        await until(lambda: self.engine.running > 0 and self.parts.admission.waiting == waiting)
+        await until(lambda: self.engine.running > 0 and self.state.admission.waiting == waiting)
         writer.transport.abort()
-        await until(lambda: self.parts.admission.waiting == 0)
+        await until(lambda: self.state.admission.waiting == 0)
         del reader
 
     async def hang_up_in_the_body(self) -> None:
@@ -79,8 +79,8 @@ class Client:
 
     async def idle(self) -> None:
         """When it holds nothing, and has had some turns of the loop to forget."""
-        await until(lambda: not (self.parts.admission.in_flight or self.parts.serving.in_flight))
-        await until(lambda: self.parts.connections.open == 0)
+        await until(lambda: not (self.state.admission.in_flight or self.state.serving.in_flight))
+        await until(lambda: self.state.connections.open == 0)
         for _ in range(20):
             await asyncio.sleep(0)
 
@@ -92,7 +92,7 @@ async def test_no_request_leaves_garbage_however_it_ends(tmp_path: Path) -> None
     app = create_app(settings, engine=engine, reward=reward)
     left: dict[str, list[str]] = {}
     async with served(app) as server:
-        client = Client(int((await server.url).rpartition(":")[2]), app.state.parts, engine)
+        client = Client(int((await server.url).rpartition(":")[2]), app.state.bonbon, engine)
         await _every_way(client, reward)  # what is made once is no garbage
         for name in WAYS:
             with garbage() as found:

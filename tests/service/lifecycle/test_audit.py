@@ -21,11 +21,11 @@ from bonbon.registry.registry import Registry
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.store.database import Database, open_database
 from bonbon.store.tables import comparisons, groups
-from service.answering.routing import Loaded, Routes, Serving
 from service.lifecycle.audit import Audits
-from service.lifecycle.fallback import Floor
 from service.lifecycle.savings import SavingsCounter
 from service.metrics.process_metrics import Metrics
+from service.routing.fallback import Fallback
+from service.routing.router import Loaded, Router, Routes
 
 BASE, CHAMPION = "fake", "fake-bonbon-0001"
 NOW = datetime.now(UTC)
@@ -40,10 +40,10 @@ class Bench:
         self.database, self.pair_log = database, pair_log
         self.engine, self.reward, self.metrics = FakeEngine(BASE), FakeReward(), Metrics()
         self.best_of_n = BestOfN(self.engine, self.reward)
-        self.serving = Serving(BASE, alias="bonbon", n=4)
+        self.serving = Router(BASE, alias="bonbon", n=4)
         self.serving.publish(DISTILLED)
         self.savings = SavingsCounter(database, self.serving, self.metrics)
-        self.floor = Floor(Registry(database, Path("versions")), self.serving, self.metrics, 0.0)
+        self.floor = Fallback(Registry(database, Path("versions")), self.serving, self.metrics, 0.0)
 
     def audits(self, *, fraction: float | None = 1.0, waiting: int = 16) -> Audits:
         return Audits(

@@ -65,12 +65,12 @@ async def gateway(tmp_path: Path, drifting: Drifting) -> AsyncIterator[Gateway]:
 async def audited(service: Running, answers: int) -> None:
     for _ in range(answers):
         assert (await service.ask()).status_code == 200
-    await service.parts.audits.idle()
+    await service.state.audits.idle()
 
 
 async def promote(service: Running, weights: int) -> str:
     name = (await service.promoted(weights)).name
-    await service.parts.swapper.converge()
+    await service.state.swapper.converge()
     return name
 
 
@@ -85,7 +85,7 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     drifting.bonus[first] = 6.0
     await audited(one, 60)
     second = await promote(one, 2)
-    await two.parts.swapper.converge()
+    await two.state.swapper.converge()
     drifting.bonus[second] = 6.0
     for service in (one, two):
         await audited(service, 20)
@@ -101,10 +101,10 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     assert not live["below_floor"]
 
     drifting.bonus[second] = -3.0  # nobody touches the service: what the reward likes has changed
-    while one.parts.serving.champion == second:
+    while one.state.serving.champion == second:
         await audited(one, 10)
     # The last version known to be good, with best-of-n, in both gateways.
-    await until(lambda: two.parts.serving.champion == first)
+    await until(lambda: two.state.serving.champion == first)
     for service in (one, two):
         answer = (await service.ask()).json()["bonbon"]
         assert (answer["version"], answer["n"]) == (first, 4)
@@ -112,7 +112,7 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     assert (shown["champion"], shown["best_of_n"]) == (first, True)
     assert (shown["fallback"]["version"], shown["fallback"]["replaced"]) == (first, second)
     assert f"the best of 2 draws of {second} won" in shown["fallback"]["reason"]
-    event, before = await one.parts.registry.history(2)
+    event, before = await one.state.registry.history(2)
     assert (event.kind, event.version, event.actor) == ("fell_back", first, "win-rate floor")
     assert event.detail["replaced"] == second
     assert (before.kind, before.version, before.detail["k"], before.detail["before"]) == ("raised_k", second, 2, 1)
@@ -122,7 +122,7 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     assert all("bonbon_fallen_back 1.0" in scrape for scrape in scrapes)
 
     drifting.bonus[first] = -3.0  # what it answers is audited on; the base owes nothing to training
-    while one.parts.serving.champion == first:
+    while one.state.serving.champion == first:
         await audited(one, 10)
     answer = (await one.ask()).json()["bonbon"]
     assert (answer["version"], answer["n"]) == (BASE, 4)
@@ -130,7 +130,7 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     third = await promote(one, 3)  # a promotion ends it
     assert (await one.ask()).json()["bonbon"]["n"] == 1
     assert not (await win_rates(one))["best_of_n"]
-    assert (await one.parts.registry.aliases()) == {CHAMPION: third, PREVIOUS: BASE}
+    assert (await one.state.registry.aliases()) == {CHAMPION: third, PREVIOUS: BASE}
 
 
 async def test_a_drifting_reward_makes_k_rise_and_a_better_version_makes_it_fall(
@@ -138,35 +138,35 @@ async def test_a_drifting_reward_makes_k_rise_and_a_better_version_makes_it_fall
 ) -> None:
     one, two = await gateway(8), await gateway(8)
     name = (await one.promoted(1, k=1)).name
-    await one.parts.swapper.converge()
+    await one.state.swapper.converge()
     drifting.bonus[name] = 3.0
     await audited(one, 30)
-    assert one.parts.serving.k == 1
+    assert one.state.serving.k == 1
 
     drifting.bonus[name] = 0.3  # the best of 4 draws is about as good as best-of-8 of the base now, 2 are not enough
     seen = [1]
     while seen[-1] < 4:
         await audited(one, 10)
-        if one.parts.serving.k != seen[-1]:
-            seen.append(one.parts.serving.k)
+        if one.state.serving.k != seen[-1]:
+            seen.append(one.state.serving.k)
     assert seen == [1, 2, 4]
     await audited(one, 60)
-    assert (one.parts.serving.champion, one.parts.serving.k) == (name, 4)
-    await until(lambda: two.parts.serving.k == 4)
+    assert (one.state.serving.champion, one.state.serving.k) == (name, 4)
+    await until(lambda: two.state.serving.k == 4)
     answer = (await two.ask()).json()["bonbon"]
     assert (answer["version"], answer["n"]) == (name, 4)
     shown = await win_rates(two)
     assert (shown["k"], shown["best_of_n"], shown["fallback"]) == (4, False, None)
     assert {live["k"] for live in shown["win_rates"]} == {1, 2, 4}
-    events = [event for event in await one.parts.registry.history() if event.kind == "raised_k"]
+    events = [event for event in await one.state.registry.history() if event.kind == "raised_k"]
     assert [(event.detail["before"], event.detail["k"]) for event in events] == [(2, 4), (1, 2)]
     assert "bonbon_k_raised_total 2.0" in (await one.client.get("/metrics")).text
 
     better = (await one.promoted(2, k=1)).name
     drifting.bonus[better] = 3.0
-    await one.parts.swapper.converge()
+    await one.state.swapper.converge()
     await audited(one, 30)
-    assert (one.parts.serving.champion, one.parts.serving.k) == (better, 1)
+    assert (one.state.serving.champion, one.state.serving.k) == (better, 1)
 
 
 async def test_where_a_setting_fixes_k_only_answers_worse_than_the_base_bring_best_of_n_back(
@@ -176,11 +176,11 @@ async def test_where_a_setting_fixes_k_only_answers_worse_than_the_base_bring_be
     name = await promote(service, 1)
     drifting.bonus[name] = 0.3  # better than the base, and much worse than best-of-4 of it
     await audited(service, 60)
-    assert (service.parts.serving.champion, service.parts.serving.k) == (name, 1)
+    assert (service.state.serving.champion, service.state.serving.k) == (name, 1)
     shown = await win_rates(service)
     assert (shown["floor"], shown["floor_opponent"]) == (0.5, BASE)
     drifting.bonus[name] = -3.0
-    while service.parts.serving.champion == name:
+    while service.state.serving.champion == name:
         await audited(service, 10)
     assert (await service.ask()).json()["bonbon"]["n"] == 4
 
@@ -188,31 +188,31 @@ async def test_where_a_setting_fixes_k_only_answers_worse_than_the_base_bring_be
 async def test_an_operator_may_promote_the_champion_anew_with_the_draws_of_its_verdict(gateway: Gateway) -> None:
     service = await gateway()
     name = (await service.promoted(1, k=1)).name
-    registry = service.parts.registry
+    registry = service.state.registry
     await registry.raise_k(name, 2, actor="test", reason="to see")
-    await service.parts.swapper.converge()
+    await service.state.swapper.converge()
     assert (await service.ask()).json()["bonbon"]["n"] == 2
     for refused, k in ((name, 2), (BASE, 4)):
         with pytest.raises(Conflict):
             await registry.raise_k(refused, k, actor="test", reason="to see")
     await registry.promote(name)
-    await service.parts.swapper.converge()
+    await service.state.swapper.converge()
     assert (await service.ask()).json()["bonbon"]["n"] == 1
 
 
 async def test_draws_that_were_raised_are_told_only_while_they_answer(gateway: Gateway) -> None:
     service = await gateway()
     name = (await service.promoted(1, k=1)).name
-    await service.parts.registry.raise_k(name, 2, actor="test", reason="to see")
-    await service.parts.swapper.converge()
+    await service.state.registry.raise_k(name, 2, actor="test", reason="to see")
+    await service.state.swapper.converge()
     fixed = await gateway(k=1)
     assert "bonbon_champion_k_raised 1.0" in (await service.client.get("/metrics")).text
     assert "bonbon_champion_k_raised 0.0" in (await fixed.client.get("/metrics")).text
     assert "bonbon_win_rate_floor 0.45" in (await service.client.get("/metrics")).text
     assert "bonbon_win_rate_floor 0.5" in (await fixed.client.get("/metrics")).text
     second = (await service.promoted(2, k=1)).name
-    await service.parts.registry.fall_back(second, name, actor="test", reason="to see")
-    await service.parts.swapper.converge()
+    await service.state.registry.fall_back(second, name, actor="test", reason="to see")
+    await service.state.swapper.converge()
     assert "bonbon_champion_k_raised 0.0" in (await service.client.get("/metrics")).text
 
 
@@ -224,10 +224,10 @@ async def test_a_restart_neither_forgets_the_counts_nor_the_fallback(
         champion = await promote(service, 1)
         drifting.bonus[champion] = -3.0
         await audited(service, 8)  # too few to tell
-        assert service.parts.serving.champion == champion
+        assert service.state.serving.champion == champion
     service = await gateway()
     assert (await win_rates(service))["win_rates"][0]["recent"] == 8
-    while service.parts.serving.champion == champion:
+    while service.state.serving.champion == champion:
         await audited(service, 5)
     again = await gateway()
     answer = (await again.ask()).json()["bonbon"]
@@ -239,20 +239,20 @@ async def test_an_operator_may_take_the_champion_back(gateway: Gateway, drifting
     """By a promotion as by a rollback; and what an operator promotes anew answers with one draw again."""
     service = await gateway()
     name = await promote(service, 1)
-    await service.parts.registry.fall_back(name, BASE, actor="test", reason="to see")
-    await service.parts.swapper.converge()
+    await service.state.registry.fall_back(name, BASE, actor="test", reason="to see")
+    await service.state.swapper.converge()
     assert (await service.ask()).json()["bonbon"]["n"] == 4
-    await service.parts.registry.rollback()
-    await service.parts.swapper.converge()
+    await service.state.registry.rollback()
+    await service.state.swapper.converge()
     assert (await service.ask()).json()["bonbon"]["n"] == 1
     later = await promote(service, 2)
-    await service.parts.registry.fall_back(later, name, actor="test", reason="to see")
-    await service.parts.swapper.converge()
+    await service.state.registry.fall_back(later, name, actor="test", reason="to see")
+    await service.state.swapper.converge()
     assert (await service.ask()).json()["bonbon"]["n"] == 4
-    await service.parts.registry.promote(name)
-    await service.parts.swapper.converge()
+    await service.state.registry.promote(name)
+    await service.state.swapper.converge()
     assert (await service.ask()).json()["bonbon"]["n"] == 1
-    assert (await service.parts.registry.aliases())[PREVIOUS] == later
+    assert (await service.state.registry.aliases())[PREVIOUS] == later
 
 
 async def test_a_floor_of_zero_never_acts(gateway: Gateway, drifting: Drifting) -> None:
@@ -262,4 +262,4 @@ async def test_a_floor_of_zero_never_acts(gateway: Gateway, drifting: Drifting) 
     await audited(service, 60)
     live = next(live for live in (await win_rates(service))["win_rates"] if live["opponent"] == "best-of-4")
     assert live["high"] < 0.45
-    assert service.parts.serving.champion == name
+    assert service.state.serving.champion == name

@@ -54,8 +54,8 @@ async def test_what_audits_cost_is_within_the_budget_of_what_is_saved(database: 
 async def champion_answers(service: Running, answers: int) -> None:
     for _ in range(answers):
         assert (await service.ask()).status_code == 200
-    await service.parts.audits.idle()
-    await service.parts.savings.write()
+    await service.state.audits.idle()
+    await service.state.savings.write()
 
 
 async def test_the_service_says_what_its_champion_saves(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ async def test_the_service_says_what_its_champion_saves(tmp_path: Path) -> None:
         await champion_answers(service, 2)  # best-of-n of the base saves nothing, and is not counted
         assert (await service.client.get("/admin/win-rate")).json()["savings"] is None
         name = (await service.promoted(1, k=1)).name
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         await champion_answers(service, 5)
         await service.ask(n=2)  # asks for its own number of draws
         await service.ask(temperature=0)
@@ -90,7 +90,7 @@ async def test_what_audits_draw_in_vain_is_counted_and_what_they_draw_for_greedy
     reward = FakeReward()
     async with running(settings_in(tmp_path, audit_fraction=1.0), engine=WatchedEngine(), reward=reward) as service:
         name = (await service.promoted(1, k=1)).name
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         drawn = f'bonbon_audit_tokens_drawn_total{{model_version="{name}"}}'
         reward.failure = "it is down"
         await champion_answers(service, 2)
@@ -109,6 +109,6 @@ async def test_by_default_the_budget_decides_how_many_answers_are_audited(tmp_pa
         scrape = (await service.client.get("/metrics")).text
         assert "bonbon_audit_ratio 0.0" in scrape.splitlines(), "the base is not audited"
         await service.promoted(1, k=2)
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         shown = (await service.client.get("/admin/win-rate")).json()
         assert shown["audit_fraction"] == pytest.approx(0.05 * 2 / 4)

@@ -72,8 +72,8 @@ async def test_the_alias_draws_as_many_candidates_as_the_champion_needs_and_lose
             metrics = (await service.client.get("/metrics")).text
             assert f"bonbon_k {float(k)}" in metrics
         for raised in (2, 3):
-            await service.parts.registry.raise_k(version.name, raised, actor="test", reason="to see")
-            await eventually(lambda: service.parts.serving.k > drawn[-1])
+            await service.state.registry.raise_k(version.name, raised, actor="test", reason="to see")
+            await eventually(lambda: service.state.serving.k > drawn[-1])
             drawn.append((await service.ask()).json()["bonbon"]["n"])
     assert traffic.failures == []
     assert drawn == [3, 2, 1, 2, 3]
@@ -88,9 +88,9 @@ async def test_versions_swap_under_traffic_without_a_failure(tmp_path: Path) -> 
             version = await service.promoted(weights)
             names.append(version.name)
             await traffic.answers_of(version.name)
-        await service.parts.registry.rollback()
+        await service.state.registry.rollback()
         await traffic.answers_of(names[2])
-        await eventually(lambda: not service.parts.swapper.draining)
+        await eventually(lambda: not service.state.swapper.draining)
         loaded = await engine.loaded()
     assert traffic.failures == []
     assert traffic.versions["streamed"] > 0
@@ -105,34 +105,34 @@ async def test_an_old_version_is_unloaded_only_when_its_last_stream_has_ended(tm
     engine = WatchedEngine()
     async with running(settings_in(tmp_path), engine=engine) as service:
         first = await service.promoted(1)
-        await eventually(lambda: service.parts.serving.champion == first.name)
-        with service.parts.serving.plan("bonbon") as plan:
+        await eventually(lambda: service.state.serving.champion == first.name)
+        with service.state.serving.plan("bonbon") as plan:
             assert plan.version == first.name
             for weights in (2, 3):
                 version = await service.promoted(weights)
-                await eventually(lambda version=version: service.parts.serving.champion == version.name)  # type: ignore[misc]
-            await eventually(lambda: service.parts.swapper.draining == {first.name})
+                await eventually(lambda version=version: service.state.serving.champion == version.name)  # type: ignore[misc]
+            await eventually(lambda: service.state.swapper.draining == {first.name})
             await asyncio.sleep(0.05)
             assert first.name in await engine.loaded()
             assert (await service.ask(first.name)).status_code == 404
         await eventually(lambda: ("unload", first.name) in engine.events)
-        assert service.parts.swapper.draining == frozenset()
+        assert service.state.swapper.draining == frozenset()
 
 
 async def test_a_draining_version_that_is_promoted_again_stays(tmp_path: Path) -> None:
     engine = WatchedEngine()
     async with running(settings_in(tmp_path), engine=engine) as service:
-        parts = service.parts
+        state = service.state
         first = await service.promoted(1)
-        await eventually(lambda: parts.serving.champion == first.name)
-        with parts.serving.hold(first.name):
+        await eventually(lambda: state.serving.champion == first.name)
+        with state.serving.hold(first.name):
             for weights in (2, 3):
                 await service.promoted(weights)
-                await parts.swapper.converge()
-            assert parts.swapper.draining == {first.name}
-            await parts.registry.promote(first.name, force=True)
-            await eventually(lambda: parts.serving.champion == first.name)
-        await eventually(lambda: first.name not in parts.swapper.draining)
+                await state.swapper.converge()
+            assert state.swapper.draining == {first.name}
+            await state.registry.promote(first.name, force=True)
+            await eventually(lambda: state.serving.champion == first.name)
+        await eventually(lambda: first.name not in state.swapper.draining)
         assert ("unload", first.name) not in engine.events
         assert (await service.ask()).json()["bonbon"]["version"] == first.name
 
@@ -147,7 +147,7 @@ async def test_a_request_cut_off_at_any_step_lets_its_version_go(tmp_path: Path,
                 await asyncio.sleep(0)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
-            assert service.parts.serving.in_flight == 0, f"held after {steps} steps"
+            assert service.state.serving.in_flight == 0, f"held after {steps} steps"
         assert engine.running == 0
 
 
@@ -181,17 +181,17 @@ async def test_a_bad_version_is_refused_and_the_champion_keeps_serving(
     async with running(settings_in(tmp_path), engine=engine) as service, Traffic(service, workers=3) as traffic:
         good = await service.promoted(1)
         await traffic.answers_of(good.name)
-        bad = await new_version(service.parts.registry, 2)
+        bad = await new_version(service.state.registry, 2)
         harm(engine, bad.name, bad.directory / "adapter_model.safetensors")
-        await service.parts.registry.promote(bad.name, force=True)
-        await eventually(lambda: bad.name in service.parts.swapper.refused)
+        await service.state.registry.promote(bad.name, force=True)
+        await eventually(lambda: bad.name in service.state.swapper.refused)
         await traffic.answers_of(good.name)
         aliases = (await service.client.get("/admin/aliases")).json()
         health = await service.client.get("/health/ready")
         scrape = (await service.client.get("/metrics")).text
-        await eventually(lambda: not service.parts.swapper.draining)
+        await eventually(lambda: not service.state.swapper.draining)
         loaded = await engine.loaded()
-        history = await service.parts.registry.history(5)
+        history = await service.state.registry.history(5)
     assert traffic.failures == []
     assert bad.name not in traffic.versions
     assert bad.name not in loaded
@@ -208,22 +208,22 @@ async def test_a_bad_version_is_refused_and_the_champion_keeps_serving(
 async def test_a_version_of_another_base_is_refused(tmp_path: Path) -> None:
     engine = WatchedEngine()
     async with running(settings_in(tmp_path), engine=engine) as service:
-        await service.parts.registry.register_base("other", None)
-        foreign = await new_version(service.parts.registry, 1, base="other")
-        await service.parts.registry.promote(foreign.name, force=True)
-        await eventually(lambda: foreign.name in service.parts.swapper.refused)
-        assert "belongs to the base 'other'" in service.parts.swapper.refused[foreign.name].reason
-        assert service.parts.serving.champion == BASE
+        await service.state.registry.register_base("other", None)
+        foreign = await new_version(service.state.registry, 1, base="other")
+        await service.state.registry.promote(foreign.name, force=True)
+        await eventually(lambda: foreign.name in service.state.swapper.refused)
+        assert "belongs to the base 'other'" in service.state.swapper.refused[foreign.name].reason
+        assert service.state.serving.champion == BASE
     assert engine.events == []
 
 
 async def test_golden_prompts_have_a_deadline(tmp_path: Path) -> None:
     engine = WatchedEngine(delay=0.2)
     async with running(settings_in(tmp_path), engine=engine) as service:
-        service.parts.swapper.golden_deadline = 0.1
+        service.state.swapper.golden_deadline = 0.1
         slow = await service.promoted(1)
-        await eventually(lambda: slow.name in service.parts.swapper.refused)
-        assert "within 0.1 s" in service.parts.swapper.refused[slow.name].reason
+        await eventually(lambda: slow.name in service.state.swapper.refused)
+        assert "within 0.1 s" in service.state.swapper.refused[slow.name].reason
 
 
 async def test_a_refused_version_is_tried_again_with_growing_pauses(
@@ -232,42 +232,42 @@ async def test_a_refused_version_is_tried_again_with_growing_pauses(
     monkeypatch.setattr(swap, "RETRY_FIRST", 0.1)
     engine = WatchedEngine()
     async with running(settings_in(tmp_path), engine=engine) as service:
-        bad = await new_version(service.parts.registry, 1)
+        bad = await new_version(service.state.registry, 1)
         engine.nan.add(bad.name)
-        await service.parts.registry.promote(bad.name, force=True)
-        swapper = service.parts.swapper
+        await service.state.registry.promote(bad.name, force=True)
+        swapper = service.state.swapper
         await eventually(lambda: bad.name in swapper.refused and swapper.refused[bad.name].attempts == 3)
         loads = engine.events.count(("load", bad.name))
         assert loads == 3  # polls in between, every 0.02 s, did not try
         engine.nan.clear()
-        await eventually(lambda: service.parts.serving.champion == bad.name)
+        await eventually(lambda: service.state.serving.champion == bad.name)
         assert swapper.refused == {}
 
 
 async def test_a_moved_alias_gives_a_refused_version_another_try_at_once(tmp_path: Path) -> None:
     engine = WatchedEngine()
     async with running(settings_in(tmp_path), engine=engine) as service:
-        parts = service.parts
-        bad = await new_version(parts.registry, 1)
+        state = service.state
+        bad = await new_version(state.registry, 1)
         engine.nan.add(bad.name)
-        await parts.registry.promote(bad.name, force=True)
-        await eventually(lambda: bad.name in parts.swapper.refused)
-        await parts.registry.rollback()
-        await parts.swapper.converge()
+        await state.registry.promote(bad.name, force=True)
+        await eventually(lambda: bad.name in state.swapper.refused)
+        await state.registry.rollback()
+        await state.swapper.converge()
         engine.nan.clear()
-        await parts.registry.promote(bad.name, force=True)
-        await eventually(lambda: parts.serving.champion == bad.name)
+        await state.registry.promote(bad.name, force=True)
+        await eventually(lambda: state.serving.champion == bad.name)
 
 
 async def test_rollback_is_immediate_and_loads_nothing(tmp_path: Path) -> None:
     engine = WatchedEngine()
     async with running(settings_in(tmp_path), engine=engine) as service:
         first, second = await service.promoted(1), await service.promoted(2)
-        await service.parts.swapper.converge()
+        await service.state.swapper.converge()
         assert (await service.ask()).json()["bonbon"]["version"] == second.name
         loads = len(engine.events)
-        await service.parts.registry.rollback()
-        await service.parts.swapper.converge()
+        await service.state.registry.rollback()
+        await service.state.swapper.converge()
         assert (await service.ask()).json()["bonbon"]["version"] == first.name
         assert len(engine.events) == loads
 
@@ -275,11 +275,11 @@ async def test_rollback_is_immediate_and_loads_nothing(tmp_path: Path) -> None:
 async def test_two_promotions_in_quick_succession_serve_the_last(tmp_path: Path) -> None:
     engine = SlowLoading()
     async with running(settings_in(tmp_path), engine=engine) as service, Traffic(service, workers=3) as traffic:
-        first = await new_version(service.parts.registry, 1)
-        second = await new_version(service.parts.registry, 2)
-        await service.parts.registry.promote(first.name, force=True)
+        first = await new_version(service.state.registry, 1)
+        second = await new_version(service.state.registry, 2)
+        await service.state.registry.promote(first.name, force=True)
         await engine.loading.wait()
-        await service.parts.registry.promote(second.name, force=True)
+        await service.state.registry.promote(second.name, force=True)
         engine.gate.set()
         await traffic.answers_of(second.name)
     assert traffic.failures == []
@@ -306,7 +306,7 @@ async def test_a_restart_converges_to_the_registry(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=engine) as service:
         assert (await service.ask()).json()["bonbon"]["version"] == second.name
         assert await engine.loaded() == {BASE, first.name, second.name}
-        assert service.parts.serving.aliases()["previous"] == first.name
+        assert service.state.serving.aliases()["previous"] == first.name
 
 
 async def test_a_crash_while_swapping_leaves_a_registry_to_converge_to(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ async def test_a_crash_while_swapping_leaves_a_registry_to_converge_to(tmp_path:
     async with running(settings_in(tmp_path), engine=engine) as service:
         version = await service.promoted(1)
         await engine.loading.wait()
-        assert service.parts.serving.champion == BASE
+        assert service.state.serving.champion == BASE
         # The block ends with the load unfinished; nothing of this process's state is kept.
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
@@ -337,16 +337,16 @@ async def test_a_start_without_its_champion_serves_the_last_good_one(tmp_path: P
 
 async def test_a_database_that_fails_leaves_the_routes_alone(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        parts = service.parts
+        state = service.state
         version = await service.promoted(1)
-        await eventually(lambda: parts.serving.champion == version.name)
-        broken = Swapper(parts.engine, Unreachable(parts.registry), parts.serving, parts.metrics, poll=0.01)
+        await eventually(lambda: state.serving.champion == version.name)
+        broken = Swapper(state.engine, Unreachable(state.registry), state.serving, state.metrics, poll=0.01)
         await broken.start()
         broken.registry.down = True  # type: ignore[attr-defined]
         await asyncio.sleep(0.05)
         await broken.stop()
         assert broken.registry.asked > 0  # type: ignore[attr-defined]
-        assert parts.serving.champion == version.name
+        assert state.serving.champion == version.name
 
 
 class Unreachable(Registry):
@@ -366,11 +366,11 @@ class Unreachable(Registry):
 async def test_a_promotion_by_an_outdated_view_moves_nothing(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         first = await service.promoted(1)
-        second = await new_version(service.parts.registry, 2)
+        second = await new_version(service.state.registry, 2)
         with pytest.raises(Conflict):
-            await service.parts.registry.promote(second.name, expected=BASE, force=True)
-        await service.parts.swapper.converge()
-        assert service.parts.serving.champion == first.name
+            await service.state.registry.promote(second.name, expected=BASE, force=True)
+        await service.state.swapper.converge()
+        assert service.state.serving.champion == first.name
 
 
 async def saved(database: Database) -> dict[str, list[dict[str, Any]]]:
@@ -395,15 +395,15 @@ async def test_a_registry_that_was_restored_gives_no_name_of_before_to_other_wei
     """The service looks at the registry only after all of it: after backup, promotion, restoring, another promotion."""
     engine = WatchedEngine()
     async with running(settings_in(tmp_path, registry_poll=3600.0), engine=engine) as service:
-        parts = service.parts
-        backup = await saved(parts.database)
+        state = service.state
+        backup = await saved(state.database)
         lost = await service.promoted(1)
-        await parts.swapper.converge()
-        assert parts.serving.champion == lost.name
-        await restored(parts.database, backup)
+        await state.swapper.converge()
+        assert state.serving.champion == lost.name
+        await restored(state.database, backup)
         new = await service.promoted(2)
         assert new.digest != lost.digest
-        await parts.swapper.converge()
+        await state.swapper.converge()
         answer = (await service.ask()).json()["bonbon"]["version"]
         assert answer == new.name
         assert engine.directories[answer] == new.directory
@@ -414,14 +414,14 @@ async def test_a_name_that_means_other_files_now_is_served_no_more(tmp_path: Pat
     """As a registry of an earlier release has it, whose names have no digest in them."""
     engine = WatchedEngine()
     async with running(settings_in(tmp_path, registry_poll=3600.0), engine=engine) as service:
-        parts = service.parts
+        state = service.state
         promoted = await service.promoted(1)
-        await parts.swapper.converge()
-        other = await new_version(parts.registry, 2)
-        async with parts.database.write() as connection:
+        await state.swapper.converge()
+        other = await new_version(state.registry, 2)
+        async with state.database.write() as connection:
             files = {"digest": other.digest, "directory": str(other.directory)}
             await connection.execute(update(versions).where(versions.c.name == promoted.name).values(**files))
-        await parts.swapper.converge()
+        await state.swapper.converge()
         assert (await service.ask()).json()["bonbon"]["version"] == BASE
         assert (await service.ask(promoted.name)).status_code == 404
         refused = (await service.client.get("/health/ready")).json()["refused"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bonbon.engines.engine import VersionKind
-from service.answering import routing as serving
+from service.routing import router as serving
 from tests.service.lifecycle.test_swap import Traffic, eventually
 from tests.support.service.running_service import BASE, Running, WatchedEngine, new_version, running, settings_in
 
@@ -15,7 +15,7 @@ FULL = VersionKind.FULL
 
 def pauses(service: Running) -> float:
     """How many there have been."""
-    return service.parts.metrics.registry.get_sample_value("bonbon_pause_duration_seconds_count") or 0.0
+    return service.state.metrics.registry.get_sample_value("bonbon_pause_duration_seconds_count") or 0.0
 
 
 async def test_weights_are_replaced_under_traffic_without_a_failure(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ async def test_weights_are_replaced_under_traffic_without_a_failure(tmp_path: Pa
         assert await engine.loaded() == {first.name, adapter.name}  # an adapter needs no place
         second = await service.promoted(3, FULL)
         await traffic.answers_of(second.name)
-        await service.parts.registry.promote(BASE, actor="test", force=True)
+        await service.state.registry.promote(BASE, actor="test", force=True)
         await traffic.answers_of(BASE)
     assert traffic.failures == []
     assert traffic.versions["streamed"] > 0
@@ -43,12 +43,12 @@ async def test_what_has_lost_its_place_is_not_served(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, audit_fraction=1.0)
     async with running(settings, engine=WatchedEngine(one_place=True)) as service:
         version = await service.promoted(1, FULL)
-        await eventually(lambda: service.parts.serving.champion == version.name)
+        await eventually(lambda: service.state.serving.champion == version.name)
         served = {model["id"] for model in (await service.client.get("/v1/models")).json()["data"]}
         base = await service.ask("base")
-        audited = service.parts.metrics.registry.get_sample_value
+        audited = service.state.metrics.registry.get_sample_value
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
-        await service.parts.audits.idle()
+        await service.state.audits.idle()
         assert audited("bonbon_audits_dropped_total", {"reason": "gone"}) == 1
     assert served == {"bonbon", "champion", version.name}
     assert base.status_code == 404
@@ -62,10 +62,10 @@ async def test_weights_that_cannot_be_served_give_the_place_back(tmp_path: Path,
     async with running(settings_in(tmp_path), engine=engine) as service, Traffic(service) as traffic:
         good = await service.promoted(1, FULL)
         await traffic.answers_of(good.name)
-        bad = await new_version(service.parts.registry, 2, kind=FULL)
+        bad = await new_version(service.state.registry, 2, kind=FULL)
         getattr(engine, fault).add(bad.name)
-        await service.parts.registry.promote(bad.name, actor="test", force=True)
-        await eventually(lambda: bad.name in service.parts.swapper.refused)
+        await service.state.registry.promote(bad.name, actor="test", force=True)
+        await eventually(lambda: bad.name in service.state.swapper.refused)
         await traffic.answers_of(good.name)
         ready = (await service.client.get("/health/ready")).json()
     assert traffic.failures == []
@@ -80,8 +80,8 @@ async def test_requests_that_do_not_end_keep_their_weights(tmp_path: Path) -> No
         asked = asyncio.create_task(service.ask(seed=4))
         await eventually(lambda: engine.running > 0)
         version = await service.promoted(1, FULL)
-        await eventually(lambda: version.name in service.parts.swapper.refused)
-        assert "did not end within 0.1 s" in service.parts.swapper.refused[version.name].reason
+        await eventually(lambda: version.name in service.state.swapper.refused)
+        assert "did not end within 0.1 s" in service.state.swapper.refused[version.name].reason
         assert (await asked).status_code == 200
         assert await engine.loaded() == {BASE}
 
@@ -91,7 +91,7 @@ async def test_streams_that_wait_are_kept_alive_and_too_many_are_told_to_come_ba
 ) -> None:
     settings = settings_in(tmp_path, ping_interval=0.05)
     async with running(settings, engine=WatchedEngine()) as service:
-        gate = service.parts.serving
+        gate = service.state.serving
         async with gate.paused(1.0):
             waiting = asyncio.create_task(service.ask(stream=True))
             await eventually(lambda: gate.waiting == 1)
@@ -108,7 +108,7 @@ async def test_streams_that_wait_are_kept_alive_and_too_many_are_told_to_come_ba
 
 async def test_a_client_that_hangs_up_while_it_waits_waits_no_more(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        gate = service.parts.serving
+        gate = service.state.serving
         async with gate.paused(1.0):
             waiting = [asyncio.create_task(service.ask(stream=stream)) for stream in (False, True)]
             await eventually(lambda: gate.waiting == 2)

@@ -5,10 +5,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from bonbon.best_of_n import rank, why_unclean
 from bonbon.engines.engine import Sampling
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.group_records import Candidate, Group
+from bonbon.pairs.ranking import rank, why_unclean
 from bonbon.prompt import Prompt
 
 

@@ -14,10 +14,10 @@ from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bonbon.best_of_n import rank, why_unclean
 from bonbon.engines.engine import Sampling, VersionKind
 from bonbon.pairs.group_records import Candidate, Group
 from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.ranking import rank, why_unclean
 from bonbon.pairs.reading.snapshot import Fractions, Snapshot, take_snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry

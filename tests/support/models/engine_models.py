@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bonbon.candidates import Draws
+from bonbon.engines.candidates import Draws
 from bonbon.engines.engine import Engine, VersionFiles, VersionKind
 from bonbon.prompt import Prompt
 
@@ -74,8 +74,8 @@ def reference(base: Path, adapter: Path | None = None) -> Any:
 def logprobs(model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
     """One plain forward pass: log-probabilities of all tokens at each of the drawn positions."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
-    law: torch.Tensor = (logits / temperature).log_softmax(-1)
-    return law
+    distribution: torch.Tensor = (logits / temperature).log_softmax(-1)
+    return distribution
 
 
 def assert_logprobs(model: Any, draws: Draws, temperature: float = 1.0) -> None:

@@ -8,10 +8,10 @@ from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import VersionFiles
 from bonbon.settings import TrainSettings
 from trainer.progress_bars import Bars
+from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.learner import Learner
 from trainer.training.learning.loss import make_loss
 from trainer.training.learning.policy import load_policy
-from trainer.training.processes.accelerator import make_accelerator
 
 
 def learner_of(base: Path, settings: TrainSettings, *, start: VersionFiles | None = None, n: int = 4) -> Learner:

@@ -19,7 +19,7 @@ from bonbon.prompt import Prompt
 from bonbon.rewards.fake_reward import FakeReward, digest_score
 from bonbon.settings import Settings
 from service.app import create_app
-from service.app_state import Parts
+from service.app_state import AppState
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -36,9 +36,9 @@ class Api:
     client: httpx2.AsyncClient
 
     @property
-    def parts(self) -> Parts:
-        parts: Parts = self.app.state.parts
-        return parts
+    def state(self) -> AppState:
+        state: AppState = self.app.state.bonbon
+        return state
 
     async def post(self, path: str, **body: Any) -> httpx2.Response:
         return await self.client.post(path, json=body)
@@ -58,7 +58,7 @@ class Api:
 
     async def groups(self) -> int:
         """How many groups the log has."""
-        return count_groups(self.parts.settings.data_dir)
+        return count_groups(self.state.settings.data_dir)
 
 
 @asynccontextmanager

@@ -11,12 +11,13 @@ import httpx2
 from fastapi import FastAPI
 
 from bonbon.demo.tiny_models import tiny_models
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.pairs.group_rows import group_document
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
-from service.app_state import Parts
+from service.app_state import AppState
 from tests.support.service.api import CHAT, COMPLETIONS, listening
 
 
@@ -42,12 +43,12 @@ class EmbeddedApi:
 
     async def group(self, answer: Any) -> Any:
         """The logged group of an answer."""
-        return await logged(self.app.state.parts, answer)
+        return await logged(self.app.state.bonbon, answer)
 
 
-async def logged(parts: Parts, answer: Any) -> Any:
+async def logged(state: AppState, answer: Any) -> Any:
     """An answer's group as the log has it."""
-    group = await parts.pair_log.group(answer["bonbon"]["group_id"])
+    group = await state.pair_log.group(answer["bonbon"]["group_id"])
     assert group is not None
     return group_document(group)
 

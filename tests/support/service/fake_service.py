@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import httpx2
 from typer.testing import Result
 
+from bonbon.cli.keys_cli import app as keys_app
 from bonbon.demo.service_process import ServiceProcess
-from bonbon.keys.keys_cli import app as keys_app
 from tests.support.data.stores import run
 
 T = TypeVar("T")

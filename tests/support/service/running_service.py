@@ -16,13 +16,13 @@ from fastapi import FastAPI
 from bonbon.engines.engine import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import UserError
-from bonbon.registry.manifest import make_manifest
+from bonbon.manifest import make_manifest
 from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import Version
 from bonbon.rewards.reward import Reward
 from bonbon.settings import ServiceSettings, Settings
 from service.app import create_app
-from service.app_state import Parts
+from service.app_state import AppState
 
 BASE = "fake"
 
@@ -85,7 +85,7 @@ class Running:
     """A started service and an HTTP client of it."""
 
     app: FastAPI
-    parts: Parts
+    state: AppState
     client: httpx2.AsyncClient
 
     async def ask(self, model: str = "bonbon", **fields: Any) -> httpx2.Response:
@@ -97,7 +97,7 @@ class Running:
 
         `k`: how many draws the gate found it to need; None leaves it unjudged.
         """
-        registry = self.parts.registry
+        registry = self.state.registry
         version = await new_version(registry, weights, kind=kind)
         if k is not None:
             await registry.approve(version.name, {"passed": True, "reasons": [], "k": k, "saved": 0.5})
@@ -113,11 +113,11 @@ async def running(
     `retry`: seconds before what failed at the start is tried again.
     """
     app = create_app(settings, engine=engine, reward=reward)
-    app.state.parts.startup.retry = retry
+    app.state.bonbon.startup.retry = retry
     async with app.router.lifespan_context(app):
         transport = httpx2.ASGITransport(app=app)
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield Running(app, app.state.parts, client)
+            yield Running(app, app.state.bonbon, client)
 
 
 async def new_version(

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.reading.snapshot import Snapshot, Split
@@ -97,7 +98,7 @@ async def service_on(base: Path, work: Path) -> AsyncIterator[Running]:
 
 async def promote_and_ask(service: Running, version: VersionFiles, evaluation: Evaluation) -> Group:
     """Have the service swap the version in, and ask its alias: the group that it has logged."""
-    registry, swapper = service.parts.registry, service.parts.swapper
+    registry, swapper = service.state.registry, service.state.swapper
     registered = await registry.register(
         base="base",
         parent="base",
@@ -121,6 +122,6 @@ async def _asked(service: Running) -> Group:
     response = await service.client.post("/v1/completions", json=body)
     assert response.status_code == 200, response.text
     async with asyncio.timeout(30):
-        while (group := await service.parts.pair_log.group(response.json()["bonbon"]["group_id"])) is None:
+        while (group := await service.state.pair_log.group(response.json()["bonbon"]["group_id"])) is None:
             await asyncio.sleep(0.005)
     return group

@@ -16,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from bonbon.best_of_n import BestOfN
-from bonbon.candidates import Draws, collect
+from bonbon.engines.candidates import Draws, collect
 from bonbon.engines.engine import DrawRequest, Engine, Sampling, VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.pairs.pair_log import PairLog

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from bonbon.best_of_n import BestOfN
-from bonbon.candidates import Draws
+from bonbon.engines.candidates import Draws
 from bonbon.engines.engine import Engine, Sampling, VersionFiles, VersionKind
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Fractions, Snapshot, take_snapshot

@@ -1,4 +1,4 @@
-"""Evaluation: its estimates against laws that are known, and what it refuses."""
+"""Evaluation: its estimates against distributions that are known, and what it refuses."""
 
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence

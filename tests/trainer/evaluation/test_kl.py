@@ -107,11 +107,11 @@ def exact(versions: dict[str, VersionFiles], version: str) -> list[Exact]:
     ]
 
 
-def draw(law: list[Exact], count: int, seed: int) -> list[Completion]:
+def draw(distribution: list[Exact], count: int, seed: int) -> list[Completion]:
     rng = np.random.default_rng(seed)
     return [
         Completion(prompt, one.completions[i], TEMPERATURE)
-        for prompt, one in zip(PROMPTS, law, strict=True)
+        for prompt, one in zip(PROMPTS, distribution, strict=True)
         for i in rng.choice(len(one.completions), count, p=np.exp(one.ours) / np.exp(one.ours).sum())
     ]
 
@@ -122,14 +122,14 @@ def per_prompt(values: list[Divergence], count: int) -> list[list[Divergence]]:
 
 @pytest.mark.parametrize("version", ["adapter", "full"])
 def test_estimates_agree_with_the_exact_sum(versions: dict[str, VersionFiles], version: str) -> None:
-    law = exact(versions, version)
-    assert sum(np.exp(one.ours).sum() for one in law) == pytest.approx(len(PROMPTS), abs=1e-4)
+    distribution = exact(versions, version)
+    assert sum(np.exp(one.ours).sum() for one in distribution) == pytest.approx(len(PROMPTS), abs=1e-4)
     count = 1500
     done: list[int] = []
     estimator = KL(versions["base"], versions[version], batch_size=500)
-    values = estimator(draw(law, count, seed=1), done.append)
+    values = estimator(draw(distribution, count, seed=1), done.append)
     assert sum(done) == len(values)
-    for one, drawn in zip(law, per_prompt(values, count), strict=True):
+    for one, drawn in zip(distribution, per_prompt(values, count), strict=True):
         assert one.kl > 0.05
         # A prompt's own draws are independent, so each stands for a cluster here.
         rao_blackwell = clustered_mean([value.rao_blackwell for value in drawn])
@@ -146,12 +146,12 @@ def covers(estimate: Estimate, truth: float) -> bool:
 
 
 def test_intervals_cover_the_exact_value_as_often_as_they_say(versions: dict[str, VersionFiles]) -> None:
-    law = exact(versions, "adapter")
+    distribution = exact(versions, "adapter")
     runs, count = 80, 40
     estimator = KL(versions["base"], versions["adapter"], batch_size=2000)
-    values = estimator(draw(law, runs * count, seed=2), lambda steps: None)
+    values = estimator(draw(distribution, runs * count, seed=2), lambda steps: None)
     hit = 0
-    for one, drawn in zip(law, per_prompt(values, runs * count), strict=True):
+    for one, drawn in zip(distribution, per_prompt(values, runs * count), strict=True):
         for run in range(runs):
             estimate = clustered_mean([value.rao_blackwell for value in drawn[run * count : (run + 1) * count]])
             hit += estimate.low <= one.kl <= estimate.high

@@ -17,7 +17,7 @@ from bonbon.settings import Settings
 from tests.support.data.loop_world import answer, make_settings
 from tests.support.data.sampled_groups import make_base
 from tests.support.models.evaluations import estimate, evaluation
-from trainer.context import open_workshop
+from trainer.context import open_context
 from trainer.reports.report import write_report
 from trainer.reports.signatures import (
     DEPARTED,
@@ -58,8 +58,8 @@ def noise(prompt: Prompt, completions: Sequence[str]) -> list[float]:
 
 async def run(settings: Settings) -> tuple[list[Signature], list[Any], dict[str, Any], Path]:
     """Train, evaluate and register; signatures, warnings, the version's training record, the run directory."""
-    async with open_workshop(settings, progress=False) as workshop:
-        round_ = await Round.create(workshop, settings.runs_dir / "run")
+    async with open_context(settings, progress=False) as context:
+        round_ = await Round.create(context, settings.runs_dir / "run")
         with capture_logs() as logs:
             measured = await round_.evaluate()
         version = await round_.register()

@@ -10,7 +10,7 @@ import pytest
 
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import BonbonError, EngineError, PromptTooLong, RewardError, UserError
-from trainer.training.processes.failure import Failure
+from trainer.training.failure import Failure
 from trainer.training.stages.draws import DrawBox, DrawOrder
 
 

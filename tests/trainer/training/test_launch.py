@@ -22,10 +22,10 @@ from tests.support.data.sampled_groups import make_base, make_snapshot
 from tests.support.zoo.policies import POLICIES
 from tests.support.zoo.training import weights_in
 from tests.trainer.training.test_train import as_arguments, assert_same, environment, settings, train, weights
-from trainer.context import open_workshop
+from trainer.context import open_context
 from trainer.loop import LEASE, Loop
+from trainer.training.launch import run_training
 from trainer.training.metrics import read_metrics
-from trainer.training.processes.launch import run_training
 from trainer.training.train import TrainingResult
 
 
@@ -111,7 +111,7 @@ def test_a_model_that_reads_more_than_text_is_trained_in_two_processes(
 SHARES = """
 import os, torch
 from bonbon.settings import TrainSettings
-from trainer.training.processes.accelerator import make_accelerator
+from trainer.training.accelerator import make_accelerator
 accelerator = make_accelerator(TrainSettings(sharding="full", precision="no"))
 from transformers import LlamaConfig, LlamaForCausalLM
 model = LlamaForCausalLM(LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
@@ -174,7 +174,7 @@ import json
 from pathlib import Path
 from bonbon.pairs.reading.snapshot import read_snapshot
 from bonbon.settings import load_settings
-from trainer.training.processes.launch import run_training
+from trainer.training.launch import run_training
 
 arguments = json.loads(sys.argv[1])
 settings = load_settings(model=arguments["base"], train=arguments["train"])
@@ -195,9 +195,7 @@ async def test_the_processes_end_with_the_one_that_started_them(base: Path, snap
             assert owner.poll() is None
             await asyncio.sleep(0.05)
         workers = psutil.Process(owner.pid).children(recursive=True)
-        assert (
-            len([worker for worker in workers if "trainer.training.processes.worker" in worker.cmdline()]) == 3
-        )  # and torchrun
+        assert len([worker for worker in workers if "trainer.training.worker" in worker.cmdline()]) == 3  # and torchrun
         owner.send_signal(signal.SIGKILL)
         owner.wait()
         while any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers):
@@ -210,12 +208,12 @@ async def test_the_loop_trains_in_two_processes_and_registers_once(tmp_path: Pat
     config = {"processes": 2, "sharding": "full", "micro_batch_size": 8, "epochs": 1}
     settings = make_settings(make_base(tmp_path / "base"), tmp_path / "data", train=config)
     await answer(settings, 200)
-    async with open_workshop(settings, progress=False) as workshop:
-        version = await Loop(workshop).once()
+    async with open_context(settings, progress=False) as context:
+        version = await Loop(context).once()
         assert version is not None
-        assert [v.name for v in await workshop.registry.list() if v.parent] == [version.name]
-        assert (await workshop.registry.get(version.name)).training["settings"]["processes"] == 2
-        await acquire(workshop.database, LEASE, "another", 1)  # it was given back
+        assert [v.name for v in await context.registry.list() if v.parent] == [version.name]
+        assert (await context.registry.get(version.name)).training["settings"]["processes"] == 2
+        await acquire(context.database, LEASE, "another", 1)  # it was given back
 
 
 def test_one_of_several_started_processes_is_refused() -> None:

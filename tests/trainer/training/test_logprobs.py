@@ -29,8 +29,8 @@ from tests.support.zoo.policies import POLICIES
 from trainer.data.batches import make_batch
 from trainer.data.groups import Groups
 from trainer.progress_bars import Bars
+from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.logprobs import Logprobs, candidate_logprobs
-from trainer.training.processes.accelerator import make_accelerator
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 ENDS = {"bos_token_id": 2, "eos_token_id": EOS, "pad_token_id": 0}

@@ -227,17 +227,17 @@ def test_a_hopeless_group_beside_a_sure_one_spoils_nothing(n: int) -> None:
 
 
 def simulated(n: int, groups: int = 200_000) -> GroupLogprobs:
-    """Best and worst of groups under best-of-n's own law: log pi_n/pi_0 = log n + (n - 1) log U."""
+    """Best and worst of groups under best-of-n's own distribution: log pi_n/pi_0 = log n + (n - 1) log U."""
     generator = torch.Generator().manual_seed(n)
     u = torch.rand(groups, n, generator=generator, dtype=torch.float64)
     reference_chosen, reference_rejected = torch.full((groups,), -40.0), torch.full((groups,), -60.0)
 
-    def law(u: Tensor) -> Tensor:
+    def distribution(u: Tensor) -> Tensor:
         return math.log(n) + (n - 1) * u.log()
 
     return pairs(
-        reference_chosen + law(u.amax(1)),
-        reference_rejected + law(u.amin(1)),
+        reference_chosen + distribution(u.amax(1)),
+        reference_rejected + distribution(u.amin(1)),
         reference_chosen,
         reference_rejected,
         torch.full((groups,), n),

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from sqlalchemy import func, select
 from transformers import AutoModelForCausalLM
 
-from bonbon.engines.embedded.embedded_engine import EmbeddedEngine, EmbeddedOptions
+from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
+from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Sampling, VersionKind
 from bonbon.errors import RewardError
 from bonbon.pairs.pair_log import PairLog

@@ -22,9 +22,9 @@ from transformers import AutoModelForCausalLM
 
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import BonbonError, UserError
+from bonbon.manifest import base_digest, base_digest_of_every_file, make_manifest
 from bonbon.pairs.reading.snapshot import Snapshot
 from bonbon.prompt import Prompt
-from bonbon.registry.manifest import base_digest, base_digest_of_every_file, make_manifest
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.settings import Settings, TrainSettings, load_settings
 from bonbon.theory import tilt, win_fraction

@@ -23,10 +23,10 @@ from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from trainer.data.groups import Groups, Rows
 from trainer.progress_bars import Bars
+from trainer.training.accelerator import name_layers
 from trainer.training.learning.logprobs import Logprobs, candidate_logprobs
 from trainer.training.learning.loss import GroupLogprobs, Loss, LossTerms
 from trainer.training.learning.policy import save_policy, stored
-from trainer.training.processes.accelerator import name_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bonbon.engines.engine import VersionKind
 from trainer.result_files import read_json, write_json
-from trainer.training.processes.failure import Failure
+from trainer.training.failure import Failure
 
 POLL = 0.02
 """Seconds between looks at what is written in another process."""

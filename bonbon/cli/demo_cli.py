@@ -65,10 +65,10 @@ def demo(
 async def _run(directory: Path, json_file: Path | None, leave: bool, plan: dict[str, Any]) -> int:
     # Tiny models are computed fastest by one thread, here and in the processes that the demo starts.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from bonbon.demo.run import Demo, Plan
+    from bonbon.demo.run import Demo, DemoOptions
 
     console = Console()
-    demo = Demo(Plan(data_dir=directory, **plan), console)
+    demo = Demo(DemoOptions(data_dir=directory, **plan), console)
     interrupted = asyncio.Event()
     loop = asyncio.get_running_loop()
     running = asyncio.create_task(demo.run())

@@ -10,19 +10,19 @@ from starlette.responses import JSONResponse, Response
 
 from service.answering import sse
 from service.answering.answering import answer
-from service.answering.completion_request import Ask
+from service.answering.completion_request import CompletionRequest
 from service.answering.request_entry import let_in
-from service.answering.routing import Plan
-from service.app_state import Parts, get_parts
+from service.app_state import AppState, get_state
 from service.auth.access import caller
 from service.errors import Problem
 from service.http_server.send_buffer import PIECE
 from service.middleware.disconnect import unless_disconnected
 from service.middleware.request_id import request_id
 from service.rendering.renderer import Rendering
+from service.routing.router import Route
 from service.schemas.request_body import AnswerBody
 
-Render = Callable[[Ask, Plan], Rendering]
+Render = Callable[[CompletionRequest, Route], Rendering]
 
 
 async def respond(request: Request, body: AnswerBody, render: Render) -> Response:
@@ -30,8 +30,8 @@ async def respond(request: Request, body: AnswerBody, render: Render) -> Respons
 
     Raises what `AnswerBody.ask` raises and, as long as nothing has been sent, what `service.answering.answer` raises.
     """
-    parts = get_parts(request)
-    limits = parts.settings.service
+    state = get_state(request)
+    limits = state.settings.service
     ask = body.ask(
         default_max_tokens=limits.default_max_tokens,
         tenant=caller(request).tenant,
@@ -40,21 +40,21 @@ async def respond(request: Request, body: AnswerBody, render: Render) -> Respons
     )
     ask.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
     if ask.store:
-        parts.pair_log.check()
+        state.pair_log.check()
     response: Response
     if body.stream:
-        written, buffer = _Stream(parts, ask, render), parts.send_buffers.open()
-        response = await sse.EventStream.open(written.write, written.failure, buffer, request.receive, parts.cut_off)
+        written, buffer = _Stream(state, ask, render), state.send_buffers.open()
+        response = await sse.EventStream.open(written.write, written.failure, buffer, request.receive, state.cut_off)
     else:
-        response = await unless_disconnected(request.receive, _whole(parts, ask, render), parts.cut_off)
-    response.headers.update(parts.limits.headers(ask.tenant))
+        response = await unless_disconnected(request.receive, _whole(state, ask, render), state.cut_off)
+    response.headers.update(state.limits.headers(ask.tenant))
     return response
 
 
-async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
-    async with let_in(parts, ask) as (plan, charge):
+async def _whole(state: AppState, ask: CompletionRequest, render: Render) -> Response:
+    async with let_in(state, ask) as (plan, charge):
         rendering = render(ask, plan)
-        async with aclosing(answer(parts, ask, plan, charge)) as events:
+        async with aclosing(answer(state, ask, plan, charge)) as events:
             async for item in events:
                 if item is not None:
                     rendering.note(*item)
@@ -66,8 +66,8 @@ async def _whole(parts: Parts, ask: Ask, render: Render) -> Response:
 class _Stream:
     """What writes one streamed answer, and ends it when that fails."""
 
-    def __init__(self, parts: Parts, ask: Ask, render: Render) -> None:
-        self._parts, self._ask, self._render = parts, ask, render
+    def __init__(self, state: AppState, ask: CompletionRequest, render: Render) -> None:
+        self._parts, self._ask, self._render = state, ask, render
         self._rendering: Rendering | None = None
 
     async def write(self, put: Callable[[bytes], None]) -> None:
@@ -75,18 +75,18 @@ class _Stream:
 
         Admission and version are given back when the last draw is written, whatever the client has read by then.
         """
-        parts, ask = self._parts, self._ask
+        state, ask = self._parts, self._ask
         start: float | None = perf_counter()
-        tick = parts.settings.service.ping_interval
-        async with aclosing(parts.serving.admission(tick)) as ticks:
+        tick = state.settings.service.ping_interval
+        async with aclosing(state.serving.admission(tick)) as ticks:
             async for _ in ticks:
                 put(sse.comment("waiting for other weights"))
-        async with let_in(parts, ask) as (plan, charge):
+        async with let_in(state, ask) as (plan, charge):
             rendering = self._rendering = self._render(ask, plan)
             live, begun = plan.best_of == 1, False
             ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
             held = [] if live else [ping]
-            async with aclosing(answer(parts, ask, plan, charge, live=live, tick=tick)) as events:
+            async with aclosing(answer(state, ask, plan, charge, live=live, tick=tick)) as events:
                 async for item in events:
                     for piece in [ping] if item is None else rendering.events(*item):
                         if begun:
@@ -99,7 +99,7 @@ class _Stream:
                         begun = True
                         put(b"".join(held))
                     if start is not None and rendering.has_text:
-                        parts.metrics.first_token(plan, perf_counter() - start)
+                        state.metrics.first_token(plan, perf_counter() - start)
                         start = None
         put(rendering.end())
 

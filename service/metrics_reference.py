@@ -1,11 +1,11 @@
-"""Writes docs/metrics.md: `python -m service.metrics.metrics_reference > docs/metrics.md`."""
+"""Writes docs/metrics.md: `python -m service.metrics_reference > docs/metrics.md`."""
 
 from pathlib import Path
 
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
-from service.app import build_parts
+from service.app import build_state
 
 HEAD = """# Metrics
 
@@ -23,10 +23,10 @@ take the maximum, not the sum. The process's own `process_...` metrics come with
 
 def reference() -> str:
     """The page, from the collectors of a service."""
-    parts = build_parts(Settings(engine="fake", data_dir=Path("unused")), FakeEngine(), FakeReward())
+    state = build_state(Settings(engine="fake", data_dir=Path("unused")), FakeEngine(), FakeReward())
     rows = (
         f"| `{family.name}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} | {family.help} |\n"
-        for family in sorted(parts.metrics.families.list, key=lambda family: family.name)
+        for family in sorted(state.metrics.families.list, key=lambda family: family.name)
     )
     return HEAD + "".join(rows)
 

@@ -15,19 +15,19 @@ from rich.text import Text
 
 from bonbon.cli.database_options import AsJson, DatabaseUrl, DataDir, console, open_store, print_json, store_settings
 from bonbon.cli.durations import age
-from bonbon.cli.progress import bar
+from bonbon.cli.rescore_cli import rescore_groups
+from bonbon.cli.spool_cli import delete_set_aside, replay_set_aside, show_spool
 from bonbon.curve.best_of_k import SHARE, Curve, make_curve
 from bonbon.curve.curve_table import print_curve
 from bonbon.curve.group_selection import select_groups
+from bonbon.erase import Erased, erase
 from bonbon.errors import UserError
 from bonbon.extras import need
 from bonbon.pairs.deletion.conditions import Conditions
-from bonbon.pairs.deletion.erase import Erased, erase
 from bonbon.pairs.deletion.purge import count_purgeable
 from bonbon.pairs.reading.reader import PairStats, count_clean, stats
-from bonbon.pairs.rescoring.rescore_cli import rescore_groups
 from bonbon.pairs.spool.set_aside import set_aside_in
-from bonbon.pairs.spool.spool_cli import delete_set_aside, replay_set_aside, show_spool
+from bonbon.progress import bar
 from bonbon.rewards import build_reward
 from bonbon.rewards.reward import Reward
 from bonbon.settings import Settings, load_settings

@@ -18,7 +18,7 @@ from bonbon.errors import BonbonError, UserError
 from bonbon.pairs.reading.snapshot import Snapshot
 from bonbon.registry.version_records import Version
 from bonbon.settings import Settings, TrainSettings
-from trainer.training.processes.failure import Failure
+from trainer.training.failure import Failure
 
 if TYPE_CHECKING:
     from trainer.training.train import TrainingResult
@@ -73,7 +73,7 @@ async def run_training(
             draws=draws,
             progress=progress,
         )
-    command = [*_launcher(config), "-m", "trainer.training.processes.worker", str(run_dir), "--owned"]
+    command = [*_launcher(config), "-m", "trainer.training.worker", str(run_dir), "--owned"]
     job = Job(settings.model, config, snapshot.path.absolute(), base, settings.n, start, draws, progress)
     (run_dir / OUTCOME).unlink(missing_ok=True)
     (run_dir / JOB).write_bytes(TypeAdapter(Job).dump_json(job, indent=2))

@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bonbon.cli.database_options import console, open_store, print_json
-from bonbon.cli.progress import Bar
 from bonbon.errors import StoreError, StoreUnavailable, UserError
 from bonbon.pairs.spool.replay import store_late
 from bonbon.pairs.spool.segment import read_segment
 from bonbon.pairs.spool.set_aside import Entry, SetAside, set_aside_in
 from bonbon.pairs.spool.spool import Spool
+from bonbon.progress import Bar
 from bonbon.settings import Settings
 from bonbon.store.database import Database
 

@@ -59,7 +59,7 @@ class Routes:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Route:
     """How to answer a request: draw `best_of` candidates from `version`. `model` is the name that was asked for."""
 
     model: str
@@ -78,7 +78,7 @@ class ServedModel:
     parent: str | None
 
 
-class Serving:
+class Router:
     """The routing table, and the references that requests hold on versions.
 
     What takes or gives back a reference is synchronous, so on the service's one event loop each call is atomic: a
@@ -185,7 +185,7 @@ class Serving:
             self.waiting -= 1
 
     @contextmanager
-    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> Iterator[Plan]:
+    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> Iterator[Route]:
         """How to answer a request for `model` that wants `n` choices; its version stays loaded until the block ends.
 
         The alias draws best-of-n while the champion is the base or has fallen back on it, and otherwise best-of-k of
@@ -199,7 +199,7 @@ class Serving:
         if model == self.alias and not learnt and self._routes.base in self._routes.loaded:
             version = self._routes.base  # not loaded while other weights have its place: then n of those
         with self.hold(version):
-            yield Plan(model, version, self.draws(model, n=n, best_of=best_of, learnt=learnt), asked)
+            yield Route(model, version, self.draws(model, n=n, best_of=best_of, learnt=learnt), asked)
 
     def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> int:
         """How many candidates a request for `model` draws as things are now; see `plan`."""

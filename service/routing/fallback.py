@@ -1,13 +1,14 @@
 """The floor under the live win rate: a champion that falls under it draws more, and in the end best-of-n answers."""
 
+from typing import Protocol
+
 import structlog
 
 from bonbon.errors import Conflict
 from bonbon.pairs.group_records import best_of
 from bonbon.pairs.live.win_rates import LiveWinRate, read_win_rates
 from bonbon.registry.registry import Registry
-from service.answering.routing import Serving
-from service.metrics.process_metrics import Metrics
+from service.routing.router import Router
 
 log = structlog.get_logger(__name__)
 
@@ -16,7 +17,17 @@ EVEN = 0.5
 """The floor where a setting fixes the number of draws: with that many, answers must not be worse than the base's."""
 
 
-class Floor:
+class FallbackMetrics(Protocol):
+    """What is counted of a champion that draws more, or is replaced."""
+
+    def raised_k(self) -> None:
+        """Count that the champion draws more candidates than before."""
+
+    def fell_back(self) -> None:
+        """Count that best-of-n of the base answers again."""
+
+
+class Fallback:
     """Watches the live win rate of what is served against best-of-n of the base.
 
     When its upper bound is under `floor`, the champion answers with the best of twice as many draws. When that would be
@@ -28,7 +39,7 @@ class Floor:
     of the base, the floor is `EVEN`, and nothing is raised. A `floor` of 0 never acts.
     """
 
-    def __init__(self, registry: Registry, serving: Serving, metrics: Metrics, floor: float) -> None:
+    def __init__(self, registry: Registry, serving: Router, metrics: FallbackMetrics, floor: float) -> None:
         self.registry, self.serving, self.metrics, self._floor = registry, serving, metrics, floor
 
     @property

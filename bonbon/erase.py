@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.deletion.purge import purge
-from bonbon.pairs.lineage import Lineage, lineage
 from bonbon.pairs.spool.set_aside import set_aside_in
+from bonbon.registry.lineage import Lineage, lineage
 from bonbon.store.database import Database
 
 

@@ -14,7 +14,7 @@ Top = tuple[list[int], list[float]]
 """The likeliest tokens at a position, and their log-probabilities."""
 
 
-class Drawn:
+class CandidateStream:
     """One candidate while it is drawn: tokens go in, deltas come out.
 
     Args:

@@ -21,10 +21,10 @@ from bonbon.cli.database_options import (
     store_settings,
     table_of,
 )
-from bonbon.cli.progress import bar
 from bonbon.engines.engine import VersionKind
 from bonbon.model_files import resolve_model, served_name
 from bonbon.pairs.live.savings import Savings, read_savings
+from bonbon.progress import bar
 from bonbon.registry.next_round import NextRound, next_round
 from bonbon.registry.registry import PROMOTABLE, Registry
 from bonbon.registry.transfer.version_export import export_version

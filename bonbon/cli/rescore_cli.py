@@ -6,10 +6,10 @@ from dataclasses import asdict
 import typer
 
 from bonbon.cli.database_options import console, open_store, print_json
-from bonbon.cli.progress import Bar
 from bonbon.errors import UserError
 from bonbon.pairs.reading.reader import RewardKey, logged_versions
 from bonbon.pairs.rescoring.rescore import Rescored, Scope, count_rescorable, rescore, started
+from bonbon.progress import Bar
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
 

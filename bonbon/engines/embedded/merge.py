@@ -8,13 +8,13 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers.utils import logging
 
-from bonbon.cli.progress import Bar
 from bonbon.engines.adapters.adapter_files import read_adapter
 from bonbon.engines.adapters.base_check import adapted_and_shared
 from bonbon.engines.adapters.full_weights import save_whole_model, stored_dtype
 from bonbon.engines.adapters.peft_layers import strip
 from bonbon.engines.embedded.policy import load_model
 from bonbon.errors import UserError
+from bonbon.progress import Bar
 
 
 def merge_adapter(base: Path, adapter: Path, directory: Path, bar: Bar) -> None:

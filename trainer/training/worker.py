@@ -1,6 +1,6 @@
 """One of the processes of a training.
 
-`torchrun --nproc-per-node 8 -m trainer.training.processes.worker RUN_DIRECTORY` starts them.
+`torchrun --nproc-per-node 8 -m trainer.training.worker RUN_DIRECTORY` starts them.
 """
 
 import logging
@@ -18,8 +18,8 @@ from bonbon.observability.logs import configure_logs
 from bonbon.pairs.reading.snapshot import read_snapshot
 from bonbon.settings import load_settings
 from trainer.result_files import write_json
-from trainer.training.processes.failure import Failure
-from trainer.training.processes.launch import JOB, OUTCOME, Job
+from trainer.training.failure import Failure
+from trainer.training.launch import JOB, OUTCOME, Job
 from trainer.training.train import TrainingResult, train
 
 

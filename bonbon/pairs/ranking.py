@@ -1,0 +1,33 @@
+"""Ranks the candidates of a group, and decides whether the group may be trained on."""
+
+import random
+from dataclasses import replace
+
+from bonbon.pairs.group_records import Candidate, Group, Unclean
+from bonbon.theory import mid_ranks
+
+
+def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Random) -> tuple[Candidate, ...]:
+    """Candidates with reward, rank and win probability. Ties are broken uniformly, not by index."""
+    n = len(candidates)
+    order = sorted(range(n), key=lambda i: (rewards[i], rng.random()))
+    ranks = {i: position for position, i in enumerate(order, start=1)}
+    return tuple(
+        replace(candidate, reward=rewards[i], rank=ranks[i], win_probability=mid_rank / (n + 1))
+        for i, (candidate, mid_rank) in enumerate(zip(candidates, mid_ranks(rewards), strict=True))
+    )
+
+
+def why_unclean(group: Group) -> Unclean | None:
+    """Why `group` must not be trained on, None when it is clean."""
+    if group.n == 1:
+        return Unclean.SINGLE
+    if group.degraded is not None:
+        return Unclean.DEGRADED
+    if any(candidate.finish_reason == "abort" for candidate in group.candidates):
+        return Unclean.ABORTED
+    if not group.sampling.unmodified or group.prompt.constrains:
+        return Unclean.SAMPLING
+    if group.best.reward == group.worst.reward:
+        return Unclean.TIED
+    return None
