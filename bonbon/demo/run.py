@@ -315,7 +315,7 @@ class Demo:
         known = {version["name"] for version in (await self._admin("GET", "/admin/versions"))["versions"]}
         with self.results.timed("train_and_evaluate"):
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "bonbon", "loop", "--now", env={**os.environ, **environment}
+                sys.executable, "-P", "-m", "bonbon", "loop", "--now", env={**os.environ, **environment}
             )
             status = await process.wait()
         versions = (await self._admin("GET", "/admin/versions"))["versions"]

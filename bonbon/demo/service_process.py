@@ -44,6 +44,7 @@ class ServiceProcess:
             # A session of its own: Ctrl-C reaches the demo, which then stops the service in order.
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
+                "-P",
                 "-m",
                 "bonbon",
                 "serve",

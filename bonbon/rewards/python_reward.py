@@ -7,15 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pydantic import Field
 
+import bonbon
 from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.reward_options import Options
+
+OWN_PACKAGES = ("bonbon", "service", "trainer")
+INSTALLED = Path(bonbon.__file__).parents[1]
 
 
 class PythonOptions(Options):
@@ -86,7 +92,7 @@ def load(target: str) -> Callable[[Prompt, list[str]], Any]:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
     try:
-        found: Any = import_module(module_name)
+        found: Any = _import(module_name)
         for name in path.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError, SyntaxError) as error:
@@ -96,8 +102,29 @@ def load(target: str) -> Callable[[Prompt, list[str]], Any]:
     return found  # type: ignore[no-any-return]
 
 
+def _import(name: str) -> ModuleType:
+    """Imports the module `name`.
+
+    The working directory may have a module whose first name is one of this distribution's packages, such as
+    `service/scores.py`. An import would look for it in the installed package, so it is loaded from its file. Modules
+    that are loaded this way cannot import each other by that name.
+    """
+    file = Path.cwd().joinpath(*name.split(".")).with_suffix(".py")
+    if name.partition(".")[0] not in OWN_PACKAGES or not file.is_file() or file.is_relative_to(INSTALLED):
+        return import_module(name)
+    alias = f"user_{name.replace('.', '_')}"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    spec = spec_from_file_location(alias, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[alias] = module_from_spec(spec)  # dataclasses and pickle look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
 def _source_digest(target: str) -> str:
-    file = sys.modules[target.partition(":")[0]].__file__
+    file = _import(target.partition(":")[0]).__file__
     source = Path(file).read_bytes() if file else b""
     return sha256(target.encode() + source).hexdigest()[:16]
 

@@ -35,6 +35,15 @@ def test_help_lists_the_commands_of_both_halves(tmp_path: Path) -> None:
         assert f" {command} " in done.stdout
 
 
+def test_a_users_own_modules_are_not_taken_for_the_packages(tmp_path: Path) -> None:
+    (tmp_path / "service.py").write_text("raise SystemExit('this is the user's own module')\n")
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer" / "__init__.py").write_text("raise SystemExit('this is the user's own package')\n")
+    for command in ("serve", "train"):
+        done = bonbon(tmp_path, command, "--help")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_without_a_command_it_shows_the_help(tmp_path: Path) -> None:
     done = bonbon(tmp_path)
     assert "Usage: " in done.stdout + done.stderr

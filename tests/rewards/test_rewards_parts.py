@@ -15,7 +15,7 @@ from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards import build_reward
 from bonbon.rewards.fake_reward import FakeReward
-from bonbon.rewards.python_reward import PythonReward
+from bonbon.rewards.python_reward import PythonReward, load
 from bonbon.rewards.weighted import WeightedReward
 from bonbon.settings import RewardSpec
 
@@ -149,6 +149,18 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("function", "scores"), [("length", [1, 2]), ("question", [18, 18]), ("later", [0.5, 0.5])])
 async def test_python_callables(module: Path, function: str, scores: list[float]) -> None:
     assert await score(f"python:my_scores:{function}", ["a", "bb"]) == scores
+
+
+@pytest.mark.parametrize("module", ["service.scores", "trainer", "bonbon.rewards.mine"])
+async def test_a_users_module_may_have_the_name_of_a_package_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("def length(prompt, completions):\n    return [len(text) for text in completions]\n")
+    assert await score(f"python:{module}:length", ["a", "bb"]) == [1, 2]
+    assert load("bonbon.rewards:build_reward").__name__ == "build_reward"
 
 
 def test_python_version_is_the_source(module: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ lease, the database and the registry stay with the process that launched them.
 """
 
 import asyncio
+import os
 import shlex
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -79,7 +80,10 @@ async def run_training(
     (run_dir / JOB).write_bytes(TypeAdapter(Job).dump_json(job, indent=2))
     try:
         # Of a session of its own, for Ctrl-C is meant for this process, which may want to end the stage first.
-        process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, start_new_session=True)
+        # PYTHONSAFEPATH: a user's own `trainer.py` in the working directory must not be taken for this package.
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=PIPE, start_new_session=True, env={**os.environ, "PYTHONSAFEPATH": "1"}
+        )
     except OSError as error:
         raise UserError(
             f"train.launcher = {config.launcher!r} cannot be started: {error}", param="train.launcher"

@@ -83,9 +83,15 @@ def losses(run_dir: Path) -> list[float]:
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_sharded_over_two_processes_is_one_run(
-    base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path, method: str
+    base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FSDP2: every step's loss is that of one process within 1e-4 of it, and so are the weights."""
+    """FSDP2: every step's loss is that of one process within 1e-4 of it, and so are the weights.
+
+    The working directory has modules of the names that the workers' own packages have.
+    """
+    for name in ("bonbon", "service", "trainer"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError('this is the user's own module')\n")
+    monkeypatch.chdir(tmp_path)
     result = launch(base, snapshot, tmp_path / "two", sharding="full", **RATES[method])
     assert (result.steps, result.groups) == (18, 77)
     np.testing.assert_allclose(losses(result.run_dir), losses(alone[method]), rtol=1e-4)
