@@ -23,7 +23,7 @@ from bonbon.ids import time_ordered_id
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.newest_reward import newest_reward_of
 from bonbon.pairs.reading.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
-from bonbon.registry.round_progress import PROMOTED, REFUSED, RoundStage
+from bonbon.registry.round_progress import NOT_PROMOTED, PROMOTED, REFUSED, RoundStage
 from bonbon.registry.version_paths import stored_path
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.rewards import build_reward
@@ -209,7 +209,7 @@ class Round:
     async def promote(self, *, actor: str = "trainer") -> Version:
         """Make the version champion if the gate approved it and the champion is who it was when the round began."""
         version = await self.register()
-        if version.verdict is None or not version.verdict["passed"]:
+        if not _passed(version):
             return await self._finish(version, REFUSED)
         # A process that was killed since may have promoted it, and whoever replaced it then had a reason.
         if version.state is VersionState.RETIRED:
@@ -225,7 +225,8 @@ class Round:
 
     async def leave(self) -> Version:
         """Finish without promoting: `bonbon models promote` may do that later."""
-        return await self._finish(await self.register(), "not to be promoted by itself")
+        version = await self.register()
+        return await self._finish(version, NOT_PROMOTED if _passed(version) else REFUSED)
 
     async def report(self, verdict: Verdict | None = None, version: str | None = None) -> Path:
         """Write the report of what is there so far; registering writes it too."""
@@ -353,6 +354,10 @@ class Round:
 
 
 Stage = Callable[[], Awaitable[Any]]
+
+
+def _passed(version: Version) -> bool:
+    return version.verdict is not None and bool(version.verdict["passed"])
 
 
 def stages(round_: Round, *, promote: bool) -> tuple[Stage, ...]:

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from bonbon.store.database import Database
 from bonbon.store.tables import rounds
 
-PROMOTED, REFUSED = "promoted", "the gate refused it"
+PROMOTED, REFUSED, NOT_PROMOTED = "promoted", "the gate refused it", "not to be promoted by itself"
 """Outcomes of a round; others say why its version was not promoted."""
 
 

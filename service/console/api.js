@@ -24,11 +24,11 @@ async function call(method, path, body) {
   try {
     response = await fetch(new URL(path, BASE), options);
   } catch {
-    throw new ApiError(0, "the service does not answer");
+    throw new ApiError(0, "The service does not answer. The page tries again every few seconds.");
   }
   const content = await response.json().catch(() => ({}));
   if (!response.ok && !(path === "health/ready" && response.status === 503)) {
-    throw new ApiError(response.status, content.error?.message ?? `the service answered ${response.status}`);
+    throw new ApiError(response.status, content.error?.message ?? `The service answered with the status ${response.status}.`);
   }
   return content;
 }

@@ -1,7 +1,7 @@
 // Which view is shown, when it is loaded again, and what holds for all of them: key, theme, status.
 
 import { get, key } from "./api.js";
-import { empty, replace } from "./dom.js";
+import { empty, h, replace } from "./dom.js";
 import * as overview from "./overview.js";
 import * as pairs from "./pairs.js";
 import * as playground from "./playground.js";
@@ -23,12 +23,12 @@ async function show({ anew = false } = {}) {
     if (!changed && !anew && text === shown.data) return;
     const open = [...view.querySelectorAll("details")].map((one) => one.open);
     const focused = [...view.querySelectorAll("a, button, summary, input")].indexOf(document.activeElement);
-    replace(view, ...module.render(data, () => show({ anew: true })));
+    replace(view, h("h1", { class: "hidden" }, titleOf(name)), ...module.render(data, () => show({ anew: true })));
     if (!changed) restore(open, focused);
     shown = { name, data: text };
   } catch (error) {
     shown = { name, data: "" };
-    replace(view, empty(error.message));
+    replace(view, h("h1", { class: "hidden" }, titleOf(name)), empty(error.message));
     if (error.status === 401 || error.status === 403) askForKey();
   }
 }
@@ -39,21 +39,31 @@ function restore(open, focused) {
   if (focused >= 0) view.querySelectorAll("a, button, summary, input")[focused]?.focus({ preventScroll: true });
 }
 
+const links = [...document.querySelectorAll("nav a")];
+const titleOf = (name) => links.find((link) => link.hash === `#${name}`).textContent;
+
 function mark(name) {
-  for (const link of document.querySelectorAll("nav a")) {
+  for (const link of links) {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  view.setAttribute("aria-label", titleOf(name));
+  document.title = `${titleOf(name)} · bonbon console`;
+}
+
+// What has the role "status" is read out whenever it is set.
+function tell(text, kind) {
+  if (status.textContent !== text) status.textContent = text;
+  status.className = `pill ${kind}`;
 }
 
 async function look() {
   try {
     const ready = await get("health/ready");
-    status.textContent = ready.status === "ready" ? "ready" : `not ready: ${ready.reason}`;
-    status.className = `pill ${ready.status === "ready" ? "good" : "bad"}`;
+    const bad = ready.status !== "ready";
+    tell(bad ? `not ready: ${ready.reason}` : "ready", bad ? "bad" : "good");
   } catch (error) {
-    status.textContent = error.message;
-    status.className = "pill bad";
+    tell(error.message, "bad");
   }
 }
 
@@ -74,7 +84,7 @@ dialog.addEventListener("close", () => {
   field.value = "";
 });
 document.getElementById("key").addEventListener("click", askForKey);
-// Enter in the field means: use it, not the first button.
+// Enter in the field uses the key; without this it would press the first button, which cancels.
 field.addEventListener("keydown", (event) => {
   if (event.key === "Enter") {
     event.preventDefault();
@@ -101,6 +111,15 @@ async function watch() {
   setTimeout(watch, 1000 * SECONDS);
 }
 
+// Its address would be taken for the name of a view.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  view.focus();
+});
+
 setTheme(theme());
-addEventListener("hashchange", () => show());
+addEventListener("hashchange", () => {
+  view.focus({ preventScroll: true }); // the keyboard goes on in the view, which screen readers then name
+  show();
+});
 watch();

@@ -1,4 +1,4 @@
-// Elements and figures. Text is always set as text, never as markup.
+// Elements and what the views are built of. Text is always set as text, never as markup.
 
 export function h(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
@@ -16,27 +16,12 @@ export function replace(host, ...children) {
   return host;
 }
 
-const number = (digits) => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
-const whole = number(0), two = number(2), one = number(1);
+// A sentence in which backticks enclose what is typed into a terminal or a settings file.
+export const prose = (text) => text.split("`").map((part, index) => (index % 2 ? h("code", {}, part) : part));
 
-// For uPlot's legend, which is empty while nothing is pointed at.
-export const told = (format) => (u, value) => (value === null || value === undefined ? "" : format(value));
-
-export const count = (value) => (value === null || value === undefined ? "–" : whole.format(value));
-export const decimal = (value) => (value === null || value === undefined ? "–" : two.format(value));
-export const percent = (value) => (value === null || value === undefined ? "–" : `${one.format(100 * value)} %`);
-export const interval = (estimate) => `${one.format(100 * estimate.low)} to ${one.format(100 * estimate.high)} %`;
-
-export function ago(time) {
-  const seconds = Math.max(0, (Date.now() - new Date(time)) / 1000);
-  if (seconds < 90) return `${whole.format(seconds)} s ago`;
-  if (seconds < 5400) return `${whole.format(seconds / 60)} min ago`;
-  if (seconds < 129600) return `${whole.format(seconds / 3600)} h ago`;
-  return `${whole.format(seconds / 86400)} days ago`;
-}
-
-export function tile(title, value, note, kind = "") {
-  return h("div", { class: `tile ${kind}` }, h("h3", {}, title), h("p", { class: "figure" }, value), h("p", { class: "note" }, note));
+export function tile(title, value, note, { kind = "", mark = null } = {}) {
+  return h("div", { class: `tile ${kind}` }, h("h2", { class: "title" }, title), h("p", { class: "figure" }, value), mark,
+    h("p", { class: "note" }, note));
 }
 
 export function card(title, note, ...content) {
@@ -44,13 +29,32 @@ export function card(title, note, ...content) {
   return h("section", { class: "card" }, h("header", { class: "row" }, heading), ...content);
 }
 
-// A bar from 0 to 1; its text says the same to those who do not see it.
-export function bar(share, kind = "") {
-  const fill = h("i", { class: kind });
-  fill.style.width = `${100 * Math.min(1, Math.max(0, share))}%`;
-  return h("span", { class: "bar", "aria-hidden": "true" }, fill);
+// A bar from 0 to 1 that is as long as the figure beside it says, so that it is hidden from those to whom the figure is
+// read. `par` marks a point on it.
+export function bar(share, { kind = "accent", par = null } = {}) {
+  const place = (element, property, value) => {
+    element.style[property] = `${100 * Math.min(1, Math.max(0, value))}%`;
+    return element;
+  };
+  return h("span", { class: "bar", "aria-hidden": "true" }, place(h("i", { class: kind }), "width", share),
+    par === null ? null : place(h("b", {}), "left", par));
 }
 
-export function empty(text) {
-  return h("p", { class: "empty" }, text);
+// What is shown where there is nothing yet: why, and what to do next.
+export const empty = (...content) => h("p", { class: "empty" }, ...content);
+
+export const badge = (text, kind = text) => h("span", { class: `badge ${kind}` }, text);
+
+export const NONE = "–";
+
+// A table whose rows become blocks where there is no room for the columns: each value that there is, after its column's
+// name. The roles keep it a table for screen readers then. A column without a name holds the row's buttons.
+export function table(columns, rows, kind = "") {
+  const cells = (row) => row.cells.map((cell, index) => h(index ? "td" : "th",
+    index ? { role: "cell", "data-column": columns[index] || null, class: cell === NONE || cell === null ? "none" : null } : { role: "rowheader", scope: "row" },
+    h("div", {}, cell)));
+  const name = (column) => h("th", { role: "columnheader", scope: "col" }, column || h("span", { class: "hidden" }, "Action"));
+  return h("div", { class: "tabular" }, h("table", { class: kind, role: "table" },
+    h("thead", { role: "rowgroup" }, h("tr", { role: "row" }, columns.map(name))),
+    h("tbody", { role: "rowgroup" }, rows.map((row) => h("tr", { role: "row", class: row.kind ?? "" }, cells(row))))));
 }

@@ -1,19 +1,22 @@
 // What an evaluation says of answering with as many draws as the gate allows.
 
-import { interval, percent } from "./dom.js";
+import { draws, interval, percent } from "./format.js";
 
 // The gate's k, one draw where it has not approved; null where nothing was measured, or by an older release.
 export function allowed(version) {
-  const { best_of_k: curve, served, served_k: draws } = version?.evaluation ?? {};
+  const { best_of_k: curve, served, served_k: servedDraws } = version?.evaluation ?? {};
   const k = version?.verdict?.k ?? 1;
   const found = (curve ?? []).find((one) => one.k === k);
   if (!found) return null;
-  const opponent = draws > 1 ? `best of ${draws} of ${served}` : `one draw of ${served}`;
+  const opponent = `${draws(servedDraws)} of ${served}`;
   return { k, approved: Boolean(version.verdict?.k), rate: found.win_rate_served, opponent, saved: version.verdict?.saved ?? null };
 }
 
-export const draws = (k) => (k === 1 ? "one draw" : `best of ${k}`);
+export const against = ({ k, rate, opponent }) =>
+  `${draws(k)} against ${opponent}; 95% interval ${interval(rate)}`.replace(/^./, (first) => first.toUpperCase());
 
-export const against = ({ k, rate, opponent }) => `${draws(k)} against ${opponent}, ${interval(rate)}`;
+export const share = (found) => percent(found?.rate.value);
 
-export const share = (found) => (found ? percent(found.rate.value) : "–");
+// The win rate that the lower bound has to reach by the gate's settings of that time.
+export const threshold = (version) =>
+  (version?.verdict?.reasons ?? []).find((reason) => reason.check === "win_rate_served")?.threshold ?? null;

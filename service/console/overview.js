@@ -1,107 +1,106 @@
-// How well the champion answers: live, and as it was measured.
+// How well the champion answers and what it saves: live, and as it was measured.
 
 import { get } from "./api.js";
-import { band, bound, chart, curved, dots, labels, level, line, share, whiskers } from "./charts.js";
-import { ago, card, count, decimal, empty, h, interval, percent, tile, told } from "./dom.js";
-import { against, allowed, draws, share as won } from "./measured.js";
+import { drawsChart, liveChart } from "./win_rate_charts.js";
+import { frontierChart } from "./kl_chart.js";
+import { badge, bar, card, empty, h, NONE, prose, tile } from "./dom.js";
+import { count, decimal, draws, interval, percent, plural, when } from "./format.js";
+import { against, allowed, share, threshold } from "./measured.js";
+
+const history = (opponent) => get(`admin/charts/win-rate?opponent=${encodeURIComponent(opponent)}`);
 
 export async function load() {
-  const [ready, versions, pairs] = await Promise.all([get("health/ready"), get("admin/versions"), get("admin/pairs")]);
+  const [live, versions] = await Promise.all([get("admin/win-rate"), get("admin/versions")]);
   const measured = versions.versions.filter((version) => version.evaluation.win_rate && version.evaluation.kl);
   const furthest = Math.max(2, ...measured.map((version) => version.evaluation.kl.high ?? version.evaluation.kl.value));
-  const [history, live, frontier] = await Promise.all([
-    get("admin/charts/win-rate"), get("admin/win-rate"), get(`admin/charts/frontier?kl=${Math.min(20, 1.15 * furthest)}`),
+  const [againstBestOfN, againstBase, frontier] = await Promise.all([
+    history(`best-of-${live.n}`), history(live.base), get(`admin/charts/frontier?kl=${Math.min(20, 1.15 * furthest)}`),
   ]);
-  return { ready, versions: versions.versions, measured, pairs, history, live, frontier };
+  return { live, versions: versions.versions, measured, againstBestOfN, againstBase, frontier };
 }
 
-export function render({ ready, versions, measured, pairs, history, live, frontier }) {
-  const champion = versions.find((version) => version.name === ready.serving);
-  const distilled = champion && champion.kind !== "base";
-  const evaluation = champion?.evaluation ?? {};
+export function render({ live, versions, measured, againstBestOfN, againstBase, frontier }) {
+  const champion = versions.find((version) => version.name === live.champion);
+  const { win_rate: rate, recovered, kl } = champion?.evaluation ?? {};
   const found = allowed(champion);
-  const last = history.points.at(-1);
-  const rival = live.win_rates.find((one) => one.version === ready.serving && one.opponent.startsWith("best-of-"));
+  const last = againstBase.points.at(-1);
+  const untold = whyUntold(live, versions);
   return [
     live.fallback && live.best_of_n && live.fallback.version === live.champion ? fallback(live.fallback) : null,
+    h("div", { class: "tiles lead" }, quality(live, untold), savings(live, untold),
+      tile("Champion", live.champion, `It answers with ${live.best_of_n ? `best-of-${live.n}` : draws(live.k)}.`, { kind: "name" })),
     h("div", { class: "tiles" },
-      rival ? tile("As good as best-of-n?", percent(rival.win_rate), `of comparisons won against ${rival.opponent}, 95 % band ${interval(rival)}; 50 % is as good`, "accent") : null,
-      savings(live.savings),
-      tile("Champion", ready.serving, live.best_of_n ? "answers with best-of-n" : `answers with ${draws(live.k ?? 1)}`, "name"),
-      tile("Live win rate", last ? percent(last.win_rate) : "–",
-        last ? `95 % band ${interval(last)}, ${count(last.count)} audits` : distilled ? "no audit yet" : "audited once a version is champion", "accent"),
-      tile("Measured win rate", evaluation.win_rate ? percent(evaluation.win_rate.value) : "–",
-        evaluation.win_rate ? `95 % interval ${interval(evaluation.win_rate)}` : "the base itself"),
-      found ? tile("Against what was served", won(found), against(found)) : null,
-      found?.approved ? tile("Expected saving", percent(found.saved), `of the tokens per answer at k = ${found.k}, the gate's choice`) : null,
-      tile("Gain recovered", evaluation.recovered ? percent(evaluation.recovered.value) : "–",
-        evaluation.recovered ? `at ${decimal(evaluation.kl.value)} nats from the base` : "nothing distilled yet"),
-      tile("Groups logged", count(pairs.groups), pairs.last ? `the last one ${ago(pairs.last)}` : "none yet")),
+      tile("Live win rate", percent(last?.win_rate),
+        last ? `Against one draw of ${live.base}; 95% band ${interval(last)} after ${plural(last.count, "comparison")}.` : prose(untold)),
+      tile("Measured win rate", percent(rate?.value),
+        rate ? `Against one draw of ${live.base}, before the promotion; 95% interval ${interval(rate)}.` : unmeasured(champion)),
+      tile("Against what was served", share(found), found ? `${against(found)}.` : unmeasured(champion)),
+      tile("Expected saving", percent(found?.saved),
+        found?.approved ? `Of the tokens per answer with k\u00a0=\u00a0${found.k}, which the gate chose.` : unmeasured(champion)),
+      tile("Gain recovered", percent(recovered?.value),
+        recovered ? `Of what best-of-${champion.evaluation.n} gains, at ${decimal(kl?.value)} nats from the base.` : unmeasured(champion))),
     h("div", { class: "two" },
-      card("Live win rate", `${draws(history.k)} of ${history.version} against a fresh draw of ${history.opponent}, ties as half`, liveChart(history)),
-      card("Win rate against KL", "What every version costs and brings, under the most that any policy can have",
-        frontierChart(frontier, measured, ready.serving))),
+      card("Live win rate against best-of-n", sides(againstBestOfN, `best-of-${live.n} of ${live.base}`),
+        liveChart(againstBestOfN, { par: `par: as good as best-of-${live.n}`, colour: "accent" }) ?? empty(prose(untold))),
+      card("Win rate against KL", "What every version gains, and how far it moved from the base, under the highest win rate that any policy can have.",
+        frontierChart(frontier, measured, live.champion),
+        measured.length ? null : empty(prose("No version has been measured yet: run `bonbon loop --now` to train and measure the first.")))),
+    h("div", { class: "two" },
+      card("Live win rate against the base", sides(againstBase, `one draw of ${live.base}`),
+        liveChart(againstBase, { par: "par: as good as the base", colour: "amber" }) ?? empty(prose(untold))),
+      card("How many draws are needed", needed(champion),
+        drawsChart(champion, found) ?? empty(prose("The champion has not been compared for several numbers of draws: promote a version that `bonbon loop` has measured.")))),
   ];
 }
 
-// What the champion has saved since it was promoted; nothing before there was an audit.
-function savings(saved) {
-  if (!saved || saved.saved_share === null) return null;
-  return tile("Tokens saved since promotion", percent(saved.saved_share),
-    `${count(saved.saved_tokens)} of best-of-${saved.n}'s, audits included`, "accent");
+const sides = ({ points, k, version }, opponent) =>
+  (points.length ? `${draws(k)} of ${version} against ${opponent}; a tie counts as half.`.replace(/^./, (first) => first.toUpperCase()) : null);
+
+function needed(version) {
+  const least = threshold(version);
+  if (!version?.evaluation?.best_of_k) return null;
+  const { served, served_k: k } = version.evaluation;
+  const chosen = least === null ? "" : ` The gate chooses the smallest k whose lower bound reaches ${percent(least)}.`;
+  return `Measured win rate of the best of k draws against ${draws(k)} of ${served}.${chosen}`;
 }
+
+// Why there is no live win rate, and what to do about it.
+function whyUntold({ best_of_n: bestOfN, n, audit_fraction: fraction }, versions) {
+  const other = versions.some((version) => version.kind !== "base" && ["approved", "retired"].includes(version.state));
+  if (bestOfN) return `Best-of-${n} answers now: ${other ? "promote a version on the Versions page" : "let `bonbon loop` train a version"} to save draws.`;
+  if (!fraction) return "No answer is compared: set `service.audit_budget` or `service.audit_fraction` above 0.";
+  return `No answer has been compared yet: send requests, of which ${percent(fraction)} are compared in the background.`;
+}
+
+const unmeasured = (version) =>
+  (!version || version.kind === "base" ? "Promote a distilled version to see it." : prose(`The registry has no evaluation of it: \`bonbon evaluate ${version.name}\` prints one.`));
+
+function quality(live, untold) {
+  const title = "As good as best-of-n?", bestOfN = `best-of-${live.n} of ${live.base}`;
+  const rival = live.best_of_n ? null
+    : live.win_rates.find((one) => one.version === live.champion && one.opponent === `best-of-${live.n}` && one.k === live.k);
+  if (!rival) return tile(title, NONE, prose(untold), { kind: "accent" });
+  const verdict = rival.low >= 0.5 ? badge("yes", "passed") : rival.high < 0.5 ? badge("no", "refused") : badge("no difference shown", "open");
+  return tile(title, [percent(rival.win_rate), " ", verdict],
+    `The champion wins this share of its comparisons with ${bestOfN}; 95% band ${interval(rival)}. At 50%, which is marked, both are equally good.`,
+    { kind: "accent", mark: bar(rival.win_rate, { par: 0.5 }) });
+}
+
+// What the champion has saved since it was promoted, whatever other versions have saved before.
+function savings({ savings: saved, ...live }, untold) {
+  const title = "Tokens saved since promotion";
+  if (live.best_of_n || !saved || saved.saved_share === null) return tile(title, NONE, prose(unsaved(live, saved, untold)), { kind: "accent" });
+  const { saved_tokens: tokens, saved_share: part, n, since } = saved;
+  return tile(title, percent(part),
+    [`${count(Math.abs(tokens))} tokens ${tokens < 0 ? "more" : "fewer"} than best-of-${n} of ${live.base} takes for the same `,
+      plural(saved.answers, "answer"), ", audits included, since ", when(since), "."],
+    { kind: "accent", mark: bar(part) });
+}
+
+const unsaved = (live, saved, untold) =>
+  (!live.best_of_n && saved?.answers && live.audit_fraction
+    ? `What best-of-${live.n} takes is known after the first comparison: send more requests.` : untold);
 
 function fallback(event) {
-  return h("p", { class: "alert", role: "alert" },
-    `Best-of-n answers again since ${new Date(event.time).toLocaleString()}: ${event.reason} (${event.replaced})`);
-}
-
-function liveChart(history) {
-  const { points } = history;
-  if (points.length < 2) return empty("Every audit compares an answer of the champion with a fresh draw of the base. There are not enough yet.");
-  return chart({
-    label: `Live win rate of ${history.version}: ${percent(points.at(-1).win_rate)} after ${points.at(-1).count} audits`,
-    x: { label: "audits" },
-    y: { label: "win rate", values: share },
-    data: [points.map((p) => p.count), points.map((p) => p.win_rate), points.map((p) => p.low), points.map((p) => p.high)],
-    make: () => ({
-      scales: { x: { time: false }, y: { range: [0, 1] } },
-      series: [{ label: "audits", value: told(count) }, line("win rate", "accent", { value: told(percent) }), bound("low"), bound("high")],
-      bands: [band(3, 2, "accent-soft")],
-      hooks: { draw: [level(0.5, "no better than the base")] },
-    }),
-    table: {
-      head: ["audits", "win rate", "95 % band"],
-      rows: points.slice(-20).map((p) => [count(p.count), percent(p.win_rate), interval(p)]),
-    },
-  });
-}
-
-function frontierChart({ frontier, best_of_n }, versions, champion) {
-  const kls = [...new Set([...frontier, ...best_of_n].map((p) => p.kl).concat(versions.map((v) => v.evaluation.kl.value)))].sort((a, b) => a - b);
-  const at = (points, kl, value) => points.filter((p) => kl(p) === kls[value]);
-  const column = (points, kl, rate) => kls.map((_, i) => { const found = at(points, kl, i); return found.length ? rate(found[0]) : null; });
-  const kl = (v) => v.evaluation.kl.value, rate = (v) => v.evaluation.win_rate.value;
-  const marks = versions.map((v) => ({ x: kl(v), y: rate(v), across: v.evaluation.kl, up: v.evaluation.win_rate }));
-  return chart({
-    label: `Win rate against KL from the base of ${versions.length} versions, with the highest that is possible`,
-    x: { label: "KL from the base, nats" },
-    y: { label: "win rate", values: share },
-    data: [kls, column(frontier, (p) => p.kl, (p) => p.win_rate), column(best_of_n, (p) => p.kl, (p) => p.win_rate), column(versions, kl, rate)],
-    make: () => ({
-      scales: { x: { time: false, range: [0, frontier.at(-1).kl] }, y: { range: [0.45, 1.02] } },
-      series: [{ label: "KL", value: told(decimal) }, line("highest possible", "faint", { value: told(percent), paths: curved }),
-        { ...dots("best-of-n", "amber", "card"), value: told(percent) }, { ...dots("versions", "accent", "accent", 9), value: told(percent) }],
-      hooks: { draw: [
-        whiskers(marks, "accent"),
-        labels(best_of_n.filter((p) => p.n > 1).map((p) => ({ x: p.kl, y: p.win_rate, text: String(p.n) })), "amber"),
-        labels(versions.map((v) => ({ x: kl(v), y: rate(v), text: v.name === champion ? `${v.name} (champion)` : v.name, below: true })), "ink"),
-      ] },
-    }),
-    table: {
-      head: ["policy", "KL, nats", "win rate"],
-      rows: [...best_of_n.map((p) => [`best of ${p.n}`, decimal(p.kl), percent(p.win_rate)]),
-        ...versions.map((v) => [v.name, decimal(kl(v)), `${percent(rate(v))} (${interval(v.evaluation.win_rate)})`])],
-    },
-  });
+  return h("p", { class: "alert", role: "alert" }, `Best-of-n answers again in place of ${event.replaced} since `, when(event.time), `: ${event.reason}.`);
 }

@@ -2,36 +2,46 @@
 
 import { get, maybe } from "./api.js";
 import { band, bound, chart, labels, line } from "./charts.js";
-import { ago, bar, card, count, decimal, empty, h, percent, tile, told } from "./dom.js";
+import { badge, bar, card, empty, h, NONE, prose, table, tile } from "./dom.js";
+import { count, decimal, percent, plural, told, when } from "./format.js";
+import { byVersion, outcomeOf, reasonName, stageName } from "./words.js";
 
 export async function load() {
   const [pairs, rounds, curve] = await Promise.all([get("admin/pairs"), get("admin/rounds"), maybe("admin/charts/best-of-k")]);
   return { pairs, rounds, curve };
 }
 
-export function render({ pairs, rounds, curve }) {
-  const running = rounds.rounds.find((round) => !["finished", "failed"].includes(round.stage));
-  const shown = running ?? rounds.rounds[0];
+const SEND = "Send requests to this service: every answer that is chosen from several draws is logged as a group.";
+const TRAIN = "No round has begun: run `bonbon loop`, which begins one when there is enough data, or `bonbon loop --now`.";
+
+export function render({ pairs, rounds: { rounds, needed, new_groups: fresh, waits_for: waitsFor }, curve }) {
+  const shown = rounds.find((round) => !["finished", "failed"].includes(round.stage)) ?? rounds[0];
   return [
     h("div", { class: "tiles" },
-      tile("Groups logged", count(pairs.groups), pairs.first ? `since ${new Date(pairs.first).toLocaleDateString()}` : "none yet"),
-      tile("Fit to train on", pairs.groups ? percent(pairs.clean / pairs.groups) : "–", `${count(pairs.clean)} clean groups`, "accent"),
-      tile("Best minus worst", decimal(pairs.mean_margin), "mean reward margin of a pair"),
-      tile("Candidates kept", count(pairs.candidates), `${count(pairs.feedback)} words of feedback`),
-      tile("To the next round", rounds.needed === null ? "–" : `${count(rounds.new_groups)} of ${count(rounds.needed)}`, rounds.waits_for)),
+      tile("Groups logged", count(pairs.groups), pairs.first ? ["Since ", when(pairs.first), "."] : "Send a request to log the first one."),
+      tile("Usable for training", pairs.groups ? percent(pairs.clean / pairs.groups) : NONE, `${plural(pairs.clean, "group")} in all.`,
+        { kind: "accent", mark: pairs.groups ? bar(pairs.clean / pairs.groups) : null }),
+      tile("Mean reward margin", decimal(pairs.mean_margin), "Between the best and the worst candidate of a group."),
+      tile("Candidates logged", count(pairs.candidates), `Users have rated ${plural(pairs.feedback, "answer")}.`),
+      tile("Next round", needed === null ? NONE : `${count(fresh)} of ${count(needed)}`, prose(waitsFor),
+        { mark: needed ? bar(fresh / needed) : null })),
     h("div", { class: "two" },
-      card("What each draw is worth", curve ? `${count(curve.groups)} groups of ${curve.version}, reward ${curve.reward}${stops(curve)}` : "", curve ? curveChart(curve) : empty("Two or more prompts with several draws are needed.")),
-      card("Training", shown ? `${shown.run}, from ${shown.sampler}` : "", shown ? training(shown) : empty("No round has begun."))),
-    h("div", { class: "two" },
-      card("What the log holds", "", shares("By version", pairs.versions, pairs.groups), shares("Not trained on, by reason", pairs.unclean, pairs.groups, "amber")),
-      card("Rounds", "", rounds.rounds.length ? roundTable(rounds.rounds) : empty("None yet."))),
+      card("What each draw is worth", curve ? `${plural(curve.groups, "group")} of ${curve.version}, scored by ${curve.reward}. ${stops(curve)}` : null,
+        curve ? curveChart(curve) : empty("Groups of two prompts or more are needed to see it: send requests.")),
+      card("Training", shown ? [`${shown.run} started from ${shown.sampler} on `, when(shown.started), "."] : null,
+        shown ? training(shown) : empty(prose(TRAIN)))),
+    card("What the log holds", null, pairs.groups
+      ? h("div", { class: "two" },
+        shares("Groups by version", byVersion(pairs.versions), pairs.groups),
+        shares("Groups that training leaves out, by reason", pairs.unclean, pairs.groups, "amber", reasonName))
+      : empty(SEND)),
+    card("Rounds of training", null, rounds.length ? roundTable(rounds) : empty(prose(TRAIN))),
   ];
 }
 
-const stops = (curve) => (curve.stops_at ? `; after ${curve.stops_at} draws one more adds little` : "; every draw still pays");
+const stops = ({ stops_at: k }) => (k ? `One more draw than ${k} adds little.` : "Every draw adds to the expected reward.");
 
-function curveChart(curve) {
-  const { points } = curve;
+function curveChart({ points, stops_at: enough }) {
   return chart({
     label: `Expected reward of the best of k draws, for k up to ${points.length}`,
     x: { label: "k, draws per answer", values: (u, values) => values.map((k) => (Number.isInteger(k) ? k : "")) },
@@ -41,29 +51,30 @@ function curveChart(curve) {
       scales: { x: { time: false, range: [0.5, points.length + 0.5] } },
       series: [{ label: "k", value: told(count) }, line("expected reward", "amber", { value: told(decimal), points: { show: true, size: 6 } }), bound("low"), bound("high")],
       bands: [band(3, 2, "amber-soft")],
-      hooks: { draw: curve.stops_at ? [labels([{ x: curve.stops_at, y: points[curve.stops_at - 1].reward.value, text: "enough", below: true }])] : [] },
+      hooks: { draw: enough ? [labels([{ x: enough, y: points[enough - 1].reward.value, text: "enough", below: true }])] : [] },
     }),
     table: {
-      head: ["k", "expected reward", "the k-th draw adds", "win rate against one draw"],
+      head: ["k", "Expected reward", "Added by the last draw", "Win rate against one draw"],
       rows: points.map((p) => [count(p.k), decimal(p.reward.value), decimal(p.gain?.value), percent(p.win_rate?.value)]),
     },
   });
 }
 
-// Passes over the logged groups; what comes after them is learnt from the policy's own draws.
+// Epochs pass over the logged groups; what comes after them is learnt from the policy's own draws.
 function passes({ epoch, epochs }) {
   if (epoch <= epochs) return `epoch ${decimal(epoch)} of ${decimal(epochs)}`;
   return `${decimal(epochs)} epochs on logged groups, and ${decimal(epoch - epochs)} on its own draws`;
 }
 
 function training(round) {
-  const share = round.stage === "finished" ? 1 : round.epochs ? round.epoch / round.epochs : 0;
-  const how = h("p", { class: "row" }, h("span", { class: `badge ${round.stage}` }, round.stage),
-    h("span", { class: "note" }, `${passes(round)}, ${ago(round.updated)}`), bar(share, "accent"));
-  if (round.curve.length < 2) return h("div", {}, how, empty("The curve comes with the first steps."));
-  const column = (index) => round.curve.map((point) => point[index]);
-  return h("div", {}, how, round.outcome ? h("p", {}, `${round.version ?? ""} ${round.outcome}`) : null, chart({
-    label: `Margin of best over worst in training, ${decimal(round.curve.at(-1)[2])} nats of ${decimal(round.curve.at(-1)[3])}`,
+  const { stage, epoch, epochs, curve } = round;
+  const known = stage === "training" && epochs && epoch <= epochs;
+  const how = h("div", { class: "row" }, badge(stageName(stage), stage),
+    h("span", { class: "note" }, `${passes(round)}; updated `, when(round.updated)), known ? bar(epoch / epochs) : null);
+  if (curve.length < 2) return h("div", {}, how, empty("The chart appears after the first steps of training: wait for them."));
+  const column = (index) => curve.map((point) => point[index]);
+  return h("div", {}, how, outcomeOf(round) ? h("p", { class: "outcome" }, outcomeOf(round)) : null, chart({
+    label: `Margin of best over worst in training: ${decimal(curve.at(-1)[2])} nats, with a target of ${decimal(curve.at(-1)[3])}`,
     height: 220,
     x: { label: "epochs" },
     y: { label: "log-ratio margin, nats" },
@@ -73,21 +84,20 @@ function training(round) {
       series: [{ label: "epoch", value: told(decimal) }, line("margin", "accent", { value: told(decimal) }),
         line("target", "faint", { value: told(decimal), dash: [5, 5] })],
     }),
-    table: { head: ["epoch", "loss", "margin", "target"], rows: round.curve.slice(-20).map((point) => point.map(decimal)) },
+    table: { head: ["Epoch", "Loss", "Margin", "Target"], rows: curve.slice(-20).map((point) => point.map(decimal)) },
   }));
 }
 
-function shares(title, counts, total, kind = "accent") {
+function shares(title, counts, total, kind = "accent", name = (key) => key) {
   const entries = Object.entries(counts).sort((a, b) => b[1] - a[1]);
-  if (!entries.length) return null;
-  return h("div", {}, h("h3", {}, title), h("dl", { class: "shares" }, entries.map(([name, value]) => [
-    h("dt", {}, name), h("dd", {}, count(value), bar(total ? value / total : 0, kind))])));
+  return h("div", {}, h("h3", {}, title), entries.length
+    ? h("dl", { class: "shares" }, entries.map(([key, value]) => h("div", {},
+      h("dt", {}, name(key)), h("dd", {}, `${count(value)} (${percent(value / total)})`, bar(value / total, { kind })))))
+    : h("p", { class: "note" }, "None."));
 }
 
 function roundTable(rounds) {
-  return h("div", { class: "scroll" }, h("table", {},
-    h("thead", {}, h("tr", {}, ["Run", "Stage", "Became", "Begun"].map((name) => h("th", { scope: "col" }, name)))),
-    h("tbody", {}, rounds.map((round) => h("tr", {}, h("th", { scope: "row" }, round.run),
-      h("td", {}, h("span", { class: `badge ${round.stage}` }, round.stage)),
-      h("td", {}, round.version ? `${round.version}: ${round.outcome}` : round.outcome ?? "–"), h("td", {}, ago(round.started)))))));
+  return table(["Run", "Started from", "Stage", "Outcome", "Started", "Updated"], rounds.map((round) => ({
+    cells: [round.run, round.sampler, badge(stageName(round.stage), round.stage), outcomeOf(round) ?? NONE, when(round.started), when(round.updated)],
+  })), "rounds");
 }

@@ -1,9 +1,14 @@
 // Every version, what was measured of it, what the gate said; and the two moves: promote, roll back.
 
 import { get, post } from "./api.js";
-import { ago, bar, card, decimal, empty, h, interval, percent } from "./dom.js";
+import { badge, bar, card, empty, h, NONE, prose, table } from "./dom.js";
+import { decimal, interval, percent, when } from "./format.js";
 import { against, allowed, share } from "./measured.js";
 import { ask, say } from "./talk.js";
+
+const COLUMNS = ["Version", "Win rate against the base", "Against what was served", "Draws (k)", "Tokens saved",
+  "KL, nats", "Gain recovered", "Gate", ""];
+const PROMOTABLE = ["approved", "promoted", "retired"]; // others only by the command line, with --force
 
 export async function load() {
   const [versions, aliases] = await Promise.all([get("admin/versions"), get("admin/aliases")]);
@@ -13,63 +18,77 @@ export async function load() {
 export function render({ versions, aliases }, again) {
   const { champion, previous } = aliases.aliases;
   const back = previous ? h("button", { type: "button", onclick: () => rollBack(previous, again) }, `Roll back to ${previous}`) : null;
-  const listed = card("Versions", `${aliases.serving.champion} answers now`,
-    Object.entries(aliases.refused).map(([name, reason]) => h("p", { class: "alert", role: "alert" }, `${name} is not served: ${reason}`)),
-    versions.length ? h("div", { class: "scroll" }, h("table", { class: "versions" },
-      h("thead", {}, h("tr", {}, ["Version", "Win rate against the base", "k", "Tokens saved", "Against what was served", "KL, nats", "Gain recovered", "Gate", ""].map((name) => h("th", { scope: "col" }, name)))),
-      h("tbody", {}, versions.toReversed().map((version) => row(version, champion, again))))) : empty("None yet."));
+  const listed = card("Versions", `${aliases.serving.champion} answers requests now.`,
+    Object.entries(aliases.refused).map(([name, reason]) => h("p", { class: "alert", role: "alert" }, `This service cannot serve ${name}: ${reason}`)),
+    versions.length ? table(COLUMNS, versions.toReversed().map((version) => row(version, champion, again)), "versions") : null,
+    versions.some((version) => version.kind !== "base") ? null
+      : empty(prose("No version has been trained yet: send requests, and let `bonbon loop` train one from what is logged.")));
   if (back) listed.querySelector("header").append(h("div", { class: "end" }, back));
   return [listed];
 }
 
 function row(version, champion, again) {
   const { win_rate: rate, kl, recovered } = version.evaluation;
-  const found = allowed(version);
-  const is = version.name === champion;
-  return h("tr", { class: is ? "champion" : "" },
-    h("th", { scope: "row" },
-      h("span", { class: "version" }, version.name), " ", badge(is ? "champion" : version.state),
-      h("p", { class: "note" }, version.kind === "base" ? "the base" : `${version.kind} of ${version.parent}, ${ago(version.created)}`,
-        version.loaded ? ", loaded" : "")),
-    h("td", {}, rate ? [h("strong", {}, percent(rate.value)), h("span", { class: "note block" }, interval(rate)), bar(rate.value, "accent")] : "–"),
-    h("td", { class: "number" }, found?.approved ? String(found.k) : "–"),
-    h("td", { class: "number" }, found?.approved ? percent(found.saved) : "–"),
-    h("td", {}, found ? [h("strong", {}, share(found)), h("span", { class: "note block" }, against(found))] : "–"),
-    h("td", { class: "number" }, kl ? decimal(kl.value) : "–"),
-    h("td", { class: "number" }, recovered ? percent(recovered.value) : "–"),
-    h("td", {}, verdict(version.verdict)),
-    h("td", { class: "end" }, is ? null : h("button", { type: "button", onclick: () => promote(version, champion, again) }, "Promote")));
+  const found = allowed(version), is = version.name === champion;
+  const figure = (value) => (value === NONE ? NONE : h("span", { class: "number" }, value));
+  const measured = (value, note, mark) => [h("strong", { class: "number" }, value), mark, note ? h("span", { class: "note block" }, note) : null];
+  return {
+    kind: is ? "champion" : "",
+    cells: [
+      [h("span", { class: "version" }, version.name), " ", badge(is ? "champion" : version.state),
+        h("p", { class: "note" }, version.kind === "base" ? "The base model" : [version.kind === "full" ? "Full weights" : "Adapter", ` trained from ${version.parent}, registered `, when(version.created)],
+          version.loaded ? "; loaded." : "; not loaded.")],
+      rate ? measured(percent(rate.value), interval(rate), bar(rate.value, { par: 0.5 })) : NONE,
+      found ? measured(share(found), `${against(found)}.`, bar(found.rate.value, { par: 0.5 })) : NONE,
+      figure(found?.approved ? String(found.k) : NONE),
+      found?.approved && found.saved !== null ? measured(percent(found.saved), null, bar(found.saved)) : NONE,
+      figure(decimal(kl?.value)),
+      figure(percent(recovered?.value)),
+      verdict(version),
+      is || !PROMOTABLE.includes(version.state) ? null
+        : h("button", { type: "button", "aria-label": `Promote ${version.name}`, onclick: () => promote(version, champion, again) }, "Promote"),
+    ],
+  };
 }
 
-const badge = (state) => h("span", { class: `badge ${state}` }, state);
+// The gate's word, why, and what to do next where it has not approved.
+function verdict({ name, kind, verdict: found }) {
+  const next = (text) => h("p", { class: "note next" }, prose(text));
+  const force = `\`bonbon models promote ${name} --force\``;
+  if (!found) {
+    return kind === "base" ? NONE
+      : [badge("not judged", "open"), next(`Measure it with \`bonbon evaluate ${name}\`; then ${force} serves it.`)];
+  }
+  if (found.imported) {
+    return [badge("imported", "open"), why("What its own gate said", found.imported.verdict ?? found),
+      next(`Its figures come from another installation. Measure it here with \`bonbon evaluate ${name}\`; then ${force} serves it.`)];
+  }
+  if (found.passed) return [badge("passed"), why("Why", found)];
+  return [badge("refused"), why("Why", found), next(`Train another version with \`bonbon loop\`, or serve this one anyway with ${force}.`)];
+}
 
-function verdict(found) {
-  if (!found) return h("span", { class: "note" }, "not judged");
-  const title = found.passed ? "passed" : "refused";
-  const reasons = (found.reasons ?? []).map((reason) => (typeof reason === "string" ? { text: reason } : reason));
-  if (!reasons.length) return badge(title);
-  return h("details", {}, h("summary", {}, badge(title), " why"),
-    h("ul", { class: "reasons" }, reasons.map((reason) => h("li", { class: reason.passed === false ? "bad" : "" }, reason.text))));
+function why(title, { reasons }) {
+  const said = (reasons ?? []).map((reason) => (typeof reason === "string" ? { text: reason } : reason));
+  if (!said.length) return null;
+  return h("details", {}, h("summary", {}, title),
+    h("ul", { class: "reasons" }, said.map((reason) => h("li", { class: reason.passed === false ? "bad" : "" }, reason.text))));
 }
 
 async function promote(version, champion, again) {
-  const forced = version.kind !== "base" && version.verdict?.passed !== true;
-  const text = forced
-    ? "The gate has not approved it, so the service will refuse unless it was promoted before."
-    : "New requests go to it as soon as it is loaded and checked; those in flight end on the version they began with.";
+  const text = "New requests go to it as soon as it is loaded and checked. Requests that are being answered finish on the version they began with.";
   if (!(await ask(`Promote ${version.name}?`, text, "Promote"))) return;
   await move("admin/promote", { version: version.name, expected: champion }, again);
 }
 
 async function rollBack(previous, again) {
-  if (!(await ask(`Roll back to ${previous}?`, "It is still loaded, so this takes effect at once.", "Roll back"))) return;
+  if (!(await ask(`Roll back to ${previous}?`, "It is still loaded, so that this takes effect at once.", "Roll back"))) return;
   await move("admin/rollback", undefined, again);
 }
 
 async function move(path, body, again) {
   try {
     const done = await post(path, body);
-    say(done.served ? `${done.champion} answers now` : `${done.champion} is promoted; ${done.serving} answers until it is loaded`);
+    say(done.served ? `${done.champion} answers requests now.` : `${done.champion} is promoted. ${done.serving} answers until it is loaded.`);
   } catch (error) {
     say(error.message, true);
   }

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import Conflict, StoreError, UserError
 from bonbon.registry.leases import acquire
+from bonbon.registry.round_progress import REFUSED, read_rounds
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.settings import Settings
 from bonbon.store.tables import versions as table
@@ -129,14 +130,17 @@ async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -
             assert aliases["champion"] == first.name
 
 
-async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Settings) -> None:
-    async with context(changed(resumed, gate={"min_win_rate": 0.999})) as open_:
+@pytest.mark.parametrize("auto_promote", [True, False])
+async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Settings, auto_promote: bool) -> None:
+    refusing = changed(resumed, gate={"min_win_rate": 0.999}, loop={"auto_promote": auto_promote})
+    async with context(refusing) as open_:
         version = await Loop(open_).once()
         assert version is not None
         assert version.state is VersionState.REFUSED
         assert version.verdict is not None
         assert "win_rate" in [r["check"] for r in version.verdict["reasons"] if not r["passed"]]
         assert await open_.registry.champion() == "base"
+        assert [told.outcome for told in await read_rounds(open_.registry.database)] == [REFUSED]
         due = await Loop(open_).next_round()
         assert (due.champion, due.groups, due.is_due) == ("base", 0, False)
         assert due.needed == version.training["groups"], "it waits until there are twice as many groups"

@@ -72,12 +72,14 @@ class SavingsBody(BaseModel):
 class WinRatesBody(BaseModel):
     """How good the champion's answers are, and what they save.
 
-    `best_of_n`: the champion answers with best-of-n now, and `k`: with the best of how many draws. `audit_fraction` of
-    the answers are audited now. The champion must not fall under `floor` against `floor_opponent`. `win_rates`: the one
-    counted last first. `savings` is null until the champion has answered as a distilled version.
+    `best_of_n`: the champion answers with best-of-n of `base` now, and `k`: with the best of how many draws.
+    `audit_fraction` of the answers are audited now. The champion must not fall under `floor` against `floor_opponent`.
+    `win_rates`: the one counted last first. `savings` is null until the champion has answered as a distilled version.
     """
 
     champion: str
+    base: str
+    n: int
     k: int
     best_of_n: bool
     audit_fraction: float
@@ -95,6 +97,8 @@ async def show_win_rates(state: Annotated[AppState, Depends(get_state)]) -> WinR
     events = await state.registry.history(1, kind="fell_back")
     return WinRatesBody(
         champion=routes.champion,
+        base=routes.base,
+        n=state.serving.n,
         k=state.serving.k,
         best_of_n=routes.best_of_n,
         audit_fraction=state.audits.fraction,
