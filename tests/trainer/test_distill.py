@@ -123,14 +123,14 @@ async def attempt(base: Path, out: Path, prompts: list[Prompt] = PROMPTS, **chan
 
 async def test_a_failing_reward_keeps_what_was_drawn_and_another_task_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RewardError, match=r"prompt \d+: .*the reward is away.*is kept"):
-        await attempt(base, tmp_path, reward="python:test_distill:away_after_a_while")
+        await attempt(base, tmp_path, reward="python:tests.trainer.test_distill:away_after_a_while")
     async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
         kept = (await stats(database)).groups
     assert 0 < kept < 60
     with pytest.raises(UserError, match=r"holds another distillation .*n 8 -> 3"):
-        await attempt(base, tmp_path, n=3, reward="python:test_distill:away_after_a_while")
+        await attempt(base, tmp_path, n=3, reward="python:tests.trainer.test_distill:away_after_a_while")
     away_after_a_while.calls = -1000  # type: ignore[attr-defined]
-    version = await attempt(base, tmp_path, reward="python:test_distill:away_after_a_while")
+    version = await attempt(base, tmp_path, reward="python:tests.trainer.test_distill:away_after_a_while")
     assert version.training["groups"] + 0 > kept
     assert version.evaluation["prompts"] == 6
 
@@ -142,7 +142,7 @@ async def test_a_base_that_an_earlier_release_recorded_is_known_again(base: Path
     async def fails(error: type[Exception], message: str) -> None:
         away_after_a_while.calls = 0  # type: ignore[attr-defined]
         with pytest.raises(error, match=message):
-            await attempt(base, out, reward="python:test_distill:away_after_a_while")
+            await attempt(base, out, reward="python:tests.trainer.test_distill:away_after_a_while")
 
     await fails(RewardError, "the reward is away")
     today = json.loads(task.read_text())

@@ -84,7 +84,10 @@ def text_of(tokens: Sequence[int]) -> str:
 
 
 def score(prompt: Prompt, completions: Sequence[str]) -> list[float]:
-    """The reward "python:sampled_groups:score": even words are good; a little of their sum breaks ties."""
+    """Scores even words as good, with a little of their sum to break ties.
+
+    Settings name it "python:tests.support.data.sampled_groups:score".
+    """
     numbers = [[int(word[1:]) for word in completion.split()] for completion in completions]
     return [sum(n % 2 == 0 for n in words) / (len(words) or 1) + 1e-4 * sum(words) for words in numbers]
 

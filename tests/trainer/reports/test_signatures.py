@@ -87,7 +87,9 @@ async def assert_told(settings: Settings, name: str) -> list[Signature]:
 async def test_a_reward_that_cannot_be_learnt_is_learnt_by_heart(base: Path, tmp_path: Path) -> None:
     """The training groups' own noise is all that there is to learn."""
     train = {"refine": "off", "learning_rate": 1e-2, "epochs": 30}
-    settings = make_settings(base, tmp_path / "data", train=train, reward="python:test_signatures:noise")
+    settings = make_settings(
+        base, tmp_path / "data", train=train, reward="python:tests.trainer.reports.test_signatures:noise"
+    )
     await answer(settings, 160)
     found = await assert_told(settings, OVERFITTED)
     assert UNDERFITTED not in {signature.name for signature in found}
