@@ -1,6 +1,6 @@
 """Kill the service at random moments under load, again and again; then look for what was answered in the log.
 
-python tests/long/chaos.py --kills 1000
+python -m tests.long.chaos --kills 1000
 """
 
 import argparse

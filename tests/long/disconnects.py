@@ -1,6 +1,6 @@
 """Clients that hang up at any moment, again and again; then look at what the service still holds.
 
-python tests/long/disconnects.py --disconnects 50000
+python -m tests.long.disconnects --disconnects 50000
 """
 
 import argparse

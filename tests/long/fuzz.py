@@ -1,6 +1,6 @@
 """Requests made up from the service's own description, valid and not, against the running service.
 
-python tests/long/fuzz.py --cases 10000
+python -m tests.long.fuzz --cases 10000
 """
 
 import argparse

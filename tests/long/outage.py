@@ -1,6 +1,6 @@
 """Kill PostgreSQL under load, start it again after a while, and compare the log with what was answered.
 
-python tests/long/outage.py --seconds 60
+python -m tests.long.outage --seconds 60
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Load the service at its capacity, then at ten times that, and compare how long what was accepted took.
 
-python tests/long/overload.py --seconds 30
+python -m tests.long.overload --seconds 30
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Promote and roll back under load, again and again: no request fails, and each names the version that was served.
 
-python tests/long/soak.py --requests 30000 --swaps 20
+python -m tests.long.soak --requests 30000 --swaps 20
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Kill the trainer in every stage of a round, again and again; what comes of the round must not depend on it.
 
-python tests/long/trainer_chaos.py --kills 100
+python -m tests.long.trainer_chaos --kills 100
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tests.support.data.sampled_groups import make_base
 from trainer.loop import LEASE
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["trainer_chaos_imports"])
+CONTEXT.set_forkserver_preload(["tests.long.trainer_chaos_imports"])
 STAGES = (
     "snapshot",
     "probe",

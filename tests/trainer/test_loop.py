@@ -304,7 +304,7 @@ async def test_the_daemon_tries_again_what_may_pass_and_stops_when_told(
     (run / "evaluation.json").unlink()
     stop = asyncio.Event()
     failing = resumed.model_copy(
-        update={"reward": resumed.reward.model_copy(update={"target": "test_loop:fail_once"})}  # type: ignore[union-attr]
+        update={"reward": resumed.reward.model_copy(update={"target": "tests.trainer.test_loop:fail_once"})}  # type: ignore[union-attr]
     )
     async with context(failing) as open_:
         with capture_logs() as logs:
