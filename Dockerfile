@@ -72,6 +72,7 @@ COPY . .
 RUN pip install --no-deps --no-build-isolation --force-reinstall .
 
 FROM python AS serving
+COPY deploy/download.sh /usr/local/bin/download-models
 USER 10001:10001
 EXPOSE 8080
 ENV BONBON_SERVICE__HOST=0.0.0.0 BONBON_SERVICE__PORT=8080
@@ -79,7 +80,6 @@ HEALTHCHECK --interval=5s --timeout=10s --start-period=10m --retries=3 CMD ["pyt
 CMD ["bonbon", "serve", "--json-logs"]
 
 FROM serving AS gateway
-COPY deploy/download.sh /usr/local/bin/download-models
 COPY --from=build-gateway /opt/bonbon /opt/bonbon
 
 FROM serving AS service
