@@ -113,6 +113,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m service.metrics.metrics_reference > docs/metrics.md
 	$(BIN)/python deploy/grafana/generate.py
 	$(BIN)/python -m bonbon.cli.settings_reference > docs/settings.md
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 # The versions that constraints.txt pins are the ones the tests ran with; requirements.lock has their hashes
 # (docs/decisions/0008-locked-with-hashes.md).
