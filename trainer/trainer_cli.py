@@ -173,8 +173,8 @@ def loop(
 
 
 async def _create_job(settings: Settings, cronjob: str) -> None:
-    from trainer.cluster import Cluster
-    from trainer.watching import find_work
+    from trainer.kubernetes.cluster import Cluster
+    from trainer.kubernetes.work import find_work
 
     cluster = Cluster.of_this_pod(os.environ)
     work = await find_work(settings)

@@ -65,8 +65,8 @@ def columns(*titles: str) -> list[dict[str, Any]]:
     ]
 
 
-# 3 while best-of-n answers itself; else 2 while the band reaches 1/2, where the champion wins as often as best-of-n, 1 while it
-# reaches the floor only, and 0 under it.
+# 3 while best-of-n answers itself. Else 2 while the band reaches 1/2, where the champion wins as often as best-of-n,
+# 1 while it only reaches the floor, and 0 below.
 AS_GOOD = (
     "max(bonbon_best_of_n) * 3 > 0 or "
     f"max(({of_champion(live('high', BEST), 'champion')}) >= bool 0.5) + "
@@ -83,8 +83,8 @@ MISSION = [
         ),
         options={"colorMode": "background"},
         width=6,
-        description="What audits say of the champion's answers, with 95 % confidence: yes, unless best-of-n is known to "
-        'win more often. "A little worse" is above the floor, service.win_rate_floor.',
+        description="What audits say of the champion's answers, with 95 % confidence: yes, unless best-of-n is known "
+        'to win more often. "A little worse" is above the floor, service.win_rate_floor.',
     ),
     number(
         "What do I save? Tokens, of best-of-n's",

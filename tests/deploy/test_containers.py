@@ -398,19 +398,39 @@ def test_the_download_brings_the_token_from_its_file_and_fails_where_the_hub_ref
 
 
 def test_vllm_runs_as_it_does_on_kubernetes() -> None:
-    services = read_services(
-        read_project(BONBON_MODEL="/data/models/policy", BONBON_REWARD="/data/models/reward"), "gpu"
-    )
+    services = read_services(read_project(BONBON_MODEL="$(MODEL)", BONBON_REWARD="$(MODEL)"), "gpu")
     for name in ("vllm", "reward"):
         manifest = next(yaml.safe_load_all((ROOT / f"deploy/kubernetes/overlays/gpu/{name}.yaml").read_text()))
         (container,) = manifest["spec"]["template"]["spec"]["containers"]
-        arguments = [word for word in services[name].command if word.startswith("--")]
+        shell, flag, script, own, *arguments = services[name].command
         (parser,) = [v["value"] for v in container["env"] if v["name"] == "TOOL_CALL_PARSER"] or [""]
         expected = [word.replace("$(TOOL_CALL_PARSER)", parser) for word in container["args"]]
         assert [word for word in arguments if "memory" not in word] == expected
-        script = services[name].command[2]
-        assert script.startswith('VLLM_API_KEY="$(cat /run/secrets/vllm_api_key)" exec python -m vllm.')
-        assert script.endswith('"$@"')
+        there = script.replace("/run/secrets/", "/run/secrets/bonbon/").replace("exec python ", "exec python3 ")
+        assert container["command"] == [shell, flag, there, own]
+
+
+def test_the_key_of_vllm_is_in_no_environment_and_no_command_line(tmp_path: Path) -> None:
+    """The script of the container, with a program in vLLM's place that says what it sees of itself."""
+    (tmp_path / "vllm_api_key").write_text("the key of vLLM")
+    seen = tmp_path / "python"
+    seen.write_text('#!/bin/sh\ntr "\\0" "\\n" < /proc/$$/environ\ntr "\\0" "\\n" < /proc/$$/cmdline\n')
+    seen.chmod(0o755)
+    for name in ("vllm", "reward"):
+        shell, flag, script, *rest = read_services(read_project(), "gpu")[name].command
+        local = script.replace("/run/secrets", str(tmp_path)).replace("/tmp/key.yaml", str(tmp_path / "key.yaml"))
+        done = subprocess.run(
+            [shell, flag, local, *rest],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "vllm.entrypoints.openai.api_server" in done.stdout
+        assert "--config" in done.stdout
+        assert "the key of vLLM" not in done.stdout
+        assert yaml.safe_load((tmp_path / "key.yaml").read_text()) == {"api-key": "the key of vLLM"}
+        assert (tmp_path / "key.yaml").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture(scope="module")

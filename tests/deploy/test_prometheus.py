@@ -59,7 +59,7 @@ def test_every_alert_has_a_section_that_says_what_to_do() -> None:
     assert sections == [alert["alert"] for alert in alerts()]
     for alert in alerts():
         assert alert["annotations"]["runbook_url"] == (
-            f"{{{{ or $externalLabels.runbooks \"docs\" }}}}/alerts.md#{alert['alert'].lower()}"
+            f'{{{{ or $externalLabels.runbooks "docs" }}}}/alerts.md#{alert["alert"].lower()}'
         )
         assert alert["labels"]["severity"] in ("critical", "warning")
         assert alert["annotations"]["summary"]

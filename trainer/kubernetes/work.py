@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from bonbon.database import open_database
-from bonbon.registry.due import next_round
+from bonbon.registry.next_round import next_round
 from bonbon.registry.registry import Registry
 from bonbon.settings import Settings
+from bonbon.store.database import open_database
 from trainer.run_directory import unfinished_rounds
 
 

@@ -16,10 +16,11 @@ import yaml
 from aiohttp import web
 
 from bonbon.errors import UserError
-from trainer.cluster import Cluster, ClusterError
+from tests.support.paths import ROOT
+from trainer.kubernetes.cluster import Cluster, ClusterError
 from trainer.run_directory import PLAN
 
-BASE = Path(__file__).parents[1] / "deploy" / "kubernetes" / "base"
+BASE = ROOT / "deploy" / "kubernetes" / "base"
 
 
 def manifest(file: str, kind: str, name: str) -> dict[str, Any]:
@@ -158,10 +159,10 @@ class Missing:
         if name.partition(".")[0] in {"torch", "transformers", "peft", "accelerate", "vllm", "matplotlib", "jinja2"}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
-from bonbon.database import open_database
+from bonbon.store.database import open_database
 from bonbon.registry.registry import Registry
 from bonbon.settings import load_settings
-from trainer.watching import find_work
+from trainer.kubernetes.work import find_work
 from pathlib import Path
 async def main():
     settings = load_settings(data_dir=Path(sys.argv[1]))
@@ -177,10 +178,10 @@ async def main():
     print(json.dumps([[w.is_due, w.why] for w in (first, second, third)]))
 asyncio.run(main())
 """
-    from bonbon.demo.models import tiny_models
+    from bonbon.demo.tiny_models import tiny_models
 
     command = [sys.executable, "-c", program, str(tmp_path), str(tiny_models().policy)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=BASE.parents[2], timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second, third = json.loads(done.stdout)
     assert first == [False, "Nothing is served yet: no gateway has registered its base model."]
