@@ -16,6 +16,7 @@ from time import monotonic, sleep
 from typing import Any
 
 import httpx2
+import psycopg
 import pytest
 import yaml
 
@@ -23,7 +24,7 @@ from bonbon.demo.world import requests
 from bonbon.settings import Settings, load_settings
 from tests.support.models.easy_gate import EASY
 from tests.support.paths import ROOT
-from tests.support.servers.container_machine import Machine
+from tests.support.servers.container_machine import Machine, program_directory
 from tests.support.servers.containers import Service, read_images, read_project, read_services
 
 PROFILES = ["cpu", "gpu"]
@@ -333,7 +334,7 @@ def compose(root: Path, *arguments: str, **environment: str) -> subprocess.Compl
 
 def test_compose_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
     for profile in PROFILES:
-        done = compose(tmp_path, "up", COMPOSE_PROFILES=profile)
+        done = compose(tmp_path, "up", COMPOSE_PROFILES=profile, BONBON_REWARD="org/reward")
         assert len(done.stderr.splitlines()) == 1
         assert "required variable BONBON_MODEL is missing a value: run deploy/prepare.sh" in done.stderr
     done = compose(tmp_path, "up", BONBON_MODEL="org/policy", BONBON_REWARD="org/reward")
@@ -440,8 +441,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, postgresql: object) -> Itera
     (root / "bonbon.env").write_text("".join(f"{name}={value}\n" for name, value in QUICK.items()))
     services = read_services(read_project(), "cpu", root / "bonbon.env")
     del services["grafana"]
-    if shutil.which("prometheus") is None:
-        del services["prometheus"]
+    for name, program in (("prometheus", "prometheus"), ("postgres-exporter", "prometheus-postgres-exporter")):
+        if shutil.which(program) is None:
+            del services[name]
     make_secrets(root)
     machine = Machine(root)
     try:
@@ -511,6 +513,73 @@ def test_prometheus_scrapes_what_compose_starts(stack: tuple[Machine, dict[str, 
         return found[-1]["metric"]["model_version"] if found else "nothing"
 
     wait_for(machine, champion, "nothing")
+
+
+def test_the_role_that_watches_postgresql_sees_its_figures_and_no_table(
+    stack: tuple[Machine, dict[str, Service]],
+) -> None:
+    machine, services = stack
+    options = {"host": "127.0.0.1", "port": machine.ports["postgres"], "dbname": "bonbon"}
+    password = machine.secret("monitor_password")
+    with psycopg.connect(**options, user="monitor", password=password, autocommit=True) as watching:
+        (count,) = watching.execute("SELECT count(*) FROM pg_stat_activity WHERE query IS NOT NULL").fetchone() or (0,)
+        assert count > 0
+        for table in ("groups", "candidates", "versions", "keys"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                watching.execute(f"SELECT * FROM {table} LIMIT 1".encode())
+    if "postgres-exporter" in services:
+        text = httpx2.get(machine.url("postgres-exporter") + "/metrics").text
+        assert "\npg_up 1\n" in text
+        (file,) = (ROOT / "deploy/grafana/dashboards").glob("engines-and-database.json")
+        named = set(re.findall(r"\bpg_\w+", file.read_text()))
+        assert len(named) == 7
+        assert [name for name in named if f"\n{name}" not in text] == []
+
+
+DOCKER = """#!/bin/sh
+# `docker compose` as far as deploy/rotate-password.sh uses it.
+case "$*" in
+    *"exec -T postgres psql "*) shift 4; exec "$@" ;;
+    *"ps --services") printf 'postgres\\nservice\\ntrainer\\n' ;;
+    *) echo "$@" >> "$STARTED" ;;
+esac
+"""
+
+
+def test_the_databases_password_is_changed_while_the_service_answers(stack: tuple[Machine, dict[str, Service]]) -> None:
+    machine, services = stack
+    docker = machine.root / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    shutil.copy(ROOT / "deploy" / "rotate-password.sh", machine.root / "deploy")
+    before = machine.secret("database_password")
+    environment = {
+        "PATH": f"{docker.parent}:{program_directory('psql')}:{os.environ['PATH']}",
+        "STARTED": str(machine.root / "started"),
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(machine.ports["postgres"]),
+        "PGPASSWORD": before,
+    }
+    users = client(machine, "api_key")
+    subprocess.run([machine.root / "deploy" / "rotate-password.sh", "bonbon"], check=True, env=environment)
+    assert machine.secret("database_password") != before
+    assert (machine.root / "secrets" / "database_password").stat().st_mode & 0o777 == 0o644
+    options = {"host": "127.0.0.1", "port": machine.ports["postgres"], "dbname": "bonbon", "user": "bonbon"}
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(**options, password=before)
+    assert ask(users, "Does it still answer?", 5)["n"] >= 1  # on what is open, or by way of the spool
+    assert (machine.root / "started").read_text() == "compose up --detach --no-deps --force-recreate service trainer\n"
+    for name in ("trainer", "service"):
+        assert machine.stop(services[name]) == 0
+    for name in ("service", "trainer"):
+        machine.start(services[name])
+    asked = ask(client(machine, "api_key"), "And afterwards?", 6)
+    with psycopg.connect(**options, password=machine.secret("database_password")) as connection:
+        found = connection.execute("SELECT count(*) FROM groups WHERE id = %s", (asked["group"],)).fetchone()
+    assert found == (1,)
+    wrong = subprocess.run([machine.root / "deploy" / "rotate-password.sh", "x"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "usage: deploy/rotate-password.sh bonbon|monitor\n")
 
 
 def test_all_of_it_ends_within_its_grace(stack: tuple[Machine, dict[str, Service]]) -> None:
