@@ -519,9 +519,9 @@ def test_the_role_that_watches_postgresql_sees_its_figures_and_no_table(
     stack: tuple[Machine, dict[str, Service]],
 ) -> None:
     machine, services = stack
-    options = {"host": "127.0.0.1", "port": machine.ports["postgres"], "dbname": "bonbon"}
+    address = f"host=127.0.0.1 port={machine.ports['postgres']} dbname=bonbon user=monitor"
     password = machine.secret("monitor_password")
-    with psycopg.connect(**options, user="monitor", password=password, autocommit=True) as watching:
+    with psycopg.connect(address, password=password, autocommit=True) as watching:
         (count,) = watching.execute("SELECT count(*) FROM pg_stat_activity WHERE query IS NOT NULL").fetchone() or (0,)
         assert count > 0
         for table in ("groups", "candidates", "versions", "keys"):
@@ -565,9 +565,9 @@ def test_the_databases_password_is_changed_while_the_service_answers(stack: tupl
     subprocess.run([machine.root / "deploy" / "rotate-password.sh", "bonbon"], check=True, env=environment)
     assert machine.secret("database_password") != before
     assert (machine.root / "secrets" / "database_password").stat().st_mode & 0o777 == 0o644
-    options = {"host": "127.0.0.1", "port": machine.ports["postgres"], "dbname": "bonbon", "user": "bonbon"}
+    address = f"host=127.0.0.1 port={machine.ports['postgres']} dbname=bonbon user=bonbon"
     with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
-        psycopg.connect(**options, password=before)
+        psycopg.connect(address, password=before)
     assert ask(users, "Does it still answer?", 5)["n"] >= 1  # on what is open, or by way of the spool
     assert (machine.root / "started").read_text() == "compose up --detach --no-deps --force-recreate service trainer\n"
     for name in ("trainer", "service"):
@@ -575,7 +575,7 @@ def test_the_databases_password_is_changed_while_the_service_answers(stack: tupl
     for name in ("service", "trainer"):
         machine.start(services[name])
     asked = ask(client(machine, "api_key"), "And afterwards?", 6)
-    with psycopg.connect(**options, password=machine.secret("database_password")) as connection:
+    with psycopg.connect(address, password=machine.secret("database_password")) as connection:
         found = connection.execute("SELECT count(*) FROM groups WHERE id = %s", (asked["group"],)).fetchone()
     assert found == (1,)
     wrong = subprocess.run([machine.root / "deploy" / "rotate-password.sh", "x"], capture_output=True, text=True)

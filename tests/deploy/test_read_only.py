@@ -18,8 +18,8 @@ from tests.support.paths import ROOT
 from tests.support.servers.containers import read_project, read_services
 
 USER = 10001
-# A mount namespace of its own, in which only the volume can be written. Where the interpreter lies in a home that others
-# may not enter, it is mounted where it was, below a directory that they may.
+# A mount namespace of its own, in which only the volume can be written. An interpreter in a home that others may not
+# enter is mounted where it was, below a directory that they may.
 SHUT_IN = """
 mount --make-rprivate /
 mkdir "$VOLUME/interpreter"

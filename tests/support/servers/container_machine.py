@@ -47,7 +47,7 @@ class Machine:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[IO[bytes]] = []
         for directory in ("data", "models", "prometheus-configuration", "prometheus"):
-            (root / directory).mkdir()
+            (root / directory).mkdir(exist_ok=True)
         for file in (ROOT / "deploy" / "prometheus").rglob("*.y*ml"):
             copy = root / "prometheus-configuration" / file.relative_to(ROOT / "deploy" / "prometheus")
             copy.parent.mkdir(parents=True, exist_ok=True)
