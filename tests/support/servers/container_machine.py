@@ -72,7 +72,7 @@ class Machine:
             text = re.sub(rf"(?<![\w/.]){inside}(?![\w-])", str(outside), text)
         return text
 
-    def start(self, service: Service, seconds: float = 120.0) -> None:
+    def start(self, service: Service, seconds: float = 300.0) -> None:
         """Start it and wait until its own health check passes. Raises AssertionError with the end of its log."""
         environment = self._environment(service)
         command = [*ENTRY_POINT.get(service.name, ()), *map(self.local, service.command)]
