@@ -126,6 +126,5 @@ def _pause_after(jobs: list[Resource]) -> datetime | None:
     failures = next((i for i, end in enumerate(ends) if end["type"] == "Complete"), len(ends))
     if failures == 0:
         return None
-    pause = min(FIRST_PAUSE * 2 ** min(failures - 1, 10), LONGEST_PAUSE)
-    last: str = ends[0]["lastTransitionTime"]
-    return datetime.fromisoformat(last) + pause
+    pause = min(FIRST_PAUSE * (1 << min(failures - 1, 10)), LONGEST_PAUSE)
+    return datetime.fromisoformat(ends[0]["lastTransitionTime"]) + pause
