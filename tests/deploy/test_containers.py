@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from signal import SIGTERM
 from threading import Thread
 from time import monotonic, sleep
 from typing import Any
@@ -576,7 +577,7 @@ def test_the_databases_password_is_changed_while_the_service_answers(stack: tupl
         machine.start(services[name])
     asked = ask(client(machine, "api_key"), "And afterwards?", 6)
     with psycopg.connect(address, password=machine.secret("database_password")) as connection:
-        found = connection.execute("SELECT count(*) FROM groups WHERE id = %s", (asked["group"],)).fetchone()
+        found = connection.execute("SELECT count(*) FROM groups WHERE id = %s", (asked["group_id"],)).fetchone()
     assert found == (1,)
     wrong = subprocess.run([machine.root / "deploy" / "rotate-password.sh", "x"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stderr) == (2, "usage: deploy/rotate-password.sh bonbon|monitor\n")
@@ -585,4 +586,5 @@ def test_the_databases_password_is_changed_while_the_service_answers(stack: tupl
 def test_all_of_it_ends_within_its_grace(stack: tuple[Machine, dict[str, Service]]) -> None:
     machine, services = stack
     statuses = {service.name: machine.stop(service) for service in reversed(services.values())}
+    assert statuses.pop("postgres-exporter", -SIGTERM) == -SIGTERM  # it has nothing to end in order
     assert set(statuses.values()) == {0}, statuses
