@@ -114,11 +114,12 @@ docs: $(VENV)/.dev
 	$(BIN)/python -m service.metrics_reference > docs/metrics.md
 	$(BIN)/python deploy/grafana/generate.py
 	$(BIN)/python -m bonbon.cli.settings_reference > docs/settings.md
+	$(BIN)/python deploy/kubernetes/prometheus_rule.py
 
 # The versions that constraints.txt pins are the ones the tests ran with; requirements.lock has their hashes
 # (docs/decisions/0008-locked-with-hashes.md).
 lock: $(VENV)/.dev
-	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --no-header --no-annotate --no-emit-index-url \
+	$(BIN)/pip-compile --quiet --upgrade --strip-extras --extra dev --all-build-deps --no-header --no-annotate --no-emit-index-url \
 		--no-emit-find-links --no-emit-options --generate-hashes --output-file lock.tmp pyproject.toml
 	awk '/^[^ ]/ {keep = !/^(#|bonbon|cuda-|nvidia-|torch==|triton==)/} keep' lock.tmp > requirements.lock
 	(sed -n 's/^\([a-z0-9._-]*==[^ ]*\).*/\1/p' requirements.lock; sed -n 's/^\(torch==[^+ ]*\).*/\1/p' lock.tmp) \
@@ -129,7 +130,7 @@ lock: $(VENV)/.dev
 locked: $(VENV)/bin/pip
 	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --require-hashes -r requirements.lock
 	$(INSTALL) $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --no-deps --no-build-isolation --editable .
 	$(BIN)/pip check
 
 # Known vulnerabilities of what is locked. Where pip-audit cannot reach its data, this fails rather than finds nothing.

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install"]
-BY_VERSION = re.compile(r"(bonbon|torch|triton|setuptools|(nvidia|cuda)-.*)$")
+BY_VERSION = re.compile(r"(bonbon-serve|torch|triton|setuptools|(nvidia|cuda)-.*)$")
 """What the lock does not have: docs/decisions/0008-locked-with-hashes.md."""
 
 

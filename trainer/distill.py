@@ -32,7 +32,8 @@ from trainer.context import RunContext
 from trainer.drawing import LEAST_VALIDATION
 from trainer.progress_bars import bar
 from trainer.result_files import read_json, write_json
-from trainer.rounds import PLAN, Round, stages
+from trainer.rounds import Round, stages
+from trainer.run_directory import PLAN
 
 log = structlog.get_logger(__name__)
 

@@ -14,7 +14,8 @@ from trainer.context import RunContext
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.evaluation.gate import Verdict, judge
 from trainer.reports.report import write_report
-from trainer.rounds import PLAN, REGISTERED, Round
+from trainer.rounds import Round
+from trainer.run_directory import PLAN, REGISTERED
 
 
 class Inspection(NamedTuple):

@@ -11,7 +11,8 @@ from bonbon.registry.version_records import Version
 from trainer.context import RunContext
 from trainer.disk_full import DiskFull, room_for
 from trainer.held_lease import Hold
-from trainer.rounds import PLAN, Round, Stage, new_directory, stages
+from trainer.rounds import Round, Stage, new_directory, stages
+from trainer.run_directory import unfinished_rounds
 
 log = structlog.get_logger(__name__)
 
@@ -108,9 +109,8 @@ class Loop:
         return await next_round(context.registry, await context.champion(), context.settings)
 
     def _unfinished(self) -> Round | None:
-        directories = sorted(path.parent for path in self.context.settings.runs_dir.glob(f"round-*/{PLAN}"))
-        rounds = (Round.open(self.context, directory) for directory in directories)
-        return next((round_ for round_ in rounds if round_.unfinished), None)
+        directories = unfinished_rounds(self.context.settings.runs_dir)
+        return Round.open(self.context, directories[0]) if directories else None
 
     async def _begin(self, *, now: bool) -> Round | None:
         due = await self.next_round()

@@ -36,15 +36,12 @@ from trainer.reports.signatures import NAMES, signatures
 from trainer.rescoring import rescore_older
 from trainer.result_files import read_json, write_json
 from trainer.round_progress import ProgressReporter
+from trainer.run_directory import FAILED, FINISHED, PLAN, REGISTERED, TRAINING, is_unfinished
 from trainer.training.launch import run_training
 from trainer.training.metrics import MetricsLog, read_metrics
 from trainer.training.stages.draws import DrawBox
 
 log = structlog.get_logger(__name__)
-
-PLAN, TRAINING, REGISTERED, FINISHED, FAILED = (
-    f"{stage}.json" for stage in ("round", "training", "registered", "finished", "failed")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +120,7 @@ class Round:
     @property
     def unfinished(self) -> bool:
         """Whether there is something left to do."""
-        return not (self.directory / FINISHED).exists() and not (self.directory / FAILED).exists()
+        return is_unfinished(self.directory)
 
     @property
     def erased(self) -> bool:

@@ -143,6 +143,12 @@ async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
 def loop(
     once: bool = typer.Option(False, "--once", help="Train one round if it is due, then exit."),
     now: bool = typer.Option(False, "--now", help="Train one round now, due or not, then exit."),
+    create_job: str = typer.Option(
+        None,
+        "--create-job",
+        metavar="CRONJOB",
+        help="On Kubernetes: if a round is due, make a Job that trains it from this CronJob, and exit.",
+    ),
     processes: int = PROCESSES,
     model: str = MODEL,
     reward: str = REWARD,
@@ -154,8 +160,27 @@ def loop(
     A first Ctrl-C or SIGTERM waits for the stage at work; a second one ends at once. Either way the round is gone on
     with at the next start.
     """
+    if create_job:
+        if once or now:
+            raise UserError(
+                "--create-job trains nothing here: leave --once and --now to the command of the CronJob's template"
+            )
+        settings = load_settings(model=model, reward=reward, data_dir=data_dir, database_url=database)
+        asyncio.run(_create_job(settings, create_job))
+        return
     settings = _settings(model, reward, data_dir, database, processes)
     asyncio.run(_loop(settings, once, now))
+
+
+async def _create_job(settings: Settings, cronjob: str) -> None:
+    from trainer.kubernetes.cluster import Cluster
+    from trainer.kubernetes.work import find_work
+
+    cluster = Cluster.of_this_pod(os.environ)
+    work = await find_work(settings)
+    typer.echo(work.why)
+    if work.is_due:
+        typer.echo(await cluster.create_job(cronjob))
 
 
 async def _loop(settings: Settings, once: bool, now: bool) -> None:

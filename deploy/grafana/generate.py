@@ -6,7 +6,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from panels import SOURCE, Panel, Query, band, dashboard, lines, number, on_off, stacked, variable
+from panels import SOURCE, Panel, Query, age, band, dashboard, lines, number, on_off, stacked, variable, words
 
 REWARD = variable("reward", "label_values(bonbon_win_rate, reward)")
 INSTANCE = variable("instance", 'label_values(up{job="bonbon"}, instance)')
@@ -26,7 +26,8 @@ TTFT = 'bonbon_time_to_first_token_seconds_bucket{instance=~"$instance"}'
 
 
 def live(bound: str, opponent: str) -> str:
-    return f'max by (champion) (bonbon:win_rate:{bound}{{{opponent}, reward=~"$reward"}})'
+    """By the reward that says least of a champion, where several rewards judge it."""
+    return f'min by (champion) (bonbon:win_rate:{bound}{{{opponent}, reward=~"$reward"}})'
 
 
 def of_champion(query: str, label: str) -> str:
@@ -64,34 +65,65 @@ def columns(*titles: str) -> list[dict[str, Any]]:
     ]
 
 
-WIN_RATE = [
+# 3 while best-of-n answers itself. Else 2 while the band reaches 1/2, where the champion wins as often as best-of-n,
+# 1 while it only reaches the floor, and 0 below.
+AS_GOOD = (
+    "max(bonbon_best_of_n) * 3 > 0 or "
+    f"max(({of_champion(live('high', BEST), 'champion')}) >= bool 0.5) + "
+    f"max(({of_champion(live('high', BEST), 'champion')}) >= bool scalar(max(bonbon_win_rate_floor)))"
+)
+SAVED = f"max({of_champion('bonbon_champion_saved_ratio', 'model_version')}) or max(bonbon_best_of_n) * 0"
+MISSION = [
     number(
-        "As good as best-of-n? Win rate against it",
+        "As good as best-of-n?",
+        Query(AS_GOOD),
+        no_value="not compared yet",
+        mappings=words(
+            _0=("no", "red"), _1=("a little worse", "orange"), _2=("yes", "green"), _3=("best-of-n answers", "blue")
+        ),
+        options={"colorMode": "background"},
+        width=6,
+        description="What audits say of the champion's answers, with 95 % confidence: yes, unless best-of-n is known "
+        'to win more often. "A little worse" is above the floor, service.win_rate_floor.',
+    ),
+    number(
+        "What do I save? Tokens, of best-of-n's",
+        Query(SAVED),
+        unit="percentunit",
+        no_value="nothing yet",
+        width=6,
+        description="The share of best-of-n's tokens that the champion has not drawn since it first answered; audits "
+        "are counted as drawn.",
+    ),
+]
+
+WIN_RATE = [
+    *MISSION,
+    number(
+        "Win rate against best-of-n",
         Query(f"max({of_champion(live('value', BEST), 'champion')})"),
         unit="percentunit",
         decimals=1,
+        no_value="not compared yet",
+        description="Best-of-n itself would win half.",
     ),
-    number("Saved: share of best-of-n's tokens", Query("max(bonbon_champion_saved_ratio)"), unit="percentunit"),
     number("Draws per answer", Query("max(bonbon_k)"), decimals=0),
+    number(
+        "Tokens saved since promotion",
+        Query(f"max({of_champion('bonbon_champion_saved_tokens', 'model_version')}) or max(bonbon_best_of_n) * 0"),
+        unit="short",
+        no_value="none yet",
+    ),
     number(
         "Fallback",
         Query("max(bonbon_fallen_back) * 2 > 0 or max(bonbon_champion_k_raised)"),
-        mappings=[
-            {
-                "type": "value",
-                "options": {
-                    "0": {"text": "holds", "color": "green"},
-                    "1": {"text": "more draws", "color": "orange"},
-                    "2": {"text": "best-of-n", "color": "red"},
-                },
-            }
-        ],
+        mappings=words(_0=("holds", "green"), _1=("more draws", "orange"), _2=("best-of-n", "red")),
     ),
-    number("Tokens saved since promotion", Query("max(bonbon_champion_saved_tokens)"), unit="short"),
     number(
         "Share of best-of-n's gain recovered",
         Query(f"max({of_champion(evaluated('bonbon_evaluation_recovered_ratio', 'value'), 'model_version')})"),
         unit="percentunit",
+        no_value="not measured",
     ),
     live_band(
         "Live win rate against one draw of the base",
@@ -296,8 +328,8 @@ PAIRS = [
     ),
     number("Spool", Query("sum(bonbon_spool_bytes)"), unit="bytes"),
     number("Rounds without success, in a row", Query("max(bonbon_rounds_unsuccessful_in_a_row)")),
-    number("Last round ended", Query("max(bonbon_round_ended_timestamp_seconds) * 1000"), unit="dateTimeFromNow"),
-    number("Newest round began", Query("max(bonbon_round_begun_timestamp_seconds) * 1000"), unit="dateTimeFromNow"),
+    age("Last round ended", "bonbon_round_ended_timestamp_seconds"),
+    age("Newest round began", "bonbon_round_begun_timestamp_seconds"),
     stacked(
         "Groups logged, by why they are unclean",
         Query('sum by (unclean) (increase(bonbon_groups_logged_total{unclean!=""}[$__rate_interval]))', "{{unclean}}"),
@@ -381,10 +413,96 @@ PAIRS = [
     ),
 ]
 
+HOME = [
+    *MISSION,
+    number("Alerts that fire", Query('count(ALERTS{alertname=~"Bonbon.*", alertstate="firing"}) or vector(0)')),
+    number("Requests a second", Query("bonbon:requests:rate5m"), unit="reqps", no_value="none"),
+    number("Errors, last 5 minutes", Query("bonbon:request_errors:ratio5m"), unit="percentunit", no_value="none"),
+    Panel(
+        "What answers",
+        "table",
+        [Query('max by (alias, model_version) (bonbon_alias_info{alias=~"champion|previous|challenger"})')],
+        instant=True,
+        transformations=[
+            {"id": "organize", "options": {"excludeByName": {"Time": True, "Value": True}, "renameByName": {}}}
+        ],
+    ),
+    Panel(
+        "Alerts",
+        "table",
+        [Query('max by (alertname, severity, alertstate) (ALERTS{alertname=~"Bonbon.*"})')],
+        no_value="none",
+        instant=True,
+        transformations=[{"id": "organize", "options": {"excludeByName": {"Time": True, "Value": True}}}],
+    ),
+    Panel(
+        "Dashboards",
+        "dashlist",
+        [],
+        options={"showSearch": True, "showStarred": False, "query": "", "tags": ["bonbon"], "maxItems": 20},
+    ),
+    lines(
+        "Tokens drawn per answer",
+        Query("bonbon:tokens_per_answer:ratio5m", "{{model_version}}, asked by {{asked}}"),
+        minimum=0,
+        width=12,
+    ),
+    lines("95th percentile of the latency", Query("bonbon:request_duration_seconds:p95_5m", "p95"), unit="s"),
+    age("Last round ended", "bonbon_round_ended_timestamp_seconds"),
+    number(
+        "Groups until the next round",
+        Query("clamp_min(max(bonbon_next_round_groups_needed) - max(bonbon_next_round_groups), 0)"),
+        no_value="no round begins by itself",
+        decimals=0,
+    ),
+]
+
+DATABASE = 'datname="bonbon"'
+ENGINES = [
+    number("vLLM servers that answer", Query('sum(up{job="vllm"})'), no_value="none"),
+    number("PostgreSQL", Query("min(pg_up)"), mappings=on_off("answers", "away"), no_value="not scraped"),
+    number("Size of the database", Query(f"max(pg_database_size_bytes{{{DATABASE}}})"), unit="bytes"),
+    lines("Requests at work", Query("sum by (server) (vllm:num_requests_running)", "{{server}}"), minimum=0),
+    lines("Requests that wait", Query("sum by (server) (vllm:num_requests_waiting)", "{{server}}"), minimum=0),
+    lines(
+        "Cache for prompts and answers in use",
+        Query("max by (server) (vllm:kv_cache_usage_perc)", "{{server}}"),
+        unit="percentunit",
+        minimum=0,
+        maximum=1,
+        description="At 100 % vLLM puts requests off: lower service.max_tokens_in_flight, or give vLLM more memory.",
+    ),
+    lines(
+        "Tokens generated a second",
+        Query("sum by (server) (rate(vllm:generation_tokens_total[$__rate_interval]))", "{{server}}"),
+        minimum=0,
+    ),
+    lines(
+        "Requests put off for want of memory",
+        Query("sum by (server) (increase(vllm:num_preemptions_total[$__rate_interval]))", "{{server}}"),
+        minimum=0,
+    ),
+    lines(
+        "Connections to PostgreSQL",
+        Query(f"sum(pg_stat_database_numbackends{{{DATABASE}}})", "open"),
+        Query("max(pg_settings_max_connections)", "allowed"),
+        minimum=0,
+    ),
+    lines(
+        "Transactions a second",
+        Query(f"sum(rate(pg_stat_database_xact_commit{{{DATABASE}}}[$__rate_interval]))", "committed"),
+        Query(f"sum(rate(pg_stat_database_xact_rollback{{{DATABASE}}}[$__rate_interval]))", "rolled back"),
+        minimum=0,
+    ),
+    lines("Deadlocks", Query(f"sum(increase(pg_stat_database_deadlocks{{{DATABASE}}}[$__rate_interval]))"), minimum=0),
+]
+
 DASHBOARDS: dict[str, dict[str, Any]] = {
+    "home": dashboard("bonbon-home", "bonbon: Home", HOME, [REWARD], SWAPS),
     "win-rate": dashboard("bonbon-win-rate", "bonbon: Win rate", WIN_RATE, [REWARD], SWAPS),
     "service": dashboard("bonbon-service", "bonbon: Service", SERVICE, [INSTANCE], SWAPS),
     "pairs-and-training": dashboard("bonbon-pairs", "bonbon: Pairs and training", PAIRS, [REWARD], SWAPS),
+    "engines-and-database": dashboard("bonbon-engines", "bonbon: Engines and database", ENGINES, [], SWAPS),
 }
 
 

@@ -20,7 +20,7 @@ class Query:
 class Panel:
     """One panel; `kind` is Grafana's type of panel, `options` and `overrides` are its own.
 
-    `instant` asks for the newest values only, as a table.
+    `instant` asks for the newest values only, as a table. `no_value` is shown where the queries have no result.
     """
 
     title: str
@@ -34,6 +34,7 @@ class Panel:
     minimum: float | None = None
     maximum: float | None = None
     decimals: int | None = None
+    no_value: str | None = None
     custom: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     overrides: list[dict[str, Any]] = field(default_factory=list)
@@ -43,7 +44,7 @@ class Panel:
     def json(self, id: int, x: int, y: int) -> dict[str, Any]:
         """The panel at that place of the grid."""
         defaults: dict[str, Any] = {"unit": self.unit, "custom": self.custom, "mappings": self.mappings}
-        limits = {"min": self.minimum, "max": self.maximum, "decimals": self.decimals}
+        limits = {"min": self.minimum, "max": self.maximum, "decimals": self.decimals, "noValue": self.no_value}
         defaults |= {name: value for name, value in limits.items() if value is not None}
         return {
             "id": id,
@@ -90,7 +91,19 @@ def stacked(title: str, *queries: Query, **options: Any) -> Panel:
 def number(title: str, query: Query, **options: Any) -> Panel:
     """One newest value, large."""
     reduce = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none", "graphMode": "none"}
-    return Panel(title, "stat", [query], width=4, height=4, instant=True, options=reduce, **options)
+    reduce |= options.pop("options", {})
+    return Panel(title, "stat", [query], height=4, instant=True, options=reduce, **({"width": 4} | options))
+
+
+def age(title: str, timestamp: str, **options: Any) -> Panel:
+    """How long ago the largest `timestamp` was, in seconds since 1970; 0 means never."""
+    return number(title, Query(f"(max({timestamp}) > 0) * 1000"), unit="dateTimeFromNow", no_value="never", **options)
+
+
+def words(**texts: tuple[str, str]) -> list[dict[str, Any]]:
+    """Words in the place of numbers: `_0=("no", "red")`."""
+    options = {value.removeprefix("_"): {"text": text, "color": color} for value, (text, color) in texts.items()}
+    return [{"type": "value", "options": options}]
 
 
 def band(title: str, low: Query, high: Query, *others: Query, **options: Any) -> Panel:

@@ -26,6 +26,8 @@ LIGHT_ROOTS = (
     "bonbon.rewards.remote.vllm_pooling",
     "service.app",
     "service.serve_cli",
+    "trainer.kubernetes.cluster",
+    "trainer.kubernetes.work",
     "trainer.trainer_cli",
 )
 

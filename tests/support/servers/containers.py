@@ -12,7 +12,7 @@ import yaml
 
 from tests.support.paths import ROOT
 
-_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\})")
+_VARIABLE = re.compile(r"\$(?:\$|\{(?P<name>\w+)(?::(?P<kind>[-?])(?P<rest>[^}]*))?\})")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Service:
 
 
 def read_project(**variables: str) -> dict[str, Any]:
-    """The Compose file with its variables filled in: `variables`, then .env, then the defaults."""
-    variables = read_variables(ROOT / ".env") | variables
+    """The Compose file with its variables filled in: `variables`, then .env.example, then the defaults."""
+    variables = read_variables(ROOT / ".env.example") | variables
     project: dict[str, Any] = _filled(yaml.safe_load((ROOT / "docker-compose.yml").read_text()), variables)
     return project
 
@@ -117,7 +117,16 @@ def _filled(node: Any, variables: Mapping[str, str]) -> Any:
         return [_filled(value, variables) for value in node]
     if not isinstance(node, str):
         return node
-    return _VARIABLE.sub(lambda m: variables.get(m["name"]) or m["default"] or "" if m["name"] else "$", node)
+    return _VARIABLE.sub(lambda found: _value(found, variables), node)
+
+
+def _value(found: re.Match[str], variables: Mapping[str, str]) -> str:
+    if found["name"] is None:
+        return "$"
+    if value := variables.get(found["name"]):
+        return value
+    assert found["kind"] != "?", f"{found['name']} is missing a value: {found['rest']}"
+    return found["rest"] or ""
 
 
 def _seconds(text: str) -> float:
