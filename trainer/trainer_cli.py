@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from bonbon.errors import UserError
-from bonbon.extras import need
+from bonbon.extras import TRAINING, need
 from bonbon.settings import Settings, load_settings
 
 MODEL = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name.")
@@ -64,7 +64,7 @@ def _settings(
     settings = load_settings(
         model=model, reward=reward, data_dir=data_dir, database_url=database, train=train, **others
     )
-    need("training", "train", "torch", "transformers", "peft", "accelerate", "tensorboard", "matplotlib", "jinja2")
+    need("training", "train", *TRAINING)
     return settings
 
 

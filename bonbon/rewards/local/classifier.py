@@ -144,10 +144,10 @@ class ClassifierReward(Reward):
         return self.reader.truncated
 
     async def start(self) -> None:
-        from bonbon.rewards.local.conversation import Conversation
-
         tokenizer = (await self.reader.start()).tokenizer
         try:
+            from bonbon.rewards.local.conversation import Conversation
+
             self._conversation = Conversation(tokenizer, self.reader.options.target)
         except BaseException:
             await self.stop()
