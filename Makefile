@@ -38,7 +38,7 @@ test: lint clients
 # The built wheel in an environment that has nothing else: make test-wheel WHEEL=dist/NAME.whl, or of this checkout.
 WHEEL ?=
 test-wheel:
-	$(PYTHON) tests/built_wheel.py $(WHEEL) $(if $(PIP_ARGS),--pip-args='$(PIP_ARGS)')
+	$(PYTHON) tests/long/built_wheel.py $(WHEEL) $(if $(PIP_ARGS),--pip-args='$(PIP_ARGS)')
 
 # The same tests with every line that they run counted. That takes twice as long, and `make test` therefore does without.
 coverage: RUN = coverage run

@@ -8,17 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running_service import BASE, settings_in
 from safetensors.torch import load_file, save_file
 
-from bonbon.demo.models import TinyModels
+from bonbon.demo.tiny_models import TinyModels
 from bonbon.engines import build_engine
-from bonbon.engines.fake import FakeEngine
+from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, UserError
 from bonbon.rewards import build_reward
 from bonbon.settings import RewardSpec, Settings
 from service.app import create_app
-from service.server import run_server
+from service.http_server.server import run_server
+from tests.support.service.running_service import BASE, settings_in
 
 
 def cut_config(model: Path) -> None:
