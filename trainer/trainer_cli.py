@@ -88,7 +88,7 @@ async def _train(
     console = Console()
     async with (
         open_workshop(settings) as workshop,
-        Hold(workshop.database, LEASE, settings.loop.lease_seconds) as hold,
+        Hold(workshop.database, LEASE, settings.loop.lease_seconds, patient=True) as hold,
     ):
         if resume and run is not None:
             round_ = Round.open(workshop, run.absolute())
@@ -172,7 +172,7 @@ async def _loop(settings: Settings, once: bool, now: bool) -> None:
         console.print("A round begins now." if now else due.waits_for, highlight=False, soft_wrap=True)
         if not once and not now:
             await daemon.run(stop)
-        elif version := await daemon.once(stop, now=now):
+        elif version := await daemon.once(stop, now=now, patient=True):
             show_version(Console(), version)
         else:
             console.print("no round was due" if not stop.is_set() else "stopped; the round goes on at the next start")

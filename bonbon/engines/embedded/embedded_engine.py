@@ -13,7 +13,7 @@ from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, St
 from bonbon.engines.golden_prompts import check_base
 from bonbon.engines.request_limits import check_bias, check_length, check_request
 from bonbon.engines.structured.tool_format import ToolParser
-from bonbon.errors import BonbonError, EngineError, UnknownVersion, UserError
+from bonbon.errors import HOW_TO_START, BonbonError, EngineError, UnknownVersion, UserError
 from bonbon.extras import install
 from bonbon.prompt import Prompt
 
@@ -159,7 +159,7 @@ class EmbeddedEngine(Engine):
     @property
     def _running(self) -> "Runtime":
         if self._runtime is None:
-            raise EngineError("the engine is not started")
+            raise EngineError(f"the engine is not started: {HOW_TO_START.format('engine')}")
         return self._runtime
 
     def _version(self, name: str) -> Loaded:
