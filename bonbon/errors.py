@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+HOW_TO_START = "await {}.start() first, or use `async with BestOfN(engine, reward) as best_of_n`, which starts both"
+"""What a program has to do that uses engine or reward before they are started."""
+
 
 class BonbonError(Exception):
     """Base of every error raised on purpose."""
@@ -44,6 +47,13 @@ class RewardInvalid(RewardError):
     """The reward answered something else than one finite number per text."""
 
     reason = "invalid"
+
+
+class RewardNotStarted(RewardError):
+    """The reward was asked for a score before it was started: a mistake of the program, which degrades no group."""
+
+    def __init__(self, what: str = "the reward") -> None:
+        super().__init__(f"{what} is not started: {HOW_TO_START.format('reward')}")
 
 
 class EngineError(BonbonError):

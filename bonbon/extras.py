@@ -7,6 +7,9 @@ from bonbon.errors import UserError
 DISTRIBUTION = "bonbon-serve"
 """The name to install by: `bonbon` is another project's on PyPI."""
 
+TRAINING = ("torch", "transformers", "peft", "safetensors", "accelerate", "tensorboard", "matplotlib", "jinja2")
+"""What the extra `train` brings, and every command that trains needs."""
+
 
 def install(extra: str) -> str:
     """The command that installs what an extra names."""

@@ -1,5 +1,6 @@
 """Where a model's files are, and what the model is called."""
 
+import json
 import re
 from pathlib import Path
 
@@ -12,17 +13,20 @@ LONGEST_NAME = 200
 PATTERNS = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
 
 
-def resolve_model(name_or_dir: str, revision: str | None = None) -> Path:
+def resolve_model(name_or_dir: str, revision: str | None = None, *, extra: str = "embedded") -> Path:
     """The directory of a model in Hugging Face format: the one named, or a hub model's, downloaded when it is not here.
 
+    `extra` is what to install where nothing here can download a model.
+
     Raises:
-        UserError: there is no such directory or hub model, or it has no config.json or safetensors weights.
+        UserError: there is no such directory or hub model, or it has no safetensors weights or no config.json that is a
+            JSON object.
     """
     if not name_or_dir:
         raise UserError("no model is named; set model (BONBON_MODEL) to a directory or a hub name", param="model")
     directory = Path(name_or_dir).expanduser()
     if not directory.is_dir():
-        directory = _download(name_or_dir, revision)
+        directory = _download(name_or_dir, revision, extra)
     for pattern, what in (("config.json", "config.json"), ("*.safetensors", "safetensors weights")):
         if not any(directory.glob(pattern)):
             raise UserError(
@@ -30,6 +34,7 @@ def resolve_model(name_or_dir: str, revision: str | None = None) -> Path:
                 "are saved as safetensors (pickled weights are never read)",
                 param="model",
             )
+    _check_config(name_or_dir, directory / "config.json")
     return directory.absolute()
 
 
@@ -48,7 +53,19 @@ def is_hub_name(name: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) is not None
 
 
-def _download(name: str, revision: str | None) -> Path:
+def _check_config(name: str, file: Path) -> None:
+    """Raise UserError unless `file` is a JSON object: transformers, which reads it first, would blame the tokenizer."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model {name!r}: {file} cannot be read as JSON ({error}); copy or save the model again", param="model"
+        ) from error
+    if not isinstance(found, dict):
+        raise UserError(f"model {name!r}: {file} is not a JSON object; copy or save the model again", param="model")
+
+
+def _download(name: str, revision: str | None, extra: str) -> Path:
     if not is_hub_name(name):
         raise UserError(
             f"model {name!r}: there is no such directory; check the path, or give a hub name", param="model"
@@ -58,7 +75,7 @@ def _download(name: str, revision: str | None) -> Path:
     except ModuleNotFoundError as error:
         raise UserError(
             f"model {name!r} is not a directory here, and a hub model needs huggingface_hub; "
-            f"check the path, or {install('embedded')}",
+            f"check the path, or {install(extra)}",
             param="model",
         ) from error
     try:

@@ -1,8 +1,10 @@
 """Holding a lease for as long as the work takes."""
 
 import asyncio
+import math
 import os
 import socket
+from datetime import UTC, datetime
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -11,7 +13,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from bonbon.errors import Conflict, StoreError
-from bonbon.registry.leases import Lease, acquire, release, renew
+from bonbon.registry.leases import Lease, LeaseHeld, acquire, release, renew
 from bonbon.store.database import Database
 
 log = structlog.get_logger(__name__)
@@ -20,20 +22,54 @@ log = structlog.get_logger(__name__)
 class Hold:
     """Holds the lease `name` inside `async with`, renewing it in the background three times in its length.
 
-    Entering raises Conflict when somebody else holds it. Where a holder looks late, entering takes as long as `acquire`
-    watches it: one that lives renews the lease meanwhile.
+    Entering raises LeaseHeld when somebody else holds it. Where a holder looks late, entering takes as long as
+    `acquire` watches it: one that lives renews the lease meanwhile. The log says so before.
+
+    Args:
+        database: where the lease is.
+        name: of the lease.
+        seconds: its length.
+        patient: where the holder was a process of this machine that has ended, wait until the lease ends. The log says
+            so before, for whom it waits, and how long at most.
     """
 
-    def __init__(self, database: Database, name: str, seconds: float) -> None:
-        self._database, self._name, self._seconds = database, name, seconds
+    def __init__(self, database: Database, name: str, seconds: float, *, patient: bool = False) -> None:
+        self._database, self._name, self._seconds, self._patient = database, name, seconds, patient
         self._lost: Conflict | None = None
 
     async def __aenter__(self) -> Self:
         holder = f"{socket.gethostname()}:{os.getpid()}"
-        self._lease: Lease = await acquire(self._database, self._name, holder, self._seconds, watch=True)
+        self._lease: Lease = await self._acquire(holder)
         self._until = monotonic() + self._seconds
         self._renewing = asyncio.create_task(self._keep())
         return self
+
+    async def _acquire(self, holder: str) -> Lease:
+        try:
+            return await acquire(
+                self._database, self._name, holder, self._seconds, watch=True, watching=self._tell_watching
+            )
+        except LeaseHeld as held:
+            if not self._patient or not _has_ended(held.holder):
+                raise
+            left = max(0.0, (held.expires - datetime.now(UTC)).total_seconds())
+            log.warning(
+                "waiting for the lease of a process that has ended without giving it back",
+                lease=self._name,
+                holder=held.holder,
+                seconds_at_most=math.ceil(left),
+            )
+        await asyncio.sleep(left)
+        # Nothing is left to watch: the holder has ended, and whoever was faster holds it for longer than now.
+        return await acquire(self._database, self._name, holder, self._seconds)
+
+    def _tell_watching(self, holder: str, seconds: float) -> None:
+        log.warning(
+            "waiting to see whether the lease's holder, which is late in renewing it, still works",
+            lease=self._name,
+            holder=holder,
+            seconds_at_most=math.ceil(seconds),
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -75,3 +111,17 @@ class Hold:
             self._lost = conflict
             raise
         self._until = start + self._seconds
+
+
+def _has_ended(holder: str) -> bool:
+    """Whether a holder was a process of this machine that is there no more."""
+    host, _, number = holder.rpartition(":")
+    if host != socket.gethostname() or not number.isdecimal():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

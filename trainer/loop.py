@@ -72,7 +72,9 @@ class Loop:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), pause)
 
-    async def once(self, stop: asyncio.Event | None = None, *, now: bool = False) -> Version | None:
+    async def once(
+        self, stop: asyncio.Event | None = None, *, now: bool = False, patient: bool = False
+    ) -> Version | None:
         """The round that was cut off, or a new one if it is due; None when there is none, or `stop` was set meanwhile.
 
         With `now`, a new round begins whether it is due or not.
@@ -85,7 +87,7 @@ class Loop:
         if self._unfinished() is None and not now and not (await self.next_round()).is_due:
             return None
         settings = self.context.settings.loop
-        async with Hold(self.context.database, LEASE, settings.lease_seconds) as hold:
+        async with Hold(self.context.database, LEASE, settings.lease_seconds, patient=patient) as hold:
             round_ = self._unfinished() or await self._begin(now=now)
             result: Version | None = None
             if round_ is None:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from bonbon.errors import UserError
-from bonbon.extras import need
+from bonbon.extras import TRAINING, need
 from bonbon.settings import Settings, load_settings
 
 MODEL = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name.")
@@ -64,7 +64,7 @@ def _settings(
     settings = load_settings(
         model=model, reward=reward, data_dir=data_dir, database_url=database, train=train, **others
     )
-    need("training", "train", "torch", "transformers", "peft", "accelerate", "tensorboard", "matplotlib", "jinja2")
+    need("training", "train", *TRAINING)
     return settings
 
 
@@ -88,7 +88,7 @@ async def _train(
     console = Console()
     async with (
         open_context(settings) as context,
-        Hold(context.database, LEASE, settings.loop.lease_seconds) as hold,
+        Hold(context.database, LEASE, settings.loop.lease_seconds, patient=True) as hold,
     ):
         if resume and run is not None:
             round_ = Round.open(context, run.absolute())
@@ -197,7 +197,7 @@ async def _loop(settings: Settings, once: bool, now: bool) -> None:
         console.print("A round begins now." if now else due.waits_for, highlight=False, soft_wrap=True)
         if not once and not now:
             await daemon.run(stop)
-        elif version := await daemon.once(stop, now=now):
+        elif version := await daemon.once(stop, now=now, patient=True):
             show_version(Console(), version)
         else:
             console.print("no round was due" if not stop.is_set() else "stopped; the round goes on at the next start")

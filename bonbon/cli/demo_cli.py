@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from bonbon.errors import UserError
-from bonbon.extras import need
+from bonbon.extras import TRAINING, need
 
 
 class Engine(StrEnum):
@@ -46,7 +46,7 @@ def demo(
     """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, draw less."""
     if (engine is Engine.REMOTE) != bool(url):
         raise UserError("--engine remote and --url need each other: name each vLLM server of the fleet with a --url")
-    need("the demo", "demo", "openai", "httpx2", "torch", "transformers", "peft", "accelerate", "matplotlib")
+    need("the demo", "demo", "openai", "httpx2", *TRAINING)
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
     plan = {

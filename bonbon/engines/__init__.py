@@ -63,7 +63,7 @@ def _vllm(settings: Settings, base: str) -> Engine:
     from bonbon.model_files import resolve_model
 
     options = VllmOptions(**settings.engine_options)
-    model = resolve_model(settings.model, settings.revision)
+    model = resolve_model(settings.model, settings.revision, extra="vllm")
     return build_vllm(base, model, options, end_tokens=settings.end_tokens)
 
 

@@ -1,6 +1,7 @@
 """Leases: one holder at a time, and a fencing token that tells a late holder that it is late."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -25,43 +26,72 @@ class Lease:
     seconds: float
 
 
-async def acquire(database: Database, name: str, holder: str, seconds: float, *, watch: bool = False) -> Lease:
-    """Take the lease if nobody holds it or its holder is late in renewing it. Raises Conflict naming the holder.
+class LeaseHeld(Conflict):
+    """Somebody else holds the lease.
+
+    Args:
+        lease: its name.
+        holder: who holds it.
+        expires: when it ends, unless it is renewed.
+    """
+
+    def __init__(self, lease: str, holder: str, expires: datetime) -> None:
+        super().__init__(
+            f"lease {lease!r} is held by {holder} until {expires.isoformat(timespec='seconds')}, unless that renews it"
+        )
+        self.holder, self.expires = holder, expires
+
+
+async def acquire(
+    database: Database,
+    name: str,
+    holder: str,
+    seconds: float,
+    *,
+    watch: bool = False,
+    watching: Callable[[str, float], None] = lambda _holder, _seconds: None,
+) -> Lease:
+    """Take the lease if nobody holds it or its holder is late in renewing it. Raises LeaseHeld.
 
     Args:
         watch: where the clock says that a holder is late, or holds it for longer than anybody can, see first whether it
             is renewed within half its length: perhaps only a clock was set.
+        watching: called before that with the holder, and the seconds that it takes.
     """
-    doubted = await _doubted(database, name) if watch else None
+    doubted = await _doubted(database, name, watching) if watch else None
     now = datetime.now(UTC)
     async with database.write() as connection:
         await connection.execute(database.insert_new(leases).values(name=name, holder="", token=0, expires=now))
         row = (await connection.execute(select(leases).where(leases.c.name == name).with_for_update())).one()
         held = (row.token, row.expires) != doubted if watch else row.expires > now
         if row.holder and held:
-            raise Conflict(f"lease {name!r} is held by {row.holder} until {row.expires.isoformat(timespec='seconds')}")
+            raise LeaseHeld(name, row.holder, row.expires)
         lease = Lease(name, holder, row.token + 1, seconds)
         values = {"holder": holder, "token": lease.token, **_until(lease)}
         await connection.execute(update(leases).where(leases.c.name == name).values(values))
     return lease
 
 
-async def _doubted(database: Database, name: str) -> tuple[int, datetime] | None:
+async def _doubted(
+    database: Database, name: str, watching: Callable[[str, float], None]
+) -> tuple[int, datetime] | None:
     """Token and end of a lease that the clock casts doubt on, when half its length has passed and it is unchanged."""
 
-    async def look() -> tuple[int, datetime, float | None] | None:
-        query = select(leases.c.token, leases.c.expires, leases.c.seconds).where(leases.c.name == name)
+    async def look() -> tuple[int, datetime, float | None, str] | None:
+        query = select(leases.c.token, leases.c.expires, leases.c.seconds, leases.c.holder).where(leases.c.name == name)
         async with database.read() as connection:
             row = (await connection.execute(query)).one_or_none()
-        return None if row is None else (row.token, row.expires, row.seconds)
+        return None if row is None else (row.token, row.expires, row.seconds, row.holder)
 
     found = await look()
     if found is None:
         return None
-    token, expires, seconds = found
+    token, expires, seconds, holder = found
     left = expires - datetime.now(UTC)
     if left > timedelta(0) and (seconds is None or left <= timedelta(seconds=seconds)):
         return None
+    if holder and seconds:
+        watching(holder, seconds / 2)
     await asyncio.sleep((seconds or 0.0) / 2)
     return (token, expires) if await look() == found else None
 

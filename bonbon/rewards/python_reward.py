@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 import bonbon
-from bonbon.errors import RewardError, UserError
+from bonbon.errors import RewardError, RewardNotStarted, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.reward_options import Options
@@ -69,7 +69,7 @@ class PythonReward(Reward):
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         if self._pool is None:
-            raise RewardError("the python reward is not started")
+            raise RewardNotStarted("the python reward")
         if inspect.iscoroutinefunction(self.function):
             scores = await self.function(prompt, list(completions))
         else:

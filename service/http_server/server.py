@@ -70,6 +70,8 @@ async def run_server(
     With a `backstop` the process ends `MARGIN` seconds after requests have had their time, or `GOODBYE` seconds after a
     third signal, if the stop has not come to its end before.
 
+    Raises UserError when the engine, which could not be started at first, turns out never to start; see `Startup`.
+
     Args:
         drain_timeout: seconds that requests in flight have.
         ready: called with the service's URL once it answers.
@@ -117,6 +119,13 @@ async def run_server(
             cut_off.set()
             loop.call_later(GOODBYE, serving.cancel)
 
+    given_up: list[UserError] = []
+
+    def give_up(error: UserError) -> None:
+        given_up.append(error)
+        stop()
+
+    app.state.bonbon.startup.give_up = give_up
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         loop.add_signal_handler(number, stop)
@@ -130,6 +139,8 @@ async def run_server(
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
         listener.close()
+    if given_up:
+        raise given_up[0]
 
 
 async def _serve(app: FastAPI, server: Server, listener: socket.socket) -> None:

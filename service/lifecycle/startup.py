@@ -1,12 +1,13 @@
 """Bringing up what answers; the service answers meanwhile, and says why it is not ready."""
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 import structlog
 
 from bonbon.engines.engine import Engine
-from bonbon.errors import BonbonError, EngineError, RewardError
+from bonbon.errors import BonbonError, EngineError, RewardError, UserError
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.reward_check import check_reward
 from service.lifecycle.audit import Audits
@@ -25,9 +26,11 @@ RETRY_REWARD = 30.0
 class Startup:
     """Starts the engine, serves what the registry names, and sees that the rewards score.
 
-    What fails is tried again until it works, whether the user must mend something or a server is not there yet.
+    What may pass by itself, such as a server that is not there yet, is tried again until it works. A UserError of the
+    engine does not pass: the model's files or the settings must be changed, and they are read by a new process only.
 
-    `retry` is the time in seconds before the first new try.
+    `retry` is the time in seconds before the first new try, and `give_up` is called with the UserError where a new try
+    raises one.
     """
 
     def __init__(
@@ -42,12 +45,16 @@ class Startup:
         self._engine, self._swapper, self._audits, self._savings = engine, swapper, audits, savings
         self._reward, self._tenant_rewards = reward, tenant_rewards
         self.retry = RETRY_FIRST
+        self.give_up: Callable[[UserError], None] = lambda _error: None
         self._trying: asyncio.Task[None] | None = None
         self._engine_failure: str | None = "it is not started"
         self._reward_failure: str | None = "it is not checked"
 
     async def start(self) -> None:
-        """Try once; where something fails, go on trying in the background. Raises what is no error of the engine."""
+        """Try once; where something fails that may pass by itself, go on trying in the background.
+
+        Raises UserError where the engine can never start as it is, and what is no error of the engine.
+        """
         if await self._start_engine():
             await self._serve()
         if not self._complete:
@@ -87,9 +94,11 @@ class Startup:
         return self._engine_failure is None and self._reward_failure is None and not self._tenant_rewards.failures
 
     async def _start_engine(self) -> bool:
-        """Whether it is started."""
+        """Whether it is started. Raises UserError where it never will be."""
         try:
             await self._engine.start()
+        except UserError:
+            raise
         except BonbonError as error:
             self._engine_failure = str(error)
             log.error("the engine cannot be started", reason=self._engine_failure)
@@ -125,6 +134,10 @@ class Startup:
                     await self._check_rewards()
                 elif await self._start_engine():
                     await self._serve()
+            except UserError as error:
+                self._fail(str(error))
+                self.give_up(error)
+                return
             except BonbonError as error:
                 self._fail(str(error))
             except Exception as error:

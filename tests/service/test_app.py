@@ -159,10 +159,8 @@ class Broken(FakeEngine):
         await super().start()
 
 
-@pytest.mark.parametrize("problem", [UserError("the model is broken"), EngineError("no replica answers")], ids=str)
-async def test_an_engine_that_cannot_start_leaves_the_service_up_and_saying_why(
-    tmp_path: Path, problem: Exception
-) -> None:
+async def test_an_engine_that_cannot_start_yet_leaves_the_service_up_and_saying_why(tmp_path: Path) -> None:
+    problem = EngineError("no replica answers")
     engine = Broken(problem)
     app = create_app(settings_in(tmp_path), engine=engine)
     app.state.bonbon.startup.retry = 0.01

@@ -11,7 +11,7 @@ from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.golden_prompts import check_base
 from bonbon.engines.request_limits import check_bias, check_length, check_request
-from bonbon.errors import BonbonError, EngineError, UnknownVersion, UserError
+from bonbon.errors import HOW_TO_START, BonbonError, EngineError, UnknownVersion, UserError
 from bonbon.extras import install
 from bonbon.prompt import Prompt
 
@@ -136,7 +136,7 @@ class EmbeddedEngine(Engine):
     @property
     def _running(self) -> "Runtime":
         if self._runtime is None:
-            raise EngineError("the engine is not started")
+            raise EngineError(f"the engine is not started: {HOW_TO_START.format('engine')}")
         return self._runtime
 
     def _version(self, name: str) -> Loaded:

@@ -14,7 +14,7 @@ from bonbon.engines.remote.remote_options import RemoteOptions
 from bonbon.engines.remote.replica import Replica
 from bonbon.engines.remote.vllm_server import Server
 from bonbon.engines.request_limits import check_length, check_request
-from bonbon.errors import EngineError, UserError
+from bonbon.errors import HOW_TO_START, EngineError, UserError
 from bonbon.prompt import Prompt
 
 log = structlog.get_logger(__name__)
@@ -154,7 +154,7 @@ class RemoteEngine(Engine):
     @property
     def _running(self) -> Fleet:
         if self._fleet is None:
-            raise EngineError("the engine is not started")
+            raise EngineError(f"the engine is not started: {HOW_TO_START.format('engine')}")
         return self._fleet
 
     async def _draw_on(

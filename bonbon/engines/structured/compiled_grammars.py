@@ -17,6 +17,8 @@ KEPT = 64
 """Compiled grammars that are kept for the next request with the same one."""
 TURNS = 3
 """A request waits for so many grammars' deadlines before it is told to try again."""
+REMEMBERED = 600.0
+"""Seconds for which a grammar that took too much is refused at once. Not for ever: the machine may have been busy."""
 UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*?)\]")
 
 
@@ -35,6 +37,7 @@ class Grammars:
     def __init__(self, tokenizer: Any, size: int, end_ids: Collection[int], *, timeout: float) -> None:
         self._hf, self._size, self._end_ids, self._timeout = tokenizer, size, end_ids, timeout
         self._compiled: OrderedDict[str, LLMatcher | str] = OrderedDict()
+        self._too_much: OrderedDict[str, float] = OrderedDict()  # and until when that is remembered
         self._one = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "bonbon-grammars")
         self._tokenizer: LLTokenizer | None = None
@@ -54,12 +57,14 @@ class Grammars:
         """
         found = self._compiled.get(grammar)
         if found is None:
+            self._check(grammar, param)
             try:
                 async with asyncio.timeout(TURNS * self._timeout):
                     await self._one.acquire()
             except TimeoutError:
                 raise EngineError("the engine is busy compiling other schemas; try again") from None
             try:
+                self._check(grammar, param)
                 found = self._compiled.get(grammar) or await self._compile(grammar, param)
             finally:
                 self._one.release()
@@ -92,11 +97,22 @@ class Grammars:
             async with asyncio.timeout(TURNS * self._timeout):
                 return await loop.run_in_executor(self._thread, _matcher, self._tokenizer, grammar)
         except (TooMuch, TimeoutError):
-            raise UserError(
-                f"the schemas in {param} take more than {self._timeout:g} s, or too much memory, to compile: simplify "
-                "their patterns, references and bounds",
-                param=param,
-            ) from None
+            self._too_much[grammar] = loop.time() + REMEMBERED
+            while len(self._too_much) > KEPT:
+                self._too_much.popitem(last=False)
+            raise self._refusal(param) from None
+
+    def _check(self, grammar: str, param: str) -> None:
+        """Raise UserError where the grammar has taken too much lately."""
+        if self._too_much.get(grammar, 0.0) > asyncio.get_running_loop().time():
+            raise self._refusal(param)
+
+    def _refusal(self, param: str) -> UserError:
+        return UserError(
+            f"the schemas in {param} take more than {self._timeout:g} s, or too much memory, to compile: simplify "
+            "their patterns, references and bounds",
+            param=param,
+        )
 
     def _description(self) -> dict[str, Any]:
         """See `grammar_check.read_tokenizer`.

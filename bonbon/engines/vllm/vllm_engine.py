@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles
 from bonbon.engines.golden_prompts import check_base
 from bonbon.engines.request_limits import check_bias, check_length, check_request
-from bonbon.errors import EngineError, UnknownVersion, UserError
+from bonbon.errors import HOW_TO_START, EngineError, UnknownVersion, UserError
 from bonbon.extras import install
 from bonbon.prompt import Prompt
 
@@ -112,7 +112,7 @@ class VllmEngine(Engine):
     @property
     def _running(self) -> "VllmRuntime":
         if self._runtime is None:
-            raise EngineError("the engine is not started")
+            raise EngineError(f"the engine is not started: {HOW_TO_START.format('engine')}")
         return self._runtime
 
     def _version(self, name: str) -> "Loaded":

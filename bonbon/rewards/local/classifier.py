@@ -10,7 +10,7 @@ import structlog
 from pydantic import Field
 
 from bonbon.concurrency.micro_batcher import MicroBatcher
-from bonbon.errors import RewardError, UserError
+from bonbon.errors import RewardError, RewardNotStarted, UserError
 from bonbon.extras import install
 from bonbon.model_files import resolve_model
 from bonbon.prompt import Prompt
@@ -18,6 +18,7 @@ from bonbon.rewards.reward import Reward
 from bonbon.rewards.reward_options import Options
 
 if TYPE_CHECKING:
+    from bonbon.rewards.local.conversation import Conversation
     from bonbon.rewards.local.sequence_model import Reading, SequenceModel, Text
 
 log = structlog.get_logger(__name__)
@@ -75,7 +76,7 @@ class ModelReader:
     async def read(self, texts: Sequence["Text"]) -> list[float]:
         """One number per text. Raises RewardError."""
         if self._batches is None:
-            raise RewardError("the reward model is not loaded")
+            raise RewardNotStarted("the reward model")
         try:
             readings = await self._batches.run(texts)
         except RuntimeError as error:
@@ -132,6 +133,7 @@ class ClassifierReward(Reward):
 
     def __init__(self, options: ModelOptions) -> None:
         self.reader = ModelReader(options)
+        self._conversation: Conversation | None = None
 
     @property
     def version(self) -> str:
@@ -144,10 +146,10 @@ class ClassifierReward(Reward):
         return self.reader.truncated
 
     async def start(self) -> None:
-        from bonbon.rewards.local.conversation import Conversation
-
         tokenizer = (await self.reader.start()).tokenizer
         try:
+            from bonbon.rewards.local.conversation import Conversation
+
             self._conversation = Conversation(tokenizer, self.reader.options.target)
         except BaseException:
             await self.stop()
@@ -159,6 +161,8 @@ class ClassifierReward(Reward):
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         if prompt.token_ids is not None:
             raise RewardError("a classifier reads text, and this prompt is token ids of another tokenizer")
+        if self._conversation is None:
+            raise RewardNotStarted("the reward model")
         return await self.reader.read([self._conversation.text(prompt, completion) for completion in completions])
 
 

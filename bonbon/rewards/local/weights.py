@@ -30,7 +30,8 @@ def load_classifier(directory: Path, device: torch.device, dtype: str) -> Any:
         dtype: a torch floating type, or `auto`: the checkpoint's on a GPU, 32-bit elsewhere.
 
     Raises:
-        UserError: it cannot be loaded, or lacks weights, such as those of the head that scores.
+        UserError: it cannot be loaded, lacks weights, such as those of the head that scores, or has weights that are
+            not finite.
     """
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -52,6 +53,11 @@ def load_classifier(directory: Path, device: torch.device, dtype: str) -> Any:
             f"{directory} is no trained reward model: its weights lack {', '.join(missing[:3])}; "
             "give a sequence-classification model in safetensors"
         )
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"reward model {directory}: {name} has NaN or infinite weights; copy or train it again", param="reward"
+            )
     return model.eval().to(device)
 
 

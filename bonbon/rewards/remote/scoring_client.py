@@ -14,7 +14,7 @@ import aiohttp
 import stamina
 from pydantic import Field, SecretStr, field_validator
 
-from bonbon.errors import RewardError, UserError
+from bonbon.errors import RewardError, RewardNotStarted, UserError
 from bonbon.http.circuit_breaker import CircuitBreaker, CircuitOpen
 from bonbon.http.endpoint import bearer_token, check_url
 from bonbon.http.http_session import TooLong, open_session, read
@@ -165,7 +165,7 @@ class HttpClient:
 
     async def _exchange(self, method: str, url: str, body: object) -> tuple[int, Mapping[str, str], bytes]:
         if self._session is None:
-            raise RewardError(f"{_without_query(url)}: the reward is not started")
+            raise RewardNotStarted(f"the reward at {_without_query(url)}")
         data = None if body is None else json.dumps(body).encode()
         response = await self._session.request(method, url, data=data, allow_redirects=False)
         most = self.options.max_response_bytes

@@ -15,6 +15,7 @@ from bonbon.engines.candidates import Draw, collect
 from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
 from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import DrawRequest, Sampling
+from bonbon.engines.structured.grammar_trial import GrammarTrial
 from bonbon.engines.structured.response_format import canonical
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
@@ -170,6 +171,24 @@ async def test_schemas_that_cannot_be_held_to_are_refused_by_name_and_the_engine
             assert caught.value.param == "response_format"
         check((await collect(engine, DrawRequest(PROMPT, "tiny", 2, held_to(SCHEMA)))).draws)
         assert [len(draw.token_ids) for draw in (await endless).draws] == [900, 900]
+
+
+async def test_a_schema_that_takes_too_long_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    error_of = GrammarTrial.error_of
+
+    async def counted(self: GrammarTrial, grammar: str) -> str:
+        tried.append(grammar)
+        return await error_of(self, grammar)
+
+    monkeypatch.setattr(GrammarTrial, "error_of", counted)
+    async with started(tmp_path, schema_timeout=1) as engine:
+        asked = DrawRequest(PROMPT, "tiny", 1, held_to({"type": "integer", "multipleOf": 99999989}))
+        outcomes = await asyncio.gather(*(collect(engine, asked) for _ in range(3)), return_exceptions=True)
+        outcomes.append(*await asyncio.gather(collect(engine, asked), return_exceptions=True))
+        assert all(isinstance(outcome, UserError) for outcome in outcomes)
+        assert ["take more than 1 s" in str(outcome) for outcome in outcomes] == [True] * 4
+    assert len(tried) == 1
 
 
 async def test_others_draw_while_a_schema_is_compiled(tmp_path: Path) -> None:
