@@ -2,10 +2,14 @@
 
 import ast
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from bonbon.cli.main import add_commands, app
 from tests.support.paths import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -67,6 +71,33 @@ def test_the_files_that_a_page_names_are_there(page: Path) -> None:
 def test_the_tests_that_a_page_names_are_there(page: Path) -> None:
     tests = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert set(re.findall(r"`(test_\w+\.py)`", page.read_text())) <= tests
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `bonbon` command in code, blocks and inline, without comments and what is piped to."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += [line.strip() for line in re.findall(r"^    (bonbon .+)$", text, re.MULTILINE)]
+    lines += re.findall(r"`(bonbon [^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return [shlex.split(re.split(r"\s#|[|;&<>]", line)[0]) for line in lines if re.match(r"bonbon [a-z]", line)]
+
+
+@pytest.fixture(scope="module")
+def command_line() -> object:
+    add_commands()
+    return get_command(app)
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_the_commands_that_a_page_names_are_there(page: Path, command_line: Any) -> None:
+    for words in commands(page.read_text()):
+        command, rest = command_line, words[1:]
+        while rest and hasattr(command, "commands"):
+            assert rest[0] in command.commands, shlex.join(words)
+            command, rest = command.commands[rest[0]], rest[1:]
+        options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        given = {word.strip("[]").partition("=")[0] for word in rest if word.strip("[").startswith("--")}
+        assert given <= options | {"--help"}, shlex.join(words)
 
 
 def test_no_two_decisions_have_the_same_number() -> None:
