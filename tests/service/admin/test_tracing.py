@@ -182,7 +182,7 @@ sys.modules["opentelemetry"] = None
 from bonbon.errors import UserError
 from bonbon.settings import ServiceSettings
 from service.app import create_app
-from service.traces import exported_traces
+from service.middleware.request_tracing import exported_traces
 with exported_traces(ServiceSettings()):
     pass
 try:
