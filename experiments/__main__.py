@@ -7,8 +7,10 @@ from typing import Annotated
 import typer
 
 from bonbon.errors import UserError
+from experiments import rounds
 from experiments.cells import compute_missing
-from experiments.results import EXPERIMENTS, write
+from experiments.readme_table import write_readme_table
+from experiments.results import EXPERIMENTS, read, write
 
 ROOT = Path(__file__).parents[1]
 QUICK_OUT = ROOT / "build" / "experiments"
@@ -22,7 +24,7 @@ def main(
     only: Annotated[str | None, typer.Option(help=f"One of {', '.join(EXPERIMENTS)}.")] = None,
     processes: Annotated[int, typer.Option(min=1, help="At a time, one thread each.")] = 2,
 ) -> None:
-    """Compute what is missing of the experiments, then write the page of results and its pictures.
+    """Compute what is missing of the experiments, then write the page of results, its pictures and the README's table.
 
     Each figure's file is written when it is done, so a run that was ended goes on where it was.
     """
@@ -34,6 +36,8 @@ def main(
     modules = [module for name, (module, _) in EXPERIMENTS.items() if only in (None, name)]
     compute_missing([cell for module in modules for cell in module.cells(quick)], data, processes=processes)
     write(data, docs / "results.md", docs / "pictures", quick=quick)
+    if out is None:
+        write_readme_table(read(data, quick=quick).rows[rounds.NAME], ROOT / "README.md")
     typer.echo(f"results: {docs / 'results.md'}")
 
 

@@ -41,7 +41,7 @@ class Key(StrEnum):
     INPUT_TOKENS = "gen_ai.usage.input_tokens"
     OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
     REWARD = "bonbon.reward.name"
-    CANDIDATES = "bonbon.engines.candidates"
+    CANDIDATES = "bonbon.candidates"
     GROUP = "bonbon.group.id"
     KEPT = "bonbon.kept"
     UNCLEAN = "bonbon.unclean"

@@ -10,8 +10,9 @@ import pytest
 from bonbon.demo.tiny_models import tiny_models
 from bonbon.demo.world import requests
 from bonbon.theory import best_gain, best_of_n_kl, best_of_n_win_rate
-from experiments import best_of_n, methods, real
+from experiments import best_of_n, methods, real, rounds
 from experiments.distilled import DEFAULT
+from experiments.readme_table import readme_table
 from experiments.results import EXPERIMENTS, page, read
 from experiments.training import METHODS
 from tests.support.paths import ROOT
@@ -100,6 +101,11 @@ def test_the_committed_page_is_made_from_the_committed_figures() -> None:
     assert page(found) == (ROOT / "docs" / "results.md").read_text()
     for name, rows in found.rows.items():
         assert (ROOT / "docs" / "pictures" / f"results-{name}.png").is_file() == bool(rows)
+
+
+def test_the_table_of_the_readme_is_made_from_the_committed_figures() -> None:
+    (row,) = read(ROOT / "experiments" / "data", quick=False).rows[rounds.NAME]
+    assert readme_table(row) in (ROOT / "README.md").read_text()
 
 
 def test_a_model_of_ones_own_is_distilled_and_shown(tmp_path: Path) -> None:

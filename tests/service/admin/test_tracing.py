@@ -75,7 +75,7 @@ async def test_a_request_is_one_trace_from_http_to_the_log(api: Api, spans: InMe
     assert (drawn["gen_ai.operation.name"], drawn["gen_ai.request.model"]) == ("chat", "fake")
     assert (drawn["gen_ai.request.choice.count"], drawn["gen_ai.request.max_tokens"]) == (8, 8)
     assert drawn["gen_ai.usage.output_tokens"] == extension["tokens_drawn"]
-    assert attributes(found["score"]) == {"bonbon.reward.name": "fake", "bonbon.engines.candidates": 8}
+    assert attributes(found["score"]) == {"bonbon.reward.name": "fake", "bonbon.candidates": 8}
     logged = attributes(found["log"])
     assert (logged["bonbon.group.id"], logged["bonbon.kept"]) == (extension["group_id"], "logged")
 
@@ -182,7 +182,7 @@ sys.modules["opentelemetry"] = None
 from bonbon.errors import UserError
 from bonbon.settings import ServiceSettings
 from service.app import create_app
-from service.traces import exported_traces
+from service.middleware.request_tracing import exported_traces
 with exported_traces(ServiceSettings()):
     pass
 try:

@@ -1,0 +1,57 @@
+"""Writes the table of figures in the README from the figures of the experiment `rounds`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.cells import Row
+from experiments.tables import table
+
+BEGIN, END = "<!-- rounds: begin -->", "<!-- rounds: end -->"
+
+
+def readme_table(row: Row) -> str:
+    """Returns the table in Markdown: the base, best-of-n of it, and the newest version that the gate approved.
+
+    Args:
+        row: the arguments and figures of the experiment `rounds`, with at least one version that was promoted.
+    """
+    n, promoted = row["n"], [done for done in row["rounds"] if "after" in done][-1]
+    one_draw, answers, requests = promoted["one_draw"], promoted["after"], promoted["swap"]
+    columns = [row["base"], row["before"], one_draw, answers]
+    head = ("", "base, one draw", f"base, best of {n}", "distilled, one draw", f"distilled, best of {answers['k']:.0f}")
+
+    def line(title: str, cell: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:
+        return (title, *map(cell, columns))
+
+    return table(
+        head,
+        [
+            line("win rate against one draw of the base", lambda figures: _interval(figures, "win_rate")),
+            line(f"win rate against best of {n}", lambda figures: _interval(figures, "win_rate_best_of_n")),
+            line("KL from the base, nats", _divergence),
+            line("mean reward", lambda figures: f"{figures['reward_mean']:.2f}"),
+            line("tokens generated for an answer", lambda figures: f"{figures['tokens_per_answer']:.0f}"),
+            ("requests that failed during the swap", "", "", "", f"{requests['failed']} of {requests['requests']}"),
+        ],
+    )
+
+
+def write_readme_table(rows: Sequence[Row], readme: Path) -> None:
+    """Replaces the table between the two marks; without figures of a promoted version, the README stays as it is."""
+    if any("after" in done for row in rows for done in row["rounds"]):
+        before, _, rest = readme.read_text().partition(BEGIN)
+        readme.write_text(f"{before}{BEGIN}\n\n{readme_table(rows[0])}\n\n{END}{rest.partition(END)[2]}")
+
+
+def _interval(figures: dict[str, Any], name: str) -> str:
+    if figures[name] is None:
+        return ""
+    return f"{figures[name]:.3f} ({figures[f'{name}_low']:.3f} to {figures[f'{name}_high']:.3f})"
+
+
+def _divergence(figures: dict[str, Any]) -> str:
+    if figures["kl"] is None:
+        return ""
+    bound = "at most " if figures["kl_estimator"].startswith("log n") else ""
+    return f"{bound}{figures['kl']:.2f}"
