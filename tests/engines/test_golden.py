@@ -10,7 +10,7 @@ import pytest
 
 from bonbon.engines.engine import Delta, DrawRequest, Started, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
-from bonbon.engines.golden_prompts import LONGEST, MOST_APART, check_base, check_golden_prompts
+from bonbon.engines.golden_prompts import MAX_PROMPT_TOKENS, MAX_LOGPROB_GAP, check_base, check_golden_prompts
 from bonbon.errors import EngineError, UserError
 from tests.support.service.running_service import BASE
 
@@ -47,7 +47,7 @@ async def started(engine: Watched) -> Watched:
     return engine
 
 
-@pytest.mark.parametrize(("context", "longest"), [(512, 504), (10**6, LONGEST - 8)])
+@pytest.mark.parametrize(("context", "longest"), [(512, 504), (10**6, MAX_PROMPT_TOKENS - 8)])
 async def test_the_base_is_asked_alone_and_at_once_short_and_at_the_contexts_end(context: int, longest: int) -> None:
     engine = await started(Watched(context_length=context))
     await check_base(engine)
@@ -106,7 +106,7 @@ async def test_a_fault_at_the_contexts_end_is_found() -> None:
 
 async def test_differences_that_training_allows_are_none() -> None:
     def spoil(engine: Watched, request: DrawRequest, delta: Delta) -> Delta:
-        shift = 0.9 * MOST_APART if engine.requests > 1 else 0.0
+        shift = 0.9 * MAX_LOGPROB_GAP if engine.requests > 1 else 0.0
         return replace(delta, logprobs=tuple(logprob - shift for logprob in delta.logprobs))
 
     await check_base(await started(Watched(spoil)))
