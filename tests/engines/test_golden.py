@@ -1,4 +1,4 @@
-"""The golden prompts: what an engine must not do to be served."""
+"""Tests the golden prompts: which faults keep an engine from being served."""
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 
 from bonbon.engines.engine import Delta, DrawRequest, Started, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
-from bonbon.engines.golden_prompts import MAX_PROMPT_TOKENS, MAX_LOGPROB_GAP, check_base, check_golden_prompts
+from bonbon.engines.golden_prompts import MAX_LOGPROB_GAP, MAX_PROMPT_TOKENS, check_base, check_golden_prompts
 from bonbon.errors import EngineError, UserError
 from tests.support.service.running_service import BASE
 
@@ -18,7 +18,7 @@ Spoil = Callable[["Watched", DrawRequest, Delta], Delta]
 
 
 class Watched(FakeEngine):
-    """A fake engine whose deltas `spoil` may change; it keeps what it was asked, and how many it drew at once."""
+    """A fake engine whose deltas `spoil` may change. It records its requests, and how many ran concurrently."""
 
     def __init__(self, spoil: Spoil = lambda engine, request, delta: delta, **options: Any) -> None:
         super().__init__(BASE, **options)
@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "no number in a batch": (only(lambda engine, request: engine.requests > 1, logprobs=(-inf,)), "not finite"),
     "another distribution in a batch": (
         only(lambda engine, request: engine.requests > 1, logprobs=(-3.0,)),
-        "nats per token apart",
+        "nats per token between",
     ),
     "no token": (only(lambda engine, request: True, token_ids=(), logprobs=(), tokens=()), "was not answered"),
     "cut off": (only(lambda engine, request: True, finish_reason="abort"), "was not answered"),

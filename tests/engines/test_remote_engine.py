@@ -1,4 +1,4 @@
-"""A fleet against servers that speak vLLM's HTTP: balancing, retries, errors, aborts, health, quorum, reconciling."""
+"""Tests a fleet of servers that speak vLLM's HTTP: balancing, retries, errors, aborts, health, quorum, reconciling."""
 
 import asyncio
 import json
@@ -129,7 +129,7 @@ async def test_sampling_fields_and_template_options_reach_the_server(pair: list[
 
 
 async def test_tenants_share_no_prefix_cache(pair: list[Double]) -> None:
-    """vLLM finds a cached prompt only under the salt that it was drawn with."""
+    """vLLM finds a cached prompt only under the salt of the request that cached it."""
     async with fleet(pair[:1]) as engine:
         for tenant in ("ada", "bob", ""):
             request = DrawRequest(Prompt.user("Hi"), engine.base, 1, Sampling(max_tokens=2), salt=salt_of(tenant))
@@ -162,7 +162,7 @@ async def test_the_key_is_sent_and_a_wrong_one_named(pair: list[Double], monkeyp
     async with fleet(pair[:1], api_key_env="FLEET_KEY") as engine:
         await draw(engine)
     async with fleet(pair[:1], api_key="wrong") as engine:
-        with pytest.raises(EngineError, match=r"refuses the gateway's key; set engine_options.api_key"):
+        with pytest.raises(EngineError, match=r"refuses the gateway's API key; set engine_options.api_key"):
             await engine.check()
     monkeypatch.delenv("FLEET_KEY")
     with pytest.raises(UserError, match="FLEET_KEY"):
@@ -271,7 +271,7 @@ async def test_refusals_are_rewritten(pair: list[Double]) -> None:
         assert len(str(refused.value)) < 400
         for nonsense in (PlainTextResponse("fine"), JSONResponse([1]), JSONResponse({"choice": 1})):
             pair[0].fault = nonsense
-            with pytest.raises(EngineError, match=r"answered no JSON|broke the contract: KeyError"):
+            with pytest.raises(EngineError, match=r"did not answer with JSON|sent an invalid answer: KeyError"):
                 await draw(engine)
 
 
@@ -279,7 +279,7 @@ async def test_an_answer_without_log_probabilities_breaks_the_contract(pair: lis
     choice = {"index": 0, "message": {"content": "x"}, "token_ids": [1], "finish_reason": "stop", "logprobs": None}
     pair[0].fault = JSONResponse({"choices": [choice], "prompt_token_ids": [1], "prompt_text": "x"})
     async with fleet(pair[:1]) as engine:
-        with pytest.raises(EngineError, match="broke the contract: ValueError: 1 token ids, 0 log-probabilities"):
+        with pytest.raises(EngineError, match="sent an invalid answer: ValueError: 1 token ids, 0 log-probabilities"):
             await draw(engine)
 
 
@@ -409,8 +409,8 @@ async def test_a_quorum_decides(pair: list[Double]) -> None:
     ("kind", "directory", "message"),
     [
         (VersionKind.ADAPTER, "/nowhere", "it cannot see /nowhere; mount data_dir"),
-        (VersionKind.FULL, "/versions/1", "a fleet loads adapters only"),
-        (VersionKind.BASE, "/versions/1", "a fleet loads adapters only"),
+        (VersionKind.FULL, "/versions/1", "a fleet loads only adapters"),
+        (VersionKind.BASE, "/versions/1", "a fleet loads only adapters"),
     ],
 )
 async def test_what_cannot_be_served_is_refused(
@@ -488,7 +488,7 @@ async def test_tools_go_to_every_draw_and_calls_come_back(pair: list[Double], de
         ({"urls": []}, "urls"),
         ({"urls": ["ftp://x"]}, "ftp://x"),
         ({"urls": ["http://me:pass@x"]}, "api_key_env"),
-        ({"urls": ["http://x", "http://x/v1"]}, "named twice"),
+        ({"urls": ["http://x", "http://x/v1"]}, "listed twice"),
         ({"urls": ["http://x"], "quorum": 2}, "quorum"),
         ({"urls": ["http://x"], "quorom": 1}, "quorom"),
     ],

@@ -1,4 +1,4 @@
-"""Rewards that cannot score are found at the start, and not by everybody's candidates."""
+"""Tests that a reward that cannot score is detected at the start, before users' requests depend on it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -106,7 +106,7 @@ async def test_a_function_of_the_wrong_shape_is_told_its_shape(target: str, mess
 DEAD: dict[str, tuple[Any, str]] = {
     "refuses": (Response("no such model", status_code=404), "answered 404"),
     "fails": (Response(status_code=500), "answered 500"),
-    "answers something else": (JSONResponse({"score": 1.0}), "broke the contract"),
+    "answers something else": (JSONResponse({"score": 1.0}), "returned an invalid answer"),
     "answers for one": (JSONResponse({"scores": [1.0]}), "two answers at once"),
 }
 

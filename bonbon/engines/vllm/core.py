@@ -241,7 +241,8 @@ class Core:
             ) from error
 
     async def _settle(self) -> None:
-        """Sets up reporting log-probabilities before top_p and top_k, and checks it. Must run before any other request."""
+        """Makes vLLM report log-probabilities before top_p and top_k, and checks that it does. Runs before any other
+        request."""
         llm = self._running
         await llm.collective_rpc("end_with", args=(os.getpid(),))
         await llm.collective_rpc("report_untruncated_logprobs")
@@ -279,7 +280,7 @@ def takes_adapters(directory: Path, arguments: dict[str, Any]) -> bool:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Blocks SIGINT for processes started in the block, because Ctrl-C must let requests end before vLLM's processes."""
+    """Blocks SIGINT for processes started in the block: Ctrl-C must let requests end before vLLM's processes do."""
     resource_tracker.ensure_running()  # Starting it later would unblock the signal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

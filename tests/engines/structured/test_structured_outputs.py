@@ -1,4 +1,4 @@
-"""Candidates of the embedded engine fit the schema they are held to, in every setting, and cost others nothing."""
+"""Tests that candidates of the embedded engine match their schema in every setting, without slowing others down."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ def check(draws: list[Draw]) -> None:
 
 
 def endless() -> PreTrainedTokenizerFast:
-    """Names no token that ends a text."""
+    """Writes a model without an end token."""
     tokenizer = byte_level(CHATML)
     tokenizer.eos_token = None
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
@@ -72,7 +72,7 @@ TOKENIZERS = {
 
 @asynccontextmanager
 async def started(directory: Path, tokenizer: str = "byte-level", **options: Any) -> AsyncIterator[EmbeddedEngine]:
-    """An engine with a model of random weights."""
+    """Starts an engine with a model of random weights."""
     policy = Policy("llama", TOKENIZERS[tokenizer], sizes(max_position_embeddings=1024))
     engine = EmbeddedEngine("tiny", policy.save(directory / "model"), EmbeddedOptions(threads=1, **options))
     await engine.start()

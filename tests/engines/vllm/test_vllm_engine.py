@@ -1,4 +1,4 @@
-"""The vLLM engine, real vLLM in processes of its own, against an independent forward pass and real adapters."""
+"""Tests the vLLM engine with real vLLM against an independent forward pass, with real adapters."""
 
 import asyncio
 import json
@@ -172,7 +172,7 @@ async def test_stop_strings_end_the_text_before_them(vllm_engine: "VllmEngine") 
 
 
 async def test_each_candidate_arrives_when_it_is_finished(vllm_engine: "VllmEngine") -> None:
-    """In one piece each, the shortest first: none waits for the longest."""
+    """Candidates arrive in one piece each, the shortest first, without waiting for the longest."""
     arrived = [event async for event in vllm_engine.draw(draw(n=16, seed=3, max_tokens=64)) if isinstance(event, Delta)]
     assert sorted(delta.index for delta in arrived) == list(range(16))
     lengths = [len(delta.token_ids) for delta in arrived]
@@ -181,7 +181,7 @@ async def test_each_candidate_arrives_when_it_is_finished(vllm_engine: "VllmEngi
 
 
 async def test_closing_the_generator_aborts_every_draw(vllm_engine: "VllmEngine") -> None:
-    """2,000 candidates to the end of the context would take minutes, and what comes after them would wait for these."""
+    """2,000 candidates would take minutes to reach the end of the context, and later requests would wait for them."""
     endless = draw(n=2000, prompt=Prompt(token_ids=(300,)), max_tokens=1000, temperature=2, deltas=True)
     stream = vllm_engine.draw(endless)
     assert isinstance(await anext(stream), Started)
@@ -196,7 +196,7 @@ async def test_closing_the_generator_aborts_every_draw(vllm_engine: "VllmEngine"
 
 
 class Lent:
-    """An engine that a service neither starts nor stops."""
+    """An engine that the service neither starts nor stops."""
 
     def __init__(self, engine: "VllmEngine") -> None:
         self._engine = engine
@@ -289,7 +289,7 @@ async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
     foreign = save_adapter(tmp_path / "foreign", save_model(tmp_path / "other"), 1)
     with pytest.raises(UserError, match="serve the base it was trained on"):
         await load(vllm_engine, "foreign", foreign)
-    with pytest.raises(UserError, match="another base"):
+    with pytest.raises(UserError, match="but this engine serves the base"):
         await vllm_engine.load(VersionFiles("other", VersionKind.BASE, tmp_path / "other"))
     assert await vllm_engine.loaded() == {"tiny"}
     assert ids(await collect(vllm_engine, draw(n=2, seed=1))) == ids(before)
@@ -298,7 +298,7 @@ async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
 async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
     vllm_engine: "VllmEngine", adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Finite weights, but so large that the activations overflow."""
+    """Writes weights that are finite, but so large that the activations overflow."""
     shutil.copytree(adapters["two"], tmp_path / "huge")
     edit_weights(lambda weights: [weight.fill_(1e30) for weight in weights.values()])(tmp_path / "huge")
     await load(vllm_engine, "huge", tmp_path / "huge")
@@ -380,7 +380,7 @@ async def test_a_response_format_that_cannot_be_held_to_is_refused_by_name(
 
 
 async def test_a_prompts_cache_is_its_salts_own(tiny_models: TinyModels) -> None:
-    """What another tenant asked before is read anew: no time tells that it was asked."""
+    """A prompt that another tenant has sent before is read anew, so that its timing does not reveal this."""
     from bonbon.engines.vllm.core import Core
     from bonbon.engines.vllm.sampling_params import salted_prompt, sampling_params
     from bonbon.engines.vllm.vllm_options import VllmOptions
