@@ -55,6 +55,6 @@ def read_error(content: bytes) -> tuple[str, str | None]:
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", None
     short = re.sub(r" \(parameter=.*\)$", "", " ".join(message.split()))
-    return short if len(short) <= MAX_MESSAGE_LENGTH else short[: MAX_MESSAGE_LENGTH - 1] + "…", param if isinstance(
-        param, str
-    ) else None
+    if len(short) > MAX_MESSAGE_LENGTH:
+        short = short[: MAX_MESSAGE_LENGTH - 1] + "…"
+    return short, param if isinstance(param, str) else None
