@@ -70,8 +70,10 @@ class BestOfN:
         return await self.rank(prompt, draws, version=version, sampling=sampling, keep=keep)
 
     async def rank(self, prompt: Prompt, draws: Draws, *, version: str, sampling: Sampling, keep: int = 1) -> Answer:
-        """Scores and ranks sampled candidates. A single candidate is not scored, because there is nothing to choose
-        from."""
+        """Scores and ranks sampled candidates.
+
+        A single candidate is not scored, because there is nothing to choose from.
+        """
         candidates = tuple(_candidate(draw) for draw in draws.draws)
         failure: RewardError | None = None
         if len(candidates) > 1:

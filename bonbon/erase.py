@@ -35,11 +35,10 @@ async def erase(
     spool_dir: Path,
     progress: Callable[[int], None] | None = None,
 ) -> Erased:
-    """Deletes the groups that match `conditions` (see `purge`), and every snapshot under `runs_dir` that contains one
-    of them.
+    """Deletes the groups that match `conditions`, and every snapshot under `runs_dir` that contains one of them.
 
-    Matching groups that the spool in `spool_dir` has set aside are deleted, too. Groups that still wait in the spool
-    are skipped when the spool is replayed.
+    See `purge` for the conditions. Matching groups that the spool in `spool_dir` has set aside are deleted, too. Groups
+    that still wait in the spool are skipped when the spool is replayed.
 
     Raises:
         ValueError: No condition is given.

@@ -57,8 +57,7 @@ class Overloaded(BonbonError):
 
 
 class ClientTooSlow(BonbonError):
-    """Raised when a client does not read its answer and the memory that the answer occupies is needed for other
-    requests."""
+    """Raised when a client does not read its answer, and other requests need the memory that the answer occupies."""
 
 
 class RateLimited(BonbonError):

@@ -34,8 +34,7 @@ def resolve_model(name_or_dir: str, revision: str | None = None) -> Path:
 
 
 def served_name(name_or_dir: str) -> str:
-    """Returns the name that a base is served under: the last part of its directory or hub name, lower-cased and
-    truncated."""
+    """Returns the name to serve a base under: the last part of its directory or hub name, lower-cased and truncated."""
     last = Path(name_or_dir).expanduser().absolute().name
     name = re.sub(r"[^a-z0-9._-]+", "-", last.lower()).strip("-.")
     name = name[:LONGEST_NAME]

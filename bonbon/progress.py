@@ -13,8 +13,10 @@ done."""
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar on standard error until the block ends; the block gets a function that sets how much is
-    done."""
+    """Shows a progress bar on standard error until the block ends.
+
+    The block gets a function that sets how much is done.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(title, total=total)

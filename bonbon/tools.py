@@ -21,8 +21,10 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """The next piece of a candidate's call `index`. The id and name come once; the pieces of the arguments are
-    concatenated."""
+    """The next piece of a candidate's call `index`.
+
+    The id and name come once; the pieces of the arguments are concatenated.
+    """
 
     index: int
     id: str = ""

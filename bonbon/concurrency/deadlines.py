@@ -19,8 +19,9 @@ class Timeouts:
 
 
 async def within(seconds: float, future: "asyncio.Future[T]") -> T:
-    """Returns the result of `future`. The future keeps running after a timeout or a cancellation; its error is then
-    ignored.
+    """Returns the result of `future`.
+
+    The future keeps running after a timeout or a cancellation; its error is then ignored.
 
     Raises TimeoutError when it has not completed within so many seconds.
     """

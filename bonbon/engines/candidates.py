@@ -10,8 +10,10 @@ from bonbon.tools import ToolCall, ToolCallDelta, written
 
 @dataclass(slots=True)
 class Draw:
-    """One candidate, accumulated from its deltas. `token_ids`, `tokens` and `logprobs` have one entry per sampled
-    token."""
+    """One candidate, accumulated from its deltas.
+
+    `token_ids`, `tokens` and `logprobs` have one entry per sampled token.
+    """
 
     index: int
     text: str = ""

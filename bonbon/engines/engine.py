@@ -179,8 +179,10 @@ class VersionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionFiles:
-    """The files of a version for an engine to load. A name always means the same files, so caches keyed by it never go
-    stale."""
+    """The files of a version for an engine to load.
+
+    A name always means the same files, so caches keyed by it never go stale.
+    """
 
     name: str
     kind: VersionKind

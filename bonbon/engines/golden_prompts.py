@@ -42,8 +42,7 @@ async def check_golden_prompts(engine: Engine, version: str, *, deadline: float 
 
 
 async def check_base(engine: Engine, *, deadline: float = 300.0) -> None:
-    """Checks that a started engine can sample from its base: for short prompts and a long one, one by one and in a
-    batch.
+    """Checks that a started engine can sample from its base, for short prompts and a long one, singly and in a batch.
 
     The long prompt fills the context, up to `MAX_PROMPT_TOKENS` tokens; it is shorter where reading it would take more
     than `MAX_READ_SECONDS` seconds. Raises the same errors as `check_golden_prompts`, for the same reasons.
@@ -114,8 +113,10 @@ def _repeated(ids: Sequence[int], length: int) -> tuple[int, ...]:
 
 
 def _logprob_gap(one: Draw, other: Draw) -> float:
-    """Returns the mean difference of log-probabilities over the tokens that both candidates begin with; infinite for
-    none."""
+    """Returns the mean difference of the log-probabilities of the tokens that both candidates begin with.
+
+    Returns infinity when the first tokens differ.
+    """
     gaps: list[float] = []
     pairs = zip(one.token_ids, other.token_ids, one.logprobs, other.logprobs, strict=False)
     for token, its_token, logprob, its_logprob in pairs:

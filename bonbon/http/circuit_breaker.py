@@ -1,5 +1,4 @@
-"""A circuit breaker: it stops calls to a peer that keeps failing, and lets single probes find out when the peer
-recovers."""
+"""A circuit breaker, which stops calls to a peer that keeps failing and lets single probes detect its recovery."""
 
 import time
 from collections.abc import Callable, Iterator

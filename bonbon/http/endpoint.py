@@ -24,8 +24,7 @@ def check_url(text: str) -> str:
 
 
 def bearer_token(key: SecretStr | None, variable: str | None, *, option: str, param: str) -> str | None:
-    """Returns `key`, or else the value of the environment variable or of its file (see `secret`); None if neither is
-    given.
+    """Returns `key`, or else the value of the environment variable or of its file (see `secret`), or None.
 
     Raises UserError, naming `option`, when the variable is not set.
     """

@@ -16,8 +16,10 @@ class Options(BaseModel):
 
     @classmethod
     def read(cls, kind: str, options: Mapping[str, Any]) -> Self:
-        """Returns the validated options. Raises UserError naming every invalid option, without values that may be
-        secrets."""
+        """Returns the validated options.
+
+        Raises UserError naming every invalid option, without values that may be secrets.
+        """
         try:
             return cls(**options)
         except ValidationError as error:

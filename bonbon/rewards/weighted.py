@@ -32,8 +32,9 @@ class WeightedOptions(Options):
 
 
 class WeightedReward(Reward):
-    """Scores with all parts concurrently. The sum fails when any part fails, because a partial sum would be another
-    reward.
+    """Scores with all parts concurrently.
+
+    The sum fails when any part fails, because a partial sum would be another reward.
 
     Args:
         parts: The weight and the reward of each part.

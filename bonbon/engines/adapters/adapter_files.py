@@ -86,8 +86,10 @@ def read_adapter(directory: Path) -> Adapter:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a safetensors file. Raises UserError when it is missing, corrupt, or contains NaN or
-    infinity."""
+    """Returns the tensors of a safetensors file.
+
+    Raises UserError when it is missing, corrupt, or contains NaN or infinity.
+    """
     try:
         weights: dict[str, Tensor] = load_file(path)
     except FileNotFoundError as error:

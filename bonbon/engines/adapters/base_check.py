@@ -13,8 +13,10 @@ from bonbon.errors import UserError
 
 
 def check_fit(adapter: Adapter, base: Path) -> None:
-    """Raises UserError when the adapter does not fit the base model in directory `base`. Reads none of the base's
-    weights."""
+    """Raises UserError when the adapter does not fit the base model in directory `base`.
+
+    Reads none of the base's weights.
+    """
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)

@@ -20,11 +20,11 @@ COPIED_SUFFIXES = {".json", ".jinja", ".txt", ".model"}
 
 
 def save_whole_model(model: "PreTrainedModel", directory: Path, *, base: Path, weights: Mapping[str, Tensor]) -> None:
-    """Writes `weights` as safetensors into a new directory, with the configuration and tokenizer of the model in
-    `base`.
+    """Writes `weights` as safetensors into a new directory, with the configuration and tokenizer of the base.
 
     Args:
         model: A model with the architecture of the base; it is not changed.
+        base: The directory of the base model.
         weights: Every weight of the model's state dictionary.
     """
     directory.mkdir(parents=True)

@@ -6,8 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def forget_names(model: Any) -> None:
-    """Removes the hooks by which peft passes each row's adapter to its layers; peft leaves them behind when a call
-    fails."""
+    """Removes the hooks by which peft passes each row's adapter to its layers, which stay behind when a call fails."""
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if "adapter_names" in getattr(hook, "keywords", ()):

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The candidates that can share a batch: all of a model instance or, where it cannot mix adapters, those of one
-    adapter."""
+    """The candidates that can share a batch: those of a model instance, or of one adapter if the model cannot mix them."""
 
     policy: "Policy"
     adapter: str | None = None

@@ -30,8 +30,9 @@ log = structlog.get_logger(__name__)
 
 
 class MicroBatch:
-    """Samples its candidates token by token, in calls of transformers' `generate`; candidates join and leave between
-    the calls.
+    """Samples its candidates token by token, in calls of transformers' `generate`.
+
+    Candidates join and leave between the calls.
 
     Args:
         policy: The model instance.
@@ -50,8 +51,10 @@ class MicroBatch:
         return sum(candidate.running for candidate in self.candidates)
 
     def join(self, candidates: Sequence[EmbeddedCandidate]) -> None:
-        """Adds candidates, after processing each distinct prompt once. A prompt that fails fails only its own
-        candidates."""
+        """Adds candidates, after processing each distinct prompt once.
+
+        A prompt that fails fails only its own candidates.
+        """
         for group in _prompts(candidates):
             try:
                 new = self._prefill(group)
@@ -117,8 +120,10 @@ class MicroBatch:
         return Sampler(samplings, [candidate.random for candidate in self.candidates], device, processors)
 
     def advance(self, sampler: Sampler) -> int:
-        """Gives every running candidate its token and sends the deltas that are ready. Returns how many are still
-        running."""
+        """Gives every running candidate its token and sends the deltas that are ready.
+
+        Returns how many are still running.
+        """
         choices = sampler.last
         for at, candidate in enumerate(self.candidates):
             if not candidate.running or self._refused(at, candidate):
@@ -183,8 +188,10 @@ class Step:
         self._steps = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Returns whether each row ends here, shape (rows,): all or none of them, so that the whole call of `generate`
-        ends."""
+        """Returns whether each row ends here, shape (rows,).
+
+        All rows end or none does, so that the whole call of `generate` ends.
+        """
         self._steps += 1
         size, running = len(self._batch.candidates), self._batch.advance(self._sampler)
         over = 2 * running <= size or self._should_pause(self._steps, running)

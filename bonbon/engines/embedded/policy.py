@@ -55,8 +55,10 @@ class Policy:
         self._active: str | None = None
 
     def attach(self, adapter: Adapter) -> str:
-        """Adds an adapter to the model and returns its key. Raises UserError, and leaves nothing behind, when it does
-        not fit."""
+        """Adds an adapter to the model and returns its key.
+
+        Raises UserError, and leaves nothing behind, when it does not fit.
+        """
         key = f"adapter{next(self._serials)}"  # Version names may have dots, module names may not.
         try:
             if self._peft is None:
@@ -86,10 +88,9 @@ class Policy:
         return key
 
     def mixes(self, key: str) -> bool:
-        """Returns whether a batch of rows with and without the adapter gives each row the same logits as a batch of its
-        own.
+        """Returns whether a batch can mix rows with and without the adapter without changing their logits.
 
-        It does not where a model flattens its batch before an adapted module, as OPT and Qwen2-MoE do.
+        It cannot where a model flattens its batch before an adapted module, as OPT and Qwen2-MoE do.
         """
         alone = torch.cat([self._sample(BASE), self._sample(key)])
         try:
@@ -158,8 +159,7 @@ class Policy:
 
     @torch.inference_mode()
     def prompt_logprobs(self, prompt: Sequence[int], adapter: str, alternatives: int) -> tuple[list[float], list[Top]]:
-        """Returns the log-probability of each token of a prompt but the first, and the most likely tokens at its
-        position.
+        """Returns the log-probability of each token of a prompt but the first, and the most likely tokens there.
 
         Raises EngineError when the logits of a prompt of this length do not fit into memory.
         """

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """The worker, its versions, and the tokenizer. It blocks while it is created and closed, so both run off the event
-    loop.
+    """The worker, its versions, and the tokenizer.
+
+    It blocks while it is created and closed, so both run off the event loop.
 
     Raises:
         UserError: The base model cannot be loaded, or lacks a token that `end_tokens` names.
@@ -76,8 +77,7 @@ class Runtime:
         return self.worker.call(compute)
 
     async def grammar(self, request: DrawRequest) -> "LLMatcher | None":
-        """Returns the grammar that constrains a request's candidates, before their first token; None for unconstrained
-        text.
+        """Returns the grammar that constrains a request's candidates, before their first token, or None.
 
         Raises:
             UserError: A schema is not supported, the request contradicts itself, or llguidance is not installed.

@@ -110,7 +110,7 @@ class Sampler:
         return tokens
 
     def _limit(self, probabilities: Tensor) -> Tensor:
-        """Sets to 0 what is below min_p of the most likely token, outside the top_k, or outside the smallest set with
+        """Sets to 0 the tokens below min_p of the most likely one, outside the top_k, or outside the smallest set with
         top_p."""
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered = ordered.masked_fill(ordered < self._min_p * ordered[:, :1], 0.0)

@@ -46,8 +46,10 @@ class Fleet:
 
     @property
     def context_length(self) -> int:
-        """Returns the shortest context of all servers. Raises EngineError, which clients see, when none has answered
-        yet."""
+        """Returns the shortest context of all servers.
+
+        Raises EngineError, which clients see, when none has answered yet.
+        """
         known = [replica.context_length for replica in self.replicas if replica.context_length]
         if not known:
             raise EngineError("no server of the fleet has answered yet; try again")
@@ -74,8 +76,7 @@ class Fleet:
             await replica.server.close()
 
     def pick(self, version: str, excluded: Collection[Replica] = ()) -> Replica | None:
-        """Returns the server with the fewest running candidates among those that have the version; None if there is
-        none.
+        """Returns the least busy server that has the version, or None.
 
         Raises UnknownVersion when the version was never loaded, or has been unloaded.
         """
@@ -85,8 +86,7 @@ class Fleet:
         return min(able, key=lambda replica: (replica.outstanding, random.random()), default=None)
 
     def needed(self, up: int) -> int:
-        """Returns how many of `up` servers must have a version for it to count as loaded: more than `quorum` of
-        them."""
+        """Returns how many of `up` servers must have a version for it to count as loaded: more than `quorum`."""
         return min(up, int(up * self._quorum) + 1)
 
     async def load(self, version: VersionFiles) -> None:

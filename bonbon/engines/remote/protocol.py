@@ -79,8 +79,10 @@ def server_request(request: DrawRequest) -> ServerRequest:
 
 
 def prompt_request(token_ids: Sequence[int], request: DrawRequest) -> ServerRequest:
-    """Returns the request for the log-probabilities of a prompt, which samples one token because a server cannot sample
-    none."""
+    """Returns the request for the log-probabilities of a prompt.
+
+    It samples one token, because a server cannot sample none.
+    """
     body: dict[str, Any] = {
         "prompt": list(token_ids),
         "max_tokens": 1,
@@ -220,6 +222,5 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _seed(seed: int) -> int:
-    """Returns a seed far from those of its neighbours, because the server seeds candidate i with the request's seed +
-    i."""
+    """Returns a seed far from those of its neighbours, because the server seeds candidate i with seed + i."""
     return int.from_bytes(sha256(str(seed).encode()).digest()[:8], "big") >> 2

@@ -18,8 +18,10 @@ OURS = frozenset(
 
 
 class ServerFailed(EngineError):
-    """Raised when one server failed and another may succeed. With `down`, it did not answer and should get no requests
-    for now."""
+    """Raised when one server failed and another may succeed.
+
+    With `down`, it did not answer and should get no requests for now.
+    """
 
     def __init__(self, message: str, *, down: bool = False) -> None:
         super().__init__(message)
@@ -47,8 +49,10 @@ def refusal(status: int, content: bytes) -> BonbonError:
 
 
 def read_error(content: bytes) -> tuple[str, str | None]:
-    """Returns message and param of a server's error, with a shortened message; empty if the answer has another
-    format."""
+    """Returns message and param of a server's error, with a shortened message.
+
+    Returns an empty message when the answer has another format.
+    """
     try:
         error: Any = json.loads(content)["error"]
         message, param = str(error["message"]), error.get("param")

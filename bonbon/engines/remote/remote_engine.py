@@ -51,8 +51,10 @@ class RemoteEngine(Engine):
         return self._running.context_length
 
     async def start(self) -> None:
-        """Starts monitoring the fleet. A fleet that does not answer is not an error here; `check` reports it until it
-        does."""
+        """Starts monitoring the fleet.
+
+        A fleet that does not answer is not an error here; `check` reports it until it does.
+        """
         if self._fleet is None:
             options, bearer = self._options, self._options.bearer
             replicas = [_replica(url, options, bearer) for url in options.urls]

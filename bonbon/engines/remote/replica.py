@@ -75,8 +75,10 @@ class Replica:
             self.versions &= loaded.keys()
 
     async def ensure(self, version: VersionFiles) -> None:
-        """Loads and checks a version, unless that is done. Raises UserError or EngineError, naming the server and the
-        cause."""
+        """Loads and checks a version, unless that is done.
+
+        Raises UserError or EngineError, naming the server and the cause.
+        """
         async with self._lock:
             if version.name in self.versions:
                 return
@@ -158,8 +160,7 @@ class Replica:
             )
 
     async def _gap(self, temperature: float) -> float:
-        """Returns the difference between the most likely first token of the golden prompt and the next lower
-        log-probability."""
+        """Returns the difference between the two highest distinct log-probabilities after the golden prompt."""
         body = PLAIN | {"model": self.model, "prompt": GOLDEN.text, "max_tokens": 1, "n": 1, "logprobs": 5}
         body |= {"temperature": temperature, "top_p": 1.0, "top_k": 0, "seed": 0, "stream": False}
         until = asyncio.get_running_loop().time() + self._load_timeout

@@ -43,8 +43,10 @@ class CallReader:
         self._step: Callable[[bool], bool] = self._text
 
     def read(self, text: str, *, final: bool = False) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        """Returns the content and the next piece of each call, as far as they are certain. No text may follow after
-        `final`."""
+        """Returns the content and the next piece of each call, as far as they are certain.
+
+        No text may follow after `final`.
+        """
         self._buffer += text
         while self._step(final):
             pass

@@ -12,8 +12,7 @@ JOINING = ("allOf", "anyOf", "oneOf", "$ref")
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the schema with `additionalProperties` false where an object names properties and does not mention
-    others.
+    """Returns the schema with `additionalProperties` false where an object names its properties and no rule for others.
 
     JSON Schema allows any other properties there, and a weak model that may always add one goes on until it is
     truncated. Whatever is valid under the closed schema is valid under the original one. A schema with allOf stays

@@ -66,8 +66,10 @@ class GrammarTrial:
         return process
 
     async def _request(self, process: Process, message: Any, seconds: float) -> str | None:
-        """Sends a line and returns the answer; kills the process and returns None when it ends or does not answer in
-        time."""
+        """Sends a line and returns the answer.
+
+        Kills the process and returns None when it ends or does not answer in time.
+        """
         assert process.stdin is not None
         assert process.stdout is not None
         try:

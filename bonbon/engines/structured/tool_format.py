@@ -44,8 +44,7 @@ MISTRAL_NAMED = ToolFormat("mistral", "[TOOL_CALLS]", named=True)
 
 
 def tool_format(parser: ToolParser, template: str) -> ToolFormat | None:
-    """Returns the format that `parser` selects for a model with this chat template; None where auto finds no known
-    format."""
+    """Returns the format that `parser` selects for a model with this chat template; None where auto finds none."""
     if parser == "auto":
         found = [one for one in (HERMES, MISTRAL, LLAMA3_JSON) if _shows(template, one)]
         if not found:

@@ -82,8 +82,10 @@ class PromptReader:
         return self.detokenizer.text(self._known(tuple(token_ids), param="tokens"), special=True)
 
     def _read(self, prompt: Prompt, special: bool | None = None) -> tuple[str, tuple[int, ...]]:
-        """Returns the prompt's text and tokens. `special` adds special tokens to them; None adds them to text prompts
-        only."""
+        """Returns the prompt's text and tokens.
+
+        `special` adds special tokens to them; None adds them to text prompts only.
+        """
         if prompt.messages is not None:
             text = self._render(prompt)
             return text, self._encode(text, special=bool(special), param="messages")
@@ -188,8 +190,7 @@ class PromptReader:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """Returns a message in the form that chat templates expect: the arguments of calls are objects instead of JSON
-    text.
+    """Returns a message in the form that chat templates expect: the arguments of calls are objects, not JSON text.
 
     Raises UserError when they are not valid JSON objects.
     """

@@ -63,8 +63,10 @@ class Detokenizer:
         return bytes(byte_of[c] for c in name) if all(c in byte_of for c in name) else text.encode()
 
     def _after(self, previous: int | None, token_id: int) -> str:
-        """Returns a token's own text after `previous`; many tokenizers add the space between the two only when decoding
-        both."""
+        """Returns a token's own text after `previous`.
+
+        Many tokenizers add the space between the two only when decoding both.
+        """
         if previous is None:
             return self._single(token_id)
         before, both = self._single(previous), self.text([previous, token_id], special=True)

@@ -89,8 +89,9 @@ class Core:
     async def draw(
         self, prompt: TokensInput, params: SamplingParams, adapter: LoRARequest | None
     ) -> AsyncIterator[RequestOutputCollector]:
-        """Starts a request, whose outputs come from the collector. The request is aborted when the block ends before it
-        does.
+        """Starts a request, whose outputs come from the collector.
+
+        The request is aborted when the block ends before it does.
 
         Raises:
             UserError: vLLM refuses the parameters.
@@ -241,8 +242,10 @@ class Core:
             ) from error
 
     async def _settle(self) -> None:
-        """Makes vLLM report log-probabilities before top_p and top_k, and checks that it does. Runs before any other
-        request."""
+        """Makes vLLM report log-probabilities before top_p and top_k, and checks that it does.
+
+        Runs before any other request.
+        """
         llm = self._running
         await llm.collective_rpc("end_with", args=(os.getpid(),))
         await llm.collective_rpc("report_untruncated_logprobs")

@@ -59,7 +59,7 @@ class BeforeLimits(torch.nn.Module):
     def forward(
         self, logits: Tensor, generators: dict[int, torch.Generator], k: Tensor | None, p: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Returns tokens (rows,) and log-probabilities (rows, vocabulary) for logits (rows, vocabulary) after
+        """Returns tokens (rows,) and log-probabilities (rows, vocabulary) of logits (rows, vocabulary) after
         temperature."""
         if k is None and p is None:
             tokens, logprobs = self.sampler(logits, generators, k, p)

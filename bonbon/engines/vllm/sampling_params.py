@@ -63,8 +63,10 @@ def sampling_params(request: DrawRequest, reader: "PromptReader") -> SamplingPar
 
 
 def prompt_logprobs_params(alternatives: int) -> SamplingParams:
-    """Returns vLLM's parameters for the log-probabilities of a prompt; it samples one token, because it cannot sample
-    none."""
+    """Returns vLLM's parameters for the log-probabilities of a prompt.
+
+    It samples one token, because it cannot sample none.
+    """
     return SamplingParams(max_tokens=1, prompt_logprobs=alternatives, detokenize=False, ignore_eos=True)
 
 

@@ -130,8 +130,10 @@ class VllmEngine(Engine):
 def build_vllm(
     base: str, directory: Path, options: "VllmOptions", *, end_tokens: Sequence[str | int] | None = None
 ) -> VllmEngine:
-    """Returns the engine after checking its options. Raises UserError when vLLM is not installed or an option is
-    unknown."""
+    """Returns the engine after checking its options.
+
+    Raises UserError when vLLM is not installed or an option is unknown.
+    """
     try:
         _ = options.arguments
     except ModuleNotFoundError as error:

@@ -26,8 +26,10 @@ def translated() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Returns the first line of an error's message; for pydantic's errors the second line, because the first only
-    counts them."""
+    """Returns the first line of an error's message.
+
+    The first line of pydantic's errors only counts them, so their second line is returned.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if len(lines) > 1 and re.fullmatch(r"\d+ validation errors? for \w+", lines[0]):
         return lines[1].partition(" [type=")[0]

@@ -139,8 +139,10 @@ class VllmRuntime:
         return prompt_logprobs(started, logprobs, tops, self._reader.detokenizer)
 
     def displaces(self, version: VersionFiles) -> frozenset[str]:
-        """Returns the displaced versions, see `Engine.displaces`: with `full_weights = "instead"`, all with other
-        weights."""
+        """Returns the versions that loading `version` would unload; see `Engine.displaces`.
+
+        With `full_weights = "instead"`, these are all versions with other weights.
+        """
         if self._options.full_weights == "beside" or version.name in self.versions:
             return frozenset()
         (core,) = self._cores

@@ -15,8 +15,10 @@ DIGESTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def digest(directory: Path) -> str:
-    """Returns the SHA-256 over the names and contents of a model's weights, configuration and tokenizer. Reads all of
-    them."""
+    """Returns the SHA-256 over the names and contents of a model's weights, configuration and tokenizer.
+
+    Reads all of them.
+    """
     total = sha256()
     for path in sorted({path for pattern in DIGESTED for path in directory.glob(pattern)}):
         with path.open("rb") as file:

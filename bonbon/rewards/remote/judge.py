@@ -52,11 +52,11 @@ class JudgeReward(Reward):
 
 
 def expected_rating(verdict: Verdict) -> float:
-    """Returns the mean over the ratings among the rating token's alternatives, renormalised; without them, the number
-    written.
+    """Returns the mean over the ratings among the rating token's alternatives, renormalised.
 
-    Some tokenizers write 10 as `1`, `0`. Then the probability of `1` is split by the token after it, which is known
-    only where the model wrote `1`; anywhere else a `1` counts as 1.
+    Without alternatives, returns the number that the model wrote. Some tokenizers write 10 as `1`, `0`. Then the
+    probability of `1` is split by the token after it, which is known only where the model wrote `1`; anywhere else a
+    `1` counts as 1.
 
     Raises:
         RewardError: The verdict has no rating.

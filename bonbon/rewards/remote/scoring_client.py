@@ -127,8 +127,10 @@ class HttpClient:
             raise RewardError(f"{self.options.target}: {error}") from error
 
     async def post(self, body: object, path: str = "") -> Any:
-        """Returns the JSON of the answer. Raises Refused when the service refuses the request, and RewardError for any
-        other failure."""
+        """Returns the JSON of the answer.
+
+        Raises Refused when the service refuses the request, and RewardError for any other failure.
+        """
         return await self._request("POST", body, path)
 
     async def get(self, path: str) -> Any:

@@ -122,8 +122,10 @@ class VllmReward(Reward):
         return found[0]
 
     async def _whole(self, card: _Card, texts: list[dict[str, Any]]) -> list[float]:
-        """Returns the scores of texts without truncating them. Raises Refused when the server finds one of them too
-        long."""
+        """Returns the scores of texts without truncating them.
+
+        Raises Refused when the server finds one of them too long.
+        """
         if "messages" in texts[0]:  # The server accepts one chat per call.
             return await gather_or_cancel(self._score(card, chat) for chat in texts)
         return await self._classify(card, [text["prompt"] for text in texts])
