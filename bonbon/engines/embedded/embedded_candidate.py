@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """The candidates that can share a batch: those of a model instance, or of one adapter if the model cannot mix them."""
+    """The candidates that can share a batch: those of a model instance, or of one adapter if it cannot mix adapters."""
 
     policy: "Policy"
     adapter: str | None = None

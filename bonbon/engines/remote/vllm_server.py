@@ -93,7 +93,8 @@ class Server:
         return await self._session.request(method, self.url + path, data=data, allow_redirects=False)
 
     async def _lines(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
-        """Yields the lines of an event stream, which end only at line feeds: JSON strings may contain other line ends."""
+        """Yields the lines of an event stream, split only at line feeds because JSON strings may contain other line
+        ends."""
         rest = bytearray()
         async for chunk in response.content.iter_any():
             *lines, last = chunk.split(b"\n")
