@@ -16,7 +16,7 @@ def install(extra: str) -> str:
 def need(what: str, extra: str, *modules: str, param: str | None = None) -> None:
     """Raises UserError, naming the command to run, unless all modules are installed; imports none of them."""
     if missing := [module for module in modules if not _is_there(module)]:
-        raise UserError(f"{what} needs {', '.join(missing)}, which is not installed: run {install(extra)}", param=param)
+        raise UserError(f"{what} needs {', '.join(missing)}: run {install(extra)}", param=param)
 
 
 def _is_there(module: str) -> bool:

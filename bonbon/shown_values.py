@@ -36,7 +36,7 @@ def describe_problem(item: Mapping[str, Any], *, unknown: str) -> str:
 def first_problem(error: ValidationError) -> str:
     """Returns the location and the message of the first of pydantic's errors, such as `data.0.id: Field required`."""
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 def _has_objects(value: Any) -> bool:

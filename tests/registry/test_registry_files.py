@@ -236,7 +236,7 @@ def damage_all_gone(target: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_truncate, rf"{WEIGHTS} has \d+ bytes, the manifest says \d+: truncated or changed"),
+        (damage_truncate, rf"{WEIGHTS} has \d+ bytes, but its manifest lists \d+: it was truncated or changed"),
         (damage_flip, rf"{WEIGHTS} is corrupt: its SHA-256 differs from the manifest; register the version again"),
         (damage_remove, r"tokenizer/vocab\.json is missing; register the version again"),
         (damage_add, r"extra\.json is not in the manifest"),

@@ -64,7 +64,7 @@ async def test_a_reward_without_system_messages_is_warned_about() -> None:
 
 
 async def test_one_that_hangs_is_late() -> None:
-    with pytest.raises(RewardError, match=r"no score within 0\.01 s"):
+    with pytest.raises(RewardError, match=r"did not score within 0\.01 s"):
         await check_reward(FakeReward(delay=60), deadline=0.01)
 
 
@@ -86,7 +86,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("shapes:one", "shapes:one returned float for 1 completions .*one number per completion"),
         ("shapes:rows", "shapes:rows returned list for 1 completions"),
-        ("shapes:few", "two answers at once: .*gave 1 scores for 2"),
+        ("shapes:few", "two answers at once: .*returned 1 scores for 2"),
         ("shapes:words", "could not convert string to float"),
         ("shapes:narrow", "takes 1 positional argument but 2 were given"),
     ],

@@ -117,8 +117,8 @@ async def test_does_not_wait_longer_than_an_attempt_may_take() -> None:
         (Response('{"scores": [1.0, 1e999]}', media_type="application/json"), "not finite"),
         (JSONResponse({"scores": [1.0]}), "1 scores for 2 completions"),
         (JSONResponse({"scores": [1.0, None]}), r"scores\.1"),
-        (JSONResponse({"score": 1}), "contract: scores"),
-        (JSONResponse([1, 2]), "contract"),
+        (JSONResponse({"score": 1}), "invalid answer: scores"),
+        (JSONResponse([1, 2]), "invalid answer: Input"),
         (PlainTextResponse("fine, thanks"), "did not answer with JSON: 'fine, thanks'"),
         (Response(b"\xff\xfe\xff"), "did not answer with JSON"),
         (RedirectResponse("http://127.0.0.1:1/elsewhere"), "answered 307"),
@@ -191,7 +191,10 @@ async def test_must_be_started() -> None:
         ({"target": "http://[::1"}, "target"),
         ({"target": "http://me:pass@scores.example/"}, "api_key_env"),
         ({"target": "http://scores.example/", "timeout": 0}, "timeout = 0"),
-        ({"target": "http://scores.example/", "timeuot": 3}, "timeuot is no option; the options are target, timeout"),
+        (
+            {"target": "http://scores.example/", "timeuot": 3},
+            "timeuot is not an option; the options are target, timeout",
+        ),
         ({}, "target is required"),
     ],
 )

@@ -72,7 +72,7 @@ async def test_no_rating_is_an_error(text: str) -> None:
 
 @pytest.mark.parametrize("answer", [{"choices": []}, {"error": "?"}, {"choices": [{"message": {"content": 3}}]}])
 async def test_an_answer_that_is_no_chat_completion(answer: dict[str, Any]) -> None:
-    with serving(JSONResponse(answer)) as server, pytest.raises(RewardError, match="no chat completion: choices"):
+    with serving(JSONResponse(answer)) as server, pytest.raises(RewardError, match="not a chat completion: choices"):
         await scored(server, ["On its way."])
 
 

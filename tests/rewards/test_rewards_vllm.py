@@ -141,7 +141,7 @@ async def test_version_is_the_model_and_how_it_is_read() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (JSONResponse({"data": []}), "serves nothing: set the reward's model"),
+        (JSONResponse({"data": []}), "serves no model: set the reward's model"),
         (JSONResponse({"data": [{"id": "a", "max_model_len": 9}, {"id": "b", "max_model_len": 9}]}), "serves a, b"),
         (JSONResponse({"data": [{"id": "a"}]}), r"returned an invalid answer: data\.0\.max_model_len"),
         (JSONResponse({"detail": "not found"}, 404), "answered 404"),

@@ -551,10 +551,10 @@ async def test_when_the_thread_dies_everybody_is_told(engine: EmbeddedEngine) ->
     await asyncio.sleep(0.05)
     assert engine._runtime
     engine._runtime.worker.call(sys.exit)
-    with pytest.raises(EngineError, match="thread died: SystemExit"):
+    with pytest.raises(EngineError, match="thread crashed: SystemExit"):
         await running
     for call in (engine.check(), collect(engine, DrawRequest(PROMPT, "tiny")), engine.unload("two")):
-        with pytest.raises(EngineError, match="thread died: SystemExit"):
+        with pytest.raises(EngineError, match="thread crashed: SystemExit"):
             await call
 
 
@@ -567,7 +567,7 @@ async def test_when_the_thread_dies_calls_behind_a_cancelled_one_are_told_too(en
     assert cancelled.cancel()
     go_on.set()
     async with asyncio.timeout(30):
-        with pytest.raises(EngineError, match="thread died: SystemExit"):
+        with pytest.raises(EngineError, match="thread crashed: SystemExit"):
             await asyncio.wrap_future(behind)
 
 
@@ -688,9 +688,9 @@ async def test_settings_build_engines(base: Path) -> None:
     assert all(draw.finish_reason for draw in draws.draws)
     await engine.stop()
     for changes, message in (
-        ({"engine_options": {"max_row": 4}}, "max_row: no option has that name"),
+        ({"engine_options": {"max_row": 4}}, "max_row is not an option"),
         ({"engine_options": {"max_rows": 0}}, "max_rows = 0"),
-        ({"engine": "steam"}, "'steam' is not known; choose one of embedded, fake"),
+        ({"engine": "steam"}, "'steam' is unknown; choose one of embedded, fake"),
         ({"engine": "fake", "engine_options": {"speed": 1}}, "speed"),
         ({"model": ""}, "no model is configured"),
     ):

@@ -83,7 +83,7 @@ def test_a_hub_model_comes_from_the_cache_at_its_revision(tmp_path: Path) -> Non
 def test_a_hub_model_that_cannot_be_fetched_is_refused(tmp_path: Path) -> None:
     failed = resolve_offline(tmp_path, "acme/none")
     assert failed.returncode
-    assert "UserError: model 'acme/none' is neither a directory here nor a hub model" in failed.stderr
+    assert "UserError: model 'acme/none' is neither an existing directory nor a hub model" in failed.stderr
 
 
 @pytest.mark.parametrize(

@@ -193,8 +193,7 @@ except UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "service.traces needs opentelemetry, opentelemetry.exporter, not installed here: "
-        "pip install 'bonbon-serve[otel]'\n"
+        "service.traces needs opentelemetry, opentelemetry.exporter: run pip install 'bonbon-serve[otel]'\n"
     )
 
 
