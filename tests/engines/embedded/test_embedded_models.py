@@ -229,7 +229,7 @@ def sentencepiece_only(directory: Path) -> None:
     [
         (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer; save"),
         (special_tokens_only, "has only special tokens; save"),
-        (sentencepiece_only, "to read tokenizer.model, pip install sentencepiece protobuf; or save"),
+        (sentencepiece_only, "to read tokenizer.model, run pip install sentencepiece protobuf; or save"),
         (needs_code, "bonbon never runs a model's code.*--url"),
     ],
 )
