@@ -33,13 +33,13 @@ class RemoteOptions(BaseModel):
     health_timeout: float = Field(5.0, gt=0)
     """The seconds that a health check may take."""
     unhealthy_after: int = Field(3, ge=1)
-    """The number of consecutive health checks that may time out before a server gets no more requests. A server that
-    refuses connections gets none at once."""
+    """The number of consecutive health checks that must time out before a server gets no more requests. A server that
+    refuses connections is excluded at once."""
     load_timeout: float = Field(120.0, gt=0)
     """The seconds that loading and checking a version on a server may take."""
     quorum: float = Field(0.5, ge=0, le=1)
-    """The share of the servers that are up which must be exceeded for a version to count as loaded; 1 requires all of
-    them."""
+    """A version counts as loaded when more than this share of the servers that are up have it; 1 requires all of them.
+    """
 
     prompt_logprobs: bool = False
     """Whether the servers compute log-probabilities of prompts, which `echo` with `logprobs` needs. Leave it off for

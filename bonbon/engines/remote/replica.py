@@ -28,7 +28,7 @@ class Replica:
             adapter.
         timeout: The seconds that a health check may take.
         load_timeout: The seconds that loading or checking a version may take.
-        unhealthy_after: The number of consecutive health checks that may time out before the server counts as down.
+        unhealthy_after: The number of consecutive health checks that must time out before the server counts as down.
     """
 
     def __init__(
