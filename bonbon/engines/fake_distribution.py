@@ -7,7 +7,7 @@ from bonbon.engines.engine import Sampling
 
 
 def weights(
-    logits: Sequence[float], end: int, sampling: Sampling, prompt: Collection[int], drawn: Sequence[int]
+    logits: Sequence[float], end: int, sampling: Sampling, prompt: Collection[int], sampled: Sequence[int]
 ) -> list[float]:
     """Returns the probability of each token to be sampled next, up to a common factor.
 
@@ -16,15 +16,15 @@ def weights(
         end: The end token.
         sampling: The sampling parameters; see `Sampling`.
         prompt: The prompt's tokens.
-        drawn: The candidate's tokens so far.
+        sampled: The candidate's tokens so far.
     """
     changed = list(logits)
     for token, bias in sampling.logit_bias:
         changed[token] += bias
-    if len(drawn) < sampling.min_tokens and not sampling.ignore_eos:
+    if len(sampled) < sampling.min_tokens and not sampling.ignore_eos:
         changed[end] = -math.inf
     for token, logit in enumerate(changed):
-        count = drawn.count(token)
+        count = sampled.count(token)
         if count or token in prompt:
             factor = sampling.repetition_penalty
             changed[token] = logit / factor if logit > 0 else logit * factor

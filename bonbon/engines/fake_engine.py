@@ -179,7 +179,7 @@ class _Candidate:
     def __init__(self, index: int, rng: random.Random, sampling: Sampling, prompt: tuple[int, ...]) -> None:
         self._index, self._rng, self._sampling, self._prompt = index, rng, sampling, frozenset(prompt)
         self._text = ""
-        self._drawn: list[int] = []
+        self._sampled: list[int] = []
         self.finished = False
 
     def step(self) -> Delta:
@@ -187,11 +187,13 @@ class _Candidate:
         sampling = self._sampling
         token = self._choose()
         ends = token == END and not sampling.ignore_eos
-        self._drawn.append(token)
+        self._sampled.append(token)
         word = "" if token == END else WORDS[token] if not self._text else " " + WORDS[token]
-        finish: FinishReason | None = "stop" if ends else "length" if len(self._drawn) == sampling.max_tokens else None
+        finish: FinishReason | None = (
+            "stop" if ends else "length" if len(self._sampled) == sampling.max_tokens else None
+        )
         text = word
-        if len(self._drawn) > sampling.min_tokens:
+        if len(self._sampled) > sampling.min_tokens:
             for stop in sampling.stop:
                 at = (self._text + word).find(stop, max(0, len(self._text) - len(stop) + 1))
                 if at >= 0:
@@ -212,8 +214,8 @@ class _Candidate:
     def _choose(self) -> int:
         logits = [LOGPROB] * (END + 1)
         if self._sampling.temperature == 0:
-            logits[END if len(self._drawn) >= 4 else 0] += 1
+            logits[END if len(self._sampled) >= 4 else 0] += 1
         elif self._sampling.unmodified:
             return self._rng.randrange(END + 1)
-        distribution = weights(logits, END, self._sampling, self._prompt, self._drawn)
+        distribution = weights(logits, END, self._sampling, self._prompt, self._sampled)
         return self._rng.choices(range(END + 1), distribution)[0]

@@ -41,9 +41,9 @@ class GrammarMasks:
 
     def note(self, tokens: Tensor) -> None:
         """Advances the grammars by the sampled tokens (rows, 1)."""
-        drawn = tokens.squeeze(1).tolist()
+        sampled = tokens.squeeze(1).tolist()
         for row, matcher in list(self._matchers.items()):
-            if not matcher.is_stopped() and not matcher.consume_token(drawn[row]):
+            if not matcher.is_stopped() and not matcher.consume_token(sampled[row]):
                 self._fail(row, matcher)
 
     def release(self, row: int) -> None:

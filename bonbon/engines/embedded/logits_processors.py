@@ -13,7 +13,7 @@ class History(NamedTuple):
     """The tokens of a row so far."""
 
     prompt: Sequence[int]
-    drawn: Sequence[int]
+    sampled: Sequence[int]
 
 
 class LogitsProcessors:
@@ -47,12 +47,12 @@ class LogitsProcessors:
         for at, sampling in enumerate(asking):
             history = histories[rows[at]]
             self._in_prompt[at, torch.tensor(history.prompt, dtype=torch.long, device=device)] = True
-            drawn = torch.tensor(history.drawn, dtype=torch.long, device=device)
-            self._counts[at] += torch.bincount(drawn, minlength=vocabulary)
+            sampled = torch.tensor(history.sampled, dtype=torch.long, device=device)
+            self._counts[at] += torch.bincount(sampled, minlength=vocabulary)
             for token, bias in sampling.logit_bias:
                 self._bias[at, token] = bias
         missing = [
-            0 if sampling.ignore_eos else sampling.min_tokens - len(histories[row].drawn)
+            0 if sampling.ignore_eos else sampling.min_tokens - len(histories[row].sampled)
             for row, sampling in zip(rows, asking, strict=True)
         ]
         self._missing = torch.tensor(missing, device=device)

@@ -80,8 +80,8 @@ class RemoteEngine(Engine):
                 break
             begun = False
             try:
-                async with aclosing(self._draw_on(replica, request, outgoing, until)) as drawn:
-                    async for event in drawn:
+                async with aclosing(self._draw_on(replica, request, outgoing, until)) as received:
+                    async for event in received:
                         begun = True
                         yield event
                 return

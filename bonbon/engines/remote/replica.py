@@ -209,7 +209,7 @@ class Replica:
         async with aclosing(
             self.server.answers(golden_request.path, {"model": name, **golden_request.body}, until)
         ) as answers:
-            drawn = [event async for answer in answers for event in events(request, answer, GOLDEN.text)]
-        logprobs = [number for event in drawn if isinstance(event, Delta) for number in event.logprobs]
+            sampled = [event async for answer in answers for event in events(request, answer, GOLDEN.text)]
+        logprobs = [number for event in sampled if isinstance(event, Delta) for number in event.logprobs]
         if not logprobs or not all(math.isfinite(number) and number > IMPOSSIBLE for number in logprobs):
             raise EngineError(f"{name} answered the golden prompt without finite log-probabilities")

@@ -69,13 +69,13 @@ async def test_lengths_and_rewards_of_2000_draws_have_the_same_distribution(
         return await collect(engine, DrawRequest(PROMPT, "tiny", 2000, Sampling(max_tokens=48, seed=7)))
 
     async def scores(draws: Draws) -> list[float]:
-        return list(await reward.score(PROMPT, [drawn.text for drawn in draws.draws]))
+        return list(await reward.score(PROMPT, [candidate.text for candidate in draws.draws]))
 
     ours, theirs = await asyncio.gather(draws_of(embedded_engine), draws_of(vllm_engine))
-    lengths = [np.array([len(drawn.token_ids) for drawn in draws.draws]) for draws in (ours, theirs)]
+    lengths = [np.array([len(candidate.token_ids) for candidate in draws.draws]) for draws in (ours, theirs)]
     assert ks_2samp(*lengths).pvalue > 1e-3
     assert ks_2samp(await scores(ours), await scores(theirs)).pvalue > 1e-3
-    totals = [np.array([sum(drawn.logprobs) for drawn in draws.draws]) for draws in (ours, theirs)]
+    totals = [np.array([sum(candidate.logprobs) for candidate in draws.draws]) for draws in (ours, theirs)]
     assert ks_2samp(*totals).pvalue > 1e-3
     await reward.stop()
 
@@ -86,5 +86,5 @@ async def test_the_test_can_tell_another_law(vllm_engine: "VllmEngine") -> None:
         await collect(vllm_engine, DrawRequest(PROMPT, "tiny", 2000, Sampling(max_tokens=48, seed=7, temperature=t)))
         for t in (1.0, 0.5)
     ]
-    totals = [[sum(drawn.logprobs) for drawn in draws.draws] for draws in samples]
+    totals = [[sum(candidate.logprobs) for candidate in draws.draws] for draws in samples]
     assert ks_2samp(*totals).pvalue < 1e-3
