@@ -303,7 +303,7 @@ async def test_a_fleet_that_is_not_there_is_waited_for(pair: list[Double]) -> No
     async with fleet(pair) as engine:
         with pytest.raises(EngineError, match=r"no server .*ConnectorError.*its /health returned status 503"):
             await engine.check()
-        with pytest.raises(EngineError, match="no server of the fleet can draw from base now") as caught:
+        with pytest.raises(EngineError, match="no server of the fleet can serve base at the moment") as caught:
             await draw(engine)
         assert "127.0.0.1" not in str(caught.value)
         with pytest.raises(EngineError, match="no server"):
@@ -405,7 +405,7 @@ async def test_a_quorum_decides(pair: list[Double]) -> None:
             await engine.load(VERSION)
         pair[1].ranks.clear()
         async with fleet(servers, quorum=1) as engine:
-            with pytest.raises(UserError, match=r"2 of 3 servers serve .*, and 3 must"):
+            with pytest.raises(UserError, match=r"2 of 3 servers serve .*, but 3 must"):
                 await engine.load(VERSION)
 
 

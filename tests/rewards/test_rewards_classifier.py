@@ -219,7 +219,7 @@ async def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None
     config = LlamaConfig(vocab_size=len(SPECIAL + WORDS), **SHAPE)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    with pytest.raises(UserError, match=r"no trained reward model: its weights lack score\.weight"):
+    with pytest.raises(UserError, match=r"not a trained reward model: its weights lack score\.weight"):
         async with started(tmp_path, label=0):
             pass
 

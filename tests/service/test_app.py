@@ -210,7 +210,7 @@ async def test_a_failing_start_stops_what_had_started(tmp_path: Path) -> None:
     [
         ({}, r"no model is set: give --model \(or BONBON_MODEL\)"),
         ({"engine": "warp"}, "no model is set"),
-        ({"engine": "warp", "model": "tiny"}, "engine = 'warp' is not known"),
+        ({"engine": "warp", "model": "tiny"}, "engine = 'warp' is unknown"),
         ({"engine": "fake", "reward": "telepathy:x"}, "reward kind 'telepathy' is unknown"),
         ({"model": "/no/such/directory", "reward": "fake:"}, "is not an existing directory"),
     ],

@@ -284,7 +284,7 @@ async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
         with pytest.raises(UserError, match=message):
             await load(vllm_engine, case, spoilt)
     higher = save_adapter(tmp_path / "higher", tiny_models.policy, 1, r=16)
-    with pytest.raises(UserError, match=r"rank 16, .* up to 8; set engine_options.max_lora_rank to 16 or more"):
+    with pytest.raises(UserError, match=r"rank 16, .* is 8; set engine_options.max_lora_rank to 16 or more"):
         await load(vllm_engine, "higher", higher)
     foreign = save_adapter(tmp_path / "foreign", save_model(tmp_path / "other"), 1)
     with pytest.raises(UserError, match="serve the base it was trained on"):
