@@ -1,4 +1,4 @@
-"""Best-of-n answers from a language model, and the loop that distils them into one draw."""
+"""Serves best-of-n answers from a language model, and distils them into a model that needs one sample per answer."""
 
 from bonbon.best_of_n import Answer, BestOfN
 from bonbon.engines.engine import Engine, Sampling

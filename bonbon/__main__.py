@@ -1,4 +1,4 @@
-"""`python -m bonbon`."""
+"""Runs the command line as `python -m bonbon`."""
 
 import os
 import sys

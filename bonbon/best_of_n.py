@@ -1,4 +1,4 @@
-"""Best-of-n: draw, score, rank, pick."""
+"""Best-of-n sampling: sample candidates, score them, rank them, and pick the best."""
 
 import math
 import random
@@ -26,9 +26,9 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The scored group, and its draws in the same order, which also have every token's log-probability.
+    """A scored group, and its candidates in the same order with every token's log-probability.
 
-    `failure` is what kept the reward from ranking the group, when something did.
+    `failure` is the error that kept the reward from ranking the group, if there was one.
     """
 
     group: Group
@@ -37,19 +37,20 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The best candidate's text."""
+        """Returns the text of the best candidate."""
         return self.group.served[0].text
 
 
 class BestOfN:
-    """Answers with the best of n draws.
+    """Answers a prompt with the best of n candidates.
 
-    `async with` starts engine and reward, and stops them at its end. Without it, both must be started before.
+    `async with` starts the engine and the reward, and stops them at its end. Without it, start both first.
 
     Args:
-        engine: draws the candidates.
-        reward: scores them.
-        deadline: seconds the reward has; after that the answer is the first candidate, and the group is degraded.
+        engine: The engine that samples the candidates.
+        reward: The reward that scores them.
+        deadline: The seconds that the reward may take. When it takes longer, the answer is the first candidate, and the
+            group is marked as degraded.
     """
 
     def __init__(self, engine: Engine, reward: Reward, *, deadline: float = 30.0) -> None:
@@ -79,17 +80,20 @@ class BestOfN:
         keep: int = 1,
         salt: str = "",
     ) -> Answer:
-        """Draw `n` candidates from `version` (default: the base), score and rank them, mark the `keep` best as served.
+        """Samples `n` candidates from `version` (default: the base), ranks them, and marks the `keep` best as served.
 
-        Raises what `Engine.draw` raises, and RewardNotStarted. A reward that fails otherwise never raises, it degrades
-        the group.
+        Raises what `Engine.draw` raises, and RewardNotStarted. A reward that fails in another way raises nothing: it
+        degrades the group.
         """
         version = version or self.engine.base
         draws = await collect(self.engine, DrawRequest(prompt, version, n, sampling, salt=salt))
         return await self.rank(prompt, draws, version=version, sampling=sampling, keep=keep)
 
     async def rank(self, prompt: Prompt, draws: Draws, *, version: str, sampling: Sampling, keep: int = 1) -> Answer:
-        """Score and rank what was drawn. A single draw is not scored: there is nothing to choose."""
+        """Scores and ranks sampled candidates.
+
+        A single candidate is not scored, because there is nothing to choose from.
+        """
         candidates = tuple(_candidate(draw) for draw in draws.draws)
         failure: RewardError | None = None
         if len(candidates) > 1:
@@ -101,9 +105,10 @@ class BestOfN:
             except RewardNotStarted:
                 raise
             except RewardError as error:
-                failure = error.with_traceback(None)  # its frames are this one, which holds it: a cycle
+                # The traceback refers to this frame, which refers to the error: a cycle.
+                failure = error.with_traceback(None)
                 log.warning(
-                    "reward failed, the first candidate answers",
+                    "the reward failed; answering with the first candidate",
                     reward=self.reward.name,
                     error=str(error),
                 )
@@ -123,7 +128,7 @@ class BestOfN:
         return Answer(replace(group, unclean=why_unclean(group)), tuple(draws.draws), failure)
 
     async def score(self, prompt: Prompt, texts: list[str]) -> list[float]:
-        """One finite reward per text; see `score_texts`."""
+        """Returns one finite reward per text; see `score_texts`."""
         with span(Name.SCORE, REWARD=self.reward.name, CANDIDATES=len(texts)):
             return await score_texts(self.reward, prompt, texts, deadline=self.deadline)
 

@@ -1,4 +1,4 @@
-"""How charts look: matplotlib's settings and the colours of text and grid, for reports and for the pair log's curve."""
+"""The style of all charts: matplotlib's settings, and the colours of text and grid."""
 
 INK, FAINT, GRID = "#1e293b", "#64748b", "#e2e8f0"
 STYLE = {

@@ -1,4 +1,4 @@
-"""Deletes groups from everywhere: the log, what was set aside from a spool, and the snapshots of training."""
+"""Deletes groups from everywhere: the pair log, the groups that the spool has set aside, and the training snapshots."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,9 +14,11 @@ from bonbon.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """`groups` were deleted; `lineage` is what had learnt from them, `snapshots` are files that held some of them.
+    """What an erasure deleted.
 
-    `set_aside` counts those that no database had taken.
+    `groups` is how many groups the database deleted, and `set_aside` how many the spool had set aside because no
+    database accepted them. `lineage` lists what was trained on the deleted groups, and `snapshots` the deleted files
+    that contained some of them.
     """
 
     groups: int
@@ -33,24 +35,24 @@ async def erase(
     spool_dir: Path,
     progress: Callable[[int], None] | None = None,
 ) -> Erased:
-    """Delete the groups that meet the conditions, see `purge`, and every snapshot under `runs_dir` that has some.
+    """Deletes the groups that match `conditions`, and every snapshot under `runs_dir` that contains one of them.
 
-    With them go those that the spool in `spool_dir` has set aside; what still waits there is left out when it is
-    replayed.
+    See `purge` for the conditions. Matching groups that the spool in `spool_dir` has set aside are deleted, too. Groups
+    that still wait in the spool are skipped when the spool is replayed.
 
     Raises:
-        ValueError: no condition is given.
-        StoreUnavailable: everything is deleted, but another process keeps SQLite's write-ahead log from being emptied;
+        ValueError: No condition is given.
+        StoreUnavailable: Everything is deleted, but another process keeps SQLite's write-ahead log from being emptied;
             the next call empties it.
-        StoreError, OSError: something could not be deleted.
+        StoreError, OSError: Something could not be deleted.
     """
-    # Brings in pyarrow, which few commands need.
+    # Imported here because it imports pyarrow, which few commands need.
     from bonbon.pairs.deletion.stale_snapshots import delete_stale_snapshots
 
     learnt = await lineage(database, conditions)
     deleted = await purge(database, conditions, progress=progress)
     snapshots = await delete_stale_snapshots(database, runs_dir) if deleted else []
     set_aside = await asyncio.to_thread(set_aside_in(spool_dir).erase, conditions)
-    # Last, because it may fail; and even if nothing was deleted, because an earlier call may have failed here.
+    # This runs last because it may fail, and even if nothing was deleted because an earlier call may have failed here.
     await database.overwrite_deleted()
     return Erased(deleted, learnt, tuple(snapshots), set_aside)

@@ -7,15 +7,17 @@ HOW_TO_START = "await {}.start() first, or use `async with BestOfN(engine, rewar
 
 
 class BonbonError(Exception):
-    """Base of every error raised on purpose."""
+    """Base class of every error that bonbon raises on purpose."""
 
 
 class UserError(BonbonError):
-    """Something the user can mend. The message names the value and the remedy; it is shown as it is.
+    """Raised for a mistake that the user can correct.
+
+    The message names the value and the remedy, and is shown to the user unchanged.
 
     Args:
-        message: what is wrong and what to do about it.
-        param: the field or setting at fault, when there is one.
+        message: What is wrong, and what to do about it.
+        param: The field or setting at fault, if there is one.
     """
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
@@ -24,27 +26,27 @@ class UserError(BonbonError):
 
 
 class PromptTooLong(UserError):
-    """The prompt, with the tokens asked for, does not fit the model's context."""
+    """Raised when the prompt and the requested tokens do not fit into the model's context."""
 
 
 class UnknownVersion(UserError):
-    """No such version or alias is served here."""
+    """Raised when no version or alias of this name is served."""
 
 
 class RewardError(BonbonError):
-    """The reward could not score. `reason` says in one word why."""
+    """Raised when the reward could not score. `reason` names the cause in one word."""
 
     reason = "failed"
 
 
 class RewardLate(RewardError):
-    """The reward had not answered when its time was over."""
+    """Raised when the reward does not answer before its deadline."""
 
     reason = "late"
 
 
 class RewardInvalid(RewardError):
-    """The reward answered something else than one finite number per text."""
+    """Raised when the reward does not return exactly one finite number per text."""
 
     reason = "invalid"
 
@@ -57,22 +59,22 @@ class RewardNotStarted(RewardError):
 
 
 class EngineError(BonbonError):
-    """The engine failed while drawing; the request may be retried."""
+    """Raised when the engine fails while sampling; the request may be retried."""
 
 
 class Overloaded(BonbonError):
-    """There is no capacity for the request now; it may be retried."""
+    """Raised when there is no capacity for a request at the moment; it may be retried."""
 
 
 class ClientTooSlow(BonbonError):
-    """The client did not read its answer, and the memory that the answer took was needed for others."""
+    """Raised when a client does not read its answer, and other requests need the memory that the answer occupies."""
 
 
 class RateLimited(BonbonError):
-    """The tenant has asked for more than it may.
+    """Raised when a tenant has exceeded its rate limit.
 
     Args:
-        headers: what tells the client how much is left, and when to come back.
+        headers: The response headers that report how much is left and when to retry.
     """
 
     def __init__(self, message: str, *, headers: Mapping[str, str]) -> None:
@@ -81,15 +83,15 @@ class RateLimited(BonbonError):
 
 
 class Conflict(BonbonError):
-    """Somebody else moved the record first (compare-and-swap failed) or holds the lease."""
+    """Raised when another process has changed the record first (compare-and-swap failed) or holds the lease."""
 
 
 class StoreError(BonbonError):
-    """The database could not be read or written; nothing was stored.
+    """Raised when the database cannot be read or written; nothing was stored.
 
     Args:
-        message: what failed, for the log.
-        why: the same in a word or two, fit for everybody: it names no host, no file and nothing that was stored.
+        message: What failed, for the log.
+        why: The cause in a word or two that may be shown to anybody: it names no host, no file and no stored data.
     """
 
     def __init__(self, message: str, *, why: str = "") -> None:
@@ -98,4 +100,4 @@ class StoreError(BonbonError):
 
 
 class StoreUnavailable(StoreError):
-    """The database cannot be reached, or did not answer in time: it would take nothing else now either."""
+    """Raised when the database cannot be reached or does not answer in time, so that other calls would fail, too."""

@@ -1,21 +1,21 @@
-"""Identifiers that sort by the time they were made, so that the newest rows lie together in an index."""
+"""Identifiers that sort by their creation time, so that the newest records are neighbours in a database index."""
 
 import secrets
 import time
 from threading import Lock
 
 ID_LENGTH = 32
-"""Characters of an id."""
+"""The number of characters of an id."""
 
 _lock = Lock()
 _last = 0
 
 
 def time_ordered_id() -> str:
-    """32 hex digits: a version-7 UUID (RFC 9562, section 5.7) without its dashes.
+    """Returns 32 hex digits: a version-7 UUID (RFC 9562, section 5.7) without its dashes.
 
-    Those of one process sort in the order they were made, also when the clock is set back: after the milliseconds come
-    their 4096ths, and none is given twice (section 6.2, method 3).
+    The ids of one process are unique and sort in the order of their creation, even when the clock is set back: the 12
+    bits after the milliseconds count 1/4096 ms and never repeat (section 6.2, method 3).
     """
     global _last
     with _lock:

@@ -1,14 +1,16 @@
-"""Why a model's files cannot be loaded, for the person who named them."""
+"""Explains why a model's files cannot be loaded."""
 
 
 def needs_code(error: Exception) -> bool:
-    """Whether transformers refused a model because it brings Python code of its own (`auto_map` in a config)."""
+    """Returns whether transformers refused a model because it ships its own Python code (`auto_map` in a config)."""
     return "trust_remote_code" in str(error)
 
 
 def why(error: Exception) -> str:
-    """What kept transformers from loading a model. Its advice to trust the model's code is left out: there is no
-    setting for that."""
+    """Returns the reason why transformers could not load a model.
+
+    The message leaves out transformers' advice to trust the model's code, because bonbon has no setting for that.
+    """
     if needs_code(error):
-        return "it needs Python code of its own (auto_map in its configuration), and bonbon runs no model's code"
+        return "it needs its own Python code (auto_map in its configuration), and bonbon never runs a model's code"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""A manifest: every file of a version with its size and SHA-256."""
+"""A manifest lists every file of a version with its size and SHA-256."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from bonbon.errors import UserError
 from bonbon.model_files import PATTERNS
 
 MANIFEST = "manifest.json"
-# Formats that run code when they are loaded, or that carry code.
+# Formats that contain code, or that can run code when they are loaded.
 REFUSED = (
     ".bin",
     ".pt",
@@ -35,7 +35,7 @@ GENERATION = "generation_config.json"
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file: its path below the directory, size in bytes, SHA-256 in hex."""
+    """One file: its path relative to the directory, its size in bytes, and its SHA-256 in hex."""
 
     path: str
     size: int
@@ -44,13 +44,13 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The files in order of their paths."""
+    """The files of a version, sorted by path."""
 
     files: tuple[FileEntry, ...]
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the manifest itself: it names the content."""
+        """Returns the SHA-256 of the manifest itself, which identifies the content of the version."""
         return sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -58,29 +58,30 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
-        """The inverse of `to_json`."""
+        """Parses what `to_json` returns."""
         return cls(tuple(FileEntry(*entry) for entry in json.loads(text)))
 
 
 def make_manifest(directory: Path, leaving_out: Collection[str] = ()) -> Manifest:
-    """The manifest of what `directory` holds now, without the files directly in it that have the names `leaving_out`.
+    """Returns the manifest of the files in `directory`, without the top-level files whose names are in `leaving_out`.
 
     Raises:
-        UserError: it is no directory, has no safetensors file, or holds a symbolic link out of it or a file whose
-            format can carry code; the message names the file.
+        UserError: The path is not a directory, has no safetensors file, or contains a symbolic link that leads outside
+            or a file whose format can contain code; the message names the file.
     """
     return _manifest(directory, version_files(directory, leaving_out=leaving_out))
 
 
 def base_digest(directory: Path) -> str:
-    """The digest that names what a base model draws, and how its answers end.
+    """Returns the digest that identifies the distribution of a base model, and how its answers end.
 
-    It is that of a manifest of the files that decide this: weights, configuration, tokenizer and chat template. Of
-    generation_config.json it has the end tokens alone, for every request says how it is sampled; and it has nothing of
-    files that are never loaded, such as a model card.
+    It is the digest of a manifest of the files that decide this: weights, configuration, tokenizer and chat template.
+    Of generation_config.json it covers only the end tokens, because every request carries its own sampling parameters.
+    Files that are never loaded, such as a model card, do not count.
 
     Raises:
-        UserError: it is no directory, or has no safetensors file, or its generation_config.json is no JSON object.
+        UserError: The path is not a directory, has no safetensors file, or its generation_config.json is not a JSON
+            object.
     """
     files = version_files(directory, passing_over=True)
     deciding = [path for path in files if path.name != GENERATION and any(map(path.match, PATTERNS))]
@@ -90,21 +91,27 @@ def base_digest(directory: Path) -> str:
 
 
 def base_digest_of_every_file(directory: Path) -> str:
-    """What earlier releases stored as a base's digest; a model card changes it, too. Raises as `base_digest` does."""
+    """Returns the digest that earlier releases stored for a base, which also changes with a model card.
+
+    Raises the same errors as `base_digest`.
+    """
     return _manifest(directory, version_files(directory, passing_over=True)).digest
 
 
 def names_base(recorded: str, directory: Path, digest: str) -> bool:
-    """Whether `recorded` names the base in `directory`, whose digest is `digest`: as this release names it, or as
-    earlier ones did. Reads every file again where it is not this release's. Raises as `base_digest` does."""
+    """Returns whether `recorded` identifies the base in `directory`, whose digest is `digest`.
+
+    A digest in the form of an earlier release matches, too; checking for it reads every file again. Raises the same
+    errors as `base_digest`.
+    """
     return recorded == digest or recorded == base_digest_of_every_file(directory)
 
 
 def version_files(directory: Path, *, passing_over: bool = False, leaving_out: Collection[str] = ()) -> list[Path]:
-    """The files that make up a version, in order of their paths; raises as `make_manifest` does.
+    """Returns the files that make up a version, sorted by path; raises the same errors as `make_manifest`.
 
-    With `passing_over`, files of the refused formats are left out instead: a base model may come with them, and only
-    its safetensors are ever loaded.
+    With `passing_over`, files in refused formats are skipped instead of raising an error: base models often ship with
+    some, and only their safetensors are ever loaded.
     """
     files = _without(_files(directory, passing_over=passing_over), directory, leaving_out)
     if not any(path.suffix == ".safetensors" for path in files):
@@ -113,23 +120,23 @@ def version_files(directory: Path, *, passing_over: bool = False, leaving_out: C
 
 
 def verify(directory: Path, digest: str, leaving_out: Collection[str] = ()) -> None:
-    """Check a version's files against the manifest beside them, and that manifest against `digest`.
+    """Checks a version's files against the manifest beside them, and that manifest against `digest`.
 
-    Files directly in the directory that have the names `leaving_out` may be there.
+    Top-level files whose names are in `leaving_out` are ignored.
 
     Raises:
-        UserError: naming the file that is missing, extra, truncated or changed, or the manifest itself.
+        UserError: A file is missing, extra, truncated or changed, or the manifest itself is; the message names it.
     """
     try:
         recorded = (directory / MANIFEST).read_bytes()
     except OSError as error:
         raise UserError(f"{directory / MANIFEST} cannot be read: {error}; register the version again") from error
-    if sha256(recorded).hexdigest() != digest:  # before it is parsed: it may be anything
+    if sha256(recorded).hexdigest() != digest:  # Checked before parsing, because the file may contain anything.
         raise UserError(f"{directory / MANIFEST} was changed: its digest is not {digest}; register the version again")
     try:
         expected = {entry.path: entry for entry in Manifest.from_json(recorded).files}
     except (ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{directory / MANIFEST} is no manifest ({error}); register the version again") from error
+        raise UserError(f"{directory / MANIFEST} is not a manifest ({error}); register the version again") from error
     for path in _without(_files(directory), directory, leaving_out):
         entry = expected.pop(path.relative_to(directory).as_posix(), None)
         if entry is None:
@@ -149,15 +156,17 @@ def _files(directory: Path, *, passing_over: bool = False) -> list[Path]:
         if any(part.startswith(".") for part in relative.parts) or relative == Path(MANIFEST):
             continue
         if not _real(path).is_relative_to(root) and not _in_hub_cache(path):
-            raise UserError(f"{path} links out of {directory}; copy the file it points to")
+            raise UserError(f"{path} links to a file outside {directory}; replace the link by a copy of the file")
         if path.is_dir() and not path.is_symlink():
             continue
         if not path.is_file():
-            raise UserError(f"{path} is not a file; a version is made of files and directories only")
+            raise UserError(f"{path} is not a regular file; a version may contain only files and directories")
         if path.suffix.lower() not in REFUSED:
             files.append(path)
         elif not passing_over:
-            raise UserError(f"{path}: {path.suffix} files can carry code and are refused; save as safetensors")
+            raise UserError(
+                f"{path}: {path.suffix} files can contain code and are refused; save the model as safetensors"
+            )
     return files
 
 
@@ -169,9 +178,12 @@ def _check(path: Path, entry: FileEntry) -> None:
     try:
         size = path.stat().st_size
         if size != entry.size:
-            raise UserError(f"{path} has {size} bytes, the manifest says {entry.size}: truncated or changed")
+            raise UserError(
+                f"{path} has {size} bytes, but its manifest lists {entry.size}: it was truncated or changed; "
+                "register the version again"
+            )
         if _sha256(path) != entry.sha256:
-            raise UserError(f"{path} is corrupt: its SHA-256 is not the manifest's")
+            raise UserError(f"{path} is corrupt: its SHA-256 differs from the manifest; register the version again")
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error}") from error
 
@@ -181,7 +193,7 @@ def _manifest(directory: Path, files: list[Path]) -> Manifest:
 
 
 def _end_tokens(generation: Path) -> bytes:
-    """The end tokens that a generation_config.json names, as JSON."""
+    """Returns the end tokens that a generation_config.json names, as JSON."""
     if not generation.exists():
         return b""
     try:
@@ -197,7 +209,7 @@ def _sha256(path: Path) -> str:
 
 
 def _in_hub_cache(path: Path) -> bool:
-    # A hub snapshot is made of links to its own cache's blobs, two folders up.
+    # A snapshot of the hub consists of links to the blobs of its own cache, two directories up.
     return path.is_symlink() and _real(path).parent.name == "blobs" and "snapshots" in path.parts
 
 

@@ -1,4 +1,4 @@
-"""A prompt in whichever of the three forms it came: chat messages, text, or token ids."""
+"""A prompt in any of its three forms: chat messages, text, or token ids."""
 
 import json
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from bonbon.tools import ToolCall, canonical, written
 
 
 class Message(TypedDict):
-    """One turn of a chat: `role` is system, user, assistant or tool, and `name` says who speaks, if anything does.
+    """One turn of a chat: `role` is system, user, assistant or tool, and `name` optionally identifies the speaker.
 
-    An assistant's `tool_calls` are in OpenAI's form; `content` is then empty if there was none. A tool's turn says by
-    `tool_call_id` which call it answers.
+    An assistant's `tool_calls` are in OpenAI's format; `content` is empty if the model wrote none. In a tool's turn,
+    `tool_call_id` is the id of the call that it answers.
     """
 
     role: str
@@ -24,13 +24,13 @@ class Message(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Exactly one of the first three fields is set.
+    """A prompt. Exactly one of the first three fields is set.
 
-    `messages` go through the policy's chat template; `text` is tokenised as it is; `token_ids` are used as they are.
-    `tools` and `tool_choice` go with messages: canonical JSON text of what OpenAI's fields of these names hold. So does
-    `template`: canonical JSON text of the options that the chat template is rendered with. `add_generation_prompt`
-    (true by default), `continue_final_message` (false) and `reasoning_effort` are among them, and so are vLLM's
-    `chat_template_kwargs`, each under its own name. What it does not name has its default.
+    `messages` are rendered with the policy's chat template, `text` is tokenised as it is, and `token_ids` are used as
+    they are. `tools` and `tool_choice` belong to messages: they are the canonical JSON text of OpenAI's fields of these
+    names. So does `template`: it is the canonical JSON text of the options for the chat template, among them
+    `add_generation_prompt` (default true), `continue_final_message` (default false), `reasoning_effort`, and each of
+    vLLM's `chat_template_kwargs` under its own name. Missing options have their defaults.
     """
 
     messages: tuple[Message, ...] | None = None
@@ -42,11 +42,11 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if sum(form is not None for form in (self.messages, self.text, self.token_ids)) != 1:
-            raise ValueError("a prompt is messages, text or token ids: exactly one of them")
+            raise ValueError("a prompt needs exactly one of messages, text and token_ids")
         if self.messages is None and (self.tools is not None or self.tool_choice is not None):
-            raise ValueError("tools go with messages")
+            raise ValueError("tools and tool_choice need a prompt of messages")
         if self.messages is None and self.template is not None:
-            raise ValueError("options of the chat template go with messages")
+            raise ValueError("options of the chat template need a prompt of messages")
 
     @classmethod
     def chat(cls, *messages: Message) -> "Prompt":
@@ -54,12 +54,12 @@ class Prompt:
 
     @classmethod
     def user(cls, text: str) -> "Prompt":
-        """One user turn."""
+        """Returns a prompt of one user turn."""
         return cls(messages=({"role": "user", "content": text},))
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the prompt's content."""
+        """Returns the SHA-256 of the prompt's content."""
         content: tuple[object, ...] = (self.messages, self.text, self.token_ids)
         if self.tools is not None or self.tool_choice is not None:
             content += (self.tools, self.tool_choice)
@@ -69,10 +69,10 @@ class Prompt:
 
     @property
     def root_digest(self) -> str:
-        """The digest of the conversation's beginning, up to and including its first user turn.
+        """Returns the digest of the conversation's beginning, up to and including its first user turn.
 
         Every later turn of a conversation repeats its beginning, so all of its turns share this digest. A prompt that
-        is no conversation, or that has no user turn, is its own beginning.
+        is not a conversation, or that has no user turn, counts as its own beginning.
         """
         turns = self.messages or ()
         first = next((place for place, message in enumerate(turns) if message["role"] == "user"), len(turns))
@@ -84,42 +84,42 @@ class Prompt:
 
     @property
     def _template_of_beginning(self) -> str | None:
-        """The template's options without those that are about the conversation's end."""
+        """Returns the template's options, except those that concern the end of the conversation."""
         ends = ("add_generation_prompt", "continue_final_message")
         options = {name: value for name, value in self.template_options.items() if name not in ends}
         return canonical(options) if options else None
 
     @property
     def template_options(self) -> dict[str, Any]:
-        """What `template` holds."""
+        """Returns `template` as a dictionary."""
         options: dict[str, Any] = json.loads(self.template or "{}")
         return options
 
     @property
     def continues_message(self) -> bool:
-        """Whether completions continue the final message."""
+        """Returns whether completions continue the final message."""
         return bool(self.template_options.get("continue_final_message"))
 
     @property
     def is_continued(self) -> bool:
-        """Whether completions go on from the prompt's last character, and are no message of their own."""
+        """Returns whether completions continue the prompt's last character instead of starting a new message."""
         return self.messages is None or self.continues_message
 
     @property
     def continued(self) -> str:
-        """The part of the message they belong to that completions continue; empty when they begin one of their own."""
+        """Returns the beginning of the message that completions continue; empty when they start a new message."""
         return self.messages[-1]["content"] if self.messages and self.continues_message else ""
 
     @property
     def has_tools(self) -> bool:
-        """Whether reading it takes an engine that knows tools."""
+        """Returns whether the prompt needs an engine that supports tools."""
         return self.tools is not None or any(
             "tool_calls" in message or message["role"] == "tool" for message in self.messages or ()
         )
 
     @property
     def constrains(self) -> bool:
-        """Whether its tools force the sampler: some call is required, or a function is strict."""
+        """Returns whether the tools constrain the sampler: a call is required, or a function is strict."""
         if self.tools is None:
             return False
         strict = any(tool.get("function", {}).get("strict") for tool in json.loads(self.tools))
@@ -127,10 +127,10 @@ class Prompt:
 
     @property
     def plain(self) -> "Prompt":
-        """The same for readers who know roles and text alone.
+        """Returns the prompt reduced to roles and text, for rewards, which know nothing else.
 
-        Calls are written out; tools, names and the template's options are left out, and so is a final message that
-        completions continue: for such a reader they begin with `continued`.
+        Calls are written as text. Tools, names and the template's options are left out, and so is a final message that
+        completions continue: for such a reader, each completion starts with `continued`.
         """
         named = any("name" in message for message in self.messages or ())
         if not self.has_tools and not named and self.template is None:

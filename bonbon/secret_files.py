@@ -1,4 +1,4 @@
-"""Values that may be in files instead of the environment, as container platforms give secrets."""
+"""Reads secrets from files instead of the environment, as container platforms provide them."""
 
 import os
 from collections.abc import Mapping
@@ -10,24 +10,24 @@ SUFFIX = "_FILE"
 
 
 def secret(name: str) -> str | None:
-    """The environment variable `name`, or what the file that `name`_FILE names holds; None without either.
+    """Returns the environment variable `name`, or the content of the file named by `name`_FILE; None if neither is set.
 
-    Raises UserError as `with_files` does.
+    Raises the same UserError as `with_files`.
     """
     return with_files({key: value for key, value in os.environ.items() if key in (name, name + SUFFIX)}).get(name)
 
 
 def with_files(variables: Mapping[str, str]) -> dict[str, str]:
-    """`variables`, each NAME_FILE replaced by NAME with the file's text, without the line's end.
+    """Returns `variables` with each NAME_FILE replaced by NAME and the text of the file, without its final newline.
 
-    Raises UserError, showing no value, when a file cannot be read or is empty, or NAME is given, too.
+    Raises UserError, which never shows a value, when a file cannot be read or is empty, or when NAME is set, too.
     """
     values = {name: value for name, value in variables.items() if not name.upper().endswith(SUFFIX)}
     given = {name.upper() for name in values}
     for variable in variables.keys() - values.keys():
         name = variable[: -len(SUFFIX)]
         if name.upper() in given:
-            raise UserError(f"both {name} and {variable} are set: give the value or the file that holds it")
+            raise UserError(f"both {name} and {variable} are set: keep only one of them")
         values[name] = _text(variable, variables[variable])
     return values
 

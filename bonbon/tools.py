@@ -1,4 +1,4 @@
-"""Tool calls: what a candidate asks to have run for it."""
+"""Tool calls: the functions that a candidate asks the client to run."""
 
 import json
 from collections.abc import Iterable
@@ -8,20 +8,23 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call of a function. `arguments` is the JSON text as the model wrote it, sound or not."""
+    """One call of a function. `arguments` is the JSON text as the model wrote it, whether it is valid or not."""
 
     id: str
     name: str
     arguments: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As OpenAI writes it in a message."""
+        """Returns the call in the format of OpenAI's messages."""
         return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCallDelta:
-    """The next piece of a candidate's call `index`: id and name come once, the arguments grow."""
+    """The next piece of a candidate's call `index`.
+
+    The id and name come once; the pieces of the arguments are concatenated.
+    """
 
     index: int
     id: str = ""
@@ -30,15 +33,15 @@ class ToolCallDelta:
 
 
 def written(content: str, calls: Iterable[ToolCall]) -> str:
-    """Content and calls as one text, which rewards read and the pair log keeps.
+    """Returns the content and calls as one text, which rewards read and the pair log stores.
 
-    A line for each call, after the content if there is any: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
+    Each call is a line after the content, if there is any: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`.
     """
     return "\n".join([*([content] if content else []), *map(_line, calls)])
 
 
 def canonical(value: object) -> str:
-    """JSON text that is the same for the same value."""
+    """Returns JSON text that is identical for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -46,6 +49,6 @@ def _line(call: ToolCall) -> str:
     try:
         json.loads(call.arguments)
         arguments = call.arguments
-    except ValueError:  # cut off, or not written as JSON at all
+    except ValueError:  # The arguments are truncated, or are not JSON at all.
         arguments = json.dumps(call.arguments, ensure_ascii=False)
     return f'<tool_call>{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {arguments}}}</tool_call>'

@@ -1,4 +1,4 @@
-"""Waiting for what may never come."""
+"""Waits with deadlines for futures that may never complete."""
 
 import asyncio
 from dataclasses import dataclass
@@ -9,36 +9,38 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds that one call to the database may take: to connect, to run a statement, to commit.
+    """The seconds that one call to the database may take: to connect, to run a statement, to commit.
 
-    `call` is for what a request, a lease or the registry waits for, `bulk` for what reads or deletes many groups.
+    `call` applies where a request, a lease or the registry waits, and `bulk` to reading or deleting many groups.
     """
 
     call: float = 10.0
     bulk: float = 600.0
 
 
-async def within(seconds: float, begun: "asyncio.Future[T]") -> T:
-    """The result of what has begun. It goes on when this is cancelled, or late; its error is nobody's then.
+async def within(seconds: float, future: "asyncio.Future[T]") -> T:
+    """Returns the result of `future`.
 
-    Raises TimeoutError when it has not ended within so many seconds.
+    The future keeps running after a timeout or a cancellation; its error is then ignored.
+
+    Raises TimeoutError when it has not completed within so many seconds.
     """
-    begun.add_done_callback(_seen)
-    await asyncio.wait({begun}, timeout=seconds)
-    if not begun.done():
+    future.add_done_callback(_retrieve_exception)
+    await asyncio.wait({future}, timeout=seconds)
+    if not future.done():
         raise TimeoutError(f"no answer within {seconds:g} s")
-    return begun.result()
+    return future.result()
 
 
-async def give_up(begun: "asyncio.Future[T]", seconds: float) -> None:
-    """Cancel it, again when it goes on all the same, and wait at most so many seconds each time."""
-    begun.add_done_callback(_seen)
+async def give_up(future: "asyncio.Future[T]", seconds: float) -> None:
+    """Cancels `future`, a second time if it keeps running, and waits at most so many seconds each time."""
+    future.add_done_callback(_retrieve_exception)
     for _ in range(2):
-        if not begun.done():
-            begun.cancel()
-            await asyncio.wait({begun}, timeout=seconds)
+        if not future.done():
+            future.cancel()
+            await asyncio.wait({future}, timeout=seconds)
 
 
-def _seen(ended: "asyncio.Future[T]") -> None:
-    if not ended.cancelled():
-        ended.exception()
+def _retrieve_exception(future: "asyncio.Future[T]") -> None:
+    if not future.cancelled():
+        future.exception()

@@ -1,4 +1,4 @@
-"""Several coroutines at once, all or nothing."""
+"""Runs several coroutines concurrently, all or nothing."""
 
 import asyncio
 from collections.abc import Coroutine, Iterable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def gather_or_cancel(coroutines: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
-    """Results in order; the first failure cancels the rest and is raised as it is."""
+    """Returns the results in order; the first failure cancels the rest and is raised unchanged."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(coroutine) for coroutine in coroutines]

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
+from bonbon.concurrency.shielded import end
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 WINDOW = 4
-"""Batches' worth of waiting items that are sorted together; the oldest go first, so nothing starves."""
+"""The number of batches' worth of waiting items that are sorted at a time; the oldest go first, so that none
+starves."""
 
 
 class _Entry(NamedTuple, Generic[T, R]):
@@ -20,16 +23,16 @@ class _Entry(NamedTuple, Generic[T, R]):
 
 
 class MicroBatcher(Generic[T, R]):
-    """Runs `function` over the items of all callers, a batch at a time, in one thread.
+    """Runs `function` over the items of all callers, one batch at a time, in one thread.
 
-    It never waits for a batch to fill: an idle worker starts with what is there, and what arrives meanwhile makes the
-    next batch. Items of a cancelled caller that have not begun are dropped. The items of a batch that fails are tried
-    once more, each by itself, so that one that cannot be worked on fails its own caller only.
+    It never waits for a batch to fill: an idle worker starts with the items that are waiting, and items that arrive
+    meanwhile form the next batch. Waiting items of a cancelled caller are dropped. When a batch fails, each of its
+    items is tried once more by itself, so that an item that cannot be processed fails only its own caller.
 
     Args:
-        function: one result per item, in order; blocking.
-        batch_size: most items per call of `function`.
-        length: batches are made of items of like length.
+        function: Returns one result per item, in order; it may block.
+        batch_size: The maximum number of items per call of `function`.
+        length: Returns the length of an item; batches consist of items of similar length.
     """
 
     def __init__(
@@ -46,25 +49,25 @@ class MicroBatcher(Generic[T, R]):
         self._worker = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
-        """Callers that still wait get RuntimeError. Returns when the batch in the thread has ended."""
+        """Stops the worker after its current batch. Callers that are still waiting get RuntimeError."""
         if self._worker is None:
             return
-        self._worker.cancel()
-        await asyncio.wait({self._worker})
+        await end(self._worker)
         self._worker = None
         self._waiting.clear()
         for future in self._unfinished:
             if not future.done():
-                future.set_exception(RuntimeError("stopped while it was working"))
+                future.set_exception(RuntimeError("stopped before the item was processed"))
         await asyncio.to_thread(self._thread.shutdown)
 
     async def run(self, items: Sequence[T]) -> list[R]:
-        """One result per item, in order.
+        """Returns one result per item, in order.
 
-        Raises what `function` raised, and RuntimeError when not started or when it gave no result for each item.
+        Raises what `function` raised, and RuntimeError when the batcher is not started or `function` did not return one
+        result per item.
         """
         if self._worker is None:
-            raise RuntimeError("not started")
+            raise RuntimeError("the micro-batcher is not started")
         loop = asyncio.get_running_loop()
         entries: list[_Entry[T, R]] = [_Entry(item, self._length(item), loop.create_future()) for item in items]
         futures = [entry.future for entry in entries]
@@ -109,15 +112,15 @@ class MicroBatcher(Generic[T, R]):
                 entry.future.set_result(found[i])
 
     def _call(self, items: list[T]) -> Sequence[R] | Exception:
-        """The results, or why there are none; in the thread, from which a future does not take every exception."""
+        """Returns the results, or the exception, because a future of a thread does not accept every exception."""
         try:
             results = self._function(items)
         except StopIteration as error:
             return RuntimeError(f"StopIteration: {error}")
-        except Exception as error:  # noqa: BLE001 - the callers are told
+        except Exception as error:  # noqa: BLE001 - the callers get it
             return error
-        except BaseException as error:  # noqa: BLE001 - it would end the event loop, which has done nothing
+        except BaseException as error:  # noqa: BLE001 - raised here, it would end the event loop
             return RuntimeError(f"{type(error).__name__}: {error}")
         if len(results) != len(items):
-            return RuntimeError(f"{len(results)} results for {len(items)} items")
+            return RuntimeError(f"the function returned {len(results)} results for {len(items)} items")
         return results

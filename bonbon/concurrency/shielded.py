@@ -1,4 +1,4 @@
-"""Work that a cancelled caller must not leave half done."""
+"""Awaits work that must complete even when its caller is cancelled."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 async def shielded(work: Awaitable[T]) -> T:
-    """Await `work` to its end even when the caller is cancelled meanwhile; then raise that CancelledError."""
+    """Awaits `work` until it ends even when the caller is cancelled meanwhile; then raises that CancelledError."""
     task = asyncio.ensure_future(work)
     interruption: asyncio.CancelledError | None = None
     while not task.done():
@@ -17,16 +17,16 @@ async def shielded(work: Awaitable[T]) -> T:
         except asyncio.CancelledError as error:
             interruption = error
     if interruption is not None:
-        task.exception()  # seen: the caller has ended, and nobody else is told
+        task.exception()  # Marks the exception as retrieved, because the cancelled caller does not get it.
         try:
             raise interruption
         finally:
-            interruption = None  # this frame is in its traceback: a cycle
+            interruption = None  # The error's traceback refers to this frame: without this, a cycle.
     return task.result()
 
 
 async def end(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel `tasks` and return when they have ended, even when the caller is cancelled meanwhile."""
+    """Cancels `tasks` and returns when they have ended, even when the caller is cancelled meanwhile."""
     for task in tasks:
         task.cancel()
     await shielded(asyncio.gather(*tasks, return_exceptions=True))

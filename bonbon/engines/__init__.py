@@ -1,14 +1,13 @@
-"""Engines: what draws candidates."""
+"""Engines sample candidates from a language model."""
 
 from collections.abc import Callable
-from typing import Any
 
 from pydantic import ValidationError
 
 from bonbon.engines.engine import Engine
 from bonbon.errors import UserError
 from bonbon.settings import Settings
-from bonbon.shown_values import shown_input
+from bonbon.shown_values import describe_problem
 
 __all__ = ["Engine", "build_engine"]
 
@@ -17,34 +16,26 @@ READERS = ("embedded", "vllm")
 
 
 def build_engine(settings: Settings, *, base: str) -> Engine:
-    """The engine that `settings` name, not started, serving `base`.
+    """Returns the engine that `settings` select, serving `base`; it is not started.
 
     Raises:
-        UserError: the engine, an option of it, or the model is unknown, or the engine cannot follow a setting.
+        UserError: The engine, one of its options, or the model is unknown, or the engine does not support a setting.
     """
     if settings.engine not in FACTORIES:
         raise UserError(
-            f"engine = {settings.engine!r} is not known; choose one of {', '.join(sorted(FACTORIES))}", param="engine"
+            f"engine = {settings.engine!r} is unknown; choose one of {', '.join(sorted(FACTORIES))}", param="engine"
         )
     if settings.end_tokens is not None and settings.engine not in READERS:
         raise UserError(
-            f"end_tokens is for the engines {' and '.join(READERS)}, not for {settings.engine}: leave it out, and "
+            f"end_tokens applies to the engines {' and '.join(READERS)}, not to {settings.engine}: remove it, and "
             "start the fleet's servers with --override-generation-config '{\"eos_token_id\": [...]}'",
             param="end_tokens",
         )
     try:
         return FACTORIES[settings.engine](settings, base)
     except ValidationError as error:
-        problems = "; ".join(map(_problem, error.errors()))
+        problems = "; ".join(describe_problem(item, unknown="is not an option") for item in error.errors())
         raise UserError(f"engine_options of {settings.engine}: {problems}", param="engine_options") from error
-
-
-def _problem(item: Any) -> str:
-    """What is wrong with an option. Values that may be or hold a secret are not shown."""
-    where = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return f"{where}: no option has that name"
-    return f"{where}{shown_input(item)}: {item['msg']}"
 
 
 def _embedded(settings: Settings, base: str) -> Engine:

@@ -1,4 +1,4 @@
-"""What has been drawn of one candidate, and what of that has been sent."""
+"""The state of one candidate while it is sampled: its tokens, its text, and how much of both was sent."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from bonbon.engines.text.prompt_reader import PromptReader
 
 Top = tuple[list[int], list[float]]
-"""The likeliest tokens at a position, and their log-probabilities."""
+"""The most likely tokens at a position, and their log-probabilities."""
 
 
 class CandidateStream:
-    """One candidate while it is drawn: tokens go in, deltas come out.
+    """Turns the tokens of one candidate into deltas while it is sampled.
 
     Args:
-        request: what the candidate is drawn for.
-        index: which candidate.
-        prompt: the prompt's token ids.
-        reader: what read the prompt: it turns ids into text, and knows which of them end a candidate.
+        request: The request that the candidate belongs to.
+        index: The candidate's index in the request.
+        prompt: The prompt's token ids.
+        reader: The reader that read the prompt; it decodes token ids and knows the end tokens.
     """
 
     def __init__(self, request: DrawRequest, index: int, prompt: Sequence[int], reader: "PromptReader") -> None:
@@ -30,7 +30,7 @@ class CandidateStream:
         self._deltas = request.deltas
         self._detokenizer = reader.detokenizer
         self._end_ids = frozenset() if self.sampling.ignore_eos else reader.end_ids
-        # An answer in a chat is a text of its own; everything else is the continuation of its prompt.
+        # An answer in a chat starts a new text; any other completion continues its prompt.
         self._context = self._detokenizer.context(prompt) if request.prompt.is_continued else ()
         stop, min_tokens = self.sampling.stop, self.sampling.min_tokens
         self._calls = reader.call_reader(request.prompt)
@@ -44,11 +44,11 @@ class CandidateStream:
 
     @property
     def left(self) -> int:
-        """How many tokens the candidate may still get."""
+        """Returns how many more tokens the candidate may have."""
         return self.sampling.max_tokens - len(self.token_ids)
 
     def add(self, token: int, logprob: float, top: Top) -> Delta | None:
-        """Append a token and return what is to be sent now."""
+        """Appends a token, and returns the delta to send now, if any."""
         end = token in self._end_ids
         self.token_ids.append(token)
         self._logprobs.append(logprob)
@@ -62,7 +62,7 @@ class CandidateStream:
         return self._delta(None) if self._deltas else None
 
     def finish(self, reason: FinishReason) -> Delta:
-        """No more tokens will come: the candidate's last delta."""
+        """Returns the candidate's last delta, after which no more tokens follow."""
         return self._finish(reason, self.token_ids)
 
     def _finish(self, reason: FinishReason, token_ids: list[int]) -> Delta:

@@ -1,4 +1,4 @@
-"""Whole candidates out of an engine's interleaved deltas."""
+"""Collects an engine's interleaved deltas into whole candidates."""
 
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -10,7 +10,10 @@ from bonbon.tools import ToolCall, ToolCallDelta, written
 
 @dataclass(slots=True)
 class Draw:
-    """One candidate as it grows. `token_ids`, `tokens` and `logprobs` have one entry per token drawn."""
+    """One candidate, accumulated from its deltas.
+
+    `token_ids`, `tokens` and `logprobs` have one entry per sampled token.
+    """
 
     index: int
     text: str = ""
@@ -23,7 +26,7 @@ class Draw:
 
     @property
     def written(self) -> str:
-        """Text and tool calls as one text: what rewards read."""
+        """Returns the text and the tool calls as one text, which rewards read."""
         return written(self.text, self.tool_calls)
 
     def add(self, delta: Delta) -> None:
@@ -64,14 +67,14 @@ class Draws:
 
     @property
     def prompt(self) -> Started:
-        """Raises EngineError when the engine never started the draw."""
+        """Returns the prompt as the policy read it. Raises EngineError when the engine never yielded `Started`."""
         if self.started is None:
-            raise EngineError("the engine ended the draw before it started; see its log")
+            raise EngineError("the engine ended the request before it started to sample; see the engine's log")
         return self.started
 
 
 async def collect(engine: Engine, request: DrawRequest) -> Draws:
-    """All candidates of `request`, drawn to their ends."""
+    """Samples all candidates of `request` until they end."""
     draws = Draws(request.n)
     async with aclosing(engine.draw(request)) as events:
         async for event in events:

@@ -1,4 +1,4 @@
-"""The engine: whatever draws completions of a prompt from a version of the policy."""
+"""The interface of engines, which sample completions of a prompt from a version of the policy."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +15,24 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How candidates are drawn.
+    """The sampling parameters of a request.
 
-    With a `seed`, candidate i of a request draws from a generator of its own seeded by (seed, i): the same request
-    gives the same candidates, up to the floating-point differences between batches. `temperature` 0 is greedy.
-    `top_p` 1 and `top_k` 0 leave the distribution whole; anything else changes the sampler's support.
-    `top_logprobs` is how many alternatives to report per token (0: none).
-    `response_format` holds every candidate's text to a shape: OpenAI's object as `response_format.canonical` writes
-    it, None for any text. It changes the sampler's support, too, after the changes to the logits below and before the
-    temperature. An engine that cannot do it raises UserError.
+    With a `seed`, candidate i uses its own random generator seeded with (seed, i), so the same request gives the same
+    candidates, up to the floating-point differences between batches. `temperature` 0 is greedy decoding. `top_p` 1 and
+    `top_k` 0 do not restrict the distribution; other values change its support. `top_logprobs` is how many alternatives
+    to report per token (0 for none).
 
-    The other fields mean what they mean in vLLM's SamplingParams, and their defaults change nothing. Logits are changed
-    in this order: `logit_bias` is added to them as (token id, bias) pairs; tokens that end a candidate are impossible
-    before `min_tokens` tokens; `repetition_penalty` divides the positive logits and multiplies the negative logits of
-    tokens in the prompt and the candidate; `frequency_penalty` is subtracted once for each time that the candidate has
-    the token, and `presence_penalty` once if it has. After the temperature, `min_p` removes tokens that are less likely
-    than this share of the likeliest one, and then `top_k` and `top_p` follow. With `ignore_eos`, a candidate goes on
-    after the tokens that end it otherwise.
+    `response_format` constrains the text of every candidate: it is OpenAI's object in the form that
+    `response_format.canonical` writes, or None for unconstrained text. It changes the support, too; it is applied after
+    the changes to the logits below and before the temperature. An engine that does not support it raises UserError.
+
+    The other fields have the meaning of vLLM's SamplingParams, and their defaults change nothing. Logits are changed in
+    this order: `logit_bias` adds its (token id, bias) pairs; `min_tokens` excludes end tokens until the candidate has
+    this many tokens; `repetition_penalty` divides the positive logits and multiplies the negative logits of tokens in
+    the prompt and the candidate; `frequency_penalty` is subtracted once for each occurrence of a token in the
+    candidate, and `presence_penalty` once if it occurs at all. After the temperature, `min_p` removes tokens whose
+    probability is below this share of the most likely token's; then `top_k` and `top_p` follow. With `ignore_eos`, a
+    candidate continues after an end token.
     """
 
     max_tokens: int = 256
@@ -52,29 +53,29 @@ class Sampling:
 
     @property
     def unmodified(self) -> bool:
-        """Whether candidates are draws from the policy's own distribution at this temperature."""
+        """Returns whether candidates are samples from the policy's own distribution at this temperature."""
         whole = self.top_p == 1 and self.top_k <= 0 and self.min_p == 0 and self.response_format is None
         return self.temperature > 0 and whole and not self.ignore_eos and not self.changes_logits
 
     @property
     def changes_logits(self) -> bool:
-        """Whether a field other than the temperature and the limits on the support changes what is drawn from."""
+        """Returns whether any field changes the distribution, besides the temperature and the limits of the support."""
         penalties = (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
         return penalties or bool(self.logit_bias) or self.min_tokens > 0
 
     def shortened(self, max_tokens: int) -> "Sampling":
-        """The same with at most `max_tokens` tokens for each candidate."""
-        most = min(self.max_tokens, max_tokens)
-        return replace(self, max_tokens=most, min_tokens=min(self.min_tokens, most))
+        """Returns the same parameters with at most `max_tokens` tokens per candidate."""
+        limit = min(self.max_tokens, max_tokens)
+        return replace(self, max_tokens=limit, min_tokens=min(self.min_tokens, limit))
 
 
 @dataclass(frozen=True, slots=True)
 class DrawRequest:
-    """Draw `n` completions of `prompt` from the loaded version named `version`.
+    """A request for `n` completions of `prompt` from the loaded version named `version`.
 
-    `deltas` asks for pieces as they are made; without it each candidate arrives as one delta when it is finished.
-    Prompts of different `salt`s share no cache: how long one takes to read must not tell a tenant what another has
-    asked.
+    With `deltas`, the engine yields pieces as they are sampled; otherwise each candidate arrives as one delta when it
+    is finished. Prompts with different `salt`s share no cache, so that the time a prompt takes does not reveal to one
+    tenant what another has sent.
     """
 
     prompt: Prompt
@@ -87,7 +88,7 @@ class DrawRequest:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The first event of every draw: the prompt as the policy reads it."""
+    """The first event of every request: the prompt as the policy reads it."""
 
     token_ids: tuple[int, ...]
     text: str
@@ -103,11 +104,11 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a token reads as.
+    r"""The text of a token.
 
-    `utf8` is what it adds to the candidate's text, perhaps a part of a character only; None when it adds nothing,
-    because it is a special token or ends the candidate. `text` is the same to be shown: bytes that make no character
-    are written as `\\xe2`, and special tokens have their name.
+    `utf8` is what the token adds to the candidate's text, which may be only a part of a character; it is None when the
+    token adds nothing, because it is a special token or ends the candidate. `text` is the same for display: bytes that
+    form no character are written as `\\xe2`, and special tokens appear by name.
     """
 
     text: str
@@ -115,16 +116,16 @@ class Token:
 
     @classmethod
     def of(cls, written: str | bytes) -> "Token":
-        """The token that adds `written`."""
+        """Returns the token that adds `written` to a text."""
         utf8 = written.encode() if isinstance(written, str) else written
         return cls(utf8.decode(errors="backslashreplace"), utf8)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenAlternative:
-    """One of the likeliest tokens at a position, with its log-probability.
+    """One of the most likely tokens at a position, with its log-probability.
 
-    `token_id` is None where the engine is told its text alone.
+    `token_id` is None where the engine gets only the token's text.
     """
 
     token_id: int | None
@@ -136,12 +137,12 @@ class TokenAlternative:
 class Delta:
     """The next piece of candidate `index`.
 
-    `token_ids` are exactly the tokens drawn, the end-of-sequence token included; `text` leaves special tokens and
-    stop strings out and may lag behind the tokens (half a character, or the start of a stop string).
-    `logprobs` are natural logarithms under the policy at the sampling temperature, before any other field of `Sampling`
-    changes its distribution (at temperature 0: at temperature 1), one per token, as are `tokens` and `alternatives`
-    (when the request asked for them). `finish_reason` is set on the candidate's last delta, and only there.
-    Tokens that write a tool call are no part of `text`: what they call is in `tool_calls`.
+    `token_ids` are exactly the sampled tokens, including the end-of-sequence token. `text` leaves out special tokens
+    and stop strings, and may lag behind the tokens by half a character or the start of a stop string. `logprobs` are
+    natural logarithms under the policy at the sampling temperature, before any other field of `Sampling` changes its
+    distribution (at temperature 0: under the policy at temperature 1). There is one per token, and one entry of
+    `tokens` and, when the request asked for them, of `alternatives`. `finish_reason` is set only on the candidate's
+    last delta. Tokens that write a tool call are not part of `text`; the calls are in `tool_calls`.
     """
 
     index: int
@@ -156,10 +157,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """The log-probabilities that a version gives the tokens of a prompt, each after those before it.
+    """The log-probability of each token of a prompt under a version, given the tokens before it.
 
-    `tokens`, `logprobs` and `alternatives` have one entry for each token of `started`. They are natural logarithms
-    at temperature 1. The first token has none (None), because nothing comes before it.
+    `tokens`, `logprobs` and `alternatives` have one entry for each token of `started`. Log-probabilities are natural
+    logarithms at temperature 1. The first token has None, because nothing precedes it.
     """
 
     started: Started
@@ -169,7 +170,7 @@ class PromptLogprobs:
 
 
 class VersionKind(StrEnum):
-    """What a version's directory holds: the base model itself, a LoRA adapter on it, or full weights."""
+    """What a version's directory contains: the base model itself, a LoRA adapter for it, or full weights."""
 
     BASE = "base"
     ADAPTER = "adapter"
@@ -178,7 +179,10 @@ class VersionKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VersionFiles:
-    """What an engine needs to load a version. A name never means other files, so caches keyed by it cannot go stale."""
+    """The files of a version for an engine to load.
+
+    A name always means the same files, so caches keyed by it never go stale.
+    """
 
     name: str
     kind: VersionKind
@@ -186,109 +190,112 @@ class VersionFiles:
 
 
 class Engine(Protocol):
-    """Draws completions. Safe to call from many tasks of one event loop."""
+    """Samples completions. Safe to call from many tasks of one event loop."""
 
     @property
     def base(self) -> str:
-        """Name of the base version; it is always loaded, unless another one has displaced it."""
+        """Returns the name of the base version, which is always loaded unless another version has displaced it."""
         ...
 
     async def start(self) -> None:
-        """Load the base model, and see that it can be drawn from. Raises UserError when it cannot."""
+        """Loads the base model and checks that it can be sampled from. Raises UserError when it cannot."""
         ...
 
     async def stop(self) -> None:
-        """Abort what is running and free the model."""
+        """Aborts all running requests and frees the model."""
         ...
 
     def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
-        """Yield `Started`, then the candidates' deltas, interleaved in any order.
+        """Yields `Started`, then the candidates' deltas, interleaved in any order.
 
-        The prompt is processed once for all n.
-
-        Closing the generator (or cancelling the task that reads it) aborts every candidate that is still running.
+        The prompt is processed once for all n candidates. Closing the generator, or cancelling the task that reads it,
+        aborts every candidate that is still running.
 
         Raises:
-            PromptTooLong: prompt + max_tokens exceed the context; raised before `Started`.
-            UnknownVersion: the version is not loaded; raised before `Started`.
-            UserError: the request asks for what this engine cannot do, such as tools; raised before `Started`, but for
-                a schema that turns out to be too complex while it is drawn with.
-            EngineError: the engine failed.
+            PromptTooLong: Prompt and max_tokens exceed the context; raised before `Started`.
+            UnknownVersion: The version is not loaded; raised before `Started`.
+            UserError: The request needs a feature that this engine lacks, such as tools. Raised before `Started`,
+                except for a schema that proves too complex during sampling.
+            EngineError: The engine failed.
         """
         ...
 
     async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
-        """The log-probabilities of the prompt's own tokens under the version; nothing is drawn.
+        """Returns the log-probabilities of the prompt's own tokens under the version, without sampling.
 
-        Of the sampling, only `top_logprobs` counts: how many alternatives to report for each token.
+        Of the sampling parameters, only `top_logprobs` applies: how many alternatives to report for each token.
 
         Raises:
-            PromptTooLong: the prompt exceeds the context.
-            UnknownVersion: the version is not loaded.
-            UserError: the prompt cannot be read, or this engine cannot tell.
-            EngineError: the engine failed.
+            PromptTooLong: The prompt exceeds the context.
+            UnknownVersion: The version is not loaded.
+            UserError: The prompt cannot be read, or this engine does not report log-probabilities of prompts.
+            EngineError: The engine failed.
         """
         ...
 
     async def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
-        """The tokens of a prompt that is messages or text, as `draw` reads it.
+        """Returns the tokens of a prompt of messages or text, as `draw` reads it.
 
         Args:
-            add_special_tokens: whether to add the tokenizer's special tokens, such as the one that begins a sequence,
-                to those that the text, or the chat template's text, has; None: as `draw` does.
+            add_special_tokens: Whether to add the tokenizer's special tokens, such as the beginning-of-sequence token,
+                to those already in the text or in the rendered chat. None means the default of `draw`.
 
         Raises:
-            UserError: the prompt cannot be read.
-            EngineError: the engine failed.
+            UserError: The prompt cannot be read.
+            EngineError: The engine failed.
         """
         ...
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens, special ones included. Raises UserError for a token that there is not."""
+        """Returns the text of tokens, including special tokens. Raises UserError for an unknown token id."""
         ...
 
     def displaces(self, version: VersionFiles) -> frozenset[str]:
-        """Versions that could not be drawn from once `version` is loaded, because there is one place for both.
+        """Returns the versions that loading `version` would unload, because the engine can hold only one of them.
 
-        What is drawn from them while it is loaded fails: the caller lets that end first, and starts nothing.
+        Requests that sample from them during the load fail, so the caller first lets those requests end and starts no
+        others.
         """
         return frozenset()
 
     async def load(self, version: VersionFiles) -> None:
-        """Load a version beside those already served, but for those that it displaces. Idempotent.
+        """Loads a version beside those already loaded, except for those that it displaces. Idempotent.
 
-        When it fails, what was loaded before still is. Raises UserError when it does not fit the base.
+        When loading fails, all versions that were loaded before still are. Raises UserError when the version does not
+        fit the base.
         """
         ...
 
     async def unload(self, name: str) -> None:
-        """Forget a version; the caller has drained it. Unloading what is not loaded does nothing."""
+        """Unloads a version that no request uses any more. Does nothing when the version is not loaded."""
         ...
 
     async def loaded(self) -> frozenset[str]:
-        """Names of the versions that can be drawn from now, the base included."""
+        """Returns the names of the versions that can be sampled from now, including the base."""
         ...
 
     async def check(self) -> None:
-        """Raise EngineError, saying why, when the engine cannot draw."""
+        """Raises EngineError with the cause when the engine cannot sample."""
         ...
 
     @property
     def context_length(self) -> int:
-        """Most tokens that prompt and completion may have together."""
+        """Returns the maximum number of tokens of prompt and completion together."""
         ...
 
 
 def refuse_effort(prompt: Prompt) -> None:
-    """For models whose chat template knows no reasoning_effort. Raises UserError when `prompt` asks for some."""
+    """Raises UserError when `prompt` sets a reasoning effort; for models whose chat template does not support it."""
     if prompt.template_options.get("reasoning_effort", "none") != "none":
-        raise UserError("the model's chat template knows no reasoning_effort: leave it out", param="reasoning_effort")
+        raise UserError(
+            "the model's chat template does not support reasoning_effort: leave it out", param="reasoning_effort"
+        )
 
 
 def refuse_tools(prompt: Prompt) -> None:
-    """For engines that cannot call tools. Raises UserError when `prompt` brings any."""
+    """Raises UserError when `prompt` has tools; for engines that do not support tool calls."""
     if prompt.has_tools:
         raise UserError(
-            "this engine does not support tools: leave tools and tool messages out, or serve with another engine",
+            "this engine does not support tools: remove the tools and tool messages, or choose another engine",
             param="tools",
         )

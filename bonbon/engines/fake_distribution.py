@@ -1,4 +1,4 @@
-"""What the fake engine draws from, as `Sampling` changes it."""
+"""The distribution that the fake engine samples from, as `Sampling` changes it."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -7,24 +7,24 @@ from bonbon.engines.engine import Sampling
 
 
 def weights(
-    logits: Sequence[float], end: int, sampling: Sampling, prompt: Collection[int], drawn: Sequence[int]
+    logits: Sequence[float], end: int, sampling: Sampling, prompt: Collection[int], sampled: Sequence[int]
 ) -> list[float]:
-    """Each token's chance to be drawn, up to a common factor.
+    """Returns the probability of each token to be sampled next, up to a common factor.
 
     Args:
-        logits: of each token.
-        end: the token that ends a candidate.
-        sampling: see `Sampling`.
-        prompt: the prompt's tokens.
-        drawn: the candidate's tokens so far.
+        logits: The logit of each token.
+        end: The end token.
+        sampling: The sampling parameters; see `Sampling`.
+        prompt: The prompt's tokens.
+        sampled: The candidate's tokens so far.
     """
     changed = list(logits)
     for token, bias in sampling.logit_bias:
         changed[token] += bias
-    if len(drawn) < sampling.min_tokens and not sampling.ignore_eos:
+    if len(sampled) < sampling.min_tokens and not sampling.ignore_eos:
         changed[end] = -math.inf
     for token, logit in enumerate(changed):
-        count = drawn.count(token)
+        count = sampled.count(token)
         if count or token in prompt:
             factor = sampling.repetition_penalty
             changed[token] = logit / factor if logit > 0 else logit * factor
@@ -37,7 +37,7 @@ def weights(
 
 
 def _limited(chances: list[float], sampling: Sampling) -> list[float]:
-    """The same with 0 where min_p, top_k and top_p leave a token out. The likeliest token has 1."""
+    """Sets to 0 the weights of the tokens that min_p, top_k and top_p exclude. The most likely token has weight 1."""
     order = sorted(range(len(chances)), key=lambda token: -chances[token])
     kept = [token for token in order if chances[token] >= sampling.min_p]
     kept = kept[: sampling.top_k] if sampling.top_k > 0 else kept

@@ -1,4 +1,4 @@
-"""A deterministic engine that needs no model: for tests, and for trying the service out."""
+"""A deterministic engine that needs no model, for tests and for trying out the service."""
 
 import asyncio
 import math
@@ -34,16 +34,17 @@ LOGPROB = -math.log(END + 1)
 
 
 class FakeEngine(Engine):
-    """Draws words until a token says stop, one word a token, all equally likely unless `Sampling` changes that.
+    """Samples words until the end token, one word per token, all equally likely unless `Sampling` changes that.
 
-    At temperature 0 it says its first word four times.
+    At temperature 0 it repeats its first word four times.
 
     Args:
-        base: name of the base version.
-        delay: seconds between tokens.
-        context_length: most tokens of prompt and completion.
-        seed: for requests that bring none of their own.
-        one_place: versions with full weights displace each other and the base, each load taking `delay` seconds.
+        base: The name of the base version.
+        delay: The seconds between tokens.
+        context_length: The maximum number of tokens of prompt and completion.
+        seed: The seed for requests without their own.
+        one_place: Whether versions with full weights displace each other and the base; each load then takes `delay`
+            seconds.
     """
 
     def __init__(
@@ -129,7 +130,10 @@ class FakeEngine(Engine):
     async def load(self, version: VersionFiles) -> None:
         if displaced := self.displaces(version):
             if self.running:
-                raise EngineError(f"{self.running} candidates were being drawn from {', '.join(displaced)}")
+                raise EngineError(
+                    f"{self.running} candidates were still being sampled from {', '.join(displaced)} when "
+                    f"{version.name} displaced them"
+                )
             await asyncio.sleep(self._delay)
             self._versions.clear()
         self._versions[version.name] = version
@@ -170,24 +174,26 @@ def _likeliest(wanted: int) -> tuple[TokenAlternative, ...]:
 
 
 class _Candidate:
-    """One candidate while it is drawn."""
+    """One candidate while it is sampled."""
 
     def __init__(self, index: int, rng: random.Random, sampling: Sampling, prompt: tuple[int, ...]) -> None:
         self._index, self._rng, self._sampling, self._prompt = index, rng, sampling, frozenset(prompt)
         self._text = ""
-        self._drawn: list[int] = []
+        self._sampled: list[int] = []
         self.finished = False
 
     def step(self) -> Delta:
-        """Draw the next token."""
+        """Samples the next token."""
         sampling = self._sampling
         token = self._choose()
         ends = token == END and not sampling.ignore_eos
-        self._drawn.append(token)
+        self._sampled.append(token)
         word = "" if token == END else WORDS[token] if not self._text else " " + WORDS[token]
-        finish: FinishReason | None = "stop" if ends else "length" if len(self._drawn) == sampling.max_tokens else None
+        finish: FinishReason | None = (
+            "stop" if ends else "length" if len(self._sampled) == sampling.max_tokens else None
+        )
         text = word
-        if len(self._drawn) > sampling.min_tokens:
+        if len(self._sampled) > sampling.min_tokens:
             for stop in sampling.stop:
                 at = (self._text + word).find(stop, max(0, len(self._text) - len(stop) + 1))
                 if at >= 0:
@@ -208,8 +214,8 @@ class _Candidate:
     def _choose(self) -> int:
         logits = [LOGPROB] * (END + 1)
         if self._sampling.temperature == 0:
-            logits[END if len(self._drawn) >= 4 else 0] += 1
+            logits[END if len(self._sampled) >= 4 else 0] += 1
         elif self._sampling.unmodified:
             return self._rng.randrange(END + 1)
-        distribution = weights(logits, END, self._sampling, self._prompt, self._drawn)
+        distribution = weights(logits, END, self._sampling, self._prompt, self._sampled)
         return self._rng.choices(range(END + 1), distribution)[0]

@@ -1,4 +1,4 @@
-"""Fixed prompts that show whether an engine draws, before anybody else's prompt does."""
+"""Fixed prompts that show whether an engine can sample before any user's request reaches it."""
 
 import asyncio
 import math
@@ -13,50 +13,51 @@ from bonbon.engines.engine import DrawRequest, Engine, Sampling
 from bonbon.errors import EngineError, PromptTooLong
 from bonbon.prompt import Prompt
 
-# Plain text, so that a base without a chat template is checked as well. Of different lengths, for they share a batch.
+# Plain text, so that a base without a chat template is checked as well, and of different lengths, to mix in a batch.
 PROMPTS = ("Hello!", "What is the capital of France?", "1 + 1 =")
 SAMPLING = Sampling(max_tokens=16, seed=0)
 GREEDY = Sampling(max_tokens=8, temperature=0)
-"""For draws that are compared: the same tokens whatever the engine does with a seed."""
-MOST_APART = 0.2
-"""Nats per token by which two draws of one version may differ: what `train.max_sampler_gap` allows by default."""
-LONGEST = 4096
-"""Tokens of the longest prompt that is drawn for."""
-PATIENCE = 20.0
-"""Seconds that reading the longest prompt may take; it is shorter on a machine that would take longer."""
+"""Sampling parameters for comparisons: greedy decoding gives the same tokens however an engine uses seeds."""
+MAX_LOGPROB_GAP = 0.2
+"""The maximum difference in nats per token between two samples of one version: the default of
+`train.max_sampler_gap`."""
+MAX_PROMPT_TOKENS = 4096
+"""The maximum number of tokens of the longest prompt."""
+MAX_READ_SECONDS = 20.0
+"""The maximum seconds that reading the longest prompt may take; the prompt is shorter on a slow machine."""
 
 log = structlog.get_logger(__name__)
 
 
 async def check_golden_prompts(engine: Engine, version: str, *, deadline: float = 60.0) -> None:
-    """Draw from `version` for a few fixed prompts, alone and, unless it is the base, in a batch with the base.
+    """Samples from `version` for a few fixed prompts, alone and, unless it is the base, in a batch with the base.
 
-    Raises EngineError when it draws no token, gives a log-probability that is not finite, gives another one in the
-    batch than alone, or takes longer than `deadline` seconds; and whatever the engine raises.
+    Raises whatever the engine raises, and EngineError when the version samples no token, reports a log-probability that
+    is not finite, reports different log-probabilities alone and in the batch, or takes longer than `deadline` seconds.
     """
     async with _within(deadline, f"the golden prompts of {version}"):
-        await _answered(engine, version)
+        await _check_each(engine, version)
         if version != engine.base and engine.base in await engine.loaded():
-            await _check_together(engine, [(name, Prompt(text=PROMPTS[0])) for name in (version, engine.base)])
+            await _check_batched(engine, [(name, Prompt(text=PROMPTS[0])) for name in (version, engine.base)])
 
 
 async def check_base(engine: Engine, *, deadline: float = 300.0) -> None:
-    """See that a started engine draws from its base: for short prompts and a long one, one by one and all at once.
+    """Checks that a started engine can sample from its base, for short prompts and a long one, singly and in a batch.
 
-    The long prompt fills the context. It has at most `LONGEST` tokens, and fewer where reading them would take more
-    than `PATIENCE` seconds.
-
-    Raises what `check_golden_prompts` raises, for the same reasons.
+    The long prompt fills the context, up to `MAX_PROMPT_TOKENS` tokens; it is shorter where reading it would take more
+    than `MAX_READ_SECONDS` seconds. Raises the same errors as `check_golden_prompts`, for the same reasons.
     """
     async with _within(deadline, "the golden prompts of the base"):
-        prompts = await _answered(engine, engine.base)
+        prompts = await _check_each(engine, engine.base)
         ids = [token_id for prompt in prompts for token_id in prompt]
-        longest = _repeated(ids, await _readable(engine, ids, min(engine.context_length, LONGEST) - GREEDY.max_tokens))
-        await _check_together(engine, [(engine.base, Prompt(token_ids=prompt)) for prompt in (*prompts, longest)])
+        longest = _repeated(
+            ids, await _readable(engine, ids, min(engine.context_length, MAX_PROMPT_TOKENS) - GREEDY.max_tokens)
+        )
+        await _check_batched(engine, [(engine.base, Prompt(token_ids=prompt)) for prompt in (*prompts, longest)])
 
 
-async def _answered(engine: Engine, version: str) -> list[tuple[int, ...]]:
-    """Draw for each golden prompt that the context has room for; their token ids."""
+async def _check_each(engine: Engine, version: str) -> list[tuple[int, ...]]:
+    """Samples for each golden prompt that fits into the context, and returns the token ids of these prompts."""
     read: list[tuple[int, ...]] = []
     for text in PROMPTS:
         try:
@@ -69,17 +70,17 @@ async def _answered(engine: Engine, version: str) -> list[tuple[int, ...]]:
     return read
 
 
-async def _check_together(engine: Engine, asked: Sequence[tuple[str, Prompt]]) -> None:
-    """Draw for versions and prompts one after the other, and all at once."""
-    alone = [await _draw(engine, version, prompt, GREEDY) for version, prompt in asked]
-    together = await asyncio.gather(*(_draw(engine, version, prompt, GREEDY) for version, prompt in asked))
-    for (version, _), one, other in zip(asked, alone, together, strict=True):
-        apart = _apart(one.draws[0], other.draws[0])
-        if apart > MOST_APART:
+async def _check_batched(engine: Engine, requests: Sequence[tuple[str, Prompt]]) -> None:
+    """Samples for all versions and prompts one after the other, then all in one batch, and compares the two."""
+    alone = [await _draw(engine, version, prompt, GREEDY) for version, prompt in requests]
+    batched = await asyncio.gather(*(_draw(engine, version, prompt, GREEDY) for version, prompt in requests))
+    for (version, _), one, other in zip(requests, alone, batched, strict=True):
+        gap = _logprob_gap(one.draws[0], other.draws[0])
+        if gap > MAX_LOGPROB_GAP:
             raise EngineError(
-                f"{version} answers a prompt of {len(one.prompt.token_ids)} tokens with log-probabilities that are "
-                f"{apart:.2g} nats per token apart when it is drawn alone and beside others, so what is logged could "
-                "not be trained on"
+                f"{version} answers a prompt of {len(one.prompt.token_ids)} tokens with log-probabilities that differ "
+                f"by {gap:.2g} nats per token between sampling it alone and in a batch, so the logged "
+                "log-probabilities could not be trained on"
             )
 
 
@@ -93,26 +94,29 @@ async def _draw(engine: Engine, version: str, prompt: Prompt, sampling: Sampling
     return draws
 
 
-async def _readable(engine: Engine, ids: Sequence[int], room: int) -> int:
-    """How many tokens of a prompt the engine reads in time, `room` at most."""
-    pilot = max(1, min(room, 64))
-    seconds = PATIENCE
-    for _ in range(2):  # the first one may warm something up
+async def _readable(engine: Engine, ids: Sequence[int], limit: int) -> int:
+    """Returns how many tokens of a prompt the engine reads in time, at most `limit`."""
+    pilot = max(1, min(limit, 64))
+    seconds = MAX_READ_SECONDS
+    for _ in range(2):  # The first request may include a warm-up.
         start = time.perf_counter()
         await _draw(engine, engine.base, Prompt(token_ids=_repeated(ids, pilot)), Sampling(max_tokens=1, temperature=0))
         seconds = min(seconds, time.perf_counter() - start)
-    most = max(pilot, int(pilot * PATIENCE / max(seconds, 1e-6)))
-    if most < room:
-        log.info("the golden prompts do not reach the context's end: this machine is too slow", tokens=most, of=room)
-    return min(room, most)
+    in_time = max(pilot, int(pilot * MAX_READ_SECONDS / max(seconds, 1e-6)))
+    if in_time < limit:
+        log.info("golden prompts shortened: reading a full context takes too long here", tokens=in_time, of=limit)
+    return min(limit, in_time)
 
 
 def _repeated(ids: Sequence[int], length: int) -> tuple[int, ...]:
     return tuple(ids[at % len(ids)] for at in range(length))
 
 
-def _apart(one: Draw, other: Draw) -> float:
-    """Mean difference of the log-probabilities of the tokens that both begin with; infinite where there are none."""
+def _logprob_gap(one: Draw, other: Draw) -> float:
+    """Returns the mean difference of the log-probabilities of the tokens that both candidates begin with.
+
+    Returns infinity when the first tokens differ.
+    """
     gaps: list[float] = []
     pairs = zip(one.token_ids, other.token_ids, one.logprobs, other.logprobs, strict=False)
     for token, its_token, logprob, its_logprob in pairs:
@@ -128,4 +132,4 @@ async def _within(deadline: float, what: str) -> AsyncIterator[None]:
         async with asyncio.timeout(deadline):
             yield
     except TimeoutError as error:
-        raise EngineError(f"{what} were not answered within {deadline:g} s") from error
+        raise EngineError(f"the engine did not answer {what} within {deadline:g} s") from error

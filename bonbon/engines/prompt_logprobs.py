@@ -1,4 +1,4 @@
-"""From the numbers that a model gives for a prompt to what an engine reports."""
+"""Turns the numbers that a model gives for a prompt into what an engine reports."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,13 +11,13 @@ from bonbon.engines.text.transcript import Detokenizer
 def prompt_logprobs(
     started: Started, logprobs: Sequence[float], tops: Sequence[Top], detokenizer: Detokenizer
 ) -> PromptLogprobs:
-    """What an engine reports of a prompt.
+    """Returns what an engine reports about a prompt.
 
     Args:
-        started: the prompt.
-        logprobs: of each token but the first one.
-        tops: the likeliest tokens where each token but the first one stands.
-        detokenizer: turns ids into text.
+        started: The prompt.
+        logprobs: The log-probability of each token except the first.
+        tops: The most likely tokens at the position of each token except the first.
+        detokenizer: Turns ids into text.
     """
     ids = started.token_ids
     tokens = [detokenizer.token(ids[0], None)]
@@ -30,10 +30,10 @@ def prompt_logprobs(
 
 
 def in_text(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
-    """The tokens with the bytes that each of them has in the prompt's text.
+    """Returns the tokens with the bytes that each of them has in the prompt's text.
 
-    The text has a special token's name only where the client wrote it, and a tokenizer may write a space before the
-    first word that the text does not have.
+    The text contains a special token's name only where the client wrote it, and a tokenizer may write a space before
+    the first word that the text does not have.
     """
     rest, found = text.encode(), []
     for token in tokens:

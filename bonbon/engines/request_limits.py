@@ -1,25 +1,25 @@
-"""Whether a request can be drawn at all: the same for every engine that knows its model."""
+"""Checks whether a request can be sampled at all, in the same way for every engine that reads a model's files."""
 
 from bonbon.engines.engine import DrawRequest, Sampling
 from bonbon.errors import PromptTooLong, UserError
 
-MOST_BIASES = 1024
-"""Tokens that `logit_bias` may have: vLLM takes no more."""
+MAX_LOGIT_BIASES = 1024
+"""The maximum number of tokens in `logit_bias`; vLLM accepts no more."""
 
 
 def check_request(request: DrawRequest) -> None:
-    """Raise UserError when `request` asks for nothing."""
+    """Raises UserError when `request` asks for no candidates or no tokens, or has a sampling parameter out of range."""
     for name, value in (("n", request.n), ("max_tokens", request.sampling.max_tokens)):
         if value < 1:
-            raise UserError(f"{name} = {value}: there is nothing to draw; ask for at least 1", param=name)
+            raise UserError(f"{name} = {value} requests nothing; set it to at least 1", param=name)
     check_sampling(request.sampling)
 
 
 def check_sampling(sampling: Sampling) -> None:
-    """Raise UserError when a field is out of its range, or contradicts another one."""
+    """Raises UserError when a field is out of its range, or contradicts another one."""
     ranges = {
         "min_p": 0 <= sampling.min_p <= 1 or "0 to 1",
-        # Beyond that, 32-bit logits overflow.
+        # Outside this range, 32-bit logits overflow.
         "repetition_penalty": 0.01 <= sampling.repetition_penalty <= 100 or "0.01 to 100",
         "frequency_penalty": -2 <= sampling.frequency_penalty <= 2 or "-2 to 2",
         "presence_penalty": -2 <= sampling.presence_penalty <= 2 or "-2 to 2",
@@ -28,28 +28,28 @@ def check_sampling(sampling: Sampling) -> None:
     }
     for name, allowed in ranges.items():
         if isinstance(allowed, str):
-            raise UserError(f"{name} = {getattr(sampling, name)} is out of range: it may be {allowed}", param=name)
-    if len(sampling.logit_bias) > MOST_BIASES:
+            raise UserError(f"{name} = {getattr(sampling, name)} is out of range; use {allowed}", param=name)
+    if len(sampling.logit_bias) > MAX_LOGIT_BIASES:
         raise UserError(
-            f"logit_bias has {len(sampling.logit_bias)} tokens, and may have {MOST_BIASES}: leave some out",
+            f"logit_bias has {len(sampling.logit_bias)} tokens; remove some, the maximum is {MAX_LOGIT_BIASES}",
             param="logit_bias",
         )
     if sampling.response_format is not None:
         check_ends(sampling, "response_format")
 
 
-def check_ends(sampling: Sampling, held_to: str) -> None:
-    """Raise UserError when a candidate that is held to a form may not end when it is complete."""
+def check_ends(sampling: Sampling, constraint: str) -> None:
+    """Raises UserError when a candidate whose text is constrained may not end when the text is complete."""
     for name, given in (("ignore_eos", sampling.ignore_eos), ("min_tokens", sampling.min_tokens > 0)):
         if given:
             raise UserError(
-                f"{name} contradicts {held_to}, whose text ends when it is complete: leave one of them out",
+                f"{name} contradicts {constraint}, whose text ends when it is complete: remove one of them",
                 param=name,
             )
 
 
 def check_bias(sampling: Sampling, vocabulary: int) -> None:
-    """Raise UserError when `logit_bias` names a token that is not one of the `vocabulary` first ones."""
+    """Raises UserError when `logit_bias` names a token id that is not below `vocabulary`."""
     for token, _ in sampling.logit_bias:
         if not 0 <= token < vocabulary:
             raise UserError(
@@ -59,24 +59,24 @@ def check_bias(sampling: Sampling, vocabulary: int) -> None:
             )
 
 
-def check_length(tokens: int, request: DrawRequest, most: int, *, max_tokens: int | None = None) -> None:
-    """Raise PromptTooLong when a prompt of `tokens` and `max_tokens` exceed the context of `most` tokens.
+def check_length(tokens: int, request: DrawRequest, limit: int, *, max_tokens: int | None = None) -> None:
+    """Raises PromptTooLong when a prompt of `tokens` and `max_tokens` exceed the context of `limit` tokens.
 
-    `max_tokens` is by default that of the request. The message is in OpenAI's words, which clients look for to shorten
-    a prompt and try again.
+    `max_tokens` defaults to that of the request. The message uses OpenAI's wording, which clients look for in order to
+    shorten a prompt and try again.
     """
-    asked = request.sampling.max_tokens if max_tokens is None else max_tokens
-    if tokens + asked <= most:
+    completion = request.sampling.max_tokens if max_tokens is None else max_tokens
+    if tokens + completion <= limit:
         return
     prompt = "messages" if request.prompt.messages is not None else "prompt"
-    limit = f"This model's maximum context length is {most} tokens."
-    if tokens > most:
+    maximum = f"This model's maximum context length is {limit} tokens."
+    if tokens > limit:
         raise PromptTooLong(
-            f"{limit} However, your {prompt} resulted in {tokens} tokens. Please reduce the length of the {prompt}.",
+            f"{maximum} However, your {prompt} resulted in {tokens} tokens. Please reduce the length of the {prompt}.",
             param=prompt,
         )
     raise PromptTooLong(
-        f"{limit} However, you requested {tokens + asked} tokens ({tokens} in the {prompt}, {asked} in the "
+        f"{maximum} However, you requested {tokens + completion} tokens ({tokens} in the {prompt}, {completion} in the "
         f"completion). Please reduce the length of the {prompt} or completion.",
-        param=prompt if tokens == most else "max_tokens",
+        param=prompt if tokens == limit else "max_tokens",
     )

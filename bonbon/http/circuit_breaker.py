@@ -1,4 +1,4 @@
-"""A circuit breaker: stops asking a peer that keeps failing, and lets one probe find out when it is well again."""
+"""A circuit breaker, which stops calls to a peer that keeps failing and lets single probes detect its recovery."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,14 +9,14 @@ from bonbon.errors import BonbonError
 
 
 class CircuitOpen(BonbonError):
-    """The peer failed too often lately; it was not asked.
+    """Raised instead of calling a peer that has failed too often recently.
 
     Args:
-        retry_after: seconds until a probe is allowed.
+        retry_after: The seconds until a probe is allowed.
     """
 
     def __init__(self, retry_after: float) -> None:
-        super().__init__(f"it failed too often; not asked again for {retry_after:.1f} s")
+        super().__init__(f"it failed too often; it gets no more calls for {retry_after:.1f} s")
         self.retry_after = retry_after
 
 
@@ -29,12 +29,12 @@ class BreakerState(StrEnum):
 
 
 class CircuitBreaker:
-    """Counts consecutive failures of the calls made inside `guard`. For one event loop.
+    """Counts consecutive failures of the calls made inside `guard`. For use on one event loop.
 
     Args:
-        failures: this many in a row open it.
-        cool_down: seconds it stays open before one probe is let through.
-        clock: seconds that never go backwards.
+        failures: The number of consecutive failures that open the breaker.
+        cool_down: The seconds that it stays open before one probe may pass.
+        clock: Returns seconds that never go backwards.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class CircuitBreaker:
 
     @contextmanager
     def guard(self, failure: type[Exception]) -> Iterator[None]:
-        """Run one call.
+        """Runs one call.
 
-        An exception of type `failure` counts against the peer. Any other Exception shows that it answered, which
-        counts as success. A cancelled call shows nothing.
+        An exception of type `failure` counts against the peer. Any other Exception shows that the peer answered, which
+        counts as a success. A cancelled call does not count.
 
         Raises:
-            CircuitOpen: the peer must not be asked now.
+            CircuitOpen: The peer must not be called now.
         """
         probe = self._enter()
         try:
@@ -90,7 +90,7 @@ class CircuitBreaker:
 
     def _failure(self, probe: bool) -> None:
         self._failed += 1
-        # Calls that began before it opened must not prolong the cool-down.
+        # Calls that began before the breaker opened must not prolong the cool-down.
         if probe or (self._opened is None and self._failed >= self._limit):
             self._opened = self._clock()
 

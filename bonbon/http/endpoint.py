@@ -1,4 +1,4 @@
-"""What any HTTP peer is named by: a URL without secrets in it, and a bearer token from somewhere safer."""
+"""Checks the URLs of HTTP peers, and reads their bearer tokens."""
 
 from urllib.parse import urlsplit
 
@@ -9,22 +9,22 @@ from bonbon.secret_files import secret
 
 
 def check_url(text: str) -> str:
-    """`text`, an http or https URL with a host and without credentials. Raises ValueError when it is not."""
+    """Returns `text` if it is an http or https URL with a host and without credentials; raises ValueError otherwise."""
     try:
         url = urlsplit(text)
-        _ = url.port  # looked at only when it is asked for
+        _ = url.port  # urlsplit checks the port only when it is accessed.
     except ValueError:
-        # Its message may quote a part of a password.
-        raise ValueError("no URL: its host or its port cannot be read") from None
+        # The original message may quote a part of a password.
+        raise ValueError("the URL is invalid: its host or port cannot be parsed") from None
     if url.username is not None or url.password is not None:
-        raise ValueError("credentials do not belong in a URL; use api_key_env")
+        raise ValueError("the URL must not contain credentials; use api_key_env")
     if url.scheme not in ("http", "https") or not url.hostname:
-        raise ValueError(f"{text!r}: give an http:// or https:// URL with a host")
+        raise ValueError(f"{text!r} is not an http:// or https:// URL with a host")
     return text
 
 
 def bearer_token(key: SecretStr | None, variable: str | None, *, option: str, param: str) -> str | None:
-    """`key`, or else the variable of the environment or of a file (see `secret`); None where neither is given.
+    """Returns `key`, or else the value of the environment variable or of its file (see `secret`), or None.
 
     Raises UserError, naming `option`, when the variable is not set.
     """
@@ -33,5 +33,5 @@ def bearer_token(key: SecretStr | None, variable: str | None, *, option: str, pa
     if variable is None:
         return None
     if not (token := secret(variable)):
-        raise UserError(f"{option} = {variable!r}: this environment variable is not set", param=param)
+        raise UserError(f"{option} = {variable!r}: the environment variable {variable} is not set", param=param)
     return token

@@ -1,4 +1,4 @@
-"""HTTP to a peer: pooled, and bounded."""
+"""HTTP sessions with pooled connections, and reading of bounded answers."""
 
 import socket
 from collections.abc import Callable
@@ -6,12 +6,12 @@ from contextlib import closing
 
 import aiohttp
 
-# Shorter than a server keeps an idle connection (5 s), so that none is used just as it closes.
+# Shorter than servers keep idle connections (5 s), so that no request uses a connection that is about to close.
 KEEP_ALIVE = 2.0
 
 
 class TooLong(Exception):
-    """The answer is longer than was allowed."""
+    """Raised when an answer exceeds the size limit."""
 
 
 def open_session(
@@ -22,15 +22,15 @@ def open_session(
     proxies: bool = False,
     refuse: Callable[[str], None] | None = None,
 ) -> aiohttp.ClientSession:
-    """A session for JSON that stores no cookies. Only `connect_timeout` limits how long anything takes.
+    """Returns a session for JSON without cookies. It has no time limit other than `connect_timeout`.
 
     Args:
-        bearer: the key that the peer wants, if any.
-        connections: most at once to each peer.
-        connect_timeout: seconds.
-        proxies: go through those that the environment names.
-        refuse: raises OSError for an address that must not be connected to; asked for each connection, whatever a name
-            meant before.
+        bearer: The peer's API key, if it needs one.
+        connections: The maximum number of concurrent connections to each peer.
+        connect_timeout: The seconds that connecting may take.
+        proxies: Whether to use the proxies that the environment names.
+        refuse: Raises OSError for a forbidden address; called for each connection, because a name may resolve to a new
+            one.
     """
 
     def make_socket(address: aiohttp.AddrInfoType) -> socket.socket:
@@ -49,12 +49,12 @@ def open_session(
     )
 
 
-async def read(response: aiohttp.ClientResponse, most: int) -> bytes:
-    """The body, of at most `most` bytes; then the connection may be used again. Raises TooLong."""
+async def read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Returns the body, after which the connection is free again. Raises TooLong when it exceeds `limit` bytes."""
     content = bytearray()
     with closing(response):
         async for chunk in response.content.iter_any():
             content += chunk
-            if len(content) > most:
+            if len(content) > limit:
                 raise TooLong
     return bytes(content)

@@ -1,4 +1,4 @@
-"""One log for every command, and for the libraries under it. No line has a local variable's value."""
+"""Configures one log for every command and its libraries. No line contains the value of a local variable."""
 
 import logging
 import sys
@@ -12,11 +12,11 @@ from bonbon.observability.tracing import current_ids
 
 
 def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: int = logging.INFO) -> None:
-    """Write every log line to standard error: as JSON objects, or for people to read.
+    """Writes every log line to standard error, as JSON objects or for people to read.
 
     Args:
-        level: of bonbon's own lines.
-        libraries: of everybody else's.
+        level: The level of bonbon's own lines.
+        libraries: The level of all other lines.
     """
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -46,7 +46,7 @@ def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: 
     root.setLevel(libraries)
     for own in ("bonbon", "service", "trainer"):
         logging.getLogger(own).setLevel(level)
-    # Below warnings these tell of each request and each migration step.
+    # Below warnings, these report each request and each migration step.
     for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(libraries, logging.WARNING))
 

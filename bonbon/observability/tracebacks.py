@@ -1,17 +1,17 @@
-"""Tracebacks that may be shown to whoever reads the log."""
+"""Formats tracebacks so that they contain no secrets."""
 
 import traceback
 
-LONGEST_LINE = 500
+MAX_LINE_LENGTH = 500
 CAUSE = "\nThe above exception was the direct cause of the following exception:\n\n"
 CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 
 def format_traceback(error: BaseException) -> str:
-    """Where an error came from, and those that led to it.
+    """Returns the traceback of an error and of the errors that led to it.
 
-    Local variables are left out, for they hold keys, passwords and prompts. Of each message only the first line is
-    kept: what a database or a validator quotes of what it was given comes behind that.
+    Local variables are left out, because they contain keys, passwords and prompts. Only the first line of each message
+    is kept, because databases and validators quote their input in the lines after it.
     """
     return "".join(_parts(error, set())).rstrip("\n")
 
@@ -35,8 +35,8 @@ def _title(error: BaseException) -> str:
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     try:
-        said = str(error)
-    except Exception:  # noqa: BLE001 - an error that cannot say what it is must not hide itself
-        said = "<it cannot be shown>"
-    first = (said.splitlines() or [""])[0][:LONGEST_LINE]
+        message = str(error)
+    except Exception:  # noqa: BLE001 - an error whose message cannot be formatted must still appear
+        message = "<the message cannot be formatted>"
+    first = (message.splitlines() or [""])[0][:MAX_LINE_LENGTH]
     return f"{name}: {first}\n" if first else f"{name}\n"

@@ -1,8 +1,8 @@
-"""Traces: the names of spans and attributes, all in one place, and how spans are made.
+"""Traces: the names of all spans and attributes, and the functions that create spans.
 
-Until `trace_to` is called every span is an empty one, and opentelemetry need not be installed. No attribute ever holds
-what a client or a model wrote. The `gen_ai` names are those of OpenTelemetry's conventions for generative AI, which are
-still in development.
+Until `trace_to` is called, every span is empty, and opentelemetry need not be installed. No attribute ever contains
+what a client or a model wrote. The `gen_ai` names are those of OpenTelemetry's semantic conventions for generative AI,
+which are still in development.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ Value = str | bool | int | float
 
 
 class Name(StrEnum):
-    """What a span is of; a request's own is named after its route."""
+    """The names of spans; the span of a request is named after its route."""
 
     DRAW = "draw"
     SCORE = "score"
@@ -25,7 +25,7 @@ class Name(StrEnum):
 
 
 class Key(StrEnum):
-    """Attributes."""
+    """The names of attributes."""
 
     METHOD = "http.request.method"
     ROUTE = "http.route"
@@ -48,18 +48,18 @@ class Key(StrEnum):
 
 
 class Span(Protocol):
-    """What is being measured."""
+    """A span that is being recorded."""
 
     def set(self, key: Key, value: Value | None) -> None:
-        """An attribute; None leaves it out."""
+        """Sets an attribute; None leaves it unset."""
         ...
 
     def rename(self, name: str) -> None:
-        """What it is of, where that is known at its end only."""
+        """Changes the name of the span, where it is known only at its end."""
         ...
 
 
-class _Nothing:
+class _EmptySpan:
     def set(self, key: Key, value: Value | None) -> None:
         return
 
@@ -67,7 +67,7 @@ class _Nothing:
         return
 
 
-class _Recorded:
+class _RecordedSpan:
     def __init__(self, span: Any) -> None:
         self._span = span
 
@@ -79,28 +79,28 @@ class _Recorded:
         self._span.update_name(name)
 
 
-NOTHING: Span = _Nothing()
+EMPTY_SPAN: Span = _EmptySpan()
 _tracer: "Tracer | None" = None
 
 
 def trace_to(provider: "TracerProvider | None") -> None:
-    """From now on spans go to `provider`; None: to nobody."""
+    """Sends spans to `provider` from now on; None stops tracing."""
     global _tracer
     _tracer = None if provider is None else provider.get_tracer("bonbon")
 
 
 @contextmanager
 def span(name: str, **attributes: Value | None) -> Iterator[Span]:
-    """A span below the request's, from here to the block's end; `attributes` are named as `Key`'s members are.
+    """Opens a span below the request's span until the block ends; `attributes` are named after the members of `Key`.
 
-    An exception marks it as failed, by its type only: messages may quote what was written. It never becomes the
-    current span, so the block may yield, as generators do.
+    An exception marks the span as failed, with only its type, because messages may quote what clients wrote. The span
+    never becomes the current span, so the block may yield, as generators do.
     """
     if _tracer is None:
-        yield NOTHING
+        yield EMPTY_SPAN
         return
     started = _tracer.start_span(name, record_exception=False, set_status_on_exception=False)
-    recorded = _Recorded(started)
+    recorded = _RecordedSpan(started)
     for key, value in attributes.items():
         recorded.set(Key[key], value)
     try:
@@ -114,9 +114,9 @@ def span(name: str, **attributes: Value | None) -> Iterator[Span]:
 
 @contextmanager
 def request_span(name: str, headers: Mapping[str, str]) -> Iterator[Span]:
-    """The span of a whole request, current while the block lasts; it continues the trace that `traceparent` names."""
+    """Opens the span of a whole request, current until the block ends; continues the trace that `traceparent` names."""
     if _tracer is None:
-        yield NOTHING
+        yield EMPTY_SPAN
         return
     from opentelemetry import context, trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -125,7 +125,7 @@ def request_span(name: str, headers: Mapping[str, str]) -> Iterator[Span]:
     started = _tracer.start_span(name, parent, kind=trace.SpanKind.SERVER, record_exception=False)
     token = context.attach(trace.set_span_in_context(started, parent))
     try:
-        yield _Recorded(started)
+        yield _RecordedSpan(started)
     except BaseException as error:
         _failed(started, type(error).__name__)
         raise
@@ -135,7 +135,7 @@ def request_span(name: str, headers: Mapping[str, str]) -> Iterator[Span]:
 
 
 def current_ids() -> dict[str, str]:
-    """`trace_id` and `span_id` of the current request, for its log lines; empty when it is not traced."""
+    """Returns the `trace_id` and `span_id` of the current request for its log lines; empty when it is not traced."""
     if _tracer is None:
         return {}
     from opentelemetry import trace

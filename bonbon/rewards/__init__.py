@@ -1,7 +1,7 @@
-"""Rewards: what scores candidates.
+"""Rewards score candidates.
 
-Every kind, the built-in ones too, is an entry point of the group `bonbon.rewards`: a factory
-`build(options: Mapping[str, Any]) -> Reward`. Building checks the options and loads nothing; `start` loads.
+Every kind of reward, including the built-in ones, is an entry point of the group `bonbon.rewards`: a factory
+`build(options: Mapping[str, Any]) -> Reward`. Building a reward checks its options and loads nothing; `start` loads.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,24 +18,26 @@ Factory = Callable[[Mapping[str, Any]], Reward]
 
 
 def build_reward(spec: RewardSpec) -> Reward:
-    """The reward that `spec` describes, not started.
+    """Returns the reward that `spec` describes; it is not started.
 
     Raises:
-        UserError: an unknown kind, a kind whose package cannot be imported, or options that it does not take.
+        UserError: The kind is unknown, its package cannot be imported, or it does not accept the options.
     """
     return _factory(spec.kind)(spec.options)
 
 
 def _factory(kind: str) -> Factory:
     found = entry_points(group=GROUP)
-    # An editable install may list an entry point twice; two packages that claim one name are another matter.
+    # An editable install may list an entry point twice, which is harmless; two packages with the same name are not.
     matching = {entry.value: entry for entry in found if entry.name == kind}
     if not matching:
-        known = ", ".join(sorted(found.names)) or "none; is the bonbon package installed?"
+        known = ", ".join(sorted(found.names)) or "none, because the package bonbon-serve is not installed"
         raise UserError(f"reward kind {kind!r} is unknown; known kinds: {known}", param="reward")
     if len(matching) > 1:
         claims = ", ".join(sorted(matching))
-        raise UserError(f"reward kind {kind!r} is claimed by several packages, {claims}; keep one", param="reward")
+        raise UserError(
+            f"reward kind {kind!r} is provided by several packages, {claims}; uninstall all but one", param="reward"
+        )
     [(value, entry)] = matching.items()
     try:
         return cast(Factory, entry.load())

@@ -1,4 +1,4 @@
-"""Deterministic rewards that need no model, for tests and for trying the service out."""
+"""Deterministic rewards that need no model, for tests and for trying out the service."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from bonbon.rewards.reward import Reward
 
 
 def digest_score(prompt: Prompt, completion: str) -> float:
-    """A number in [0, 1) that only the completion's text decides: continuous, so ties are ties of text."""
+    """Returns a number in [0, 1) that depends only on the completion's text. Only equal texts tie."""
     return int.from_bytes(sha256(completion.encode()).digest()[:7], "big") / 2**56
 
 
@@ -19,8 +19,8 @@ class FakeReward(Reward):
     """Scores with a plain function.
 
     Args:
-        function: the score of one completion.
-        delay: seconds each call takes.
+        function: Returns the score of one completion.
+        delay: The seconds that each call takes.
     """
 
     name = "fake"
@@ -46,6 +46,6 @@ class FakeReward(Reward):
 
 
 def build(options: Mapping[str, Any]) -> FakeReward:
-    """Options: `delay` (seconds), `salt` (text: another one ranks otherwise)."""
+    """Builds the reward from the options `delay` (seconds) and `salt` (a text; each salt gives another ranking)."""
     salt = str(options.get("salt", ""))
     return FakeReward(lambda prompt, text: digest_score(prompt, salt + text), delay=float(options.get("delay", 0.0)))

@@ -1,4 +1,4 @@
-"""A length penalty: mostly a part of a `weighted` reward, to keep another from paying for length alone."""
+"""A length penalty, usually a part of a `weighted` reward, so that a completion does not win by its length alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -11,19 +11,20 @@ from bonbon.rewards.reward_options import Options
 
 
 class LengthOptions(Options):
-    """How long is too long."""
+    """The options of the length penalty."""
 
     target: int = Field(0, ge=0)
-    """Length that costs nothing."""
+    """The length without a penalty."""
     unit: Literal["words", "chars"] = "words"
+    """The unit of length: words or characters."""
     scale: float = Field(1.0, gt=0)
-    """Units that cost one point."""
+    """The number of units that cost one point."""
     penalise: Literal["over", "both"] = "over"
-    """over: what exceeds the target; both: what falls short of it as well."""
+    """Which lengths to penalise: `over` for those above the target, `both` for those below it as well."""
 
 
 class LengthReward(Reward):
-    """-max(0, length - target) / scale, or -|length - target| / scale."""
+    """Scores -max(0, length - target) / scale, or -|length - target| / scale."""
 
     name = "length"
 
@@ -36,10 +37,10 @@ class LengthReward(Reward):
         return f"{options.penalise}-{options.target}-{options.unit}-{options.scale:g}"
 
     async def start(self) -> None:
-        """Nothing to load."""
+        """Does nothing, because there is nothing to load."""
 
     async def stop(self) -> None:
-        """Nothing to free."""
+        """Does nothing, because there is nothing to free."""
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         return [self._score(completion) for completion in completions]
@@ -53,5 +54,5 @@ class LengthReward(Reward):
 
 
 def build(options: Mapping[str, Any]) -> LengthReward:
-    """Options: LengthOptions."""
+    """Builds the reward from LengthOptions."""
     return LengthReward(LengthOptions.read("length", options))

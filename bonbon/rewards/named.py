@@ -1,4 +1,4 @@
-"""A reward under another name than its kind's."""
+"""A reward under a name of its own."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from bonbon.rewards.reward import Reward
 
 
 class NamedReward(Reward):
-    """`reward` as `name`: two of one kind are told apart in groups, metrics and logs."""
+    """Gives `reward` the name `name`, so that groups, metrics and logs distinguish two rewards of one kind."""
 
     def __init__(self, name: str, reward: Reward) -> None:
         self._name, self.reward = name, reward

@@ -1,4 +1,4 @@
-"""Any Python callable as a reward."""
+"""Uses any Python callable as a reward."""
 
 import asyncio
 import inspect
@@ -25,21 +25,22 @@ INSTALLED = Path(bonbon.__file__).parents[1]
 
 
 class PythonOptions(Options):
-    """Which callable."""
+    """The options of a Python reward."""
 
     target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
-    """`package.module:callable`; the working directory is searched last."""
+    """The callable, as `package.module:callable`; the working directory is searched last."""
     version: str | None = None
-    """By default a digest of the module's source, which knows nothing of what it imports or loads."""
+    """The reward's version. The default is a digest of the module's source, which does not cover what it imports or
+    loads."""
     threads: int = Field(4, ge=1)
-    """Most calls of a plain function at once."""
+    """The maximum number of concurrent calls of a plain function."""
 
 
 class PythonReward(Reward):
-    """Calls `function(prompt, completions)`, which returns one number per completion, or a coroutine of them.
+    """Calls `function(prompt, completions)`, which returns one number per completion, or a coroutine that does.
 
-    `prompt` is a `bonbon.prompt.Prompt`. A plain function runs in a thread of its own pool: one that hangs holds up
-    this reward, and nothing else.
+    `prompt` is a `bonbon.prompt.Prompt`. A plain function runs in the reward's own thread pool, so one that hangs
+    blocks nothing but this reward.
     """
 
     name = "python"
@@ -69,7 +70,7 @@ class PythonReward(Reward):
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         if self._pool is None:
-            raise RewardNotStarted("the python reward")
+            raise RewardNotStarted("the Python reward")
         if inspect.iscoroutinefunction(self.function):
             scores = await self.function(prompt, list(completions))
         else:
@@ -87,7 +88,7 @@ class PythonReward(Reward):
 
 
 def load(target: str) -> Callable[[Prompt, list[str]], Any]:
-    """The callable named `package.module:callable`. Raises UserError."""
+    """Returns the callable named `package.module:callable`. Raises UserError when it cannot be loaded."""
     module_name, _, path = target.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
@@ -130,7 +131,7 @@ def _source_digest(target: str) -> str:
 
 
 def build(options: Mapping[str, Any]) -> PythonReward:
-    """Options: PythonOptions."""
+    """Builds the reward from PythonOptions."""
     read = PythonOptions.read("python", options)
     function = load(read.target)
     version = read.version or _source_digest(read.target)

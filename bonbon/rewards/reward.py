@@ -1,4 +1,4 @@
-"""The reward: whatever says how good completions of a prompt are."""
+"""The interface of rewards, which score completions of a prompt."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,32 +7,32 @@ from bonbon.prompt import Prompt
 
 
 class Reward(Protocol):
-    """Scores completions; higher is better, any real scale. Safe to call from many tasks of one event loop."""
+    """Scores completions with any real number; higher is better. Safe to call from many tasks of one event loop."""
 
     @property
     def name(self) -> str:
-        """What kind of reward this is, as people know it: it labels metrics and logged groups."""
+        """Returns the name of the reward for people, which labels metrics and logged groups."""
         ...
 
     @property
     def version(self) -> str:
-        """Changes whenever the same input may score differently: a digest, a revision, a model name."""
+        """Returns a digest, revision or model name that changes whenever the same input may score differently."""
         ...
 
     async def start(self) -> None:
-        """Load what is needed before the first score. Raises UserError when it cannot be had."""
+        """Loads what the reward needs before the first score. Raises UserError when it cannot be loaded."""
         ...
 
     async def stop(self) -> None:
-        """Free it."""
+        """Frees what `start` loaded."""
         ...
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
-        """One score per completion, in order.
+        """Returns one score per completion, in order.
 
         The caller passes distinct completions and sets the deadline by cancelling.
 
         Raises:
-            RewardError: it could not score.
+            RewardError: The reward could not score.
         """
         ...

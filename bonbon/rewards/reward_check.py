@@ -1,4 +1,4 @@
-"""Whether a reward scores at all, before anybody's candidates depend on it."""
+"""Checks that a reward can score at all before users' requests depend on it."""
 
 import structlog
 
@@ -16,17 +16,18 @@ log = structlog.get_logger(__name__)
 
 
 async def check_reward(reward: Reward, *, deadline: float = 60.0) -> None:
-    """Have a started reward score a dummy conversation: a short answer, a long one, and both at once.
+    """Has a started reward score a test conversation: a short answer, a long one, and both at once.
 
-    A reward model has read a text of its full length, alone and in a batch, when it was started. What this adds are the
-    faults that only scoring shows: an address where nobody answers, a function of the wrong shape, a server that
-    refuses. That a reward cannot score conversations with a system message is a warning, for there may be none.
+    A reward model already reads a text of its full length, alone and in a batch, when it starts. This check adds the
+    faults that only scoring shows: an address where no server answers, a function that returns the wrong shape, a
+    server that refuses the request. A reward that cannot score conversations with a system message causes only a
+    warning, because such conversations may never occur.
 
     Args:
-        deadline: seconds that each of the scores may take.
+        deadline: The seconds that each score may take.
 
     Raises:
-        RewardError: it could not score; the message names the reward and says which texts they were.
+        RewardError: The reward could not score; the message names the reward and the texts.
     """
     plain, instructed = Prompt.chat(QUESTION), Prompt.chat(SYSTEM, QUESTION)
     for what, texts in (("a short answer", [SHORT]), ("a long answer", [LONG]), ("two answers at once", [SHORT, LONG])):
@@ -38,7 +39,7 @@ async def check_reward(reward: Reward, *, deadline: float = 60.0) -> None:
         await score_texts(reward, instructed, [SHORT], deadline=deadline)
     except RewardError as error:
         log.warning(
-            "the reward cannot score conversations with a system message: their answers will be degraded",
+            "the reward cannot score conversations with a system message, so their answers will be degraded",
             reward=reward.name,
             error=str(error),
         )

@@ -1,4 +1,4 @@
-"""Scores from a reward that may fail, be late, or answer nonsense."""
+"""Scores texts with a reward that may fail, be late, or return invalid scores."""
 
 import asyncio
 import math
@@ -10,12 +10,12 @@ from bonbon.rewards.reward import Reward
 
 
 async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, deadline: float) -> list[float]:
-    """One finite reward per text; equal texts are scored once. Raises RewardError for whatever goes wrong.
+    """Returns one finite reward per text, scoring equal texts once. Raises RewardError for any failure of the reward.
 
     Where texts continue the prompt's final message, the reward reads the whole message.
 
     Args:
-        deadline: seconds the reward has.
+        deadline: The seconds that the reward may take.
     """
     distinct = list(dict.fromkeys(texts))
     whole = [prompt.continued + text for text in distinct]
@@ -26,16 +26,16 @@ async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, d
         raise
     except Exception as error:
         if timer.expired():
-            raise RewardLate(f"reward {reward.name} gave no score within {deadline:g} s") from error
+            raise RewardLate(f"reward {reward.name} did not score within {deadline:g} s") from error
         raise RewardError(f"reward {reward.name} failed: {type(error).__name__}: {error}") from error
     if len(scores) != len(distinct):
         raise RewardInvalid(
-            f"reward {reward.name} must give one finite score per candidate, and gave {len(scores)} scores for "
+            f"reward {reward.name} must return one finite score per candidate, but returned {len(scores)} scores for "
             f"{len(distinct)} candidates"
         )
     if not all(math.isfinite(score) for score in scores):
         raise RewardInvalid(
-            f"reward {reward.name} must give one finite score per candidate, and gave one that is not finite"
+            f"reward {reward.name} must return one finite score per candidate, but returned one that is not finite"
         )
     by_text = dict(zip(distinct, scores, strict=True))
     return [by_text[text] for text in texts]

@@ -25,17 +25,19 @@ class Part(BaseModel):
 
 
 class WeightedOptions(Options):
-    """What is summed."""
+    """The options of a weighted reward."""
 
     parts: list[Part] = Field(min_length=1)
-    """Each `{weight, reward}`, the reward as anywhere else: a string, or a kind with its options."""
+    """The parts, each `{weight, reward}`; the reward is a string, or a kind with its options, as anywhere else."""
 
 
 class WeightedReward(Reward):
-    """Scores with all parts at once. Any part's failure is the sum's: half a reward would be another reward.
+    """Scores with all parts concurrently.
+
+    The sum fails when any part fails, because a partial sum would be another reward.
 
     Args:
-        parts: weight and reward of each.
+        parts: The weight and the reward of each part.
     """
 
     def __init__(self, parts: Sequence[tuple[float, Reward]]) -> None:
@@ -47,7 +49,7 @@ class WeightedReward(Reward):
 
     @property
     def version(self) -> str:
-        """Digest of the weights and of the parts' names and versions."""
+        """Returns a digest of the weights and of the parts' names and versions."""
         parts = [(weight, reward.name, reward.version) for weight, reward in self.parts]
         return sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -71,6 +73,6 @@ class WeightedReward(Reward):
 
 
 def build(options: Mapping[str, Any]) -> WeightedReward:
-    """Options: WeightedOptions."""
+    """Builds the reward from WeightedOptions."""
     parts = WeightedOptions.read("weighted", options).parts
     return WeightedReward([(part.weight, build_reward(part.reward)) for part in parts])

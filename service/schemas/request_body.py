@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from pydantic_core import PydanticCustomError
 
 from bonbon.engines.engine import Sampling
-from bonbon.engines.request_limits import MOST_BIASES, check_sampling
+from bonbon.engines.request_limits import MAX_LOGIT_BIASES, check_sampling
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from service.answering.completion_request import CompletionRequest
@@ -54,7 +54,9 @@ Stop = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
 ]
 LogitBias = Annotated[
-    dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES), BeforeValidator(_by_token_id)
+    dict[int, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=MAX_LOGIT_BIASES),
+    BeforeValidator(_by_token_id),
 ]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]

@@ -150,7 +150,7 @@ async def test_a_late_reward_degrades_the_answer_and_is_cancelled(engine: FakeEn
     began = asyncio.get_running_loop().time()
     answer = await BestOfN(engine, Hangs(), deadline=0.05)(PROMPT, 4, sampling=SAMPLING)
     assert asyncio.get_running_loop().time() - began < 5
-    assert answer.group.degraded == "reward fake gave no score within 0.05 s"
+    assert answer.group.degraded == "reward fake did not score within 0.05 s"
     assert answer.text == answer.draws[0].text
     assert cancelled.is_set()
 

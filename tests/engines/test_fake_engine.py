@@ -1,4 +1,4 @@
-"""The fake engine keeps the engine's contract, so that tests with it mean something."""
+"""Tests that the fake engine satisfies the contract of engines, so that tests can rely on it."""
 
 import asyncio
 from pathlib import Path

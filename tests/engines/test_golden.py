@@ -1,4 +1,4 @@
-"""The golden prompts: what an engine must not do to be served."""
+"""Tests the golden prompts: which faults keep an engine from being served."""
 
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
@@ -10,7 +10,7 @@ import pytest
 
 from bonbon.engines.engine import Delta, DrawRequest, Started, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
-from bonbon.engines.golden_prompts import LONGEST, MOST_APART, check_base, check_golden_prompts
+from bonbon.engines.golden_prompts import MAX_LOGPROB_GAP, MAX_PROMPT_TOKENS, check_base, check_golden_prompts
 from bonbon.errors import EngineError, UserError
 from tests.support.service.running_service import BASE
 
@@ -18,7 +18,7 @@ Spoil = Callable[["Watched", DrawRequest, Delta], Delta]
 
 
 class Watched(FakeEngine):
-    """A fake engine whose deltas `spoil` may change; it keeps what it was asked, and how many it drew at once."""
+    """A fake engine whose deltas `spoil` may change. It records its requests, and how many ran concurrently."""
 
     def __init__(self, spoil: Spoil = lambda engine, request, delta: delta, **options: Any) -> None:
         super().__init__(BASE, **options)
@@ -47,7 +47,7 @@ async def started(engine: Watched) -> Watched:
     return engine
 
 
-@pytest.mark.parametrize(("context", "longest"), [(512, 504), (10**6, LONGEST - 8)])
+@pytest.mark.parametrize(("context", "longest"), [(512, 504), (10**6, MAX_PROMPT_TOKENS - 8)])
 async def test_the_base_is_asked_alone_and_at_once_short_and_at_the_contexts_end(context: int, longest: int) -> None:
     engine = await started(Watched(context_length=context))
     await check_base(engine)
@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "no number in a batch": (only(lambda engine, request: engine.requests > 1, logprobs=(-inf,)), "not finite"),
     "another distribution in a batch": (
         only(lambda engine, request: engine.requests > 1, logprobs=(-3.0,)),
-        "nats per token apart",
+        "nats per token between",
     ),
     "no token": (only(lambda engine, request: True, token_ids=(), logprobs=(), tokens=()), "was not answered"),
     "cut off": (only(lambda engine, request: True, finish_reason="abort"), "was not answered"),
@@ -106,7 +106,7 @@ async def test_a_fault_at_the_contexts_end_is_found() -> None:
 
 async def test_differences_that_training_allows_are_none() -> None:
     def spoil(engine: Watched, request: DrawRequest, delta: Delta) -> Delta:
-        shift = 0.9 * MOST_APART if engine.requests > 1 else 0.0
+        shift = 0.9 * MAX_LOGPROB_GAP if engine.requests > 1 else 0.0
         return replace(delta, logprobs=tuple(logprob - shift for logprob in delta.logprobs))
 
     await check_base(await started(Watched(spoil)))
@@ -120,5 +120,5 @@ async def test_prompts_that_the_context_has_no_room_for_are_left_out() -> None:
 
 async def test_an_engine_that_does_not_answer_is_not_waited_for() -> None:
     engine = await started(Watched(delay=60))
-    with pytest.raises(EngineError, match=r"were not answered within 0\.05 s"):
+    with pytest.raises(EngineError, match=r"did not answer .* within 0\.05 s"):
         await check_base(engine, deadline=0.05)

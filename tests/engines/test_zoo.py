@@ -1,4 +1,4 @@
-"""Every model of the zoo through every stage: right, or refused before anything is drawn."""
+"""Tests every model of the zoo in every stage: the result is right, or it is refused before anything is sampled."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.support.zoo.stages import NEAR, PROMOTED, STAGES, TRAINED, run_stages
 from tests.support.zoo.training import FULL, SETTINGS, train_on_any_tokens
 
 TO_THE_END = ("Llama 3", "Phi-3, LongRoPE", "Gemma 3, multimodal", "GPT-2", "Qwen3-MoE")
-"""Whose trained versions are evaluated, promoted and served with the other tests, too: tied weights, sentencepiece with
+"""The models whose trained versions the regular tests evaluate, promote and serve: tied weights, sentencepiece with
 a context that is shortened, a multimodal model, a model of text alone, and experts. `make zoo` does so with all."""
 
 
@@ -74,7 +74,7 @@ async def test_reward(name: str, tmp_path: Path) -> None:
 
 
 def test_what_is_recorded_is_what_is_there() -> None:
-    """The files have no results of what is gone, and a refusal names a setting or says what to do."""
+    """The result files contain no removed models, and each refusal names a setting or a remedy."""
     assert set(results.recorded("embedded")) == set(POLICIES)
     assert set(results.recorded("rewards")) == set(REWARDS)
     assert all(set(PROMOTED) < set(results.recorded("embedded")[name]) for name in TO_THE_END)

@@ -1,4 +1,4 @@
-"""The policies of the zoo on vLLM. Each takes it half a minute and more to start, so most run by `make zoo` only."""
+"""Tests the policies of the zoo on vLLM. Each takes half a minute or more to start, so most run only in `make zoo`."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tests.support.zoo.stages import SERVED, WITH_ADAPTERS, run_stages
 pytestmark = pytest.mark.vllm
 
 ALWAYS = ("Qwen2", "Phi-3, LongRoPE")
-"""Run with the other tests: an ordinary model, and one with sentencepiece and a context that is shortened."""
+"""The models of the regular tests: an ordinary one, and one with sentencepiece and a shortened context."""
 
 
 def engine_on(base: Path, **options: Any) -> Engine:

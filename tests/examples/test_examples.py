@@ -14,13 +14,13 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from bonbon.cli.pairs_cli import app as pairs_app
 from fastapi.testclient import TestClient
 from starlette.responses import JSONResponse
 from torch import manual_seed
 from typer.testing import CliRunner
 
 from bonbon import BestOfN, Prompt
+from bonbon.cli.pairs_cli import app as pairs_app
 from bonbon.demo.tiny_models import TinyModels
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.pairs.pair_log import PairLog

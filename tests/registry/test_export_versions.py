@@ -277,7 +277,7 @@ def test_an_import_needs_the_files_of_a_base(version: Version, adapter: Path, tm
         ("evaluation.json", '{"served_k": "x"}', "figures that are no numbers"),
         ("evaluation.json", "{", "cannot be read"),
         ("evaluation.json", '{"a": ' * 9000, "cannot be read"),
-        ("more.pkl", "x", "files can carry code"),
+        ("more.pkl", "x", "files can contain code"),
         ("more.json", "{}", "is not in the manifest"),
     ],
 )
@@ -312,7 +312,7 @@ def test_a_record_that_cannot_be_is_refused(
     (out / "manifest.json").write_text("[5]")
     digest = sha256(b"[5]").hexdigest()
     (out / "bonbon.json").write_text(json.dumps(record | {"digest": digest}))
-    assert "is no manifest" in refusal(app, "import", out, "--model", base, "--data-dir", there)
+    assert "is not a manifest" in refusal(app, "import", out, "--model", base, "--data-dir", there)
 
 
 def test_more_draws_than_a_service_could_make_are_not_imported(version: Version, base: Path, tmp_path: Path) -> None:

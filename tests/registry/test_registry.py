@@ -103,7 +103,7 @@ async def test_a_failed_registration_leaves_nothing(registry: Registry, tmp_path
         await adapter(registry, 2, parent="other")
     (tmp_path / "trained-3").mkdir()
     (tmp_path / "trained-3" / "weights.pkl").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"\.pkl files can carry code"):
+    with pytest.raises(UserError, match=r"\.pkl files can contain code"):
         await adapter(registry, 3)
     assert len(await trail(registry)) == len(before) + 2
     assert (await adapter(registry, 2, parent=version.name)).name == version_name(2, 2, base=BASE)

@@ -83,7 +83,7 @@ def test_a_bases_digest_is_of_what_decides_its_draws(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [*REFUSED, ".BIN", ".Pt"])
 def test_formats_that_can_carry_code_are_refused(trained: Path, suffix: str) -> None:
     (trained / "tokenizer" / f"more{suffix}").write_bytes(b"x")
-    with pytest.raises(UserError, match=rf"more\{suffix}: \{suffix} files can carry code and are refused"):
+    with pytest.raises(UserError, match=rf"more\{suffix}: \{suffix} files can contain code and are refused"):
         make_manifest(trained)
     assert len(version_files(trained, passing_over=True)) == 3
     assert base_digest(trained)
@@ -102,12 +102,12 @@ def test_what_is_no_version_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("../secret.json", "links out of .*; copy the file it points to"),
-        ("/etc/passwd", "links out of"),
-        ("../trained-too/config.json", "links out of"),
-        ("tokenizer", "is not a file; a version is made of files and directories only"),
-        ("gone.json", "is not a file"),
-        ("link.json", "is not a file"),
+        ("../secret.json", "links to a file outside .*; replace the link by a copy"),
+        ("/etc/passwd", "links to a file outside"),
+        ("../trained-too/config.json", "links to a file outside"),
+        ("tokenizer", "is not a regular file; a version may contain only files and directories"),
+        ("gone.json", "is not a regular file"),
+        ("link.json", "is not a regular file"),
     ],
     ids=["relative", "absolute", "prefix of the name", "a directory", "dangling", "itself"],
 )
@@ -122,7 +122,7 @@ def test_links_that_lead_out_or_nowhere_are_refused(trained: Path, target: str, 
 
 def test_what_is_neither_file_nor_directory_is_refused(trained: Path) -> None:
     os.mkfifo(trained / "pipe.json")
-    with pytest.raises(UserError, match=r"pipe\.json is not a file"):
+    with pytest.raises(UserError, match=r"pipe\.json is not a regular file"):
         make_manifest(trained)
 
 
@@ -236,12 +236,12 @@ def damage_all_gone(target: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_truncate, rf"{WEIGHTS} has \d+ bytes, the manifest says \d+: truncated or changed"),
-        (damage_flip, rf"{WEIGHTS} is corrupt: its SHA-256 is not the manifest's"),
+        (damage_truncate, rf"{WEIGHTS} has \d+ bytes, but its manifest lists \d+: it was truncated or changed"),
+        (damage_flip, rf"{WEIGHTS} is corrupt: its SHA-256 differs from the manifest; register the version again"),
         (damage_remove, r"tokenizer/vocab\.json is missing; register the version again"),
         (damage_add, r"extra\.json is not in the manifest"),
-        (damage_pickle, r"pytorch_model\.bin: \.bin files can carry code"),
-        (damage_link, rf"{WEIGHTS} links out of"),
+        (damage_pickle, r"pytorch_model\.bin: \.bin files can contain code"),
+        (damage_link, rf"{WEIGHTS} links to a file outside"),
         (damage_manifest_of_the_change, rf"{MANIFEST} was changed: its digest is not"),
         (damage_manifest_gone, rf"{MANIFEST} cannot be read"),
         (damage_all_gone, rf"{MANIFEST} cannot be read"),

@@ -6,7 +6,7 @@ from bonbon.http.circuit_breaker import BreakerState, CircuitBreaker, CircuitOpe
 
 
 class Down(Exception):
-    """The peer is down."""
+    """Raised when the peer is down."""
 
 
 class Clock:

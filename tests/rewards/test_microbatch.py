@@ -9,7 +9,7 @@ from bonbon.concurrency.micro_batcher import MicroBatcher
 
 
 class Work:
-    """Doubles numbers; holds every batch until it is let go."""
+    """Doubles numbers; blocks every batch until the test releases it."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []

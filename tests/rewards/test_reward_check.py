@@ -1,4 +1,4 @@
-"""Rewards that cannot score are found at the start, and not by everybody's candidates."""
+"""Tests that a reward that cannot score is detected at the start, before users' requests depend on it."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ async def test_a_reward_without_system_messages_is_warned_about() -> None:
 
 
 async def test_one_that_hangs_is_late() -> None:
-    with pytest.raises(RewardError, match=r"no score within 0\.01 s"):
+    with pytest.raises(RewardError, match=r"did not score within 0\.01 s"):
         await check_reward(FakeReward(delay=60), deadline=0.01)
 
 
@@ -86,7 +86,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("shapes:one", "shapes:one returned float for 1 completions .*one number per completion"),
         ("shapes:rows", "shapes:rows returned list for 1 completions"),
-        ("shapes:few", "two answers at once: .*gave 1 scores for 2"),
+        ("shapes:few", "two answers at once: .*returned 1 scores for 2"),
         ("shapes:words", "could not convert string to float"),
         ("shapes:narrow", "takes 1 positional argument but 2 were given"),
     ],
@@ -106,7 +106,7 @@ async def test_a_function_of_the_wrong_shape_is_told_its_shape(target: str, mess
 DEAD: dict[str, tuple[Any, str]] = {
     "refuses": (Response("no such model", status_code=404), "answered 404"),
     "fails": (Response(status_code=500), "answered 500"),
-    "answers something else": (JSONResponse({"score": 1.0}), "broke the contract"),
+    "answers something else": (JSONResponse({"score": 1.0}), "returned an invalid answer"),
     "answers for one": (JSONResponse({"scores": [1.0]}), "two answers at once"),
 }
 

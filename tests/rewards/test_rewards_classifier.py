@@ -53,7 +53,7 @@ def save_tokenizer(directory: Path, *, chat: bool = True, **options: Any) -> Non
 
 
 def llama(directory: Path, *, labels: int = 1, pad: bool = True, chat: bool = True, **config: Any) -> Path:
-    """A random Llama reward model with logits of order one."""
+    """Writes a random Llama reward model with logits of order one."""
     torch.manual_seed(0)
     settings = {"vocab_size": len(SPECIAL + WORDS), "num_labels": labels, "max_position_embeddings": 64, **SHAPE}
     model = LlamaForSequenceClassification(LlamaConfig(**settings | {"pad_token_id": 0 if pad else None} | config))
@@ -81,7 +81,7 @@ async def started(directory: Path, **options: Any) -> AsyncIterator[ClassifierRe
 
 @torch.inference_mode()
 def logits(directory: Path, rendered: str, pair: str | None = None, kind: Any = LlamaForSequenceClassification) -> Any:
-    """What transformers itself says of one text whose special tokens are written out, without padding."""
+    """Returns transformers' own logits for one text with written special tokens, without padding."""
     model = kind.from_pretrained(directory).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
     inputs = tokenizer(rendered, pair, add_special_tokens=pair is not None, return_tensors="pt")
@@ -219,7 +219,7 @@ async def test_a_model_without_a_trained_head_is_refused(tmp_path: Path) -> None
     config = LlamaConfig(vocab_size=len(SPECIAL + WORDS), **SHAPE)
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    with pytest.raises(UserError, match=r"no trained reward model: its weights lack score\.weight"):
+    with pytest.raises(UserError, match=r"not a trained reward model: its weights lack score\.weight"):
         async with started(tmp_path, label=0):
             pass
 
@@ -240,7 +240,7 @@ async def test_a_broken_checkpoint_is_refused(model: Path, tmp_path: Path) -> No
         ({}, "target is required"),
         ({"target": "m", "device": "tpu"}, "device = 'tpu'"),
         ({"target": "m", "batch_size": 0}, "batch_size = 0"),
-        ({"target": "m", "trust_remote_code": True}, "trust_remote_code is no option"),
+        ({"target": "m", "trust_remote_code": True}, "trust_remote_code is not an option"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
@@ -336,7 +336,7 @@ async def test_an_empty_text_is_an_error_of_its_own(tmp_path: Path) -> None:
     without_bos.post_processor = processors.TemplateProcessing("$A", "$A $B:1", [])
     without_bos.save(str(path))
     async with started(directory) as reward:
-        with pytest.raises(RewardError, match="nothing to read"):
+        with pytest.raises(RewardError, match="cannot score an empty prompt"):
             await reward.score(Prompt(text=""), [""])
 
 
@@ -400,7 +400,7 @@ async def test_outputs_of_which_nothing_is_said_are_asked_about(tmp_path: Path) 
         async with started(directory, label=1):
             pass
     single = llama(tmp_path / "single")
-    with pytest.raises(UserError, match="is 0 for every text"):
+    with pytest.raises(UserError, match="always gives 0"):
         async with started(single, output="logprob"):
             pass
 
@@ -411,13 +411,13 @@ async def test_scores_that_are_no_numbers_are_found_at_the_start(tmp_path: Path)
     weights = load_file(path)
     weights["score.weight"].fill_(math.inf)
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="gave a score that is not finite"):
+    with pytest.raises(UserError, match="returned a score that is not finite"):
         async with started(directory):
             pass
 
 
 async def test_positions_that_begin_after_the_padding_token_bound_the_length(tmp_path: Path) -> None:
-    """RoBERTa's table of 66 rows serves 64 tokens, and nothing but the table says so."""
+    """RoBERTa's table of 66 rows allows 64 tokens, which only the table shows."""
     directory = REWARDS["RoBERTa, 64 positions for 62 tokens"].save(tmp_path)
     async with started(directory) as reward:
         alone = [(await reward.score(PROMPT, [reply]))[0] for reply in ("It is.", "please wait " * 60)]

@@ -17,7 +17,7 @@ PROMPT = Prompt.chat({"role": "system", "content": "Be kind."}, {"role": "user",
 
 
 def says(text: str, *tokens: tuple[str, Mapping[str, float]]) -> Response:
-    """A chat completion whose tokens had these probabilities."""
+    """Returns a chat completion whose tokens have these probabilities."""
     content = [
         {
             "token": token,
@@ -66,13 +66,13 @@ async def test_expected_rating(answer: Response, rating: float) -> None:
 
 @pytest.mark.parametrize("text", ["excellent", "0", "11", "1000", ""])
 async def test_no_rating_is_an_error(text: str) -> None:
-    with serving(says(text)) as server, pytest.raises(RewardError, match="no rating"):
+    with serving(says(text)) as server, pytest.raises(RewardError, match="did not answer with a rating"):
         await scored(server, ["On its way."])
 
 
 @pytest.mark.parametrize("answer", [{"choices": []}, {"error": "?"}, {"choices": [{"message": {"content": 3}}]}])
 async def test_an_answer_that_is_no_chat_completion(answer: dict[str, Any]) -> None:
-    with serving(JSONResponse(answer)) as server, pytest.raises(RewardError, match="no chat completion: choices"):
+    with serving(JSONResponse(answer)) as server, pytest.raises(RewardError, match="not a chat completion: choices"):
         await scored(server, ["On its way."])
 
 
@@ -109,7 +109,7 @@ async def test_what_is_asked() -> None:
 )
 @pytest.mark.parametrize("where", ["reply", "conversation"])
 async def test_what_talks_to_the_judge_is_material(injected: str, where: str) -> None:
-    """Between markers made from the text itself stands the text, whole; and what follows is ours."""
+    """Markers made from the text itself enclose the whole text, and the text after them is bonbon's."""
     prompt = Prompt.user(injected if where == "conversation" else "Where is my order?")
     with serving(says("2")) as server:
         reply = injected if where == "reply" else "On its way."
@@ -145,7 +145,10 @@ async def test_completions_are_rated_at_once_within_bounds_and_in_order() -> Non
 
 
 async def test_one_failure_fails_the_score() -> None:
-    with serving(says("3"), says("no"), says("4")) as server, pytest.raises(RewardError, match="no rating"):
+    with (
+        serving(says("3"), says("no"), says("4")) as server,
+        pytest.raises(RewardError, match="did not answer with a rating"),
+    ):
         await scored(server, ["a", "b", "c"], concurrency=1)
 
 

@@ -1,4 +1,4 @@
-"""Rewards that need neither a model nor a network, and how rewards are found."""
+"""Tests rewards that need neither a model nor a network, and how kinds of rewards are found."""
 
 import subprocess
 import sys
@@ -116,7 +116,7 @@ def test_weighted_bad_options(parts: Any, message: str) -> None:
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory holds `my_scores.py`."""
+    """Creates `my_scores.py` in the working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.delitem(sys.modules, "my_scores", raising=False)
@@ -208,7 +208,7 @@ async def test_python_must_be_started() -> None:
 
 
 def distribution(directory: Path, name: str, entry: str) -> None:
-    """An installed package, as pip leaves it, that brings a reward."""
+    """Creates an installed package that provides a reward, as pip would."""
     (directory / f"{name}.py").write_text(
         "from bonbon.rewards.fake_reward import FakeReward\n\n\n"
         "def build(options):\n"

@@ -1,4 +1,4 @@
-"""The reward on vLLM's pooling runner, against a server that counts characters."""
+"""Tests the reward on vLLM's pooling runner, with a server that counts characters."""
 
 import math
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ BOS, LENGTH = 1, 40
 
 
 class Scorer:
-    """Speaks vLLM's /v1/models, /tokenize and /classify; a token is a character, the last one the score."""
+    """Serves vLLM's /v1/models, /tokenize and /classify; each character is a token, and the last one is the score."""
 
     def __init__(self, labels: int = 1, adds_bos: bool = False) -> None:
         self.labels, self.adds_bos = labels, adds_bos
@@ -141,9 +141,9 @@ async def test_version_is_the_model_and_how_it_is_read() -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (JSONResponse({"data": []}), "serves nothing: set the reward's model"),
+        (JSONResponse({"data": []}), "serves no model: set the reward's model"),
         (JSONResponse({"data": [{"id": "a", "max_model_len": 9}, {"id": "b", "max_model_len": 9}]}), "serves a, b"),
-        (JSONResponse({"data": [{"id": "a"}]}), r"broke the contract: data\.0\.max_model_len"),
+        (JSONResponse({"data": [{"id": "a"}]}), r"returned an invalid answer: data\.0\.max_model_len"),
         (JSONResponse({"detail": "not found"}, 404), "answered 404"),
     ],
 )

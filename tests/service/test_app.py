@@ -208,9 +208,9 @@ async def test_a_failing_start_stops_what_had_started(tmp_path: Path) -> None:
     [
         ({}, r"no model is set: give --model \(or BONBON_MODEL\)"),
         ({"engine": "warp"}, "no model is set"),
-        ({"engine": "warp", "model": "tiny"}, "engine = 'warp' is not known"),
+        ({"engine": "warp", "model": "tiny"}, "engine = 'warp' is unknown"),
         ({"engine": "fake", "reward": "telepathy:x"}, "reward kind 'telepathy' is unknown"),
-        ({"model": "/no/such/directory", "reward": "fake:"}, "there is no such directory"),
+        ({"model": "/no/such/directory", "reward": "fake:"}, "is not an existing directory"),
     ],
 )
 def test_a_setting_that_cannot_work_names_its_remedy(settings: dict[str, str], message: str, tmp_path: Path) -> None:

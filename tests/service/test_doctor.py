@@ -60,8 +60,8 @@ def test_nothing_is_wrong_with_what_ships(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("check", "name", "value", "said"),
     [
-        ("model", "MODEL", "", "no model is named; set model (BONBON_MODEL)"),
-        ("model", "MODEL", "./missing", "there is no such directory"),
+        ("model", "MODEL", "", "no model is configured; set model (BONBON_MODEL)"),
+        ("model", "MODEL", "./missing", "is not an existing directory"),
         ("model", "MODEL", ".", "has no config.json"),
         ("reward", "REWARD", "http://127.0.0.1:9/score", "cannot score a short answer"),
         ("reward", "REWARD", "python:nothing_like_it:score", "nothing_like_it"),

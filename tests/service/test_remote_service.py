@@ -71,7 +71,7 @@ async def test_a_fleet_that_comes_late_is_served_from_without_a_hand(tmp_path: P
         server.stop()
     async with gateway(tmp_path, pair) as running:
         state = await ready(running)
-        assert "no server of the fleet can draw" in state["reason"]
+        assert "no server of the fleet is available" in state["reason"]
         assert pair[1].url in state["reason"]
         response = await running.ask()
         assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")

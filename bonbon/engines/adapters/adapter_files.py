@@ -1,4 +1,4 @@
-"""A LoRA adapter's files, read and checked before they touch a model."""
+"""Reads and checks a LoRA adapter's files before they are added to a model."""
 
 import json
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from bonbon.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-# What an adapter may choose. The rest of peft's settings import modules, rewrite the base model's weights or need
-# calibration data, so they must be absent or at rest.
+# The settings that an adapter may choose. The rest of peft's settings import modules, rewrite the base model's weights
+# or need calibration data, so they must be absent or have no effect.
 CHOSEN = (
     "r",
     "lora_alpha",
@@ -42,13 +42,13 @@ IRRELEVANT = {
     "revision",
     "task_type",
 }
-AT_REST: tuple[Any, ...] = (None, False, "none", {}, [])
+NO_EFFECT: tuple[Any, ...] = (None, False, "none", {}, [])
 PLAIN_STARTS: tuple[Any, ...] = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """A sound adapter: its shape, and its weights by peft's names, on the CPU."""
+    """A valid adapter: its configuration, and its weights on the CPU by peft's names."""
 
     directory: Path
     config: LoraConfig
@@ -56,22 +56,22 @@ class Adapter:
 
     @property
     def rank(self) -> int:
-        """The highest rank of any of its modules."""
+        """Returns the highest rank of any of its modules."""
         return max(int(rank) for rank in (self.config.r, *(self.config.rank_pattern or {}).values()))
 
     def check(self, wanted: Mapping[str, Tensor]) -> None:
-        """Raise UserError unless the weights have the names and shapes of `wanted`, the adapter's empty layers."""
+        """Raises UserError unless the weights have the names and shapes of `wanted`, the adapter's empty layers."""
         for name in sorted(wanted.keys() | self.weights.keys()):
-            here = tuple(wanted[name].shape) if name in wanted else "no such weight"
-            there = tuple(self.weights[name].shape) if name in self.weights else "no such weight"
+            here = tuple(wanted[name].shape) if name in wanted else "missing"
+            there = tuple(self.weights[name].shape) if name in self.weights else "missing"
             if here != there:
                 raise UserError(
-                    f"adapter {self.directory} does not fit the base model: {name} has {there} in the adapter's "
+                    f"adapter {self.directory} does not fit the base model: {name} is {there} in the adapter's "
                     f"file and {here} on the base; serve the base it was trained on, or train it on this one"
                 )
 
     def misfit(self, error: Exception) -> UserError:
-        """What to raise when putting the adapter on the base model fails with `error`."""
+        """Returns the error to raise when adding the adapter to the base model fails with `error`."""
         if isinstance(error, UserError):
             return error
         return UserError(
@@ -80,24 +80,27 @@ class Adapter:
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Raises UserError naming what is missing, unreadable, unsupported or not finite."""
+    """Reads an adapter. Raises UserError, naming what is missing, unreadable, unsupported or not finite."""
     weights = read_weights(directory / WEIGHTS)
     return Adapter(directory, _config(directory / CONFIG), weights)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises UserError when it is missing, corrupt or holds NaN or infinity."""
+    """Returns the tensors of a safetensors file.
+
+    Raises UserError when it is missing, corrupt, or contains NaN or infinity.
+    """
     try:
         weights: dict[str, Tensor] = load_file(path)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path}: no such file; save the adapter with safetensors (pickled weights are never read)"
+            f"{path} does not exist; save the adapter with safetensors (pickled weights are never read)"
         ) from error
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is corrupt or truncated ({error}); copy or save it again") from error
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} has NaN or infinite weights; its training diverged, train it again")
+            raise UserError(f"{path}: {name} has NaN or infinite weights because its training diverged; train it again")
     return weights
 
 
@@ -106,21 +109,21 @@ def _config(path: Path) -> LoraConfig:
         settings = json.loads(path.read_text())
         kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; an adapter's directory needs it beside its weights") from error
+        raise UserError(f"{path} does not exist; an adapter's directory needs it beside its weights") from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is not a JSON object ({error}); save the adapter again") from error
     if kind != "LORA":
-        raise UserError(f"{path}: peft_type {kind!r} is not served; train a LoRA adapter")
+        raise UserError(f"{path}: peft_type {kind!r} is not supported; train a LoRA adapter")
     if start not in PLAIN_STARTS:
         raise UserError(
-            f"{path}: init_lora_weights {start!r} belongs to a changed base; convert the adapter to plain LoRA when "
+            f"{path}: init_lora_weights {start!r} implies a changed base; convert the adapter to plain LoRA when "
             "saving it (peft's path_initial_model_for_weight_conversion)"
         )
     known = {*CHOSEN, *IRRELEVANT, "init_lora_weights"}
     for name, value in settings.items():
-        if name not in known and value not in AT_REST:
-            raise UserError(f"{path}: {name} = {value!r} is not served; train the adapter without it")
+        if name not in known and value not in NO_EFFECT:
+            raise UserError(f"{path}: {name} = {value!r} is not supported; train the adapter without it")
     try:
         return LoraConfig(**{name: settings[name] for name in CHOSEN if name in settings}, inference_mode=True)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: peft refuses it ({error}); save the adapter again") from error
+        raise UserError(f"peft refuses {path} ({error}); save the adapter again") from error

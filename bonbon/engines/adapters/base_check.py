@@ -1,4 +1,4 @@
-"""A base model without its weights, to check adapters against."""
+"""Checks adapters against a base model without loading its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from bonbon.errors import UserError
 
 
 def check_fit(adapter: Adapter, base: Path) -> None:
-    """Raise UserError when the adapter does not fit the base model in directory `base`. Reads no weights of it."""
+    """Raises UserError when the adapter does not fit the base model in directory `base`.
+
+    Reads none of the base's weights.
+    """
     try:
         with torch.device("meta"):
             config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
@@ -24,9 +27,10 @@ def check_fit(adapter: Adapter, base: Path) -> None:
 
 
 def adapted_and_shared(base: Path, adapter: Path) -> str:
-    """The embeddings or the output layer that the adapter is on and that share their weights; empty: there are none.
+    """Returns the names of the adapted input or output embeddings that share their weights, or an empty string.
 
-    Such an adapter cannot be merged: it changes the input alone, or the output alone, and merged weights change both.
+    Such an adapter cannot be merged: it changes only the input or only the output, while merged weights would change
+    both.
     """
     model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
     read, written = model.get_input_embeddings(), model.get_output_embeddings()
@@ -42,6 +46,6 @@ def adapted_and_shared(base: Path, adapter: Path) -> str:
 
 
 def without_weights(config: Any) -> Any:
-    """The language model of this configuration, with weights that take no memory and have no values."""
+    """Returns the language model of this configuration, with weights that take no memory and have no values."""
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config)

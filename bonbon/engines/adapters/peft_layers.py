@@ -1,4 +1,4 @@
-"""What peft leaves on a model, and how to take it off."""
+"""Removes what peft leaves on a model."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 def forget_names(model: Any) -> None:
-    """Remove the hooks by which peft gives its layers each row's adapter: it leaves them behind when a call fails."""
+    """Removes the hooks by which peft passes each row's adapter to its layers, which stay behind when a call fails."""
     for module in model.modules():
         for key, hook in list(module._forward_pre_hooks.items()):
             if "adapter_names" in getattr(hook, "keywords", ()):
@@ -15,7 +15,7 @@ def forget_names(model: Any) -> None:
 
 
 def strip(model: Any) -> Any:
-    """`model` with every adapter layer replaced by the layer it wraps."""
+    """Replaces every adapter layer of `model` by the layer that it wraps, and returns the model."""
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             model.set_submodule(name, module.get_base_layer())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What may be drawn in one batch: all that a model instance draws or, where it cannot mix them, one adapter."""
+    """The candidates that can share a batch: those of a model instance, or of one adapter if it cannot mix adapters."""
 
     policy: "Policy"
     adapter: str | None = None
@@ -26,7 +26,7 @@ class Lane:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A version as it lies in memory: the key of its adapter, and the lane, which has the model instance."""
+    """A version in memory: the key of its adapter, and its lane, which has the model instance."""
 
     name: str
     adapter: str
@@ -37,7 +37,7 @@ class Loaded:
 class Job:
     """A request that is being served. `events` is read on the event loop; `over` is set from any thread.
 
-    `grammar`, before its first token, is what all of its candidates are held to.
+    `grammar`, in its state before the first token, constrains all candidates of the request.
     """
 
     request: DrawRequest
@@ -53,9 +53,9 @@ class EmbeddedCandidate(CandidateStream):
     """One candidate of a job.
 
     Args:
-        job: whose candidate it is.
-        index: which candidate.
-        shared: the generator of requests without a seed.
+        job: The job that the candidate belongs to.
+        index: The candidate's index in the request.
+        shared: The random generator of requests without a seed.
     """
 
     def __init__(self, job: Job, index: int, shared: Random) -> None:
@@ -66,10 +66,10 @@ class EmbeddedCandidate(CandidateStream):
 
     @property
     def complete(self) -> bool:
-        """Whether nothing may follow by the row's grammar, and the model has no token that says so."""
+        """Returns whether the grammar allows no more tokens, and the model has no end token to say so."""
         return self.grammar is not None and self.grammar.is_stopped() and not self.job.reader.end_ids
 
     @property
     def running(self) -> bool:
-        """Whether the candidate is to get more tokens."""
+        """Returns whether the candidate is to get more tokens."""
         return not (self.finished or self.job.over)

@@ -1,4 +1,4 @@
-"""The engine in this process: transformers and peft, on a GPU or on the CPU."""
+"""The embedded engine runs in this process, with transformers and peft, on a GPU or on the CPU."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class EmbeddedEngine(Engine):
-    """Draws with a model in this process.
+    """Samples with a model in this process.
 
-    One thread owns the models; the draws of concurrent requests, whatever their prompts, sampling and adapters, run
-    together in micro-batches. The engine serves the event loop it was started on.
+    One thread owns the models. Concurrent requests share micro-batches, whatever their prompts, sampling parameters and
+    adapters. The engine serves the event loop it was started on.
 
     Args:
-        base: name of the base version.
-        directory: the base model in Hugging Face format.
-        options: see EmbeddedOptions.
-        end_tokens: tokens that end a completion, in place of those that the model's files name.
+        base: The name of the base version.
+        directory: The base model in Hugging Face format.
+        options: The engine's options; see EmbeddedOptions.
+        end_tokens: The tokens that end a completion, instead of those that the model's files name.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class EmbeddedEngine(Engine):
             await self.stop()
             if isinstance(error, EngineError):
                 raise UserError(
-                    f"model {self._directory} cannot be drawn from with the embedded engine ({error}); serve it with "
+                    f"the embedded engine cannot sample from model {self._directory} ({error}); serve it with "
                     "engine = 'vllm', or serve another model",
                     param="model",
                 ) from error
@@ -150,6 +150,6 @@ class EmbeddedEngine(Engine):
             from bonbon.engines.embedded.runtime import Runtime
         except ModuleNotFoundError as error:
             raise UserError(
-                f"the embedded engine needs {error.name}, which is not installed: {install('embedded')}"
+                f"the embedded engine needs {error.name}, which is not installed: run {install('embedded')}"
             ) from error
         return Runtime(self._base, self._directory, self._options, loop, end_tokens=self._end_tokens)

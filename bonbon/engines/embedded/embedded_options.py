@@ -1,4 +1,4 @@
-"""What `engine_options` may hold for the embedded engine."""
+"""The options of the embedded engine (`engine_options`)."""
 
 from typing import Literal
 
@@ -8,21 +8,22 @@ from bonbon.engines.structured.tool_format import ToolParser
 
 
 class EmbeddedOptions(BaseModel):
-    """What `engine_options` may hold for the embedded engine."""
+    """The options of the embedded engine (`engine_options`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     device: str = "auto"
-    """auto: cuda if there is one, else cpu; or a torch device such as cuda:1."""
+    """The device for the model: a torch device such as cuda:1, or auto for a GPU if there is one and else the CPU."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: as in the checkpoint on a GPU, float32 on the CPU."""
+    """The type of the weights; auto means the checkpoint's type on a GPU and float32 on the CPU."""
     max_rows: int = Field(128, ge=1)
-    """Most candidates a model draws at once; more wait. It bounds the memory that draws take."""
+    """The maximum number of candidates that a model samples concurrently; others wait. It bounds the memory of the
+    engine."""
     threads: int = Field(0, ge=0)
-    """CPU threads for torch; 0 leaves torch's own choice."""
+    """The number of CPU threads for torch; 0 keeps torch's default."""
     tool_parser: ToolParser = "auto"
-    """How the model writes calls of functions: hermes, llama3_json or mistral, the names that vLLM has for them; auto:
-    as its chat template shows."""
+    """The format in which the model writes tool calls, by the name of vLLM's parser; auto detects it from the chat
+    template."""
     schema_timeout: float = Field(10.0, gt=0)
-    """Seconds that the schemas of a response_format or of tools may take to compile; a request that needs longer is
+    """The seconds that compiling the schemas of a response_format or of tools may take; a request that needs longer is
     refused."""

@@ -1,4 +1,4 @@
-"""Holding the rows of a micro-batch to their grammars."""
+"""Constrains the rows of a micro-batch to their grammars."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -13,13 +13,14 @@ from bonbon.errors import UserError
 
 
 class GrammarMasks:
-    """Makes the tokens impossible that a row's grammar does not allow next, and leaves the other rows alone.
+    """Excludes the tokens that a row's grammar does not allow next; rows without a grammar stay unchanged.
 
     Args:
-        matchers: of the rows that have a grammar, by the row's place in the batch. They are advanced token by token.
-        size: how many token ids the grammars know.
-        vocabulary: how many tokens the logits are of.
-        device: where the logits are.
+        matchers: The matchers of the rows that have a grammar, by the row's position in the batch. They advance token
+            by token.
+        size: The number of token ids that the grammars know.
+        vocabulary: The number of tokens in the logits.
+        device: The device of the logits.
     """
 
     def __init__(self, matchers: Mapping[int, LLMatcher], size: int, vocabulary: int, device: torch.device) -> None:
@@ -27,10 +28,10 @@ class GrammarMasks:
         known = np.arange(32 * -(-size // 32)) < vocabulary
         self._known = np.packbits(known, bitorder="little")
         self.failures: dict[int, UserError] = {}
-        """Why rows cannot go on, by their place. What is drawn for them counts for nothing."""
+        """The errors of the rows that cannot continue, by position; their next tokens are ignored."""
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """A copy of the logits (rows, vocabulary), negative infinity where a grammar forbids the token."""
+        """Returns a copy of the logits (rows, vocabulary) with negative infinity where a grammar forbids the token."""
         rows, allowed = self._allowed()
         if not rows:
             return scores
@@ -39,18 +40,18 @@ class GrammarMasks:
         return scores.index_copy(0, at, scores[at].masked_fill(~mask, -torch.inf))
 
     def note(self, tokens: Tensor) -> None:
-        """Advance the grammars by the tokens (rows, 1) that were drawn."""
-        drawn = tokens.squeeze(1).tolist()
+        """Advances the grammars by the sampled tokens (rows, 1)."""
+        sampled = tokens.squeeze(1).tolist()
         for row, matcher in list(self._matchers.items()):
-            if not matcher.is_stopped() and not matcher.consume_token(drawn[row]):
+            if not matcher.is_stopped() and not matcher.consume_token(sampled[row]):
                 self._fail(row, matcher)
 
     def release(self, row: int) -> None:
-        """A row is over: it may get any token."""
+        """Stops constraining a row whose candidate has ended."""
         self._matchers.pop(row, None)
 
     def _allowed(self) -> tuple[Sequence[int], NDArray[np.uint8]]:
-        """The rows that have a grammar, and for each of them a bit for every token, the lowest first."""
+        """Returns the rows that have a grammar, and for each of them one bit per token, the lowest bit first."""
         rows = list(self._matchers)
         width = len(self._known)
         allowed = np.zeros((len(rows), width), dtype=np.uint8)
@@ -68,19 +69,19 @@ class GrammarMasks:
 
     def _fail(self, row: int, matcher: LLMatcher) -> None:
         del self._matchers[row]
-        why = matcher.get_error().strip().partition("\n")[0] or "the model has no token that may come next"
+        why = matcher.get_error().strip().partition("\n")[0] or "no token of the model may come next"
         self.failures[row] = UserError(
-            f"a candidate cannot be held to the request's schema ({why[:200]}): simplify its patterns and bounds"
+            f"the request's schema cannot be applied while sampling ({why[:200]}): simplify its patterns and bounds"
         )
 
 
 def _unpacked(bits: Tensor) -> Tensor:
-    """Bytes (rows, bytes) as booleans (rows, 8 * bytes), the lowest bit first."""
+    """Unpacks bytes (rows, bytes) into booleans (rows, 8 * bytes), the lowest bit first."""
     places = torch.arange(8, device=bits.device, dtype=torch.uint8)
     return (bits[:, :, None] >> places & 1).flatten(1).bool()
 
 
 @lru_cache(maxsize=1)
 def _executor() -> LLExecutor:
-    """The threads that compute masks."""
+    """Returns the thread pool that computes the masks."""
     return LLExecutor()

@@ -1,4 +1,4 @@
-"""The versions that lie in memory."""
+"""The versions that the embedded engine holds in memory."""
 
 import gc
 from pathlib import Path
@@ -17,19 +17,19 @@ log = structlog.get_logger(__name__)
 
 
 class Versions:
-    """The base model, the adapters on it, and the models with full weights beside it.
+    """The base model, its adapters, and the models with full weights.
 
-    Only the worker's thread may change them; any thread may look into `loaded`.
+    Only the worker's thread may change them; any thread may read `loaded`.
 
     Args:
-        name: of the base version.
-        directory: of the base model.
-        tokenizer: of the base model.
-        device: auto, or a torch device.
-        dtype: auto, or a torch dtype's name.
+        name: The name of the base version.
+        directory: The directory of the base model.
+        tokenizer: The tokenizer of the base model.
+        device: A torch device, or auto.
+        dtype: The name of a torch dtype, or auto.
 
     Raises:
-        UserError: the device is not there, or the base model cannot be loaded.
+        UserError: The device is not available, or the base model cannot be loaded.
     """
 
     def __init__(self, name: str, directory: Path, tokenizer: Any, *, device: str, dtype: str) -> None:
@@ -41,26 +41,28 @@ class Versions:
         self.loaded = {name: Loaded(name, BASE, Lane(self.base))}
 
     def load(self, version: VersionFiles, adapter: Adapter | None) -> None:
-        """Load a version whose adapter, if it is one, was read before. Raises UserError when it does not fit."""
+        """Loads a version; an adapter has been read before. Raises UserError when the version does not fit the base."""
         if version.name in self.loaded:
             return
         if version.kind is VersionKind.BASE:
             raise UserError(
-                f"{version.name} is another base than {self._name}, which this engine serves; "
-                "start a service of its own for it"
+                f"{version.name} is a base model, but this engine serves the base {self._name}; "
+                "start another service for it"
             )
         if adapter:
             key = self.base.attach(adapter)
             mixes = self.base.mixes(key)
             if not mixes:
-                log.info("the adapter is drawn in batches of its own: the model cannot mix it", version=version.name)
+                log.info(
+                    "the model cannot mix this adapter with others, so it gets its own batches", version=version.name
+                )
             loaded = Loaded(version.name, key, Lane(self.base, None if mixes else key))
         else:
             loaded = Loaded(version.name, BASE, Lane(self._full(version)))
         self.loaded[version.name] = loaded
 
     def unload(self, name: str) -> Loaded | None:
-        """Forget a version and return it, None when there is nothing to unload. The base stays."""
+        """Unloads a version and returns it; returns None when there is nothing to unload. The base stays loaded."""
         if name == self._name:
             return None
         loaded = self.loaded.pop(name, None)
@@ -74,14 +76,14 @@ class Versions:
             here, there = getattr(self.base.config, what, None), getattr(policy.config, what, None)
             if here != there:
                 raise UserError(
-                    f"version {version.name} has {what} {there} and the base {self._name} has {here}; "
-                    "serve the base it was trained from"
+                    f"version {version.name} has {what} {there}, but the base {self._name} has {here}; "
+                    "serve the base that it was trained from"
                 )
         return policy
 
 
 def free_memory() -> None:
-    """Give back what models that nothing refers to any more have taken."""
+    """Frees the memory of models that are no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -91,9 +93,12 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch raises AssertionError when it was built without support for the device.
         raise UserError(
-            f"engine_options.device = {name!r} cannot be used ({error}); choose auto, cpu or a GPU that is there",
+            f"engine_options.device = {name!r} cannot be used ({error}); choose auto, cpu or an available GPU",
             param="engine_options.device",
         ) from error
     return device

@@ -1,4 +1,4 @@
-"""Penalties and biases on the logits of the rows that ask for them."""
+"""Applies penalties and biases to the logits of the rows that use them."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from bonbon.engines.engine import Sampling
 
 
 class History(NamedTuple):
-    """The tokens that a row has so far."""
+    """The tokens of a row so far."""
 
     prompt: Sequence[int]
-    drawn: Sequence[int]
+    sampled: Sequence[int]
 
 
 class LogitsProcessors:
-    """Changes logits as `Sampling` describes, and leaves the rows alone that ask for no change.
+    """Changes logits as `Sampling` describes; rows that use none of these fields stay unchanged.
 
     Args:
-        samplings: of each row.
-        histories: of each row.
-        end_ids: the tokens that `min_tokens` makes impossible, except where `ignore_eos` lets a row go on after them.
-        vocabulary: how many tokens the logits are of.
-        device: where the logits are.
+        samplings: The sampling parameters of each row.
+        histories: The tokens of each row so far.
+        end_ids: The end tokens, which `min_tokens` excludes unless `ignore_eos` lets a row continue after them.
+        vocabulary: The number of tokens in the logits.
+        device: The device of the logits.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class LogitsProcessors:
         for at, sampling in enumerate(asking):
             history = histories[rows[at]]
             self._in_prompt[at, torch.tensor(history.prompt, dtype=torch.long, device=device)] = True
-            drawn = torch.tensor(history.drawn, dtype=torch.long, device=device)
-            self._counts[at] += torch.bincount(drawn, minlength=vocabulary)
+            sampled = torch.tensor(history.sampled, dtype=torch.long, device=device)
+            self._counts[at] += torch.bincount(sampled, minlength=vocabulary)
             for token, bias in sampling.logit_bias:
                 self._bias[at, token] = bias
         missing = [
-            0 if sampling.ignore_eos else sampling.min_tokens - len(histories[row].drawn)
+            0 if sampling.ignore_eos else sampling.min_tokens - len(histories[row].sampled)
             for row, sampling in zip(rows, asking, strict=True)
         ]
         self._missing = torch.tensor(missing, device=device)
@@ -60,7 +60,7 @@ class LogitsProcessors:
         self._ends = torch.tensor(ends, dtype=torch.long, device=device)
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """A copy of the logits (rows, vocabulary) in which those of the rows that ask for it are changed."""
+        """Returns a copy of the logits (rows, vocabulary) in which the rows that use these fields are changed."""
         logits = scores[self._rows] + self._bias
         too_early = self._missing > 0
         logits[:, self._ends] = logits[:, self._ends].masked_fill(too_early[:, None], -torch.inf)
@@ -70,7 +70,7 @@ class LogitsProcessors:
         return scores.index_copy(0, self._rows, logits)
 
     def note(self, tokens: Tensor) -> None:
-        """Count the tokens (rows, 1) that were drawn."""
+        """Counts the sampled tokens (rows, 1)."""
         own = tokens[self._rows]
         self._counts.scatter_add_(1, own, torch.ones_like(own, dtype=self._counts.dtype))
         self._missing -= 1

@@ -1,4 +1,4 @@
-"""A LoRA adapter merged into its base model: whole weights that draw as the adapter does."""
+"""Merges a LoRA adapter into its base model: the result has whole weights and the distribution of the adapter."""
 
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,21 @@ from bonbon.progress import Bar
 
 
 def merge_adapter(base: Path, adapter: Path, directory: Path, bar: Bar) -> None:
-    """Write the base model with the adapter merged into its weights to a new directory.
+    """Writes the base model with the adapter merged into its weights to a new directory.
 
-    The weights have the base's precision, and the base's configuration and tokenizer are beside them. The whole model
-    is in main memory, in that precision.
+    The weights have the base's precision, and the base's configuration and tokenizer are copied beside them. The whole
+    model must fit into main memory in that precision.
 
     Raises:
-        UserError: the adapter does not fit the base, or cannot be merged into it.
+        UserError: The adapter does not fit the base, or cannot be merged into it.
     """
     sound = read_adapter(adapter)
     if shared := adapted_and_shared(base, adapter):
         raise UserError(
-            f"the adapter in {adapter} cannot be merged: it is on {shared}, whose weights the model's input and output "
-            "share, so that merging it would change both; export the adapter itself (without --merged)"
+            f"the adapter in {adapter} cannot be merged: it adapts {shared}, whose weights the model's input and "
+            "output share, so merging it would change both; export the adapter itself (without --merged)"
         )
-    logging.disable_progress_bar()  # transformers' own, inside ours
+    logging.disable_progress_bar()  # transformers would show its own bar inside ours.
     with bar("loading the base model", 1) as done:
         model: Any = load_model(base, torch.device("cpu"), stored_dtype(base))
         done(1)

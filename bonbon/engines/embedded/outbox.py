@@ -1,4 +1,4 @@
-"""From the worker's thread to the event loop, once a step for all rows."""
+"""Delivers events from the worker's thread to the event loop, once per step for the whole batch."""
 
 import asyncio
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ Event = Delta | BonbonError
 
 
 class Outbox:
-    """Collects events and hands them to their jobs' queues.
+    """Collects events and delivers them to the queues of their jobs.
 
     Args:
-        loop: where the jobs are read.
+        loop: The event loop on which the jobs are read.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -26,7 +26,7 @@ class Outbox:
         self._events.append((job, event))
 
     def fail(self, jobs: Iterable[Job], reason: str | UserError) -> None:
-        """End every job that is not over yet with an EngineError, or with the user's, and flush."""
+        """Ends every job that is still running, with an EngineError or the given UserError, and flushes."""
         for job in jobs:
             if not job.over:
                 job.over = True
@@ -35,7 +35,7 @@ class Outbox:
 
     def flush(self) -> None:
         if self._events:
-            with suppress(RuntimeError):  # the loop is closed: nobody reads any more
+            with suppress(RuntimeError):  # The loop is closed, so nobody reads the events any more.
                 self._loop.call_soon_threadsafe(_deliver, self._events)
         self._events = []
 

@@ -1,4 +1,4 @@
-"""A causal language model in this process, with the adapters on it."""
+"""A causal language model in this process, with its adapters."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,22 +23,22 @@ from bonbon.errors import EngineError, UserError
 from bonbon.load_errors import needs_code, why
 
 POSITIONS = 256
-"""Positions whose log-probabilities are in memory at once."""
+"""The number of positions whose log-probabilities are in memory at a time."""
 BASE = "__base__"
-"""peft's name for: no adapter."""
+"""peft's name for no adapter."""
 
 
 class Policy:
-    """Prefills prompts and draws tokens, each row with its own adapter or none. One thread owns it.
+    """Prefills prompts and samples tokens, each row with its own adapter or none. One thread owns it.
 
     Args:
-        directory: model in Hugging Face format, safetensors only; none of its code is run.
-        tokenizer: of the base.
-        device: where the weights go.
-        dtype: of the weights; None keeps the checkpoint's.
+        directory: The model in Hugging Face format, as safetensors; none of its code is run.
+        tokenizer: The tokenizer of the base.
+        device: The device for the weights.
+        dtype: The type of the weights; None keeps the checkpoint's.
 
     Raises:
-        UserError: the directory does not hold a sound causal language model that can be drawn from in batches.
+        UserError: The directory does not contain a valid causal language model that can be sampled from in batches.
     """
 
     def __init__(self, directory: Path, tokenizer: Any, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -48,15 +48,18 @@ class Policy:
         self.config = self.model.config.get_text_config()
         self.vocabulary: int = self.model.get_input_embeddings().num_embeddings
         self.context_length = context_length(self.config, tokenizer, directory)
-        # The model's own sampling defaults must not touch the draws.
+        # The model's own sampling defaults must not change what is sampled.
         self.model.generation_config = GenerationConfig(do_sample=False, pad_token_id=0)
         self._peft: PeftModel | None = None
         self._serials = count()
         self._active: str | None = None
 
     def attach(self, adapter: Adapter) -> str:
-        """Put an adapter on the model and return its key. Raises UserError when it does not fit; then nothing stays."""
-        key = f"adapter{next(self._serials)}"  # version names may have dots, module names may not
+        """Adds an adapter to the model and returns its key.
+
+        Raises UserError, and leaves nothing behind, when it does not fit.
+        """
+        key = f"adapter{next(self._serials)}"  # Version names may have dots, module names may not.
         try:
             if self._peft is None:
                 self._peft = PeftModel(
@@ -78,28 +81,28 @@ class Policy:
         except Exception as error:
             self.detach(key)
             raise UserError(
-                f"adapter {adapter.directory} cannot be drawn from ({type(error).__name__}: {error}): it adapts a "
+                f"adapter {adapter.directory} cannot be sampled from ({type(error).__name__}: {error}): it adapts a "
                 "module that cannot be wrapped, such as a router of experts; train it with train.lora_targets that "
-                "leave that out"
+                "exclude this module"
             ) from error
         return key
 
     def mixes(self, key: str) -> bool:
-        """Whether one forward pass gives rows with and without the adapter what each of them gets alone.
+        """Returns whether a batch can mix rows with and without the adapter without changing their logits.
 
-        It does not where a model flattens its batch before a module that is adapted, as OPT and Qwen2-MoE do.
+        It cannot where a model flattens its batch before an adapted module, as OPT and Qwen2-MoE do.
         """
         alone = torch.cat([self._sample(BASE), self._sample(key)])
         try:
             mixed = self._sample(BASE, key)
-        except Exception:  # noqa: BLE001 - what it is that fails depends on the model
+        except Exception:  # noqa: BLE001 - the type of the error depends on the model
             return False
         tolerance = 0.05 * float(alone.nan_to_num(posinf=0.0, neginf=0.0).abs().max())
         return torch.allclose(mixed, alone, rtol=0.05, atol=tolerance, equal_nan=True)
 
     @torch.inference_mode()
     def _sample(self, *adapters: str) -> Tensor:
-        """Logits after a few tokens, 32-bit, a row for each of `adapters`, (rows, vocabulary)."""
+        """Returns the 32-bit logits after a few tokens, (rows, vocabulary), one row for each of `adapters`."""
         ids = torch.arange(4, device=self.device).remainder(self.vocabulary).expand(len(adapters), -1)
         mask = torch.ones_like(ids)
         output = self._call(lambda model: model, adapters, input_ids=ids, attention_mask=mask, use_cache=False)
@@ -107,7 +110,7 @@ class Policy:
         return logits
 
     def detach(self, key: str) -> None:
-        """Take an adapter off the model again."""
+        """Removes an adapter from the model."""
         others = set(self._peft.peft_config) - {key} if self._peft else set()
         if self._peft is None or not others:
             self._peft = None
@@ -118,7 +121,7 @@ class Policy:
         self._active = None
 
     def prefill(self, prompts: Sequence[Sequence[int]], adapters: Sequence[str]) -> Sequences:
-        """Read all but the last token of each prompt. `adapters` are keys, or BASE, one per prompt."""
+        """Processes all but the last token of each prompt. `adapters` has one key, or BASE, per prompt."""
         length = max(map(len, prompts)) + 1
         ids = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
         mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
@@ -141,7 +144,7 @@ class Policy:
     def generate(
         self, sequences: Sequences, adapters: Sequence[str], steps: int, choose: "Choose", stopped: "Stopped"
     ) -> None:
-        """Extend `sequences` by at most `steps` tokens; `choose` picks them and `stopped` says when to end."""
+        """Extends `sequences` by at most `steps` tokens; `choose` picks each token and `stopped` ends the call."""
         ids = self._call(
             lambda model: model.generate,
             adapters,
@@ -156,22 +159,22 @@ class Policy:
 
     @torch.inference_mode()
     def prompt_logprobs(self, prompt: Sequence[int], adapter: str, alternatives: int) -> tuple[list[float], list[Top]]:
-        """How likely each token of a prompt but the first is after those before it, and the likeliest ones there.
+        """Returns the log-probability of each token of a prompt but the first, and the most likely tokens there.
 
-        Raises EngineError where the logits of a prompt of this length do not fit in the memory.
+        Raises EngineError when the logits of a prompt of this length do not fit into memory.
         """
         if len(prompt) == 1:
             return [], []
         ids = torch.tensor([prompt], device=self.device)
         try:
-            # All at once: how some models place a token depends on how many are read with it.
+            # In one forward pass: some models' position embeddings depend on the number of tokens read in it.
             output = self._call(
                 lambda model: model, [adapter], input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False
             )
         except torch.OutOfMemoryError as error:
             raise EngineError(
-                f"the log-probabilities of a prompt of {len(prompt)} tokens do not fit in the memory; send a shorter "
-                "one"
+                f"the log-probabilities of a prompt of {len(prompt)} tokens do not fit into memory; send a shorter "
+                "prompt"
             ) from error
         logprobs: list[float] = []
         tops: list[Top] = []
@@ -185,7 +188,7 @@ class Policy:
         return logprobs, tops
 
     def _call(self, method: Callable[[Any], Callable[..., Any]], adapters: Sequence[str], **arguments: Any) -> Any:
-        """Call a method of the model with each row's adapter in place."""
+        """Calls a method of the model with the adapter of each row."""
         distinct = set(adapters)
         if gone := distinct - {BASE, *(self._peft.peft_config if self._peft else ())}:
             raise EngineError(f"adapter {', '.join(gone)} was unloaded")
@@ -202,7 +205,7 @@ class Policy:
         return method(self.model)(**arguments)
 
     def _activate(self, key: str) -> None:
-        """Have rows without a name of their own use this adapter, or none. Cheaper than naming every row's."""
+        """Makes this adapter, or none, the default of all rows, which is cheaper than naming each row's adapter."""
         if key == self._active or self._peft is None:
             return
         if key == BASE:
@@ -213,7 +216,7 @@ class Policy:
         self._active = key
 
     def _fill(self, key: str, adapter: Adapter) -> None:
-        """Load the weights into the adapter's empty layers, once every one of them is known to fit."""
+        """Loads the weights into the adapter's empty layers, after checking that all of them fit."""
         assert self._peft is not None
         wanted = get_peft_model_state_dict(self._peft, adapter_name=key, save_embedding_layers=False)
         adapter.check(wanted)
@@ -222,21 +225,21 @@ class Policy:
 
 
 class Choose(Protocol):
-    """See `Sampler`."""
+    """Chooses the next token of each row; see `Sampler`."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor: ...
 
 
 class Stopped(Protocol):
-    """Whether each row ends after the token just drawn, shape (rows,)."""
+    """Returns whether each row ends after its latest token, shape (rows,)."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor: ...
 
 
 def load_model(directory: Path, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """A causal language model ready to draw. Raises UserError when any weight is missing, corrupt or not finite."""
+    """Loads a causal language model for sampling. Raises UserError when a weight is missing, corrupt or not finite."""
     if (directory / "adapter_config.json").exists():
-        raise UserError(f"{directory} holds an adapter, not a whole model; name the base model's directory")
+        raise UserError(f"{directory} contains an adapter, not a whole model; give the base model's directory")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -248,7 +251,7 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype | None)
         )
     except Exception as error:
         remedy = (
-            "serve it on vLLM servers that run it, and name them with --url"
+            "serve it on vLLM servers that trust its code, and give their addresses with --url"
             if needs_code(error)
             else "it must be a causal language model in Hugging Face format with safetensors weights"
         )
@@ -262,18 +265,17 @@ def load_model(directory: Path, device: torch.device, dtype: torch.dtype | None)
 
 
 def end_ids(model: Any, named: Sequence[str | int] | None = None) -> frozenset[int]:
-    """The ids that end a completion of a model that `load_model` has loaded; see `bonbon.engines.text.end_tokens`."""
+    """Returns the end tokens of a model that `load_model` has loaded; see `bonbon.engines.text.end_tokens`."""
     directory = Path(model.name_or_path)
     vocabulary = model.get_input_embeddings().num_embeddings
     return end_tokens.end_ids(directory, load_tokenizer(directory), vocabulary, named)
 
 
 def _refuse_stateful(model: Any, directory: Path) -> None:
-    """Raise UserError where rows of a batch could not come and go with their keys and values alone."""
+    """Raises UserError when rows of a batch cannot join and leave with their keys and values alone."""
     if keeps_state(model.config):
         raise UserError(
-            f"model {directory} ({model.config.model_type}) keeps more than keys and values of the tokens it has read, "
-            "such as a recurrent state, and the embedded engine draws from attention alone; serve it with "
-            "engine = 'vllm'",
+            f"model {directory} ({model.config.model_type}) keeps more state than the keys and values of attention, "
+            "such as a recurrent state, which the embedded engine does not support; serve it with engine = 'vllm'",
             param="engine",
         )

@@ -1,4 +1,4 @@
-"""What a started embedded engine is made of."""
+"""The parts of a started embedded engine."""
 
 import asyncio
 from collections.abc import Sequence
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """The worker, the versions it draws from, and the tokenizer; made and closed off the event loop.
+    """The worker, its versions, and the tokenizer.
+
+    It blocks while it is created and closed, so both run off the event loop.
 
     Raises:
-        UserError: the base model cannot be loaded, or has no token that `end_tokens` names.
+        UserError: The base model cannot be loaded, or lacks a token that `end_tokens` names.
     """
 
     def __init__(
@@ -58,15 +60,15 @@ class Runtime:
         self.reader = PromptReader(tokenizer, vocabulary, ends, tool_parser=options.tool_parser)
         self._tokenizer, self._schema_timeout = tokenizer, options.schema_timeout
         self._grammars: Grammars | None = None
-        # One thread: a tokenizer may be used by one encoder at a time.
+        # One thread, because a tokenizer may encode only one text at a time.
         self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
 
     def read(self, prompt: Prompt) -> "Future[Started]":
-        """Read a prompt in a thread of its own: a long one takes a while."""
+        """Reads a prompt in a separate thread, because a long one takes a while."""
         return self._readers.submit(self.reader.read, prompt)
 
     def prompt_logprobs(self, loaded: Loaded, started: Started, alternatives: int) -> "Future[PromptLogprobs]":
-        """See `Engine.prompt_logprobs`."""
+        """Computes the log-probabilities of a prompt; see `Engine.prompt_logprobs`."""
 
         def compute() -> PromptLogprobs:
             logprobs, tops = loaded.lane.policy.prompt_logprobs(started.token_ids, loaded.adapter, alternatives)
@@ -75,12 +77,11 @@ class Runtime:
         return self.worker.call(compute)
 
     async def grammar(self, request: DrawRequest) -> "LLMatcher | None":
-        """What the candidates of a request are held to, before their first token; None where any text will do.
+        """Returns the grammar that constrains a request's candidates, before their first token, or None.
 
         Raises:
-            UserError: a schema is not supported, or what the request asks for contradicts itself; or llguidance is not
-                installed.
-            EngineError: others' schemas take all the time.
+            UserError: A schema is not supported, the request contradicts itself, or llguidance is not installed.
+            EngineError: The schemas of other requests take up all the compile time.
         """
         if request.sampling.response_format is None and request.prompt.tools is None:
             return None
@@ -90,7 +91,7 @@ class Runtime:
             return None
         param = "response_format" if request.sampling.response_format is not None else "tools"
         check_ends(request.sampling, param)
-        need(f"a draw that is held to {param}", "embedded", "llguidance", param=param)
+        need(f"a request with {param}", "embedded", "llguidance", param=param)
         if self._grammars is None:
             from bonbon.engines.structured.compiled_grammars import Grammars
 
@@ -99,26 +100,26 @@ class Runtime:
         return await self._grammars.matcher(grammar, param=param)
 
     async def stop_compiling(self) -> None:
-        """End what compiles grammars. On the event loop, before `close`."""
+        """Stops compiling grammars. Call it on the event loop, before `close`."""
         if self._grammars is not None:
             await self._grammars.close()
 
     def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
-        """See `Engine.tokenize`."""
+        """Tokenizes a prompt; see `Engine.tokenize`."""
         return self._readers.submit(self.reader.tokenize, prompt, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int]) -> "Future[str]":
-        """See `Engine.detokenize`."""
+        """Decodes token ids; see `Engine.detokenize`."""
         return self._readers.submit(self.reader.detokenize, token_ids)
 
     def unload(self, name: str) -> None:
-        """Forget a version. On the worker's thread only."""
+        """Unloads a version. Only the worker's thread may call it."""
         if loaded := self.versions.unload(name):
             self.worker.forget(loaded)
             free_memory()
 
     def close(self) -> None:
-        """End the threads and wait for them."""
+        """Ends the threads and waits for them."""
         self.worker.close()
         self.worker.join()
         self._readers.shutdown()

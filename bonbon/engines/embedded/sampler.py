@@ -1,4 +1,4 @@
-"""Drawing each row's next token from its own distribution."""
+"""Samples each row's next token from its own distribution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from bonbon.engines.engine import Sampling
 
-# random() is at most 1 - 2**-53; scaled so, a uniform times a total stays below the total after rounding.
+# random() is at most 1 - 2**-53. Scaled by this factor, a uniform number times a total stays below the total.
 BELOW_ONE = 1 - 2**-52
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What was drawn for each row in one step. `top_ids` and `top_logprobs` are empty when no row wants them."""
+    """The tokens of one step, one per row. `top_ids` and `top_logprobs` are empty when no row needs them."""
 
     tokens: list[int]
     logprobs: list[float]
@@ -25,30 +25,30 @@ class Choices:
 
 
 class LogitsProcessor(Protocol):
-    """Changes what is drawn from."""
+    """Changes the distribution of some rows."""
 
     def __call__(self, scores: Tensor) -> Tensor:
-        """A copy of the logits (rows, vocabulary), changed."""
+        """Returns a changed copy of the logits (rows, vocabulary)."""
         ...
 
     def note(self, tokens: Tensor) -> None:
-        """Take note of the tokens (rows, 1) that were drawn."""
+        """Records the sampled tokens (rows, 1)."""
         ...
 
 
 class Sampler:
-    """A logits processor of transformers that chooses the token itself, so that greedy search must pick it.
+    """A logits processor of transformers that samples the token itself, so that greedy search must pick it.
 
-    Every row draws by inverting its cumulative distribution at one uniform number of its own generator: rows with
-    different temperatures, limits, penalties and seeds are drawn together, and a seeded row is drawn alike on any
+    Every row inverts its cumulative distribution at one uniform number of its own generator. Rows with different
+    temperatures, limits, penalties and seeds therefore share a batch, and a seeded row gets the same tokens on any
     device. Log-probabilities are those of the distribution at the sampling temperature (at temperature 0: at
-    temperature 1) before anything else changes it.
+    temperature 1) before any other change.
 
     Args:
-        samplings: of each row.
-        generators: of each row.
-        device: where the logits are.
-        processors: change the logits of the rows that ask for it, one after the other.
+        samplings: The sampling parameters of each row.
+        generators: The random generator of each row.
+        device: The device of the logits.
+        processors: Change the logits of some rows, one after the other.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Sampler:
         self.last = Choices([], [], [], [])
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """`scores` (rows, vocabulary) are overwritten: 0 at each row's token, -inf elsewhere."""
+        """Overwrites `scores` (rows, vocabulary) with 0 at each row's token and -inf elsewhere."""
         logprobs = self._distribution(scores)
         changed = scores
         for processor in self._processors:
@@ -91,26 +91,27 @@ class Sampler:
         return scores.fill_(-torch.inf).scatter_(1, tokens, 0.0)
 
     def _distribution(self, scores: Tensor) -> Tensor:
-        """Log-probabilities at each row's temperature, shape (rows, vocabulary)."""
+        """Returns the log-probabilities at each row's temperature, shape (rows, vocabulary)."""
         logits = scores if self._temperatures is None else scores / self._temperatures
         return logits.log_softmax(-1)
 
     def _draw(self, logprobs: Tensor) -> Tensor:
-        """One token id per row, shape (rows, 1)."""
+        """Samples one token id per row, shape (rows, 1)."""
         probabilities = logprobs.exp()
         if self._limited is not None:
             probabilities[self._limited] = self._limit(probabilities[self._limited])
         cumulative = probabilities.cumsum(-1, dtype=torch.float64)
         uniforms = self._column([generator.random() * BELOW_ONE for generator in self._generators], torch.float64)
-        # right=True finds the first token whose cumulative probability is greater, never one of probability 0.
+        # right=True finds the first token with a greater cumulative probability, never a token of probability 0.
         tokens = torch.searchsorted(cumulative, uniforms * cumulative[:, -1:], right=True)
-        tokens = tokens.clamp_(max=logprobs.shape[1] - 1)  # only a row of NaN gets there
+        tokens = tokens.clamp_(max=logprobs.shape[1] - 1)  # Only a row of NaN exceeds it.
         if self._greedy is not None:
             tokens = torch.where(self._greedy[:, None], logprobs.argmax(-1, keepdim=True), tokens)
         return tokens
 
     def _limit(self, probabilities: Tensor) -> Tensor:
-        """Zero below min_p of the likeliest, outside the top_k likeliest, and outside the smallest set with top_p."""
+        """Sets to 0 the tokens below min_p of the most likely one, outside the top_k, or outside the smallest set with
+        top_p."""
         ordered, order = probabilities.sort(dim=-1, descending=True)
         ordered = ordered.masked_fill(ordered < self._min_p * ordered[:, :1], 0.0)
         ranks = torch.arange(ordered.shape[1], device=self._device)

@@ -1,4 +1,4 @@
-"""The rows of a micro-batch on the device: token ids, mask and key-value cache."""
+"""The rows of a micro-batch on the device: token ids, attention mask and key-value cache."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ from transformers import DynamicCache
 
 
 class Sequences:
-    """Left-padded sequences whose last token alone is not in the cache yet.
+    """Left-padded sequences of which only the last token is not in the cache yet.
 
     Args:
-        ids: token ids, shape (rows, length).
+        ids: The token ids, shape (rows, length).
         mask: 1 at tokens and 0 at padding, shape (rows, length).
-        cache: keys and values of all but the last column.
+        cache: The keys and values of all columns but the last.
     """
 
     def __init__(self, ids: Tensor, mask: Tensor, cache: DynamicCache) -> None:
@@ -20,19 +20,19 @@ class Sequences:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row."""
+        """Returns the number of tokens of the longest row."""
         return int(self.mask.sum(-1).max())
 
     def extend(self, ids: Tensor) -> None:
-        """Take over `ids` (rows, longer length) after the cache has grown with them."""
+        """Replaces the token ids by `ids` (rows, longer length) after the cache has grown accordingly."""
         grown = ids.shape[1] - self.ids.shape[1]
         self.ids, self.mask = ids, pad(self.mask, (0, grown), value=1)
 
     def select(self, rows: list[int]) -> None:
-        """Keep these rows, in this order (a row may come several times), and no more padding than they need."""
+        """Keeps these rows, in this order and possibly repeated, and removes the padding that they do not need."""
         index = torch.tensor(rows, device=self.ids.device)
         self.ids, self.mask = self.ids[index], self.mask[index]
-        # One column of padding stays: the cache must never be empty, and a prompt may be a single token.
+        # One column of padding stays, because the cache must never be empty and a prompt may be a single token.
         surplus = max(0, int(self.mask.argmax(-1).min()) - 1)
         self.ids, self.mask = self.ids[:, surplus:], self.mask[:, surplus:]
         for layer in self.cache.layers:
@@ -40,7 +40,7 @@ class Sequences:
             layer.values = layer.values[index, :, surplus:]
 
     def join(self, other: "Sequences") -> None:
-        """Append the rows of `other`; the shorter ones get padding on the left."""
+        """Appends the rows of `other`; the shorter rows get padding on the left."""
         length = max(self.ids.shape[1], other.ids.shape[1])
         for part in (self, other):
             part._pad(length - part.ids.shape[1])

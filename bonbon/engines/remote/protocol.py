@@ -1,4 +1,4 @@
-"""What a vLLM server is asked for, and what its answers mean. Pure functions of JSON."""
+"""Builds the requests to a vLLM server and reads its answers, as pure functions of JSON."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,23 +23,23 @@ from bonbon.tools import ToolCallDelta
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 TEMPLATE_FIELDS = ("add_generation_prompt", "continue_final_message", "reasoning_effort")
-"""Options of a chat template that are fields of their own in a request."""
+"""The options of a chat template that have their own fields in a request."""
 FINISHES: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "tool_calls": "stop"}
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """One request to a server: where it goes, and its body without the model's name."""
+class ServerRequest:
+    """One request to a server: its path, and its body without the model's name."""
 
     path: str
     body: Mapping[str, Any]
 
 
-def question(request: DrawRequest) -> Question:
-    """The request that draws `request`.
+def server_request(request: DrawRequest) -> ServerRequest:
+    """Returns the server's request for `request`.
 
-    It names every field that changes the sampler: a server takes those that are missing from the model's
-    generation_config.json. Greedy candidates are all the same, so one is asked for: see `events`.
+    It sets every field that changes the sampler, because a server takes missing ones from the model's
+    generation_config.json. Greedy candidates are all the same, so it requests only one; see `events`.
     """
     prompt, sampling = request.prompt, request.sampling
     body: dict[str, Any] = {
@@ -67,33 +67,38 @@ def question(request: DrawRequest) -> Question:
         body["seed"] = _seed(sampling.seed)
     if prompt.messages is None:
         body |= {"max_tokens": sampling.max_tokens, "logprobs": sampling.top_logprobs}
-        return Question(COMPLETIONS, body | {"prompt": prompt.text if prompt.text is not None else prompt.token_ids})
+        return ServerRequest(
+            COMPLETIONS, body | {"prompt": prompt.text if prompt.text is not None else prompt.token_ids}
+        )
     body |= {"max_completion_tokens": sampling.max_tokens, "logprobs": True, "top_logprobs": sampling.top_logprobs}
     body |= {"messages": [_message(message) for message in prompt.messages], "return_prompt_text": True}
     for name, text in (("tools", prompt.tools), ("tool_choice", prompt.tool_choice)):
         if text is not None:
             body[name] = json.loads(text)
-    return Question(CHAT, body | _template(prompt.template_options))
+    return ServerRequest(CHAT, body | _template(prompt.template_options))
 
 
-def prompt_question(token_ids: Sequence[int], request: DrawRequest) -> Question:
-    """The request for the log-probabilities of a prompt; a server draws one token after it, for it cannot draw none."""
+def prompt_request(token_ids: Sequence[int], request: DrawRequest) -> ServerRequest:
+    """Returns the request for the log-probabilities of a prompt.
+
+    It samples one token, because a server cannot sample none.
+    """
     body: dict[str, Any] = {
         "prompt": list(token_ids),
         "max_tokens": 1,
         "prompt_logprobs": request.sampling.top_logprobs,
         "stream": False,
     }
-    return Question(COMPLETIONS, body | ({"cache_salt": request.salt} if request.salt else {}))
+    return ServerRequest(COMPLETIONS, body | ({"cache_salt": request.salt} if request.salt else {}))
 
 
 def prompt_answer(started: Started, first: str, wanted: int, answer: Mapping[str, Any]) -> PromptLogprobs:
-    """What a server has answered to `prompt_question`. Raises EngineError when the answer breaks the contract.
+    """Reads a server's answer to a `prompt_request`. Raises EngineError when the answer is invalid.
 
     Args:
-        started: the prompt.
-        first: the text of its first token, of which the answer says nothing.
-        wanted: how many of the likeliest tokens to report.
+        started: The prompt.
+        first: The text of its first token, which the answer does not contain.
+        wanted: The number of most likely tokens to report.
     """
     try:
         positions = answer["choices"][0]["prompt_logprobs"]
@@ -111,32 +116,34 @@ def prompt_answer(started: Started, first: str, wanted: int, answer: Mapping[str
                 )
             )
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise EngineError(f"the fleet broke the contract: {type(error).__name__}: {str(error)[:100]}") from error
+        raise EngineError(
+            f"a server of the fleet sent an invalid answer: {type(error).__name__}: {str(error)[:100]}"
+        ) from error
     return PromptLogprobs(started, in_text(tokens, started.text), tuple(logprobs), tuple(alternatives))
 
 
-def count_question(prompt: Prompt) -> dict[str, Any]:
-    """The body, without the model's name, that asks /tokenize how the policy reads a text or a chat."""
+def count_request(prompt: Prompt) -> dict[str, Any]:
+    """Returns the body, without the model's name, for /tokenize to report how the policy reads a text or a chat."""
     if prompt.messages is None:
         return {"prompt": prompt.text or ""}
     tools = {"tools": json.loads(prompt.tools)} if prompt.tools is not None else {}
     options = _template(prompt.template_options)
-    if (effort := options.pop("reasoning_effort", None)) is not None:  # no field of /tokenize
+    if (effort := options.pop("reasoning_effort", None)) is not None:  # /tokenize has no such field.
         options["chat_template_kwargs"] = {**options.get("chat_template_kwargs", {}), "reasoning_effort": effort}
     return {"messages": [_message(message) for message in prompt.messages]} | tools | options
 
 
-def roughly(prompt: Prompt) -> int:
-    """About as many tokens as the prompt may have: one a character, and some around each message."""
+def estimate_length(prompt: Prompt) -> int:
+    """Returns an upper estimate of the prompt's tokens: one per character, and some for each message."""
     if prompt.messages is None:
         return len(prompt.token_ids if prompt.token_ids is not None else prompt.text or "")
     return sum(len(message["content"]) + 16 for message in prompt.messages) + len(prompt.tools or "")
 
 
 def events(request: DrawRequest, answer: Mapping[str, Any], text: str | None) -> Iterator[Started | Delta]:
-    """The events in a whole answer or in one chunk of a stream; `text` is the prompt's, where the caller knows it.
+    """Yields the events in a whole answer or in one chunk of a stream; `text` is the prompt's, where it is known.
 
-    Raises EngineError when the answer breaks the contract.
+    Raises EngineError when the answer is invalid.
     """
     try:
         choices = answer["choices"]
@@ -150,22 +157,24 @@ def events(request: DrawRequest, answer: Mapping[str, Any], text: str | None) ->
             same = range(request.n) if request.sampling.temperature == 0 else (delta.index,)
             yield from (replace(delta, index=index) for index in same)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise EngineError(f"the fleet broke the contract: {type(error).__name__}: {str(error)[:100]}") from error
+        raise EngineError(
+            f"a server of the fleet sent an invalid answer: {type(error).__name__}: {str(error)[:100]}"
+        ) from error
 
 
 def _delta(sampling: Sampling, choice: Mapping[str, Any]) -> Delta | None:
-    """None for a chunk that says nothing: the one that opens a chat's choice."""
+    """Returns the delta in a choice, or None for a chunk without content, such as the first one of a chat's choice."""
     token_ids, finish = tuple(choice.get("token_ids") or ()), choice.get("finish_reason")
-    said = choice.get("message") or choice.get("delta") or {}
-    text = choice["text"] if "text" in choice else said.get("content") or ""
-    calls = tuple(_call(position, call) for position, call in enumerate(said.get("tool_calls") or ()))
+    message = choice.get("message") or choice.get("delta") or {}
+    text = choice["text"] if "text" in choice else message.get("content") or ""
+    calls = tuple(_call(position, call) for position, call in enumerate(message.get("tool_calls") or ()))
     if not (token_ids or text or calls or finish):
         return None
     tokens, logprobs, alternatives = _tokens(choice.get("logprobs") or {}, sampling.top_logprobs)
     if not len(token_ids) == len(tokens) == len(logprobs):
-        raise ValueError(f"{len(token_ids)} token ids, {len(logprobs)} log-probabilities")
+        raise ValueError(f"{len(token_ids)} token ids with {len(logprobs)} log-probabilities")
     if finish is not None and finish not in FINISHES:
-        raise EngineError(f"the fleet ended a candidate with {finish!r:.40}")
+        raise EngineError(f"a server of the fleet ended a candidate with the unknown finish_reason {finish!r:.40}")
     return Delta(
         choice["index"], text, token_ids, logprobs, tokens, alternatives, FINISHES[finish] if finish else None, calls
     )
@@ -175,7 +184,7 @@ Tokens = tuple[tuple[Token, ...], tuple[float, ...], tuple[tuple[TokenAlternativ
 
 
 def _tokens(logprobs: Mapping[str, Any], wanted: int) -> Tokens:
-    """Texts, log-probabilities and alternatives, in the form of either endpoint."""
+    """Returns texts, log-probabilities and alternatives, from the format of either endpoint."""
     if "tokens" in logprobs:
         texts = tuple(map(Token.of, logprobs["tokens"]))
         numbers = tuple(float(number) for number in logprobs["token_logprobs"])
@@ -201,7 +210,7 @@ def _call(position: int, call: Mapping[str, Any]) -> ToolCallDelta:
 
 
 def _template(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request that say what the chat template is given."""
+    """Returns the fields of a request that pass options to the chat template."""
     fields = {name: options[name] for name in TEMPLATE_FIELDS if name in options}
     others = {name: value for name, value in options.items() if name not in TEMPLATE_FIELDS}
     return fields | ({"chat_template_kwargs": others} if others else {})
@@ -213,5 +222,5 @@ def _message(message: Message) -> dict[str, Any]:
 
 
 def _seed(seed: int) -> int:
-    """A seed far from its neighbours': the server seeds candidate i with the request's seed + i."""
+    """Returns a seed far from those of its neighbours, because the server seeds candidate i with seed + i."""
     return int.from_bytes(sha256(str(seed).encode()).digest()[:8], "big") >> 2

@@ -1,4 +1,4 @@
-"""What a fleet's error answers mean to whoever asked. Its own words are kept short, and to what a client may see."""
+"""Translates a fleet's error answers. The server's own words are shortened, and reduced to what a client may see."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from typing import Any
 
 from bonbon.errors import BonbonError, EngineError, PromptTooLong, UserError
 
-LONGEST = 300
+MAX_MESSAGE_LENGTH = 300
 OURS = frozenset(
     {
         *("chat_template_kwargs", "frequency_penalty", "logit_bias", "messages", "min_p", "min_tokens"),
@@ -14,30 +14,33 @@ OURS = frozenset(
         *("temperature", "tool_choice", "tools", "top_k", "top_logprobs", "top_p"),
     }
 )
-"""Fields of a server's request that are called the same in ours."""
+"""The fields of a server's request that have the same name in bonbon's API."""
 
 
-class Elsewhere(EngineError):
-    """One server failed; another may do. `down`: it did not answer at all, so it should get nothing for now."""
+class ServerFailed(EngineError):
+    """Raised when one server failed and another may succeed.
+
+    With `down`, it did not answer and should get no requests for now.
+    """
 
     def __init__(self, message: str, *, down: bool = False) -> None:
         super().__init__(message)
         self.down = down
 
 
-class NotThere(Elsewhere):
-    """The server does not have the version: it was restarted, or somebody unloaded it."""
+class VersionMissing(ServerFailed):
+    """Raised when a server does not have the version, because it was restarted or the version was unloaded."""
 
 
 def refusal(status: int, content: bytes) -> BonbonError:
-    """The error for an answer to a draw whose status is not 200."""
-    message, param = said(content)
+    """Returns the error for an answer whose status is not 200."""
+    message, param = read_error(content)
     if status == 404 and param == "model":
-        return NotThere("the version is not on this server")
+        return VersionMissing("the server does not have this version")
     if status in (401, 403):
-        return EngineError("the fleet refuses the gateway's key; set engine_options.api_key or api_key_env")
+        return EngineError("the fleet refuses the gateway's API key; set engine_options.api_key or api_key_env")
     if status in (429, 408) or status >= 500:
-        return Elsewhere(f"a server of the fleet answered {status}")
+        return ServerFailed(f"a server of the fleet answered with status {status}")
     if "context length" in message:
         return PromptTooLong(message, param="max_tokens")
     return UserError(
@@ -45,12 +48,17 @@ def refusal(status: int, content: bytes) -> BonbonError:
     )
 
 
-def said(content: bytes) -> tuple[str, str | None]:
-    """Message and param of a server's error, the message cut short; empty when it is none of its usual form."""
+def read_error(content: bytes) -> tuple[str, str | None]:
+    """Returns message and param of a server's error, with a shortened message.
+
+    Returns an empty message when the answer has another format.
+    """
     try:
         error: Any = json.loads(content)["error"]
         message, param = str(error["message"]), error.get("param")
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", None
     short = re.sub(r" \(parameter=.*\)$", "", " ".join(message.split()))
-    return short if len(short) <= LONGEST else short[: LONGEST - 1] + "…", param if isinstance(param, str) else None
+    if len(short) > MAX_MESSAGE_LENGTH:
+        short = short[: MAX_MESSAGE_LENGTH - 1] + "…"
+    return short, param if isinstance(param, str) else None

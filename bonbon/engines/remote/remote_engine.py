@@ -1,4 +1,4 @@
-"""A fleet of vLLM servers, reached over HTTP; docs/fleet.md says how to start them."""
+"""The engine for a fleet of vLLM servers over HTTP; docs/fleet.md explains how to start them."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -8,8 +8,15 @@ import structlog
 
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.remote.fleet import Fleet
-from bonbon.engines.remote.protocol import Question, events, prompt_answer, prompt_question, question, roughly
-from bonbon.engines.remote.protocol_errors import Elsewhere
+from bonbon.engines.remote.protocol import (
+    ServerRequest,
+    estimate_length,
+    events,
+    prompt_answer,
+    prompt_request,
+    server_request,
+)
+from bonbon.engines.remote.protocol_errors import ServerFailed
 from bonbon.engines.remote.remote_options import RemoteOptions
 from bonbon.engines.remote.replica import Replica
 from bonbon.engines.remote.vllm_server import Server
@@ -21,15 +28,14 @@ log = structlog.get_logger(__name__)
 
 
 class RemoteEngine(Engine):
-    """Draws on a fleet.
+    """Samples on a fleet of vLLM servers.
 
-    Whole candidates (without `deltas`) are held back until all of a request are complete: until then a server may be
-    lost, and another one draws them anew. A stream cannot be repeated once its first event is out.
-
-    A fleet reports log-probabilities after every field of `Sampling` has changed the distribution, not before.
+    Without `deltas`, candidates are held back until all of a request are complete. Until then, another server can
+    repeat the request when one fails. A stream cannot be repeated once its first event has been yielded. A fleet
+    reports log-probabilities after every field of `Sampling` has changed the distribution, not before.
 
     Args:
-        base: name of the base version.
+        base: The name of the base version.
     """
 
     def __init__(self, base: str, options: RemoteOptions) -> None:
@@ -45,7 +51,10 @@ class RemoteEngine(Engine):
         return self._running.context_length
 
     async def start(self) -> None:
-        """Watch the fleet. One that does not answer is no error here: `check` says so, until it does."""
+        """Starts monitoring the fleet.
+
+        A fleet that does not answer is not an error here; `check` reports it until it does.
+        """
         if self._fleet is None:
             options, bearer = self._options, self._options.bearer
             replicas = [_replica(url, options, bearer) for url in options.urls]
@@ -60,10 +69,10 @@ class RemoteEngine(Engine):
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         fleet = self._running
         check_request(request)
-        asked = question(request)
+        outgoing = server_request(request)
         until = asyncio.get_running_loop().time() + self._options.deadline
         tried: list[Replica] = []
-        failure: Elsewhere | None = None
+        failure: ServerFailed | None = None
         again: Replica | None = None
         for _ in range(2):
             replica = again or fleet.pick(request.version, tried)
@@ -71,33 +80,35 @@ class RemoteEngine(Engine):
                 break
             begun = False
             try:
-                async with aclosing(self._draw_on(replica, request, asked, until)) as drawn:
-                    async for event in drawn:
+                async with aclosing(self._draw_on(replica, request, outgoing, until)) as received:
+                    async for event in received:
                         begun = True
                         yield event
                 return
-            except Elsewhere as error:
-                log.warning("a draw failed", url=replica.url, version=request.version, error=str(error), begun=begun)
+            except ServerFailed as error:
+                log.warning(
+                    "a server failed a request", url=replica.url, version=request.version, error=str(error), begun=begun
+                )
                 failure = error
                 again = replica if await fleet.failed(replica, error, request.version) else None
                 if begun:
                     break
                 tried.append(replica)
         if failure is None:
-            raise EngineError(f"no server of the fleet can draw from {request.version} now; try again")
+            raise EngineError(f"no server of the fleet can serve {request.version} at the moment; try again")
         raise EngineError(f"{failure}; try again") from failure
 
     async def prompt_logprobs(self, request: DrawRequest) -> PromptLogprobs:
         if not self._options.prompt_logprobs:
             raise UserError(
-                "echo with logprobs is off for this fleet; set engine_options.prompt_logprobs to true if its servers "
-                "run on GPUs (on a CPU, vLLM crashes when it is asked for them)",
+                "echo with logprobs is disabled for this fleet; set engine_options.prompt_logprobs to true if its "
+                "servers run on GPUs (on a CPU, vLLM crashes when it computes them)",
                 param="logprobs",
             )
         prompt, until = request.prompt, asyncio.get_running_loop().time() + self._options.deadline
         replica = self._running.pick(request.version)
         if replica is None:
-            raise EngineError(f"no server of the fleet can draw from {request.version} now; try again")
+            raise EngineError(f"no server of the fleet can serve {request.version} at the moment; try again")
         model = replica.model if request.version == self._base else request.version
         try:
             with replica.busy(1):
@@ -105,13 +116,13 @@ class RemoteEngine(Engine):
                 check_length(len(ids), request, self.context_length, max_tokens=1)
                 text = prompt.text if prompt.text is not None else await replica.text(ids)
                 first = await replica.text(ids[:1])
-                asked = prompt_question(ids, request)
+                outgoing = prompt_request(ids, request)
                 async with aclosing(
-                    replica.server.answers(asked.path, {"model": model, **asked.body}, until)
+                    replica.server.answers(outgoing.path, {"model": model, **outgoing.body}, until)
                 ) as answers:
                     answer = await anext(answers)
-        except Elsewhere as error:
-            # Nowhere else: a server that ended because of the question must not take the others with it.
+        except ServerFailed as error:
+            # No other server is tried: if this request crashed the server, it would crash the others, too.
             await self._running.failed(replica, error, request.version)
             raise EngineError(f"{error}; try again") from error
         return prompt_answer(Started(tuple(ids), text), first, request.sampling.top_logprobs, answer)
@@ -133,8 +144,8 @@ class RemoteEngine(Engine):
             return
         if version.kind is not VersionKind.ADAPTER:
             raise UserError(
-                f"{version.name} has weights of its own, and a fleet loads adapters only: start servers with these "
-                "weights and name them in engine_options.urls, or train with train.method = 'lora'"
+                f"{version.name} has full weights, and a fleet loads only adapters: start servers with these weights "
+                "and name them in engine_options.urls, or train with train.method = 'lora'"
             )
         await self._running.load(version)
 
@@ -158,23 +169,25 @@ class RemoteEngine(Engine):
         return self._fleet
 
     async def _draw_on(
-        self, replica: Replica, request: DrawRequest, asked: Question, until: float
+        self, replica: Replica, request: DrawRequest, outgoing: ServerRequest, until: float
     ) -> AsyncGenerator[Started | Delta]:
-        """One attempt. Raises Elsewhere when another server may do."""
+        """Makes one attempt. Raises ServerFailed when another server may succeed."""
         prompt, model = request.prompt, replica.model if request.version == self._base else request.version
         left, started = set(range(request.n)), False
         with replica.busy(request.n):
             text = prompt.text if prompt.token_ids is None else await replica.text(prompt.token_ids)
-            if roughly(prompt) + request.sampling.max_tokens > self.context_length:
-                # A server draws what does not fit all the same, and shortens it.
+            if estimate_length(prompt) + request.sampling.max_tokens > self.context_length:
+                # A server would accept a request that does not fit, and truncate the completion.
                 ids = prompt.token_ids
                 tokens = len(ids) if ids is not None else await replica.count(prompt)
                 check_length(tokens, request, self.context_length)
-            async with aclosing(replica.server.answers(asked.path, {"model": model, **asked.body}, until)) as answers:
+            async with aclosing(
+                replica.server.answers(outgoing.path, {"model": model, **outgoing.body}, until)
+            ) as answers:
                 async for answer in answers:
                     found = list(events(request, answer, text))
                     if not started and any(isinstance(one, Delta) and one.finish_reason == "abort" for one in found):
-                        raise Elsewhere("a server of the fleet stopped while it drew")
+                        raise ServerFailed("a server of the fleet stopped during a request")
                     for event in found:
                         if isinstance(event, Started):
                             if started:
@@ -185,7 +198,7 @@ class RemoteEngine(Engine):
                             left.discard(event.index)
                         yield event
         if left:
-            raise Elsewhere("a server of the fleet ended an answer too early")
+            raise ServerFailed("a server of the fleet closed a stream before its end")
 
 
 def _replica(url: str, options: RemoteOptions, bearer: str | None) -> Replica:
@@ -201,5 +214,5 @@ def _replica(url: str, options: RemoteOptions, bearer: str | None) -> Replica:
         model=options.model,
         timeout=options.health_timeout,
         load_timeout=options.load_timeout,
-        patience=options.unhealthy_after,
+        unhealthy_after=options.unhealthy_after,
     )

@@ -1,4 +1,4 @@
-"""How to reach a fleet, and when to trust it."""
+"""The options of the remote engine (`engine_options`): how to reach a fleet, and when a server counts as healthy."""
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
@@ -6,40 +6,44 @@ from bonbon.http.endpoint import bearer_token, check_url
 
 
 class RemoteOptions(BaseModel):
-    """What `engine_options` may hold for a fleet."""
+    """The options of the remote engine (`engine_options`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     urls: tuple[str, ...] = Field(min_length=1)
     """The servers, such as `http://10.0.0.7:8000`, all with the same model and flags."""
     model: str = ""
-    """What they serve the base as; by default the name of their one model that is no adapter."""
+    """The name under which the servers serve the base; the default is the name of their only model that is not an
+    adapter."""
     api_key: SecretStr | None = None
-    """The servers' --api-key."""
+    """The API key of the servers (vLLM's --api-key)."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds it; with _FILE at its end it names a file instead."""
+    """The name of the environment variable that contains the API key; a variable of this name with the suffix _FILE
+    names a file instead."""
     deadline: float = Field(300.0, gt=0)
-    """Seconds a draw may take, retry included."""
+    """The seconds that a request may take, including a retry."""
     connect_timeout: float = Field(5.0, gt=0)
-    """Seconds to connect to a server: room for two lost packets and a gateway that waits for its processor."""
+    """The seconds that connecting to a server may take: enough for two lost packets on a busy gateway."""
     connections: int = Field(512, ge=1)
-    """Most connections to each server."""
+    """The maximum number of connections to each server."""
     max_response_bytes: int = Field(64 * 2**20, ge=1024)
-    """A longer answer of a server is an error."""
+    """The maximum size of a server's answer in bytes; a longer one is an error."""
     health_interval: float = Field(1.0, gt=0)
-    """Seconds between two looks at a server."""
+    """The seconds between two health checks of a server."""
     health_timeout: float = Field(5.0, gt=0)
-    """Seconds a look may take."""
+    """The seconds that a health check may take."""
     unhealthy_after: int = Field(3, ge=1)
-    """Late looks in a row after which a server gets no requests; one that cannot be connected to gets none at once."""
+    """The number of consecutive health checks that must time out before a server gets no more requests. A server that
+    refuses connections is excluded at once."""
     load_timeout: float = Field(120.0, gt=0)
-    """Seconds that loading and checking a version on a server may take."""
+    """The seconds that loading and checking a version on a server may take."""
     quorum: float = Field(0.5, ge=0, le=1)
-    """A version counts as loaded when more than this share of the servers that are up serve it; 1: all of them."""
+    """A version counts as loaded when more than this share of the servers that are up have it; 1 requires all of them.
+    """
 
     prompt_logprobs: bool = False
-    """Whether to ask servers for the log-probabilities of prompts, which `echo` with `logprobs` needs. Leave it off on
-    CPUs, where a server of vLLM 0.32 crashes when it is asked for them."""
+    """Whether the servers compute log-probabilities of prompts, which `echo` with `logprobs` needs. Leave it off for
+    servers on CPUs, where vLLM 0.32 crashes when it computes them."""
 
     @field_validator("urls", mode="before")
     @classmethod
@@ -51,11 +55,11 @@ class RemoteOptions(BaseModel):
     def _check_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
         clean = tuple(check_url(url).rstrip("/").removesuffix("/v1") for url in urls)
         if len(set(clean)) < len(clean):
-            raise ValueError("a server is named twice")
+            raise ValueError("a server is listed twice")
         return clean
 
     @property
     def bearer(self) -> str | None:
-        """The servers' key. Raises UserError when its environment variable is not set."""
+        """Returns the servers' API key. Raises UserError when its environment variable is not set."""
         option = "engine_options.api_key_env"
         return bearer_token(self.api_key, self.api_key_env, option=option, param=option)

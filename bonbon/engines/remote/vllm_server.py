@@ -1,4 +1,4 @@
-"""HTTP to one vLLM server: pooled, bounded, and closed at once when nobody waits any more."""
+"""HTTP to one vLLM server, with pooled connections and limits; a connection is closed when its caller stops waiting."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import orjson
 
-from bonbon.engines.remote.protocol_errors import Elsewhere, refusal
+from bonbon.engines.remote.protocol_errors import ServerFailed, refusal
 from bonbon.errors import EngineError
 from bonbon.http.http_session import TooLong, open_session, read
 
@@ -15,14 +15,14 @@ EVENT = b"data: "
 
 
 class Server:
-    """Requests to one server.
+    """Sends requests to one server.
 
     Args:
-        url: without a path.
-        bearer: the key it wants, if any.
-        connections: most at once.
-        connect_timeout: seconds.
-        max_bytes: a longer answer, or event of a stream, is an error.
+        url: The URL without a path.
+        bearer: The server's API key, if it needs one.
+        connections: The maximum number of concurrent connections.
+        connect_timeout: The seconds that connecting may take.
+        max_bytes: The maximum size of an answer, or of an event of a stream; a longer one is an error.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class Server:
     async def close(self) -> None:
         await self._session.close()
 
-    async def ask(
+    async def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, *, seconds: float
     ) -> tuple[int, bytes]:
-        """Status and body. Raises Elsewhere when there is no answer within `seconds`."""
+        """Returns the status and the body of an answer. Raises ServerFailed when none arrives within `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 response = await self._send(method, path, body)
@@ -45,18 +45,18 @@ class Server:
         except aiohttp.ClientError as error:
             raise _lost(error) from error
         except TimeoutError as error:
-            raise Elsewhere(f"{path} was not answered within {seconds:g} s") from error
+            raise ServerFailed(f"{path} was not answered within {seconds:g} s") from error
 
     async def answers(self, path: str, body: Mapping[str, Any], until: float) -> AsyncGenerator[Mapping[str, Any]]:
-        """The answer to a draw or, where `body` asks for a stream, its events.
+        """Yields the answer to a request or, where `body` sets `stream`, its events.
 
-        Closing the generator closes the connection, by which the server sees that nobody waits.
+        Closing the generator closes the connection, which makes the server abort the request.
 
         Args:
-            until: when the answer must be complete, on the event loop's clock.
+            until: When the answer must be complete, on the event loop's clock.
 
         Raises:
-            Elsewhere, UserError, EngineError: see `refusal`; EngineError when `until` has come.
+            ServerFailed, UserError, EngineError: The server refused the request, see `refusal`, or `until` has passed.
         """
         response = None
         try:
@@ -80,7 +80,7 @@ class Server:
                     if "error" in event:
                         raise refusal(_status(event), line.removeprefix(EVENT))
                     yield event
-        except aiohttp.ClientError as error:  # before TimeoutError: a late connection is both
+        except aiohttp.ClientError as error:  # Before TimeoutError, because a connection timeout is both.
             raise _lost(error) from error
         except TimeoutError as error:
             raise EngineError("the fleet did not answer in time") from error
@@ -93,7 +93,8 @@ class Server:
         return await self._session.request(method, self.url + path, data=data, allow_redirects=False)
 
     async def _lines(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes]:
-        """Lines as events have them: other line ends than a line feed may stand inside of a JSON string."""
+        """Yields the lines of an event stream, split only at line feeds because JSON strings may contain other line
+        ends."""
         rest = bytearray()
         async for chunk in response.content.iter_any():
             *lines, last = chunk.split(b"\n")
@@ -108,21 +109,21 @@ class Server:
         try:
             return await read(response, self._max_bytes)
         except TooLong as error:
-            raise EngineError(f"a server of the fleet answered more than {self._max_bytes} bytes") from error
+            raise EngineError(f"a server of the fleet answered with more than {self._max_bytes} bytes") from error
 
 
-def _lost(error: aiohttp.ClientError) -> Elsewhere:
+def _lost(error: aiohttp.ClientError) -> ServerFailed:
     down = isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
-    return Elsewhere(f"a server of the fleet was lost ({type(error).__name__})", down=down)
+    return ServerFailed(f"the connection to a server of the fleet failed ({type(error).__name__})", down=down)
 
 
 def _json(content: bytes) -> Mapping[str, Any]:
     try:
         value = orjson.loads(content)
     except ValueError as error:
-        raise Elsewhere("a server of the fleet answered no JSON") from error
+        raise ServerFailed("a server of the fleet did not answer with JSON") from error
     if not isinstance(value, dict):
-        raise Elsewhere("a server of the fleet answered no JSON object")
+        raise ServerFailed("a server of the fleet did not answer with a JSON object")
     return value
 
 

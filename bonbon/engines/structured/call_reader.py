@@ -1,4 +1,4 @@
-"""Calls of functions, read from a candidate's text while it is written."""
+"""Reads tool calls from a candidate's text while it is written."""
 
 import json
 import re
@@ -10,30 +10,30 @@ from bonbon.engines.structured.tool_format import ToolFormat
 from bonbon.tools import ToolCallDelta
 
 HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=[{\[])')
-"""The beginning of a call's object up to its arguments, which can be passed on from there as they come."""
+"""Matches the beginning of a call's object up to its arguments, which can be streamed from there on."""
 NAME = re.compile(r"([a-zA-Z0-9_.-]{1,64})(?:\[ARGS\])?\s*(?=\{)")
-"""A function's name before its arguments."""
+"""Matches a function's name before its arguments."""
 NAME_BEGUN = re.compile(r"[a-zA-Z0-9_.-]{1,64}(?:\[A?R?G?S?\]?)?\s*")
 
 
 class CallReader:
-    """Takes a candidate's text in pieces, and gives the content and the calls in it.
+    """Takes a candidate's text in pieces, and returns the content and the calls in it.
 
-    The result depends on the text alone, not on where it was cut into pieces. Text that resembles a call but is not
-    one, because its JSON is broken or names no function, stays content. So does the text after a call, except for the
-    white space around calls. A call that is cut off within its arguments has the part of them that was written.
+    The result depends only on the text, not on how it was cut into pieces. Text that resembles a call but is not one,
+    because its JSON is broken or names no function, stays content. So does the text after a call, except for white
+    space around calls. A call that is truncated within its arguments has the part of them that was written.
 
     Args:
-        tool_format: how the model writes calls.
+        tool_format: The format in which the model writes calls.
     """
 
     def __init__(self, tool_format: ToolFormat) -> None:
         self._format = tool_format
         self._buffer = ""
         self._begun = False
-        """Whether there is content or a call already."""
+        """Whether there has been content or a call."""
         self._opened = ""
-        """What has been taken for the beginning of a call, and would be content if it were none."""
+        """The text taken for the beginning of a call, which becomes content if it proves not to be one."""
         self._calls = 0
         self._listed = False
         self._scanner, self._scanned = JsonScanner(), 0
@@ -43,7 +43,10 @@ class CallReader:
         self._step: Callable[[bool], bool] = self._text
 
     def read(self, text: str, *, final: bool = False) -> tuple[str, tuple[ToolCallDelta, ...]]:
-        """The content and the next piece of each call, as far as they are certain. After `final` nothing comes."""
+        """Returns the content and the next piece of each call, as far as they are certain.
+
+        No text may follow after `final`.
+        """
         self._buffer += text
         while self._step(final):
             pass
@@ -51,10 +54,10 @@ class CallReader:
         self._content, self._deltas = [], []
         return content, deltas
 
-    # Each step takes what it can from the buffer, and says whether there may be more to take.
+    # Each step takes what it can from the buffer, and returns whether there may be more to take.
 
     def _text(self, final: bool) -> bool:
-        """Content, up to what begins a call."""
+        """Reads content, up to the beginning of a call."""
         if self._format.bare and not self._begun:
             lead = len(self._buffer) - len(self._buffer.lstrip(SPACE))
             if lead == len(self._buffer) and not final:
@@ -66,14 +69,14 @@ class CallReader:
         at = self._buffer.find(start)
         if at < 0:
             held = 0 if final else _held(self._buffer, start)
-            self._say(self._take(len(self._buffer) - held))
+            self._add_content(self._take(len(self._buffer) - held))
             return False
-        self._say(self._take(at))
+        self._add_content(self._take(at))
         self._opened = self._take(len(start))
         return self._then(self._first)
 
     def _first(self, final: bool) -> bool:
-        """What comes after the mark that begins calls."""
+        """Reads what follows the text that begins calls."""
         self._opened += self._take(len(self._buffer) - len(self._buffer.lstrip(SPACE)))
         if not self._buffer and not final:
             return False
@@ -93,7 +96,7 @@ class CallReader:
         return self._give_up("")
 
     def _object(self, final: bool) -> bool:
-        """The object of a call, from its brace."""
+        """Reads the object of a call, from its opening brace."""
         if head := HEAD.match(self._buffer):
             self._take(head.end())
             self._call(_string(head[1]))
@@ -107,21 +110,21 @@ class CallReader:
             return self._give_up(written)
         name, arguments = called
         self._call(name)
-        self._argue(arguments)
+        self._add_arguments(arguments)
         return self._then(self._next)
 
     def _arguments(self, final: bool) -> bool:
-        """The arguments within a call's object."""
-        self._argue(self._take(self._scanner.scan(self._buffer)))
+        """Reads the arguments within a call's object."""
+        self._add_arguments(self._take(self._scanner.scan(self._buffer)))
         return self._scanner.over and self._then(self._rest)
 
     def _arguments_alone(self, final: bool) -> bool:
-        """The arguments of a call that is no object."""
-        self._argue(self._take(self._scanner.scan(self._buffer)))
+        """Reads the arguments of a call that is not written as an object."""
+        self._add_arguments(self._take(self._scanner.scan(self._buffer)))
         return self._scanner.over and self._then(self._next)
 
     def _rest(self, final: bool) -> bool:
-        """What else a call's object has after its arguments, such as an id; up to its closing brace."""
+        """Skips what a call's object has after its arguments, such as an id, up to its closing brace."""
         inner = JsonScanner()
         at = 0
         while at < len(self._buffer) and self._buffer[at] in SPACE + ",:":
@@ -146,7 +149,7 @@ class CallReader:
         return True
 
     def _next(self, final: bool) -> bool:
-        """What comes after a call: its end, another call, or content."""
+        """Reads what follows a call: its end, another call, or content."""
         blank = len(self._buffer) - len(self._buffer.lstrip(SPACE))
         ahead = self._buffer[blank:]
         marks = [mark for mark in (self._format.end, self._format.start) if mark]
@@ -169,7 +172,7 @@ class CallReader:
                     return self._then(self._first)
                 return True
         if any(mark.startswith(ahead) for mark in marks):
-            if final:  # cut off within a mark
+            if final:  # The text was truncated within a mark.
                 self._take(len(self._buffer))
             return False
         return self._then(self._text)
@@ -182,14 +185,14 @@ class CallReader:
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
 
-    def _say(self, text: str) -> None:
+    def _add_content(self, text: str) -> None:
         if text:
             self._begun = True
             self._content.append(text)
 
     def _give_up(self, written: str) -> bool:
-        """What was opened is no call."""
-        self._say(self._opened + written)
+        """Turns what was taken for a call into content."""
+        self._add_content(self._opened + written)
         self._opened, self._listed = "", False
         return self._then(self._text) and bool(self._buffer)
 
@@ -198,11 +201,13 @@ class CallReader:
         self._deltas.append(ToolCallDelta(self._calls, self._format.new_id(), name))
         self._calls += 1
 
-    def _argue(self, arguments: str) -> None:
+    def _add_arguments(self, arguments: str) -> None:
         index = self._calls - 1
         if not arguments:
             return
-        if self._deltas and self._deltas[-1].index == index:  # one piece a call: openai's clients take no more at once
+        if (
+            self._deltas and self._deltas[-1].index == index
+        ):  # One piece per call, because OpenAI's clients accept no more at a time.
             last = self._deltas.pop()
             self._deltas.append(replace(last, arguments=last.arguments + arguments))
         else:
@@ -210,7 +215,7 @@ class CallReader:
 
 
 def _called(written: str) -> tuple[str, str] | None:
-    """The name and the arguments of a call's object; None when it is none."""
+    """Returns the name and the arguments of a call's object, or None when it is not a call."""
     try:
         found = json.loads(written)
     except (ValueError, RecursionError):
@@ -220,7 +225,7 @@ def _called(written: str) -> tuple[str, str] | None:
     arguments = found.get("arguments", found.get("parameters"))
     if arguments is None and "arguments" not in found and "parameters" not in found:
         return None
-    if isinstance(arguments, str):  # JSON within JSON
+    if isinstance(arguments, str):  # The arguments are JSON text within the JSON object.
         return found["name"], arguments
     return found["name"], json.dumps({} if arguments is None else arguments, ensure_ascii=False)
 
@@ -233,5 +238,5 @@ def _string(literal: str) -> str:
 
 
 def _held(text: str, mark: str) -> int:
-    """How many of the last characters may be the beginning of `mark`."""
+    """Returns how many of the last characters may be the beginning of `mark`."""
     return max((size for size in range(1, len(mark)) if text.endswith(mark[:size])), default=0)

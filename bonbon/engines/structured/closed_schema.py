@@ -1,21 +1,22 @@
-"""Schemas whose objects have the properties that they name, and no others."""
+"""Closes JSON schemas, so that objects have only the properties that the schema names."""
 
 from collections.abc import Mapping
 from typing import Any
 
 NAMED = ("properties", "patternProperties", "$defs", "definitions")
-"""Keywords whose values are schemas by name."""
+"""The keywords whose values map names to schemas."""
 INNER = ("additionalProperties", "items", "prefixItems", "anyOf", "oneOf")
-"""Keywords whose values are schemas, or lists of them."""
+"""The keywords whose values are schemas, or lists of them."""
 JOINING = ("allOf", "anyOf", "oneOf", "$ref")
-"""Keywords that have an object's properties named in several places, of which none may exclude the others."""
+"""The keywords that spread an object's properties over several schemas, of which none may exclude the others'."""
 
 
 def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema with `additionalProperties` false where an object names its properties and says nothing of others.
+    """Returns the schema with `additionalProperties` false where an object names its properties and no rule for others.
 
-    JSON Schema allows any others there, and a weak model that may always add one goes on until it is cut off. What fits
-    the closed schema fits the schema. One that joins objects with allOf stays as it is.
+    JSON Schema allows any other properties there, and a weak model that may always add one goes on until it is
+    truncated. Whatever is valid under the closed schema is valid under the original one. A schema with allOf stays
+    unchanged.
     """
     return dict(schema) if _has(schema, "allOf") else dict(_close(schema))
 
@@ -40,7 +41,7 @@ def _close(schema: Any) -> Any:
 
 
 def _names_all(schema: Mapping[str, Any]) -> bool:
-    """Whether an object's properties have all that it requires."""
+    """Returns whether an object's properties include all that it requires."""
     required = schema.get("required", [])
     return isinstance(required, list) and all(name in schema["properties"] for name in required)
 

@@ -1,4 +1,4 @@
-"""Grammars that candidates of the embedded engine are held to, compiled for the model's tokenizer by llguidance."""
+"""The grammars that constrain candidates of the embedded engine, compiled for the model's tokenizer by llguidance."""
 
 import asyncio
 import re
@@ -10,28 +10,28 @@ from typing import Any
 from llguidance import LLMatcher, LLTokenizer
 
 from bonbon.engines.structured.grammar_check import limits, read_tokenizer
-from bonbon.engines.structured.grammar_trial import GrammarTrial, TooMuch
+from bonbon.engines.structured.grammar_trial import GrammarTrial, LimitExceeded
 from bonbon.errors import EngineError, UserError
 
-KEPT = 64
-"""Compiled grammars that are kept for the next request with the same one."""
+CACHE_SIZE = 64
+"""The number of compiled grammars that are kept for later requests with the same one."""
 TURNS = 3
-"""A request waits for so many grammars' deadlines before it is told to try again."""
+"""The number of compile timeouts that a request waits for its turn, before the client is asked to retry."""
 REMEMBERED = 600.0
-"""Seconds for which a grammar that took too much is refused at once. Not for ever: the machine may have been busy."""
+"""Seconds for which a grammar that exceeded a limit is refused at once. Not for ever: the machine may have been busy."""
 UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*?)\]")
 
 
 class Grammars:
-    """Compiles grammars, each once. Used on one event loop, which it does not block.
+    """Compiles grammars, each once. It is used on one event loop, which it does not block.
 
-    A grammar is tried out in another process first, because it is the client's: see `grammar_check`.
+    Each grammar is first compiled in another process, because clients write it: see `grammar_check`.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
-        size: how many token ids there are: the tokenizer's, or the model's if it has more.
-        end_ids: the ids that end a candidate.
-        timeout: seconds that a grammar may take to compile.
+        tokenizer: A Hugging Face tokenizer.
+        size: The number of token ids: that of the tokenizer or of the model, whichever is larger.
+        end_ids: The ids that end a candidate.
+        timeout: The seconds that a grammar may take to compile.
     """
 
     def __init__(self, tokenizer: Any, size: int, end_ids: Collection[int], *, timeout: float) -> None:
@@ -44,16 +44,16 @@ class Grammars:
         self._trial: GrammarTrial | None = None
 
     async def matcher(self, grammar: str, *, param: str) -> LLMatcher:
-        """The grammar before its first token. Each candidate takes a copy.
+        """Returns the matcher of the grammar, before its first token. Each candidate needs a copy.
 
         Args:
-            grammar: see `bonbon.engines.structured.grammar`.
-            param: the request's field that it comes from.
+            grammar: The grammar; see `bonbon.engines.structured.grammar`.
+            param: The field of the request that it comes from.
 
         Raises:
-            UserError: the grammar is not sound, not supported, or takes too much to compile; or the tokenizer cannot
-                be held to any.
-            EngineError: others' grammars took all the time.
+            UserError: The grammar is invalid, unsupported, or too expensive to compile; or the tokenizer does not
+                support grammars.
+            EngineError: The grammars of other requests took all the time.
         """
         found = self._compiled.get(grammar)
         if found is None:
@@ -70,20 +70,20 @@ class Grammars:
                 self._one.release()
             self._compiled[grammar] = found
         self._compiled.move_to_end(grammar)
-        while len(self._compiled) > KEPT:
+        while len(self._compiled) > CACHE_SIZE:
             self._compiled.popitem(last=False)
         if isinstance(found, str):
             raise UserError(found, param=param)
         return found
 
     async def close(self) -> None:
-        """End the process and the thread."""
+        """Ends the process and the thread."""
         if self._trial is not None:
             await self._trial.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     async def _compile(self, grammar: str, param: str) -> LLMatcher | str:
-        """The compiled grammar, or why there is none."""
+        """Returns the compiled grammar, or the message about why it cannot be compiled."""
         loop = asyncio.get_running_loop()
         if self._tokenizer is None:
             description = await loop.run_in_executor(self._thread, self._description)
@@ -96,9 +96,9 @@ class Grammars:
                 return _message(error, param)
             async with asyncio.timeout(TURNS * self._timeout):
                 return await loop.run_in_executor(self._thread, _matcher, self._tokenizer, grammar)
-        except (TooMuch, TimeoutError):
+        except (LimitExceeded, TimeoutError):
             self._too_much[grammar] = loop.time() + REMEMBERED
-            while len(self._too_much) > KEPT:
+            while len(self._too_much) > CACHE_SIZE:
                 self._too_much.popitem(last=False)
             raise self._refusal(param) from None
 
@@ -115,17 +115,17 @@ class Grammars:
         )
 
     def _description(self) -> dict[str, Any]:
-        """See `grammar_check.read_tokenizer`.
+        """Returns the description for `grammar_check.read_tokenizer`.
 
-        Where the model has no token that ends a text, a special one stands for it, which no text has.
+        Where the model has no end token, a special token that no text contains takes its place.
         """
         backend = getattr(self._hf, "backend_tokenizer", None)
         if backend is None:
-            raise _unreadable("it is not one of the tokenizers library")
+            raise _unreadable("it is not a tokenizer of the tokenizers library")
         known = set(self._hf.get_vocab().values())
         ends = sorted(known.intersection(self._end_ids)) or self._hf.all_special_ids[:1]
         if not ends:
-            raise _unreadable("no token of it ends a text; set end_tokens")
+            raise _unreadable("it has no end token; set end_tokens")
         copy = type(backend).from_str(backend.to_str())
         copy.no_padding()
         copy.no_truncation()
@@ -145,8 +145,8 @@ def _matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
 
 def _unreadable(why: str) -> UserError:
     return UserError(
-        f"candidates of this model cannot be held to a format, because of its tokenizer ({why}): leave response_format "
-        "and forced tool calls out",
+        f"this model's tokenizer does not support structured output ({why}): leave out response_format and forced tool "
+        "calls",
         param="response_format",
     )
 
@@ -154,5 +154,5 @@ def _unreadable(why: str) -> UserError:
 def _message(error: str, param: str) -> str:
     if found := UNSUPPORTED.search(error):
         keywords = found[1].replace('"', "")
-        return f"a schema in {param} has keywords that are not supported here, {keywords}: leave them out"
+        return f"a schema in {param} has unsupported keywords, {keywords}: leave them out"
     return f"a schema in {param} cannot be used ({' '.join(error.split())[:300]}): correct or simplify it"

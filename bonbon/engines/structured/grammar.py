@@ -1,4 +1,4 @@
-"""The grammar of what a request lets a candidate be: its response format, and the calls that its tools allow."""
+"""The grammar of the answers that a request allows: its response format, and the calls of its tools."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -9,18 +9,20 @@ from bonbon.engines.structured.tool_format import ToolFormat
 from bonbon.prompt import Prompt
 
 SPACES = {"whitespace_flexible": True, "whitespace_pattern": r" |\n[ \t]{0,40}"}
-"""White space between the parts of a JSON text: a space, or a line end and an indentation. If there could be any, weak
-models would write nothing else until they are cut off."""
+"""The white space between the parts of a JSON text: a space, or a newline and an indentation. If any amount were
+allowed, weak models would write nothing else until they are truncated."""
 
-MOST_CALLS = 8
-"""Calls that a required answer may have: weak models would go on calling until they are cut off."""
+MAX_CALLS = 8
+"""The maximum number of calls in an answer that requires calls; weak models would go on calling until they are
+truncated."""
 
 
 class Grammar:
-    """A grammar in the variant of Lark's language that llguidance reads, which has JSON schemas in it.
+    """A grammar in llguidance's variant of Lark's language, which can include JSON schemas.
 
     Args:
-        token_of: the id of a text that is one token of its own, such as the mark that begins a call; None for others.
+        token_of: Returns the id of a text that is a single token, such as the mark that begins a call; None for other
+            texts.
     """
 
     def __init__(self, token_of: Callable[[str], int | None]) -> None:
@@ -28,18 +30,18 @@ class Grammar:
         self.rules: list[str] = []
 
     def schema(self, schema: Mapping[str, Any]) -> str:
-        """What stands for a JSON text that fits `schema`."""
+        """Adds a rule for JSON text that is valid under `schema`, and returns its name."""
         name = f"schema{len(self.rules)}"
         self.rules.append(f"{name}: %json {json.dumps({**closed(schema), 'x-guidance': SPACES}, ensure_ascii=False)}")
         return name
 
     def text(self, text: str) -> str:
-        """What stands for `text`."""
+        """Returns the symbol for `text`."""
         token = self._token_of(text)
         return json.dumps(text) if token is None else f"<[{token}]>"
 
     def free(self, mark: str) -> tuple[str, str]:
-        """What stands for any text up to `mark` and with it, and for any text without it."""
+        """Adds rules for any text up to and including `mark`, and for any text without it; returns their names."""
         token = self._token_of(mark)
         self.rules.append("ANY: /(.|\\n)*/")
         self.rules.append("rest: ANY")
@@ -50,7 +52,7 @@ class Grammar:
         return "until", "rest"
 
     def written(self, start: str) -> str:
-        """The grammar that begins with `start`."""
+        """Returns the text of the grammar that begins with `start`."""
         return "\n".join([f"start: {start}", *self.rules])
 
 
@@ -60,15 +62,15 @@ def grammar_of(
     tool_format: ToolFormat | None,
     token_of: Callable[[str], int | None],
 ) -> str | None:
-    """The grammar that candidates are held to; None where any text will do.
+    """Returns the grammar that constrains candidates, or None for unconstrained text.
 
-    A call is forced where `tool_choice` is `required` (one or more) or names a function (one call of it). Where it is
-    `auto`, a candidate may be calls or fit the response format and, where a function is strict, the arguments of every
-    call fit their schema.
+    Calls are required where `tool_choice` is `required` (one or more calls) or names a function (one call of it). Where
+    it is `auto`, a candidate may consist of calls or match the response format; where a function is strict, the
+    arguments of every call match their schema.
 
     Args:
-        response_format: as `Sampling` carries it.
-        tool_format: how the model writes calls; needed with tools.
+        response_format: The response format, as in `Sampling`.
+        tool_format: The format in which the model writes calls; required with tools.
     """
     wanted = None if response_format is None else _schema_of(json.loads(response_format))
     choice = json.loads(prompt.tool_choice or '"auto"')
@@ -99,24 +101,24 @@ def _schema_of(response_format: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _calls(grammar: Grammar, functions: list[Any], tool_format: ToolFormat, *, several: bool) -> str:
-    """Rules for one call of the functions, or one or more; what stands for them."""
+    """Adds rules for one call of the functions, or one or more, and returns the symbol for them."""
     start = grammar.text(tool_format.start)
     if tool_format.bare:
         start = ""
     grammar.rules.append(f"call: {_call(grammar, functions, tool_format)}")
-    one, more = "call", f'(", " call){{0,{MOST_CALLS - 1}}}' if several else ""
+    one, more = "call", f'(", " call){{0,{MAX_CALLS - 1}}}' if several else ""
     if tool_format.name == "mistral" and not tool_format.named:
         return f'{start} "[" {one} {more} "]"'
     if tool_format.named:
-        return f"({start} {one}){{1,{MOST_CALLS if several else 1}}}"
+        return f"({start} {one}){{1,{MAX_CALLS if several else 1}}}"
     if tool_format.bare:
         return one
     grammar.rules.append(f'marked: {start} "\\n" call "\\n" {grammar.text(tool_format.end)}')
-    return f'marked ("\\n" marked){{0,{MOST_CALLS - 1}}}' if several else "marked"
+    return f'marked ("\\n" marked){{0,{MAX_CALLS - 1}}}' if several else "marked"
 
 
 def _objects(wanted: Mapping[str, Any], functions: list[Any], tool_format: ToolFormat) -> Mapping[str, Any]:
-    """One schema for an answer that is `wanted` or a call: text and JSON that begin alike cannot be told apart."""
+    """Returns one schema for an answer that is either `wanted` or a call, because text and JSON may begin alike."""
     calls = [
         {
             "type": "object",
@@ -130,21 +132,21 @@ def _objects(wanted: Mapping[str, Any], functions: list[Any], tool_format: ToolF
 
 
 def _own(schema: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """The schema as a document of its own, so that references in it are to itself."""
+    """Returns the schema as a document of its own, so that its references point into itself."""
     return {"$id": f"https://bonbon.invalid/{name}", **schema}
 
 
 def _arguments(function: Any) -> Mapping[str, Any]:
-    """The schema of a function's arguments: without parameters it takes none."""
+    """Returns the schema of a function's arguments; a function without parameters takes none."""
     return {"type": "object", **(function.get("parameters") or {"additionalProperties": False})}
 
 
 def _strict(grammar: Grammar, functions: list[Any], tool_format: ToolFormat) -> str:
-    """Any text, and calls in it of which those of strict functions fit."""
+    """Returns the symbol for any text with calls, in which the calls of strict functions match their schemas."""
     free = [one if one.get("strict") else {**one, "parameters": {"type": "object"}} for one in functions]
     call = _call(grammar, free, tool_format)
     grammar.rules.append(f"call: {call}")
-    if tool_format.bare:  # a call is the whole answer, or there is none
+    if tool_format.bare:  # The whole answer is a call, or has none.
         grammar.rules.append("OTHER: /([^{ \\t\\r\\n](.|\\n)*)?/")
         return "call | OTHER"
     until, rest = grammar.free(tool_format.start)
@@ -156,7 +158,7 @@ def _strict(grammar: Grammar, functions: list[Any], tool_format: ToolFormat) -> 
 
 
 def _call(grammar: Grammar, functions: list[Any], tool_format: ToolFormat) -> str:
-    """What stands for a call of one of the functions, without the marks around it."""
+    """Returns the symbol for a call of one of the functions, without the marks around it."""
     return " | ".join(_one(grammar, one, tool_format) for one in functions)
 
 

@@ -1,4 +1,4 @@
-"""The process that grammars are tried out in; see `grammar_check`."""
+"""The process in which grammars are compiled first; see `grammar_check`."""
 
 import asyncio
 import json
@@ -13,19 +13,19 @@ from bonbon.errors import EngineError
 
 SCRIPT = Path(__file__).with_name("grammar_check.py")
 START_TIMEOUT = 120.0
-"""Seconds that the process may take to start and read the tokenizer."""
+"""The seconds that the process may take to start and to read the tokenizer."""
 
 
-class TooMuch(Exception):
-    """The grammar took more time, memory or stack than it may."""
+class LimitExceeded(Exception):
+    """Raised when a grammar exceeds its limits of time, memory or stack."""
 
 
 class GrammarTrial:
-    """One process, started when it is first needed, and again after a grammar that it died of. One caller at a time.
+    """One process, started when it is first needed, and again after a grammar crashed it. For one caller at a time.
 
     Args:
-        tokenizer: see `grammar_check.read_tokenizer`.
-        timeout: seconds that a grammar may take.
+        tokenizer: The description of the tokenizer; see `grammar_check.read_tokenizer`.
+        timeout: The seconds that a grammar may take.
     """
 
     def __init__(self, tokenizer: Mapping[str, Any], *, timeout: float) -> None:
@@ -33,22 +33,22 @@ class GrammarTrial:
         self._process: Process | None = None
 
     async def error_of(self, grammar: str) -> str:
-        """What is wrong with a grammar; empty when nothing is.
+        """Returns what is wrong with a grammar, or an empty text.
 
         Raises:
-            TooMuch: the grammar could not be tried out to the end.
-            EngineError: the process cannot be started.
+            LimitExceeded: The grammar exceeded its limits.
+            EngineError: The process cannot be started.
         """
         process = self._process
         if process is None or process.returncode is not None:
             process = self._process = await self._started()
-        answer = await self._ask(process, grammar, self._timeout)
+        answer = await self._request(process, grammar, self._timeout)
         if answer is None:
-            raise TooMuch
+            raise LimitExceeded
         return answer
 
     async def close(self) -> None:
-        """Kill the process."""
+        """Kills the process."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
@@ -56,29 +56,32 @@ class GrammarTrial:
             await process.wait()
 
     async def _started(self) -> Process:
-        # -P: what lies beside the script must not hide modules of the same names.
+        # -P keeps files beside the script from shadowing modules of the same name.
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-P", str(SCRIPT), stdin=PIPE, stdout=PIPE, stderr=DEVNULL
         )
         self._process = process
-        if await self._ask(process, self._tokenizer, START_TIMEOUT) is None:
-            raise EngineError("the process that checks schemas ended or did not start in time; try again")
+        if await self._request(process, self._tokenizer, START_TIMEOUT) is None:
+            raise EngineError("the process that checks schemas crashed or did not start in time; try again")
         return process
 
-    async def _ask(self, process: Process, question: Any, seconds: float) -> str | None:
-        """The answer to a line; None when the process ends, or does not answer in time: then it is killed."""
+    async def _request(self, process: Process, message: Any, seconds: float) -> str | None:
+        """Sends a line and returns the answer.
+
+        Kills the process and returns None when it ends or does not answer in time.
+        """
         assert process.stdin is not None
         assert process.stdout is not None
         try:
             async with asyncio.timeout(seconds):
-                process.stdin.write(json.dumps(question).encode() + b"\n")
+                process.stdin.write(json.dumps(message).encode() + b"\n")
                 await process.stdin.drain()
                 line = await process.stdout.readline()
             if line:
                 return str(json.loads(line))
         except (TimeoutError, ConnectionError):
             pass
-        except BaseException:  # cancelled: the answer would be taken for that to the next question
+        except BaseException:  # Cancelled: the pending answer would be taken for the answer to the next request.
             self._process = None
             with suppress(ProcessLookupError):
                 process.kill()

@@ -1,12 +1,12 @@
-"""Where a JSON value ends in a text that is still being written."""
+"""Finds the end of a JSON value in a text that is still being written."""
 
 SPACE = " \t\r\n"
 MARK = "<"
-"""What JSON has in strings only, and the marks that end a call begin with."""
+"""The first character of the marks that end a call, which JSON contains only in strings."""
 
 
 class JsonScanner:
-    """Follows one object, array or string, from its first character to its last, however the text is cut up."""
+    """Follows one object, array or string from its first character to its last, however the text is cut into pieces."""
 
     def __init__(self) -> None:
         self._depth = 0
@@ -14,7 +14,7 @@ class JsonScanner:
         self.over = False
 
     def scan(self, text: str) -> int:
-        """How many of the next characters belong to the value. `over` says whether it ends with them.
+        """Returns how many of the next characters belong to the value. Then `over` is whether it ends with them.
 
         A broken value, whose brackets are not closed, ends before a mark.
         """

@@ -1,4 +1,4 @@
-"""The shape that a candidate's text must have: OpenAI's `response_format`, as `Sampling` carries it."""
+"""Reads OpenAI's `response_format`, which constrains a candidate's text, into the form that `Sampling` carries."""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +9,9 @@ from bonbon.errors import UserError
 
 
 def canonical(response_format: Mapping[str, Any]) -> str | None:
-    """The JSON text of OpenAI's object; None for the one that asks for nothing, `{"type": "text"}`.
+    """Returns the JSON text of OpenAI's object, or None for `{"type": "text"}`, which constrains nothing.
 
-    Keys stay in the order they came in: a schema's properties are drawn in that order.
+    Keys keep their order, because a schema's properties are sampled in that order.
     """
     if response_format.get("type") == "text":
         return None
@@ -19,10 +19,10 @@ def canonical(response_format: Mapping[str, Any]) -> str | None:
 
 
 def refuse(sampling: Sampling, engine: str) -> None:
-    """Raise UserError when `sampling` asks for a shape, which the engine named cannot hold a draw to."""
+    """Raises UserError when `sampling` has a response format; for engines that do not support it."""
     if sampling.response_format is not None:
         raise UserError(
             f"response_format {sampling.response_format[:100]} is not supported by the {engine} engine: leave it out, "
-            "or serve with engine embedded, vllm or remote",
+            "or use the engine embedded, vllm or remote",
             param="response_format",
         )

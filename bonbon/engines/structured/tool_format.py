@@ -1,4 +1,4 @@
-"""How a model writes calls of functions: the formats that chat templates teach, named as vLLM names them."""
+"""The formats in which models write tool calls, as chat templates teach them, with vLLM's names."""
 
 import secrets
 import string
@@ -7,20 +7,20 @@ from typing import Any, Literal
 from uuid import uuid4
 
 ToolParser = Literal["auto", "hermes", "llama3_json", "mistral"]
-"""The names of the formats; auto: the one that the model's chat template shows."""
+"""The names of the formats; auto detects the format from the model's chat template."""
 
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """One format.
+    """A format of tool calls.
 
     Args:
-        name: what vLLM calls its parser.
-        start: the text, often a token of its own, that begins one call (or, in a list, all of them).
-        end: what ends a call; empty where its JSON does.
-        arguments: the key of the arguments in a call's object.
-        bare: whether an answer that begins with an object is a call without `start`.
-        named: whether a call is the function's name, `[ARGS]` and the arguments, instead of an object.
+        name: The name of vLLM's parser.
+        start: The text, often a single token, that begins one call (or, in a list, all of them).
+        end: The text that ends a call; empty where a call ends with its JSON.
+        arguments: The key of the arguments in a call's object.
+        bare: Whether an answer that begins with an object is a call without `start`.
+        named: Whether a call is written as the function's name, `[ARGS]` and the arguments, instead of an object.
     """
 
     name: str
@@ -31,7 +31,7 @@ class ToolFormat:
     named: bool = False
 
     def new_id(self) -> str:
-        """An id for a call. Mistral's chat templates take ids of nine letters and digits only."""
+        """Returns a new id for a call. Mistral's chat templates accept only ids of nine letters and digits."""
         if self.name == "mistral":
             return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(9))
         return f"call_{uuid4().hex[:24]}"
@@ -44,7 +44,7 @@ MISTRAL_NAMED = ToolFormat("mistral", "[TOOL_CALLS]", named=True)
 
 
 def tool_format(parser: ToolParser, template: str) -> ToolFormat | None:
-    """The format that `parser` names for a model with this chat template; None where auto finds none that is known."""
+    """Returns the format that `parser` selects for a model with this chat template; None where auto finds none."""
     if parser == "auto":
         found = [one for one in (HERMES, MISTRAL, LLAMA3_JSON) if _shows(template, one)]
         if not found:
@@ -56,8 +56,8 @@ def tool_format(parser: ToolParser, template: str) -> ToolFormat | None:
 
 
 def _shows(template: str, one: ToolFormat) -> bool:
-    """Whether a chat template writes calls so. Templates of Llama 3.2 have no `<|python_tag|>`."""
-    if one is HERMES:  # other models have XML between the same marks
+    """Returns whether a chat template writes calls in this format. Templates of Llama 3.2 have no `<|python_tag|>`."""
+    if one is HERMES:  # Other models write XML between the same marks.
         return HERMES.start in template and "<function=" not in template and "<arg_key>" not in template
     if one is LLAMA3_JSON:
         return '"parameters": ' in template and "<|start_header_id|>" in template
@@ -65,7 +65,7 @@ def _shows(template: str, one: ToolFormat) -> bool:
 
 
 def template_text(tokenizer: Any) -> str:
-    """The text of the chat template that renders tools; empty where the tokenizer has none."""
+    """Returns the text of the chat template that renders tools, or an empty text where the tokenizer has none."""
     templates = tokenizer.chat_template or ""
     if isinstance(templates, dict):
         templates = templates.get("tool_use") or templates.get("default") or ""

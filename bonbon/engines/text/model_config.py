@@ -1,4 +1,4 @@
-"""A model's configuration."""
+"""Reads a model's configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from bonbon.load_errors import why
 
 
 def read_config(directory: Path) -> Any:
-    """The configuration of the language model in `directory`; of one that reads more than text, that of its text part.
+    """Returns the configuration of the language model in `directory`; for a multimodal model, that of its text part.
 
     Raises UserError when it cannot be read without running code.
     """
@@ -19,14 +19,14 @@ def read_config(directory: Path) -> Any:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"model {directory}: its configuration cannot be read ({why(error)}); it must be a causal language model "
-            "in Hugging Face format"
+            f"the configuration of model {directory} cannot be read ({why(error)}); it must be a causal language "
+            "model in Hugging Face format"
         ) from error
     return config.get_text_config()
 
 
 def keeps_state(config: Any) -> bool:
-    """Whether a model keeps more than keys and values of the tokens it has read, such as a recurrent state."""
+    """Returns whether a model keeps more than the keys and values of its tokens, such as a recurrent state."""
     model = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     layers = DynamicCache(config=config).layers
     plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)

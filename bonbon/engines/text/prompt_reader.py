@@ -1,4 +1,4 @@
-"""Prompts as the policy reads them."""
+"""Reads prompts as the policy does: renders the chat template and tokenises the text."""
 
 import json
 import re
@@ -21,17 +21,17 @@ RESERVED = frozenset(
         *("return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation"),
     }
 )
-"""Arguments of transformers' `apply_chat_template` that are not for the template, or not for clients to choose."""
+"""Arguments of transformers' `apply_chat_template` that are not passed to the template, or that clients may not set."""
 
 
 class PromptReader:
-    """Turns a prompt in any of its forms into token ids, and knows what turns a completion's ids into text.
+    """Turns a prompt in any of its forms into token ids, and provides what turns a completion's ids into text.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
-        vocabulary: how many token ids the policy knows.
-        end_ids: the ids that end a completion; see `bonbon.engines.text.end_tokens`.
-        tool_parser: how the model writes calls of functions; see `bonbon.engines.structured.tool_format`.
+        tokenizer: A Hugging Face tokenizer.
+        vocabulary: The number of token ids that the policy knows.
+        end_ids: The ids that end a completion; see `bonbon.engines.text.end_tokens`.
+        tool_parser: The format in which the model writes tool calls; see `bonbon.engines.structured.tool_format`.
     """
 
     def __init__(
@@ -45,46 +45,47 @@ class PromptReader:
         self._tokenizer, self._vocabulary, self.end_ids = tokenizer, vocabulary, end_ids
         self.detokenizer = Detokenizer(tokenizer)
         self.size = max(vocabulary, max(tokenizer.get_vocab().values()) + 1)
-        """How many token ids there are: the tokenizer's, or the model's if it has more."""
+        """The number of token ids: that of the tokenizer or of the model, whichever is larger."""
         self._template = template_text(tokenizer)
         self._tool_format = tool_format(tool_parser, self._template)
         marks = [self._tool_format.start, self._tool_format.end] if self._tool_format else []
         self.writes_marks = not set(marks).isdisjoint(tokenizer.all_special_tokens)
-        """Whether marks of calls are special tokens, which are left out of a text otherwise."""
+        """Whether tool calls are delimited by special tokens, which are otherwise left out of a text."""
 
     def grammar(self, sampling: Sampling, prompt: Prompt) -> str | None:
-        """What candidates are held to; see `grammar_of`. Raises UserError as `read` does."""
+        """Returns the grammar that constrains the candidates; see `grammar_of`. Raises UserError as `read` does."""
         self._check_tools(prompt)
         try:
             return grammar_of(sampling.response_format, prompt, self._tool_format, self._token_of)
         except RecursionError:
             param = "response_format" if sampling.response_format is not None else "tools"
-            raise UserError(
-                f"a schema in {param} is nested too deeply: use $defs and references", param=param
-            ) from None
+            raise UserError(f"a schema in {param} is nested too deeply: use $defs and $ref", param=param) from None
 
     def call_reader(self, prompt: Prompt) -> CallReader | None:
-        """What reads the calls in one candidate; None where it is all text."""
+        """Returns the reader of one candidate's tool calls, or None where all of it is text."""
         if prompt.tools is None or self._tool_format is None or prompt.tool_choice == '"none"':
             return None
         return CallReader(self._tool_format)
 
     def read(self, prompt: Prompt) -> Started:
-        """Raises UserError when the prompt cannot be read; see `Engine.draw`."""
+        """Reads a prompt. Raises UserError when it cannot be read; see `Engine.draw`."""
         text, token_ids = self._read(prompt)
         return Started(token_ids or self._beginning(), text)
 
     def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
-        """See `Engine.tokenize`."""
+        """Tokenises a prompt; see `Engine.tokenize`."""
         _, token_ids = self._read(prompt, add_special_tokens)
         return Tokens(token_ids, tuple(map(str, self._tokenizer.convert_ids_to_tokens(list(token_ids)))))
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
-        """See `Engine.detokenize`."""
+        """Decodes token ids; see `Engine.detokenize`."""
         return self.detokenizer.text(self._known(tuple(token_ids), param="tokens"), special=True)
 
     def _read(self, prompt: Prompt, special: bool | None = None) -> tuple[str, tuple[int, ...]]:
-        """The prompt's text and tokens. `special` adds special tokens to the text's own; None: to a text prompt's."""
+        """Returns the prompt's text and tokens.
+
+        `special` adds special tokens to them; None adds them to text prompts only.
+        """
         if prompt.messages is not None:
             text = self._render(prompt)
             return text, self._encode(text, special=bool(special), param="messages")
@@ -96,7 +97,7 @@ class PromptReader:
     def _render(self, prompt: Prompt) -> str:
         if not self._tokenizer.chat_template:
             raise UserError(
-                "the model's tokenizer has no chat template, so it cannot read messages; send a text prompt "
+                "the model's tokenizer has no chat template, so the model cannot read messages; send a text prompt "
                 "(/v1/completions), or add a chat_template to the tokenizer",
                 param="messages",
             )
@@ -120,19 +121,19 @@ class PromptReader:
         return text
 
     def _check_tools(self, prompt: Prompt) -> None:
-        """Raise UserError when the model's chat template cannot render the tools, or how it writes calls is unknown."""
+        """Raises UserError when the chat template cannot render the tools, or when its tool call format is unknown."""
         if not prompt.has_tools:
             return
         param = "messages" if prompt.tools is None else "tools"
         if not re.search(r"\btools\b|\btool_calls\b" if prompt.tools is None else r"\btools\b", self._template):
             raise UserError(
-                "the model's chat template has no tools: leave tools and the messages of tools out, or serve a model "
-                "that calls functions",
+                "the model's chat template does not support tools: remove the tools and tool messages, or serve a "
+                "model that calls functions",
                 param=param,
             )
         if prompt.tools is not None and prompt.tool_choice != '"none"' and self._tool_format is None:
             raise UserError(
-                "the model's chat template shows no way of writing calls that is known here: leave tools out, or set "
+                "the model's chat template writes tool calls in an unknown format: leave tools out, or set "
                 "engine_options.tool_parser to hermes, llama3_json or mistral",
                 param=param,
             )
@@ -142,11 +143,11 @@ class PromptReader:
         return None if token_id is None or not 0 <= token_id < self._vocabulary else int(token_id)
 
     def _options(self, prompt: Prompt) -> dict[str, Any]:
-        """What the chat template is rendered with. Raises UserError where that cannot be."""
+        """Returns the options for rendering the chat template. Raises UserError when they are not allowed."""
         options = prompt.template_options
         if reserved := sorted(options.keys() & RESERVED):
             raise UserError(
-                f"chat_template_kwargs may not have {', '.join(reserved)}: leave it out", param="chat_template_kwargs"
+                f"chat_template_kwargs may not set {', '.join(reserved)}: leave it out", param="chat_template_kwargs"
             )
         if "reasoning_effort" in options and "reasoning_effort" not in str(self._tokenizer.chat_template):
             refuse_effort(prompt)
@@ -155,13 +156,13 @@ class PromptReader:
         return {"add_generation_prompt": not continues} | options
 
     def _encode(self, text: str, *, special: bool, param: str) -> tuple[int, ...]:
-        # `verbose=False`: whether the prompt fits is the engine's to say.
+        # `verbose=False` silences the tokenizer's warning about long texts: the engine checks whether the prompt fits.
         token_ids = tuple(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
         unknown = self._unknown(token_ids)
         if unknown is not None:
             raise UserError(
                 f"the prompt has the token {self._tokenizer.convert_ids_to_tokens(unknown)!r} (id {unknown}), which "
-                f"the model's tokenizer knows and the model does not, for it has {self._vocabulary} token ids; leave "
+                f"the model's tokenizer knows but the model, with its {self._vocabulary} token ids, does not; leave "
                 "the token out of the prompt, or serve a model whose embeddings were resized for it",
                 param=param,
             )
@@ -189,9 +190,9 @@ class PromptReader:
 
 
 def _turn(message: Message) -> dict[str, Any]:
-    """A message as chat templates take it: the arguments of calls are objects, not their JSON text.
+    """Returns a message in the form that chat templates expect: the arguments of calls are objects, not JSON text.
 
-    Raises UserError where they are not.
+    Raises UserError when they are not valid JSON objects.
     """
     turn: dict[str, Any] = dict(message)
     if "tool_calls" in message:
@@ -209,8 +210,8 @@ def _arguments(text: str) -> dict[str, Any]:
         arguments = None
     if not isinstance(arguments, dict):
         raise UserError(
-            f"the arguments {text[:100]!r} of a call in messages are not a JSON object: correct them, or leave the "
-            "call out",
+            f"the arguments {text[:100]!r} of a tool call in messages are not a JSON object: correct them, or remove "
+            "the call",
             param="messages",
         )
     return arguments

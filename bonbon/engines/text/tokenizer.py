@@ -1,4 +1,4 @@
-"""A model's tokenizer."""
+"""Loads a model's tokenizer."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from bonbon.load_errors import needs_code, why
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 VOCABULARIES = (*SENTENCEPIECE, "tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "*.tiktoken")
-"""The files that a tokenizer may be saved in."""
+"""The files in which a tokenizer may be saved."""
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Raises UserError when the directory holds no tokenizer that can be read without running code."""
+    """Loads a tokenizer. Raises UserError when the directory has no tokenizer that can be read without running code."""
     if not any(found for name in VOCABULARIES for found in directory.glob(name)):
         raise UserError(f"{directory} has no tokenizer; save the model's tokenizer beside its weights")
     try:
@@ -26,10 +26,10 @@ def load_tokenizer(directory: Path) -> Any:
         raise UserError(
             f"the tokenizer in {directory} cannot be loaded ({why(error)}); {_remedy(directory, error)}"
         ) from error
-    # Where the file that it looks for is missing, transformers makes a tokenizer of special tokens alone.
+    # Where the file that it looks for is missing, transformers makes a tokenizer with only special tokens.
     if set(tokenizer.get_vocab().values()) <= {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}:
         raise UserError(
-            f"the tokenizer in {directory} knows special tokens only; save the whole tokenizer beside the weights"
+            f"the tokenizer in {directory} has only special tokens; save the whole tokenizer beside the weights"
         )
     return tokenizer
 
@@ -39,5 +39,5 @@ def _remedy(directory: Path, error: Exception) -> str:
         return "save it as tokenizer.json (a tokenizer of the tokenizers library)"
     only = [name for name in SENTENCEPIECE if (directory / name).exists()]
     if only and not (directory / "tokenizer.json").exists():
-        return f"to read {only[0]}, pip install sentencepiece protobuf; or save the tokenizer as tokenizer.json"
+        return f"to read {only[0]}, run pip install sentencepiece protobuf; or save the tokenizer as tokenizer.json"
     return "save the model's tokenizer beside its weights"

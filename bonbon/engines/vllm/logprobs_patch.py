@@ -1,8 +1,8 @@
-"""In vLLM's worker process: report the distribution before top_p and top_k, and end when the service does.
+"""Runs in vLLM's worker process: reports log-probabilities before top_p and top_k, and ends with the service.
 
-vLLM reports log-probabilities either of the model's own logits (`raw_logprobs`), or of what is left of them after
+vLLM reports log-probabilities either of the model's own logits (`raw_logprobs`), or of the distribution after
 temperature, top_k and top_p (`processed_logprobs`). An engine reports them after the temperature and before the limits.
-Without limits the second is that; with them, this module makes it so.
+Without limits, these are the processed ones; with limits, this module provides them.
 """
 
 import os
@@ -17,20 +17,20 @@ from torch import Tensor
 
 
 class UntruncatedLogprobs:
-    """Mixed into vLLM's worker class by its argument `worker_extension_cls`."""
+    """Mixed into vLLM's worker class by the argument `worker_extension_cls`."""
 
     model_runner: Any
 
     def end_with(self, service: int) -> None:
-        """Have vLLM's processes on this machine end when process `service` does, however that ends."""
+        """Makes vLLM's processes on this machine end when process `service` does, however that ends."""
         above = [process.pid for process in psutil.Process().parents()]
-        if service in above:  # not on another machine of several
+        if service in above:  # False for a worker on another machine.
             watched = os.pidfd_open(service)
             ours = [os.getpid(), *above[: above.index(service)]]
             threading.Thread(target=_end_with, args=(watched, ours), name="end-with-service", daemon=True).start()
 
     def report_untruncated_logprobs(self) -> None:
-        """Have the sampler report log-probabilities before top_p and top_k. Called once, before any draw."""
+        """Makes the sampler report log-probabilities before top_p and top_k. Called once, before any request."""
         sampler = self.model_runner.sampler
         if hasattr(sampler, "topk_topp_sampler"):
             sampler.topk_topp_sampler = BeforeLimits(sampler.topk_topp_sampler)
@@ -39,17 +39,17 @@ class UntruncatedLogprobs:
 
 
 def _end_with(watched: int, ours: list[int]) -> None:
-    """Wait for a process to end, then kill the processes in between, this one last."""
+    """Waits for a process to end, then kills the processes in between, this one last."""
     select.select([watched], [], [])
     for process in reversed(ours):
         os.kill(process, signal.SIGKILL)
 
 
 class BeforeLimits(torch.nn.Module):
-    """vLLM's TopKTopPSampler, except for the log-probabilities returned.
+    """vLLM's TopKTopPSampler, except for the log-probabilities that it returns.
 
     Args:
-        sampler: applies top_k and top_p, and draws.
+        sampler: Applies top_k and top_p, and samples.
     """
 
     def __init__(self, sampler: torch.nn.Module) -> None:
@@ -59,17 +59,20 @@ class BeforeLimits(torch.nn.Module):
     def forward(
         self, logits: Tensor, generators: dict[int, torch.Generator], k: Tensor | None, p: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (rows,) and log-probabilities (rows, vocabulary) of logits (rows, vocabulary) after temperature."""
+        """Returns tokens (rows,) and log-probabilities (rows, vocabulary) of logits (rows, vocabulary) after
+        temperature."""
         if k is None and p is None:
             tokens, logprobs = self.sampler(logits, generators, k, p)
             return tokens, logprobs
-        whole = logits.log_softmax(dim=-1, dtype=torch.float32)  # before: the limits are applied in place
+        whole = logits.log_softmax(
+            dim=-1, dtype=torch.float32
+        )  # Computed first, because the limits are applied in place.
         tokens, _ = self.sampler(logits, generators, k, p)
         return tokens, whole
 
 
 def before_limits(sample: Any) -> Any:
-    """The same for `Sampler._sample_random` of model runner V2, which returns logits."""
+    """Does the same for `Sampler._sample_random` of model runner V2, which returns logits."""
 
     def sample_and_keep(
         logits: Tensor, indices: Tensor, indices_np: Any, positions: Tensor, k: Any, p: Any, fused: bool

@@ -1,4 +1,4 @@
-"""What comes from vLLM, as deltas."""
+"""Turns vLLM's outputs into deltas."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def read_prompt(output: Any, token_ids: Sequence[int], wanted: int) -> tuple[list[float], list[Top]]:
-    """The log-probabilities of a prompt's tokens but the first, and the `wanted` likeliest tokens in their places.
+    """Returns the log-probability of each token of a prompt but the first, and the `wanted` most likely tokens there.
 
-    Raises EngineError when one of vLLM's `RequestOutput`s lacks them.
+    Raises EngineError when vLLM's `RequestOutput` lacks them.
     """
     found = output.prompt_logprobs
     if found is None or len(found) != len(token_ids):
@@ -33,51 +33,55 @@ def read_prompt(output: Any, token_ids: Sequence[int], wanted: int) -> tuple[lis
 class Reading:
     """The candidates of one request, read from vLLM's outputs.
 
-    At temperature 0 vLLM draws one candidate, which is all of them.
+    At temperature 0, vLLM samples one candidate, which stands for all of them.
 
     Args:
-        request: what is drawn.
-        prompt: the prompt's token ids.
-        reader: what read the prompt.
+        request: The request.
+        prompt: The prompt's token ids.
+        reader: The reader that read the prompt.
     """
 
     def __init__(self, request: DrawRequest, prompt: Sequence[int], reader: "PromptReader") -> None:
         greedy = request.sampling.temperature == 0
         self._copies = request.n if greedy else 1
-        self._drawn = [CandidateStream(request, index, prompt, reader) for index in range(1 if greedy else request.n)]
+        self._candidates = [
+            CandidateStream(request, index, prompt, reader) for index in range(1 if greedy else request.n)
+        ]
         self._version = request.version
         self._top = request.sampling.top_logprobs
 
     @property
     def finished(self) -> bool:
-        """Whether every candidate is whole."""
-        return all(drawn.finished for drawn in self._drawn)
+        """Returns whether every candidate is complete."""
+        return all(candidate.finished for candidate in self._candidates)
 
     def read(self, output: Any) -> Iterator[Delta]:
-        """The deltas of one of vLLM's `RequestOutput`s. Raises EngineError when vLLM cut a candidate off."""
+        """Yields the deltas of one of vLLM's `RequestOutput`s. Raises EngineError when vLLM ended a candidate early."""
         for piece in output.outputs:
             for delta in self._read(piece):
                 yield from (replace(delta, index=delta.index + copy) for copy in range(self._copies))
 
     def _read(self, piece: Any) -> Iterator[Delta]:
-        drawn = self._drawn[piece.index]
+        candidate = self._candidates[piece.index]
         for at, token in enumerate(piece.token_ids):
-            if drawn.finished:  # a stop string that vLLM is about to see, too
+            if candidate.finished:  # It ended at a stop string that vLLM has not processed yet.
                 return
             logprob, top = self._distribution(piece.logprobs, at, token)
-            if delta := drawn.add(token, logprob, top):
+            if delta := candidate.add(token, logprob, top):
                 yield delta
-        if piece.finish_reason is None or drawn.finished:
+        if piece.finish_reason is None or candidate.finished:
             return
         if piece.finish_reason not in ("stop", "length"):
-            raise EngineError(f"vLLM ended a candidate early ({piece.finish_reason}); its output says why")
-        yield drawn.finish(piece.finish_reason)
+            raise EngineError(f"vLLM ended a candidate early ({piece.finish_reason}); its output has the cause")
+        yield candidate.finish(piece.finish_reason)
 
     def _distribution(self, logprobs: Any, at: int, token: int) -> tuple[float, Top]:
-        """The log-probability of the token drawn, and of the likeliest tokens."""
+        """Returns the log-probability of the sampled token, and the most likely tokens."""
         start, end = logprobs.start_indices[at], logprobs.end_indices[at]
         distribution = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
         if not math.isfinite(distribution[token]):
-            raise EngineError(f"version {self._version} gave a token the log-probability {distribution[token]}")
+            raise EngineError(
+                f"version {self._version} gave a token the log-probability {distribution[token]}, which is not finite"
+            )
         likeliest = sorted(distribution, key=lambda token: -distribution[token])[: self._top]
         return distribution[token], (likeliest, [distribution[token] for token in likeliest])

@@ -1,4 +1,4 @@
-"""How vLLM is told to draw."""
+"""Builds vLLM's sampling parameters."""
 
 import json
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ from bonbon.errors import UserError
 if TYPE_CHECKING:
     from bonbon.engines.text.prompt_reader import PromptReader
 
-ONE_OF_TWO = SamplingParams(
+PROBE_PARAMS = SamplingParams(
     max_tokens=1, top_k=1, logprobs=2, flat_logprobs=True, ignore_eos=True, output_kind=RequestOutputKind.DELTA
 )
-"""One token out of one, with the log-probabilities of the two likeliest."""
+"""Parameters that sample one token out of one, with the log-probabilities of the two most likely ones."""
 
 
 def sampling_params(request: DrawRequest, reader: "PromptReader") -> SamplingParams:
-    """vLLM's parameters for `request`, whose prompt `reader` has read.
+    """Returns vLLM's parameters for `request`, whose prompt `reader` has read.
 
-    Its tokens come as they are drawn when deltas are wanted; otherwise the first one does, and the rest of each
-    candidate in one piece. Raises UserError when vLLM refuses them.
+    Its tokens arrive as they are sampled when deltas are wanted. Otherwise the first token arrives by itself, and the
+    rest of each candidate in one piece. Raises UserError when vLLM refuses the parameters.
     """
     sampling = request.sampling
-    shape = _structure(request, reader)
+    structure = _structure(request, reader)
     try:
         return SamplingParams(
-            # vLLM draws once at temperature 0.
+            # vLLM requires n = 1 at temperature 0.
             n=request.n if sampling.temperature > 0 else 1,
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
@@ -48,37 +48,40 @@ def sampling_params(request: DrawRequest, reader: "PromptReader") -> SamplingPar
             seed=None if sampling.seed is None else _seed(sampling.seed),
             stop=list(sampling.stop),
             stop_token_ids=[] if sampling.ignore_eos else sorted(reader.end_ids),
-            # The ids above are the ones that end a sequence; a shape is at its end when vLLM's own says so.
-            ignore_eos=shape is None,
+            # The ids above end a sequence, except that structured output ends with vLLM's own end token.
+            ignore_eos=structure is None,
             logprobs=sampling.top_logprobs,
             flat_logprobs=True,
             detokenize=bool(sampling.stop),
-            structured_outputs=shape,
+            structured_outputs=structure,
             output_kind=RequestOutputKind.DELTA,
             stream_interval=None if request.deltas else sampling.max_tokens,
             skip_clone=True,
         )
     except VLLMClientError as error:
-        raise UserError(f"vLLM refuses the sampling: {error}") from error
+        raise UserError(f"vLLM refuses the sampling parameters: {error}") from error
 
 
 def prompt_logprobs_params(alternatives: int) -> SamplingParams:
-    """vLLM's parameters for the log-probabilities of a prompt; it draws one token, for it cannot draw none."""
+    """Returns vLLM's parameters for the log-probabilities of a prompt.
+
+    It samples one token, because it cannot sample none.
+    """
     return SamplingParams(max_tokens=1, prompt_logprobs=alternatives, detokenize=False, ignore_eos=True)
 
 
 def salted_prompt(token_ids: Sequence[int], salt: str) -> TokensInput:
-    """The prompt as vLLM takes it. Blocks of its prefix cache are shared by prompts of the same `salt` only."""
+    """Returns the prompt in vLLM's format. Only prompts with the same `salt` share blocks of its prefix cache."""
     return tokens_input(list(token_ids), cache_salt=salt or None)
 
 
 def _seed(seed: int) -> int:
-    """vLLM seeds candidate i with seed + i: spread out, so that neighbouring seeds share no candidate."""
+    """Spreads out a seed: vLLM seeds candidate i with seed + i, so neighbouring seeds would share candidates."""
     return int.from_bytes(blake2b(str(seed).encode(), digest_size=8).digest(), "big") >> 2
 
 
 def _structure(request: DrawRequest, reader: "PromptReader") -> StructuredOutputsParams | None:
-    """What candidates are held to. Only what tools allow takes a grammar: a schema alone is left to vLLM."""
+    """Returns what constrains the candidates. Only tools need a grammar; vLLM handles a response format itself."""
     sampling = request.sampling
     if request.prompt.tools is not None and (grammar := reader.grammar(sampling, request.prompt)) is not None:
         check_ends(sampling, "response_format" if sampling.response_format is not None else "tools")

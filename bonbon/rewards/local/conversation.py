@@ -1,4 +1,4 @@
-"""A prompt and its completion as a reward model reads them."""
+"""Renders a prompt and its completion for a reward model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,17 @@ log = structlog.get_logger(__name__)
 
 
 class Conversation:
-    """Writes messages and completion with the reward model's own chat template.
+    """Renders messages and a completion with the reward model's own chat template.
 
-    Where the template refuses them, it gets them as `alternating` writes them. A text prompt is followed by the
-    completion as it is. A tokenizer without chat template reads messages and completion as a pair of segments.
+    Where the template refuses the messages, they are rendered in the form of `alternating`. A text prompt is followed
+    directly by the completion. A tokenizer without a chat template reads messages and completion as a pair of segments.
 
     Args:
-        tokenizer: of the reward model.
-        target: what the user calls the model.
+        tokenizer: The tokenizer of the reward model.
+        target: The user's name for the model.
 
     Raises:
-        UserError: the chat template cannot render a question and its answer.
+        UserError: The chat template cannot render a question and its answer.
     """
 
     def __init__(self, tokenizer: Any, target: str) -> None:
@@ -32,7 +32,7 @@ class Conversation:
             self._check(target)
 
     def text(self, prompt: Prompt, completion: str) -> Text:
-        """Raises RewardError when the chat template cannot render the messages."""
+        """Renders a conversation. Raises RewardError when the chat template cannot render the messages."""
         if prompt.messages is None:
             return Text((prompt.text or "") + completion, completion)
         if not self._tokenizer.chat_template:
@@ -63,16 +63,16 @@ class Conversation:
             self._render([{"role": "system", "content": "Be brief."}, *talk])
         except RewardError as error:
             log.warning(
-                "the reward model's chat template refuses system messages: they are put before the next user message",
+                "the reward model's chat template refuses system messages; prepending them to the next user message",
                 model=target,
                 error=str(error),
             )
 
 
 def alternating(messages: Sequence[Message]) -> list[Message]:
-    """The conversation as a template of two roles in turn knows it.
+    """Returns the conversation for templates that accept only user and assistant messages in turn.
 
-    What the system says is the user's, and messages of one role in a row are one message.
+    System messages become user messages, and consecutive messages of one role become one message.
     """
     turns: list[Message] = []
     for message in messages:

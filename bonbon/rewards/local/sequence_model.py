@@ -1,4 +1,4 @@
-"""A sequence-classification model as a function from text to a number."""
+"""A sequence-classification model that maps texts to numbers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,17 @@ Side = Literal["right", "left"]
 SIDES: tuple[Side, ...] = ("right", "left")
 
 LONGEST_CHECK = 1024
-"""Tokens of the longest text that is read when a model is loaded, to see that it can be."""
+"""The maximum number of tokens of the test text that a model reads when it is loaded."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What the model reads; `tail` is how it ends: the part that must not be cut.
+    """A text for the model to read; `tail` is its last part, which should not be truncated.
 
     `pair` is the second segment of a two-segment input. `special_tokens` is false for the output of a chat template,
-    which brings its own.
+    which already contains them.
     """
 
     text: str
@@ -37,7 +37,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The model's number, and whether the text, or even its tail, was cut to the model's length."""
+    """The model's number, and whether the text, or even its tail, was truncated to the model's length."""
 
     value: float
     truncated: bool
@@ -45,19 +45,19 @@ class Reading:
 
 
 class SequenceModel:
-    """Loads on construction, and blocks: for a worker thread.
+    """Loads a model when it is constructed, and reads texts. Both block, so use a worker thread.
 
     Args:
-        directory: a model in Hugging Face format, safetensors only.
-        label: index or name of the output to read, for a model of several.
-        output: what of it is the score; see `bonbon.rewards.local.head`.
-        device: a torch device, or `auto`.
-        dtype: a torch floating type, or `auto`: the checkpoint's on a GPU, 32-bit elsewhere.
-        max_length: tokens; by default all that the model takes.
+        directory: A model in Hugging Face format, as safetensors.
+        label: The index or name of the output to use, for a model with several.
+        output: What the output means; see `bonbon.rewards.local.head`.
+        device: A torch device, or `auto`.
+        dtype: A torch floating type, or `auto` for the checkpoint's type on a GPU and 32-bit elsewhere.
+        max_length: The maximum number of tokens; the default is the maximum of the model.
 
     Raises:
-        UserError: it cannot be loaded, is no reward model, or cannot read a short text, one of its length, or both at
-            once.
+        UserError: The model cannot be loaded, is not a reward model, or cannot read a short text, one of maximum
+            length, or both in a batch.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class SequenceModel:
         self._check()
 
     def __call__(self, texts: list[Text]) -> list[Reading]:
-        """Read a batch, in one forward pass where the model can. Padding changes no value beyond floating-point noise.
+        """Reads a batch, in one forward pass where the model can. Padding changes values only by floating-point noise.
 
         Raises RewardError when a text has a token that the model does not know.
         """
@@ -101,28 +101,28 @@ class SequenceModel:
         }
         ids = inputs["input_ids"]
         if not ids:
-            raise RewardError("the reward model has nothing to read: prompt and completion are empty")
+            raise RewardError("the reward model cannot score an empty prompt with an empty completion")
         unknown = next((token for token in ids if token >= self._vocabulary), None)
         if unknown is not None:
             raise RewardError(
                 f"the text has the token {self.tokenizer.convert_ids_to_tokens(unknown)!r} (id {unknown}), which the "
-                f"reward model's tokenizer knows and the reward model, with its {self._vocabulary} tokens, does not"
+                f"reward model's tokenizer knows but the reward model, with its {self._vocabulary} token ids, does not"
             )
         if len(ids) <= self.max_length:
             return inputs, False, False
-        # From the left, so that what is judged stays whole; the token that encoders pool, or a BOS, stays in front.
+        # Truncate on the left, so that the completion stays whole, and keep the CLS or BOS token in front.
         first = ids[:1] if ids[0] in (self.tokenizer.cls_token_id, self.tokenizer.bos_token_id) else []
         cut = {name: values[: len(first)] + values[len(first) - self.max_length :] for name, values in inputs.items()}
         tail = len(self.tokenizer(text.tail, add_special_tokens=False, verbose=False)["input_ids"])
         return cut, True, tail + len(first) > self.max_length
 
     def _takes(self, encoding: Any) -> set[str]:
-        """What of an encoding is given to the model: which segment a token is of only where it tells segments apart."""
+        """Returns the fields of an encoding that the model takes: token types only where it distinguishes segments."""
         segments = getattr(self._config, "type_vocab_size", 0) > 1 or self._config.model_type == "xlnet"
         return set(encoding) - (set() if segments else {"token_type_ids"})
 
     def _logits(self, batch: list[dict[str, list[int]]]) -> torch.Tensor:
-        """[batch, labels], 32-bit, on the CPU."""
+        """Returns 32-bit logits [batch, labels] on the CPU."""
         if self._side is None:
             return torch.cat([self._forward([inputs], "right") for inputs in batch])
         return self._forward(batch, self._side)
@@ -143,10 +143,10 @@ class SequenceModel:
         return output.logits.float().cpu()  # type: ignore[no-any-return]
 
     def _pad_id(self, batch: list[dict[str, list[int]]]) -> int:
-        """The configured padding token, or a token that the batch has not.
+        """Returns the configured padding token, or a token that the batch does not contain.
 
-        Decoders pool the last token that is not padding, by its id. Where none is configured they were trained
-        without padding, and an end token used for it would hide the texts' own ends.
+        Decoders pool the last token that is not padding, by its id. Models without a configured padding token were
+        trained without padding, and padding with an end token would hide the ends of the texts.
         """
         if (configured := self._configured_pad) is not None:
             return configured
@@ -155,21 +155,24 @@ class SequenceModel:
         self._config.pad_token_id = absent
         return absent
 
-    def _length(self, asked: int | None) -> int:
+    def _length(self, requested: int | None) -> int:
         limits = [
             self.tokenizer.model_max_length,
             getattr(self._config, "max_position_embeddings", None),
             _places(self.model),
         ]
         limit = min(limit for limit in limits if limit is not None and limit > 0)
-        if asked is not None and asked > limit:
-            raise UserError(f"max_length = {asked} exceeds the {limit} tokens that {self.directory} takes; lower it")
-        return int(min(asked or limit, limit))
+        if requested is not None and requested > limit:
+            raise UserError(
+                f"max_length = {requested} exceeds the maximum of {self.directory}, {limit} tokens; lower it"
+            )
+        return int(min(requested or limit, limit))
 
     def _check(self) -> None:
-        """Read a short text, one as long as it may be, and both at once, and choose how batches are padded.
+        """Reads a short text, one of maximum length, and both in a batch, and chooses how batches are padded.
 
-        Most models may be padded on the right, XLNet on the left; what may not be padded at all is read text by text.
+        Most models can be padded on the right, XLNet on the left; a model that cannot be padded at all reads texts one
+        by one.
         """
         short, _, _ = self._encode(Text("A short text.", ""))
         length = min(self.max_length, LONGEST_CHECK)
@@ -184,25 +187,27 @@ class SequenceModel:
             ) from error
         if not torch.isfinite(alone).all():
             raise UserError(
-                f"the reward model {self.directory} gave a score that is not finite; set the reward's dtype to "
+                f"the reward model {self.directory} returned a score that is not finite; set the reward's dtype to "
                 "float32, or use another model",
                 param="reward",
             )
         self._side = next((side for side in SIDES if self._agrees(alone, [short, long], side)), None)
         if self._side is None:
             log.warning(
-                "the reward model scores padded texts otherwise than without padding, so it reads one text at a time",
+                "padding changes the scores of the reward model, so it reads one text at a time",
                 model=str(self.directory),
             )
 
     def _agrees(self, alone: torch.Tensor, batch: list[dict[str, list[int]]], side: Side) -> bool:
         try:
-            together = self._forward(batch, side)
-        except Exception as error:  # noqa: BLE001 - what it is that fails depends on the model
-            log.info("the reward model reads no batch", padding=side, error=f"{type(error).__name__}: {error}")
+            batched = self._forward(batch, side)
+        except Exception as error:  # noqa: BLE001 - the type of the error depends on the model
+            log.info(
+                "the reward model cannot read a padded batch", padding=side, error=f"{type(error).__name__}: {error}"
+            )
             return False
         noise = 1e-3 if self.model.dtype == torch.float32 else 0.05
-        return torch.allclose(together, alone, rtol=noise, atol=noise * float(alone.abs().max()))
+        return torch.allclose(batched, alone, rtol=noise, atol=noise * float(alone.abs().max()))
 
 
 def _known(token: int | None, vocabulary: int) -> int | None:
@@ -210,7 +215,7 @@ def _known(token: int | None, vocabulary: int) -> int | None:
 
 
 def _places(model: Any) -> int | None:
-    """Tokens for which the model has learnt positions, where it numbers them from its padding token's on (RoBERTa)."""
+    """Returns the number of learnt positions of a model that numbers them from its padding token's on (RoBERTa)."""
     tables = [
         module.num_embeddings - module.padding_idx - 1
         for name, module in model.named_modules()

@@ -1,4 +1,4 @@
-"""The files of a sequence-classification model: loading them, and what names them exactly."""
+"""Loads the files of a sequence-classification model, and computes the digest that identifies them."""
 
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -15,7 +15,10 @@ DIGESTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def digest(directory: Path) -> str:
-    """SHA-256 over the names and contents of a model's weights, configuration and tokenizer. Reads them all."""
+    """Returns the SHA-256 over the names and contents of a model's weights, configuration and tokenizer.
+
+    Reads all of them.
+    """
     total = sha256()
     for path in sorted({path for pattern in DIGESTED for path in directory.glob(pattern)}):
         with path.open("rb") as file:
@@ -24,14 +27,14 @@ def digest(directory: Path) -> str:
 
 
 def load_classifier(directory: Path, device: torch.device, dtype: str) -> Any:
-    """The model, ready to read.
+    """Returns the model in evaluation mode on `device`.
 
     Args:
-        dtype: a torch floating type, or `auto`: the checkpoint's on a GPU, 32-bit elsewhere.
+        dtype: A torch floating type, or `auto` for the checkpoint's type on a GPU and 32-bit elsewhere.
 
     Raises:
-        UserError: it cannot be loaded, lacks weights, such as those of the head that scores, or has weights that are
-            not finite.
+        UserError: The model cannot be loaded, lacks weights, such as those of the classification head, or has weights
+            that are not finite.
     """
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
@@ -45,13 +48,13 @@ def load_classifier(directory: Path, device: torch.device, dtype: str) -> Any:
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        remedy = "; serve it yourself, and name it as a reward of the kind http" if needs_code(error) else ""
+        remedy = "; serve it with a scoring service of your own, as a reward of kind http" if needs_code(error) else ""
         raise UserError(f"reward model {directory} cannot be loaded: {why(error)}{remedy}", param="reward") from error
     missing = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
     if missing:
         raise UserError(
-            f"{directory} is no trained reward model: its weights lack {', '.join(missing[:3])}; "
-            "give a sequence-classification model in safetensors"
+            f"{directory} is not a trained reward model: its weights lack {', '.join(missing[:3])}; "
+            "use a sequence-classification model with safetensors"
         )
     for name, weight in model.named_parameters():
         if not torch.isfinite(weight).all():

@@ -1,4 +1,4 @@
-"""A chat model behind an OpenAI-compatible endpoint, asked for one short verdict at a time."""
+"""A chat model behind an OpenAI-compatible endpoint, which answers questions with a short verdict."""
 
 import asyncio
 import math
@@ -13,28 +13,30 @@ from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.remote.scoring_client import HttpClient, HttpOptions
+from bonbon.shown_values import first_problem
 
 
 class ChatOptions(HttpOptions):
     """An OpenAI-compatible endpoint; `target` is its base URL, such as `https://api.openai.com/v1`."""
 
     model: str = Field(min_length=1)
-    """The model to ask."""
+    """The name of the model to use."""
     timeout: float = Field(20.0, gt=0)
-    """Seconds one attempt may take."""
+    """The seconds that one attempt may take."""
     concurrency: int = Field(16, ge=1)
-    """Most questions under way at once, over all callers."""
+    """The maximum number of concurrent questions, over all callers."""
     max_tokens: int = Field(8, ge=1)
-    """Tokens a verdict may take."""
+    """The maximum number of tokens of a verdict."""
     top_logprobs: int = Field(20, ge=0, le=20)
-    """Alternatives to ask for per token; 0 for a model that reports none: then the verdict itself counts."""
+    """The number of alternatives to request per token; use 0 for a model that reports none, whose written verdict then
+    counts."""
     request: dict[str, Any] = Field(default_factory=dict)
-    """More fields of the request; they win over ours, and null leaves a field out."""
+    """Additional fields of the request. They override bonbon's own, and null removes a field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The model's words, and for each token its text and the probabilities of the likeliest alternatives."""
+    """The model's text, and for each token its text and the probabilities of the most likely alternatives."""
 
     text: str
     tokens: tuple[tuple[str, dict[str, float]], ...]
@@ -68,12 +70,12 @@ class _Completion(BaseModel):
 
 
 class ChatModel:
-    """Asks at temperature 0, at most `concurrency` questions at once."""
+    """Sends questions at temperature 0, at most `concurrency` of them concurrently."""
 
     def __init__(self, options: ChatOptions) -> None:
         self.options = options
         self.client = HttpClient(options)
-        self._room = asyncio.Semaphore(options.concurrency)
+        self._slots = asyncio.Semaphore(options.concurrency)
 
     async def start(self) -> None:
         await self.client.start()
@@ -82,17 +84,17 @@ class ChatModel:
         await self.client.stop()
 
     def version(self, *templates: str) -> str:
-        """Changes with the model, the request's fields and the wording."""
+        """Returns a version that changes with the model, the request's fields and the templates."""
         options = self.options
-        asked = repr((options.max_tokens, options.top_logprobs, sorted(options.request.items()), templates))
-        return f"{options.model}@{sha256(asked.encode()).hexdigest()[:12]}"
+        fields = repr((options.max_tokens, options.top_logprobs, sorted(options.request.items()), templates))
+        return f"{options.model}@{sha256(fields.encode()).hexdigest()[:12]}"
 
-    async def ask(self, system: str, questions: Iterable[str]) -> list[Verdict]:
-        """One verdict per question, in order. Raises RewardError when one of them fails."""
+    async def verdicts(self, system: str, questions: Iterable[str]) -> list[Verdict]:
+        """Returns one verdict per question, in order. Raises RewardError when any of them fails."""
         with self.client.guarded():
-            return await gather_or_cancel(self._ask(system, question) for question in questions)
+            return await gather_or_cancel(self._verdict(system, question) for question in questions)
 
-    async def _ask(self, system: str, user: str) -> Verdict:
+    async def _verdict(self, system: str, user: str) -> Verdict:
         options = self.options
         body: dict[str, Any] = {
             "model": options.model,
@@ -103,45 +105,43 @@ class ChatModel:
         if options.top_logprobs:
             body |= {"logprobs": True, "top_logprobs": options.top_logprobs}
         body = {name: value for name, value in (body | options.request).items() if value is not None}
-        async with self._room:
+        async with self._slots:
             answer = await self.client.post(body, "/chat/completions")
         try:
             choice = _Completion.model_validate(answer).choices[0]
         except ValidationError as error:
-            wrong = error.errors()[0]
-            where = ".".join(map(str, wrong["loc"]))
-            raise RewardError(f"the judge's answer is no chat completion: {where}: {wrong['msg']}") from error
+            raise RewardError(f"the judge's answer is not a chat completion: {first_problem(error)}") from error
         tokens = (choice.logprobs and choice.logprobs.content) or []
         return Verdict(choice.message.content or "", tuple((token.token, _probabilities(token)) for token in tokens))
 
 
 def _probabilities(token: _Token) -> dict[str, float]:
-    """By text without white space and case: ` 7` and `7` say the same."""
+    """Adds up the probabilities of texts that differ only in white space and case, such as ` 7` and `7`."""
     total: dict[str, float] = {}
     for alternative in token.top_logprobs:
         text = alternative.token.strip().upper()
-        # Servers write -9999 or less for what cannot happen.
+        # Servers write -9999 or less for a probability of 0.
         total[text] = total.get(text, 0.0) + math.exp(min(alternative.logprob, 0.0))
     return total
 
 
 def fenced(name: str, text: str) -> str:
-    """`text` between markers that it cannot contain: they are made from its own digest."""
+    """Returns `text` between markers that it cannot contain, because they include its digest."""
     mark = f"{name} {sha256(text.encode()).hexdigest()[:16]}"
     return f"<<<{mark}>>>\n{text}\n<<<end of {mark}>>>"
 
 
 def as_text(prompt: Prompt) -> str:
-    """The prompt for a reader. Raises RewardError for token ids, which only their own tokenizer can read."""
+    """Returns the prompt as text. Raises RewardError for token ids, which only their own tokenizer can decode."""
     if prompt.messages is not None:
         return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt.messages)
     if prompt.text is None:
-        raise RewardError("this reward reads text, and the prompt is token ids")
+        raise RewardError("this reward reads text, but the prompt consists of token ids")
     return prompt.text
 
 
 def first_of(verdict: Verdict, wanted: Sequence[str]) -> int | None:
-    """Position of the first token that, white space and case aside, is one of `wanted`, with alternatives given."""
+    """Returns the position of the first token with alternatives that is one of `wanted`, up to white space and case."""
     return next(
         (i for i, (text, chances) in enumerate(verdict.tokens) if text.strip().upper() in wanted and chances), None
     )

@@ -1,16 +1,16 @@
-"""A scoring service behind a small JSON contract.
+"""A reward that calls a scoring service with a small JSON contract.
 
-Request, `POST` to the target, `content-type: application/json`:
+The request is a `POST` to the target with `content-type: application/json`:
 
     {"prompt": {"messages": [{"role": "user", "content": "..."}]}, "completions": ["...", "..."]}
 
-`prompt` is `{"messages": [...]}`, `{"text": "..."}` or `{"token_ids": [...]}`. Answer, status 200:
+`prompt` is `{"messages": [...]}`, `{"text": "..."}` or `{"token_ids": [...]}`. The answer has status 200:
 
     {"scores": [0.3, -1.2], "version": "2026-11-01"}
 
-One finite number per completion, in order, higher is better; `version` is optional and changes whenever the same input
-may score differently. 429 and 5xx mean "try again" (429 and 503 may say when, in whole seconds, by `retry-after`);
-scoring must therefore be safe to repeat. Anything else is an error, redirects included.
+There is one finite number per completion, in order; higher is better. `version` is optional, and must change whenever
+the same input may score differently. The statuses 429 and 5xx mean "try again" (429 and 503 may give the delay in whole
+seconds in `retry-after`), so scoring must be safe to repeat. Any other status is an error, including redirects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +23,14 @@ from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.remote.scoring_client import HttpClient, HttpOptions
 from bonbon.rewards.reward import Reward
+from bonbon.shown_values import first_problem
 
 
 class HttpRewardOptions(HttpOptions):
-    """A scoring service."""
+    """The options of a scoring service."""
 
     version: str = "1"
-    """The reward's version until the service names one."""
+    """The reward's version until the service returns one."""
 
 
 class _Answer(BaseModel):
@@ -38,7 +39,7 @@ class _Answer(BaseModel):
 
 
 class HttpReward(Reward):
-    """Asks a scoring service; the contract is this module's docstring."""
+    """Calls a scoring service; this module's docstring specifies the contract."""
 
     name = "http"
 
@@ -48,7 +49,7 @@ class HttpReward(Reward):
 
     @property
     def version(self) -> str:
-        """What the service named last."""
+        """Returns the version that the service returned last."""
         return self._version
 
     async def start(self) -> None:
@@ -64,13 +65,13 @@ class HttpReward(Reward):
         try:
             answer = _Answer.model_validate(found)
         except ValidationError as error:
-            wrong = error.errors()[0]
-            where = ".".join(map(str, wrong["loc"]))
-            raise RewardError(f"the reward service broke the contract: {where}: {wrong['msg']}") from error
+            raise RewardError(f"the reward service returned an invalid answer: {first_problem(error)}") from error
         if len(answer.scores) != len(completions):
-            raise RewardError(f"the reward service gave {len(answer.scores)} scores for {len(completions)} completions")
+            raise RewardError(
+                f"the reward service returned {len(answer.scores)} scores for {len(completions)} completions"
+            )
         if not all(map(isfinite, answer.scores)):
-            raise RewardError("the reward service gave a score that is not finite")
+            raise RewardError("the reward service returned a score that is not finite")
         self._version = answer.version or self._version
         return answer.scores
 
@@ -82,5 +83,5 @@ def _prompt(prompt: Prompt) -> dict[str, Any]:
 
 
 def build(options: Mapping[str, Any]) -> HttpReward:
-    """Options: HttpRewardOptions."""
+    """Builds the reward from HttpRewardOptions."""
     return HttpReward(HttpRewardOptions.read("http", options))

@@ -1,7 +1,7 @@
-"""A chat model that rates replies from 1 to 10.
+"""A reward for which a chat model rates replies from 1 to 10.
 
-The score is the mean rating over the model's own probabilities, not the one rating it happens to write:
-G-Eval (arXiv 2303.16634, section 2.3), which ties far less often.
+The score is the mean rating under the model's own probabilities, instead of the one rating that it writes, as in G-Eval
+(arXiv 2303.16634, section 2.3). Such scores tie far less often.
 """
 
 import re
@@ -28,7 +28,7 @@ RATINGS = {str(rating): rating for rating in range(1, 11)}
 
 
 class JudgeReward(Reward):
-    """One question per completion; its score is the expected rating."""
+    """Sends one question per completion; the score is the expected rating."""
 
     name = "judge"
 
@@ -46,19 +46,20 @@ class JudgeReward(Reward):
         await self.chat.stop()
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
-        asked = fenced("conversation", as_text(prompt))
-        questions = [USER.format(prompt=asked, reply=fenced("reply", completion)) for completion in completions]
-        return [expected_rating(verdict) for verdict in await self.chat.ask(SYSTEM, questions)]
+        conversation = fenced("conversation", as_text(prompt))
+        questions = [USER.format(prompt=conversation, reply=fenced("reply", completion)) for completion in completions]
+        return [expected_rating(verdict) for verdict in await self.chat.verdicts(SYSTEM, questions)]
 
 
 def expected_rating(verdict: Verdict) -> float:
-    """Mean over the ratings among the score token's alternatives, renormalised; without them, the number written.
+    """Returns the mean over the ratings among the rating token's alternatives, renormalised.
 
-    Some tokenizers write 10 as `1`, `0`: then the chance of `1` is split by what follows, which is known only where
-    `1` was the token written. Elsewhere a `1` counts as 1.
+    Without alternatives, returns the number that the model wrote. Some tokenizers write 10 as `1`, `0`. Then the
+    probability of `1` is split by the token after it, which is known only where the model wrote `1`; anywhere else a
+    `1` counts as 1.
 
     Raises:
-        RewardError: there is no rating.
+        RewardError: The verdict has no rating.
     """
     at = first_of(verdict, tuple(RATINGS))
     if at is None:
@@ -77,10 +78,10 @@ def expected_rating(verdict: Verdict) -> float:
 def _written(text: str) -> float:
     number = re.search(r"(?<![\d.])(10|[1-9])(?!\d)", text)
     if number is None:
-        raise RewardError(f"the judge gave no rating from 1 to 10: {text[:80]!r}")
+        raise RewardError(f"the judge did not answer with a rating from 1 to 10: {text[:80]!r}")
     return float(number[1])
 
 
 def build(options: Mapping[str, Any]) -> JudgeReward:
-    """Options: ChatOptions."""
+    """Builds the reward from ChatOptions."""
     return JudgeReward(ChatOptions.read("judge", options))

@@ -1,7 +1,7 @@
-"""A win-probability model: P(a beats b | prompt).
+"""A reward with a pairwise preference model: P(a beats b | prompt).
 
-A candidate's score is its mean win probability over its siblings, so scores compare the completions of one call and
-of no other. Each pair is read in both orders, which cancels a preference for a position: n (n - 1) readings.
+The score of a candidate is its mean win probability over the other completions of the call, so scores are comparable
+only within one call. Each pair is compared in both orders, which cancels a position bias: n (n - 1) comparisons.
 """
 
 import re
@@ -31,21 +31,22 @@ USER = "{prompt}\n\n{a}\n\n{b}\n\nThe better reply, A or B:"
 
 
 class PairwiseModelOptions(ModelOptions):
-    """A model of one label whose logit's sigmoid is P(A beats B), or the label that means it of several."""
+    """A model with one output, whose sigmoid is P(A beats B), or with several, of which `label` selects that one."""
 
     template: str = TEMPLATE
-    """How the model reads a pair; has {prompt}, {a} and {b}. Cut from the start when too long."""
+    """The text that the model reads for a pair, with {prompt}, {a} and {b}. It is truncated at the start when it is too
+    long."""
 
     @field_validator("template")
     @classmethod
     def _has_all(cls, value: str) -> str:
         if missing := [field for field in ("{prompt}", "{a}", "{b}") if field not in value]:
-            raise ValueError(f"lacks {', '.join(missing)}")
+            raise ValueError(f"the template lacks {', '.join(missing)}")
         return value
 
 
 class PairwiseReward(Reward):
-    """What both kinds share: every ordered pair, and the mean."""
+    """Compares every ordered pair and averages, for both kinds of pairwise reward."""
 
     name = "pairwise"
 
@@ -54,23 +55,23 @@ class PairwiseReward(Reward):
 
     @abstractmethod
     async def win_probabilities(self, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        """P(a beats b) of each (a, b), read in this order. Raises RewardError."""
+        """Returns P(a beats b) for each (a, b), in this order of presentation. Raises RewardError."""
 
 
 class PairwiseModel(PairwiseReward):
-    """A sequence-classification model over a rendered pair."""
+    """Compares with a sequence-classification model that reads a rendered pair."""
 
     def __init__(self, options: PairwiseModelOptions) -> None:
         self.reader, self.template = ModelReader(options), options.template
 
     @property
     def version(self) -> str:
-        """Digest of the model's files, of how they are read, and of the template."""
+        """Returns a digest of the model's files, of how they are read, and of the template."""
         return f"{self.reader.version}-{sha256(self.template.encode()).hexdigest()[:8]}"
 
     @property
     def truncated(self) -> int:
-        """Pairs cut to the model's length since the start."""
+        """Returns how many pairs were truncated to the model's length since the start."""
         return self.reader.truncated
 
     async def start(self) -> None:
@@ -91,7 +92,7 @@ class PairwiseModel(PairwiseReward):
 
 
 class PairwiseJudge(PairwiseReward):
-    """A chat model that answers A or B; the probabilities of the two letters decide, not the one it writes."""
+    """Compares with a chat model that answers A or B; the score uses the probabilities of both letters."""
 
     def __init__(self, options: ChatOptions) -> None:
         self.chat = ChatModel(options)
@@ -107,15 +108,15 @@ class PairwiseJudge(PairwiseReward):
         await self.chat.stop()
 
     async def win_probabilities(self, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
-        asked = fenced("conversation", prompt)
-        questions = [USER.format(prompt=asked, a=fenced("reply A", a), b=fenced("reply B", b)) for a, b in pairs]
-        return [first_wins(verdict) for verdict in await self.chat.ask(SYSTEM, questions)]
+        conversation = fenced("conversation", prompt)
+        questions = [USER.format(prompt=conversation, a=fenced("reply A", a), b=fenced("reply B", b)) for a, b in pairs]
+        return [first_wins(verdict) for verdict in await self.chat.verdicts(SYSTEM, questions)]
 
 
 async def mean_wins(
     completions: Sequence[str], compare: Callable[[list[tuple[str, str]]], Awaitable[list[float]]]
 ) -> list[float]:
-    """Each completion's mean win probability over its siblings; 0.5 when it has none."""
+    """Returns each completion's mean win probability over the others; 0.5 when there are no others."""
     n = len(completions)
     if n == 1:
         return [0.5]
@@ -125,10 +126,10 @@ async def mean_wins(
 
 
 def first_wins(verdict: Verdict) -> float:
-    """P(A) renormalised over A and B; without alternatives, 1 or 0 by the letter written.
+    """Returns P(A) renormalised over A and B; without alternatives, 1 or 0 by the letter written.
 
     Raises:
-        RewardError: there is neither letter.
+        RewardError: The verdict has neither letter.
     """
     at = first_of(verdict, ("A", "B"))
     if at is not None:
@@ -143,7 +144,7 @@ def first_wins(verdict: Verdict) -> float:
 
 
 def _fill(template: str, **fields: str) -> str:
-    """In one pass, so that a prompt that holds `{a}` stays as it is."""
+    """Fills the template in one pass, so that a prompt that contains `{a}` stays unchanged."""
     return re.sub(r"\{(prompt|a|b)\}", lambda field: fields[field[1]], template)
 
 
@@ -152,7 +153,7 @@ def _sigmoid(logit: float) -> float:
 
 
 def build(options: Mapping[str, Any]) -> PairwiseReward:
-    """Options: ChatOptions when the target is a URL, PairwiseModelOptions when it is a model."""
+    """Builds the reward from ChatOptions when the target is a URL, and from PairwiseModelOptions when it is a model."""
     if str(options.get("target", "")).startswith(("http://", "https://")):
         return PairwiseJudge(ChatOptions.read("pairwise", options))
     return PairwiseModel(PairwiseModelOptions.read("pairwise", options))

@@ -1,4 +1,4 @@
-"""JSON over HTTP to a scoring service: pooled, bounded, retried, and behind a circuit breaker."""
+"""JSON over HTTP to a scoring service, with pooled connections, limits, retries and a circuit breaker."""
 
 import asyncio
 import json
@@ -27,25 +27,28 @@ class HttpOptions(Options):
     """A scoring service and how to reach it."""
 
     target: str
-    """Its URL."""
+    """The URL of the service."""
     timeout: float = Field(10.0, gt=0)
-    """Seconds one attempt may take, from connecting to the last byte. A late attempt is not repeated."""
+    """The seconds that one attempt may take, from connecting to the last byte. An attempt that times out is not
+    repeated."""
     attempts: int = Field(3, ge=1)
-    """Tries in all. Connection errors, 5xx and 429 (which may say when) are tried again, with growing pauses."""
+    """The maximum number of attempts. Connection errors, 5xx and 429 are retried with growing delays, or after
+    `retry-after`."""
     connections: int = Field(64, ge=1)
-    """Most connections at once."""
+    """The maximum number of concurrent connections."""
     max_response_bytes: int = Field(1_048_576, ge=1)
-    """A longer answer is an error."""
+    """The maximum size of an answer in bytes; a longer one is an error."""
     api_key: SecretStr | None = None
-    """Sent as a bearer token."""
+    """The API key, sent as a bearer token."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the bearer token; with _FILE at its end it names a file instead."""
+    """The name of the environment variable that contains the API key; a variable of this name with the suffix _FILE
+    names a file instead."""
     breaker_failures: int = Field(5, ge=1)
-    """Failed calls in a row after which the service is left alone."""
+    """The number of consecutive failed calls after which the service gets no more calls for a while."""
     breaker_cool_down: float = Field(10.0, gt=0)
-    """Seconds it is left alone before one probe."""
+    """The seconds that the service gets no calls, before a single probe."""
     allow_link_local: bool = False
-    """Allow link-local addresses, where clouds serve their machines' credentials."""
+    """Whether to allow link-local addresses, where clouds serve the credentials of their machines."""
 
     @field_validator("target")
     @classmethod
@@ -54,16 +57,16 @@ class HttpOptions(Options):
 
     @property
     def bearer(self) -> str | None:
-        """The bearer token. Raises UserError when its environment variable is not set."""
+        """Returns the bearer token. Raises UserError when its environment variable is not set."""
         return bearer_token(self.api_key, self.api_key_env, option="api_key_env", param="reward")
 
 
 class Unavailable(RewardError):
-    """The service did not answer, or answered that it cannot now: this counts against it in the breaker.
+    """Raised when the service did not answer or is unavailable, which the circuit breaker counts as a failure.
 
     Args:
-        message: what happened.
-        retry: seconds to wait before another attempt, True for the usual pause, False when none makes sense.
+        message: What happened.
+        retry: The seconds to wait before another attempt, True for the usual delay, False when retrying makes no sense.
     """
 
     def __init__(self, message: str, *, retry: bool | float = False) -> None:
@@ -72,11 +75,11 @@ class Unavailable(RewardError):
 
 
 class Refused(RewardError):
-    """The service answered, and the answer is no.
+    """Raised when the service refuses the request.
 
     Args:
-        message: what it said, cut short.
-        content: all that it said.
+        message: What the service answered, shortened.
+        content: The whole answer.
     """
 
     def __init__(self, message: str, content: bytes) -> None:
@@ -85,11 +88,11 @@ class Refused(RewardError):
 
 
 class HttpClient:
-    """Asks for JSON at paths below one URL.
+    """Sends JSON requests to paths below one URL.
 
     Args:
-        options: where and how.
-        breaker: by default one made from the options.
+        options: How to reach the service.
+        breaker: The circuit breaker; by default one made from the options.
     """
 
     def __init__(self, options: HttpOptions, *, breaker: CircuitBreaker | None = None) -> None:
@@ -98,7 +101,7 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        """Open the pool. Raises UserError for a forbidden address or a missing token."""
+        """Opens the connection pool. Raises UserError for a forbidden address or a missing token."""
         options = self.options
         if not options.allow_link_local:
             await _check_target(options.target)
@@ -116,7 +119,7 @@ class HttpClient:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Around all posts of one score, which the breaker counts as one call. Raises RewardError when it is open."""
+        """Wraps all posts of one score, which the breaker counts as one call. Raises RewardError when it is open."""
         try:
             with self.breaker.guard(Unavailable):
                 yield
@@ -124,14 +127,17 @@ class HttpClient:
             raise RewardError(f"{self.options.target}: {error}") from error
 
     async def post(self, body: object, path: str = "") -> Any:
-        """The answer's JSON. Raises RewardError for everything that goes wrong: Refused where the service says no."""
-        return await self._ask("POST", body, path)
+        """Returns the JSON of the answer.
+
+        Raises Refused when the service refuses the request, and RewardError for any other failure.
+        """
+        return await self._request("POST", body, path)
 
     async def get(self, path: str) -> Any:
-        """Like `post`, without a body."""
-        return await self._ask("GET", None, path)
+        """Sends a GET request; otherwise like `post`."""
+        return await self._request("GET", None, path)
 
-    async def _ask(self, method: str, body: object, path: str) -> Any:
+    async def _request(self, method: str, body: object, path: str) -> Any:
         url = self.options.target.rstrip("/") + path if path else self.options.target
         async for attempt in stamina.retry_context(
             on=lambda error: error.retry if isinstance(error, Unavailable) else False,
@@ -146,47 +152,47 @@ class HttpClient:
         return answer
 
     async def _attempt(self, method: str, url: str, body: object) -> Any:
-        asked = _without_query(url)
+        address = _without_query(url)
         try:
             async with asyncio.timeout(self.options.timeout):
                 status, headers, content = await self._exchange(method, url, body)
         except TimeoutError as error:
-            raise Unavailable(f"{asked} did not answer within {self.options.timeout:g} s") from error
+            raise Unavailable(f"{address} did not answer within {self.options.timeout:g} s") from error
         except aiohttp.ClientError as error:
-            raise Unavailable(f"{asked}: {type(error).__name__}: {error}", retry=True) from error
+            raise Unavailable(f"{address}: {type(error).__name__}: {error}", retry=True) from error
         if status == 429 or status >= 500:
-            raise Unavailable(f"{asked} answered {status}: {_shown(content)}", retry=self._pause(headers))
+            raise Unavailable(f"{address} answered {status}: {_shown(content)}", retry=self._pause(headers))
         if status != 200:
-            raise Refused(f"{asked} answered {status}: {_shown(content)}", content)
+            raise Refused(f"{address} answered {status}: {_shown(content)}", content)
         try:
             return json.loads(content)
         except ValueError as error:
-            raise RewardError(f"{asked} answered no JSON: {_shown(content)}") from error
+            raise RewardError(f"{address} did not answer with JSON: {_shown(content)}") from error
 
     async def _exchange(self, method: str, url: str, body: object) -> tuple[int, Mapping[str, str], bytes]:
         if self._session is None:
             raise RewardNotStarted(f"the reward at {_without_query(url)}")
         data = None if body is None else json.dumps(body).encode()
         response = await self._session.request(method, url, data=data, allow_redirects=False)
-        most = self.options.max_response_bytes
+        limit = self.options.max_response_bytes
         try:
-            return response.status, response.headers, await read(response, most)
+            return response.status, response.headers, await read(response, limit)
         except TooLong as error:
-            raise RewardError(f"{_without_query(url)} answered more than {most} bytes") from error
+            raise RewardError(f"{_without_query(url)} answered with more than {limit} bytes") from error
 
     def _pause(self, headers: Mapping[str, str]) -> bool | float:
-        """What `retry-after` says in seconds; one that exceeds an attempt's own timeout is not waited for."""
-        said = headers.get("retry-after", "")
-        if not said.isdecimal():
+        """Returns the seconds in `retry-after`, True without it, or False when they exceed an attempt's own timeout."""
+        delay = headers.get("retry-after", "")
+        if not delay.isdecimal():
             return True
-        return float(said) if float(said) <= self.options.timeout else False
+        return float(delay) if float(delay) <= self.options.timeout else False
 
 
 async def _check_target(target: str) -> None:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(urlsplit(target).hostname, None, type=SOCK_STREAM)
     except OSError:
-        return  # not resolvable now; every attempt will say so
+        return  # The name cannot be resolved now; if it never can, every attempt reports that.
     for *_, (host, *_rest) in found:
         try:
             _refuse_link_local(str(host))
@@ -201,13 +207,13 @@ def _refuse_link_local(host: str) -> None:
     if address.is_link_local or address == AWS_METADATA_V6:
         raise PermissionError(
             EACCES,
-            f"the link-local address {address}, where clouds serve credentials; set allow_link_local = true if that is "
-            "meant",
+            f"the link-local address {address}, where clouds serve credentials; set allow_link_local = true if that "
+            "is intended",
         )
 
 
 def _without_query(url: str) -> str:
-    """For messages, which anybody may read: what comes behind the question mark may be a token."""
+    """Returns the URL without its query, which may be a token, for messages that anybody may read."""
     return url.partition("?")[0]
 
 

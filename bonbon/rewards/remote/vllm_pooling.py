@@ -13,6 +13,7 @@ from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.remote.scoring_client import HttpClient, HttpOptions, Refused
 from bonbon.rewards.reward import Reward
+from bonbon.shown_values import first_problem
 
 log = structlog.get_logger(__name__)
 
@@ -25,16 +26,17 @@ class VllmOptions(HttpOptions):
     """A server with a sequence-classification model; `target` is its URL, such as `http://10.0.0.9:8000`."""
 
     model: str = ""
-    """What it serves the model as; by default the name of the only one."""
+    """The name under which the server serves the model; not needed when it serves only one."""
     label: int | None = Field(None, ge=0)
-    """Index of the output that is read, of a model of several."""
+    """The index of the output to use, for a model with several."""
     output: Literal["logit", "logprob"] | None = None
-    """Whether the score is that output itself or, where the outputs are classes that exclude each other, the class's
-    log-probability. A model of several needs it, for the server does not tell."""
+    """Whether the score is that output itself (`logit`) or, where the outputs are mutually exclusive classes, the
+    log-probability of the class (`logprob`). Required for a model with several outputs, because the server does not
+    report it."""
     max_length: int | None = Field(None, ge=8)
-    """Tokens a text is cut to; by default all that the server takes."""
+    """The number of tokens to which texts are truncated; the default is the server's maximum."""
     version: str = ""
-    """Part of the reward's version: to be changed when the server's weights change, which it does not tell."""
+    """A part of the reward's version. Change it when the server's weights change, which the server does not report."""
 
     @field_validator("target")
     @classmethod
@@ -68,8 +70,8 @@ class _Classes(BaseModel):
 class VllmReward(Reward):
     """Scores what the server's chat template renders of prompt and completion, as the `classifier` reward does.
 
-    What exceeds the length is cut from the prompt's start, so that completions stay whole as long as they fit. The
-    server batches what it is asked, over all requests of all gateways.
+    Texts that exceed the length are truncated at the prompt's start, so completions stay whole as long as they fit. The
+    server batches over all requests of all gateways.
     """
 
     name = "vllm"
@@ -82,7 +84,7 @@ class VllmReward(Reward):
 
     @property
     def version(self) -> str:
-        """Name of the model, and a digest of where it came from and how it is read."""
+        """Returns the name of the model, and a digest of where it came from and how it is read."""
         if self._card is None:
             return self.options.version or "not asked yet"
         options, card = self.options, self._card
@@ -97,7 +99,7 @@ class VllmReward(Reward):
 
     async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
         if prompt.token_ids is not None:
-            raise RewardError("the reward model reads text, and this prompt is token ids of another tokenizer")
+            raise RewardError("the reward model reads text, but this prompt consists of token ids of another tokenizer")
         with self.client.guarded():
             self._card = card = self._card or await self._find()
             texts = [_text(prompt, completion) for completion in completions]
@@ -115,29 +117,32 @@ class VllmReward(Reward):
         if len(found) != 1:
             names = ", ".join(card.id for card in cards)
             raise RewardError(
-                f"{self.options.target} serves {names or 'nothing'}: set the reward's model to one of them"
+                f"{self.options.target} serves {names or 'no model'}: set the reward's model to one that it serves"
             )
         return found[0]
 
     async def _whole(self, card: _Card, texts: list[dict[str, Any]]) -> list[float]:
-        """Scores of texts as they are. Raises Refused when the server finds one of them too long."""
-        if "messages" in texts[0]:  # of these it takes one a call
+        """Returns the scores of texts without truncating them.
+
+        Raises Refused when the server finds one of them too long.
+        """
+        if "messages" in texts[0]:  # The server accepts one chat per call.
             return await gather_or_cancel(self._score(card, chat) for chat in texts)
         return await self._classify(card, [text["prompt"] for text in texts])
 
     async def _cut(self, card: _Card, text: dict[str, Any]) -> list[int]:
-        ids, most = await self._tokens(card, text), self._length(card)
-        if len(ids) <= most:
+        ids, limit = await self._tokens(card, text), self._length(card)
+        if len(ids) <= limit:
             return ids
         self.truncated += 1
-        log.warning("cut a text to the reward model's length", tokens=len(ids), length=most)
-        # A chat begins with its template's first token; a text with what the tokenizer puts there, if anything.
+        log.warning("truncated a text to the reward model's maximum length", tokens=len(ids), length=limit)
+        # A chat begins with its template's first token; a text with the token that the tokenizer adds there, if any.
         opening = ids[:1] if "messages" in text or ids[0] in await self._tokens(card, {"prompt": ""}) else []
-        return opening + ids[len(ids) - most + len(opening) :]
+        return opening + ids[len(ids) - limit + len(opening) :]
 
     async def _tokens(self, card: _Card, text: dict[str, Any]) -> list[int]:
-        asked = {"model": card.id} | text | ({"add_generation_prompt": False} if "messages" in text else {})
-        return _read(_Tokens, await self.client.post(asked, "/tokenize")).tokens
+        body = {"model": card.id} | text | ({"add_generation_prompt": False} if "messages" in text else {})
+        return _read(_Tokens, await self.client.post(body, "/tokenize")).tokens
 
     async def _score(self, card: _Card, chat: dict[str, Any]) -> float:
         (score,) = await self._scores(card, chat, 1)
@@ -146,11 +151,11 @@ class VllmReward(Reward):
     async def _classify(self, card: _Card, inputs: list[str] | list[list[int]]) -> list[float]:
         return await self._scores(card, {"input": inputs}, len(inputs))
 
-    async def _scores(self, card: _Card, asked: dict[str, Any], count: int) -> list[float]:
-        answer = await self.client.post({"model": card.id, "use_activation": False} | asked, "/classify")
+    async def _scores(self, card: _Card, inputs: dict[str, Any], count: int) -> list[float]:
+        answer = await self.client.post({"model": card.id, "use_activation": False} | inputs, "/classify")
         classes = sorted(_read(_Classes, answer).data, key=lambda one: one.index)
         if [one.index for one in classes] != list(range(count)):
-            raise RewardError(f"the reward model gave {len(classes)} classes for {count} texts")
+            raise RewardError(f"the reward model returned {len(classes)} classes for {count} texts")
         return [self._value(one.probs) for one in classes]
 
     def _value(self, logits: list[float]) -> float:
@@ -159,15 +164,15 @@ class VllmReward(Reward):
             raise RewardError(f"the reward model has {len(logits)} labels: set label to one of 0 to {len(logits) - 1}")
         if len(logits) > 1 and self.options.output is None:
             raise RewardError(
-                f"the reward model has {len(logits)} labels: set output to 'logit' when each is a score of its own, or "
-                "to 'logprob' when they are classes that exclude each other"
+                f"the reward model has {len(logits)} labels: set output to 'logit' when each is an independent score, "
+                "or to 'logprob' when they are mutually exclusive classes"
             )
         value = logits[label or 0]
         if len(logits) > 1 and self.options.output == "logprob":
             highest = max(logits)
             value -= highest + math.log(sum(math.exp(logit - highest) for logit in logits))
         if not math.isfinite(value):
-            raise RewardError("the reward model gave a score that is not finite")
+            raise RewardError("the reward model returned a score that is not finite")
         return value
 
     def _length(self, card: _Card) -> int:
@@ -175,7 +180,7 @@ class VllmReward(Reward):
 
 
 def _text(prompt: Prompt, completion: str) -> dict[str, Any]:
-    """As the server tokenises it: the field of a text is called `input` where it is classified."""
+    """Returns the fields for /tokenize. /classify calls the field of a text `input`."""
     if prompt.messages is None:
         return {"prompt": (prompt.text or "") + completion}
     return {"messages": [*prompt.messages, {"role": "assistant", "content": completion}]}
@@ -185,11 +190,9 @@ def _read(model: type[T], found: object) -> T:
     try:
         return model.model_validate(found)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, wrong["loc"]))
-        raise RewardError(f"the reward server broke the contract: {where}: {wrong['msg']}") from error
+        raise RewardError(f"the reward server returned an invalid answer: {first_problem(error)}") from error
 
 
 def build(options: Mapping[str, Any]) -> VllmReward:
-    """Options: VllmOptions."""
+    """Builds the reward from VllmOptions."""
     return VllmReward(VllmOptions.read("vllm", options))

@@ -1,4 +1,4 @@
-"""The embedded engine against an independent forward pass of the same tiny model, with real adapters."""
+"""Tests the embedded engine against an independent forward pass of the same tiny model, with real adapters."""
 
 import asyncio
 import gc
@@ -87,7 +87,7 @@ async def test_logprobs_are_those_of_a_plain_forward_pass(engine: EmbeddedEngine
 
 
 async def test_rows_that_join_while_others_run_are_drawn_as_if_alone(engine: EmbeddedEngine, base: Path) -> None:
-    """Requests come one after another, more than fit at once, so rows join and leave running batches."""
+    """More requests arrive than fit into a batch, so candidates join and leave running batches."""
     requests = [
         DrawRequest(
             Prompt(token_ids=tuple(range(7, 8 + i % 9))), "tiny", 3, Sampling(max_tokens=5 + 9 * (i % 4), seed=i)
@@ -108,7 +108,7 @@ async def test_rows_that_join_while_others_run_are_drawn_as_if_alone(engine: Emb
 
 
 async def test_first_tokens_follow_the_policys_law(engine: EmbeddedEngine, base: Path) -> None:
-    """Chi-square at error rate 1e-4 on fixed seeds, for seeded draws at two temperatures."""
+    """Runs a chi-square test at error rate 1e-4 on fixed seeds, for seeded samples at two temperatures."""
     model = reference(base)
     for temperature in (1.0, 0.5):
         sampling = Sampling(max_tokens=1, temperature=temperature, seed=11)
@@ -231,7 +231,7 @@ async def test_stop_strings_end_the_text_before_them(engine: EmbeddedEngine) -> 
 
 
 async def test_each_candidate_arrives_when_it_is_finished(engine: EmbeddedEngine) -> None:
-    """The first candidate to end is read long before the last one could be."""
+    """The first candidate to end arrives long before the last one could end."""
     short, long = Sampling(max_tokens=2, seed=1), endless(engine)
     running = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 1, long)))
     await asyncio.sleep(0.05)
@@ -242,7 +242,7 @@ async def test_each_candidate_arrives_when_it_is_finished(engine: EmbeddedEngine
 
 
 def endless(engine: Engine) -> Sampling:
-    """Greedy, with top_k 1 of a model that repeats itself: runs to the end of the context."""
+    """Returns greedy parameters, with which a model that repeats itself runs to the end of the context."""
     return Sampling(max_tokens=engine.context_length - 4, temperature=0)
 
 
@@ -387,13 +387,13 @@ async def test_unsound_full_versions_are_refused(
         "NaN or infinite": spoilt("nan", lambda weights: weights["model.norm.weight"].fill_(math.nan)),
         "cannot be loaded": cut,
         "vocab_size 50": save_model(tmp_path / "words", words=[*WORDS, "more", "words"]),
-        "holds an adapter": adapters["two"],
+        "contains an adapter": adapters["two"],
         "no file named|cannot be loaded": tmp_path / "nowhere",
     }
     for message, directory in cases.items():
         with pytest.raises(UserError, match=message):
             await engine.load(VersionFiles("full", VersionKind.FULL, directory))
-    with pytest.raises(UserError, match="another base"):
+    with pytest.raises(UserError, match="but this engine serves the base"):
         await engine.load(VersionFiles("other", VersionKind.BASE, tmp_path / "words"))
     assert await engine.loaded() == {"tiny"}
     await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=2)))
@@ -419,7 +419,7 @@ async def test_prompts_that_cannot_be_read_are_refused(engine: EmbeddedEngine) -
         await collect(engine, DrawRequest(Prompt.chat(critic), "tiny"))
     assert caught.value.param == "messages"
     tool: Message = {"role": "tool", "content": "x", "tool_call_id": "1"}
-    with pytest.raises(UserError, match="chat template has no tools") as caught:
+    with pytest.raises(UserError, match="chat template does not support tools") as caught:
         await collect(engine, DrawRequest(Prompt.chat(tool), "tiny"))
     assert caught.value.param == "messages"
 
@@ -487,7 +487,7 @@ async def test_an_unknown_version_is_refused(engine: EmbeddedEngine) -> None:
 async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
     engine: EmbeddedEngine, adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Finite weights, but so large that the activations overflow."""
+    """Writes weights that are finite, but so large that the activations overflow."""
     huge = tmp_path / "huge"
     shutil.copytree(adapters["two"], huge)
     edit_weights(lambda weights: [weight.fill_(1e30) for weight in weights.values()])(huge)
@@ -503,7 +503,7 @@ async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
 
 
 def raise_when(engine: EmbeddedEngine, condition: Callable[[int], bool]) -> Any:
-    """Have the base model run out of memory in forward passes whose width (tokens per row) meets `condition`."""
+    """Makes the base model run out of memory in forward passes whose width (tokens per row) meets `condition`."""
 
     def hook(module: Any, args: Any, arguments: dict[str, Any]) -> None:
         if condition(arguments["input_ids"].shape[1]):
@@ -551,10 +551,10 @@ async def test_when_the_thread_dies_everybody_is_told(engine: EmbeddedEngine) ->
     await asyncio.sleep(0.05)
     assert engine._runtime
     engine._runtime.worker.call(sys.exit)
-    with pytest.raises(EngineError, match="thread died: SystemExit"):
+    with pytest.raises(EngineError, match="thread crashed: SystemExit"):
         await running
     for call in (engine.check(), collect(engine, DrawRequest(PROMPT, "tiny")), engine.unload("two")):
-        with pytest.raises(EngineError, match="thread died: SystemExit"):
+        with pytest.raises(EngineError, match="thread crashed: SystemExit"):
             await call
 
 
@@ -567,7 +567,7 @@ async def test_when_the_thread_dies_calls_behind_a_cancelled_one_are_told_too(en
     assert cancelled.cancel()
     go_on.set()
     async with asyncio.timeout(30):
-        with pytest.raises(EngineError, match="thread died: SystemExit"):
+        with pytest.raises(EngineError, match="thread crashed: SystemExit"):
             await asyncio.wrap_future(behind)
 
 
@@ -688,11 +688,11 @@ async def test_settings_build_engines(base: Path) -> None:
     assert all(draw.finish_reason for draw in draws.draws)
     await engine.stop()
     for changes, message in (
-        ({"engine_options": {"max_row": 4}}, "max_row: no option has that name"),
+        ({"engine_options": {"max_row": 4}}, "max_row is not an option"),
         ({"engine_options": {"max_rows": 0}}, "max_rows = 0"),
-        ({"engine": "steam"}, "'steam' is not known; choose one of embedded, fake"),
+        ({"engine": "steam"}, "'steam' is unknown; choose one of embedded, fake"),
         ({"engine": "fake", "engine_options": {"speed": 1}}, "speed"),
-        ({"model": ""}, "no model is named"),
+        ({"model": ""}, "no model is configured"),
     ):
         with pytest.raises(UserError, match=message):
             build_engine(load_settings(**{"model": str(base)} | changes), base="tiny")

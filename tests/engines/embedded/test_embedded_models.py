@@ -1,4 +1,4 @@
-"""Models that are strange in some way on the embedded engine: drawn from rightly, or refused with the reason."""
+"""Tests unusual models on the embedded engine: it samples from them correctly, or refuses them with a reason."""
 
 import asyncio
 import json
@@ -42,14 +42,14 @@ async def started(directory: Path) -> AsyncIterator[EmbeddedEngine]:
 async def drawn(
     engine: EmbeddedEngine, prompt: Prompt | int, n: int = 2, *, version: str = "base", **how: Any
 ) -> Draws:
-    """A number stands for a prompt of so many tokens."""
+    """Returns a prompt of so many tokens for a number."""
     if isinstance(prompt, int):
         prompt = Prompt(token_ids=tuple(20 + at % 100 for at in range(prompt)))
     return await collect(engine, DrawRequest(prompt, version, n, Sampling(**{"max_tokens": 12, "seed": 1} | how)))
 
 
 async def test_text_goes_on_where_the_prompt_ends(tmp_path: Path) -> None:
-    """A completion keeps the space before its first word; an answer in a chat begins with no space of its own."""
+    """A completion keeps the space before its first word; an answer in a chat does not begin with a space."""
     async with started(POLICIES["Llama 2"].save(tmp_path)) as engine:
         tokenizer = POLICIES["Llama 2"].tokenizer()
         text = await drawn(engine, Prompt(text="The cat"), 40, max_tokens=6)
@@ -70,7 +70,7 @@ async def test_text_goes_on_where_the_prompt_ends(tmp_path: Path) -> None:
 
 
 async def test_a_request_that_fills_the_context_leaves_those_beside_it_alone(tmp_path: Path) -> None:
-    """What has ended is drawn on with the batch; past the context, GPT-2 has no positions left."""
+    """Ended rows keep growing with the batch; beyond the context, GPT-2 has no positions left."""
     base = POLICIES["GPT-2"].save(tmp_path)
     async with started(base) as engine:
         full, beside = await asyncio.gather(
@@ -135,7 +135,7 @@ async def test_adapters_that_the_model_cannot_mix_are_drawn_in_batches_of_their_
 
 
 async def test_a_mixed_batch_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    """peft leaves its hooks on the layers when a call with several adapters fails; every later draw failed by them."""
+    """peft leaves its hooks on the layers when a call with several adapters fails; later requests must still work."""
     base = save_model(tmp_path / "base")
     adapter = save_adapter(tmp_path / "adapter", base, 1)
     async with started(base) as engine:
@@ -169,14 +169,14 @@ async def test_an_adapter_on_a_router_is_refused_when_it_is_loaded(name: str, tm
     config = LoraConfig(r=2, target_modules=r".*router", init_lora_weights=False, task_type="CAUSAL_LM")
     get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(tmp_path / "adapter")
     async with started(base) as engine:
-        with pytest.raises(UserError, match=r"cannot be drawn from .*train\.lora_targets"):
+        with pytest.raises(UserError, match=r"cannot be sampled from .*train\.lora_targets"):
             await engine.load(VersionFiles("router", VersionKind.ADAPTER, tmp_path / "adapter"))
         assert await engine.loaded() == {"base"}
         assert_logprobs(reference(base), await drawn(engine, 5))
 
 
 async def test_longrope_keeps_to_the_length_within_which_it_is_one_function(tmp_path: Path) -> None:
-    """Beyond it, a sequence's log-probabilities would depend on the longest one of its batch."""
+    """Beyond this length, the log-probabilities of a sequence would depend on the longest one in its batch."""
     base = POLICIES["Phi-3, LongRoPE"].save(tmp_path)
     with capture_logs() as logs:
         async with started(base) as engine:
@@ -184,7 +184,7 @@ async def test_longrope_keeps_to_the_length_within_which_it_is_one_function(tmp_
             short, long = await asyncio.gather(drawn(engine, 4), drawn(engine, CONTEXT // 2 - 12))
             with pytest.raises(PromptTooLong, match="context length is 64 tokens"):
                 await drawn(engine, CONTEXT // 2)
-    assert any("context is shortened" in line["event"] and line["context"] == CONTEXT // 2 for line in logs)
+    assert any("context shortened" in line["event"] and line["context"] == CONTEXT // 2 for line in logs)
     for draws in (short, long):
         assert_logprobs(reference(base), draws)
 
@@ -214,7 +214,7 @@ def without(*names: str) -> Callable[[Path], None]:
 
 
 def special_tokens_only(directory: Path) -> None:
-    """As transformers makes it for Qwen2 where vocab.json is not the file it looks for."""
+    """Writes the tokenizer that transformers makes for Qwen2 when it does not find vocab.json."""
     without("tokenizer.json", "tokenizer_config.json")(directory)
     (directory / "vocab.txt").write_text("hello\n")
 
@@ -228,9 +228,9 @@ def sentencepiece_only(directory: Path) -> None:
     ("spoil", "message"),
     [
         (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer; save"),
-        (special_tokens_only, "knows special tokens only; save"),
-        (sentencepiece_only, "to read tokenizer.model, pip install sentencepiece protobuf; or save"),
-        (needs_code, "bonbon runs no model's code.*--url"),
+        (special_tokens_only, "has only special tokens; save"),
+        (sentencepiece_only, "to read tokenizer.model, run pip install sentencepiece protobuf; or save"),
+        (needs_code, "bonbon never runs a model's code.*--url"),
     ],
 )
 async def test_files_that_are_missing_or_need_code_are_named_at_the_start(

@@ -1,4 +1,4 @@
-"""What a grammar lets through: calls in the format of the model, with arguments that fit, and text where it is free."""
+"""Tests what grammars accept: calls in the model's format with valid arguments, and free text where it is allowed."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]"]
 
 
 def marked() -> PreTrainedTokenizerFast:
-    """Has the marks as tokens of their own; two of them are special ones."""
+    """Returns a tokenizer with the marks as single tokens, two of them special."""
     tokenizer = byte_level()
     tokenizer.add_tokens([AddedToken(mark, special=mark.startswith("[")) for mark in MARKS])
     return tokenizer
@@ -44,7 +44,7 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
 
 
 def accepts(tokenizer: PreTrainedTokenizerFast, grammar: str | None, text: str) -> bool:
-    """Whether a candidate may be this text."""
+    """Returns whether the grammar accepts this text."""
     assert grammar is not None
     vocabulary, ends = len(tokenizer), [tokenizer.eos_token_id]
     known = read_tokenizer({"tokenizer": tokenizer.backend_tokenizer.to_str(), "vocabulary": vocabulary, "ends": ends})

@@ -1,4 +1,4 @@
-"""Penalties and biases on a batch of logits, against transformers' processors and the fake engine's distribution."""
+"""Tests penalties and biases against transformers' processors and the fake engine's distribution."""
 
 import math
 import random
@@ -41,7 +41,7 @@ def processors(samplings: list[Sampling], histories: list[History]) -> LogitsPro
 
 def test_the_repetition_penalty_and_the_shortest_length_are_those_of_transformers() -> None:
     scores = logits(1)
-    ids = torch.tensor([[*HISTORY.prompt, *HISTORY.drawn]])
+    ids = torch.tensor([[*HISTORY.prompt, *HISTORY.sampled]])
     for sampling, theirs in (
         (Sampling(repetition_penalty=1.3), RepetitionPenaltyLogitsProcessor(1.3)),
         (Sampling(repetition_penalty=0.7), RepetitionPenaltyLogitsProcessor(0.7)),
@@ -61,19 +61,19 @@ def test_a_row_that_asks_for_nothing_keeps_its_logits() -> None:
 
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_tokens_follow_the_changed_law_beside_rows_that_ask_for_something_else(case: int) -> None:
-    """Total variation of 2,000 draws from the distribution that the fake engine computes; noise gives about 0.03."""
+    """Returns the total variation distance of 2,000 samples from the fake engine's distribution; noise gives 0.03."""
     draws = 2_000
     samplings = [CASES[case] if row % 2 else CASES[(case + 1) % len(CASES)] for row in range(2 * draws)]
     scores = logits(1).expand(2 * draws, -1)
     rows = [random.Random(4)] * (2 * draws)
     sampler = Sampler(samplings, rows, CPU, [processors(samplings, [HISTORY] * (2 * draws))])
     sampler(torch.zeros(2 * draws, 1), scores.clone())
-    drawn = torch.tensor(sampler.last.tokens[1::2])
-    seen = torch.bincount(drawn, minlength=VOCABULARY) / draws
-    distribution = torch.tensor(weights(scores[0].tolist(), END, CASES[case], HISTORY.prompt, HISTORY.drawn))
+    sampled = torch.tensor(sampler.last.tokens[1::2])
+    seen = torch.bincount(sampled, minlength=VOCABULARY) / draws
+    distribution = torch.tensor(weights(scores[0].tolist(), END, CASES[case], HISTORY.prompt, HISTORY.sampled))
     assert 0.5 * (seen - distribution / distribution.sum()).abs().sum() < 0.06
     whole = (scores[0] / (CASES[case].temperature or 1)).log_softmax(-1)
-    torch.testing.assert_close(torch.tensor(sampler.last.logprobs[1::2]), whole[drawn])
+    torch.testing.assert_close(torch.tensor(sampler.last.logprobs[1::2]), whole[sampled])
 
 
 def test_tokens_are_counted_as_they_are_drawn() -> None:
@@ -82,7 +82,7 @@ def test_tokens_are_counted_as_they_are_drawn() -> None:
     counting = processors([sampling, sampling], [HISTORY, History((), ())])
     for token in (5, 7):
         counting.note(torch.tensor([[token], [token]]))
-    fresh = processors([sampling] * 2, [History((), (*HISTORY.drawn, 5, 7)), History((), (5, 7))])
+    fresh = processors([sampling] * 2, [History((), (*HISTORY.sampled, 5, 7)), History((), (5, 7))])
     torch.testing.assert_close(counting(scores), fresh(scores))
     assert counting(scores)[0, END] == scores[0, END]
     assert counting(scores)[1, END] == -math.inf

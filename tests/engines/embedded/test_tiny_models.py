@@ -1,4 +1,4 @@
-"""The models that ship: real formats, readable, diverse, and a reward that knows good from bad."""
+"""Tests the included models: real formats, readable and diverse answers, and a reward that tells good from bad."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ REQUESTS = world.requests(99, 60)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def answers(tiny_models: TinyModels) -> AsyncIterator[list[Answer]]:
-    """Best of 8 for each request."""
+    """Answers each request with the best of 8."""
     engine = build_engine(Settings(model=str(tiny_models.policy)), base="tiny")
     reward = build_reward(RewardSpec(kind="classifier", target=str(tiny_models.reward)))
     await engine.start()

@@ -1,4 +1,4 @@
-"""Tokens that the tokenizer knows and the model does not: a group with one is set aside, and its neighbours train."""
+"""Tests tokens that only the tokenizer knows: a group with one is skipped, and other groups are trained on."""
 
 import asyncio
 import shutil
@@ -29,7 +29,7 @@ from trainer.distill import distill
 from trainer.rounds import Round
 
 PAD = VOCABULARY
-"""The id of a token that was added to the tokenizer; the model's embeddings were not resized."""
+"""The id of a token that was added to the tokenizer without resizing the model's embeddings."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def prompts(split: Split, fractions: Fractions) -> Iterator[Prompt]:
-    """Prompts of a split that have the token."""
+    """Returns the prompts of a split that contain the token."""
     for last in range(3, VOCABULARY):
         prompt = Prompt(token_ids=(2, PAD, last))
         if split_of(prompt.root_digest, fractions) is split:
@@ -51,7 +51,7 @@ def prompts(split: Split, fractions: Fractions) -> Iterator[Prompt]:
 
 
 async def add_strange_groups(settings: Settings) -> set[str]:
-    """For every split a group whose prompt has the token, and one whose worst candidate has it; their ids."""
+    """Logs a group whose prompt has the token and one whose worst candidate has it, per split; returns their ids."""
     fractions = Fractions(test=settings.train.held_out_fraction, validation=settings.train.validation_fraction)
     strange = []
     async with open_database(settings.database) as database:

@@ -1,4 +1,4 @@
-"""Calls of functions are read from a text alike, however it is cut up, and nothing that is no call is lost."""
+"""Tests that tool calls are read the same however a text is cut into pieces, and that other text is kept."""
 
 import json
 from typing import Any
@@ -101,7 +101,7 @@ def test_it_does_not_matter_where_a_text_is_cut(format_: ToolFormat, parts: list
 
 
 def test_a_long_text_that_is_no_call_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It used to be read anew, from its beginning, with each piece."""
+    """A long object is scanned once, not again from its beginning for each piece."""
     scanned, scan = 0, JsonScanner.scan
 
     def counted(self: JsonScanner, text: str) -> int:

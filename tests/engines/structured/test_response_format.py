@@ -1,4 +1,4 @@
-"""A response format is carried as text, marks its groups, and is refused where it cannot be held to."""
+"""Tests that a response format is stored as text, marks its groups, and is refused where it is not supported."""
 
 from dataclasses import replace
 

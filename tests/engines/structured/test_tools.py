@@ -1,4 +1,4 @@
-"""Tool calls as text, and what tools make of a prompt."""
+"""Tests tool calls as text, and prompts with tools."""
 
 import json
 from dataclasses import replace
@@ -46,7 +46,7 @@ def test_tools_are_part_of_what_a_prompt_is() -> None:
     assert not plain.has_tools
     assert offered.has_tools
     assert Prompt(MESSAGES).has_tools
-    with pytest.raises(ValueError, match="tools go with messages"):
+    with pytest.raises(ValueError, match="tools and tool_choice need a prompt of messages"):
         Prompt(text="x", tools=TOOLS)
 
 

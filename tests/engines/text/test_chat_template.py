@@ -1,4 +1,4 @@
-"""What a request tells the chat template: it is rendered so, logged so, and read so by engines and rewards."""
+"""Tests that options of the chat template apply to rendering, to the log, and to engines and rewards."""
 
 import json
 from dataclasses import replace
@@ -28,7 +28,7 @@ PREFIX: list[Message] = [{"role": "user", "content": "Where is it?"}, {"role": "
 
 
 async def logged_prompt(api: EmbeddedApi, answer: Any) -> str:
-    """The text of the tokens that the log has as the answer's prompt; the logged prompt must read as they do."""
+    """Returns the text of the logged prompt tokens, after checking that the logged prompt renders to the same text."""
     group = await api.group(answer)
     prompt = prompt_of(group["prompt"])
     reader = PromptReader(load_tokenizer(Path(api.app.state.bonbon.engine._directory)), 1024)
@@ -126,7 +126,7 @@ def test_the_options_are_part_of_what_a_prompt_is() -> None:
     assert thinking.root_digest != plain.root_digest
     assert continuing.plain == Prompt(tuple(PREFIX[:1]))
     assert (continuing.continued, plain.continued) == ("Dear Ada", "")
-    with pytest.raises(ValueError, match="options of the chat template go with messages"):
+    with pytest.raises(ValueError, match="options of the chat template need a prompt of messages"):
         Prompt(text="x", template="{}")
 
 

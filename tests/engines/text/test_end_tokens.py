@@ -1,4 +1,4 @@
-"""Which tokens end an answer, whatever the model's files say, each in its own way."""
+"""Tests which tokens end an answer, for models whose files disagree about it."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ SPACED = "{% for m in messages %}{{ m.role }}: {{ m.content }}   {% endfor %}"
 
 
 def files(directory: Path, tokenizer: PreTrainedTokenizerFast, generation: Any = None, config: Any = None) -> Path:
-    """A model's configuration and tokenizer, the ends in them by their tokens."""
+    """Writes a model's configuration and tokenizer with these end tokens."""
     names = tokenizer.get_vocab()
     LlamaConfig(**sizes(), eos_token_id=names.get(config)).save_pretrained(directory)
     if generation is not None:
@@ -42,7 +42,7 @@ def files(directory: Path, tokenizer: PreTrainedTokenizerFast, generation: Any =
 
 
 def with_spaces(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """As GPT-NeoX has them: tokens of several spaces, added to the vocabulary."""
+    """Adds tokens of several spaces to the vocabulary, as GPT-NeoX has them."""
     tokenizer.add_tokens(["   ", "  "])
     return tokenizer
 
@@ -93,7 +93,7 @@ def test_a_model_that_names_no_end_is_warned_about(tmp_path: Path) -> None:
     tokenizer = byte_level(eos_token=None)
     with capture_logs() as logs:
         assert end_ids(files(tmp_path, tokenizer), tokenizer, VOCABULARY) == frozenset()
-    assert "answers run to max_tokens" in logs[0]["event"]
+    assert "answers run until max_tokens" in logs[0]["event"]
 
 
 def test_the_setting_replaces_what_the_files_say(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_setting_replaces_what_the_files_say(tmp_path: Path) -> None:
 async def test_draws_end_at_the_turns_end_unless_the_setting_says_otherwise(
     named: list[str] | None, tmp_path: Path
 ) -> None:
-    """A model that was tuned for chats: the tokenizer's end is another one than generation_config.json names."""
+    """The tokenizer of a chat model has another end token than generation_config.json."""
     tokenizer = byte_level(CHATML, eos_token="<|im_end|>")
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes(), eos_token_id=2))

@@ -1,4 +1,4 @@
-"""Where models are found, and what they are called."""
+"""Tests where models are found, and under which names they are served."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def model_directory(directory: Path, *names: str) -> Path:
 
 
 def resolve_offline(cache: Path, name: str, revision: str | None = None) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: huggingface_hub reads its environment when it is imported."""
+    """Runs in a separate process, because huggingface_hub reads its environment when it is imported."""
     code = f"from bonbon.model_files import resolve_model; print(resolve_model({name!r}, {revision!r}))"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def test_a_directory_without_sound_files_is_refused(tmp_path: Path, files: list[
 
 @pytest.mark.parametrize("name", ["./no/such/model", "/no/such", "a/b/c", "white space", "../none", "~/none"])
 def test_what_is_no_directory_and_no_hub_name_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="there is no such directory; check the path"):
+    with pytest.raises(UserError, match="is not an existing directory; check the path"):
         resolve_model(name)
 
 
@@ -83,7 +83,7 @@ def test_a_hub_model_comes_from_the_cache_at_its_revision(tmp_path: Path) -> Non
 def test_a_hub_model_that_cannot_be_fetched_is_refused(tmp_path: Path) -> None:
     failed = resolve_offline(tmp_path, "acme/none")
     assert failed.returncode
-    assert "UserError: model 'acme/none' is neither a directory here nor a hub model" in failed.stderr
+    assert "UserError: model 'acme/none' is neither an existing directory nor a hub model" in failed.stderr
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_directory_named_by_a_dot_has_its_own_name(tmp_path: Path, monkeypatch
 
 
 def test_a_name_without_letters_is_refused() -> None:
-    with pytest.raises(UserError, match="name a directory"):
+    with pytest.raises(UserError, match="rename its directory"):
         served_name("/")
 
 

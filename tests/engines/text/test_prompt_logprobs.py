@@ -1,4 +1,4 @@
-"""Log-probabilities of prompts: `echo` with `logprobs`, which is how evaluation harnesses score answers."""
+"""Tests log-probabilities of prompts: `echo` with `logprobs`, by which evaluation harnesses score answers."""
 
 import json
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ from tests.support.service.embedded_api import EmbeddedApi, embedded_api
 
 
 def of_prompt(model: Any, token_ids: list[int]) -> list[list[float]]:
-    """Log-probabilities of every token at each place but the first, by one plain forward pass."""
+    """Returns the log-probabilities of all tokens at each position but the first, by one plain forward pass."""
     with torch.inference_mode():
         distribution: list[list[float]] = model(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1).tolist()
     return distribution
@@ -98,7 +98,7 @@ async def test_the_tokens_of_prompt_and_answer_are_the_echoed_text(real: Embedde
 
 
 async def test_an_answer_is_scored_as_it_was_drawn(real: EmbeddedApi) -> None:
-    """What an evaluation harness does: the log-probability of a continuation, given its beginning."""
+    """Computes the log-probability of a continuation given its beginning, as an evaluation harness does."""
     drawn = await real.complete(logprobs=0, max_tokens=6, temperature=0)
     prompt = (await real.post("/tokenize", prompt="Where is my order?"))["tokens"]
     whole = prompt + (await real.group(drawn))["candidates"][0]["token_ids"]

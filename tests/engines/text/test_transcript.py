@@ -1,4 +1,4 @@
-"""Text out of tokens, whatever the tokenizer does between them."""
+"""Tests decoding tokens to text with tokenizers of all kinds."""
 
 import random
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def word_level() -> PreTrainedTokenizerFast:
-    """Spaces are written between words when decoding, but not before punctuation."""
+    """A decoder that writes spaces between words, but not before punctuation."""
     words = sorted({word for text in TEXTS for word in text.split()} | {".", ",", "'s", "n't"})
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["<end>", *words])}, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -75,7 +75,7 @@ def test_pieces_add_up_to_the_decoded_text(make: type) -> None:
 
 @pytest.mark.parametrize("make", TOKENIZERS)
 def test_random_tokens_add_up_as_well(make: type) -> None:
-    """Bytes that make no characters, special tokens between words: any sequence a policy may draw."""
+    """Covers any sequence a policy may sample: bytes that form no characters, special tokens between words."""
     tokenizer = make()
     rng = random.Random(5)
     for _ in range(200):
@@ -125,7 +125,7 @@ def test_a_tokens_own_text_depends_on_the_one_before() -> None:
 
 @pytest.mark.parametrize("make", [byte_level, word_level, metaspace, sentencepiece])
 def test_the_bytes_of_tokens_add_up_to_the_text(make: type) -> None:
-    """Those of tokens inside a character, too, whose text alone makes no character."""
+    """Includes tokens within a character, whose bytes alone form no character."""
     tokenizer = make()
     detokenizer = Detokenizer(tokenizer)
     for text in TEXTS:
@@ -148,7 +148,7 @@ CONTINUED = [
 
 
 def continued(tokenizer: PreTrainedTokenizerFast, prompt: list[int], ids: list[int]) -> tuple[str, str]:
-    """The completion's text, read as it comes and in one piece."""
+    """Returns the completion's text, read token by token and all at once."""
     detokenizer = Detokenizer(tokenizer)
     context = detokenizer.context(prompt)
     streamed, whole_ = (Transcript(detokenizer, (), context) for _ in range(2))
@@ -163,7 +163,7 @@ def continued(tokenizer: PreTrainedTokenizerFast, prompt: list[int], ids: list[i
 
 @pytest.mark.parametrize("make", CONTINUED)
 def test_prompt_and_completion_are_one_text(make: type) -> None:
-    """Wherever a text is cut in two, its parts read as the whole does: the space before the second one is not lost."""
+    """Wherever a text is split, its two parts decode to the whole: the space between them is kept."""
     tokenizer = make()
     for text in ["The cat said hello to you today.", *TEXTS]:
         ids = tokenizer.encode(text)

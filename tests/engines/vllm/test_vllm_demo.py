@@ -1,4 +1,4 @@
-"""The whole loop on real vLLM, in process: the demo, reduced."""
+"""Tests the whole loop with the vLLM engine: a reduced demo."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.vllm
 
 
 async def interrupted(service: ServiceProcess) -> int:
-    """Ctrl-C, which reaches vLLM's processes, too, while requests are answered: all must be. The exit status."""
+    """Sends Ctrl-C, which reaches vLLM's processes, too, while requests run, and returns the exit status."""
     async with AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0) as client:
         streams = [
             await client.chat.completions.create(
@@ -40,7 +40,7 @@ async def interrupted(service: ServiceProcess) -> int:
 
 
 async def test_the_loop_closes_on_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traffic, training, evaluation on a second vLLM engine, swap under traffic, one draw: nothing fails."""
+    """Runs traffic, training, evaluation on a second vLLM engine, a swap under traffic and n = 1 without failures."""
     for name, value in EASY.items():
         monkeypatch.setenv(name, value)
     plan = DemoOptions(tmp_path, traffic=160, measured_requests=6, answers=1, streams=2, engine="vllm")

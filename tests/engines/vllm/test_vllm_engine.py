@@ -1,4 +1,4 @@
-"""The vLLM engine, real vLLM in processes of its own, against an independent forward pass and real adapters."""
+"""Tests the vLLM engine with real vLLM against an independent forward pass, with real adapters."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ def draw(version: str = "tiny", n: int = 1, *, prompt: Prompt = PROMPT, deltas: 
 
 
 def ids(draws: Draws) -> list[list[int]]:
-    return [drawn.token_ids for drawn in draws.draws]
+    return [candidate.token_ids for candidate in draws.draws]
 
 
 async def load(engine: "VllmEngine", name: str, directory: Path) -> None:
@@ -70,11 +70,11 @@ async def test_logprobs_are_those_of_the_law_at_the_sampling_temperature(
         requests = [draw(n=3, prompt=prompt, temperature=temperature, seed=5) for prompt in prompts]
         for draws in await asyncio.gather(*(collect(vllm_engine, request) for request in requests)):
             assert_logprobs(model, draws, temperature)
-            for drawn in draws.draws:
-                assert len(drawn.token_ids) == len(drawn.logprobs) == len(drawn.tokens)
-                ended = drawn.token_ids[-1] == model.config.eos_token_id
-                assert drawn.finish_reason == ("stop" if ended else "length")
-                assert ended or len(drawn.token_ids) == 32
+            for candidate in draws.draws:
+                assert len(candidate.token_ids) == len(candidate.logprobs) == len(candidate.tokens)
+                ended = candidate.token_ids[-1] == model.config.eos_token_id
+                assert candidate.finish_reason == ("stop" if ended else "length")
+                assert ended or len(candidate.token_ids) == 32
 
 
 async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(
@@ -96,10 +96,10 @@ async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(
         distribution, order = logprobs(model, draws.prompt.token_ids, [0], temperature)[0].exp().sort(descending=True)
         distribution = distribution[: int(case.get("top_k", len(distribution)))]
         size = int(((distribution / distribution.sum()).cumsum(0) < case.get("top_p", 1.0)).sum()) + 1
-        seen = {drawn.token_ids[0] for drawn in draws.draws}
+        seen = {candidate.token_ids[0] for candidate in draws.draws}
         assert seen <= set(order[:size].tolist())
         assert len(seen) > 1
-    unseen = [a.logprob for drawn in limited[0].draws for position in drawn.alternatives for a in position]
+    unseen = [a.logprob for candidate in limited[0].draws for position in candidate.alternatives for a in position]
     assert all(math.isfinite(logprob) for logprob in unseen)
 
 
@@ -109,12 +109,12 @@ async def test_alternatives_are_the_likeliest_tokens(vllm_engine: "VllmEngine", 
         collect(vllm_engine, draw(n=2, seed=1, top_logprobs=3)), collect(vllm_engine, draw(seed=1))
     )
     assert plain.draws[0].alternatives == []
-    for drawn in wanted.draws:
-        top = logprobs(model, wanted.prompt.token_ids, drawn.token_ids).topk(3)
-        assert [[a.token_id for a in position] for position in drawn.alternatives] == top.indices.tolist()
-        flat = [a.logprob for position in drawn.alternatives for a in position]
+    for candidate in wanted.draws:
+        top = logprobs(model, wanted.prompt.token_ids, candidate.token_ids).topk(3)
+        assert [[a.token_id for a in position] for position in candidate.alternatives] == top.indices.tolist()
+        flat = [a.logprob for position in candidate.alternatives for a in position]
         assert flat == pytest.approx(top.values.flatten().tolist(), abs=1e-4)
-        assert "".join(token.text for token in drawn.tokens).startswith(drawn.text)
+        assert "".join(token.text for token in candidate.tokens).startswith(candidate.text)
 
 
 async def test_greedy_takes_the_likeliest_for_every_candidate(
@@ -154,9 +154,9 @@ async def test_streamed_deltas_add_up_to_the_answer_in_one_piece(vllm_engine: "V
         (d.text, d.tokens, d.finish_reason) for d in whole.draws
     ]
     assert isinstance(deltas[0], Started)
-    assert len(deltas) - 1 == sum(len(drawn.token_ids) for drawn in whole.draws)
-    assert {drawn.finish_reason for drawn in whole.draws} == {"stop"}
-    assert not any(stop in drawn.text for drawn in whole.draws for stop in options["stop"])
+    assert len(deltas) - 1 == sum(len(candidate.token_ids) for candidate in whole.draws)
+    assert {candidate.finish_reason for candidate in whole.draws} == {"stop"}
+    assert not any(stop in candidate.text for candidate in whole.draws for stop in options["stop"])
 
 
 async def test_stop_strings_end_the_text_before_them(vllm_engine: "VllmEngine") -> None:
@@ -172,7 +172,7 @@ async def test_stop_strings_end_the_text_before_them(vllm_engine: "VllmEngine") 
 
 
 async def test_each_candidate_arrives_when_it_is_finished(vllm_engine: "VllmEngine") -> None:
-    """In one piece each, the shortest first: none waits for the longest."""
+    """Candidates arrive in one piece each, the shortest first, without waiting for the longest."""
     arrived = [event async for event in vllm_engine.draw(draw(n=16, seed=3, max_tokens=64)) if isinstance(event, Delta)]
     assert sorted(delta.index for delta in arrived) == list(range(16))
     lengths = [len(delta.token_ids) for delta in arrived]
@@ -181,7 +181,7 @@ async def test_each_candidate_arrives_when_it_is_finished(vllm_engine: "VllmEngi
 
 
 async def test_closing_the_generator_aborts_every_draw(vllm_engine: "VllmEngine") -> None:
-    """2,000 candidates to the end of the context would take minutes, and what comes after them would wait for these."""
+    """2,000 candidates would take minutes to reach the end of the context, and later requests would wait for them."""
     endless = draw(n=2000, prompt=Prompt(token_ids=(300,)), max_tokens=1000, temperature=2, deltas=True)
     stream = vllm_engine.draw(endless)
     assert isinstance(await anext(stream), Started)
@@ -196,7 +196,7 @@ async def test_closing_the_generator_aborts_every_draw(vllm_engine: "VllmEngine"
 
 
 class Lent:
-    """An engine that a service neither starts nor stops."""
+    """An engine that the service neither starts nor stops."""
 
     def __init__(self, engine: "VllmEngine") -> None:
         self._engine = engine
@@ -269,7 +269,7 @@ async def test_unloading_a_version_that_draws_fails_its_draws_only(
     await vllm_engine.unload("two")
     with pytest.raises(EngineError, match="two was unloaded"):
         await going
-    assert all(drawn.finish_reason for drawn in (await staying).draws)
+    assert all(candidate.finish_reason for candidate in (await staying).draws)
     await vllm_engine.unload("tiny-1.0-one")
 
 
@@ -284,12 +284,12 @@ async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
         with pytest.raises(UserError, match=message):
             await load(vllm_engine, case, spoilt)
     higher = save_adapter(tmp_path / "higher", tiny_models.policy, 1, r=16)
-    with pytest.raises(UserError, match=r"rank 16, .* up to 8; set engine_options.max_lora_rank to 16 or more"):
+    with pytest.raises(UserError, match=r"rank 16, .* is 8; set engine_options.max_lora_rank to 16 or more"):
         await load(vllm_engine, "higher", higher)
     foreign = save_adapter(tmp_path / "foreign", save_model(tmp_path / "other"), 1)
     with pytest.raises(UserError, match="serve the base it was trained on"):
         await load(vllm_engine, "foreign", foreign)
-    with pytest.raises(UserError, match="another base"):
+    with pytest.raises(UserError, match="but this engine serves the base"):
         await vllm_engine.load(VersionFiles("other", VersionKind.BASE, tmp_path / "other"))
     assert await vllm_engine.loaded() == {"tiny"}
     assert ids(await collect(vllm_engine, draw(n=2, seed=1))) == ids(before)
@@ -298,7 +298,7 @@ async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
 async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
     vllm_engine: "VllmEngine", adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Finite weights, but so large that the activations overflow."""
+    """Writes weights that are finite, but so large that the activations overflow."""
     shutil.copytree(adapters["two"], tmp_path / "huge")
     edit_weights(lambda weights: [weight.fill_(1e30) for weight in weights.values()])(tmp_path / "huge")
     await load(vllm_engine, "huge", tmp_path / "huge")
@@ -360,13 +360,13 @@ async def test_a_response_format_shapes_every_candidate(vllm_engine: "VllmEngine
         collect(vllm_engine, draw(n=8, seed=1, max_tokens=200, response_format=shape)),
         collect(vllm_engine, draw(n=2, seed=1)),
     )
-    replies = [json.loads(drawn.text) for drawn in shaped.draws]
-    assert all(drawn.finish_reason == "stop" for drawn in shaped.draws)
+    replies = [json.loads(candidate.text) for candidate in shaped.draws]
+    assert all(candidate.finish_reason == "stop" for candidate in shaped.draws)
     assert all(list(reply) == ["sorry", "refund"] and isinstance(reply["sorry"], bool) for reply in replies)
-    assert len({drawn.text for drawn in shaped.draws}) > 1
+    assert len({candidate.text for candidate in shaped.draws}) > 1
     assert ids(free) == ids(await collect(vllm_engine, draw(n=2, seed=1)))
     objects = await collect(vllm_engine, draw(n=4, seed=1, response_format='{"type":"json_object"}'))
-    assert all(drawn.text.lstrip().startswith("{") for drawn in objects.draws)
+    assert all(candidate.text.lstrip().startswith("{") for candidate in objects.draws)
 
 
 @pytest.mark.parametrize("bad", [{"x": {"type": "no such type"}}, {"x": {"type": "string", "pattern": "("}}])
@@ -380,7 +380,7 @@ async def test_a_response_format_that_cannot_be_held_to_is_refused_by_name(
 
 
 async def test_a_prompts_cache_is_its_salts_own(tiny_models: TinyModels) -> None:
-    """What another tenant asked before is read anew: no time tells that it was asked."""
+    """A prompt that another tenant has sent before is read anew, so that its timing does not reveal this."""
     from bonbon.engines.vllm.core import Core
     from bonbon.engines.vllm.sampling_params import salted_prompt, sampling_params
     from bonbon.engines.vllm.vllm_options import VllmOptions
@@ -415,7 +415,7 @@ async def test_many_requests_at_once_are_all_answered(vllm_engine: "VllmEngine",
             await asyncio.gather(task, return_exceptions=True)
             return 0
         draws = await collect(vllm_engine, request)
-        assert all(drawn.finish_reason and drawn.token_ids for drawn in draws.draws)
+        assert all(candidate.finish_reason and candidate.token_ids for candidate in draws.draws)
         return 1
 
     assert sum(await asyncio.gather(*(one(i) for i in range(150)))) == 135

@@ -1,4 +1,4 @@
-"""What vLLM cannot do, and what becomes of it when its processes die: each needs an engine of its own."""
+"""Tests vLLM's limits, and what happens when its processes die; each test needs its own engine."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def settings(base: Path, **options: object) -> Settings:
         ("gpu_memory_utilisation", 0.5, "no such argument"),
         ("model", "other", "set model"),
         ("logprobs_mode", "raw_logprobs", "the engine sets it"),
-        ("speculative_config", {}, "not checked under speculative decoding"),
+        ("speculative_config", {}, "its log-probabilities are not verified"),
     ],
 )
 async def test_an_option_that_is_not_accepted_is_named(
@@ -67,7 +67,7 @@ async def test_a_model_that_vllm_cannot_load_is_the_users_to_mend(tiny_models: T
 
 @pytest.fixture(scope="module")
 def full(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> VersionFiles:
-    """The policy with other weights."""
+    """Writes the policy with other weights."""
     directory = tmp_path_factory.mktemp("full") / "weights"
     shutil.copytree(tiny_models.policy, directory)
     weights = {name: weight * 0.9 for name, weight in load_file(directory / "model.safetensors").items()}
@@ -124,7 +124,7 @@ async def test_stopping_ends_what_is_drawn(tiny_models: TinyModels) -> None:
     )
     await asyncio.sleep(0.3)
     await engine.stop()
-    with pytest.raises(EngineError, match="the engine is stopped"):
+    with pytest.raises(EngineError, match="the engine has been stopped"):
         await drawing
     with pytest.raises(EngineError, match="not started"):
         await engine.loaded()
@@ -144,11 +144,11 @@ async def test_when_its_process_dies_draws_fail_and_it_is_started_again(
     await asyncio.sleep(0.3)
     for pid in engine_processes() - before:
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match="process has died"):
+    with pytest.raises(EngineError, match="process died"):
         await drawing
-    with pytest.raises(EngineError, match="process has died"):
+    with pytest.raises(EngineError, match="process died"):
         await engine.check()
-    with pytest.raises(EngineError, match="process has died"):
+    with pytest.raises(EngineError, match="process died"):
         await collect(engine, DrawRequest(PROMPT, "tiny"))
     async with asyncio.timeout(300):
         while not await draws(engine):
@@ -167,7 +167,7 @@ async def draws(engine: Engine) -> bool:
 
 
 def engine_processes() -> set[int]:
-    """vLLM's processes below this one; one that has ended may still be there, as a zombie."""
+    """Returns vLLM's processes below this one; one that has ended may remain as a zombie."""
     found = psutil.Process().children(recursive=True)
     running = [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
     return {process.pid for process in running if "EngineCore" in " ".join(process.cmdline())}

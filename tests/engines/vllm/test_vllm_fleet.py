@@ -1,4 +1,4 @@
-"""A fleet of two real vLLM servers, and a reward on a third: the whole loop, a killed server, parity."""
+"""Tests a fleet of two real vLLM servers with a reward on a third: the whole loop, a killed server, parity."""
 
 import asyncio
 import json
@@ -145,7 +145,7 @@ async def test_an_adapter_of_too_high_a_rank_and_one_that_is_not_there_are_refus
     )
     engine = await engine_on(servers)
     try:
-        for directory, message in ((tmp_path, r"rank 32 .*--max-lora-rank"), (tmp_path / "gone", "it cannot see")):
+        for directory, message in ((tmp_path, r"rank 32 .*--max-lora-rank"), (tmp_path / "gone", "it cannot read")):
             with pytest.raises(UserError, match=message):
                 await engine.load(VersionFiles("too-high", VersionKind.ADAPTER, directory))
         assert await engine.loaded() == {BASE}
@@ -198,7 +198,7 @@ async def test_the_loop_closes_on_a_fleet_and_a_killed_server_costs_nothing(
 
 
 async def kill_one(servers: Servers, traffic: Traffic, champion: str) -> None:
-    """SIGKILL one of two under traffic, start it again, and see that it serves the champion without a hand."""
+    """Kills one of two servers under traffic and restarts it; it must serve the champion without intervention."""
     victim = servers.fleet[0]
     stop = asyncio.Event()
     sending = asyncio.create_task(traffic.until(stop, make_requests(9, 500), model=ALIAS, workers=6))
@@ -223,7 +223,7 @@ async def kill_one(servers: Servers, traffic: Traffic, champion: str) -> None:
 
 
 async def wait_for_draws(server: VllmServer, champion: str, end: float) -> None:
-    """Until the server has answered requests for the champion beyond the golden draw."""
+    """Waits until the server has answered requests for the champion besides the golden prompt."""
     while time.monotonic() < end:
         if (
             server.log.read_text(errors="replace").rpartition("Loaded new LoRA adapter")[2].count("chat/completions")

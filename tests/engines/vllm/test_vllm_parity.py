@@ -1,4 +1,4 @@
-"""The same tiny model on the embedded engine and on vLLM: the same distribution, and indistinguishable samples."""
+"""Tests that the embedded engine and vLLM give one tiny model the same distribution and indistinguishable samples."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="session")]
 
 PROMPT = Prompt.user("My order has not come yet. Where is it?")
 TOLERANCE = 1e-4
-"""Nats per token, both engines in 32 bits: several times what the order of their sums makes."""
+"""The tolerance in nats per token, with both engines in 32 bits: several times the effect of the order of sums."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -61,7 +61,7 @@ async def test_the_same_tokens_have_the_same_logprobs(
 async def test_lengths_and_rewards_of_2000_draws_have_the_same_distribution(
     vllm_engine: "VllmEngine", embedded_engine: EmbeddedEngine, tiny_models: TinyModels
 ) -> None:
-    """Two-sample Kolmogorov-Smirnov tests at error rate 1e-3 each, on fixed seeds (ties make them conservative)."""
+    """Runs two-sample Kolmogorov-Smirnov tests at error rate 1e-3 on fixed seeds (ties make them conservative)."""
     reward = build_reward(RewardSpec(kind="classifier", target=str(tiny_models.reward)))
     await reward.start()
 
@@ -69,22 +69,22 @@ async def test_lengths_and_rewards_of_2000_draws_have_the_same_distribution(
         return await collect(engine, DrawRequest(PROMPT, "tiny", 2000, Sampling(max_tokens=48, seed=7)))
 
     async def scores(draws: Draws) -> list[float]:
-        return list(await reward.score(PROMPT, [drawn.text for drawn in draws.draws]))
+        return list(await reward.score(PROMPT, [candidate.text for candidate in draws.draws]))
 
     ours, theirs = await asyncio.gather(draws_of(embedded_engine), draws_of(vllm_engine))
-    lengths = [np.array([len(drawn.token_ids) for drawn in draws.draws]) for draws in (ours, theirs)]
+    lengths = [np.array([len(candidate.token_ids) for candidate in draws.draws]) for draws in (ours, theirs)]
     assert ks_2samp(*lengths).pvalue > 1e-3
     assert ks_2samp(await scores(ours), await scores(theirs)).pvalue > 1e-3
-    totals = [np.array([sum(drawn.logprobs) for drawn in draws.draws]) for draws in (ours, theirs)]
+    totals = [np.array([sum(candidate.logprobs) for candidate in draws.draws]) for draws in (ours, theirs)]
     assert ks_2samp(*totals).pvalue > 1e-3
     await reward.stop()
 
 
 async def test_the_test_can_tell_another_law(vllm_engine: "VllmEngine") -> None:
-    """The same test on draws at another temperature fails, so that passing it means something."""
+    """The same test fails on samples at another temperature, which shows that it can fail."""
     samples = [
         await collect(vllm_engine, DrawRequest(PROMPT, "tiny", 2000, Sampling(max_tokens=48, seed=7, temperature=t)))
         for t in (1.0, 0.5)
     ]
-    totals = [[sum(drawn.logprobs) for drawn in draws.draws] for draws in samples]
+    totals = [[sum(candidate.logprobs) for candidate in draws.draws] for draws in samples]
     assert ks_2samp(*totals).pvalue < 1e-3

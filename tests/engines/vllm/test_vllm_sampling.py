@@ -1,4 +1,4 @@
-"""What vLLM is told of a request's sampling. Needs vLLM's package, and starts none of it."""
+"""Tests the sampling parameters that vLLM gets. They need vLLM's package, but start no engine."""
 
 import pytest
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.vllm
 
 
 class Tokenizer:
-    """As much of a tokenizer as a reader of prompts needs that reads none."""
+    """The parts of a tokenizer that a prompt reader needs before it reads a prompt."""
 
     chat_template = ""
     all_special_ids: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""Functions called on vLLM in process: forced, free and strict, in the same form as on the other engines."""
+"""Tests tool calls with the vLLM engine: required, free and strict, in the same form as with the other engines."""
 
 import asyncio
 import json

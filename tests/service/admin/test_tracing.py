@@ -161,7 +161,7 @@ async def test_log_lines_are_json_with_the_request_and_without_what_was_written(
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     (line,) = [line for line in lines if line.get("request_id") == "the-one"]
     assert (line["event"], line["level"], line["trace_id"]) == (
-        "reward failed, the first candidate answers",
+        "the reward failed; answering with the first candidate",
         "warning",
         TRACE,
     )
@@ -193,8 +193,7 @@ except UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "service.traces needs opentelemetry, opentelemetry.exporter, not installed here: "
-        "pip install 'bonbon-serve[otel]'\n"
+        "service.traces needs opentelemetry, opentelemetry.exporter: run pip install 'bonbon-serve[otel]'\n"
     )
 
 

@@ -176,11 +176,11 @@ async def test_templates_without_tools_refuse_them_before_anything_is_drawn(tmp_
             ({"messages": turns}, "messages"),
         ):
             error = (await api.post(CHAT, 400, model="base", **body))["error"]
-            assert "chat template has no tools" in error["message"]
+            assert "chat template does not support tools" in error["message"]
             assert error["param"] == param
         assert not api.reward.calls
         error = (await api.post("/tokenize", 400, messages=MESSAGES, tools=TOOLS))["error"]
-        assert "chat template has no tools" in error["message"]
+        assert "chat template does not support tools" in error["message"]
 
 
 async def test_a_template_that_shows_no_known_way_of_calling_names_the_option(tmp_path: Path) -> None:

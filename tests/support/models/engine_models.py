@@ -122,7 +122,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickled": (_only_pickle, "pickled weights are never read"),
     "not a number": (_poison(math.nan), "NaN or infinite"),
     "infinite": (_poison(-math.inf), "NaN or infinite"),
-    "no config": (lambda directory: (directory / "adapter_config.json").unlink(), "no such file"),
+    "no config": (lambda directory: (directory / "adapter_config.json").unlink(), "does not exist"),
     "broken config": (lambda directory: (directory / "adapter_config.json").write_text("{"), "not a JSON object"),
     "list config": (lambda directory: (directory / "adapter_config.json").write_text("[]"), "not a JSON object"),
     "other method": (edit_config(peft_type="IA3"), "IA3"),
@@ -132,7 +132,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other rank": (edit_config(r=2), "lora_A"),
     "no rank": (edit_config(r=0), "fit the base|refuses"),
     "rank of no number": (edit_config(r="many"), "fit the base|refuses"),
-    "fewer modules": (edit_config(target_modules=["q_proj"]), "no such weight"),
+    "fewer modules": (edit_config(target_modules=["q_proj"]), "missing"),
     "unknown modules": (edit_config(target_modules=["no_such_module"]), "no_such_module"),
-    "missing weight": (edit_weights(lambda weights: weights.pop(next(iter(weights)))), "no such weight"),
+    "missing weight": (edit_weights(lambda weights: weights.pop(next(iter(weights)))), "missing"),
 }

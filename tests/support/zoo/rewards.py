@@ -155,6 +155,6 @@ REWARDS: dict[str, Head] = {
     "BERT without a tokenizer": Head("bert", None, encoder(), refused="has no tokenizer"),
     "Llama without a tokenizer": Head("llama", None, sizes(), refused="has no tokenizer"),
     "A model with code of its own": Head(
-        "llama", headers, sizes(), refused="bonbon runs no model's code.*kind http", spoil=needs_code
+        "llama", headers, sizes(), refused="bonbon never runs a model's code.*kind http", spoil=needs_code
     ),
 }
