@@ -131,7 +131,7 @@ def test_a_promotion_and_its_rollbacks(url: str) -> None:
     assert printed.startswith(f"{FIRST} is the champion (before: {BASE})\n")
     assert f"if a check fails, {BASE} keeps answering" in printed
     again = run(app, "promote", FIRST, "--database", url).stdout
-    assert again == f"{FIRST} is the champion already; nothing changed\n"
+    assert again == f"{FIRST} is already the champion; nothing changed\n"
     assert as_json(app, "rollback", "--database", url) == {"champion": BASE, "before": FIRST}
     assert run(app, "rollback", "--database", url).stdout.startswith(f"{FIRST} is the champion (before: {BASE})")
     found = as_json(app, "list", "--database", url)
