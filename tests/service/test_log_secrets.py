@@ -183,7 +183,7 @@ async def test_a_database_that_goes_under_a_running_command_is_logged_without_it
     else:
         environment |= {"BONBON_MODEL": str(tiny_models.policy), "BONBON_REWARD": str(tiny_models.reward)}
     begun, failed = (
-        ("bonbon is ready", "cannot follow the registry")
+        ("bonbon is ready", "cannot read the registry")
         if command == "serve"
         else ("The next round", "the round was interrupted")
     )

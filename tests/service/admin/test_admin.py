@@ -116,7 +116,9 @@ async def test_a_promotion_that_this_service_refuses_says_why_and_may_be_repeate
         engine.nan.add(version.name)
         response = await promote(service, version.name)
         assert response.status_code == 409
-        assert "log-probabilities that are not finite; 'fake' keeps answering" in response.json()["error"]["message"]
+        assert (
+            "log-probabilities that are not finite; 'fake' continues to answer" in response.json()["error"]["message"]
+        )
         assert (await service.ask()).json()["bonbon"]["version"] == BASE
         engine.nan.clear()
         assert (await promote(service, version.name)).json()["served"] is True

@@ -160,7 +160,7 @@ async def test_a_reward_that_is_dead_at_the_start_keeps_its_own_tenants_waiting_
     [
         ({"tenants": {"ada": {"reward": "strict"}}}, "tenants.ada.reward is 'strict'.* has: none"),
         ({"rewards": {"a": "fake:"}, "tenants": {"ada": {"reward": "b"}}}, "it has: 'a'"),
-        ({"rewards": {"fake": "fake:"}}, "service.rewards has a 'fake'.*give it another name"),
+        ({"rewards": {"fake": "fake:"}}, "service.rewards contains 'fake'.*choose another name"),
         ({"rewards": {"x": "telepathy:"}}, "reward kind 'telepathy' is unknown"),
     ],
 )

@@ -104,9 +104,9 @@ async def test_connections_with_unfinished_requests_shut_nobody_out(
 
 LIMITED = """
 import resource
-from service.descriptors import make_room
+from service.http_server.file_descriptors import raise_file_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-print(make_room(1000, 64), *resource.getrlimit(resource.RLIMIT_NOFILE))
+print(raise_file_limit(1000, 64), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 

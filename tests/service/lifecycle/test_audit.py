@@ -53,10 +53,10 @@ class Bench:
             self.metrics,
             self.floor,
             self.savings,
-            fraction=fraction,
-            budget=0.05,
+            audit_fraction=fraction,
+            audit_budget=0.05,
             n=4,
-            waiting=waiting,
+            audit_queue=waiting,
             rng=random.Random(0),
         )
 

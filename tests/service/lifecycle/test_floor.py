@@ -113,7 +113,7 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     assert (shown["fallback"]["version"], shown["fallback"]["replaced"]) == (first, second)
     assert f"the best of 2 draws of {second} won" in shown["fallback"]["reason"]
     event, before = await one.state.registry.history(2)
-    assert (event.kind, event.version, event.actor) == ("fell_back", first, "win-rate floor")
+    assert (event.kind, event.version, event.actor) == ("fell_back", first, "win-rate fallback")
     assert event.detail["replaced"] == second
     assert (before.kind, before.version, before.detail["k"], before.detail["before"]) == ("raised_k", second, 2, 1)
     scrapes = [(await service.client.get("/metrics")).text for service in (one, two)]

@@ -81,7 +81,7 @@ async def test_requests_that_do_not_end_keep_their_weights(tmp_path: Path) -> No
         await eventually(lambda: engine.running > 0)
         version = await service.promoted(1, FULL)
         await eventually(lambda: version.name in service.state.swapper.refused)
-        assert "did not end within 0.1 s" in service.state.swapper.refused[version.name].reason
+        assert "did not finish within 0.1 s" in service.state.swapper.refused[version.name].reason
         assert (await asked).status_code == 200
         assert await engine.loaded() == {BASE}
 
@@ -102,7 +102,7 @@ async def test_streams_that_wait_are_kept_alive_and_too_many_are_told_to_come_ba
         assert gate.waiting == 0
     assert refused.status_code == 503
     assert refused.headers["retry-after"]
-    assert streamed.text.count(": waiting for other weights") >= 2
+    assert streamed.text.count(": waiting for another version to load") >= 2
     assert "data: [DONE]" in streamed.text
 
 
