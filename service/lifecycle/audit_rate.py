@@ -12,7 +12,7 @@ def audit_rate(budget: float, *, k: int, n: int, savings: Savings | None) -> flo
     """Returns the share of answers to audit if audits may cost the share `budget` of the tokens that answers save.
 
     Args:
-        k, n: Candidates of an answer, and of best-of-n. Until enough is measured, a candidate of the champion is assumed
+        k, n: Candidates of an answer, and of best-of-n. Until enough is measured, a candidate of the champion is taken
             to cost as much as one of the base; an audit samples n candidates of the base and, if k is 1, n of the
             champion.
     """

@@ -1,4 +1,4 @@
-"""The `bonbon` command as a process: what it offers, and what it says to a mistake."""
+"""The `bonbon` command as a process: its commands and its error messages."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""API keys against the running service: whoever has none, a wrong, a revoked or another tenant's one gets nothing."""
+"""API keys against the running service: a missing, wrong, revoked or other tenant's key gives no access."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Settings: where they come from, which source wins, and what is said about a bad one."""
+"""Settings: their sources, the precedence of sources, and the messages about invalid values."""
 
 import re
 from pathlib import Path
@@ -262,7 +262,7 @@ def test_every_setting_is_listed_as_it_is() -> None:
 
 
 def test_every_variable_that_the_documents_name_is_a_setting() -> None:
-    """In all pages and manifests: a setting that was renamed must not live on in one of them."""
+    """All pages and manifests are checked, so that no renamed setting remains in one of them."""
     listed = set(re.findall(r"^\| `([\w.]+)`", (DOCS / "settings.md").read_text(), re.MULTILINE))
     known = {name.upper().replace(".", "__") for name in listed} | {"CONFIG"}
     root = DOCS.parent

@@ -1,4 +1,4 @@
-"""`bonbon init`: the file that it writes is read, and shows every default as it is."""
+"""`bonbon init`: the file that it writes can be loaded and shows every default."""
 
 import re
 import tomllib

@@ -28,7 +28,7 @@ from tests.support.service.running_service import BASE, WatchedEngine, running, 
 
 @pytest.mark.parametrize(("spool_bytes", "status"), [(0, 503), (10_000, 200)])
 async def test_health_tells_what_is_served(tmp_path: Path, spool_bytes: int, status: int) -> None:
-    """Without a database it is ready only as long as groups can wait."""
+    """Without a database the service is ready only while groups can wait in the spool."""
     engine = WatchedEngine()
     async with running(settings_in(tmp_path, spool_bytes=spool_bytes), engine=engine) as service:
         assert (await service.client.get("/health/live")).json() == {"status": "live"}
@@ -147,7 +147,7 @@ async def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
 
 
 class Broken(FakeEngine):
-    """Cannot be started until it is mended."""
+    """An engine that cannot be started until it is repaired."""
 
     def __init__(self, problem: Exception) -> None:
         super().__init__(BASE)
@@ -241,7 +241,7 @@ def test_an_address_that_cannot_be_had_names_its_remedy() -> None:
 
 
 class Command:
-    """`bonbon serve` in a process of its own."""
+    """Runs `bonbon serve` in a separate process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process, self.url = process, ""

@@ -41,12 +41,12 @@ expect.set_options(timeout=30_000)  # milliseconds; a loaded machine draws slowl
 VIEWS = ("overview", "versions", "pairs", "playground")
 REFUSED = re.compile("status of 40[0139]")
 EVALUATION = evaluation(win_rate=estimate(0.82))
-"""By its verdict two draws win 53 % against best-of-8 of the base, and save 72.5 % of the tokens."""
+"""According to this verdict, best-of-2 wins 53 % against best-of-8 of the base and saves 72.5 % of the tokens."""
 
 
 @dataclass
 class Console:
-    """A page at a service, and everything it did that it should not."""
+    """A page of the service, and the errors and external requests that it made."""
 
     page: Page
     state: AppState
@@ -75,7 +75,7 @@ async def served(settings: Settings) -> AsyncIterator[tuple[AppState, str]]:
 
 @contextmanager
 def uncaught(server: uvicorn.Server) -> Iterator[None]:
-    """pytest's own handlers stay."""
+    """Keeps pytest's own handlers."""
 
     @contextmanager
     def nothing() -> Iterator[None]:
@@ -97,7 +97,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @asynccontextmanager
 async def opened(browser: Browser, settings: Settings, **context: Any) -> AsyncIterator[Console]:
-    """A console whose page must log no error and send nothing to other hosts."""
+    """Opens the console and checks that its page logs no error and sends nothing to other hosts."""
     async with served(settings) as (state, url):
         page = await (await browser.new_context(**context)).new_page()
         console = Console(page, state, url, [])
@@ -123,7 +123,7 @@ async def opened(browser: Browser, settings: Settings, **context: Any) -> AsyncI
 
 
 async def filled(state: AppState) -> Version:
-    """Groups, a measured champion with audits, a version that the gate refused, and a round at work."""
+    """Stores groups, an evaluated champion with audits, a version that the gate refused, and a running round."""
     for number in range(20):
         await state.pair_log.append(scored_group(number, version=BASE))
     version = await new_version(state.registry, 1)
@@ -149,7 +149,7 @@ async def filled(state: AppState) -> Version:
 
 
 async def tell_training(state: AppState, *, epoch: float) -> None:
-    """A round is at this of three epochs."""
+    """The running round has completed this many of three epochs."""
     curve = tuple(CurvePoint(epoch * step / 9, 2.0 - step / 10, step, 18.2) for step in range(10))
     await tell_round(state.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
 
@@ -279,7 +279,7 @@ async def test_it_is_light_and_dark_and_fits_a_phone(browser: Browser, tmp_path:
 
 
 async def test_no_other_page_may_use_what_the_browser_knows(browser: Browser, tmp_path: Path) -> None:
-    """A page from elsewhere can neither frame the console nor promote with its visitor's browser."""
+    """A page of another site can neither frame the console nor promote a version through its visitor's browser."""
     async with opened(browser, settings_in(tmp_path)) as console:
         version = await filled(console.state)
         stranger = await browser.new_page()

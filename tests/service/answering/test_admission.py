@@ -1,4 +1,4 @@
-"""Who is let in, and in which order; what a tenant's minute holds."""
+"""Admission: which requests are admitted and in which order, and the rate limits of tenants."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ from service.limits.rate_limits import RateLimits
 
 
 class Crowd:
-    """Requests that ask to be let in and stay until they are told to leave."""
+    """Requests that wait for admission and stay admitted until they are released."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
@@ -43,7 +43,7 @@ async def test_no_more_than_the_capacity_is_let_in_and_all_get_their_turn() -> N
 
 
 async def test_a_flood_does_not_starve_another_tenant() -> None:
-    """One request of b, behind a hundred of a, is next but for those that are inside."""
+    """A request of b behind a hundred of a is admitted next, after those already admitted."""
     admission = Admission(10, max_waiting=1000, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     flood = [asyncio.create_task(crowd.ask("a", 10, leave)) for _ in range(100)]
@@ -56,7 +56,7 @@ async def test_a_flood_does_not_starve_another_tenant() -> None:
 
 
 async def test_tenants_that_wait_share_by_tokens_not_by_requests() -> None:
-    """a asks for ten times as much each time: while both wait, b has ten requests let in for each of a's."""
+    """Each request of a is ten times as large, so while both wait, ten requests of b are admitted for each of a's."""
     admission = Admission(100, max_waiting=1000, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     asked = [crowd.ask("a", 100, leave) for _ in range(20)] + [crowd.ask("b", 10, leave) for _ in range(200)]

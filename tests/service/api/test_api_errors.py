@@ -1,4 +1,4 @@
-"""Refusals and failures: OpenAI's envelope, the right status, the field at fault."""
+"""Errors: OpenAI's envelope, the right status, and the name of the invalid field."""
 
 import asyncio
 import json
@@ -468,7 +468,7 @@ def test_a_conflict_is_a_409() -> None:
     ],
 )
 async def test_what_json_cannot_hold_is_refused_by_name(api: Api, field: str, param: str) -> None:
-    """Python reads NaN and half a surrogate pair; neither can be sent on to an engine."""
+    """Python accepts NaN and half a surrogate pair in JSON, but neither can be sent to an engine."""
     body = f'{{"model": "bonbon", "messages": {json.dumps(MESSAGES)}, {field}}}'
     response = await api.client.post(CHAT, content=body.encode(), headers={"content-type": "application/json"})
     assert response.status_code == 400

@@ -1,4 +1,4 @@
-"""Streams: token by token for one draw, comments and then the chosen text for best-of-n."""
+"""Streams: token by token for one candidate; comments, then the chosen text, for best-of-n."""
 
 import asyncio
 import json
@@ -131,7 +131,7 @@ async def test_one_prompt_too_long_among_several_is_an_ordinary_status(api: Api)
 
 
 class FailingMidway(FakeEngine):
-    """Fails when `tokens` tokens have been drawn."""
+    """An engine that fails after `tokens` tokens."""
 
     tokens = 2
 

@@ -1,4 +1,4 @@
-"""Audits: which answers they take, what they store, and that they never hurt a request."""
+"""Audits: which answers they select, what they store, and that they never fail a request."""
 
 import asyncio
 import random
