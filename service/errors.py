@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 RETRY = {"retry-after": "1"}
 BUSY = {"retry-after": "5"}
 VALIDATION_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
-LONGEST_MESSAGE = 1000
-LONGEST_PARAM = 200
+MAX_MESSAGE_LENGTH = 1000
+MAX_PARAM_LENGTH = 200
 CODES = {
     401: "invalid_api_key",
     403: "forbidden",
@@ -61,9 +61,9 @@ class Problem:
         """The response body. Long messages and parameter names are shortened, because they may quote the request."""
         return {
             "error": {
-                "message": _bounded(self.message, LONGEST_MESSAGE),
+                "message": _bounded(self.message, MAX_MESSAGE_LENGTH),
                 "type": _type(self.status),
-                "param": None if self.param is None else _bounded(self.param, LONGEST_PARAM),
+                "param": None if self.param is None else _bounded(self.param, MAX_PARAM_LENGTH),
                 "code": self.code,
             }
         }

@@ -18,12 +18,12 @@ async def let_in(state: AppState, ask: CompletionRequest) -> AsyncIterator[tuple
         Overloaded: Too many requests are waiting, or the request has waited too long.
         UnknownVersion: The model is not served.
     """
-    learnt = not state.tenant_rewards.has_own(ask.tenant)
-    draws = state.serving.draws(ask.model, n=ask.n, best_of=ask.drawn, learnt=learnt)
+    learned = not state.tenant_rewards.has_own(ask.tenant)
+    draws = state.serving.draws(ask.model, n=ask.n, best_of=ask.drawn, learned=learned)
     longest = min(max(1, ask.sampling.max_tokens), state.engine.context_length)
     max_tokens = ask.read_tokens + len(ask.prompts) * draws * longest
     with state.limits.charged(ask.tenant, max_tokens) as charge:
         async with state.admission.admit(ask.tenant, max_tokens):
             await state.serving.admitted()
-            with state.serving.plan(ask.model, n=ask.n, best_of=ask.drawn, learnt=learnt) as plan:
+            with state.serving.plan(ask.model, n=ask.n, best_of=ask.drawn, learned=learned) as plan:
                 yield plan, charge

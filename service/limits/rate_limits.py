@@ -9,7 +9,7 @@ from math import ceil
 from bonbon.errors import ClientTooSlow, RateLimited
 from bonbon.settings import Limits
 
-LONGEST_RETRY = 120
+MAX_RETRY_AFTER = 120
 """Maximum value of retry-after, in seconds. OpenAI's clients do not retry at all if it is larger."""
 
 
@@ -107,7 +107,7 @@ class RateLimits:
         waits = [(bucket.seconds_until(amount), kind, bucket) for kind, bucket, amount in kinds]
         longest, kind, bucket = max(waits, key=lambda wait: wait[0], default=(0.0, "", None))
         if bucket is not None and longest > 0:
-            retry = {"retry-after": str(min(LONGEST_RETRY, ceil(longest)))}
+            retry = {"retry-after": str(min(MAX_RETRY_AFTER, ceil(longest)))}
             raise RateLimited(
                 f"the rate limit is {bucket.per_minute} {kind} per minute; until it is answered, a request counts "
                 "max_tokens for each candidate",

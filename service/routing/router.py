@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from bonbon.errors import EngineError, UnknownVersion
 
-MOST_WAITING = 1000
+MAX_WAITING = 1000
 """Maximum number of requests that wait while the service is paused; further requests are refused."""
 
 
@@ -180,7 +180,7 @@ class Router:
         """
         if self._open.is_set():
             return
-        if self.waiting >= MOST_WAITING:
+        if self.waiting >= MAX_WAITING:
             raise EngineError("another version is being loaded and too many requests are waiting for it; try again")
         self.waiting += 1
         try:
@@ -194,11 +194,11 @@ class Router:
             self.waiting -= 1
 
     @contextmanager
-    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> Iterator[Route]:
+    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learned: bool = True) -> Iterator[Route]:
         """Routes a request for `model` with `n` choices. The version stays loaded until the block ends.
 
         The alias samples n candidates while the champion is the base or has fallen back to best-of-n, and otherwise the
-        champion's k; a version requested by name samples one candidate per choice. `best_of` overrides this. `learnt`
+        champion's k; a version requested by name samples one candidate per choice. `best_of` overrides this. `learned`
         is whether this request is ranked by the reward that versions learn from. If not, the alias stands for best-of-n
         of the base, whichever version is champion.
 
@@ -206,16 +206,16 @@ class Router:
             UnknownVersion: The model is not served; the message lists the models that are.
         """
         version, asked = self.resolve(model)
-        if model == self.alias and not learnt and self._routes.base in self._routes.loaded:
+        if model == self.alias and not learned and self._routes.base in self._routes.loaded:
             version = self._routes.base  # it is not loaded while other weights take its place; then best-of-n of those
         with self.hold(version):
-            yield Route(model, version, self.draws(model, n=n, best_of=best_of, learnt=learnt), asked)
+            yield Route(model, version, self.draws(model, n=n, best_of=best_of, learned=learned), asked)
 
-    def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> int:
-        """How many candidates a request for `model` draws as things are now; see `plan`."""
+    def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learned: bool = True) -> int:
+        """Returns how many candidates to sample for a request for `model`; see `plan`."""
         if best_of is not None:
             return best_of
-        if model == self.alias and not learnt:
+        if model == self.alias and not learned:
             return max(n, self.n)
         return max(n, self.k if model in (self.alias, "champion") else 1)
 

@@ -19,7 +19,7 @@ app.command()(doctor)
 
 @pytest.fixture(autouse=True)
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Returns settings of a service that can start: the shipped models and a free port."""
+    """Sets the environment of a service that can start: the shipped models and a free port."""
     models = tiny_models()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

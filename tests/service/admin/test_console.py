@@ -75,7 +75,7 @@ async def served(settings: Settings) -> AsyncIterator[tuple[AppState, str]]:
 
 @contextmanager
 def uncaught(server: uvicorn.Server) -> Iterator[None]:
-    """Keeps pytest's own handlers."""
+    """Leaves pytest's own signal handlers in place."""
 
     @contextmanager
     def nothing() -> Iterator[None]:
@@ -149,7 +149,7 @@ async def filled(state: AppState) -> Version:
 
 
 async def tell_training(state: AppState, *, epoch: float) -> None:
-    """The running round has completed this many of three epochs."""
+    """Records that the running round has completed `epoch` of three epochs."""
     curve = tuple(CurvePoint(epoch * step / 9, 2.0 - step / 10, step, 18.2) for step in range(10))
     await tell_round(state.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
 

@@ -33,7 +33,7 @@ STRANGE = {"NUL": "a\0b", "half a pair": "\ud800", "long": "x" * 900_000, "both"
 
 @pytest.fixture
 def server(one_server: PostgresqlServer) -> PostgresqlServer:
-    """Runs a service with an empty database."""
+    """Returns the server with an empty database."""
     one_server.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     return one_server
 

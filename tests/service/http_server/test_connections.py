@@ -64,7 +64,7 @@ def memory(service: ServiceProcess) -> float:
 
 @contextmanager
 def soft_limit(files: int) -> Iterator[None]:
-    """Sets the limit of open files as a shell does; the service inherits it."""
+    """Lowers this process's limit of open files, which the service inherits, as from a shell."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
     try:
