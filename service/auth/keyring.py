@@ -3,13 +3,13 @@
 import asyncio
 import hmac
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 from pydantic import SecretStr
 
+from bonbon.concurrency.shielded import end
 from bonbon.errors import StoreError, UserError
 from bonbon.keys.key_records import Key, Scope, digest_of
 from bonbon.keys.key_store import all_keys
@@ -70,9 +70,7 @@ class Keyring:
     async def stop(self) -> None:
         """Stops watching for changes."""
         if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+            await end(self._watcher)
 
     @property
     def required(self) -> bool:

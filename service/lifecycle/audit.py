@@ -2,13 +2,13 @@
 
 import asyncio
 import random
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
 
 from bonbon.best_of_n import BestOfN
+from bonbon.concurrency.shielded import end
 from bonbon.engines.candidates import collect
 from bonbon.engines.engine import DrawRequest
 from bonbon.errors import RewardError, UnknownVersion
@@ -72,9 +72,7 @@ class Audits:
     async def stop(self) -> None:
         """Aborts the running audit and drops the waiting ones."""
         if self._worker is not None:
-            self._worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker
+            await end(self._worker)
 
     @property
     def waiting(self) -> int:

@@ -1,12 +1,12 @@
 """Deletes groups that have exceeded the retention period."""
 
 import asyncio
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 
+from bonbon.concurrency.shielded import end
 from bonbon.erase import erase
 from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.deletion.purge import count_purgeable
@@ -37,9 +37,7 @@ class Retention:
     async def stop(self) -> None:
         """Stops; the next start deletes the rest."""
         if self._worker is not None:
-            self._worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker
+            await end(self._worker)
 
     async def _work(self, age: timedelta) -> None:
         unfinished = False

@@ -1,10 +1,10 @@
 """Counts the tokens that distilled champions generate, so that the database shows what they save."""
 
 import asyncio
-from contextlib import suppress
 
 import structlog
 
+from bonbon.concurrency.shielded import end
 from bonbon.errors import StoreError
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.live.savings import Savings, TokenCounts, add_savings
@@ -38,9 +38,7 @@ class SavingsCounter:
     async def stop(self) -> None:
         """Stops, and writes the remaining counts if the database is available."""
         if self._worker is not None:
-            self._worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker
+            await end(self._worker)
         await self._write()
 
     def answered(self, plan: Route, group: Group) -> None:

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from socket import gethostname
 
 import structlog
 
+from bonbon.concurrency.shielded import end
 from bonbon.engines.engine import Engine, VersionKind
 from bonbon.engines.golden_prompts import check_golden_prompts
 from bonbon.errors import EngineError, UserError
@@ -95,12 +96,7 @@ class Swapper:
 
     async def stop(self) -> None:
         """Stops watching. Loaded versions stay loaded until the engine stops."""
-        tasks = [task for task in (self._watcher, *self._retiring) if task is not None]
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        await end(*(task for task in (self._watcher, *self._retiring) if task is not None))
 
     async def converge(self, *, retry: bool = False) -> None:
         """Serves the versions that the aliases name, as far as possible. When this returns, the aliases that were read
