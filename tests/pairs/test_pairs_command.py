@@ -113,7 +113,7 @@ def test_purge_asks_before_it_deletes(database_url: str) -> None:
     assert as_json(app, "stats", "--database", database_url)["groups"] == 6
     agreed = run(app, *arguments, input="y\n")
     assert agreed.exit_code == 0
-    assert "2 groups deleted. A running service goes on logging; " in agreed.stdout
+    assert "2 groups deleted. A running service continues to log; " in agreed.stdout
     again = run(app, *arguments)  # nothing is left to ask about
     assert (again.exit_code, again.stdout.startswith("0 groups deleted")) == (0, True)
 

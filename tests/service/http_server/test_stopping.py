@@ -64,10 +64,10 @@ async def test_what_does_not_end_is_told_so(tmp_path: Path, how: str) -> None:
         whole, *streams = await asyncio.gather(*asking)
         assert await service.wait() == 0
     assert whole.status_code == 503
-    assert "has to stop" in whole.json()["error"]["message"]
+    assert "the service is stopping" in whole.json()["error"]["message"]
     for stream in streams:
         last = json.loads(stream.text.rstrip("\n").rpartition("data: ")[2])
-        assert "has to stop" in last["error"]["message"]
+        assert "the service is stopping" in last["error"]["message"]
     assert rows(tmp_path, "SELECT id FROM groups") == [(answered.json()["bonbon"]["group_id"],)]
 
 

@@ -111,7 +111,7 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     shown = await win_rates(two)
     assert (shown["champion"], shown["best_of_n"]) == (first, True)
     assert (shown["fallback"]["version"], shown["fallback"]["replaced"]) == (first, second)
-    assert f"the best of 2 draws of {second} won" in shown["fallback"]["reason"]
+    assert f"best-of-2 of {second} won" in shown["fallback"]["reason"]
     event, before = await one.state.registry.history(2)
     assert (event.kind, event.version, event.actor) == ("fell_back", first, "win-rate fallback")
     assert event.detail["replaced"] == second

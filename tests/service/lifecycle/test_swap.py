@@ -425,5 +425,5 @@ async def test_a_name_that_means_other_files_now_is_served_no_more(tmp_path: Pat
         assert (await service.ask()).json()["bonbon"]["version"] == BASE
         assert (await service.ask(promoted.name)).status_code == 404
         refused = (await service.client.get("/health/ready")).json()["refused"]
-        assert "Restart the service" in refused[promoted.name]
+        assert "restart the service" in refused[promoted.name]
         assert engine.torn == []
