@@ -1,9 +1,9 @@
-"""Every setting, in one place.
+"""Defines every setting of bonbon.
 
-Read, first wins, from: arguments, the environment (`BONBON_MODEL`, `BONBON_SERVICE__PORT`, ...), and the TOML file
-named by `BONBON_CONFIG` (default `bonbon.toml`, if it is there). In the environment a value may be in a file: then
-`_FILE` ends the variable's name and its value is the path. A key that no setting knows is an error, in the environment
-as in the file.
+Values come from arguments, from the environment (`BONBON_MODEL`, `BONBON_SERVICE__PORT`, ...) and from the TOML file
+that `BONBON_CONFIG` names (default: `bonbon.toml`, if it exists); the first source that gives a value wins. An
+environment variable may name a file instead: the variable's name then ends in `_FILE`, and its value is the path. An
+unknown key is an error, in the environment as well as in the file.
 """
 
 import os
@@ -30,22 +30,23 @@ from bonbon.shown_values import shown_input
 
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
-# What Kubernetes sets in every pod beside a Service whose name begins with "bonbon".
+# Kubernetes sets these variables in every pod of a namespace that has a Service whose name begins with "bonbon".
 _SERVICE_LINK = re.compile(r".*(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_\d+_.*)?)")
 
 
 class Section(BaseModel):
-    """A group of settings; unknown keys are errors."""
+    """A group of settings that rejects unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class RewardSpec(BaseModel):
-    """Which reward, and its options.
+    """Names a kind of reward and its options.
 
-    A string is shorthand: `kind:target`, an http(s) URL, or a model's directory or hub name.
+    A string is shorthand for `kind:target`, an http(s) URL, or the directory or hub name of a model.
 
-    Every kind has a `target` (a model, a URL, a callable); what else it takes, the kind's own options say.
+    Every kind has a `target`, such as a model, a URL or a callable. The class that implements the kind documents its
+    other options.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, coerce_numbers_to_str=True)
@@ -67,128 +68,142 @@ class RewardSpec(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the kind's own options are made of: `target` (when set) and every extra key."""
+        """The keyword arguments for the kind's options: `target`, if it is set, and every extra key."""
         target = {"target": self.target} if self.target else {}
         return target | dict(self.model_extra or {})
 
 
 class Limits(Section):
-    """What a tenant may ask for; None: as much as it likes."""
+    """Rate limits of every tenant that sets none of its own. Without a value, a rate is not limited."""
 
     requests_per_minute: int | None = Field(None, ge=1)
-    """Requests."""
+    """Maximum number of requests per minute."""
     tokens_per_minute: int | None = Field(None, ge=1)
-    """Tokens drawn, over all candidates."""
+    """Maximum number of generated tokens per minute, counted over all candidates."""
 
 
 class Tenant(Limits):
-    """A tenant of its own. A limit that it does not name is everybody's."""
+    """Settings of one tenant. A limit that the tenant does not set is taken from `service.limits`."""
 
     reward: str | None = None
-    """Which of `rewards` ranks its candidates; None: the service's reward."""
+    """Name of the reward in `service.rewards` that ranks this tenant's candidates. By default the service's reward
+    does."""
 
     def limits(self, default: Limits) -> Limits:
-        """Its limits, where `default` are everybody's."""
+        """Returns this tenant's limits, taking those that it does not set from `default`."""
         return default.model_copy(update=self.model_dump(include=self.model_fields_set & set(Limits.model_fields)))
 
 
 class ServiceSettings(Section):
-    """The online half."""
+    """Settings of `bonbon serve`, which answers requests. They set the address to listen on, how many requests are
+    accepted and for how long they may wait, who may send them, what happens to the log while the database is
+    unavailable, and how a distilled version is monitored while it answers."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(8080, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 selects a free port."""
     alias: str = "bonbon"
-    """The model name that means: whatever is best now."""
+    """Model name under which clients always reach the current champion."""
     k: int | None = Field(None, ge=1, le=128)
-    """Draws of a distilled champion from which the alias answers with the best. By default as many as the version's
-    evaluation showed it to need; with 1 every answer is one draw, whatever that costs in quality."""
+    """Number of candidates that a distilled champion samples; the best of them is the answer. By default this is the
+    number that the version's evaluation found necessary. With 1 every answer is a single candidate, whatever the loss
+    of quality."""
     max_best_of: int = Field(32, ge=1, le=128)
-    """Largest n a request may ask for."""
+    """Largest n that a request may ask for."""
     default_max_tokens: int = Field(256, ge=1)
-    """max_tokens of a request that names none; less where the context has less room."""
+    """max_tokens of a request that does not set it. It is reduced where the rest of the model's context is shorter."""
     max_prompts: int = Field(64, ge=1)
-    """Most prompts that one request to /v1/completions may bring."""
+    """Maximum number of prompts in one request to /v1/completions."""
     max_tokens_in_flight: int = Field(2**20, ge=1)
-    """Tokens that may be drawn for all requests at once: candidates times max_tokens. More have to wait."""
+    """Maximum number of tokens that may be generated for all requests at once, counted as candidates times max_tokens.
+    Requests beyond that wait."""
     max_waiting: int = Field(256, ge=0)
-    """Requests that may wait; more are refused with a 503."""
+    """Maximum number of requests that may wait; further requests are refused with a 503."""
     max_wait: float = Field(30.0, gt=0)
-    """Seconds that a request waits before it is refused with a 503."""
+    """Seconds that a request may wait before it is refused with a 503."""
     stream_buffer_bytes: int = Field(256 * 2**20, ge=2**16)
-    """Bytes of streamed answers, over all streams, that may wait for clients to read them. When more are ready, the
-    stream with the most bytes waiting is cut off."""
+    """Bytes of streamed answers, over all streams, that may wait for clients to read them. Beyond that, the stream with
+    the most unread bytes is cut off."""
     send_timeout: float = Field(60.0, gt=0)
-    """Seconds that a client may go without reading anything of what is ready for it before its connection is closed."""
+    """Seconds that a client may go without reading any of the data that is ready for it before its connection is
+    closed."""
     limits: Limits = Limits()
-    """Of each tenant that has no limits of its own."""
+    """Rate limits of every tenant that has none of its own."""
     rewards: dict[str, RewardSpec] = Field(default_factory=dict)
-    """Rewards besides the service's, by the name that groups and metrics have for them."""
+    """Additional rewards, by the name that appears in groups and metrics."""
     tenants: dict[str, Tenant] = Field(default_factory=dict)
-    """Limits of their own, and which of service.rewards ranks their candidates, by tenant."""
+    """Rate limits and the name of the reward in service.rewards for individual tenants, by the tenant's name."""
     retention_days: float | None = Field(None, gt=0)
-    """Groups older than this are deleted, with the training snapshots that hold them."""
+    """Age in days at which groups are deleted, together with the training snapshots that contain them. By default
+    groups are kept."""
     retention_poll: float = Field(3600.0, gt=0)
-    """Seconds between looks for old groups."""
+    """Seconds between checks for groups that have reached this age."""
     spool_bytes: int = Field(256 * 2**20, ge=0)
-    """How much of the log may wait in data_dir/spool while the database does not take it; 0: nothing."""
+    """Maximum size of the spool, data_dir/spool, which keeps logged groups while the database is unavailable; 0 turns
+    the spool off."""
     spool_full: Literal["refuse", "drop"] = "refuse"
-    """What becomes of an answer that neither database nor spool takes: a 503, or given unlogged, and counted."""
+    """What to do with an answer that can be stored neither in the database nor in the spool: `refuse` it with a 503, or
+    send it and `drop` its log entry, which a metric counts."""
     max_body_bytes: int = Field(4 * 2**20, ge=1024)
-    """Larger request bodies are refused."""
+    """Maximum size of a request body; larger bodies are refused with a 413."""
     max_header_bytes: int = Field(32 * 1024, ge=1024)
-    """A request whose request line and headers are larger than this is refused with a 431."""
+    """Maximum size of the request line and headers; larger ones are refused with a 431."""
     header_timeout: float = Field(10.0, gt=0)
-    """Seconds that a client has to send the request line and headers, from the moment it connects."""
+    """Seconds that a client has to send the request line and headers, counted from the moment it connects."""
     body_timeout: float = Field(30.0, gt=0)
     """Seconds that a client has to send the body of a request after its headers."""
     max_connections: int = Field(2048, ge=1)
-    """Connections that may be open at once. A new one takes the place of the connection that has waited longest for
-    its client; where every connection is being answered, requests on new ones are refused with a 503."""
+    """Maximum number of open connections. When it is reached, a new connection replaces the one that has waited longest
+    for its client; if every connection is being answered, requests on new connections are refused with a 503."""
     max_connections_per_client: int | None = Field(None, ge=1)
-    """Connections that one client address may have open (an IPv6 client counts by its /64 network); by default three
-    quarters of max_connections. Behind a proxy all clients have the proxy's address."""
+    """Maximum number of open connections from one client address (IPv6 clients are counted by their /64 network). The
+    default is three quarters of max_connections. Behind a proxy, all clients share the proxy's address."""
     reward_deadline: float = Field(30.0, gt=0)
-    """Seconds the reward has before the answer is degraded."""
+    """Seconds that the reward has to score the candidates. After that the request is answered with an unranked
+    candidate and marked as degraded."""
     audit_budget: float = Field(0.05, ge=0, le=1)
-    """How many tokens audits may draw, as a share of those that a distilled champion saves. Audits compare some of its
-    answers with best-of-n of the base in the background; this setting decides how many."""
+    """Maximum number of tokens that audits may generate, as a share of the tokens that a distilled champion saves. An
+    audit compares one of the champion's answers with best-of-n of the base in the background; this setting determines
+    how many answers are audited."""
     audit_fraction: float | None = Field(None, ge=0, le=1)
-    """Share of the champion's answers that are audited, whatever that costs. By default audit_budget decides."""
+    """Share of the champion's answers to audit, whatever it costs. By default audit_budget determines the share."""
     win_rate_floor: float = Field(0.45, ge=0, le=1)
-    """When the live win rate against best-of-n of the base is known to be under this, the champion answers with the
-    best of twice as many draws; when that would be n or more, best-of-n answers again. 0 never acts. Where service.k
-    fixes the number of draws, best-of-n answers again when the live win rate against one draw of the base is known to
-    be under .5."""
+    """Minimum live win rate against best-of-n of the base. When the win rate is significantly lower, the champion
+    samples twice as many candidates; when that would be n or more, the service falls back to best-of-n. 0 turns this
+    off. If service.k fixes the number of candidates, the service falls back to best-of-n when the live win rate against
+    one candidate of the base is significantly lower than 0.5."""
     audit_queue: int = Field(256, ge=1)
-    """Audits that may wait; more are dropped and counted."""
+    """Maximum number of audits that may wait; further audits are dropped and counted."""
     registry_poll: float = Field(0.5, gt=0)
-    """Seconds between looks at the registry for a promotion."""
+    """Seconds between checks of the registry for a promoted version."""
     drain_timeout: float = Field(30.0, gt=0)
-    """Seconds that requests in flight have to finish when the service stops."""
+    """Seconds that running requests have to finish when the service stops."""
     ping_interval: float = Field(5.0, gt=0)
-    """Seconds between the comments that keep a stream open while candidates are drawn."""
+    """Seconds between the comments that keep a stream open while candidates are being generated."""
     traces: Literal["off", "otlp"] = "off"
-    """otlp: send a trace of each request to where OTEL_EXPORTER_OTLP_ENDPOINT says; needs bonbon-serve[otel]."""
+    """`otlp` sends a trace of each request to the endpoint in OTEL_EXPORTER_OTLP_ENDPOINT; it needs
+    bonbon-serve[otel]."""
     auth: Literal["auto", "on", "off"] = "auto"
-    """Whether requests need a key. auto: unless the service listens to this machine only and no key was ever made."""
+    """Whether requests need an API key. `auto` requires one unless the service listens on a loopback address only and
+    no key has ever been created."""
     cors_origins: list[str] = Field(default_factory=list)
-    """Origins such as `https://app.example.com` whose web pages may use `/v1` from a browser; `*` stands for all. By
+    """Origins such as `https://app.example.com` whose web pages may call `/v1` from a browser; `*` allows all. By
     default none may."""
     keys_poll: float = Field(1.0, gt=0)
-    """Seconds after which a key that was made or revoked is known."""
+    """Seconds until the service notices that a key was created or revoked."""
     api_key: SecretStr | None = None
-    """A key of the tenant without a name, besides those that `bonbon keys create` makes: for answers and feedback."""
+    """An API key of the unnamed tenant, valid for completions and feedback, in addition to the keys that `bonbon keys
+    create` creates."""
     admin_key: SecretStr | None = None
-    """A key for /admin. While there is no key of any kind and the service listens to this machine only, requests that
-    are made on this machine need none."""
+    """An API key for /admin. While no key of any kind exists and the service listens on a loopback address only,
+    requests from this machine need none."""
 
     @field_validator("api_key", "admin_key")
     @classmethod
     def _not_empty(cls, key: SecretStr | None) -> SecretStr | None:
         if key is not None and not key.get_secret_value().strip():
-            raise ValueError("it is empty, so no request could bring it: write a key, or leave it out")
+            raise ValueError("the key is empty, so no request could match it: set a key, or remove the setting")
         return key
 
     @field_validator("cors_origins")
@@ -197,7 +212,7 @@ class ServiceSettings(Section):
         if not all(origin == "*" or ORIGIN.fullmatch(origin) for origin in origins):
             raise ValueError(
                 "write each origin with its scheme and without a slash or a path at the end, such as "
-                "https://app.example.com, or write * for all"
+                "https://app.example.com, or write * to allow all"
             )
         return [origin.lower() for origin in origins]
 
@@ -207,168 +222,184 @@ class ServiceSettings(Section):
             if own.reward is not None and own.reward not in self.rewards:
                 known = ", ".join(map(repr, self.rewards)) or "none"
                 raise ValueError(
-                    f"tenants.{tenant}.reward is {own.reward!r}, which service.rewards does not have; it has: {known}"
+                    f"tenants.{tenant}.reward is {own.reward!r}, which is not in service.rewards; known rewards are: "
+                    f"{known}"
                 )
         return self
 
 
 class TrainSettings(Section):
-    """How a version is trained."""
+    """Settings of the trainer, which `bonbon distill` and the daemon `bonbon loop` run. They set the loss, the
+    optimiser, how the policy goes on learning from its own candidates, which groups it may learn from, and which
+    hardware it uses."""
 
     loss: Literal["gvpo", "vbon", "bond", "bonbon", "paper", "sft", "ipo", "dpo"] = "gvpo"
-    """What is minimised. `gvpo` learns from all candidates of a group at once, and so do `vbon` and `bond`, which aim
-    at best-of-n itself. The others compare two candidates: `bonbon` and `paper` are BoNBoN with its terms in units of
-    their variance and as printed. All but `gvpo`, `bonbon` and `paper` are there for comparison."""
+    """The loss function. `gvpo`, `vbon` and `bond` learn from all candidates of a group; `vbon` and `bond` target the
+    best-of-n distribution itself. The others compare two candidates: `bonbon` and `paper` are the BoNBoN loss with its
+    terms scaled by their variance and as printed in the paper. Losses other than `gvpo`, `bonbon` and `paper` exist for
+    comparison."""
     sft_weight: float = Field(1.0, ge=0)
-    """Weight of a supervised term beside `gvpo`, which keeps the policy near to what the base says."""
+    """Weight of a supervised term in `gvpo` that keeps the policy close to the base."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight of the supervised term in `bonbon` (default 0.5) and in `paper` (default 0.005)."""
     dpo_beta: float = Field(0.1, gt=0)
     """The beta of the `dpo` loss."""
     kl: float | None = Field(None, gt=0)
-    """The most that a trained policy may diverge from the base, in nats; by default as much as best-of-n does,
-    log n - (n-1)/n."""
+    """Maximum divergence of a trained policy from the base, in nats. The default is the divergence of best-of-n, log n
+    - (n-1)/n."""
     method: Literal["lora", "full"] = "lora"
-    """Whether a LoRA adapter or all weights are trained."""
+    """Whether to train a LoRA adapter or all weights."""
     lora_rank: int = Field(16, ge=1)
-    """The rank of the adapter."""
+    """Rank of the LoRA adapter."""
     lora_alpha: int = Field(32, ge=1)
-    """The adapter's output is scaled by lora_alpha / lora_rank."""
+    """Scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
-    """The share of the adapter's inputs that is dropped in training."""
+    """Dropout probability of the LoRA adapter's inputs during training."""
     lora_targets: str = "all-linear"
-    """The modules that get an adapter: a comma-separated list of module names, or `all-linear`, every linear layer that
-    reads text and on which engines can serve an adapter. Of a mixture of experts these are the layers of its attention
-    and, in some models, of the experts that every token goes to."""
+    """Modules that get an adapter: a comma-separated list of module names, or `all-linear` for every linear layer of
+    the language model for which engines can serve an adapter. In a mixture of experts these are the attention layers
+    and, in some models, the shared experts, which process every token."""
     learning_rate: float | None = Field(None, gt=0)
-    """The peak of the learning rate. By default a short probe chooses it by what it gains on validation groups."""
+    """Peak learning rate. By default a short search selects the rate with the largest gain on validation groups."""
     epochs: float = Field(1.0, gt=0)
-    """How often the training groups are gone through before the policy draws for itself."""
+    """Number of passes over the training groups before the policy learns from its own candidates."""
     batch_size: int = Field(16, ge=1)
-    """Groups in an optimiser step, over all processes and forward passes."""
+    """Groups per optimiser step, summed over all processes and forward passes."""
     micro_batch_size: int = Field(4, ge=1)
-    """Groups in a forward pass of each process. Lower it when memory runs out; it must divide batch_size."""
+    """Groups per forward pass of each process. It must divide batch_size. Reduce it when memory runs out."""
     gradient_checkpointing: bool = False
-    """Whether activations are computed twice instead of kept: about a third slower, for much less memory."""
+    """Whether to recompute activations in the backward pass instead of storing them. This takes about a third longer
+    and needs much less memory."""
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
-    """The share of the steps in which the learning rate rises; after that it falls to 0 in a straight line."""
+    """Share of the steps over which the learning rate rises to its peak; after them it falls linearly to 0."""
     max_grad_norm: float = Field(4.0, gt=1)
-    """A gradient that is longer than this many times the median of the latest ones is shortened to that."""
+    """Maximum gradient norm, as a multiple of the median norm of recent steps. Larger gradients are scaled down to
+    it."""
     weight_decay: float = Field(0.0, ge=0)
-    """The weight decay of AdamW."""
+    """Weight decay of the AdamW optimiser."""
     refine: Literal["auto", "on", "off"] = "auto"
-    """Whether the policy then learns from its own draws. `auto` does so where a reward is configured, the engine can
-    load what is trained and there are enough validation prompts; `on` refuses to train where it cannot be done."""
+    """Whether the policy then learns from its own candidates. `auto` does so if a reward is configured, the engine
+    can load the trained weights and there are enough validation prompts; `on` refuses to train if one of these is
+    missing."""
     refine_tokens: int = Field(2_000_000, ge=1)
-    """The most tokens that are drawn for learning from the policy's own draws. It ends earlier when nothing more is
-    gained."""
+    """Maximum number of tokens to generate for this phase. It ends earlier when the policy stops improving."""
     refine_draws: int = Field(8, ge=2)
-    """Candidates that are drawn for each prompt."""
+    """Candidates sampled for each prompt in this phase."""
     refine_replay: int = Field(2, ge=0)
-    """Optimiser steps on earlier draws after each step on fresh ones."""
+    """Optimiser steps on earlier candidates after each step on new ones."""
     refine_learning_rate: float | None = Field(None, gt=0)
-    """The learning rate on the policy's own draws; by default a fifth of that on logged groups. It is halved whenever
-    validation prompts gain nothing more for a while."""
+    """Learning rate on the policy's own candidates. The default is a fifth of the rate used for logged groups. It is
+    halved whenever the gain on validation prompts has stopped growing for a while."""
     validation_draws: int = Field(256, ge=2)
-    """Draws for the validation prompts, over all of them, whenever policies are compared by what they draw; at least
-    two for each prompt."""
+    """Candidates sampled over all validation prompts whenever policies are compared by what they generate. Each prompt
+    gets at least two."""
     rescore: bool = True
-    """Whether a round has the newest reward score groups that another reward, or another version of it, scored. It
-    scores the newest ones until `loop.min_groups` of the base and of the version to start from have its scores."""
+    """Whether a round first lets the newest reward score groups that were scored by another reward or by another
+    version of it. It scores the newest groups first, until `loop.min_groups` groups of the base and of the initial
+    version have its scores."""
     base_prompts: int = Field(1000, ge=0)
-    """For how many prompts the base draws once a version answers in its place: training compares candidates with the
-    base's, so that prompts which only a version has answered are of no use without."""
+    """Maximum number of prompts for which the base samples candidates once a distilled version answers requests.
+    Training compares candidates with the base's, so it cannot use a prompt that only a version has answered."""
     draws_in_flight: int = Field(32, ge=1)
-    """Prompts that a training draws for at once. Where its engine also answers requests, keep this well below what that
-    engine can draw at once."""
+    """Prompts for which training samples candidates concurrently. If its engine also answers requests, keep this well
+    below the number of prompts that the engine can process at once."""
     precision: Literal["auto", "no", "bf16"] = "auto"
-    """`auto` computes in bf16 on a GPU that has it and in 32 bits elsewhere; `no` always computes in 32 bits."""
+    """`auto` computes in bf16 on a GPU that supports it and in float32 elsewhere; `no` always computes in float32."""
     seed: int = Field(0, ge=0)
-    """The seed of everything that is random in training and evaluation."""
+    """Seed of the random numbers in training and evaluation."""
     checkpoint_every: int = Field(100, ge=1)
     """Optimiser steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
-    """How many of the newest checkpoints are kept."""
+    """Number of checkpoints to keep; older ones are deleted."""
     tenants: list[str] | None = None
-    """The tenants whose groups may be trained on. By default all groups must be of one tenant, because the version
-    answers everybody."""
+    """Tenants whose groups training may use. By default all groups must belong to one tenant, because the trained
+    version answers every tenant's requests."""
     min_pairs: int = Field(64, ge=1)
-    """Fewer training groups than this are refused."""
+    """Minimum number of training groups; training refuses to start with fewer."""
     max_sampler_gap: float = Field(0.1, gt=0)
-    """The most, in nats an answer, by which the engine's log-probabilities may be higher on average than the trainer's,
-    beyond the noise of 16-bit arithmetic. More than this means that another policy drew the groups."""
+    """Maximum by which the engine's log-probabilities may exceed the trainer's, in nats per answer, on average and
+    beyond the rounding error of 16-bit arithmetic. A larger gap means that a different policy sampled the groups."""
     held_out_fraction: float = Field(0.1, gt=0, lt=0.5)
-    """The share of conversations that are kept for tests: no round trains on them or chooses by them."""
+    """Share of conversations reserved for testing. No round trains on them or selects anything by them."""
     validation_fraction: float = Field(0.1, ge=0, lt=0.5)
-    """The share of conversations that learning rates, steps and policies are chosen by. No round trains on them."""
+    """Share of conversations reserved for selecting learning rates, steps and policies. No round trains on them."""
     threads: int = Field(0, ge=0)
-    """CPU threads for torch; 0 leaves the choice to torch."""
+    """Number of CPU threads that torch uses; 0 keeps torch's default."""
     processes: int = Field(1, ge=1)
-    """Training processes on this machine, one for each GPU; they share every step."""
+    """Number of training processes on this machine, one for each GPU. They share every step."""
     sharding: Literal["none", "full"] = "none"
-    """`none` gives every process the whole model; `full` splits weights, gradients and optimiser state among the
+    """`none` keeps the whole model in every process; `full` shards weights, gradients and optimiser state over the
     processes (FSDP2)."""
     launcher: str = ""
-    """A command that starts the training processes instead of torchrun on this machine."""
+    """Command that starts the training processes. By default torchrun starts them on this machine."""
 
 
 class EvaluateSettings(Section):
-    """How a trained version is measured."""
+    """Settings of `bonbon evaluate` and of the evaluation after each training, which measure a version on test
+    prompts."""
 
     prompts: int = Field(400, ge=2)
-    """The most test prompts that are drawn for."""
+    """Maximum number of test prompts for which candidates are sampled."""
     draws: int | None = Field(None, ge=1)
-    """Draws of the version for each prompt; by default n. Best-of-k is measured for every k up to this."""
+    """Candidates that the version samples for each prompt. The default is n. Best-of-k is measured for every k up to
+    this number."""
     batch_size: int = Field(32, ge=1)
-    """Sequences in a forward pass of the KL estimate."""
+    """Sequences per forward pass when the KL divergence is estimated."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """Options that replace those of the same name in engine_options for the engine that training and evaluation draw
-    with. It may run beside the service's engine on the same machine, and must fit into the memory that is left."""
+    """Options that override engine_options for the engine that training and evaluation sample with. That engine may run
+    next to the service's on the same machine and must fit into the memory that is left."""
 
 
 class GateSettings(Section):
-    """What a version must show before it is promoted. Win rates and divergences are read on their 95 % bounds."""
+    """Conditions that a version must meet before it is promoted. Win rates and divergences are judged by their 95 %
+    confidence bounds. `bonbon models show` prints which conditions a version met."""
 
     margin: float = Field(0.03, ge=0, lt=0.5)
-    """How much of the win rate against what answers requests now may be lost at most: the version answers with the
-    smallest k whose best-of-k wins at least half of these comparisons less this margin, by its lower bound."""
+    """Maximum loss in win rate against the policy that answers requests now. The version answers with the smallest k
+    whose best-of-k has a win rate of at least 0.5 less this margin, by its lower bound."""
     min_saved: float = Field(0.05, ge=0, lt=1)
-    """The least share of tokens per answer that must be saved at that k. A version that needs as many draws as the
-    distilled version which answers now is promoted, too, if it is known to be better, unless it takes more tokens by
-    this share."""
+    """Minimum share of tokens per answer that the version must save at that k. A version that needs as many candidates
+    as the distilled version that answers now is promoted as well if it is significantly better, unless it uses more
+    tokens by this share."""
     min_win_rate: float = Field(0.5, ge=0, le=1)
-    """The least win rate of one draw against one draw of the base, by its lower bound."""
+    """Minimum win rate of one candidate against one candidate of the base, by its lower bound."""
     max_p_value: float = Field(0.05, gt=0, le=1)
-    """The most that chance may explain of a win rate above `min_win_rate`, by a test that needs no large sample."""
+    """Maximum p-value of the hypothesis that the win rate is not above `min_win_rate`, by a test that is valid for
+    small samples."""
     min_gain: float = 0.0
-    """The least gain in the objective over the base, win rate for divergence, in nats, by its lower bound."""
+    """Minimum gain over the base in the objective, which weighs win rate against divergence, in nats, by its lower
+    bound."""
     max_kl_factor: float = Field(2.0, gt=0)
-    """The most divergence from the base, by its upper bound, as a multiple of best-of-n's log n - (n-1)/n."""
+    """Maximum divergence from the base, by its upper bound, as a multiple of the divergence of best-of-n, log n -
+    (n-1)/n."""
     max_truncated: float = Field(0.05, ge=0, le=1)
-    """By how much the share of answers that are cut off at max_tokens may be higher than the base's."""
+    """Maximum by which the share of answers cut off at max_tokens may exceed the base's."""
     length_ratio: tuple[float, float] = (0.5, 2.0)
-    """The least and the greatest mean length over the base's."""
+    """Minimum and maximum of the mean answer length divided by the base's."""
     min_distinct_ratio: float = Field(0.5, ge=0)
-    """The least share of different pairs of tokens (distinct-2) over the base's."""
+    """Minimum of the share of distinct token pairs (distinct-2) divided by the base's."""
 
 
 class LoopSettings(Section):
-    """When the daemon trains."""
+    """Settings of the daemon `bonbon loop`, which trains a new version when enough groups have been logged, evaluates
+    it and promotes it if it passes the gate."""
 
     min_groups: int = Field(1000, ge=1)
-    """Clean groups of the current champion, not yet trained on, that start a round. No round starts by itself
-    while one draw answers. After a round that the gate refused, the next one waits for as many groups as that round
-    was trained on."""
+    """Number of clean groups of the current champion, not yet trained on, that start a round. No round starts by itself
+    while the champion answers with a single candidate. After a round that the gate refused, the next round waits for as
+    many groups as that round was trained on."""
     poll: float = Field(30.0, gt=0)
-    """Seconds between looks at the pair log."""
+    """Seconds between checks of the pair log."""
     auto_promote: bool = True
-    """Promote what passes the gate; otherwise it waits, approved, for `bonbon models promote`."""
+    """Whether to promote a version as soon as it passes the gate. Otherwise the version stays approved until you run
+    `bonbon models promote`."""
     lease_seconds: float = Field(60.0, gt=0)
-    """How long a dead trainer blocks the next one, which then watches its lease for half of that; a live one renews."""
+    """Seconds after which the lease of a trainer that has died expires. Another trainer can start after that, once it
+    has watched the lease for half of that time. A running trainer renews its lease."""
 
 
 class Settings(BaseSettings):
-    """Shared by both halves, with a section for each part."""
+    """Settings that all commands share: the base model, the reward, the engine, and where data is stored."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -386,26 +417,28 @@ class Settings(BaseSettings):
     reward: RewardSpec | None = None
     """The reward that ranks candidates."""
     held_out_reward: RewardSpec | None = None
-    """A reward that is never trained on, used in evaluation only."""
+    """A second reward that is never trained on and is used for evaluation only."""
     n: int = Field(8, ge=2, le=128)
-    """How many candidates best-of-n draws."""
+    """Number of candidates that best-of-n samples."""
     engine: str = "embedded"
-    """Which engine draws: embedded, vllm, remote (a fleet of vLLM servers), fake."""
+    """The engine that generates candidates: `embedded`, `vllm`, `remote` (a fleet of vLLM servers) or `fake` (for
+    tests)."""
     engine_options: dict[str, Any] = Field(default_factory=dict)
-    """Passed to the engine; each engine documents its own."""
+    """Options that are passed to the engine. Each engine documents its own."""
     end_tokens: list[str | int] | None = None
-    """Tokens (or their ids) that end an answer, such as ["</s>"]; by default those in the model's files."""
+    """Tokens, or their ids, that end an answer, such as ["</s>"]. By default those in the model's files."""
     data_dir: Path = Path("data")
-    """Where the registry's files, training runs and the default database live."""
+    """Directory of the registry's files, the training runs and the default database."""
     database_url: str = ""
-    """SQLAlchemy URL of the pair log and registry; by default SQLite in data_dir."""
+    """SQLAlchemy URL of the pair log and the registry. The default is an SQLite file in data_dir."""
     database_password: SecretStr | None = None
-    """Password of database_url, where that has none."""
+    """Password for database_url, if the URL contains none."""
     database_timeout: float = Field(10.0, gt=0)
-    """Seconds that the database has for one call, such as connecting, a statement, a commit, or a wait for a lock. When
-    they are over, the connection is given up, and the group that was to be stored waits in the spool."""
+    """Seconds that one call to the database may take, such as connecting, a statement, a commit, or waiting for a lock.
+    After that the connection is closed, and a group that could not be stored waits in the spool."""
     database_bulk_timeout: float = Field(600.0, gt=0)
-    """The same for calls that read or delete many groups: statistics, exports, snapshots, purges, migrations."""
+    """Seconds that a call that reads or deletes many groups may take: statistics, exports, snapshots, purges,
+    migrations."""
     service: ServiceSettings = ServiceSettings()
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
@@ -426,7 +459,7 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        """The database's URL, the default and the password filled in."""
+        """The URL of the database, with the default and the password filled in."""
         url = self.database_url or f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'bonbon.db'}"
         if self.database_password is None:
             return url
@@ -441,17 +474,17 @@ class Settings(BaseSettings):
 
     @property
     def versions_dir(self) -> Path:
-        """Root of the registry's content-addressed files."""
+        """The root directory of the registry's content-addressed files."""
         return self.data_dir.absolute() / "versions"
 
     @property
     def spool_dir(self) -> Path:
-        """Groups that the database has not taken yet."""
+        """The directory of the groups that the database has not accepted yet."""
         return self.data_dir.absolute() / "spool"
 
     @property
     def runs_dir(self) -> Path:
-        """Training runs."""
+        """The directory of the training runs."""
         return self.data_dir.absolute() / "runs"
 
 
@@ -462,29 +495,33 @@ class _Environment(EnvSettingsSource):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Settings from all sources; `overrides` win. Raises UserError naming each bad key and value, keys' values not."""
+    """Loads the settings from all sources; `overrides` take precedence.
+
+    Raises:
+        UserError: A key or value is invalid. The message names each of them and never shows a secret.
+    """
     config = os.environ.get(CONFIG)
     if config is not None and not Path(config).is_file():
-        raise UserError(f"{CONFIG} is {config!r}: there is no such file; name a TOML file, or unset it")
+        raise UserError(f"{CONFIG} is {config!r}, but there is no such file: name a TOML file, or unset the variable")
     if unknown := _unknown_variables():
         raise UserError(
-            f"settings: {', '.join(unknown)}: no setting has that name; a section's settings are named with two "
-            f"underscores, as {PREFIX}SERVICE__PORT"
+            f"settings: {', '.join(unknown)}: there is no such setting; separate a section from its setting by two "
+            f"underscores, as in {PREFIX}SERVICE__PORT"
         )
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise UserError("settings: " + "; ".join(map(_problem, error.errors()))) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"settings: {config or 'bonbon.toml'} is not TOML: {error}") from error
+        raise UserError(f"settings: {config or 'bonbon.toml'} is not valid TOML: {error}") from error
     except SettingsError as error:
-        raise UserError(f"settings: {error}: {error.__cause__}; an object is written as JSON") from error
+        raise UserError(f"settings: {error}: {error.__cause__}; write lists and objects as JSON") from error
 
 
 def _problem(item: Any) -> str:
     key = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        return f"{key}: no setting has that name"
+        return f"{key}: there is no such setting"
     return f"{key}{shown_input(item)}: {item['msg']}"
 
 

@@ -1,4 +1,4 @@
-"""The service, wired together."""
+"""Wires the service together."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -70,19 +70,21 @@ from service.routing.tenant_rewards import TenantRewards
 log = structlog.get_logger(__name__)
 
 CHAMPION_WITHIN = 2.0
-"""Seconds that readiness waits for the registry."""
+"""Seconds that a readiness check waits for the registry."""
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None, reward: Reward | None = None) -> FastAPI:
-    """The service that `settings` describe; `engine` and `reward` replace theirs. Nothing is loaded until it starts.
+    """Returns the service that `settings` describe. `engine` and `reward` replace theirs. Nothing is loaded until it
+    starts.
 
-    Raises UserError when a setting is missing or names what is unknown.
+    Raises:
+        UserError: A setting is missing or names something unknown.
     """
     state = build_state(settings, engine, reward)
     app = FastAPIOffline(
         title="bonbon",
         version=__version__,
-        description="OpenAI-compatible best-of-n answers, distilled into one draw as soon as a version has learnt it.",
+        description="OpenAI-compatible API with best-of-n answers, distilled into a model that needs fewer candidates.",
         lifespan=_lifespan(state),
     )
     app.state.bonbon = state
@@ -103,8 +105,8 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
         version,
     ):
         app.include_router(part.router)
-    # The last one added is the outermost.
-    app.add_middleware(BodyLimit, most=settings.service.max_body_bytes)
+    # The middleware that is added last is the outermost.
+    app.add_middleware(BodyLimit, max_body_bytes=settings.service.max_body_bytes)
     app.add_middleware(KeyFirst, keyring=state.keyring)
     app.add_middleware(SpareConnections)
     errors.install(app)
@@ -118,7 +120,7 @@ def create_app(settings: Settings, *, engine: Engine | None = None, reward: Rewa
 
 
 def build_state(settings: Settings, engine: Engine | None = None, reward: Reward | None = None) -> AppState:
-    """What the service is made of, nothing of it started."""
+    """Returns the components of the service, none of them started."""
     service = settings.service
     engine = engine or build_engine(settings, base=base_name(settings))
     reward = reward or build_reward(_reward_spec(settings))
@@ -129,24 +131,24 @@ def build_state(settings: Settings, engine: Engine | None = None, reward: Reward
     pair_log = PairLog(database, spool, drop=service.spool_full == "drop")
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
-    admission = Admission(service.max_tokens_in_flight, waiting=service.max_waiting, patience=service.max_wait)
+    admission = Admission(service.max_tokens_in_flight, max_waiting=service.max_waiting, max_wait=service.max_wait)
     serving = Router(engine.base, alias=service.alias, n=settings.n, k=service.k)
     swapper = Swapper(
         engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
     )
-    floor = Fallback(registry, serving, prometheus, service.win_rate_floor)
+    fallback = Fallback(registry, serving, prometheus, service.win_rate_floor)
     savings = SavingsCounter(database, serving, prometheus)
     audits = Audits(
         best_of_n,
         pair_log,
         serving,
         prometheus,
-        floor,
+        fallback,
         savings,
-        fraction=service.audit_fraction,
-        budget=service.audit_budget,
+        audit_fraction=service.audit_fraction,
+        audit_budget=service.audit_budget,
         n=settings.n,
-        waiting=service.audit_queue,
+        audit_queue=service.audit_queue,
     )
     connections, send_buffers = Connections(service, prometheus), SendBuffers(service.stream_buffer_bytes)
     _watch(prometheus, pair_log, connections, admission, send_buffers, serving, swapper, audits)
@@ -170,7 +172,7 @@ def build_state(settings: Settings, engine: Engine | None = None, reward: Reward
         admission=admission,
         send_buffers=send_buffers,
         metrics=prometheus,
-        stored_metrics=StoredMetrics(prometheus.families, registry, serving, floor, settings),
+        stored_metrics=StoredMetrics(prometheus.families, registry, serving, fallback, settings),
         champion=OneAtATime(registry.champion, CHAMPION_WITHIN),
     )
 
@@ -185,56 +187,70 @@ def _watch(
     swapper: Swapper,
     audits: Audits,
 ) -> None:
-    """Gauges of what waits, is held, and is refused now."""
+    """Registers gauges that show what waits, is held and is refused now."""
     watch, spool = metrics.watch, pair_log.spool
-    watch("bonbon_connections", "Open connections of clients.", lambda: connections.open)
-    watch("bonbon_tokens_in_flight", "Tokens that may be drawn for the requests let in.", lambda: admission.in_flight)
-    watch("bonbon_requests_waiting", "Requests that wait to be let in.", lambda: admission.waiting)
+    watch("bonbon_connections", "Open client connections.", lambda: connections.open)
+    watch("bonbon_tokens_in_flight", "Tokens that may be generated for admitted requests.", lambda: admission.in_flight)
+    watch("bonbon_requests_waiting", "Requests that wait to be admitted.", lambda: admission.waiting)
     watch(
         "bonbon_stream_buffer_bytes",
-        "Bytes of streams that are written and that their clients have not read.",
+        "Bytes of streamed answers that clients have not read yet.",
         lambda: send_buffers.bytes,
     )
     watch(
         "bonbon_spool_bytes",
-        "Groups that the database has not taken yet.",
+        "Size of the groups in the spool, which are not in the database yet.",
         lambda: spool.size if spool is not None else 0,
     )
     watch(
         "bonbon_groups_set_aside",
-        "Groups of the spool that the database refuses or nobody can read; `bonbon pairs spool` shows them.",
+        "Spooled groups that the database rejects or that cannot be read; `bonbon pairs spool` lists them.",
         lambda: spool.set_aside.count if spool is not None else 0,
     )
     watch("bonbon_pair_log_waiting", "Groups that are not durable yet.", lambda: pair_log.waiting)
     watch(
         "bonbon_audit_ratio",
-        "Share of the champion's answers that is audited: what service.audit_fraction or service.audit_budget says.",
+        "Share of the champion's answers that is audited, as set by service.audit_fraction or service.audit_budget.",
         lambda: audits.fraction,
     )
-    watch("bonbon_audits_waiting", "Audits that have not begun.", lambda: audits.waiting)
-    watch("bonbon_answers_in_flight", "Versions held by requests and audits now.", lambda: serving.in_flight)
+    watch("bonbon_audits_waiting", "Audits that have not started.", lambda: audits.waiting)
     watch(
-        "bonbon_versions_refused", "Versions that an alias names and that are not served.", lambda: len(swapper.refused)
+        "bonbon_answers_in_flight",
+        "References that requests and audits hold to versions now.",
+        lambda: serving.in_flight,
     )
-    watch("bonbon_versions_draining", "Versions that wait for their last request.", lambda: len(swapper.draining))
+    watch(
+        "bonbon_versions_refused",
+        "Versions that an alias names but that cannot be served.",
+        lambda: len(swapper.refused),
+    )
+    watch(
+        "bonbon_versions_draining",
+        "Versions that are unloaded when their last request has finished.",
+        lambda: len(swapper.draining),
+    )
     watch("bonbon_best_of_n", "1 while the alias answers with best-of-n.", lambda: serving.routes.best_of_n)
     watch(
         "bonbon_fallen_back",
-        "1 from a champion's fall under the floor to the next promotion or rollback.",
+        "1 after a fallback to best-of-n, until the next promotion or rollback.",
         lambda: serving.routes.fallen_back,
     )
-    watch("bonbon_n", "Candidates that best-of-n draws.", lambda: serving.n)
-    watch("bonbon_k", "Candidates that the alias draws now for one answer.", lambda: serving.k)
+    watch("bonbon_n", "Candidates that best-of-n samples.", lambda: serving.n)
+    watch("bonbon_k", "Candidates that the alias samples for one answer now.", lambda: serving.k)
 
 
 def base_name(settings: Settings) -> str:
-    """The name that the base is served under. Raises UserError when no model is set and the engine needs one."""
+    """Returns the name under which the base is served.
+
+    Raises:
+        UserError: No model is set and the engine needs one.
+    """
     if settings.model:
         return served_name(settings.model)
     if settings.engine == "fake":
         return "fake"
     raise UserError(
-        "no model is set: give --model (or BONBON_MODEL) a directory in Hugging Face format or a hub name",
+        "no model is set: set --model (or BONBON_MODEL) to a directory in Hugging Face format or a hub name",
         param="model",
     )
 
@@ -245,7 +261,7 @@ def _reward_spec(settings: Settings) -> RewardSpec:
     if settings.engine == "fake":
         return RewardSpec(kind="fake")
     raise UserError(
-        "no reward is set: give --reward (or BONBON_REWARD) a model's directory or hub name, a URL or kind:target",
+        "no reward is set: set --reward (or BONBON_REWARD) to a model's directory or hub name, a URL or kind:target",
         param="reward",
     )
 
@@ -264,10 +280,10 @@ def _lifespan(state: AppState) -> Callable[[FastAPI], AbstractAsyncContextManage
 
 
 async def _start(state: AppState, stack: AsyncExitStack) -> None:
-    """Start everything, each part's stop on the stack.
+    """Starts all components and puts their stops on the stack.
 
-    The champion is served when this returns, unless the engine cannot be started: then the service is up, says why,
-    and tries again.
+    When this returns, the champion is being served. If the engine cannot be started, the service is up but unready,
+    gives the reason, and tries again.
     """
     settings = state.settings
     settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -297,7 +313,7 @@ async def _start(state: AppState, stack: AsyncExitStack) -> None:
 
 
 async def _register_base(state: AppState) -> None:
-    """The base is the first champion."""
+    """Registers the base, and makes it the champion if there is none."""
     settings, registry = state.settings, state.registry
     directory = await asyncio.to_thread(_base_directory, settings)
     base = await registry.register_base(state.engine.base, directory)
@@ -309,7 +325,8 @@ async def _register_base(state: AppState) -> None:
 
 
 def _base_directory(settings: Settings) -> Path | None:
-    """Where the base's files are; None when this process does not need them: a fleet's servers have their own."""
+    """Returns the directory of the base's files, or None if this process needs none, because remote servers have their
+    own."""
     here = Path(settings.model).expanduser().is_dir()
     if not settings.model or settings.engine == "fake" or (settings.engine == "remote" and not here):
         return None
@@ -319,8 +336,8 @@ def _base_directory(settings: Settings) -> Path | None:
 async def _drain(state: AppState) -> None:
     await state.audits.stop()
     try:
-        # Requests that were cut off have had their time.
+        # Requests that were cut off have used up their time.
         async with asyncio.timeout(GOODBYE if state.cut_off.is_set() else state.settings.service.drain_timeout):
             await state.serving.all_drained()
     except TimeoutError:
-        log.warning("requests cut off: they did not end in time", in_flight=state.serving.in_flight)
+        log.warning("requests cut off because they did not finish in time", in_flight=state.serving.in_flight)

@@ -1,4 +1,4 @@
-"""What a running service is made of."""
+"""The components of a running service."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -30,9 +30,10 @@ from service.routing.tenant_rewards import TenantRewards
 
 @dataclass(frozen=True, slots=True)
 class AppState:
-    """Wired together by `service.app.create_app`, found by routes as `app.state.bonbon`.
+    """The components that `service.app.create_app` wires together. Routes find them as `app.state.bonbon`.
 
-    `cut_off` is set when the service stops and answers in flight have had their time.
+    Attributes:
+        cut_off: Set when the service stops and the running requests have used up their time.
     """
 
     settings: Settings
@@ -60,6 +61,6 @@ class AppState:
 
 
 def get_state(connection: HTTPConnection) -> AppState:
-    """The state of the service that a request reached; a FastAPI dependency."""
+    """Returns the state of the service that received a request; a FastAPI dependency."""
     state: AppState = connection.app.state.bonbon
     return state

@@ -1,4 +1,4 @@
-"""Every failure, in OpenAI's error envelope."""
+"""Translates exceptions into OpenAI's error envelope."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,8 +33,8 @@ log = structlog.get_logger(__name__)
 RETRY = {"retry-after": "1"}
 BUSY = {"retry-after": "5"}
 VALIDATION_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
-LONGEST_MESSAGE = 1000
-LONGEST_PARAM = 200
+MAX_MESSAGE_LENGTH = 1000
+MAX_PARAM_LENGTH = 200
 CODES = {
     401: "invalid_api_key",
     403: "forbidden",
@@ -48,7 +48,7 @@ CODES = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What a client is told about a failure: all four keys of the envelope, and the status that goes with it."""
+    """The status, headers and error envelope of a failed request."""
 
     status: int
     message: str
@@ -58,12 +58,12 @@ class Problem:
 
     @property
     def envelope(self) -> dict[str, Any]:
-        """The body. What the client sent is never echoed at length."""
+        """The response body. Long messages and parameter names are shortened, because they may quote the request."""
         return {
             "error": {
-                "message": _bounded(self.message, LONGEST_MESSAGE),
+                "message": _bounded(self.message, MAX_MESSAGE_LENGTH),
                 "type": _type(self.status),
-                "param": None if self.param is None else _bounded(self.param, LONGEST_PARAM),
+                "param": None if self.param is None else _bounded(self.param, MAX_PARAM_LENGTH),
                 "code": self.code,
             }
         }
@@ -73,7 +73,7 @@ class Problem:
 
 
 def problem_of(error: Exception) -> Problem:
-    """What to tell the client about `error`; nothing of the service's insides."""
+    """Returns the response for `error`. It reveals no internals of the service."""
     match error:
         case RequestValidationError():
             return _validation_problem(error.errors(), error.body)
@@ -102,15 +102,19 @@ def problem_of(error: Exception) -> Problem:
         case EngineError():
             return Problem(503, str(error), code="unavailable", headers=RETRY)
         case StoreError() | SQLAlchemyError():
-            # What the database says may hold a row's content.
-            return Problem(503, "the log cannot be written now; try again", code="unavailable", headers=RETRY)
+            # A message of the database may contain the content of a row.
+            return Problem(
+                503, "the answer cannot be logged at the moment; try again", code="unavailable", headers=RETRY
+            )
         case ClientDisconnect():
             return Problem(499, "the client disconnected", code="disconnected")
-    return Problem(500, "the service failed; its log has the details under this x-request-id", code="internal_error")
+    return Problem(
+        500, "the service failed; its log contains the details under this x-request-id", code="internal_error"
+    )
 
 
 def report(error: Exception, problem: Problem) -> None:
-    """Log a failure that is the service's own."""
+    """Logs a failure of the service itself."""
     if problem.status == 500:
         log.error("unexpected failure", exc_info=error)
     elif problem.status > 500:
@@ -118,19 +122,19 @@ def report(error: Exception, problem: Problem) -> None:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every failure of `app` with an envelope."""
+    """Makes `app` answer every failure with an error envelope."""
     for kind in (RequestValidationError, StarletteHTTPException, BonbonError, SQLAlchemyError, ClientDisconnect):
         app.add_exception_handler(kind, _respond)
     app.add_middleware(UnexpectedErrors)
 
 
 def unauthorized(message: str) -> HTTPException:
-    """401: a key is missing or wrong."""
+    """Returns the 401 for a missing or invalid key."""
     return HTTPException(401, message, {"www-authenticate": "Bearer"})
 
 
 class UnexpectedErrors:
-    """ASGI middleware: a failure that nothing else has answered is a 500, and is logged once."""
+    """ASGI middleware that logs an exception that nothing else has handled and answers with a 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -150,7 +154,7 @@ class UnexpectedErrors:
             await self.app(scope, receive, watch)
         except Exception as error:
             if started:
-                raise  # too late for a status: the server must break the connection off
+                raise  # the status has been sent, so the server has to close the connection
             problem = problem_of(error)
             report(error, problem)
             await problem.response()(scope, receive, send)
@@ -165,7 +169,7 @@ async def _respond(request: Request, error: Exception) -> JSONResponse:
 
 
 def _no_route(request: Request) -> str:
-    """Names the routes of the API: most often the base URL has a part too few or too many."""
+    """Returns a message that lists the routes of the API, because most of these mistakes are in the base URL."""
     routes = [route for route in request.app.routes if isinstance(route, APIRoute) and route.include_in_schema]
     known = [
         f"{method} {route.path_format}"
@@ -174,8 +178,8 @@ def _no_route(request: Request) -> str:
         for method in sorted(route.methods)
     ]
     return (
-        f"there is no route {request.method} {request.url.path[:100]}; there are: {', '.join(known)}. "
-        "/openapi.json describes them and all others"
+        f"there is no route {request.method} {request.url.path[:100]}; the API has: {', '.join(known)}. "
+        "/openapi.json describes all routes"
     )
 
 
@@ -193,7 +197,7 @@ def _validation_problem(errors: Sequence[Mapping[str, Any]], body: Any) -> Probl
 
 
 def _path(location: Sequence[str | int], body: Any) -> str:
-    """`messages[0].content` out of pydantic's location, without what the body itself has not."""
+    """Converts pydantic's location into a path such as `messages[0].content`, leaving out steps that the body lacks."""
     path, here = "", body
     for step in location:
         if isinstance(step, int) and isinstance(here, list):

@@ -9,20 +9,20 @@ from service.app import build_state
 
 HEAD = """# Metrics
 
-What `GET /metrics` exposes, for Prometheus. Made by `make docs`; do not edit it by hand.
+`GET /metrics` exposes these metrics for Prometheus. `make docs` generates this page; do not edit it by hand.
 
-Time is in seconds, KL in nats, rewards in the reward's own unit. Labels are bounded: no key, user, request id or
-prompt is ever one. The series of a version end when it is drained and unloaded. Histograms have `_bucket`, `_sum` and
-`_count`. What the database knows (live win rates, rounds, evaluations, verdicts) is exposed alike by every gateway:
-take the maximum, not the sum. The process's own `process_...` metrics come with it.
+Times are in seconds, KL divergences in nats, rewards in the reward's own unit. Labels are bounded: they never contain
+a key, a user, a request id or a prompt. The series of a version end when it is unloaded. Histograms have `_bucket`,
+`_sum` and `_count`. Every gateway exposes the same values from the database (live win rates, rounds, evaluations,
+verdicts): aggregate them by maximum, not by sum. The standard `process_...` metrics are exposed, too.
 
-| metric | type | labels | |
+| metric | type | labels | meaning |
 |-|-|-|-|
 """
 
 
 def reference() -> str:
-    """The page, from the collectors of a service."""
+    """Returns the page as Markdown, from the collectors of a service."""
     state = build_state(Settings(engine="fake", data_dir=Path("unused")), FakeEngine(), FakeReward())
     rows = (
         f"| `{family.name}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} | {family.help} |\n"

@@ -1,4 +1,4 @@
-"""Asking the database for callers who cannot wait for it."""
+"""Shares one call among concurrent callers."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -10,19 +10,23 @@ T = TypeVar("T")
 
 
 class OneAtATime(Generic[T]):
-    """Puts one question at a time to what may not answer: many callers make no more work for it than one.
+    """Runs at most one call at a time of a function that may be slow; concurrent callers share its result.
 
     Args:
-        ask: puts the question.
-        seconds: that a caller waits. The question goes on after that, and answers who comes next.
+        call: The function to call.
+        seconds: Seconds that a caller waits. The call continues after that, and later callers get its result.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float) -> None:
-        self._ask, self._seconds = ask, seconds
-        self._asking: asyncio.Future[T] | None = None
+    def __init__(self, call: Callable[[], Awaitable[T]], seconds: float) -> None:
+        self._call, self._seconds = call, seconds
+        self._running: asyncio.Future[T] | None = None
 
     async def __call__(self) -> T:
-        """The answer to the question that is under way, or to a new one. Raises TimeoutError when it takes too long."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.ensure_future(self._ask())
-        return await within(self._seconds, self._asking)
+        """Returns the result of the running call, or of a new one.
+
+        Raises:
+            TimeoutError: The call takes too long.
+        """
+        if self._running is None or self._running.done():
+            self._running = asyncio.ensure_future(self._call())
+        return await within(self._seconds, self._running)

@@ -1,4 +1,4 @@
-"""`bonbon serve`."""
+"""`bonbon serve`: starts the service."""
 
 import asyncio
 import signal
@@ -13,22 +13,27 @@ from bonbon.settings import load_settings
 
 def serve(
     model: str = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name."),
-    reward: str = typer.Option(None, help="A reward model's directory or hub name, a URL, or kind:target."),
-    n: int = typer.Option(None, help="How many candidates best-of-n draws."),
+    reward: str = typer.Option(None, help="The reward: the directory or hub name of a model, a URL, or kind:target."),
+    n: int = typer.Option(None, help="Number of candidates that best-of-n samples."),
     host: str = typer.Option(None, help="Address to listen on."),
-    port: int = typer.Option(None, help="Port to listen on; 0 takes a free one."),
-    data_dir: Path = typer.Option(None, help="Where the registry's files and the default database live."),
+    port: int = typer.Option(None, help="Port to listen on; 0 selects a free port."),
+    data_dir: Path = typer.Option(None, help="Directory of the registry's files and the default database."),
     database: str = typer.Option(None, help="SQLAlchemy URL of the pair log and registry."),
-    engine: str = typer.Option(None, help="Which engine draws: embedded, vllm, remote, fake."),
-    url: list[str] = typer.Option(None, "--url", help="A vLLM server of the fleet that draws, instead of --engine."),
-    auth: bool = typer.Option(None, "--auth/--no-auth", help="Whether requests need a key (default: see the API)."),
-    json_logs: bool = typer.Option(False, "--json-logs", help="Write every line as a JSON object."),
+    engine: str = typer.Option(None, help="The engine: embedded, vllm, remote or fake."),
+    url: list[str] = typer.Option(None, "--url", help="A vLLM server to use instead of --engine; may be repeated."),
+    auth: bool = typer.Option(
+        None,
+        "--auth/--no-auth",
+        help="Whether requests need an API key (default: unless only this machine can connect and no key exists).",
+    ),
+    json_logs: bool = typer.Option(False, "--json-logs", help="Write each log line as a JSON object."),
 ) -> None:
-    """Answer OpenAI requests with the best of n, and with one draw once a version has learnt it.
+    """Serve OpenAI's API with best-of-n answers, and with fewer candidates once a distilled version is promoted.
 
-    What is not given here comes from the environment (BONBON_MODEL, ...) or from bonbon.toml.
+    Settings that are not given here are read from the environment (BONBON_MODEL, ...) or from bonbon.toml.
     """
-    # Until the server takes signals: nothing has begun. A container's first process could not be stopped at all.
+    # Until the server handles signals, there is nothing to finish. Without a handler, SIGTERM would not stop the first
+    # process of a container at all.
     signal.signal(signal.SIGTERM, _leave)
     given = {"host": host, "port": port, "auth": None if auth is None else "on" if auth else "off"}
     settings = load_settings(
@@ -41,7 +46,7 @@ def serve(
         engine_options={"urls": url} if url else None,
         service={name: value for name, value in given.items() if value is not None},
     )
-    # Not before the settings are known to be good: these bring in the whole service.
+    # These import the whole service, so they wait until the settings are known to be valid.
     import structlog
     import uvicorn
 
@@ -61,15 +66,15 @@ def serve(
         settle_garbage()
         reason = app.state.bonbon.startup.failure
         if reason and json_logs:
-            log.error("bonbon listens but is not ready", url=url, reason=reason)
+            log.error("bonbon is listening but is not ready", url=url, reason=reason)
         elif reason:
-            typer.echo(f"bonbon listens at {url} but is not ready: {reason}", err=True)
+            typer.echo(f"bonbon is listening at {url} but is not ready: {reason}", err=True)
         elif json_logs:
             log.info("bonbon is ready", url=url)
         else:
             typer.echo(f"bonbon is ready: {url} (API under {url}/v1, docs at {url}/docs)")
 
-    loop_factory = uvicorn.Config(app, log_config=None).get_loop_factory()  # uvloop where it is installed
+    loop_factory = uvicorn.Config(app, log_config=None).get_loop_factory()  # uvloop if it is installed
     with exported_traces(service), asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(
             run_server(
@@ -81,7 +86,9 @@ def serve(
                 backstop=Backstop(),
             )
         )
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # everything has ended: one more must not make it look otherwise
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # the service has stopped: a late signal must not change the exit status
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

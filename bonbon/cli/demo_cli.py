@@ -1,4 +1,4 @@
-"""`bonbon demo`."""
+"""`bonbon demo`: runs the whole loop on tiny models."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from bonbon.extras import TRAINING, need
 
 
 class Engine(StrEnum):
-    """What the demo can draw with."""
+    """Engines that the demo can use."""
 
     EMBEDDED = "embedded"
     VLLM = "vllm"
@@ -25,27 +25,29 @@ class Engine(StrEnum):
 
 
 def demo(
-    json_file: Path = typer.Option(None, "--json", help="Write every figure to this file."),
+    json_file: Path = typer.Option(None, "--json", help="Write all results to this file as JSON."),
     exit_: bool = typer.Option(False, "--exit", help="Stop the service and exit when done."),
-    rounds: int = typer.Option(1, min=1, help="Distil again, from the champion's own groups."),
-    full_training: bool = typer.Option(
-        False, help="Train as the settings' defaults say, which takes many minutes for each round."
+    rounds: int = typer.Option(
+        1, min=1, help="Rounds of distillation; each later one learns from the champion's own groups."
     ),
-    seed: int = typer.Option(1, help="Seeds the traffic, the draws and the training."),
-    traffic: int = typer.Option(1000, min=100, help="Requests to answer before training."),
-    measured: int = typer.Option(150, min=20, help="Requests on which every policy is measured."),
-    data_dir: Path = typer.Option(None, help="Where logs, versions and runs go (default: data/demo-TIME)."),
+    full_training: bool = typer.Option(
+        False, help="Train with the default settings, which takes many minutes per round."
+    ),
+    seed: int = typer.Option(1, help="Seed of the requests, the sampling and the training."),
+    traffic: int = typer.Option(1000, min=100, help="Number of requests to answer before training."),
+    measured: int = typer.Option(150, min=20, help="Number of requests on which to measure every policy."),
+    data_dir: Path = typer.Option(
+        None, help="Directory for the database, versions and runs (default: data/demo-TIME)."
+    ),
     engine: Engine = typer.Option(
-        Engine.EMBEDDED, help="Which engine draws; vllm needs bonbon-serve[vllm], remote --url."
+        Engine.EMBEDDED, help="The engine; vllm needs bonbon-serve[vllm], remote needs --url."
     ),
     port: int = typer.Option(0, min=0, max=65535, help="Port of the service; 0 takes a free one."),
-    url: list[str] = typer.Option(
-        [], "--url", help="A vLLM server of the fleet that --engine remote draws on; may be repeated."
-    ),
+    url: list[str] = typer.Option([], "--url", help="A vLLM server that --engine remote uses; may be repeated."),
 ) -> None:
-    """Watch the whole loop close on tiny models: serve best-of-n, log, train, gate, swap, draw less."""
+    """Run the whole loop on tiny models: serve best-of-n, log, train, evaluate, swap, and sample fewer candidates."""
     if (engine is Engine.REMOTE) != bool(url):
-        raise UserError("--engine remote and --url need each other: name each vLLM server of the fleet with a --url")
+        raise UserError("--engine remote and --url must be used together: name each vLLM server with a --url")
     need("the demo", "demo", "openai", "httpx2", *TRAINING)
     directory = data_dir or Path("data") / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,7 @@ def demo(
 
 
 async def _run(directory: Path, json_file: Path | None, leave: bool, plan: dict[str, Any]) -> int:
-    # Tiny models are computed fastest by one thread, here and in the processes that the demo starts.
+    # Tiny models run fastest on one thread, here and in the processes that the demo starts.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from bonbon.demo.run import Demo, DemoOptions
 
@@ -84,11 +86,13 @@ async def _run(directory: Path, json_file: Path | None, leave: bool, plan: dict[
         if json_file is not None:
             figures = json.dumps(demo.results.to_dict(), indent=2)
             await asyncio.to_thread(json_file.write_text, figures + "\n")
-            console.print(f"figures written to {json_file}")
+            console.print(f"wrote the results to {json_file}")
         if not passed:
-            console.print("[bold red]The gate refused the distilled version; best-of-n keeps answering.[/]")
+            console.print("[bold red]The gate refused the distilled version, so best-of-n continues to answer.[/]")
         if demo.service is not None and not leave:
-            console.print(f"\nThe service is still up: [bold]{demo.service.url}[/] (docs at {demo.service.url}/docs)")
+            console.print(
+                f"\nThe service is still running: [bold]{demo.service.url}[/] (docs at {demo.service.url}/docs)"
+            )
             console.print("Press Ctrl-C to stop it.")
             served = asyncio.create_task(demo.service.wait())
             await asyncio.wait([served, asyncio.create_task(interrupted.wait())], return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Lengths of time as people write them."""
+"""Parses lengths of time such as `30d`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -9,7 +9,11 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"
 
 
 def age(text: str, option: str) -> timedelta:
-    """`90s`, `45m`, `12h`, `30d` or `2w`. Raises UserError, naming `option`, for anything else."""
+    """Parses a length of time such as `90s`, `45m`, `12h`, `30d` or `2w`.
+
+    Raises:
+        UserError: The text has another form. The message names `option`.
+    """
     match = re.fullmatch(r"(\d+)([smhdw])", text)
     try:
         if match is None:
@@ -19,7 +23,7 @@ def age(text: str, option: str) -> timedelta:
         datetime.now(UTC) + length
     except (ValueError, OverflowError) as error:
         raise UserError(
-            f"{option} is {text!r}; give a number and a unit: 90s, 45m, 12h, 30d or 2w",
+            f"{option} is {text!r}: give a number and a unit, such as 90s, 45m, 12h, 30d or 2w",
             param=option.removeprefix("--").replace("-", "_"),
         ) from error
     return length

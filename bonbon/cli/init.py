@@ -1,4 +1,4 @@
-"""`bonbon init`: a bonbon.toml that says what every setting is for."""
+"""`bonbon init`: writes a bonbon.toml that explains every setting."""
 
 import json
 import textwrap
@@ -12,33 +12,35 @@ from pydantic import BaseModel
 from bonbon.errors import UserError
 from bonbon.settings import Section, Settings
 
-HEAD = """# Settings of bonbon, which reads them from this file in its working directory.
+HEAD = """# Settings of bonbon, which reads this file from its working directory.
 #
-# A line such as "# n = 8" shows a default: remove the "#" to change it. Where nothing stands behind the "=", there is
-# no default. `bonbon doctor` checks what is set. Variables of the environment (BONBON_MODEL, BONBON_SERVICE__PORT) and
-# arguments of the command come first.
+# A line such as "# n = 8" shows a default: remove the "#" to change the value. If nothing follows the "=", the setting
+# has no default. Run `bonbon doctor` to check your settings. Environment variables (BONBON_MODEL, BONBON_SERVICE__PORT)
+# and arguments of the command override this file.
 """
 
 
 def init(
     model: Annotated[str, typer.Option(help="The base model: a directory in Hugging Face format, or a hub name.")],
-    reward: Annotated[str, typer.Option(help="A reward model's directory or hub name, a URL, or kind:target.")],
+    reward: Annotated[
+        str, typer.Option(help="The reward: the directory or hub name of a model, a URL, or kind:target.")
+    ],
     path: Annotated[Path, typer.Option(help="The file to write.")] = Path("bonbon.toml"),
 ) -> None:
-    """Write a bonbon.toml with the model, the reward and every other setting, explained, at its default."""
+    """Write a bonbon.toml that sets the model and the reward and explains every other setting with its default."""
     text = settings_file(model=model, reward=reward)
     try:
         with path.open("x") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UserError(f"{path} is there already: delete it, or name another file with --path") from error
+        raise UserError(f"{path} already exists: delete it, or name another file with --path") from error
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): name another file with --path") from error
-    typer.echo(f"{path} is written; check it with `bonbon doctor`, then start with `bonbon serve`")
+    typer.echo(f"Wrote {path}. Check it with `bonbon doctor`, then start the service with `bonbon serve`.")
 
 
 def settings_file(**given: str) -> str:
-    """The file's text, with the values of the settings that are given."""
+    """Returns the text of a settings file that sets the values in `given`."""
     return HEAD + "".join(_section(Settings, given))
 
 
@@ -62,7 +64,7 @@ def _section(section: type[BaseModel], given: dict[str, str], path: str = "") ->
 
 
 def _toml(value: Any) -> str:
-    """What stands behind the "=": a value as TOML, or nothing where there is none."""
+    """Returns what follows the "=": the value as TOML, or nothing if there is no value."""
     return "" if value is None else f" {_value(value)}"
 
 

@@ -1,4 +1,4 @@
-"""`bonbon keys`: make, list, revoke and rotate API keys."""
+"""`bonbon keys`: creates, lists, revokes and rotates API keys."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -27,29 +27,35 @@ from bonbon.keys.key_store import all_keys, create_key, revoke_key, rotate_key
 from bonbon.settings import Settings
 from bonbon.store.database import Database, open_database
 
-app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, revoke and rotate API keys.", no_args_is_help=True)
 
-Named = Annotated[str, typer.Argument(help="A key's name, its id, or the beginning of its id.")]
+Named = Annotated[str, typer.Argument(help="The name of the key, its id, or the beginning of its id.")]
 T = TypeVar("T")
 
 
 @app.command("create")
 def create(
-    name: Annotated[str, typer.Argument(help="What the key is for; shown in the list.")],
-    tenant: Annotated[str, typer.Option(help="Whose requests it makes; their groups are kept apart.")] = "",
-    scope: Annotated[list[Scope] | None, typer.Option(help="May be given several times (default: both).")] = None,
-    expires_in: Annotated[str | None, typer.Option(help="A time: 90d, 12h, 2w.")] = None,
+    name: Annotated[str, typer.Argument(help="What the key is for, as shown by `bonbon keys list`.")],
+    tenant: Annotated[
+        str, typer.Option(help="The tenant whose requests use the key. Each tenant's groups are kept apart.")
+    ] = "",
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What the key allows; may be repeated (default: complete and feedback).")
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option(help="Lifetime of the key, such as 90d, 12h or 2w (default: unlimited).")
+    ] = None,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, this once; scopes complete and feedback unless named."""
+    """Create a key and print it. It cannot be displayed again."""
     settings = store_settings(data_dir, database)
     expires = None if expires_in is None else datetime.now(UTC) + age(expires_in, "--expires-in")
     scopes = scope or [Scope.COMPLETE, Scope.FEEDBACK]
 
     async def make() -> tuple[Key, str]:
-        # The first key is made before a service has made the database.
+        # The first key is usually created before a service has created the database.
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         async with open_database(settings.database, timeouts=settings.database_timeouts) as store:
             return await create_key(store, name, tenant=tenant, scopes=scopes, expires=expires)
@@ -59,7 +65,7 @@ def create(
 
 @app.command("list")
 def list_keys(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Every key with its tenant, scopes and state; never the keys themselves."""
+    """List every key's name, tenant, scopes and state, but not the keys themselves."""
     found = _with_store(store_settings(data_dir, database), all_keys)
     if as_json:
         print_json({"keys": [_described(key) for key in found]})
@@ -77,14 +83,14 @@ def list_keys(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: A
 
 @app.command("revoke")
 def revoke(key: Named, data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Revoke a key, which then opens nothing; running services know within service.keys_poll seconds."""
+    """Revoke a key. Running services reject it within service.keys_poll seconds."""
     settings = store_settings(data_dir, database)
     revoked = _with_store(settings, lambda store: revoke_key(store, key))
     if as_json:
         print_json(_described(revoked))
         return
     console().print(
-        f"{revoked.id} ({revoked.name}) is revoked; services know within {settings.service.keys_poll:g} s",
+        f"{revoked.id} ({revoked.name}) is revoked; running services reject it within {settings.service.keys_poll:g} s",
         soft_wrap=True,
     )
 
@@ -92,12 +98,12 @@ def revoke(key: Named, data_dir: DataDir = None, database: DatabaseUrl = None, a
 @app.command("rotate")
 def rotate(
     key: Named,
-    overlap: Annotated[str, typer.Option(help="How long the old key still opens: 24h, 0s.")] = "24h",
+    overlap: Annotated[str, typer.Option(help="How long the old key stays valid, such as 24h or 0s.")] = "24h",
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a new key in an old one's place; the old one goes on for a while, so that clients can change over."""
+    """Replace a key by a new one. The old key stays valid for a while, so that clients can switch to the new one."""
     left = age(overlap, "--overlap")
     new = _with_store(store_settings(data_dir, database), lambda store: rotate_key(store, key, overlap=left))
     _print_new(*new, as_json)
@@ -115,10 +121,10 @@ def _print_new(record: Key, key: str, as_json: bool) -> None:
     if as_json:
         print_json(_described(record) | {"key": key})
         return
-    # The key alone on standard output, so that a script can take it.
+    # Only the key goes to standard output, so that a script can capture it.
     owner = f" of tenant {record.tenant}" if record.tenant else ""
     Console(stderr=True, highlight=False, markup=False).print(
-        f"{record.id}{owner} may {', '.join(sorted(record.scopes))}; the key is shown this once:", soft_wrap=True
+        f"{record.id}{owner} may {', '.join(sorted(record.scopes))}; the key is displayed only once:", soft_wrap=True
     )
     typer.echo(key)
 

@@ -1,4 +1,4 @@
-"""The `bonbon` command."""
+"""The entry point of the `bonbon` command."""
 
 import logging
 import sys
@@ -15,9 +15,9 @@ from bonbon.observability.tracebacks import format_traceback
 
 app = typer.Typer(
     name="bonbon",
-    help="Best-of-n answers now, the same quality from one draw after training.",
+    help="Serve best-of-n answers, and distil them into a model that needs fewer candidates for the same quality.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,  # `main` prints what nobody expected, and shows no values
+    pretty_exceptions_enable=False,  # `main` prints unexpected exceptions without the values of variables
 )
 
 
@@ -29,7 +29,7 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 
 
 def add_commands() -> None:
-    """Give `app` the commands of every installed part."""
+    """Adds the commands of every installed package to `app`."""
     for entry in sorted(entry_points(group="bonbon.commands"), key=lambda entry: entry.name):
         command = entry.load()
         if isinstance(command, typer.Typer):
@@ -39,15 +39,19 @@ def add_commands() -> None:
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is printed as one line, with exit status 2."""
+    """Runs the command line.
+
+    An error that the user can correct is printed as one line, and the process exits with status 2. Any other exception
+    is printed with its traceback, and the status is 1.
+    """
     configure_logs(libraries=logging.WARNING)
     add_commands()
     try:
         app()
     except BonbonError as error:
-        message = Text.assemble(("error:", "bold red"), f" {error}")  # never markup: it quotes what the user wrote
+        message = Text.assemble(("error:", "bold red"), f" {error}")  # no markup: the message quotes user input
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
-    except Exception as error:  # noqa: BLE001 - the last one that can say so
+    except Exception as error:  # noqa: BLE001 - nothing above this function reports it
         print(format_traceback(error), file=sys.stderr)
         sys.exit(1)

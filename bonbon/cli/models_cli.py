@@ -1,4 +1,4 @@
-"""`bonbon models`: versions and aliases, promote and rollback, export and import."""
+"""`bonbon models`: lists, promotes, exports and imports the versions in the registry."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -34,18 +34,18 @@ from bonbon.registry.version_summary import print_version
 from bonbon.settings import Settings, load_settings
 from bonbon.store.database import open_database
 
-app = typer.Typer(help="The model registry: versions, promote, rollback, export, import.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, promote, export and import the versions in the model registry.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A version's name, as `bonbon models list` shows it.")]
+Name = Annotated[str, typer.Argument(help="The name of a version, as listed by `bonbon models list`.")]
 T = TypeVar("T")
 
 
 @app.command("list")
 def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Every version with its state and k, what it has saved, what the aliases name, and what the next round waits for.
+    """List all versions with their aliases, k and savings, and show what the next training round waits for.
 
-    k is the number of draws from which the version answers with the best. It is n for a champion that answers with
-    best-of-n again.
+    k is the number of candidates that a version samples; the best of them is the answer. It is n for a champion that
+    fell back to best-of-n.
     """
     settings = store_settings(data_dir, database)
 
@@ -55,15 +55,15 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         versions, aliases = await registry.list(), await registry.aliases()
         savings = {saved.version: saved for saved in reversed(await read_savings(registry.database))}
         champion = next((version for version in versions if version.name == aliases.get(CHAMPION)), None)
-        due = None if champion is None else await next_round(registry, champion, settings)
-        return versions, aliases, savings, due
+        upcoming = None if champion is None else await next_round(registry, champion, settings)
+        return versions, aliases, savings, upcoming
 
-    versions, aliases, savings, due = _with_registry(settings, read)
+    versions, aliases, savings, upcoming = _with_registry(settings, read)
     if as_json:
         listed = [
             asdict(version) | {"k": version.k, "saved_share": _saved(savings, version.name)} for version in versions
         ]
-        print_json({"aliases": aliases, "versions": listed, "next_round": due and due.waits_for})
+        print_json({"aliases": aliases, "versions": listed, "next_round": upcoming and upcoming.waits_for})
         return
     out = console()
     is_wide = out.width >= WIDE
@@ -79,8 +79,8 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         k = "n" if aliases.get(BEST_OF_N) == version.name else str(version.k) if answers else ""
         table.add_row(version.name, version.state, names, k, saved, *parent, created)
     out.print(table)
-    if due is not None:
-        out.print(due.waits_for)
+    if upcoming is not None:
+        out.print(upcoming.waits_for)
 
 
 def _saved(savings: dict[str, Savings], name: str) -> float | None:
@@ -90,12 +90,12 @@ def _saved(savings: dict[str, Savings], name: str) -> float | None:
 @app.command("show")
 def show_version(
     name: Name,
-    full: Annotated[bool, typer.Option("--full", help="Show everything that is stored.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Show all stored details.")] = False,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """One version: how it was trained, what was measured, what the gate said, and its history."""
+    """Show how a version was trained, its evaluation, the gate's decision, and its history."""
 
     async def read(registry: Registry) -> tuple[Version, dict[str, str], tuple[Event, ...]]:
         return await registry.get(name), await registry.aliases(), await registry.history(version=name)
@@ -111,15 +111,15 @@ def show_version(
 @app.command("export")
 def export(
     name: Name,
-    out: Annotated[Path, typer.Option("--out", help="The directory to write, which must not exist yet.")],
+    out: Annotated[Path, typer.Option("--out", help="The directory to create.")],
     merged: Annotated[
-        bool, typer.Option("--merged", help="Merge the adapter into the base model, and write whole weights.")
+        bool, typer.Option("--merged", help="Merge the adapter into the base model and write full weights.")
     ] = False,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a version for other programs, or to import it elsewhere: its files, a model card and its evaluation."""
+    """Write a version's files, model card and evaluation to a directory, for other programs or another installation."""
     settings = store_settings(data_dir, database)
     done = _with_registry(
         settings, lambda registry: export_version(registry, name, out.expanduser(), merged=merged, bar=bar)
@@ -127,10 +127,10 @@ def export(
     if as_json:
         print_json({"directory": done.directory, "files": done.files, "bytes": done.bytes} | asdict(done.record))
         return
-    what = "an adapter" if done.record.kind is VersionKind.ADAPTER else "whole weights"
+    what = "an adapter" if done.record.kind is VersionKind.ADAPTER else "full weights"
     console().print(
-        f"{done.directory} has {name} as {what}: {done.files} files of {done.bytes / 1e6:,.1f} MB, their manifest, a "
-        "model card (README.md), evaluation.json and bonbon.json",
+        f"{name} was written to {done.directory} as {what}: {done.files} files of {done.bytes / 1e6:,.1f} MB, their "
+        "manifest, a model card (README.md), evaluation.json and bonbon.json",
         soft_wrap=True,
     )
 
@@ -138,19 +138,20 @@ def export(
 @app.command("import")
 def import_(
     directory: Annotated[
-        Path, typer.Argument(help="What `bonbon models export` or `bonbon distill --out` has written.")
+        Path, typer.Argument(help="A directory written by `bonbon models export` or `bonbon distill --out`.")
     ],
     name: Annotated[
-        str | None, typer.Option("--name", help="Prefix of the version's name here; the start of its digest follows.")
+        str | None, typer.Option("--name", help="Prefix of the version's new name; part of its digest is appended.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="The base model: a directory or hub name (default: the one here).")
+        str | None,
+        typer.Option("--model", help="The base model: a directory or hub name (default: the registered one)."),
     ] = None,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy a version of another installation into this one. It must be of the same base model; nothing is promoted."""
+    """Copy a version with the same base model from another installation into this one, without promoting it."""
     settings = load_settings(model=model, data_dir=data_dir, database_url=database)
     version, source = asyncio.run(_import(settings, directory.expanduser(), name))
     if as_json:
@@ -159,15 +160,15 @@ def import_(
     out = console()
     out.print(Text.assemble((version.name, "bold"), f" is {source.version}, imported from {directory}"), soft_wrap=True)
     out.print(
-        f"Its evaluation was made elsewhere. `bonbon evaluate {version.name}` measures it here; `bonbon models promote "
-        f"{version.name} --force` promotes it anyway.",
+        f"It was evaluated by another installation. `bonbon evaluate {version.name}` evaluates it here; `bonbon models "
+        f"promote {version.name} --force` promotes it without that.",
         soft_wrap=True,
     )
 
 
 async def _import(settings: Settings, directory: Path, name: str | None) -> tuple[Version, Source]:
     source = await read_source(directory)
-    # A new installation has no database yet; it gets one when it is told which base model it serves.
+    # A new installation has no database yet. It is created only if the base model is known.
     create = bool(settings.model)
     if create:
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -178,20 +179,22 @@ async def _import(settings: Settings, directory: Path, name: str | None) -> tupl
             base = await registry.register_base(served_name(settings.model), where)
         else:
             base = await base_of(registry, source)
-        with Console(stderr=True).status("copying the files"):
+        with Console(stderr=True).status("copying files"):
             return await import_version(registry, source, base, name=name), source
 
 
 @app.command()
 def promote(
     name: Name,
-    expected: Annotated[str | None, typer.Option(help="Only if this version is the champion now.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Even if the gate has not approved it.")] = False,
+    expected: Annotated[str | None, typer.Option(help="Promote only if this version is the current champion.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Promote even if the gate has not approved the version.")
+    ] = False,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a version the champion; the champion before it becomes `previous`."""
+    """Make a version the champion. The former champion becomes `previous`."""
 
     async def move(registry: Registry) -> tuple[Version, str | None]:
         before = await registry.champion()
@@ -204,7 +207,7 @@ def promote(
 
 @app.command()
 def rollback(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Make the previous champion the champion again; a second rollback takes the first one back."""
+    """Make the previous champion the champion again. A second rollback undoes the first."""
 
     async def move(registry: Registry) -> tuple[Version, str | None]:
         before = await registry.champion()
@@ -221,13 +224,13 @@ def _report(settings: Settings, version: Version, before: str | None, as_json: b
         return
     out = console()
     if before == version.name:
-        out.print(f"{version.name} is the champion already; nothing changed", soft_wrap=True)
+        out.print(f"{version.name} is already the champion; nothing changed", soft_wrap=True)
         return
     out.print(Text.assemble((version.name, "bold"), f" is the champion (before: {before or 'none'})"), soft_wrap=True)
     out.print(
-        f"A running service sees it within {settings.service.registry_poll:g} s, checks its files and its answers, and "
-        f"then answers new requests with it; if a check fails, {before or 'the base'} keeps answering and "
-        "/health/ready says why.",
+        f"A running service notices this within {settings.service.registry_poll:g} s, checks the version's files and "
+        f"its answers, and then uses it for new requests. If a check fails, {before or 'the base'} continues to answer "
+        "and /health/ready gives the reason.",
         soft_wrap=True,
     )
 

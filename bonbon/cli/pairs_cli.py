@@ -1,4 +1,4 @@
-"""`bonbon pairs`: what the pair log holds, its export, its best-of-k curve, its scores, its spool and its purge."""
+"""`bonbon pairs`: inspects, exports, scores, replays and purges the pair log."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -32,11 +32,11 @@ from bonbon.rewards import build_reward
 from bonbon.rewards.reward import Reward
 from bonbon.settings import Settings, load_settings
 
-app = typer.Typer(help="The pair log: counts, export, curve, new scores, spool, purge.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, export, rescore and purge the pair log.", no_args_is_help=True)
 
 
 class Format(StrEnum):
-    """What an export is written as."""
+    """File formats of an export."""
 
     PARQUET = "parquet"
     JSONL = "jsonl"
@@ -44,7 +44,7 @@ class Format(StrEnum):
 
 @app.command("stats")
 def show_stats(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: AsJson = False) -> None:
-    """Count groups: clean and not, by version and reward, with the audits' outcomes."""
+    """Count groups by quality, version and reward, and show the results of audits."""
     found = asyncio.run(_stats(store_settings(data_dir, database)))
     if as_json:
         print_json(asdict(found))
@@ -55,40 +55,49 @@ def show_stats(data_dir: DataDir = None, database: DatabaseUrl = None, as_json: 
 @app.command("export")
 def export_pairs(
     path: Annotated[Path, typer.Argument(help="The file to write.")],
-    format: Annotated[Format, typer.Option(help="What to write.")] = Format.PARQUET,
-    version: Annotated[str | None, typer.Option(help="Only groups drawn from this version.")] = None,
+    format: Annotated[Format, typer.Option(help="The file format.")] = Format.PARQUET,
+    version: Annotated[str | None, typer.Option(help="Only groups sampled from this version.")] = None,
     tenant: Annotated[list[str] | None, typer.Option(help="Only groups of this tenant; may be repeated.")] = None,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write every clean group's best and worst candidate as TRL reads preferences."""
+    """Write the best and worst candidate of every clean group as a preference data set for TRL."""
     settings = store_settings(data_dir, database)
     written = asyncio.run(_export(settings, path, format, version, tenant))
     if as_json:
         print_json({"path": path, "format": format, "version": version, "pairs": written})
     else:
-        console().print(f"{written} pairs written to {path} ({format}); the log is as it was", soft_wrap=True)
+        console().print(f"{written} pairs written to {path} ({format})", soft_wrap=True)
 
 
 @app.command("curve")
 def show_curve(
-    version: Annotated[str | None, typer.Option(help="Groups drawn from this version (default: with most).")] = None,
-    n: Annotated[int | None, typer.Option(min=2, help="Up to which k (default: the n that most groups have).")] = None,
-    newest: Annotated[int | None, typer.Option(min=2, help="Only the newest so many groups.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Only groups sampled from this version (default: the one with most groups).")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option(min=2, help="Largest k of the curve (default: the n that most groups have).")
+    ] = None,
+    newest: Annotated[int | None, typer.Option(min=2, help="Use only this many groups, the newest ones.")] = None,
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the gain so far: a draw that adds less pays no more.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Mark the k after which another candidate adds less than this share of the gain so far."
+        ),
     ] = SHARE,
     judge: Annotated[
         str | None,
-        typer.Option(help="A reward that did not choose: kind:target, model or URL; default: held_out_reward."),
+        typer.Option(
+            help="An independent reward: kind:target, model or URL (default: held_out_reward in the settings)."
+        ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Draw the curve into this file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Plot the curve to this file.")] = None,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """What best-of-k is worth for every k up to the logged n: from the log, no new draws."""
+    """Estimate the quality of best-of-k for every k up to the logged n, from the log alone."""
     settings = load_settings(data_dir=data_dir, database_url=database, held_out_reward=judge)
     if png is not None:
         need("--png", "train", "matplotlib", param="png")
@@ -105,18 +114,18 @@ def show_curve(
 
 @app.command("rescore")
 def rescore(
-    version: Annotated[str | None, typer.Option(help="Only groups drawn from this version.")] = None,
-    newest: Annotated[int | None, typer.Option(min=1, help="Only so many groups, the newest first.")] = None,
+    version: Annotated[str | None, typer.Option(help="Only groups sampled from this version.")] = None,
+    newest: Annotated[int | None, typer.Option(min=1, help="Score only this many groups, the newest ones.")] = None,
     reward: Annotated[
-        str | None, typer.Option(help="The reward: kind:target, model or URL; default: reward in the settings.")
+        str | None, typer.Option(help="The reward: kind:target, model or URL (default: reward in the settings).")
     ] = None,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Score the logged candidates by the reward that is configured now; the scores before are kept.
+    """Score the logged candidates with the configured reward. Earlier scores are kept.
 
-    A command that was killed goes on where it was when it is started again.
+    If the command is interrupted, run it again to continue where it stopped.
     """
     settings = load_settings(data_dir=data_dir, database_url=database, reward=reward)
     rescore_groups(settings, bar, version, newest, as_json=as_json)
@@ -124,19 +133,17 @@ def rescore(
 
 @app.command("spool")
 def spool(
-    replay: Annotated[
-        bool, typer.Option("--replay", help="Offer what is set aside to the database once more.")
-    ] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete what is set aside.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before deleting.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Try again to store the groups that are set aside.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the groups that are set aside.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the groups that wait for the database, and those that were set aside because it does not take them."""
+    """Show the groups that wait for the database, and those set aside because the database rejects them."""
     settings = store_settings(data_dir, database)
     if replay and delete:
-        raise UserError("--replay and --delete exclude each other: replay first, then delete what is left")
+        raise UserError("--replay and --delete cannot be combined: replay first, then delete what is left")
     if replay:
         replay_set_aside(settings, bar, as_json=as_json)
     elif delete:
@@ -147,38 +154,45 @@ def spool(
 
 @app.command("purge")
 def purge_groups(
-    older_than: Annotated[str | None, typer.Option(help="An age: 30d, 12h, 2w, 45m or 90s.")] = None,
-    user: Annotated[str | None, typer.Option(help="The end user, as requests name it.")] = None,
-    request_id: Annotated[str | None, typer.Option(help="The x-request-id of a response.")] = None,
-    tenant: Annotated[str | None, typer.Option(help="The tenant, as its key names it.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    older_than: Annotated[
+        str | None, typer.Option(help="Only groups older than this, such as 30d, 12h, 2w, 45m or 90s.")
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Only groups of this end user, as named in requests.")] = None,
+    request_id: Annotated[
+        str | None, typer.Option(help="Only the groups of the response with this x-request-id.")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only groups of this tenant.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Delete without asking.")] = False,
     data_dir: DataDir = None,
     database: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete groups with their candidates, comparisons and feedback; with several options, those that meet them all."""
+    """Delete groups with their candidates, comparisons and feedback. Several options select groups that match all."""
     before = None if older_than is None else datetime.now(UTC) - age(older_than, "--older-than")
     conditions = Conditions(before, user, request_id, tenant)
     if not any(value is not None for value in asdict(conditions).values()):
-        raise UserError("say what to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME")
+        raise UserError("name the groups to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME")
     settings = store_settings(data_dir, database)
     erased = asyncio.run(_purge(settings, conditions, ask=not yes))
-    deleted, learnt = erased.groups, erased.lineage
+    deleted, lineage = erased.groups, erased.lineage
     if as_json:
-        told = {"deleted": deleted, "set_aside": erased.set_aside, "snapshots": erased.snapshots}
-        print_json(asdict(conditions) | told | asdict(learnt))
+        result = {"deleted": deleted, "set_aside": erased.set_aside, "snapshots": erased.snapshots}
+        print_json(asdict(conditions) | result | asdict(lineage))
         return
     out = console()
     out.print(
-        f"{deleted} groups deleted. A running service goes on logging; "
-        "exports and versions already made from them are not changed.",
+        f"{deleted} groups deleted. A running service continues to log; "
+        "existing exports and versions that contain or learned from these groups are unchanged.",
         soft_wrap=True,
     )
     if erased.set_aside:
-        out.print(f"deleted with them: {erased.set_aside} groups that were set aside from the spool")
+        out.print(f"also deleted: {erased.set_aside} groups that the spool had set aside")
     for path in erased.snapshots:
-        out.print(f"deleted with them: the training snapshot {path}", soft_wrap=True)
-    for text, names in (("trained on some of them", learnt.trained), ("trained from those", learnt.descended)):
+        out.print(f"also deleted: the training snapshot {path}", soft_wrap=True)
+    for text, names in (
+        ("trained on some of these groups", lineage.trained),
+        ("derived from those versions", lineage.descended),
+    ):
         if names:
             out.print(f"versions {text}: {', '.join(names)}", soft_wrap=True)
 
@@ -191,7 +205,7 @@ async def _stats(settings: Settings) -> PairStats:
 async def _export(
     settings: Settings, path: Path, format: Format, version: str | None, tenants: list[str] | None
 ) -> int:
-    # Brings in pyarrow, which the other commands do not need.
+    # This imports pyarrow, which the other commands do not need.
     from bonbon.pairs.reading.pair_export import export
 
     async with open_store(settings) as database:
@@ -226,7 +240,7 @@ async def _purge(settings: Settings, conditions: Conditions, *, ask: bool) -> Er
     async with open_store(settings) as database:
         count = await count_purgeable(database, conditions) + set_aside_in(settings.spool_dir).matching(conditions)
         if count and ask:
-            typer.confirm(f"Delete {count} groups{conditions} for good?", abort=True, err=True)
+            typer.confirm(f"Permanently delete {count} groups{conditions}?", abort=True, err=True)
         with bar("deleting", count) as progress:
             return await erase(database, settings.runs_dir, conditions, spool_dir=settings.spool_dir, progress=progress)
 

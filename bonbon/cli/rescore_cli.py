@@ -1,4 +1,4 @@
-"""`bonbon pairs rescore`: the log's texts, scored by the reward that is configured now."""
+"""`bonbon pairs rescore`: scores logged candidates with the configured reward."""
 
 import asyncio
 from dataclasses import asdict
@@ -13,18 +13,18 @@ from bonbon.progress import Bar
 from bonbon.rewards import build_reward
 from bonbon.settings import Settings
 
-MOST_NAMED = 10
-"""Groups that could not be scored and are named; `--json` names all of them."""
+MAX_NAMED = 10
+"""Maximum number of unscored groups that the command prints; with `--json` it prints all of them."""
 
 
 def rescore_groups(settings: Settings, bar: Bar, version: str | None, newest: int | None, *, as_json: bool) -> None:
-    """Have the reward of the settings score what it has not scored yet, and print what came of it.
+    """Scores the groups that the configured reward has not scored yet, and prints the result.
 
-    The command ends with status 1 when a group could not be scored.
+    The command exits with status 1 if a group could not be scored.
 
     Raises:
-        UserError: no reward is set, or the log has no group of `version`.
-        RewardError: the reward cannot score.
+        UserError: No reward is configured, or the log has no group of `version`.
+        RewardError: The reward cannot score.
     """
     reward, found = asyncio.run(_rescore(settings, bar, version, newest))
     if as_json:
@@ -38,8 +38,8 @@ def rescore_groups(settings: Settings, bar: Bar, version: str | None, newest: in
 async def _rescore(settings: Settings, bar: Bar, version: str | None, newest: int | None) -> tuple[RewardKey, Rescored]:
     if settings.reward is None:
         raise UserError(
-            "no reward is set that could score the groups: name one with --reward, or set reward (BONBON_REWARD, or "
-            "reward in bonbon.toml)",
+            "no reward is configured that could score the groups: name one with --reward, or set reward "
+            "(BONBON_REWARD, or reward in bonbon.toml)",
             param="reward",
         )
     scope = Scope(None if version is None else (version,))
@@ -59,23 +59,23 @@ async def _rescore(settings: Settings, bar: Bar, version: str | None, newest: in
 def _print(reward: RewardKey, found: Rescored) -> None:
     out = console()
     if found == Rescored():
-        out.print(f"No group is left to score: {reward.name} {reward.version} has scored all of them.", soft_wrap=True)
+        out.print(f"There is nothing to score: {reward.name} {reward.version} has scored every group.", soft_wrap=True)
         return
     counts = ", ".join(f"{count} {name}" for name, count in {"clean": found.clean, **found.unclean}.items())
     out.print(f"{found.scored} groups scored by {reward.name} {reward.version}: {counts}", soft_wrap=True)
     if found.unreadable:
         out.print(
-            f"{found.unreadable} groups keep their scores: their prompts came as token ids, and the tokenizer of their "
-            "model is not here. Run this where the model's directory is.",
+            f"{found.unreadable} groups keep their scores: their prompts were sent as token ids, and their model's "
+            "tokenizer is not on this machine. Run this command where the model's directory is available.",
             soft_wrap=True,
         )
     if found.failed:
         out.print(
-            f"{len(found.failed)} groups could not be scored and keep their scores. Run this again to try them once "
-            "more:",
+            f"{len(found.failed)} groups could not be scored and keep their scores. Run this command again to retry "
+            "them:",
             soft_wrap=True,
         )
-        for group_id in list(found.failed)[:MOST_NAMED]:
+        for group_id in list(found.failed)[:MAX_NAMED]:
             out.print(f"  {group_id}: {found.failed[group_id]}", soft_wrap=True)
-        if len(found.failed) > MOST_NAMED:
-            out.print(f"  and {len(found.failed) - MOST_NAMED} more; --json names all of them")
+        if len(found.failed) > MAX_NAMED:
+            out.print(f"  and {len(found.failed) - MAX_NAMED} more; --json names all of them")

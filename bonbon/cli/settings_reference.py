@@ -12,18 +12,19 @@ from bonbon.settings import PREFIX, RewardSpec, Section, Settings
 
 HEAD = f"""# Settings
 
-Every setting, made by `make docs` from `bonbon/settings.py`; do not edit it by hand.
+This page lists every setting. `make docs` generates it from `bonbon/settings.py`; do not edit it by hand.
 
-They are read, first wins, from arguments of the command, from the environment, and from `bonbon.toml` in the working
-directory (`{PREFIX}CONFIG` names another file). `service.port` is `{PREFIX}SERVICE__PORT` in the environment and `port`
-under `[service]` in the file. `{PREFIX}SERVICE__API_KEY_FILE` names a file that holds the value. Objects and lists are
-written as JSON in the environment. A name that no setting has is an error.
+Settings are read from the arguments of a command, from the environment, and from `bonbon.toml` in the working
+directory (`{PREFIX}CONFIG` names another file); the first of these that gives a value wins. `service.port` is
+`{PREFIX}SERVICE__PORT` in the environment and `port` under `[service]` in the file. Append `_FILE` to a variable's name
+to read the value from a file, as in `{PREFIX}SERVICE__API_KEY_FILE=/run/secrets/api_key`. In the environment, write
+lists and objects as JSON. An unknown setting is an error.
 """
 BOUNDS = (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
 
 
 def reference() -> str:
-    """The page."""
+    """Returns the page as Markdown."""
     tables = [_table("General", Settings, "")]
     tables += [
         _table(f"`[{name}]`", field.annotation, f"{name}.")
@@ -34,9 +35,9 @@ def reference() -> str:
 
 
 def _table(title: str, section: Any, path: str) -> str:
-    said = "" if section is Settings else f"\n{_one_line(section.__doc__)}\n"
+    introduction = _one_line(section.__doc__)
     rows = "".join(_rows(section, path))
-    return f"\n## {title}\n{said}\n| setting | value | default | |\n|-|-|-|-|\n{rows}"
+    return f"\n## {title}\n\n{introduction}\n\n| setting | value | default | meaning |\n|-|-|-|-|\n{rows}"
 
 
 def _rows(section: type[BaseModel], path: str) -> Iterator[str]:
@@ -57,7 +58,7 @@ def _value(field: FieldInfo) -> str:
 
 
 def _kind(kind: Any) -> str:
-    """What to write, in words."""
+    """Describes in words which values a setting of this type takes."""
     origin, arguments = get_origin(kind), [argument for argument in get_args(kind) if argument is not type(None)]
     if origin is Literal:
         return ", ".join(f"`{choice}`" for choice in arguments)

@@ -1,4 +1,4 @@
-"""`bonbon pairs spool`: what waits for the database, and what was set aside."""
+"""`bonbon pairs spool`: shows, replays and deletes groups that are not in the database."""
 
 import asyncio
 from collections import Counter
@@ -21,14 +21,19 @@ from bonbon.store.database import Database
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """How many groups are in the log now, and how many the database has refused again or nobody can read."""
+    """The result of a replay.
+
+    Attributes:
+        stored: Groups that are now in the log.
+        left: Groups that the database refused again or that cannot be read.
+    """
 
     stored: int
     left: int
 
 
 def show_spool(settings: Settings, *, as_json: bool) -> None:
-    """Print what waits and what is set aside."""
+    """Prints which groups wait for the database and which have been set aside."""
     spool = Spool(settings.spool_dir, settings.service.spool_bytes)
     waiting = [line for path in spool.paths() for line in read_segment(path)]
     times = [line.group.time for line in waiting if line.group is not None]
@@ -50,13 +55,11 @@ def show_spool(settings: Settings, *, as_json: bool) -> None:
     out.print(f"{reasons.total()} are set aside" + (":" if reasons else ""))
     _print_reasons(out, reasons)
     if reasons:
-        out.print(
-            "`bonbon pairs spool --replay` offers them to the database once more, --delete deletes them", soft_wrap=True
-        )
+        out.print("`bonbon pairs spool --replay` tries again to store them, and --delete deletes them", soft_wrap=True)
 
 
 def replay_set_aside(settings: Settings, bar: Bar, *, as_json: bool) -> None:
-    """Offer what is set aside to the database once more, and print what became of it."""
+    """Tries again to store the groups that have been set aside, and prints the result."""
     set_aside = set_aside_in(settings.spool_dir)
     done = asyncio.run(_replay(settings, set_aside, bar))
     reasons = set_aside.reasons()
@@ -64,21 +67,21 @@ def replay_set_aside(settings: Settings, bar: Bar, *, as_json: bool) -> None:
         print_json({"stored": done.stored, "left": done.left, "set_aside": dict(reasons)})
         return
     out = console()
-    out.print(f"{done.stored} groups are in the log now; {done.left} are still set aside" + (":" if reasons else ""))
+    out.print(f"{done.stored} groups are now in the log; {done.left} are still set aside" + (":" if reasons else ""))
     _print_reasons(out, reasons)
 
 
 def delete_set_aside(settings: Settings, *, ask: bool, as_json: bool) -> None:
-    """Delete what is set aside."""
+    """Deletes the groups that have been set aside."""
     set_aside = set_aside_in(settings.spool_dir)
     count = set_aside.look()
     if count and ask:
-        typer.confirm(f"Delete {count} groups that are set aside for good?", abort=True, err=True)
+        typer.confirm(f"Permanently delete {count} groups that are set aside?", abort=True, err=True)
     set_aside.clear()
     if as_json:
         print_json({"deleted": count})
     else:
-        console().print(f"{count} groups that were set aside are deleted")
+        console().print(f"{count} groups that had been set aside were deleted")
 
 
 async def _replay(settings: Settings, set_aside: SetAside, bar: Bar) -> Replayed:
@@ -100,14 +103,14 @@ async def _replay(settings: Settings, set_aside: SetAside, bar: Bar) -> Replayed
 
 
 async def _offer(database: Database, entry: Entry) -> Entry | None:
-    """None when its group is in the database now; otherwise what stays, with the reason of today."""
-    assert entry.line is not None, "only files of lines are replayed"
+    """Returns None if the group is now in the database; otherwise the entry to keep, with the current reason."""
+    assert entry.line is not None, "every entry to replay has a line"
     if entry.line.group is None:
         return entry
     try:
         await store_late(database, [entry.line.group])
     except StoreUnavailable as error:
-        raise UserError(f"{error}; what is set aside stays as it is: try again when the database answers") from error
+        raise UserError(f"{error}; the groups stay set aside: try again when the database is available") from error
     except StoreError as error:
         return replace(entry, reason=f"the database refused it: {error.why}")
     return None

@@ -1,4 +1,4 @@
-"""One request, one answer: draw, score, log."""
+"""Answers a request: samples candidates, ranks them, and logs the group."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -31,14 +31,16 @@ async def answer(
     live: bool = False,
     tick: float | None = None,
 ) -> AsyncGenerator[tuple[int, Event] | None]:
-    """Answer every prompt of `ask` by `plan`, all at once; each event comes with its prompt's index.
+    """Answers every prompt of `ask` by `plan`, concurrently, and yields events with the index of their prompt.
 
-    A prompt's events are its log-probabilities (only when `ask` wants them), `Started`, its deltas (only when `live`),
-    and the `Answer`, whose group is durable by then.
-    None comes whenever nothing else has for `tick` seconds. `charge` is told how much is drawn. Closing the generator
-    aborts what is still being drawn, and nothing of that is logged.
+    The events of a prompt are its log-probabilities (only if `ask` requests them), `Started`, its deltas (only if
+    `live`), and the `Answer`, whose group is durable by then. None is yielded whenever nothing has happened for `tick`
+    seconds. `charge` is updated with the tokens that were generated. Closing the generator aborts generation, and
+    nothing of it is logged.
 
-    Raises what `Engine.draw` raises, and StoreError.
+    Raises:
+        StoreError: The group cannot be logged.
+        EngineError, UserError: As raised by `Engine.draw`.
     """
     prompts = [
         _answer(state, ask, plan, charge, prompt, live=live, idempotency=ask.idempotency_of(index))
@@ -111,7 +113,7 @@ async def _answer(
     if own_reward and group.unclean in (None, Unclean.TIED):
         group = replace(group, unclean=Unclean.REWARD)
     if any(candidate.finish_reason == "abort" for candidate in group.served):
-        raise EngineError("the engine cut the answer off before its end; try again")
+        raise EngineError("the engine stopped before the answer was complete; try again")
     state.metrics.answered(plan, group)
     state.savings.answered(plan, group)
     if answer.failure is not None:
@@ -125,13 +127,13 @@ async def _answer(
         if kept is Kept.REPEATED and idempotency is not None:
             first = await state.pair_log.repeated(idempotency)
             if first is None:
-                raise StoreError("the first answer to this request cannot be read now")
+                raise StoreError("the first answer to this request cannot be read at the moment")
             if not live:
                 async for event in repeat(state.engine, ask, prompt, first):
                     yield event
                 return
             ask.check_same(first, prompt)
-            # The client has most of this answer: it is kept beside the one that was logged first.
+            # The client already has most of this answer, so it is logged in addition to the first one.
             group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
             kept = await state.pair_log.append(group)
         state.metrics.logged(group, kept)
@@ -143,7 +145,7 @@ async def _answer(
 
 
 async def _undrawn(best_of_n: BestOfN, request: DrawRequest, started: Started) -> AsyncGenerator[Started | Answer]:
-    """The events of a request for nothing but its prompt. There is no group of it to log."""
+    """Yields the events of a request that generates nothing. It has no group to log."""
     yield started
     draws = Draws(1, started)
     draws.add(Delta(0, "", finish_reason="length"))
@@ -152,7 +154,8 @@ async def _undrawn(best_of_n: BestOfN, request: DrawRequest, started: Started) -
 
 
 def _drawn(draw: Draw, request: DrawRequest) -> int:
-    """How many tokens the engine may have drawn: it tells only at a candidate's end, unless it was asked for deltas."""
+    """Returns how many tokens the engine may have generated. Without deltas it reports them only at a candidate's
+    end."""
     known = request.deltas or draw.finish_reason is not None
     return len(draw.token_ids) if known else request.sampling.max_tokens
 
@@ -169,19 +172,23 @@ def _drawing(request: DrawRequest) -> dict[str, Value]:
 
 
 async def _fitted(engine: Engine, request: DrawRequest) -> DrawRequest:
-    """`request` with no more max_tokens than its prompt leaves room for. Raises PromptTooLong when it leaves none.
+    """Returns `request` with max_tokens reduced to the free space in the context.
 
-    Only the engine knows how many tokens a prompt has, and says so when a draw starts: this one is then given up.
+    Only the engine knows how many tokens a prompt has, and reports it when generation starts; that generation is
+    aborted.
+
+    Raises:
+        PromptTooLong: The prompt fills the context.
     """
     one = replace(request, n=1, sampling=request.sampling.shortened(1))
     async with aclosing(engine.draw(one)) as events:
         started = await _first(events)
-    room = engine.context_length - len(started.token_ids)
-    return replace(request, sampling=request.sampling.shortened(room))
+    free = engine.context_length - len(started.token_ids)
+    return replace(request, sampling=request.sampling.shortened(free))
 
 
 async def _first(events: AsyncGenerator[Started | Delta]) -> Started:
     async for event in events:
         if isinstance(event, Started):
             return event
-    raise EngineError("the engine ended the draw before it started; see its log")
+    raise EngineError("the engine ended the request before it started; see its log")

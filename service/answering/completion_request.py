@@ -1,4 +1,4 @@
-"""What a request asks for, once it has been checked: the same for every endpoint."""
+"""A checked request, in one form for all endpoints."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from bonbon.prompt import Prompt
 
 @contextmanager
 def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
-    """Have every UserError of the block name a field as the client does: by `names`, where they have it."""
+    """Renames the parameter of every UserError in the block to the client's name for it, as given by `names`."""
     try:
         yield
     except UserError as error:
@@ -23,15 +23,17 @@ def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """`n` choices for each prompt, the best of `best_of` draws (None: as many as the model name means).
+    """A request for `n` choices for each prompt.
 
-    `fit` lets max_tokens shrink to the room that the prompt leaves in the context: the client named no length.
-    `field_names` says what the client calls those fields whose name in its request is not the one that they have in
-    chat completions.
-    `idempotency` is the client's name for this request, the same in each attempt, and `fingerprint` a digest of all
-    that the request asks for; `retry` says that this is not the first attempt. `prompt_logprobs` asks for the
-    log-probabilities of the prompts' tokens. With `sampling.max_tokens` 0 nothing is drawn, and the prompts themselves
-    are the answer.
+    Attributes:
+        best_of: Candidates from which the n best are returned. With None, the model name determines the number.
+        fit: Whether max_tokens may be reduced to the free space in the context, because the client set no length.
+        field_names: The client's names of fields that are named differently in chat completions.
+        idempotency: The client's key for this request, the same in each attempt.
+        fingerprint: A digest of everything that the request asks for.
+        retry: Whether this is a repeated attempt.
+        prompt_logprobs: Whether to return the log-probabilities of the prompts' tokens. If `sampling.max_tokens` is 0,
+            nothing is generated, and the prompts themselves are the answer.
     """
 
     model: str
@@ -54,8 +56,8 @@ class CompletionRequest:
     def __post_init__(self) -> None:
         if self.sampling.temperature == 0 and (self.n > 1 or (self.best_of or 1) > 1):
             raise UserError(
-                "at temperature 0 every draw is the same, so there is nothing to choose from: "
-                "set n and best_of to 1, or a temperature above 0",
+                "at temperature 0 all candidates are the same, so there is nothing to choose from: "
+                "set n and best_of to 1, or use a temperature above 0",
                 param="n" if self.n > 1 else "best_of",
             )
         if not self.draws_any and (self.n > 1 or (self.best_of or 1) > 1):
@@ -65,19 +67,19 @@ class CompletionRequest:
             )
         if self.best_of is not None and self.best_of < self.n:
             raise UserError(
-                f"best_of {self.best_of} is less than n {self.n}: n of best_of are returned", param="best_of"
+                f"best_of {self.best_of} is less than n {self.n}: set best_of to n or more", param="best_of"
             )
 
     def idempotency_of(self, index: int) -> str | None:
-        """The name of a prompt's group: a digest, so that no tenant can name another's."""
+        """Returns the key of a prompt's group. It is a digest, so that no tenant can use another tenant's key."""
         if self.idempotency is None or not self.store:
             return None
         return sha256("\0".join((self.tenant, self.idempotency, str(index))).encode()).hexdigest()
 
     def check_same(self, group: Group, prompt: Prompt) -> None:
-        """Raise UserError when `group`, which answered a request of this name, answered another request than this.
+        """Raises UserError if `group` was logged under this request's key for a different request.
 
-        Groups of earlier releases have no fingerprint: of those only the prompt and the number of choices are compared.
+        Groups of earlier releases have no fingerprint; for them only the prompt and the number of choices are compared.
         """
         if group.fingerprint is None:
             same = group.prompt.digest == prompt.digest and len(group.served) == self.n
@@ -85,21 +87,21 @@ class CompletionRequest:
             same = group.fingerprint == self.fingerprint
         if not same:
             raise UserError(
-                "this idempotency-key came before, with another request: use a new key for each request, and send the "
+                "this idempotency-key was used for a different request: use a new key for each request, and send the "
                 "same body in each attempt",
                 param="idempotency-key",
             )
 
     @property
     def draws_any(self) -> bool:
-        """Whether there is anything to draw."""
+        """Whether any tokens are generated."""
         return self.sampling.max_tokens > 0
 
     @property
     def read_tokens(self) -> int:
-        """About how many tokens of prompts are read for their log-probabilities.
+        """The approximate number of prompt tokens whose log-probabilities are computed.
 
-        A text is taken to have a token for every four characters.
+        A text is assumed to have one token per four characters.
         """
         if not self.prompt_logprobs:
             return 0
@@ -110,11 +112,11 @@ class CompletionRequest:
 
     @property
     def drawn(self) -> int | None:
-        """`best_of`, and 1 where every draw is the same or there is none."""
+        """`best_of`, or 1 if all candidates are the same or nothing is generated."""
         return 1 if self.sampling.temperature == 0 or not self.draws_any else self.best_of
 
     def limit(self, *, max_best_of: int, max_prompts: int) -> None:
-        """Raise UserError, naming the limit, when the request asks for more."""
+        """Raises UserError, naming the limit, if the request exceeds one."""
         for name, value in (("n", self.n), ("best_of", self.best_of or 1)):
             if value > max_best_of:
                 raise UserError(f"{name} {value} is above this service's limit of {max_best_of}", param=name)

@@ -1,4 +1,4 @@
-"""A request that comes again is answered as it was the first time, from the log."""
+"""Answers a repeated request from the log."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -15,9 +15,10 @@ from service.answering.completion_request import CompletionRequest
 async def repeat(
     engine: Engine, ask: CompletionRequest, prompt: Prompt, group: Group
 ) -> AsyncGenerator[Started | Delta | Answer]:
-    """The events of `group`'s answer. Nothing is drawn but what tells how the engine reads the prompt.
+    """Yields the events of `group`'s answer. Nothing is generated, except to learn how the engine reads the prompt.
 
-    Raises UserError when the group answers another request: the client has used its key twice.
+    Raises:
+        UserError: The group answers a different request, because the client used the same key twice.
     """
     ask.check_same(group, prompt)
     yield await _read(engine, prompt, group.salt)
@@ -33,4 +34,4 @@ async def _read(engine: Engine, prompt: Prompt, salt: str) -> Started:
         async for event in events:
             if isinstance(event, Started):
                 return event
-    raise EngineError("the engine ended the draw before it started; see its log")
+    raise EngineError("the engine ended the request before it started; see its log")

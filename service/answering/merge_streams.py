@@ -1,4 +1,4 @@
-"""Several streams of events as one."""
+"""Merges several streams of events."""
 
 import asyncio
 from collections import deque
@@ -12,10 +12,10 @@ T = TypeVar("T")
 async def merge(
     sources: Sequence[AsyncGenerator[T]], tick: float | None = None
 ) -> AsyncGenerator[tuple[int, T] | None]:
-    """Each event with the index of its source, as they come; None whenever `tick` seconds pass without one.
+    """Yields each event with the index of its source as it arrives, and None whenever `tick` seconds pass without one.
 
-    Each source is read to its end by one task of its own, however slowly the events are taken. The first failure
-    ends everything. When the generator is closed, every source has been closed.
+    A task of its own reads each source to its end, however slowly the events are consumed. The first failure ends
+    everything. When the generator is closed, every source has been closed.
     """
     items: deque[tuple[int, T] | asyncio.Task[None]] = deque()
     arrived = asyncio.Event()
@@ -53,6 +53,6 @@ async def merge(
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
-        # A task that ended by an exception holds the frame of `read`, and with it these items: a cycle that would keep
-        # everything the request had until the next full garbage collection.
+        # A task that ended with an exception refers to the frame of `read`, and so to these items. The cycle would keep
+        # the request's data until the next full garbage collection.
         items.clear()

@@ -1,4 +1,4 @@
-"""Server-sent events."""
+"""Writes and sends server-sent events."""
 
 import asyncio
 import json
@@ -17,32 +17,32 @@ from service.middleware.disconnect import CutOff, unless_disconnected
 DONE = b"data: [DONE]\n\n"
 
 Failure = Callable[[Problem], bytes]
-"""What a stream ends with when it fails."""
+"""Returns the bytes that end a stream after a failure."""
 Write = Callable[[Callable[[bytes], None]], Awaitable[None]]
-"""Produces a stream: hands each piece to the function it is given."""
+"""Produces a stream: passes each piece to the given function."""
 
 
 def data(value: dict[str, Any]) -> bytes:
-    """One event. ASCII only, because some clients take Unicode's line separators for ends of lines."""
+    """Returns one event. It is ASCII, because some clients treat Unicode's line separators as line ends."""
     return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def named(value: dict[str, Any]) -> bytes:
-    """One event under the name that its `type` says, as the Responses API has them."""
+    """Returns one event, named by its `type` as in the Responses API."""
     return f"event: {value['type']}\n".encode() + data(value)
 
 
 def comment(text: str) -> bytes:
-    """A line that clients skip; it keeps proxies from closing a quiet connection."""
+    """Returns a line that clients ignore; it keeps proxies from closing an idle connection."""
     return f": {text}\n\n".encode()
 
 
 class EventStream(StreamingResponse):
-    """Sends events as they come.
+    """A response that sends events as they are produced.
 
-    One task writes the stream and another sends it, with a buffer between them, so writing never waits for the client.
-    What `failure` makes of a failure ends the stream. A client that disconnects ends the writing, and so does
-    `cut_off` when it is set.
+    One task writes the stream and another sends it, with a buffer between them, so that writing never waits for the
+    client. After a failure the stream ends with the bytes that `failure` returns. Writing ends when the client
+    disconnects or `cut_off` is set.
     """
 
     media_type = "text/event-stream"
@@ -56,14 +56,17 @@ class EventStream(StreamingResponse):
     async def open(
         cls, write: Write, failure: Failure, buffer: SendBuffer, receive: Receive, cut_off: asyncio.Event
     ) -> "EventStream":
-        """A stream whose first event is there: what fails before that raises, and can be an ordinary status.
+        """Returns a stream whose first event is available. An earlier failure raises, so it can become an ordinary
+        status.
 
-        Raises ClientDisconnect and CutOff, too.
+        Raises:
+            ClientDisconnect: The client disconnected.
+            CutOff: `cut_off` was set.
         """
         stream = cls(write, failure, buffer, cut_off)
         try:
             if not await unless_disconnected(receive, buffer.ready(), cut_off):
-                await stream._writing  # which failed, and raises why
+                await stream._writing  # raises the error that ended it
         except BaseException:
             await stream._close()
             raise
@@ -73,7 +76,7 @@ class EventStream(StreamingResponse):
         try:
             await unless_disconnected(receive, self._send(send), self.cut_off)
         except ClientDisconnect:
-            pass  # nobody is there to be told
+            pass  # no client is left to notify
         except CutOff as error:
             await self._close()
             await self._send_failure(send, problem_of(error))
@@ -86,11 +89,13 @@ class EventStream(StreamingResponse):
             while piece := await self.buffer.take():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
             await self._writing
-        except Exception as error:  # noqa: BLE001 - the status has been sent: an error event is all that is left
+        except Exception as error:  # noqa: BLE001 - the status has been sent, so only an error event can report it
             problem = problem_of(error)
             report(error, problem)
             await self._send_failure(send, problem)
-            error.__traceback__ = None  # its frames hold the task that holds the error
+            error.__traceback__ = (
+                None  # breaks a reference cycle: its frames refer to the task, which refers to the error
+            )
         else:
             await send({"type": "http.response.body", "body": b""})
 

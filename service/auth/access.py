@@ -1,4 +1,4 @@
-"""Whose key a request carries."""
+"""Identifies the caller of a request by its key."""
 
 from typing import Annotated
 
@@ -9,22 +9,26 @@ from starlette.requests import HTTPConnection
 from service.auth.keyring import Caller, Keyring
 from service.errors import unauthorized
 
-bearer = HTTPBearer(auto_error=False, description="A key, as `bonbon keys create` makes it.")
+bearer = HTTPBearer(auto_error=False, description="A key created with `bonbon keys create`.")
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 
 
 def identify(keyring: Keyring, token: str | None, kind: str) -> Caller:
-    """Whose key `token` is; `kind` is what it is called. Raises 401 for a missing or wrong one."""
+    """Returns the caller whose key is `token`; `kind` is the kind of key in the message.
+
+    Raises:
+        HTTPException: The key is missing or invalid (401).
+    """
     if token is None:
         raise unauthorized(f"no {kind} key given: send it as `authorization: Bearer KEY`")
     caller = keyring.find(token)
     if caller is None:
-        raise unauthorized(f"the {kind} key is wrong, revoked or expired")
+        raise unauthorized(f"the {kind} key is invalid, revoked or expired")
     return caller
 
 
 def caller(connection: HTTPConnection) -> Caller:
-    """Whose request came by `connection`; after `allow`."""
+    """Returns the caller of `connection`, once `allow` has identified it."""
     found: Caller = connection.state.caller
     return found

@@ -1,15 +1,15 @@
-"""Who may call: keys as the database has them now, and those that the settings name."""
+"""The keys that are valid now: those in the database and those in the settings."""
 
 import asyncio
 import hmac
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 from pydantic import SecretStr
 
+from bonbon.concurrency.shielded import end
 from bonbon.errors import StoreError, UserError
 from bonbon.keys.key_records import Key, Scope, digest_of
 from bonbon.keys.key_store import all_keys
@@ -20,24 +20,25 @@ from service.auth.local_requests import is_loopback
 log = structlog.get_logger(__name__)
 
 ANYBODY = frozenset({Scope.COMPLETE, Scope.FEEDBACK})
-"""What needs no key where keys are not required: whatever reads or deletes needs one all the same."""
+"""Scopes of a request without a key where none is required. Reading or deleting data always needs a key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whose request it is, and what the key that came with it may be used for."""
+    """The tenant of a request and the scopes of its key."""
 
     tenant: str
     scopes: frozenset[Scope]
 
 
 class Keyring:
-    """Tells callers by their keys.
+    """Identifies callers by their keys.
 
-    Keys are required unless the setting `auth` is `off`, or it is `auto`, the service listens to this machine only and
-    no key was ever made: revoking the last key opens nothing.
+    Keys are required unless the setting `auth` is `off`, or it is `auto`, the service listens on a loopback address
+    only and no key has ever been created. Revoking the last key therefore does not open the service.
 
-    Looked up every `settings.keys_poll` seconds; while the database does not answer, the keys last seen are good.
+    The keys are read again every `settings.keys_poll` seconds. While the database is unavailable, the last known keys
+    stay valid.
     """
 
     def __init__(self, database: Database, settings: ServiceSettings) -> None:
@@ -47,28 +48,29 @@ class Keyring:
         self._watcher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read the keys, then watch them.
+        """Reads the keys and starts to watch for changes.
 
-        Raises UserError when the service would listen to other machines and there is no key at all.
+        Raises:
+            UserError: The service would be reachable from other machines, but no key exists.
         """
         await self._read()
         if not self._keys and self.required:
             raise UserError(
-                f"listening on {self.settings.host!r} needs a key that clients send: make one with "
-                "`bonbon keys create`, or set BONBON_SERVICE__API_KEY; --no-auth (BONBON_SERVICE__AUTH=off) lets "
-                "everybody in",
+                f"listening on {self.settings.host!r} requires an API key: create one with `bonbon keys create`, or "
+                "set BONBON_SERVICE__API_KEY; --no-auth (BONBON_SERVICE__AUTH=off) allows requests without a key",
                 param="auth",
             )
         if not self.required and not is_loopback(self.settings.host):
-            log.warning("everybody who reaches this address may use the service: auth is off", host=self.settings.host)
+            log.warning(
+                "authentication is off: everybody who can reach this address can use the service",
+                host=self.settings.host,
+            )
         self._watcher = asyncio.create_task(self._watch(), name="keyring")
 
     async def stop(self) -> None:
-        """Stop watching."""
+        """Stops watching for changes."""
         if self._watcher is not None:
-            self._watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watcher
+            await end(self._watcher)
 
     @property
     def required(self) -> bool:
@@ -77,13 +79,13 @@ class Keyring:
 
     @property
     def has_admin_keys(self) -> bool:
-        """Whether a key for /admin was ever made."""
+        """Whether a key for /admin has ever been created."""
         return any(Scope.ADMIN in key.scopes for key in self._keys)
 
     def find(self, token: str) -> Caller | None:
-        """Whose key `token` is; None for nobody's, and for one that was revoked or has expired.
+        """Returns the caller whose key is `token`, or None if the key is unknown, revoked or expired.
 
-        Every digest is compared, each in constant time: how long it takes tells nothing.
+        Every digest is compared, each in constant time, so that the duration reveals nothing.
         """
         digest, now, found = digest_of(token), datetime.now(UTC), None
         for key in self._keys:
@@ -103,21 +105,21 @@ class Keyring:
                 failing = False
             except StoreError as error:
                 if not failing:
-                    log.warning("cannot look keys up; those last seen are good", reason=error.why)
+                    log.warning("cannot read the keys; the last known keys stay valid", reason=error.why)
                 failing = True
             except Exception:
-                log.exception("cannot look keys up; those last seen are good")
+                log.exception("cannot read the keys; the last known keys stay valid")
 
 
 def needs_key(settings: ServiceSettings, *, has_keys: bool) -> bool:
-    """Whether a request needs a key, where there are keys or none."""
+    """Returns whether a request needs a key."""
     if settings.auth == "auto":
         return has_keys or not is_loopback(settings.host)
     return settings.auth == "on"
 
 
 def _static(settings: ServiceSettings) -> Iterator[Key]:
-    """The settings' own keys, of the tenant without a name."""
+    """Yields the keys in the settings, which belong to the unnamed tenant."""
     kinds: list[tuple[str, SecretStr | None, frozenset[Scope]]] = [
         ("api_key", settings.api_key, ANYBODY),
         ("admin_key", settings.admin_key, frozenset({Scope.ADMIN})),

@@ -1,4 +1,4 @@
-"""The connections that are open, and how many may be."""
+"""The open connections and their limits."""
 
 import ipaddress
 from collections import Counter, OrderedDict
@@ -10,44 +10,44 @@ from bonbon.settings import ServiceSettings
 from service.metrics.process_metrics import Metrics
 
 SPARE = 64
-"""Connections above the limit that are taken for `/health`, `/metrics`, `/admin` and `/console` alone."""
+"""Connections beyond the limit that are accepted for `/health`, `/metrics`, `/admin` and `/console` only."""
 SWEEP = 1.0
-"""Seconds between two looks at the deadlines."""
+"""Seconds between checks of the deadlines."""
 BODIES = 8
-"""How many of the largest bodies fit into the memory of all requests that have not come whole."""
+"""Maximum size of all incomplete requests together, as a multiple of the maximum body size."""
 
 
 class Connection(Protocol):
-    """What the limits need of a connection: whose it is, what it has received, and how it is closed."""
+    """The part of a connection that the limits use."""
 
     address: str
     spare: bool
     received: int
 
     def excuse(self, seconds: float) -> None:
-        """Extend every deadline by `seconds`."""
+        """Extends every deadline by `seconds`."""
 
     def check_deadlines(self, now: float) -> None:
-        """Close the connection when its client has exceeded a deadline; `now` is on the event loop's clock."""
+        """Closes the connection if its client has exceeded a deadline; `now` is a time of the event loop's clock."""
 
     def give_up(self) -> None:
-        """Close the connection for another one."""
+        """Closes the connection in favour of another one."""
 
 
 class Connections(ServerState):
-    """What uvicorn's server keeps of its connections, with limits.
+    """The state that uvicorn's server keeps of its connections, with limits.
 
-    A connection waits while it is idle or its request has not come whole; then it is the client that must do
-    something. Where there are too many connections, a new one takes the place of the one that has waited longest. So
-    a client that opens connections and sends nothing whole shuts out nobody, itself included. Where every connection
-    is being answered, a few more are taken, for health checks and the operator.
+    A connection waits for its client while it is idle or its request is incomplete. When the limit is reached, a new
+    connection replaces the one that has waited longest, so a client that opens connections without completing a request
+    cannot lock others out. If every connection is being answered, a few more are accepted for health checks and the
+    operator.
     """
 
     def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
         super().__init__()
         self.settings, self.metrics = settings, metrics
-        self.most = settings.max_connections
-        self.most_received = BODIES * settings.max_body_bytes
+        self.max_open = settings.max_connections
+        self.max_received = BODIES * settings.max_body_bytes
         self.received = 0
         self._admitted: set[Connection] = set()
         self._clients: Counter[str] = Counter()
@@ -56,22 +56,22 @@ class Connections(ServerState):
         self._swept: float | None = None
 
     @property
-    def most_of_one(self) -> int:
-        """How many connections one client may have."""
-        return self.settings.max_connections_per_client or max(1, self.most * 3 // 4)
+    def max_per_client(self) -> int:
+        """Maximum number of connections of one client."""
+        return self.settings.max_connections_per_client or max(1, self.max_open * 3 // 4)
 
     @property
     def open(self) -> int:
-        """Connections that were admitted and are not closed."""
+        """Number of admitted connections that are still open."""
         return len(self._admitted)
 
     def admit(self, new: Connection) -> bool:
-        """Whether a connection that was just made may stay; another one may have to go for it."""
-        if self._clients[new.address] >= self.most_of_one:
+        """Returns whether a new connection may stay. Another connection may be closed for it."""
+        if self._clients[new.address] >= self.max_per_client:
             self._close_longest_waiting(new.address)
-        if self.open >= self.most:
+        if self.open >= self.max_open:
             self._close_longest_waiting()
-        new.spare = self._clients[new.address] >= self.most_of_one or self.open >= self.most
+        new.spare = self._clients[new.address] >= self.max_per_client or self.open >= self.max_open
         if new.spare and self._spare >= SPARE:
             self.metrics.connection_closed("refused")
             return False
@@ -82,7 +82,7 @@ class Connections(ServerState):
         return True
 
     def forget(self, gone: Connection) -> None:
-        """A connection is closed, or about to be."""
+        """Removes a connection that is closed or about to be."""
         if gone not in self._admitted:
             return
         self._admitted.remove(gone)
@@ -93,32 +93,33 @@ class Connections(ServerState):
             del self._clients[gone.address]
 
     def waits(self, connection: Connection) -> None:
-        """From now on a connection waits for its client."""
+        """Records that the connection now waits for its client."""
         if connection in self._admitted:
             self._waiting[connection] = None
             self._waiting.move_to_end(connection)
 
     def works(self, connection: Connection) -> None:
-        """A connection's request is whole."""
+        """Records that the connection's request is complete."""
         self._waiting.pop(connection, None)
 
     def resize(self, difference: int) -> None:
-        """Requests that are not whole take so many bytes more, or less."""
+        """Changes the size of all incomplete requests by `difference` bytes, and closes the largest ones above the
+        limit."""
         self.received += difference
-        while self.received > self.most_received:
+        while self.received > self.max_received:
             largest = max(self._waiting, key=lambda connection: connection.received, default=None)
             if largest is None or not largest.received:
                 return
             self._close(largest)
 
     def sweep(self, now: float) -> None:
-        """Close the connections whose clients have exceeded a deadline; to be called every SWEEP seconds.
+        """Closes the connections whose clients have exceeded a deadline; call it every SWEEP seconds.
 
-        When it is called late, the service itself stood still and has not read what clients have sent: then the time
-        is not held against them.
+        If it is called late, the service itself was blocked and could not read what clients had sent. That time does
+        not count against the clients.
 
         Args:
-            now: on the event loop's clock.
+            now: The time of the event loop's clock.
         """
         late = 0.0 if self._swept is None else now - self._swept - SWEEP
         self._swept = now
@@ -139,7 +140,7 @@ class Connections(ServerState):
 
 
 def client_of(host: str | None) -> str:
-    """Whose connection it is: an IPv4 address, or the network of an IPv6 address, of which one client has many."""
+    """Returns what identifies a client: its IPv4 address, or the /64 network of its IPv6 address."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:

@@ -1,4 +1,4 @@
-"""The certain end of a process that has been told to stop."""
+"""Ends the process when shutting down takes longer than its deadline."""
 
 import os
 import sys
@@ -11,15 +11,16 @@ import structlog
 log = structlog.get_logger(__name__)
 
 MARGIN = 15.0
-"""Seconds beyond `service.drain_timeout` that a stop takes at most."""
+"""Maximum duration of a shutdown beyond `service.drain_timeout`, in seconds."""
 
 
 class Backstop:
-    """Ends the process when an orderly stop does not come to its end, whatever thread a disk or a driver holds up.
+    """Ends the process if an orderly shutdown does not finish in time, for example because a thread waits for a disk.
 
-    Nothing is lost: what was answered is in the log or in the spool.
+    No data is lost, because every answer is already in the log or in the spool.
 
-    `end` replaces what ends the process.
+    Args:
+        end: Ends the process; tests replace it.
     """
 
     def __init__(self, end: Callable[[int], object] = os._exit) -> None:
@@ -28,19 +29,20 @@ class Backstop:
         self._at: float | None = None
 
     def within(self, seconds: float) -> None:
-        """End the process in so many seconds, unless it has ended by then; the earliest end of several calls counts."""
+        """Ends the process after `seconds` unless it has ended before. After several calls, the earliest deadline
+        applies."""
         with self._changed:
             begin, at = self._at is None, time.monotonic() + seconds
             self._at = at if self._at is None else min(self._at, at)
             self._changed.notify()
         if begin:
-            # A thread that nobody waits for: the process may end without it.
+            # A daemon thread does not keep the process alive.
             Thread(target=self._wait, name="backstop", daemon=True).start()
 
     def _wait(self) -> None:
         with self._changed:
             while self._at is not None and (left := self._at - time.monotonic()) > 0:
                 self._changed.wait(left)
-        log.error("the stop does not come to its end; the process ends without it. What was answered is on disk")
+        log.error("shutdown exceeded its deadline; ending the process. Every answer is in the log or the spool")
         sys.stderr.flush()
         self._end(1)

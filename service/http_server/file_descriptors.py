@@ -1,17 +1,17 @@
-"""How many files this process may have open: every connection is one."""
+"""Raises the limit of open files, because every connection is one."""
 
 import resource
 
 import structlog
 
 OTHERS = 512
-"""Files besides the clients' connections: the database's, the engine's and the rewards' connections, versions, logs."""
+"""Open files other than client connections: connections of the database, engine and rewards, model files and logs."""
 
 log = structlog.get_logger(__name__)
 
 
-def make_room(connections: int, spare: int) -> int:
-    """Raise the soft limit of open files for so many connections and some spare ones; how many there is room for."""
+def raise_file_limit(connections: int, spare: int) -> int:
+    """Raises the soft limit of open files for the connections; returns how many connections the limit then allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = connections + spare + OTHERS
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -19,12 +19,12 @@ def make_room(connections: int, spare: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return connections
-    room = max(1, soft - spare - OTHERS, soft // 4)
+    allowed = max(1, soft - spare - OTHERS, soft // 4)
     log.warning(
-        "this process may not open enough files for service.max_connections; it takes fewer connections. "
-        "Raise the hard limit of open files (ulimit -Hn)",
+        "the limit of open files is too low for service.max_connections; fewer connections are accepted. "
+        "Raise the hard limit (ulimit -Hn)",
         files=soft,
         wanted=needed,
-        connections=room,
+        connections=allowed,
     )
-    return room
+    return allowed

@@ -1,13 +1,14 @@
-"""Python's garbage collector, set for a service: requests make many objects, and next to no cycles."""
+"""Tunes Python's garbage collector for a service, whose requests create many objects but hardly any cycles."""
 
 import gc
 
 THRESHOLDS = (10_000, 20, 20)
-"""New objects before a collection (Python's own 700 are half an answer's), and collections before an older one's."""
+"""Thresholds of the three generations. With Python's default, 700, a single answer would trigger several
+collections."""
 
 
 def settle_garbage() -> None:
-    """Call once, when everything is loaded: what there is then is never looked at again."""
+    """Exempts all existing objects from garbage collection; call it once, when everything is loaded."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)

@@ -1,44 +1,49 @@
-"""Parsing HTTP for a server that speaks nothing else."""
+"""Parses HTTP for a server that supports no other protocol."""
 
 from typing import Any
 
 import httptools
 
 FRAMING = (b"content-length", b"transfer-encoding")
-"""Headers that say where a body ends."""
+"""Headers that determine where a body ends."""
 
 
 class HttpParser:
-    """An `httptools.HttpRequestParser` that ignores the header Upgrade, as RFC 9110, section 7.8, lets a server do.
+    """An `httptools.HttpRequestParser` that ignores the Upgrade header, as RFC 9110, section 7.8, permits.
 
-    httptools takes whatever follows the head of such a request for bytes of the other protocol. A server that keeps to
-    HTTP must read it as the request's body and the next request, so a second parser goes on there.
+    After the headers of such a request, httptools takes the following bytes for another protocol. A server that stays
+    with HTTP must read them as the request's body and the next request, so a second parser continues there.
 
     Args:
-        protocol: has httptools' callbacks.
+        protocol: An object with httptools' callbacks.
     """
 
     def __init__(self, protocol: Any) -> None:
         self._protocol = protocol
         self._framing: list[bytes] = []
-        self._head_is_told = False
+        self._head_is_known = False
         self.on_body = protocol.on_body
         self._parser = self._new()
 
     def _new(self) -> Any:
         parser = httptools.HttpRequestParser(self)
-        # As uvicorn has it: what comes behind a request that is to be the last one is not an error of that request.
+        # As in uvicorn, data after the last request of a connection is not an error of that request.
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
     def close(self) -> None:
-        """End it: parser and callbacks hold each other, and would stay until the next full garbage collection."""
+        """Breaks the reference cycle of parser and callbacks, which would otherwise last until the next full garbage
+        collection."""
         self._parser = None
 
-    # what uvicorn calls
+    # called by uvicorn
 
     def feed_data(self, data: bytes) -> None:
-        """Parse what has come. Raises httptools.HttpParserError."""
+        """Parses received data.
+
+        Raises:
+            httptools.HttpParserError: The data is not valid HTTP.
+        """
         while data:
             try:
                 self._parser.feed_data(data)
@@ -62,36 +67,36 @@ class HttpParser:
     def should_upgrade(self) -> bool:
         return False
 
-    # what httptools calls
+    # called by httptools
 
     def on_message_begin(self) -> None:
-        if not self._head_is_told:
+        if not self._head_is_known:
             self._framing = []
             self._protocol.on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        if not self._head_is_told:
+        if not self._head_is_known:
             self._protocol.on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head_is_told:
+        if self._head_is_known:
             return
         if name.lower() in FRAMING:
             self._framing.append(b"%b: %b\r\n" % (name, value))
         self._protocol.on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if not self._head_is_told:
+        if not self._head_is_known:
             self._protocol.on_headers_complete()
 
     def on_message_complete(self) -> None:
-        if not (self._parser.should_upgrade() and self._framing):  # else its body is still to come
+        if not (self._parser.should_upgrade() and self._framing):  # otherwise its body is still to come
             self._protocol.on_message_complete()
 
     def _begin_body(self) -> None:
-        """Have a new parser go on behind the head, of which it is told where the body ends."""
+        """Continues after the headers with a new parser, which gets the headers that determine where the body ends."""
         if self._framing:
             self._parser = self._new()
-            self._head_is_told = True
+            self._head_is_known = True
             self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(self._framing))
-            self._head_is_told = False
+            self._head_is_known = False

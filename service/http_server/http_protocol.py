@@ -1,4 +1,4 @@
-"""HTTP as uvicorn speaks it, with deadlines for the client and limits to what it may send."""
+"""uvicorn's HTTP protocol, with deadlines for clients and limits on what they may send."""
 
 import asyncio
 import json
@@ -17,16 +17,16 @@ from service.http_server.connections import Connections, client_of
 from service.http_server.http_parser import HttpParser
 
 SLICE = 16 * 1024
-"""Bytes that are parsed at a time, so that a limit is noticed soon after it is exceeded."""
+"""Bytes to parse at a time, so that an exceeded limit is noticed early."""
 FRAMING = 8
-"""A chunked body of single bytes takes six times as many bytes on the wire."""
+"""Maximum ratio of received bytes to body bytes. A chunked body with chunks of one byte has a ratio of six."""
 
 BYTES_ACKED = 120
 """Offset of tcpi_bytes_acked in Linux's struct tcp_info."""
 
 
 class Reading(Enum):
-    """What the client has to send next: a new request, more of a head, or more of a body."""
+    """What the client has to send next: a new request, the rest of the headers, or the rest of the body."""
 
     REQUEST = "request"
     HEAD = "head"
@@ -37,9 +37,9 @@ class HttpProtocol(HttpToolsProtocol):
     """One connection of a server whose state is `Connections`.
 
     Attributes:
-        address: whose connection it is.
-        spare: it is above the limit of connections.
-        received: bytes that the service keeps of a request that has not come whole.
+        address: Identifies the client.
+        spare: Whether the connection is beyond the limit.
+        received: Bytes that the service holds of an incomplete request.
     """
 
     parser: HttpParser  # type: ignore[assignment]
@@ -75,7 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser.close()
         self.pipeline.clear()
         if self._answered is not None:
-            self._answered.disconnected = True  # uvicorn tells only the last request that came
+            self._answered.disconnected = True  # uvicorn notifies only the request that arrived last
             self._answered.message_event.set()
             self._answered = None
         super().connection_lost(exc)
@@ -97,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._read_on(Reading.HEAD)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._reading is not Reading.BODY:  # what follows a chunked body is of no use here
+        if self._reading is not Reading.BODY:  # trailers of a chunked body are ignored
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -126,35 +126,37 @@ class HttpProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         if self._reading is Reading.BODY and not self.pipeline:
-            self.give_up()  # it would be waited for as if it were being answered
+            self.give_up()  # uvicorn would wait for it as if it were being answered
         else:
             super().shutdown()
 
-    # what the guard calls
+    # called by the guard
 
     def check_deadlines(self, now: float) -> None:
-        """Close the connection when its client has taken too long to send, or to read."""
+        """Closes the connection if its client has taken too long to send a request or to read the answer."""
         settings = self.guard.settings
         if self._stalled(now) > settings.send_timeout:
             self.guard.metrics.connection_closed("send_timeout")
             self.give_up()
         elif self.transport.is_closing():
-            return  # what was written last is on its way
+            return  # the last data is still being sent
         elif self.flow.read_paused or (self._reading is Reading.HEAD and self._answering):
-            self._since = now  # it is not the client's turn
+            self._since = now  # the connection is not waiting for its client
         elif self._reading is Reading.HEAD and now - self._since > settings.header_timeout:
-            # A connection on which nothing was asked is told nothing.
-            self._refuse(408, "header_timeout", "the request's head did not come in time", silent=not self.received)
+            # A connection without any request is closed without a response.
+            self._refuse(
+                408, "header_timeout", "the request line and headers did not arrive in time", silent=not self.received
+            )
         elif self._reading is Reading.BODY and now - self._since > settings.body_timeout:
-            self._refuse(408, "body_timeout", "the request's body did not come in time")
+            self._refuse(408, "body_timeout", "the request body did not arrive in time")
 
     def excuse(self, seconds: float) -> None:
-        """Give the client so much more time."""
+        """Extends every deadline of the client by `seconds`."""
         self._since += seconds
         self._taken_at += seconds
 
     def give_up(self) -> None:
-        """Close the connection at once; nobody is told."""
+        """Closes the connection at once, without a response."""
         if self._answering:
             self.cycle.body.clear()
         self._keep(0)
@@ -172,15 +174,17 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._reading is before:
             self._raw += len(data)
-        answered = self._reading is Reading.BODY and self.cycle.response_complete  # what comes now is thrown away
+        answered = self._reading is Reading.BODY and self.cycle.response_complete  # further data is discarded
         self._keep(0 if answered else self._raw)
         settings = self.guard.settings
         if self._reading is Reading.HEAD and self._raw > settings.max_header_bytes:
             self._refuse(
-                431, "header_too_large", f"the request's head is larger than {settings.max_header_bytes} bytes"
+                431,
+                "header_too_large",
+                f"the request line and headers are larger than {settings.max_header_bytes} bytes",
             )
         elif self._raw > settings.max_header_bytes + FRAMING * min(self._payload, settings.max_body_bytes):
-            self._refuse(413, "request_too_large", "the request's body takes too many bytes")
+            self._refuse(413, "request_too_large", "the request body takes too many bytes")
 
     def _read_on(self, what: Reading) -> None:
         self._reading, self._since = what, self.loop.time()
@@ -196,7 +200,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.guard.resize(difference)
 
     def _stalled(self, now: float) -> float:
-        """Seconds since the client has last taken something of what is ready for it."""
+        """Seconds since the client last read some of the data that is ready for it."""
         taken = _acknowledged(self.transport)
         if taken != self._taken or not self.transport.get_write_buffer_size():
             self._taken, self._taken_at = taken, now
@@ -220,7 +224,8 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 def _acknowledged(transport: asyncio.Transport) -> int:
-    """How many bytes the client's side has acknowledged: what has left our buffers may be in the kernel's still."""
+    """Returns how many bytes the client has acknowledged. Bytes that have left our buffers may still be in the
+    kernel's."""
     if not hasattr(socket, "TCP_INFO"):
         return -transport.get_write_buffer_size()
     try:

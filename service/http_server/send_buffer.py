@@ -1,4 +1,4 @@
-"""What streams have ready and their clients have not read yet, in bounded memory."""
+"""Buffers streamed data that clients have not read yet, in bounded memory."""
 
 import asyncio
 from collections import deque
@@ -10,40 +10,40 @@ from bonbon.errors import ClientTooSlow
 log = structlog.get_logger(__name__)
 
 PIECE = 64 * 1024
-"""Bytes that are sent at a time, when that many are there; a single event may be longer."""
+"""Bytes to send at a time, if that many are ready; a single event may be longer."""
 
 
 class SendBuffers:
-    """The buffers of all streams, which together hold at most `most_bytes`.
+    """The buffers of all streams, with a limit on their total size.
 
-    Who fills a buffer never waits for the client, so a client that reads slowly holds up nothing but itself. When more
-    is ready than may be kept, the stream that keeps most is cut off.
+    Whoever fills a buffer never waits for the client, so a slow client delays only itself. When the total exceeds
+    `max_bytes`, the stream with the largest buffer is cut off.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
         self.bytes = 0
         self._open: set[SendBuffer] = set()
 
     def open(self) -> "SendBuffer":
-        """A buffer for one stream; to be closed."""
+        """Returns a buffer for one stream. The caller closes it."""
         buffer = SendBuffer(self)
         self._open.add(buffer)
         return buffer
 
     def resize(self, difference: int) -> None:
-        """A buffer keeps so many bytes more, or less."""
+        """Changes the total size by `difference` bytes."""
         self.bytes += difference
-        while self.bytes > self.most_bytes:
+        while self.bytes > self.max_bytes:
             max(self._open, key=lambda buffer: buffer.bytes).cut_off()
 
     def forget(self, buffer: "SendBuffer") -> None:
-        """A buffer is closed."""
+        """Removes a closed buffer."""
         self._open.discard(buffer)
 
 
 class SendBuffer:
-    """One stream: `put` fills it until `end`, `take` empties it."""
+    """The buffer of one stream: `put` fills it until `end` is called, and `take` empties it."""
 
     def __init__(self, buffers: SendBuffers) -> None:
         self.bytes = 0
@@ -53,7 +53,11 @@ class SendBuffer:
         self._ended = self._cut_off = False
 
     def put(self, data: bytes) -> None:
-        """Keep `data` until it is taken. Raises ClientTooSlow when the stream was cut off."""
+        """Appends `data`.
+
+        Raises:
+            ClientTooSlow: The stream was cut off.
+        """
         if not self._cut_off and data:
             self._pieces.append(data)
             self._resize(len(data))
@@ -62,12 +66,16 @@ class SendBuffer:
             raise self._refusal()
 
     def end(self) -> None:
-        """Nothing more will be put."""
+        """Marks the end of the data."""
         self._ended = True
         self._changed.set()
 
     async def ready(self) -> bool:
-        """Wait until there is something to take; False when nothing more will come. Raises ClientTooSlow."""
+        """Waits until there is data to take; returns False at the end.
+
+        Raises:
+            ClientTooSlow: The stream was cut off.
+        """
         while not (self._pieces or self._ended or self._cut_off):
             self._changed.clear()
             await self._changed.wait()
@@ -76,7 +84,11 @@ class SendBuffer:
         return bool(self._pieces)
 
     async def take(self) -> bytes:
-        """What comes next, in order: up to PIECE bytes, or one longer event. Empty at the end. Raises ClientTooSlow."""
+        """Returns the next data in order: up to PIECE bytes, or one longer event. Returns no bytes at the end.
+
+        Raises:
+            ClientTooSlow: The stream was cut off.
+        """
         if not await self.ready():
             return b""
         taken = [self._pieces.popleft()]
@@ -88,14 +100,14 @@ class SendBuffer:
         return b"".join(taken)
 
     def cut_off(self) -> None:
-        """Give up what is there; who puts and who takes is told."""
-        log.warning("a stream is cut off: its client reads too slowly", bytes=self.bytes)
+        """Discards the data; `put`, `ready` and `take` raise ClientTooSlow from then on."""
+        log.warning("stream cut off because its client reads too slowly", bytes=self.bytes)
         self._cut_off = True
         self._drop()
         self._changed.set()
 
     def close(self) -> None:
-        """The stream is over, however far it came."""
+        """Releases the buffer, whether or not the stream is complete."""
         self._drop()
         self._buffers.forget(self)
 
@@ -109,4 +121,4 @@ class SendBuffer:
 
     @staticmethod
     def _refusal() -> ClientTooSlow:
-        return ClientTooSlow("the client reads too slowly: too much of the answer was waiting for it")
+        return ClientTooSlow("the client reads too slowly: too much of the answer is buffered")

@@ -1,4 +1,4 @@
-"""uvicorn, run so that a failing start is an error message and a signal is an orderly end."""
+"""Runs uvicorn so that a failed start is reported as an error message and a signal leads to an orderly shutdown."""
 
 import asyncio
 import math
@@ -13,22 +13,22 @@ from fastapi import FastAPI
 from bonbon.errors import UserError
 from service.http_server.connections import SPARE, SWEEP, Connections
 from service.http_server.exit_deadline import MARGIN, Backstop
-from service.http_server.file_descriptors import make_room
+from service.http_server.file_descriptors import raise_file_limit
 from service.http_server.http_protocol import HttpProtocol
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TICKS_A_SECOND = 10
-"""uvicorn's."""
+"""How often uvicorn calls `on_tick`."""
 SEND_BUFFER = 256 * 1024
-"""Bytes that the kernel may keep for each connection; by itself it would keep megabytes of what nobody reads."""
+"""Bytes that the kernel may buffer for each connection; by default it would buffer megabytes of unread data."""
 GOODBYE = 3.0
-"""Seconds to tell clients that they are cut off."""
+"""Seconds in which clients are notified that their requests are cut off."""
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that calls `listening` once it takes connections and leaves signals to its owner.
+    """A uvicorn server that calls `listening` when it accepts connections and leaves signals to its owner.
 
-    `connections` are checked for clients that exceed a deadline once a second.
+    Once a second it checks `connections` for clients that have exceeded a deadline.
     """
 
     def __init__(self, config: uvicorn.Config, connections: Connections, listening: Callable[[], None]) -> None:
@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # uvicorn would raise the signal again before the application has stopped
+        yield  # uvicorn would re-raise the signal before the application has stopped
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -60,25 +60,25 @@ async def run_server(
     ready: Callable[[str], None],
     backstop: Backstop | None = None,
 ) -> None:
-    """Start `app`, serve it until SIGINT or SIGTERM, drain, stop.
+    """Starts `app`, serves it until SIGINT or SIGTERM, lets running requests finish, and stops it.
 
-    The application starts before the server listens, so that what it raises reaches the caller. The first signal
-    makes the service unready and lets requests in flight end. When they have had their time, or at a second signal,
-    they are cut off: streams end with an error event, other requests are a 503. A third signal waits for nothing.
-    Afterwards signals are handled as they were before.
+    The application starts before the server listens, so its exceptions reach the caller. The first signal makes the
+    service unready and lets running requests finish. After `drain_timeout`, or at a second signal, they are cut off:
+    streams end with an error event, and other requests get a 503. After a third signal the server waits for nothing.
+    Finally the former signal handlers are restored.
 
-    With a `backstop` the process ends `MARGIN` seconds after requests have had their time, or `GOODBYE` seconds after a
-    third signal, if the stop has not come to its end before.
+    With a `backstop` the process ends `MARGIN` seconds after the requests' time is over, or `GOODBYE` seconds after a
+    third signal, even if the shutdown is not complete.
 
     Raises UserError when the engine, which could not be started at first, turns out never to start; see `Startup`.
 
     Args:
-        drain_timeout: seconds that requests in flight have.
-        ready: called with the service's URL once it answers.
-        backstop: ends the process; None leaves it to the caller how long a stop takes.
+        drain_timeout: Seconds that running requests have to finish.
+        ready: Called with the service's URL when the service answers.
+        backstop: Ends the process at the deadline. With None, a shutdown has no deadline.
     """
     connections: Connections = app.state.bonbon.connections
-    connections.most = make_room(connections.most, SPARE)
+    connections.max_open = raise_file_limit(connections.max_open, SPARE)
     listener = bind(host, port)
     url = f"http://{_url_host(host)}:{listener.getsockname()[1]}"
     config = uvicorn.Config(
@@ -98,19 +98,19 @@ async def run_server(
     cut_off: asyncio.Event = app.state.bonbon.cut_off
 
     def stop() -> None:
-        told_before = server.should_exit
+        already_stopping = server.should_exit
         if cut_off.is_set() or not server.started:
-            at_most(GOODBYE if told_before else MARGIN)
+            exit_within(GOODBYE if already_stopping else MARGIN)
             serving.cancel()
-        elif told_before:
-            at_most(MARGIN)
+        elif already_stopping:
+            exit_within(MARGIN)
             cut()
         else:
-            at_most(drain_timeout + MARGIN)
+            exit_within(drain_timeout + MARGIN)
             loop.call_later(drain_timeout, cut)
         server.should_exit = app.state.stopping = True
 
-    def at_most(seconds: float) -> None:
+    def exit_within(seconds: float) -> None:
         if backstop is not None:
             backstop.within(seconds)
 
@@ -149,9 +149,10 @@ async def _serve(app: FastAPI, server: Server, listener: socket.socket) -> None:
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: a taken port is known before a model is loaded.
+    """Returns a bound socket that does not listen yet, so that a port in use is reported before a model is loaded.
 
-    Raises UserError when the address cannot be had.
+    Raises:
+        UserError: The address is not available.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -159,7 +160,7 @@ def bind(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise UserError(f"cannot listen on {host!r}: {error.strerror}; give another --host", param="host") from error
+        raise UserError(f"cannot listen on {host!r}: {error.strerror}; choose another --host", param="host") from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # connections inherit it
@@ -167,7 +168,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UserError(
-            f"cannot listen on {host}:{port}: {error.strerror}; give another --port, or 0 for a free one", param="port"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or 0 for a free port",
+            param="port",
         ) from error
     return listener
 

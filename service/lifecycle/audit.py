@@ -1,14 +1,14 @@
-"""Audits: what the champion's answers are worth now, measured in the background on live requests."""
+"""Audits: measures in the background, on live requests, how good the champion's answers are."""
 
 import asyncio
 import random
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
 import structlog
 
 from bonbon.best_of_n import BestOfN
+from bonbon.concurrency.shielded import end
 from bonbon.engines.candidates import collect
 from bonbon.engines.engine import DrawRequest
 from bonbon.errors import RewardError, UnknownVersion
@@ -26,20 +26,20 @@ log = structlog.get_logger(__name__)
 class Audits:
     """Compares a share of the distilled champion's answers with the base, and logs groups for the next round.
 
-    An audit (a) draws the base n times with the request's own prompt and sampling, scores these draws together with
-    the k candidates from which the alias answers, and stores how the best of those compares with the base's first draw
-    and with its best; (b) where k is 1, draws n fresh candidates of the champion and logs them as a group of
-    origin `audit`, so that the next round can train with the champion as its reference. Audits run one at a time, never
-    fail a request, and hold the versions they draw from.
+    An audit (a) samples n candidates of the base with the request's own prompt and sampling, scores them together with
+    the k candidates behind the answer, and stores how the best of those k compares with the base's first and best
+    candidate; (b) if k is 1, samples n new candidates of the champion and logs them as a group of origin `audit`, so
+    that the next round can train with the champion as its reference. Audits run one at a time, never fail a request,
+    and hold the versions that they use.
 
     Args:
-        floor: hears of every live win rate that moved.
-        savings: counts the tokens that audits draw.
-        fraction: share of answers that is audited; None: as many as `budget` allows.
-        budget: share of the tokens that answers save which audits may draw.
-        n: candidates of (a) and (b).
-        waiting: audits that may wait; more are dropped and counted.
-        rng: picks the answers to audit.
+        fallback: Is notified of every change of a live win rate.
+        savings: Counts the tokens that audits generate.
+        audit_fraction: Share of answers to audit. With None, `audit_budget` determines the share.
+        audit_budget: Maximum number of tokens that audits may generate, as a share of the tokens that answers save.
+        n: Candidates of (a) and (b).
+        audit_queue: Maximum number of waiting audits; further audits are dropped and counted.
+        rng: Selects the answers to audit.
     """
 
     def __init__(
@@ -48,42 +48,40 @@ class Audits:
         pair_log: PairLog,
         serving: Router,
         metrics: Metrics,
-        floor: Fallback,
+        fallback: Fallback,
         savings: SavingsCounter,
         *,
-        fraction: float | None,
-        budget: float,
+        audit_fraction: float | None,
+        audit_budget: float,
         n: int,
-        waiting: int,
+        audit_queue: int,
         rng: random.Random | None = None,
     ) -> None:
         self.best_of_n, self.pair_log, self.serving, self.metrics = best_of_n, pair_log, serving, metrics
-        self.floor, self.savings = floor, savings
+        self.fallback, self.savings = fallback, savings
         self.n = n
-        self._fraction, self._budget = fraction, budget
+        self._fraction, self._budget = audit_fraction, audit_budget
         self._rng = rng or random.Random()
-        self._queue: asyncio.Queue[tuple[Group, int]] = asyncio.Queue(waiting)
+        self._queue: asyncio.Queue[tuple[Group, int]] = asyncio.Queue(audit_queue)
         self._worker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to work off the queue."""
+        """Starts to process the queue."""
         self._worker = asyncio.create_task(self._work(), name="audits")
 
     async def stop(self) -> None:
-        """Abort the audit that runs and forget those that wait."""
+        """Aborts the running audit and drops the waiting ones."""
         if self._worker is not None:
-            self._worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker
+            await end(self._worker)
 
     @property
     def waiting(self) -> int:
-        """Audits that have not begun."""
+        """Number of audits that have not started."""
         return self._queue.qsize()
 
     @property
     def fraction(self) -> float:
-        """Share of the champion's answers that is audited now: none of the base's."""
+        """Share of the champion's answers that is audited now; 0 while the champion is the base."""
         if not self.serving.routes.distilled:
             return 0.0
         if self._fraction is not None:
@@ -92,14 +90,14 @@ class Audits:
         return audit_rate(self._budget, k=self.serving.k, n=self.n, savings=known)
 
     async def idle(self) -> None:
-        """Return when every audit accepted so far has ended."""
+        """Waits until every audit accepted so far has ended."""
         await self._queue.join()
 
     def offer(self, group: Group) -> None:
-        """Maybe audit an answered and logged group; returns at once.
+        """Audits an answered and logged group with probability `fraction`; returns at once.
 
-        Only whole answers of a distilled champion that drew at least as many candidates as the alias count; the caller
-        leaves out what must not be stored.
+        Only complete answers of a distilled champion with at least as many candidates as the alias samples are audited.
+        The caller leaves out groups that must not be stored.
         """
         routes, k = self.serving.routes, self.serving.k
         if not routes.distilled or group.version != routes.champion or group.n < k:
@@ -139,10 +137,10 @@ class Audits:
 
     async def _compare(self, group: Group, base: str, k: int) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
-        n = 1 if sampling.temperature == 0 else self.n  # greedy draws are all the same
+        n = 1 if sampling.temperature == 0 else self.n  # greedy candidates are all the same
         drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling, salt=group.salt))
         self.savings.audit_drew(group, sum(len(draw.token_ids) for draw in drawn.draws), best_of_n=True)
-        # The first k candidates, not all: what the alias answers with, however many the request asked for.
+        # Only the first k candidates, from which the alias answers, however many the request asked for.
         own = [candidate.text for candidate in group.candidates[:k]]
         rewards = await self.best_of_n.score(group.prompt, [*own, *(draw.written for draw in drawn.draws)])
         reward, opposed = max(rewards[: len(own)]), rewards[len(own) :]
@@ -161,7 +159,7 @@ class Audits:
             )
             live = await self.pair_log.append_comparison(comparison)
             self.metrics.compared(comparison)
-            await self.floor.check(live)
+            await self.fallback.check(live)
 
     async def _draw_group(self, group: Group) -> None:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)

@@ -1,19 +1,20 @@
-"""Which share of answers is audited, so that audits cost no more than a share of what answers save."""
+"""Determines which share of answers to audit, so that audits cost at most a share of the tokens that answers save."""
 
 from bonbon.pairs.live.savings import Savings
 
 ENOUGH_AUDITS = 30
-"""Audits after which their measured cost replaces the expected one."""
+"""Number of audits after which their measured cost replaces the expected one."""
 LEAST = 0.001
-"""Where nothing is saved, some answers are audited all the same: nobody would know otherwise how good they are."""
+"""Minimum share of answers to audit. Where nothing is saved, audits still have to show how good the answers are."""
 
 
 def audit_rate(budget: float, *, k: int, n: int, savings: Savings | None) -> float:
-    """The share of answers to audit when audits may cost the share `budget` of the tokens that answers save.
+    """Returns the share of answers to audit if audits may cost the share `budget` of the tokens that answers save.
 
     Args:
-        k, n: draws for an answer, and for one of best-of-n. Until enough is measured, a draw of the champion counts as
-            much as one of the base; an audit takes n draws of the base and, where k is 1, n of the champion.
+        k, n: Candidates of an answer, and of best-of-n. Until enough is measured, a candidate of the champion is taken
+            to cost as much as one of the base; an audit samples n candidates of the base and, if k is 1, n of the
+            champion.
     """
     saved, cost = float(n - k), float(2 * n if k == 1 else n)
     if savings is not None and savings.drawn.audits >= ENOUGH_AUDITS and savings.drawn.answers:

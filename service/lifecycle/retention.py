@@ -1,12 +1,12 @@
-"""Deletes what is older than it may become."""
+"""Deletes groups that have exceeded the retention period."""
 
 import asyncio
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
 
+from bonbon.concurrency.shielded import end
 from bonbon.erase import erase
 from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.deletion.purge import count_purgeable
@@ -17,10 +17,11 @@ log = structlog.get_logger(__name__)
 
 
 class Retention:
-    """Looks for old groups every `poll` seconds, while `days` says what old is.
+    """Deletes groups older than `days`, checking every `poll` seconds.
 
     Args:
-        days: groups older than that are deleted, with the training snapshots that hold them; None: nothing is.
+        days: Age in days at which groups are deleted, with the training snapshots that contain them. With None, nothing
+            is deleted.
     """
 
     def __init__(self, database: Database, runs_dir: Path, spool_dir: Path, *, days: float | None, poll: float) -> None:
@@ -29,16 +30,14 @@ class Retention:
         self._worker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin, at once."""
+        """Starts to delete, beginning at once."""
         if self.days is not None:
             self._worker = asyncio.create_task(self._work(timedelta(days=self.days)), name="retention")
 
     async def stop(self) -> None:
-        """End; what is left is for the next start."""
+        """Stops; the next start deletes the rest."""
         if self._worker is not None:
-            self._worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker
+            await end(self._worker)
 
     async def _work(self, age: timedelta) -> None:
         unfinished = False
@@ -46,12 +45,12 @@ class Retention:
             try:
                 conditions = Conditions(older_than=datetime.now(UTC) - age)
                 await asyncio.to_thread(set_aside_in(self.spool_dir).erase, conditions)
-                # Counted first: most of the time there is nothing to do, and nothing to remember.
+                # Count first, because usually there is nothing to delete.
                 if unfinished or await count_purgeable(self.database, conditions):
                     unfinished = True
                     erased = await erase(self.database, self.runs_dir, conditions, spool_dir=self.spool_dir)
                     unfinished = False
-                    log.info("old groups are deleted", groups=erased.groups, snapshots=len(erased.snapshots))
+                    log.info("deleted old groups", groups=erased.groups, snapshots=len(erased.snapshots))
             except Exception:
-                log.exception("old groups cannot be deleted now; it is tried again")
+                log.exception("cannot delete old groups; retrying later")
             await asyncio.sleep(self.poll)

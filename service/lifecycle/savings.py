@@ -1,10 +1,10 @@
-"""Counts what distilled champions draw, so that the database knows what they save."""
+"""Counts the tokens that distilled champions generate, so that the database shows what they save."""
 
 import asyncio
-from contextlib import suppress
 
 import structlog
 
+from bonbon.concurrency.shielded import end
 from bonbon.errors import StoreError
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.live.savings import Savings, TokenCounts, add_savings
@@ -15,14 +15,14 @@ from service.routing.router import Asked, Route, Router
 log = structlog.get_logger(__name__)
 
 PERIOD = 5.0
-"""Seconds between writes to the database; a process that is killed loses the counts of that long."""
+"""Seconds between writes to the database. A process that is killed loses the counts of that period."""
 
 
 class SavingsCounter:
-    """Counts answers and audits of distilled champions, and adds them up in the database every `period` seconds.
+    """Counts answers and audits of distilled champions, and adds the counts to the database every `period` seconds.
 
-    Answers to requests that set their own number of draws, or a temperature of 0, are left out, because best-of-n of
-    the base would have drawn no more for them.
+    Answers to requests that set their own number of candidates, or a temperature of 0, are not counted, because
+    best-of-n of the base would not have generated more for them.
     """
 
     def __init__(self, database: Database, serving: Router, metrics: Metrics, *, period: float = PERIOD) -> None:
@@ -32,19 +32,17 @@ class SavingsCounter:
         self._worker: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to write what is counted."""
+        """Starts to write the counts periodically."""
         self._worker = asyncio.create_task(self._work(), name="savings")
 
     async def stop(self) -> None:
-        """Write what is left, if the database takes it."""
+        """Stops, and writes the remaining counts if the database is available."""
         if self._worker is not None:
-            self._worker.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._worker
+            await end(self._worker)
         await self._write()
 
     def answered(self, plan: Route, group: Group) -> None:
-        """An answer was drawn."""
+        """Counts an answer."""
         routes = self.serving.routes
         if plan.asked is not Asked.ALIAS or not routes.distilled or plan.version != routes.champion:
             return
@@ -52,10 +50,10 @@ class SavingsCounter:
             self._add(group.version, TokenCounts(answers=1, answer_tokens=group.drawn_tokens))
 
     def audit_drew(self, group: Group, count: int, *, best_of_n: bool) -> None:
-        """An audit of the answer `group` drew `count` tokens.
+        """Counts `count` tokens that an audit of the answer `group` generated.
 
         Args:
-            best_of_n: they are those of the n draws of the base, which every audit makes.
+            best_of_n: Whether they belong to the n candidates of the base that every audit samples.
         """
         self.metrics.audit_drew(group.version, count)
         if group.sampling.temperature > 0:
@@ -63,11 +61,15 @@ class SavingsCounter:
             self._add(group.version, TokenCounts(audits=audits, audit_tokens=count, best_of_n_tokens=best_of_n_tokens))
 
     def known(self, version: str) -> Savings | None:
-        """What all gateways together had counted of `version` when this one last wrote."""
+        """Returns the counts of `version` over all gateways at the time of the last write."""
         return self._known.get(version)
 
     async def write(self) -> None:
-        """Write what was counted since the last time. Raises StoreError; what was not written is kept."""
+        """Writes the new counts.
+
+        Raises:
+            StoreError: The database is not available. The counts are kept.
+        """
         for version in list(self._new):
             drawn = self._new.pop(version)
             try:
@@ -88,6 +90,6 @@ class SavingsCounter:
         try:
             await self.write()
         except StoreError as error:
-            log.warning("savings cannot be stored now; they are kept and stored later", reason=str(error))
+            log.warning("cannot store the savings; retrying later", reason=str(error))
         except Exception:
-            log.exception("savings cannot be stored now; they are kept and stored later")
+            log.exception("cannot store the savings; retrying later")

@@ -1,15 +1,16 @@
-"""Hot swap: follow the registry's aliases without failing a request. docs/swap.md says what is guaranteed."""
+"""Hot swap: follows the registry's aliases without failing a request. docs/swap.md describes the guarantees."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from socket import gethostname
 
 import structlog
 
+from bonbon.concurrency.shielded import end
 from bonbon.engines.engine import Engine, VersionKind
 from bonbon.engines.golden_prompts import check_golden_prompts
 from bonbon.errors import EngineError, UserError
@@ -21,14 +22,14 @@ from service.routing.router import Loaded, Router
 log = structlog.get_logger(__name__)
 
 RETRY_FIRST, RETRY_LONGEST = 30.0, 600.0
-"""Seconds before a refused version is tried again, doubling from the first to the longest."""
+"""Seconds until a refused version is tried again; the pause doubles from the first value to the second."""
 RETRY_ENGINE = 2.0
-"""Seconds before that when the engine itself cannot draw: then the version is not to blame."""
+"""Seconds until a version is tried again if the engine itself cannot generate, so that the version is not at fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a version that an alias names is not served here. `retry_at` is on the monotonic clock."""
+    """Why a version that an alias names is not served. `retry_at` is a time of the monotonic clock, in seconds."""
 
     version: str
     reason: str
@@ -38,24 +39,24 @@ class Refusal:
 
 
 class _NotServable(Exception):
-    """A version cannot be brought up; the message says why."""
+    """Raised when a version cannot be loaded; the message gives the reason."""
 
 
 class Swapper:
-    """Keeps what is served equal to what the registry's aliases name.
+    """Keeps the served versions equal to those that the registry's aliases name.
 
-    Wanted are the champion, `previous` (so that a rollback needs no load), the challenger and the base. A version is
-    loaded under its own name, checked, and only then routed to; what is no longer wanted leaves the routing table
-    first, and the engine when its last request has ended. A name that means other files than before, for the registry
-    was restored, is served no more by this process.
+    It serves the champion, `previous` (so that a rollback needs no load), the challenger and the base. A version is
+    loaded under its own name and checked before requests are routed to it. A version that is no longer needed first
+    leaves the routing table, and leaves the engine when its last request has finished. If a name refers to other files
+    than before, because the registry was restored, this process no longer serves it.
 
-    Where the engine has one place for a version and what is served, requests wait while it is loaded. Then only the
-    champion is wanted, and what fits beside it.
+    If the engine cannot hold a new version beside the served one, requests wait while it is loaded. Then only the
+    champion is served, and whatever else fits.
 
     Args:
-        poll: seconds between looks at the registry.
-        drain_deadline: seconds that requests in flight have to end before such a load.
-        golden_deadline: seconds a version has to answer the golden prompts.
+        poll: Seconds between checks of the registry.
+        drain_deadline: Seconds that running requests have to finish before such a load.
+        golden_deadline: Seconds that a version has to answer the golden prompts.
     """
 
     def __init__(
@@ -83,30 +84,26 @@ class Swapper:
 
     @property
     def draining(self) -> frozenset[str]:
-        """Versions that new requests no longer reach, and that are not unloaded yet."""
+        """Versions that new requests no longer reach and that are not unloaded yet."""
         return frozenset(self._retiring.values())
 
     async def start(self) -> None:
-        """Serve what the registry names, then watch it. The base is registered and loaded already."""
+        """Serves what the registry names and starts to watch it. The base is already registered and loaded."""
         base = await self.registry.get(self.engine.base)
         self._checked[base.name] = Loaded(base.name, base.created, base.parent)
         await self.converge()
         self._watcher = asyncio.create_task(self._watch(), name="swapper")
 
     async def stop(self) -> None:
-        """Stop watching. What is loaded stays loaded; the engine's own stop frees it."""
-        tasks = [task for task in (self._watcher, *self._retiring) if task is not None]
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        """Stops watching. Loaded versions stay loaded until the engine stops."""
+        await end(*(task for task in (self._watcher, *self._retiring) if task is not None))
 
     async def converge(self, *, retry: bool = False) -> None:
-        """Serve what the aliases name, as far as it can be served; when this returns, the aliases read were current.
+        """Serves the versions that the aliases name, as far as possible. When this returns, the aliases that were read
+        were current.
 
-        A version that cannot be served never raises: it is in `refused`, and the champion of before keeps answering.
-        With `retry`, what was refused is tried again now.
+        A version that cannot be served raises nothing: it is in `refused`, and the former champion continues to answer.
+        With `retry`, refused versions are tried again now.
         """
         async with self._lock, AsyncExitStack() as pause:
             if retry:
@@ -122,24 +119,24 @@ class Swapper:
                 await self.converge()
                 pause = self.poll
             except Exception:
-                log.exception("cannot follow the registry; what is served stays")
+                log.exception("cannot read the registry; the served versions stay")
                 pause = max(self.poll, 5.0)
 
     async def _turn(self, pause: AsyncExitStack) -> bool:
-        """One pass; False when the aliases moved meanwhile and it must be made again.
+        """Makes one pass. Returns False if the aliases changed meanwhile and the pass must be repeated.
 
-        `pause` is entered where requests must wait; it ends when the champion is routed to.
+        `pause` is entered if requests must wait; it ends when requests are routed to the champion.
         """
         targets = await self.registry.targets()
-        if targets == self._settled and not self._retry_due():
+        if targets == self._settled and not self._can_retry():
             return True
         aliases = {alias: target.version for alias, target in targets.items()}
-        await self._let_go_of_changed(targets, pause)
+        await self._drop_changed(targets, pause)
         for target in targets.values():
             if (loaded := self._checked.get(target.version)) is not None:
                 self._checked[target.version] = replace(loaded, k=target.k)
         if aliases != self._aliases:
-            # Somebody acted: give what was refused another chance.
+            # The aliases changed, so refused versions are tried again.
             self._aliases, self.refused = aliases, {}
         champion = await self._choose_champion(aliases, pause)
         if await self.registry.targets() != targets:
@@ -155,19 +152,20 @@ class Swapper:
         self._settled = targets
         return await self.registry.targets() == targets
 
-    def _retry_due(self) -> bool:
+    def _can_retry(self) -> bool:
         return any(time.monotonic() >= refusal.retry_at for refusal in self.refused.values())
 
     async def _choose_champion(self, aliases: dict[str, str], pause: AsyncExitStack) -> str:
-        """The champion that the registry names, else the one that serves now, else the last good one."""
+        """Returns the champion that the registry names if it can be served, else the current one, else the last good
+        one."""
         serving_now = self.serving.champion if self._routed else None
         for name in (aliases.get(CHAMPION), serving_now, aliases.get(PREVIOUS), self.engine.base):
             if name is not None and await self._bring_up(name, pause):
                 return name
-        raise EngineError("neither the champion nor what served before it can be loaded; it is tried again")
+        raise EngineError("neither the champion nor the version before it can be loaded; retrying")
 
     def _route(self, champion: str, wanted: set[str]) -> None:
-        """Flip the routing table to `champion` and the `wanted` versions, and retire the rest."""
+        """Changes the routing table to `champion` and the `wanted` versions, and retires all others."""
         for name in self._checked.keys() - wanted:
             del self._checked[name]
             self._retire(name)
@@ -181,9 +179,9 @@ class Swapper:
         )
         if routes != self.serving.routes:
             if champion != self.serving.champion:
-                log.info("champion flipped", version=champion, before=self.serving.champion)
+                log.info("champion changed", version=champion, before=self.serving.champion)
             elif (k := self._checked[champion].k) != self.serving.routes.loaded[champion].k:
-                log.info("the champion answers with the best of another number of draws", version=champion, k=k)
+                log.info("champion samples another number of candidates", version=champion, k=k)
             self.serving.publish(routes)
         self._routed = True
         self.metrics.routed(self.serving.aliases(), len(routes.loaded))
@@ -193,11 +191,11 @@ class Swapper:
         return name if name in self._checked else None
 
     async def _fits(self, name: str) -> bool:
-        """Whether `name` is loaded or can be, beside what is."""
+        """Returns whether `name` is loaded or fits beside the loaded versions."""
         return name in self._checked or not self.engine.displaces((await self.registry.get(name)).files)
 
     async def _bring_up(self, name: str, pause: AsyncExitStack) -> bool:
-        """Whether `name` is loaded and checked, after trying, unless it was refused a short while ago."""
+        """Tries to load and check `name`, unless it was refused recently; returns whether it is loaded."""
         if name in self._checked:
             return True
         refusal = self.refused.get(name)
@@ -217,7 +215,11 @@ class Swapper:
         return True
 
     async def _load(self, name: str, pause: AsyncExitStack) -> Version:
-        """Verify, load, check. Raises _NotServable for whatever goes wrong: a bad version must not end the service."""
+        """Verifies, loads and checks a version.
+
+        Raises:
+            _NotServable: Anything failed. A bad version must not stop the service.
+        """
         try:
             version = await self.registry.verify(name)
             self._check_base(version)
@@ -240,43 +242,45 @@ class Swapper:
 
     @asynccontextmanager
     async def _pause(self, name: str) -> AsyncIterator[None]:
-        """Let what is in flight end, and requests wait until the block ends."""
+        """Waits for running requests, and lets new ones wait until the block ends."""
         start = time.monotonic()
-        log.info("requests wait: other weights are loaded", version=name, in_flight=self.serving.in_flight)
+        log.info("pausing requests to load other weights", version=name, in_flight=self.serving.in_flight)
         try:
             async with self.serving.paused(self.drain_deadline):
                 yield
         finally:
             seconds = time.monotonic() - start
             self.metrics.paused(seconds)
-            log.info("requests go on", version=name, paused=round(seconds, 3), waiting=self.serving.waiting)
+            log.info("requests resumed", version=name, paused=round(seconds, 3), waiting=self.serving.waiting)
 
     def _check_base(self, version: Version) -> None:
         base = version.name if version.kind is VersionKind.BASE else version.base
         if base != self.engine.base:
             raise UserError(
-                f"version {version.name!r} belongs to the base {base!r}, and this service runs {self.engine.base!r}; "
-                f"serve with that base, or promote a version of this one"
+                f"version {version.name!r} belongs to the base {base!r}, but this service runs {self.engine.base!r}: "
+                "start the service with that base, or promote a version of this one"
             )
 
     def _check_name(self, version: Version) -> None:
-        """Raise UserError when the engine has had other files under that name: its caches may still have them."""
+        """Raises UserError if the engine has loaded other files under that name, because its caches may still contain
+        them."""
         if self._used.setdefault(version.name, version.digest) != version.digest:
             raise UserError(
-                f"version {version.name!r} has other files in the registry (digest {version.digest[:12]}) than this "
-                f"service has loaded under that name (digest {self._used[version.name][:12]}): was the database "
-                "restored? Restart the service to serve it"
+                f"the files of version {version.name!r} in the registry (digest {version.digest[:12]}) differ from "
+                f"those that this service loaded under that name (digest {self._used[version.name][:12]}), as after "
+                "restoring the database: restart the service to serve it"
             )
 
-    async def _let_go_of_changed(self, targets: dict[str, Target], pause: AsyncExitStack) -> None:
-        """Route nothing more to versions whose names mean other files now, before anything else is loaded."""
+    async def _drop_changed(self, targets: dict[str, Target], pause: AsyncExitStack) -> None:
+        """Removes versions whose names refer to other files now from the routing table, before anything else is
+        loaded."""
         changed = [
             name
             for name, digest, _ in set(targets.values())
             if name in self._checked and digest and self._used.get(name, digest) != digest
         ]
         for name in changed:
-            log.error("a version's name means other files now; it is served no more", version=name)
+            log.error("version name refers to other files now; no longer serving it", version=name)
             del self._checked[name]
             self._retire(name)
         if not changed:
@@ -313,13 +317,13 @@ class Swapper:
     async def _unload_when_drained(self, name: str) -> None:
         await self.serving.drained(name)
         async with self._lock:
-            # It may have been wanted again since, and even retired again: then that retirement unloads it.
+            # It may be needed again, or may have been retired again since; then that retirement unloads it.
             if name in self._checked or self.serving.references(name):
                 return
             try:
                 await self.engine.unload(name)
             except Exception:
-                log.exception("unload failed", version=name)
+                log.exception("cannot unload version", version=name)
             else:
                 self.metrics.retired(name)
                 log.info("version unloaded", version=name)

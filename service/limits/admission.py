@@ -1,4 +1,4 @@
-"""How much is drawn at once, and who is next: a bounded queue that is fair to tenants."""
+"""Limits how many tokens are generated at once, with a bounded queue that is fair to tenants."""
 
 import asyncio
 from collections import deque
@@ -11,30 +11,31 @@ from bonbon.errors import Overloaded
 
 @dataclass(eq=False)
 class _Waiter:
-    """A request that waits. What becomes of it is noted here, so it does not matter whether its task still listens."""
+    """A waiting request. The decision is recorded here, so it does not matter whether the request's task is still
+    waiting."""
 
     tenant: str
     tokens: int
     start: float
     decided: asyncio.Event = field(default_factory=asyncio.Event)
-    inside: bool = False
+    admitted: bool = False
 
 
 class Admission:
-    """Lets requests in by the tokens that may be drawn for them: candidates times max_tokens.
+    """Admits requests by the tokens that may be generated for them: candidates times max_tokens.
 
-    Tenants that wait get equal shares of tokens (start-time fair queueing, Goyal, Vin and Cheng 1996), each tenant's
-    requests in order. A request that is larger than the capacity is let in alone. When too many wait, the newest of
-    the tenant with most waiting has to go.
+    Waiting tenants get equal shares of tokens (start-time fair queueing, Goyal, Vin and Cheng 1996), and each tenant's
+    requests are admitted in order. A request that is larger than the capacity is admitted alone. When too many requests
+    wait, the newest request of the tenant with the most waiting requests is refused.
 
     Args:
-        capacity: tokens of all requests that are let in.
-        waiting: requests that may wait.
-        patience: seconds that one waits.
+        capacity: Maximum number of tokens of all admitted requests.
+        max_waiting: Maximum number of waiting requests.
+        max_wait: Seconds that a request may wait.
     """
 
-    def __init__(self, capacity: int, *, waiting: int, patience: float) -> None:
-        self.capacity, self.most_waiting, self.patience = capacity, waiting, patience
+    def __init__(self, capacity: int, *, max_waiting: int, max_wait: float) -> None:
+        self.capacity, self.max_waiting, self.max_wait = capacity, max_waiting, max_wait
         self.in_flight = 0
         self._queues: dict[str, deque[_Waiter]] = {}
         self._virtual_time = 0.0
@@ -42,31 +43,35 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait."""
+        """Number of waiting requests."""
         return sum(map(len, self._queues.values()))
 
     @asynccontextmanager
     async def admit(self, tenant: str, tokens: int) -> AsyncIterator[None]:
-        """The block runs when it is this request's turn. Raises Overloaded when that is not soon enough."""
+        """Runs the block when the request is admitted.
+
+        Raises:
+            Overloaded: The request cannot wait, or has waited too long.
+        """
         await self._enter(tenant, tokens)
         try:
             yield
         finally:
             self.in_flight -= tokens
-            self._let_in()
+            self._admit_next()
 
     async def _enter(self, tenant: str, tokens: int) -> None:
         if not self._queues and self._fits(tokens):
             self._count(tenant, tokens)
             return
-        self._make_room(tenant)
+        self._free_place(tenant)
         waiter = _Waiter(tenant, tokens, self._start(tenant, tokens))
         self._queues.setdefault(tenant, deque()).append(waiter)
-        self._let_in()
+        self._admit_next()
         decided = False
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.patience):
+                async with asyncio.timeout(self.max_wait):
                     await waiter.decided.wait()
                     decided = True
         finally:
@@ -74,17 +79,17 @@ class Admission:
                 self._withdraw(waiter)
         if not decided:
             raise Overloaded("the service is at capacity: the request has waited too long; try again later")
-        if not waiter.inside:
+        if not waiter.admitted:
             raise Overloaded("the service is at capacity; try again later")
 
-    def _make_room(self, tenant: str) -> None:
-        if self.waiting < self.most_waiting:
+    def _free_place(self, tenant: str) -> None:
+        if self.waiting < self.max_waiting:
             return
         longest = max(self._queues, key=lambda name: len(self._queues[name]))
         if longest == tenant or len(self._queues[longest]) <= len(self._queues.get(tenant, ())) + 1:
             raise Overloaded("the service is at capacity; try again later")
         newest = self._queues[longest][-1]
-        self._give_up(newest)
+        self._refuse(newest)
         newest.decided.set()
 
     def _start(self, tenant: str, tokens: int) -> float:
@@ -99,29 +104,29 @@ class Admission:
     def _fits(self, tokens: int) -> bool:
         return self.in_flight == 0 or self.in_flight + tokens <= self.capacity
 
-    def _let_in(self) -> None:
+    def _admit_next(self) -> None:
         while self._queues:
             first = min((queue[0] for queue in self._queues.values()), key=lambda waiter: waiter.start)
             if not self._fits(first.tokens):
-                return  # whoever is smaller waits, too: else the large would wait for ever
+                return  # smaller requests wait, too; otherwise a large one might wait forever
             self._remove(first)
             self._virtual_time = first.start
             self.in_flight += first.tokens
-            first.inside = True
+            first.admitted = True
             first.decided.set()
         if self.in_flight == 0:
             self._finish.clear()
             self._virtual_time = 0.0
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        """The request is not waited for any more: it leaves the queue, or gives back what it was given meanwhile."""
-        if waiter.inside:
+        """Removes a request that nobody waits for any more, and releases its tokens if it was admitted meanwhile."""
+        if waiter.admitted:
             self.in_flight -= waiter.tokens
         elif not waiter.decided.is_set():
-            self._give_up(waiter)
-        self._let_in()
+            self._refuse(waiter)
+        self._admit_next()
 
-    def _give_up(self, waiter: _Waiter) -> None:
+    def _refuse(self, waiter: _Waiter) -> None:
         self._remove(waiter)
         self._finish[waiter.tenant] -= waiter.tokens
 

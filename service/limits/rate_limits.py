@@ -1,4 +1,4 @@
-"""What each tenant may ask for per minute: token buckets, charged before anything is drawn."""
+"""Rate limits per tenant: token buckets, charged before anything is generated."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,12 +9,12 @@ from math import ceil
 from bonbon.errors import ClientTooSlow, RateLimited
 from bonbon.settings import Limits
 
-LONGEST_RETRY = 120
-"""Seconds. OpenAI's clients do not retry at all when they are told to wait longer."""
+MAX_RETRY_AFTER = 120
+"""Maximum value of retry-after, in seconds. OpenAI's clients do not retry at all if it is larger."""
 
 
 class Bucket:
-    """Holds a minute's worth and refills evenly."""
+    """A token bucket that holds one minute's allowance and refills evenly."""
 
     def __init__(self, per_minute: int, clock: Callable[[], float]) -> None:
         self.per_minute, self._clock = per_minute, clock
@@ -28,11 +28,16 @@ class Bucket:
         return self._level
 
     def seconds_until(self, amount: float) -> float:
-        """How long until it holds `amount`, or all it can; 0 when it does."""
+        """Returns the seconds until the bucket contains `amount`, or is full if `amount` exceeds its size; 0 if it does
+        now."""
         return max(0.0, min(amount, self.per_minute) - self.level) * 60 / self.per_minute
 
     def take(self, amount: float) -> None:
-        """May leave it below zero: what asks for more than a minute's worth is let in when it is full, and paid off."""
+        """Takes `amount` out of the bucket.
+
+        The level may become negative: a request that exceeds a minute's allowance is admitted when the bucket is full,
+        and the following minutes pay for it.
+        """
         self._level = self.level - amount
 
 
@@ -48,17 +53,22 @@ class _Buckets:
 
 @dataclass
 class Charge:
-    """The tokens that a tenant was charged for a request, and how many of them were drawn, or may have been."""
+    """The tokens that a tenant was charged for a request.
+
+    Attributes:
+        tokens: Tokens charged when the request was admitted.
+        drawn: Tokens that were generated, or may have been.
+    """
 
     tokens: int
     drawn: int = 0
 
 
 class RateLimits:
-    """Charges tenants for requests and for the tokens that may be drawn for them.
+    """Charges tenants for requests and for the tokens that may be generated for them.
 
     Args:
-        default: of each tenant that `tenants` does not name.
+        default: Limits of each tenant that `tenants` does not contain.
     """
 
     def __init__(
@@ -69,55 +79,60 @@ class RateLimits:
 
     @contextmanager
     def charged(self, tenant: str, tokens: int) -> Iterator[Charge]:
-        """Charge for a request that is answered within the block, and give back at its end what was not drawn.
+        """Charges for the request that the block answers, and afterwards refunds the tokens that were not generated.
 
-        A request that fails costs nothing. One whose client leaves, or does not read its answer, counts as a request
-        and pays for what was drawn.
+        A failed request costs nothing. If the client disconnects or does not read its answer, the request counts and
+        its generated tokens are charged.
 
-        Raises RateLimited, with when to come back, and charges nothing then.
+        Raises:
+            RateLimited: The tenant exceeds a limit and is charged nothing. The headers contain the time to wait.
         """
         self.charge(tenant, tokens)
         charge, failed = Charge(tokens), False
         try:
             yield charge
         except Exception as error:
-            failed = not isinstance(error, ClientTooSlow)  # it is the client's doing, as if it had left
+            failed = not isinstance(error, ClientTooSlow)  # the client caused it, as if it had disconnected
             raise
         finally:
             self.refund(tenant, tokens if failed else tokens - charge.drawn, request=failed)
 
     def charge(self, tenant: str, tokens: int) -> None:
-        """Raises RateLimited, with when to come back, and charges nothing then."""
+        """Charges for a request.
+
+        Raises:
+            RateLimited: The tenant exceeds a limit and is charged nothing. The headers contain the time to wait.
+        """
         kinds = self._of(tenant).kinds(tokens)
         waits = [(bucket.seconds_until(amount), kind, bucket) for kind, bucket, amount in kinds]
         longest, kind, bucket = max(waits, key=lambda wait: wait[0], default=(0.0, "", None))
         if bucket is not None and longest > 0:
-            retry = {"retry-after": str(min(LONGEST_RETRY, ceil(longest)))}
+            retry = {"retry-after": str(min(MAX_RETRY_AFTER, ceil(longest)))}
             raise RateLimited(
-                f"more than {bucket.per_minute} {kind} per minute; a request counts max_tokens for each candidate "
-                "until it is answered",
+                f"the rate limit is {bucket.per_minute} {kind} per minute; until it is answered, a request counts "
+                "max_tokens for each candidate",
                 headers=self.headers(tenant) | retry,
             )
         for _, bucket, amount in kinds:
             bucket.take(amount)
 
     def refund(self, tenant: str, tokens: int, *, request: bool = False) -> None:
-        """Give back tokens that were not drawn, and with `request` the request that was not answered."""
+        """Refunds tokens that were not generated and, with `request`, a request that was not answered."""
         for kind, bucket, amount in self._of(tenant).kinds(tokens):
             if kind == "tokens" or request:
                 bucket.take(-amount)
 
     def headers(self, tenant: str) -> dict[str, str]:
-        """`x-ratelimit-...` as OpenAI's clients read them; empty for a tenant without limits."""
-        told: dict[str, str] = {}
+        """Returns the `x-ratelimit-...` headers that OpenAI's clients read; none for a tenant without limits."""
+        headers: dict[str, str] = {}
         for kind, bucket, _ in self._of(tenant).kinds(0):
-            told[f"x-ratelimit-limit-{kind}"] = str(bucket.per_minute)
-            told[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(bucket.level)))
-            told[f"x-ratelimit-reset-{kind}"] = f"{bucket.seconds_until(bucket.per_minute):.3f}s"
-        return told
+            headers[f"x-ratelimit-limit-{kind}"] = str(bucket.per_minute)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(bucket.level)))
+            headers[f"x-ratelimit-reset-{kind}"] = f"{bucket.seconds_until(bucket.per_minute):.3f}s"
+        return headers
 
     def _of(self, tenant: str) -> _Buckets:
-        # Bounded: tenants are those that have a key.
+        # The number of buckets is bounded, because only tenants that have a key get here.
         if tenant not in self._buckets:
             limits = self._tenants.get(tenant, self._default)
             buckets = [

@@ -1,4 +1,4 @@
-"""Collectors in a registry of their own, which remembers what they are."""
+"""Prometheus collectors in a registry of their own, with a list that describes them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ VERSION_LABELS = ("model_version", "champion")
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric as it is exposed."""
+    """Describes one metric."""
 
     name: str
     kind: str
@@ -19,7 +19,7 @@ class Family:
 
 
 class Families:
-    """Makes collectors, and drops the series of versions that are gone."""
+    """Creates collectors, and removes the series of versions that are unloaded."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -43,12 +43,12 @@ class Families:
         return histogram
 
     def retire(self, version: str) -> None:
-        """Drop every series of `version`: nothing draws from it any more."""
+        """Removes every series of `version`, which no longer answers."""
         for collector, label in self._versioned:
             collector.remove_by_labels({label: version})
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Returns all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def _note(self, collector: Counter | Histogram | Gauge, family: Family) -> None:

@@ -1,6 +1,6 @@
-"""What Prometheus scrapes of the database: live win rates, rounds of training, evaluations and the gate's verdicts.
+"""Metrics read from the database: live win rates, training rounds, evaluations and the gate's verdicts.
 
-Every gateway on the database exposes the same, so that the trainer, a batch job, need not be scraped.
+Every gateway on a database exposes the same values, so the trainer, a batch job, need not be scraped.
 """
 
 import math
@@ -29,9 +29,9 @@ log = structlog.get_logger(__name__)
 
 DEADLINE = 2.0
 NEWEST = 10
-"""Versions whose evaluations are exposed."""
+"""Number of versions whose evaluations are exposed."""
 FRONTIER = tuple(round(0.1 * step, 1) for step in range(31))
-"""Nats at which the best possible win rate is exposed, for the dashboard to draw."""
+"""KL divergences, in nats, at which the best possible win rate is exposed for the dashboard."""
 BOUNDS = ("value", "low", "high")
 OUTCOMES = ("running", "promoted", "refused", "kept", "failed")
 
@@ -40,19 +40,19 @@ Stored = tuple[list[LiveWinRate], Savings | None, tuple[RoundProgress, ...], Cha
 
 
 class StoredMetrics:
-    """Gauges set from the database when somebody scrapes; what they were before, while it does not answer."""
+    """Gauges that are set from the database on each scrape. While it is unavailable, they keep their values."""
 
     def __init__(
-        self, make: Families, registry: Registry, serving: Router, floor: Fallback, settings: Settings
+        self, make: Families, registry: Registry, serving: Router, fallback: Fallback, settings: Settings
     ) -> None:
         self._registry, self._serving, self._settings = registry, serving, settings
         self._database = registry.database
         self._stored = OneAtATime(self._read, DEADLINE)
-        self._up = make.gauge("bonbon_database_up", "1 when the database answered this scrape.")
+        self._up = make.gauge("bonbon_database_up", "1 if the database was available for this scrape.")
         self._win_rate = make.gauge(
             "bonbon_win_rate",
-            "Live win rate of the champion's answers over the last 500 to 1000 comparisons, ties half, and its 95 % "
-            "band, which holds at all times together (bound: value, low, high).",
+            "Live win rate of the champion's answers over the last 500 to 1000 comparisons, with ties as half, and its "
+            "95 % confidence band, which holds at all times simultaneously (bound: value, low, high).",
             "champion",
             "opponent",
             "reward",
@@ -60,7 +60,7 @@ class StoredMetrics:
         )
         self._compared = make.gauge(
             "bonbon_win_rate_comparisons",
-            "Comparisons that all gateways have made with the present number of draws, by outcome.",
+            "Comparisons of all gateways with the current number of candidates, by outcome.",
             "champion",
             "opponent",
             "reward",
@@ -68,19 +68,19 @@ class StoredMetrics:
         )
         make.gauge(
             "bonbon_win_rate_floor",
-            "Live win rate that the champion must not fall under: against best-of-n of the base, or against one draw "
-            "of the base where service.k fixes the number of draws.",
-        ).set(floor.value)
+            "Minimum live win rate of the champion: against best-of-n of the base, or against one candidate of the "
+            "base if service.k fixes the number of candidates.",
+        ).set(fallback.value)
         self._tokens_per_answer = make.gauge(
             "bonbon_champion_tokens_per_answer",
-            "Tokens drawn per answer of the distilled champion since it first answered (served; its share of the "
-            "audits included), and of best-of-n of the base for the same requests (best_of_n).",
+            "Tokens generated per answer of the distilled champion since it first answered, including audits (served), "
+            "and by best-of-n of the base for the same requests (best_of_n).",
             "model_version",
             "answers_with",
         )
         self._saved_share = make.gauge(
             "bonbon_champion_saved_ratio",
-            "Share of best-of-n's tokens that the champion saves, audits included.",
+            "Share of best-of-n's tokens that the champion saves, including audits.",
             "model_version",
         )
         self._saved_tokens = make.gauge(
@@ -90,90 +90,102 @@ class StoredMetrics:
         )
         self._k_raised = make.gauge(
             "bonbon_champion_k_raised",
-            "1 while the champion answers with more draws than its evaluation asked for: it fell under the floor.",
+            "1 while the champion samples more candidates than its evaluation required, after falling below the "
+            "minimum win rate.",
         )
         self._next_groups = make.gauge(
             "bonbon_next_round_groups",
-            "Clean groups of the champion that nothing was trained on yet. The count stops at 50,000, or where a round "
-            "needs more, at that.",
+            "Clean groups of the champion that no version has been trained on. The count stops at 50,000, or at the "
+            "number that the next round needs if that is higher.",
         )
         self._next_needed = make.gauge(
             "bonbon_next_round_groups_needed",
-            "How many of them the next round waits for; NaN where no round begins by itself: one draw answers already.",
+            "Number of such groups that start the next round; NaN if no round starts by itself, because one candidate "
+            "is enough.",
         )
         frontier = make.gauge(
-            "bonbon_frontier_win_rate", "Best win rate that any policy can have at a KL from the base.", "kl_nats"
+            "bonbon_frontier_win_rate",
+            "Best win rate that any policy can reach at a KL divergence from the base.",
+            "kl_nats",
         )
         for kl in FRONTIER:
             frontier.labels(f"{kl:.1f}").set(frontier_win_rate(kl))
         self._rounds = make.gauge(
             "bonbon_rounds",
-            "The newest 50 rounds by outcome (running, promoted, refused, failed; kept: not promoted by itself).",
+            "The newest 50 rounds by outcome (running, promoted, refused, failed; kept: passed but not promoted).",
             "outcome",
         )
         self._unsuccessful = make.gauge(
-            "bonbon_rounds_unsuccessful_in_a_row", "Newest rounds that were refused by the gate or failed, in a row."
+            "bonbon_rounds_unsuccessful_in_a_row", "Consecutive newest rounds that the gate refused or that failed."
         )
-        self._begun = make.gauge("bonbon_round_begun_timestamp_seconds", "When the newest round began; 0: never.")
-        self._ended = make.gauge("bonbon_round_ended_timestamp_seconds", "When a round last ended; 0: never.")
+        self._begun = make.gauge(
+            "bonbon_round_begun_timestamp_seconds", "Time at which the newest round started; 0 if there was none."
+        )
+        self._ended = make.gauge(
+            "bonbon_round_ended_timestamp_seconds", "Time at which a round last ended; 0 if there was none."
+        )
         self._progress = make.gauge(
             "bonbon_round_progress_ratio",
-            "Share of the newest round's passes over logged groups that is done; at 1 it learns from its own draws.",
+            "Completed share of the newest round's passes over logged groups; at 1 it learns from its own candidates.",
         )
-        self._loss = make.gauge("bonbon_training_loss", "Of the newest round, last told.")
+        self._loss = make.gauge("bonbon_training_loss", "Latest training loss of the newest round.")
         self._margin = make.gauge(
-            "bonbon_training_margin_nats", "Mean margin of the best candidate over the worst, last told."
+            "bonbon_training_margin_nats", "Latest mean margin of the best candidate over the worst."
         )
-        self._target = make.gauge("bonbon_training_target_nats", "What that margin is trained towards.")
+        self._target = make.gauge("bonbon_training_target_nats", "Target of that margin.")
         self._evaluated = make.gauge(
             "bonbon_evaluation_win_rate",
-            "Win rate of one draw against one draw of the base (opponent) on test prompts, with its 95 % interval.",
+            "Win rate of one candidate against one of the base (opponent) on test prompts, with its 95 % interval.",
             "model_version",
             "opponent",
             "bound",
         )
         self._best_of_k = make.gauge(
             "bonbon_evaluation_best_of_k_win_rate",
-            "The same of the best of as many draws as the version answers with: bonbon_gate_k, or more where the floor "
-            "raised it; opponent: base (one draw), served (what answered then).",
+            "Win rate of best-of-k, where k is bonbon_gate_k or the higher number that the fallback set; opponent: "
+            "base (one candidate), served (the policy that answered at the time).",
             "model_version",
             "opponent",
             "bound",
         )
-        self._kl = make.gauge("bonbon_evaluation_kl_nats", "KL from the base.", "model_version", "bound")
+        self._kl = make.gauge("bonbon_evaluation_kl_nats", "KL divergence from the base.", "model_version", "bound")
         self._recovered = make.gauge(
             "bonbon_evaluation_recovered_ratio",
-            "Share of best-of-n's reward gain that one draw gives.",
+            "Share of best-of-n's reward gain that one candidate reaches.",
             "model_version",
             "bound",
         )
         self._length = make.gauge(
-            "bonbon_evaluation_length_ratio", "Mean length over the base's.", "model_version", "bound"
+            "bonbon_evaluation_length_ratio", "Mean answer length divided by the base's.", "model_version", "bound"
         )
         self._gain = make.gauge(
             "bonbon_evaluation_gain_nats",
-            "Gain of one draw over the base in the objective that training maximises.",
+            "Gain of one candidate over the base in the objective that training maximises.",
             "model_version",
             "bound",
         )
         self._k = make.gauge(
-            "bonbon_gate_k", "Draws that the gate lets the version answer with; 1 when it refused it.", "model_version"
+            "bonbon_gate_k",
+            "Candidates that the gate requires the version to sample; 1 if it refused the version.",
+            "model_version",
         )
         self._saved = make.gauge(
             "bonbon_gate_saved_ratio",
-            "Share of an answer's tokens that are no longer drawn with bonbon_gate_k draws.",
+            "Share of an answer's tokens that the version saves with bonbon_gate_k candidates.",
             "model_version",
         )
-        self._passed = make.gauge("bonbon_gate_passed", "1 when the gate approved the version.", "model_version")
-        self._value = make.gauge("bonbon_gate_value", "What the gate read.", "model_version", "check")
-        self._threshold = make.gauge("bonbon_gate_threshold", "What it read it against.", "model_version", "check")
+        self._passed = make.gauge("bonbon_gate_passed", "1 if the gate approved the version.", "model_version")
+        self._value = make.gauge("bonbon_gate_value", "Value that the gate checked.", "model_version", "check")
+        self._threshold = make.gauge(
+            "bonbon_gate_threshold", "Threshold of the gate's check.", "model_version", "check"
+        )
 
     async def refresh(self) -> None:
-        """Read the database again. Never raises for its sake, and never waits for it longer than `DEADLINE`."""
+        """Reads the database again, within `DEADLINE` seconds. A failure of the database is logged and not raised."""
         try:
             win_rates, savings, rounds, champion, versions = await self._stored()
         except (StoreError, TimeoutError) as error:
-            log.warning("the database did not answer a scrape", reason=str(error))
+            log.warning("cannot read the database for a scrape", reason=str(error))
             self._up.set(0)
             return
         self._up.set(1)
@@ -181,11 +193,11 @@ class StoredMetrics:
         self._show_savings(savings)
         self._show_rounds(rounds)
         if champion is not None:
-            version, due = champion
+            version, upcoming = champion
             raised = version.raised_k is not None and not self._serving.k_is_fixed
             self._k_raised.set(raised and not self._serving.routes.best_of_n)
-            self._next_groups.set(due.groups)
-            self._next_needed.set(math.nan if due.needed is None else due.needed)
+            self._next_groups.set(upcoming.groups)
+            self._next_needed.set(math.nan if upcoming.needed is None else upcoming.needed)
         self._show_versions(versions)
 
     async def _read(self) -> Stored:
@@ -200,7 +212,7 @@ class StoredMetrics:
     async def _champion(self) -> Champion | None:
         try:
             champion = await self._registry.get(self._serving.champion)
-        except UnknownVersion:  # the service has not come to registering its base yet
+        except UnknownVersion:  # the service has not registered its base yet
             return None
         return champion, await next_round(self._registry, champion, self._settings)
 
@@ -208,7 +220,7 @@ class StoredMetrics:
         self._win_rate.clear()
         self._compared.clear()
         loaded, seen = self._serving.routes.loaded, set()
-        for live in win_rates:  # the one counted last first: of a reward's versions, the newest is shown
+        for live in win_rates:  # the most recently updated comes first, so the newest version of a reward is shown
             key = (live.version, live.opponent, live.reward_name)
             if live.version not in loaded or key in seen:
                 continue
@@ -233,14 +245,14 @@ class StoredMetrics:
                 gauge.labels(*labels).set(value)
 
     def _show_rounds(self, rounds: Sequence[RoundProgress]) -> None:
-        outcomes = [_outcome(told) for told in rounds]
+        outcomes = [_outcome(progress) for progress in rounds]
         counts = Counter(outcomes)
         for outcome in OUTCOMES:
             self._rounds.labels(outcome).set(counts[outcome])
         ended = [outcome for outcome in outcomes if outcome != "running"]
         good = (i for i, outcome in enumerate(ended) if outcome not in ("refused", "failed"))
         self._unsuccessful.set(next(good, len(ended)))
-        self._ended.set(max((told.updated.timestamp() for told in rounds if told.ended), default=0))
+        self._ended.set(max((progress.updated.timestamp() for progress in rounds if progress.ended), default=0))
         if not rounds:
             return
         newest = rounds[0]
@@ -277,22 +289,22 @@ class StoredMetrics:
                 self._threshold.labels(name, check["check"]).set(check["threshold"])
 
 
-def _outcome(told: RoundProgress) -> str:
-    if told.stage is RoundStage.FAILED:
+def _outcome(progress: RoundProgress) -> str:
+    if progress.stage is RoundStage.FAILED:
         return "failed"
-    if not told.ended:
+    if not progress.ended:
         return "running"
-    return {PROMOTED: "promoted", REFUSED: "refused"}.get(told.outcome or "", "kept")
+    return {PROMOTED: "promoted", REFUSED: "refused"}.get(progress.outcome or "", "kept")
 
 
 def _answers(version: Version) -> Mapping[str, Any]:
-    """What was measured of the best of as many draws as the version answers with; empty when nothing was."""
+    """Returns the evaluation of best-of-k for the version's k, or nothing if it was not measured."""
     measured = version.evaluation.get("best_of_k", ())
     return next((one for one in measured if one["k"] == version.k), {})
 
 
 def _set_bounds(gauge: Gauge, labels: tuple[str, ...], estimate: Mapping[str, Any] | None) -> None:
-    """The estimate and its interval; what was not measured, or is no finite number, is left out."""
+    """Sets the estimate and its interval, leaving out values that were not measured or are not finite."""
     for bound in BOUNDS:
         if estimate is not None and (value := estimate.get(bound)) is not None:
             gauge.labels(*labels, bound).set(value)

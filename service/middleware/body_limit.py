@@ -1,4 +1,4 @@
-"""Requests are passed on whole, and no body larger than the limit is ever held, whether or not it says its length."""
+"""Reads request bodies completely, up to a limit, whether or not a request declares its length."""
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
@@ -9,15 +9,16 @@ from service.errors import problem_of
 
 
 class BodyLimit:
-    """ASGI middleware: reads a request's body before anything looks at it; one above `most` bytes is a 413.
+    """ASGI middleware that reads the body before the application runs, and answers a 413 if it exceeds
+    `max_body_bytes`.
 
-    A declared length is refused before anything is read, and so is a compressed body, with a 415. A chunked body is
-    counted as it comes. FastAPI would read the body, too, but it keeps what it has read of a client that disconnects
-    until the next full garbage collection.
+    A larger declared length is refused before anything is read, and so is a compressed body, with a 415. A chunked body
+    is counted as it arrives. FastAPI could read the body, too, but it would keep what a client sent before it
+    disconnected until the next full garbage collection.
     """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        self.app, self.most = app, most
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app, self.max_body_bytes = app, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -28,18 +29,18 @@ class BodyLimit:
         if encoding not in ("", "identity"):
             encoded = HTTPException(
                 415,
-                f"the request body is encoded as {encoding[:64]!r}, which is not supported: send it without a "
-                "content-encoding",
+                f"the request body is encoded as {encoding[:64]!r}, which is not supported: send it without the "
+                "header content-encoding",
                 {"accept-encoding": "identity"},
             )
             await problem_of(encoded).response()(scope, receive, send)
             return
         declared = headers.get("content-length", "")
         body = None
-        if not declared.isdecimal() or int(declared[:18]) <= self.most:
+        if not declared.isdecimal() or int(declared[:18]) <= self.max_body_bytes:
             body = await self._read(receive)
         if body is None:
-            too_large = HTTPException(413, f"the request body is larger than {self.most} bytes")
+            too_large = HTTPException(413, f"the request body is larger than {self.max_body_bytes} bytes")
             await problem_of(too_large).response()(scope, receive, send)
             return
         whole: Message | None = {"type": "http.request", "body": body, "more_body": False}
@@ -52,7 +53,11 @@ class BodyLimit:
         await self.app(scope, pass_on, send)
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None when it is too large. Raises ClientDisconnect."""
+        """Returns the body, or None if it is too large.
+
+        Raises:
+            ClientDisconnect: The client disconnects.
+        """
         read = bytearray()
         more = True
         while more:
@@ -60,7 +65,7 @@ class BodyLimit:
             if message["type"] == "http.disconnect":
                 raise ClientDisconnect
             read += message.get("body", b"")
-            if len(read) > self.most:
+            if len(read) > self.max_body_bytes:
                 return None
             more = message.get("more_body", False)
         return bytes(read)

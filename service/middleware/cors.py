@@ -1,4 +1,4 @@
-"""Web pages of other origins that may use the API."""
+"""Lets web pages of other origins use the API."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Cors(CORSMiddleware):
-    """ASGI middleware: lets pages of `origins` use `/v1`.
+    """ASGI middleware that lets pages of `origins` use `/v1`.
 
-    Nothing else is opened to them: `/admin` may trust whatever runs on this machine, a browser included.
+    Nothing else is open to them: `/admin` may trust any program on this machine, including a browser.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:

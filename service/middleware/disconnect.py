@@ -1,4 +1,4 @@
-"""A client that hangs up takes its work with it, and so does a service that must stop."""
+"""Cancels the work for a request whose client disconnects or whose time is over because the service stops."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -14,15 +14,17 @@ T = TypeVar("T")
 
 
 class CutOff(EngineError):
-    """The service stops, and does not wait for the answer any longer."""
+    """Raised when the service stops and no longer waits for an answer."""
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T], cut_off: asyncio.Event) -> T:
-    """The result of `work`, which is cancelled when the client disconnects or the event is set before.
+    """Returns the result of `work`, which is cancelled if the client disconnects or the event is set first.
 
-    The request's body must have been read. Whichever way this ends, `work` has ended.
+    The request's body must have been read. When this function returns or raises, `work` has ended.
 
-    Raises ClientDisconnect, and CutOff.
+    Raises:
+        ClientDisconnect: The client disconnected.
+        CutOff: The event was set.
     """
     task = asyncio.create_task(work)
     listener = asyncio.create_task(_disconnected(receive))
@@ -32,7 +34,7 @@ async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T], cu
         if task.done():
             return task.result()
         raise (
-            CutOff("the service has to stop and cut the answer off; try again") if stopper.done() else ClientDisconnect
+            CutOff("the service is stopping and cut the answer off; try again") if stopper.done() else ClientDisconnect
         )
     finally:
         await end(task, listener, stopper)

@@ -1,4 +1,4 @@
-"""Where a key is needed, nothing is read of a request that has none."""
+"""Checks a request's key before its body is read."""
 
 from fastapi import HTTPException
 from fastapi.security.utils import get_authorization_scheme_param
@@ -13,9 +13,9 @@ TOKENS = frozenset({"/tokenize", "/detokenize"})
 
 
 class KeyFirst:
-    """ASGI middleware: a missing or wrong key is a 401 before the body is read.
+    """ASGI middleware that answers a 401 for a missing or invalid key before the body is read.
 
-    Routes look at the key, too: they know which scope they need.
+    Routes check the key, too, because they know which scope they need.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
@@ -32,7 +32,7 @@ class KeyFirst:
         await self.app(scope, receive, send)
 
     def _needed(self, path: str) -> str | None:
-        """Which kind of key a path needs."""
+        """Returns which kind of key a path needs, or None."""
         if (path.startswith("/v1/") or path in TOKENS) and self.keyring.required:
             return "API"
         if path.startswith("/admin/") and self.keyring.has_admin_keys:

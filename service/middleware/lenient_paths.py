@@ -1,13 +1,13 @@
-"""Requests that differ from what a route expects in form only."""
+"""Accepts requests that differ from a route only in form."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 EXACT = ("/console", "/docs", "/redoc")
-"""Pages, whose relative links depend on the slash at the end."""
+"""Pages whose relative links depend on the trailing slash."""
 
 
 class ForgivingPaths:
-    """ASGI middleware: a slash at the end of a path does not matter, and HEAD is answered as GET without the body."""
+    """ASGI middleware that ignores a trailing slash and answers HEAD like GET without the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

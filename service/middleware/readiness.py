@@ -1,4 +1,4 @@
-"""Nothing is answered before the engine can draw."""
+"""Refuses requests until the engine is ready."""
 
 from fastapi import Request
 
@@ -6,5 +6,9 @@ from service.app_state import get_state
 
 
 async def require_engine(request: Request) -> None:
-    """A FastAPI dependency that lets requests in once the engine is up. Raises EngineError, which becomes a 503."""
+    """A FastAPI dependency that lets requests pass once the engine is ready.
+
+    Raises:
+        EngineError: The engine is not ready; the client gets a 503.
+    """
     get_state(request).startup.check()

@@ -1,4 +1,4 @@
-"""A name for each request: in the response's headers, in every log line, and with the group that is logged."""
+"""Gives each request an id, which appears in the response's headers, in log lines and in logged groups."""
 
 import re
 import uuid
@@ -13,7 +13,7 @@ ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
 class RequestId:
-    """ASGI middleware: takes the client's x-request-id when it is a plain word, makes one otherwise."""
+    """ASGI middleware that uses the client's x-request-id if it is a plain word, and otherwise generates one."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -36,11 +36,11 @@ class RequestId:
 
 
 def request_id(connection: HTTPConnection) -> str:
-    """The name of the request that came by `connection`."""
+    """Returns the id of the request that arrived on `connection`."""
     return name_of(connection.scope)
 
 
 def name_of(scope: Scope) -> str:
-    """The same from inside `RequestId`, for middleware."""
+    """Returns the id of the request with this ASGI scope; for middleware inside `RequestId`."""
     name: str = scope["state"]["request_id"]
     return name

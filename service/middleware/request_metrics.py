@@ -1,4 +1,4 @@
-"""Counting and timing every request."""
+"""Counts and times every request."""
 
 from time import perf_counter
 
@@ -28,6 +28,6 @@ class MeasureRequests:
         try:
             await self.app(scope, receive, observe)
         finally:
-            # The router leaves the route it matched in the scope; what matched none must not make a label each.
+            # The router stores the matched route in the scope. Paths without a route must not create their own labels.
             route = getattr(scope.get("route"), "path", "unmatched")
             self.metrics.requested(route, status, perf_counter() - start)

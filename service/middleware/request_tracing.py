@@ -1,4 +1,4 @@
-"""A trace of each request: HTTP, draw, score, log. Off unless the setting says where to."""
+"""Traces each request through HTTP, generation, scoring and logging, if tracing is configured."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ UNTRACED = ("/health/", "/metrics", "/console")
 
 
 class TraceRequests:
-    """ASGI middleware: a span for each request that does not come from a probe, a scrape or the console's files."""
+    """ASGI middleware that records a span for each request other than probes, metric scrapes and the console's
+    files."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -38,7 +39,7 @@ class TraceRequests:
             try:
                 await self.app(scope, receive, observe)
             finally:
-                # The router leaves the route it matched in the scope; a path of the client's own is none of ours.
+                # The router stores the matched route in the scope. An unmatched path is not recorded.
                 route = getattr(scope.get("route"), "path", None)
                 span.set(Key.ROUTE, route)
                 span.rename(f"{method} {route or 'unmatched'}")
@@ -46,12 +47,13 @@ class TraceRequests:
 
 @contextmanager
 def exported_traces(settings: ServiceSettings) -> Iterator[None]:
-    """While the block lasts, traces go where the settings say; what waits is sent at its end.
+    """Exports traces while the block runs, if the settings say so, and sends the remaining ones at its end.
 
-    OpenTelemetry's own variables say where that is (OTEL_EXPORTER_OTLP_ENDPOINT), how it is reached and what is
-    sampled (OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG).
+    OpenTelemetry's own variables set the destination (OTEL_EXPORTER_OTLP_ENDPOINT), its options, and the sampling
+    (OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG).
 
-    Raises UserError when opentelemetry is not installed.
+    Raises:
+        UserError: opentelemetry is not installed.
     """
     if settings.traces == "off":
         yield

@@ -1,1 +1,1 @@
-"""Answers in OpenAI's words."""
+"""Writes answers in the formats of OpenAI's API."""

@@ -1,4 +1,4 @@
-"""Chat completions."""
+"""Writes chat completions."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from service.routing.router import Route
 
 
 class ChatRendering(ChoicesRendering):
-    """POST /v1/chat/completions.
+    """The answer of POST /v1/chat/completions.
 
     Args:
-        parallel: whether a choice may have more tool calls than its first.
+        parallel: Whether a choice may contain more than one tool call.
     """
 
     prefix = "chatcmpl-"
@@ -68,7 +68,8 @@ def _called_in(drawn: Draw | Delta) -> list[dict[str, Any]]:
 
 
 def _called(call: ToolCall | ToolCallDelta, position: int) -> dict[str, Any]:
-    """A call in a chunk: whole, or its next piece, of which only the first has id and name."""
+    """Returns a tool call for a chunk: a complete call, or its next piece; only the first piece has an id and a
+    name."""
     if isinstance(call, ToolCall):
         return {"index": position, **call.to_dict()}
     if call.name:

@@ -1,4 +1,4 @@
-"""What completions of chats and of text have in common: answers that are lists of choices."""
+"""The common parts of chat and text completions, whose answers are lists of choices."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -17,10 +17,11 @@ from service.routing.router import Route
 
 
 class ChoicesRendering(Rendering):
-    """Choice j of prompt i has index i * n + j, and a stream is one of chunks, each with a piece of one choice.
+    """An answer with choices. Choice j of prompt i has index i * n + j; each chunk of a stream contains a piece of one
+    choice.
 
     Args:
-        include_usage: whether the chunks have a `usage`, set in a last one without choices.
+        include_usage: Whether chunks have a `usage` field, which is set in a last chunk without choices.
     """
 
     object: ClassVar[str]
@@ -32,19 +33,19 @@ class ChoicesRendering(Rendering):
 
     @abstractmethod
     def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:
-        """A whole choice."""
+        """Returns a complete choice."""
 
     @abstractmethod
     def opening(self, index: int, prompt: str) -> dict[str, Any] | None:
-        """The first part of a choice, before any of its text; None where there is none."""
+        """Returns the first part of a choice, before its text, or None if there is none."""
 
     @abstractmethod
     def piece(self, index: int, drawn: Draw | Delta) -> dict[str, Any]:
-        """The next part of a choice."""
+        """Returns the next part of a choice."""
 
     @abstractmethod
     def ending(self, index: int, draw: Draw) -> dict[str, Any]:
-        """The last part of a choice."""
+        """Returns the last part of a choice."""
 
     def whole(self) -> dict[str, Any]:
         choices = [

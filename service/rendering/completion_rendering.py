@@ -1,4 +1,4 @@
-"""Completions of text."""
+"""Writes text completions."""
 
 from collections import defaultdict
 from typing import Any
@@ -13,10 +13,10 @@ from service.routing.router import Route
 
 
 class CompletionRendering(ChoicesRendering):
-    """POST /v1/completions.
+    """The answer of POST /v1/completions.
 
     Args:
-        echo: whether the prompt comes before each choice's text.
+        echo: Whether each choice's text begins with the prompt.
     """
 
     prefix = "cmpl-"

@@ -1,4 +1,4 @@
-"""What a client is told of an answer that no reward has ranked."""
+"""Explains to clients why an answer was not ranked by a reward."""
 
 from bonbon.errors import RewardError
 from bonbon.pairs.group_records import Group
@@ -8,16 +8,16 @@ MEANINGS = {
     "invalid": "the reward gave no usable scores for the candidates, so the first one is the answer",
     "late": "the reward did not score the candidates in time, so the first one is the answer",
 }
-"""By `RewardError.reason`."""
+"""Explanations by `RewardError.reason`."""
 
 
 def degraded_reason(group: Group, failure: RewardError | None = None) -> str | None:
-    """What it means that `group` is degraded; None when it is not.
+    """Returns why `group` is degraded, or None if it is not.
 
-    What the group and the service's log say of the failure is for operators: it may name the reward's address.
+    The details in the group and in the service's log are for operators, because they may contain the reward's address.
 
     Args:
-        failure: what kept the reward from ranking the group, where that is known.
+        failure: The error that kept the reward from ranking the group, if it is known.
     """
     if group.degraded is None:
         return None

@@ -1,4 +1,4 @@
-"""The `bonbon` object of a response: what best-of-n did for it."""
+"""Writes the `bonbon` object of a response, which describes the result of best-of-n."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,9 +9,10 @@ from service.rendering.degraded import degraded_reason
 
 
 def extension(answers: Sequence[Answer], *, stored: bool, candidates: bool) -> dict[str, Any]:
-    """`chosen`, `rewards` and `win_probabilities` have one entry per choice, over all prompts, in order.
+    """Returns the `bonbon` object.
 
-    `groups` is there when there were several prompts, with one entry for each.
+    `chosen`, `rewards` and `win_probabilities` have one entry per choice, over all prompts, in order. `groups` is
+    present if there were several prompts, with one entry for each.
     """
     described = [_group(answer, stored=stored, candidates=candidates) for answer in answers]
     degraded = next((group["degraded_reason"] for group in described if group["degraded"]), None)

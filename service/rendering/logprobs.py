@@ -1,4 +1,4 @@
-"""Token log-probabilities in the forms that OpenAI's endpoints have."""
+"""Writes token log-probabilities in the formats of OpenAI's endpoints."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
@@ -7,22 +7,23 @@ from typing import Any
 from bonbon.engines.candidates import Draw
 from bonbon.engines.engine import Delta, PromptLogprobs, Token, TokenAlternative
 
-# JSON has no minus infinity; OpenAI writes this for tokens that cannot be drawn.
+# JSON has no minus infinity; OpenAI writes this for tokens that cannot be sampled.
 IMPOSSIBLE = -9999.0
 
 
 class TextOffsets:
-    """Where in a choice's text its tokens begin, in characters; a token inside a character begins where that does."""
+    """Tracks where in a choice's text its tokens begin, in characters. A token inside a character begins where that
+    does."""
 
     def __init__(self) -> None:
         self._characters = 0
         self._decoder = getincrementaldecoder("utf-8")("replace")
 
     def next(self, token: Token) -> int:
-        """The offset of the choice's next token."""
+        """Returns the offset of the choice's next token."""
         utf8 = token.utf8 or b""
         begun, _ = self._decoder.getstate()
-        # Bytes before that make no character, because this token does not go on with them, are a character of the text.
+        # Earlier bytes that this token does not complete to a character become a replacement character of the text.
         broken = max(0, len((begun + utf8[:1]).decode(errors="replace")) - 1)
         offset = self._characters + broken
         self._characters += len(self._decoder.decode(utf8))
@@ -30,7 +31,7 @@ class TextOffsets:
 
 
 def chat_logprobs(drawn: Draw | Delta) -> dict[str, Any]:
-    """A chat choice's `logprobs`."""
+    """Returns the `logprobs` of a chat choice."""
     content = [
         _chat_token(token, logprob) | {"top_logprobs": [_chat_token(other.token, other.logprob) for other in others]}
         for token, logprob, others in zip(drawn.tokens, drawn.logprobs, _alternatives(drawn), strict=True)
@@ -39,7 +40,7 @@ def chat_logprobs(drawn: Draw | Delta) -> dict[str, Any]:
 
 
 def response_logprobs(drawn: Draw | Delta) -> list[dict[str, Any]]:
-    """The `logprobs` of a response's text: those of a chat, but that `bytes` is a list for every token."""
+    """Returns the `logprobs` of a response's text: those of a chat, except that `bytes` is a list for every token."""
     return [
         _with_bytes(entry) | {"top_logprobs": [_with_bytes(other) for other in entry["top_logprobs"]]}
         for entry in chat_logprobs(drawn)["content"]
@@ -47,9 +48,12 @@ def response_logprobs(drawn: Draw | Delta) -> list[dict[str, Any]]:
 
 
 def completion_logprobs(drawn: Draw | Delta | PromptLogprobs, offsets: TextOffsets) -> dict[str, Any]:
-    """A completion choice's `logprobs`. `offsets`: those of the choice, which have seen its tokens before these.
+    """Returns the `logprobs` of a completion choice.
 
     The first token of a prompt has no log-probability, which OpenAI writes as null.
+
+    Args:
+        offsets: The choice's offsets, which have already processed its earlier tokens.
     """
     return {
         "text_offset": [offsets.next(token) for token in drawn.tokens],
@@ -78,7 +82,8 @@ def _with_bytes(token: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name(token: Token) -> str:
-    """A completion has no field for bytes: OpenAI writes `bytes:\\xe2\\x80` for a part of a character."""
+    """Returns the token's text. A completion has no field for bytes: OpenAI writes `bytes:\\xe2\\x80` for parts of
+    characters."""
     whole = token.utf8 is None or token.utf8.decode(errors="ignore").encode() == token.utf8
     return token.text if whole else f"bytes:{token.text}"
 

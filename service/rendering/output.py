@@ -1,4 +1,4 @@
-"""The `output` of a response: a message and function calls, and the events of their growth."""
+"""Builds the `output` of a response, a message and function calls, and the events of its stream."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ ItemEvent = dict[str, Any]
 
 @dataclass(slots=True)
 class Message:
-    """The text of an answer. `index` is the place in the output."""
+    """The text of an answer. `index` is its position in the output."""
 
     index: int
     text: str = ""
@@ -25,7 +25,7 @@ class Message:
 
     @property
     def part(self) -> dict[str, Any]:
-        """Its content."""
+        """The message's content."""
         return {"type": "output_text", "text": self.text, "annotations": [], "logprobs": list(self.logprobs)}
 
     def item(self, status: Status) -> dict[str, Any]:
@@ -33,7 +33,7 @@ class Message:
         return {"type": "message", "id": self.id, "status": status, "role": "assistant", "content": content}
 
     def closed(self) -> Iterator[ItemEvent]:
-        """The events that tell its whole content."""
+        """Yields the events that contain the complete content."""
         yield {
             "type": "response.output_text.done",
             "item_id": self.id,
@@ -46,7 +46,7 @@ class Message:
 
 @dataclass(slots=True)
 class Call:
-    """A call of a function. `index` is the place in the output."""
+    """A function call. `index` is its position in the output."""
 
     index: int
     call_id: str
@@ -65,7 +65,7 @@ class Call:
         }
 
     def closed(self) -> Iterator[ItemEvent]:
-        """The event that tells its whole arguments."""
+        """Yields the event that contains the complete arguments."""
         yield {
             "type": "response.function_call_arguments.done",
             "item_id": self.id,
@@ -78,8 +78,8 @@ class Output:
     """The items of one answer, in the order in which they began. All of them end with the answer.
 
     Args:
-        parallel: whether there may be more calls than the first.
-        logprobs: whether the text has log-probabilities.
+        parallel: Whether more than one call is allowed.
+        logprobs: Whether the text has log-probabilities.
     """
 
     def __init__(self, *, parallel: bool, logprobs: bool) -> None:
@@ -89,7 +89,7 @@ class Output:
         self._unsent: list[dict[str, Any]] = []
 
     def grow(self, drawn: Draw | Delta) -> Iterator[ItemEvent]:
-        """Take in what was drawn, and give the events of it."""
+        """Adds generated text and calls, and yields their events."""
         if self.logprobs:
             self._unsent += response_logprobs(drawn)
         if drawn.text:
@@ -101,7 +101,7 @@ class Output:
                 yield from self._called(piece)
 
     def end(self, status: Status) -> Iterator[ItemEvent]:
-        """The last events of every item. An answer without any items gets a message without text."""
+        """Yields the last events of every item. An answer without items gets a message without text."""
         if not self._items or (self._message is not None and self._unsent):
             yield from self._said("")
         for item, described in zip(self._items, self.to_list(status), strict=True):
@@ -110,7 +110,7 @@ class Output:
             yield {"type": "response.output_item.done", "output_index": item.index, "item": described}
 
     def to_list(self, status: Status) -> list[dict[str, Any]]:
-        """All items. Of an incomplete answer, the last one is incomplete."""
+        """Returns all items. In an incomplete answer, the last item is incomplete."""
         last = len(self._items) - 1
         return [item.item(status if item.index == last else "completed") for item in self._items]
 
@@ -164,5 +164,5 @@ def _added(item: Message | Call) -> ItemEvent:
 
 
 def _piece(call: ToolCall | ToolCallDelta, position: int) -> ToolCallDelta:
-    """A whole call is a piece, too."""
+    """Returns the call as a piece; a complete call is one as well."""
     return ToolCallDelta(position, call.id, call.name, call.arguments) if isinstance(call, ToolCall) else call

@@ -1,4 +1,4 @@
-"""What the answers of all endpoints have in common."""
+"""The common parts of the answers of all endpoints."""
 
 import time
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ from service.routing.router import Route
 
 
 class Rendering(ABC):
-    """One request's answer: a whole body, or server-sent events.
+    """The answer to one request: a complete body, or server-sent events.
 
-    A single draw is written as it grows; what best-of-n has chosen is written when it has been chosen. Either way the
-    last event of an answer waits for the durable group.
+    A single candidate is written as it grows; the result of best-of-n is written when it has been chosen. Either way,
+    the last event of an answer waits until the group is durable.
 
     Args:
-        logprobs: whether to write log-probabilities.
-        candidates: whether to describe every candidate in the `bonbon` object.
+        logprobs: Whether to write log-probabilities.
+        candidates: Whether to describe every candidate in the `bonbon` object.
     """
 
     prefix: ClassVar[str]
@@ -40,22 +40,22 @@ class Rendering(ABC):
 
     @abstractmethod
     def whole(self) -> dict[str, Any]:
-        """The body, once every prompt is answered."""
+        """Returns the body, once every prompt is answered."""
 
     @abstractmethod
     def events(self, prompt: int, event: Event) -> Iterator[bytes]:
-        """What to send for what has happened to a prompt."""
+        """Returns what to send for an event of a prompt."""
 
     @abstractmethod
     def end(self) -> bytes:
-        """What to send after everything else."""
+        """Returns what to send at the end."""
 
     @abstractmethod
     def failure(self, problem: Problem) -> bytes:
-        """What to send in place of the rest when the answer fails."""
+        """Returns what to send instead of the rest if the answer fails."""
 
     def note(self, prompt: int, event: Event) -> None:
-        """Take in what has happened to a prompt."""
+        """Records an event of a prompt."""
         if isinstance(event, PromptLogprobs):
             self.prompt_logprobs[prompt] = event
         elif isinstance(event, Started):
@@ -65,17 +65,17 @@ class Rendering(ABC):
 
     @property
     def tokens_drawn(self) -> int:
-        """Of all candidates, of the prompts that are answered."""
+        """Tokens of all candidates of the answered prompts."""
         return sum(answer.group.drawn_tokens for answer in self.answers.values())
 
     @property
     def tokens_read(self) -> int:
-        """Of the prompts that are answered."""
+        """Tokens of the answered prompts."""
         return sum(len(answer.group.prompt_token_ids) for answer in self.answers.values())
 
     @property
     def tokens_written(self) -> int:
-        """Of the choices that are returned."""
+        """Tokens of the returned choices."""
         groups = [answer.group for answer in self.answers.values()]
         return sum(len(candidate.token_ids) for group in groups for candidate in group.served)
 

@@ -1,4 +1,4 @@
-"""Responses, as the Responses API has them."""
+"""Writes answers in the format of the Responses API."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -17,15 +17,15 @@ from service.rendering.renderer import Rendering
 from service.routing.router import Route
 
 CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
-"""What a response that failed says, by the status that it would have had; server_error for all others."""
+"""Error codes of failed responses by the status that they would have had; all others are server_error."""
 
 
 class ResponseRendering(Rendering):
-    """POST /v1/responses: one prompt and one choice.
+    """The answer of POST /v1/responses: one prompt and one choice.
 
     Args:
-        echo: what the response repeats of its request.
-        parallel: whether it may have more tool calls than the first.
+        echo: The fields of the request that the response repeats.
+        parallel: Whether more than one tool call is allowed.
     """
 
     prefix = "resp_"
@@ -55,8 +55,8 @@ class ResponseRendering(Rendering):
         return b""
 
     def failure(self, problem: Problem) -> bytes:
-        told = problem.envelope["error"]
-        error = {"code": CODES.get(problem.status, "server_error"), "message": told["message"]}
+        envelope = problem.envelope["error"]
+        error = {"code": CODES.get(problem.status, "server_error"), "message": envelope["message"]}
         failed = self._response("incomplete") | {"status": "failed", "error": error, "incomplete_details": None}
         events = [*self._opening(), {"type": "response.failed", "response": failed}]
         return b"".join(map(self._numbered, events))

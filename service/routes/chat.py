@@ -17,7 +17,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = answers(ChatCompletion, ChatChunk) 
 
 @router.post("/chat/completions", response_class=Response, responses=RESPONSES)
 async def create_chat_completion(body: ChatBody, request: Request) -> Response:
-    """Answer a chat with the best of the candidates drawn, or the n best."""
+    """Answer a chat with the best of the sampled candidates, or with the n best."""
     return await respond(
         request,
         body,

@@ -17,7 +17,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = answers(Completion, CompletionChunk
 
 @router.post("/completions", response_class=Response, responses=RESPONSES)
 async def create_completion(body: CompletionBody, request: Request) -> Response:
-    """Continue each prompt with the best of the candidates drawn, or the n best."""
+    """Complete each prompt with the best of the sampled candidates, or with the n best."""
     return await respond(
         request,
         body,

@@ -1,4 +1,4 @@
-"""`/console`: the page for people. It is files only; what it shows comes from /admin, with the key that is typed in."""
+"""`/console`: serves the static files of the web console, which reads /admin with the key that its user enters."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FILES = Path(__file__).parents[1] / "console"
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 SERVED = {path.relative_to(FILES).as_posix(): path for path in FILES.rglob("*") if path.suffix in KINDS}
 HEADERS = {
-    # Nothing from elsewhere, nothing inline, and nobody may frame the page or send its forms elsewhere.
+    # No external or inline content, no framing, and no forms to other sites.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'"
@@ -27,13 +27,13 @@ HEADERS = {
 
 @router.get("/")
 async def root(request: Request) -> RedirectResponse:
-    """Whoever opens the service's address in a browser finds the page for people."""
+    """Redirect a browser that opens the service's address to the console."""
     return RedirectResponse("console/", headers=HEADERS)
 
 
 @router.get("/console")
 async def console(request: Request) -> RedirectResponse:
-    # Relative, so that it holds behind a proxy that adds a prefix.
+    # Relative, so that it works behind a proxy that adds a prefix.
     return RedirectResponse("console/", headers=HEADERS)
 
 

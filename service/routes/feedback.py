@@ -18,7 +18,7 @@ router = APIRouter(prefix="/v1", tags=["feedback"])
     responses={200: {"model": FeedbackReply}, 400: ERRORS[400], 401: ERRORS[401], 403: ERRORS[403], 503: ERRORS[503]},
 )
 async def give_feedback(body: FeedbackBody, request: Request) -> Response:
-    """Store a person's word on an answer with the answer's group."""
+    """Store a user's feedback on an answer with the answer's group."""
     feedback = body.record()
     await get_state(request).pair_log.append_feedback(feedback, tenant=caller(request).tenant)
     reply = FeedbackReply(group_id=feedback.group_id, created=int(feedback.time.timestamp()))

@@ -1,4 +1,4 @@
-"""`/v1/groups` and `/v1/pairs`: a tenant's own part of the log, to read and to delete."""
+"""`/v1/groups` and `/v1/pairs`: let a tenant read and delete its own part of the log."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -31,7 +31,7 @@ Name = Annotated[str | None, Query(min_length=1, max_length=512)]
 
 @router.get("/groups/{group_id}", response_class=Response, dependencies=READS, responses={**REFUSALS, 404: ERRORS[404]})
 async def show_group(group_id: str, request: Request) -> Response:
-    """A group with all its candidates."""
+    """Return a group with all its candidates."""
     group = await get_state(request).pair_log.group(group_id)
     if group is None or group.tenant != caller(request).tenant:
         raise HTTPException(404, f"there is no group {group_id[:64]!r} in the log")
@@ -40,13 +40,13 @@ async def show_group(group_id: str, request: Request) -> Response:
 
 @router.get("/pairs", response_class=Response, dependencies=READS, responses=REFUSALS)
 async def export_pairs(request: Request, version: Name = None) -> Response:
-    """The best and the worst candidate of every clean group, a JSON object a line, as `bonbon pairs export` has it.
+    """Return the best and worst candidate of every clean group as JSON lines, in the format of `bonbon pairs export`.
 
-    Groups that the tenant's own reward ranked are among them.
+    Groups that the tenant's own reward ranked are included.
     """
     database, tenant = get_state(request).database, caller(request).tenant
     found = pairs(database, version=version, tenants=[tenant], own_rewards=True)
-    first = await anext(found, None)  # what fails before it can still be a status
+    first = await anext(found, None)  # an error before the first pair can still become a status
 
     async def lines() -> AsyncIterator[str]:
         async with aclosing(found):
@@ -60,12 +60,12 @@ async def export_pairs(request: Request, version: Name = None) -> Response:
 
 @router.delete("/groups", dependencies=DELETES, responses={200: {"model": Deleted}, **REFUSALS})
 async def delete_groups(request: Request, user: Name = None, request_id: Name = None) -> Deleted:
-    """Delete what was logged for an end user or a request, and say which versions were trained on any of it."""
+    """Delete the groups of an end user or a request, and return the versions that were trained on any of them."""
     if user is None and request_id is None:
-        raise UserError("say what to delete: user, request_id, or both", param="user")
+        raise UserError("name the groups to delete by user, request_id, or both", param="user")
     state, settings = get_state(request), get_state(request).settings
     conditions = Conditions(user=user, request_id=request_id, tenant=caller(request).tenant)
     await state.pair_log.forget(conditions)
     erased = await erase(state.database, settings.runs_dir, conditions, spool_dir=settings.spool_dir)
-    learnt = erased.lineage
-    return Deleted(deleted=erased.groups, trained=list(learnt.trained), descended=list(learnt.descended))
+    lineage = erased.lineage
+    return Deleted(deleted=erased.groups, trained=list(lineage.trained), descended=list(lineage.descended))

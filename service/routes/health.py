@@ -1,4 +1,4 @@
-"""`/health`: is the process alive, and should it get requests?"""
+"""`/health`: reports whether the process is alive and whether it should get requests."""
 
 from typing import Annotated
 
@@ -13,17 +13,17 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 
 class Live(BaseModel):
-    """The process answers."""
+    """The process is alive."""
 
     status: str = "live"
 
 
 class Ready(BaseModel):
-    """Whether to send requests here, and what the alias is answered with.
+    """Whether to send requests here, and which version answers for the alias.
 
-    It is ready without its database, too, as long as groups can wait in the spool: then `reason` says what is wrong.
-    `serving` differs from `champion` while a promotion is under way, and when the champion was refused: `refused`
-    says why.
+    The service is ready without its database, too, as long as groups can wait in the spool; `reason` then describes the
+    problem. `serving` differs from `champion` during a promotion, and if the champion was refused; `refused` gives the
+    reason.
     """
 
     status: str
@@ -48,10 +48,10 @@ async def ready(request: Request, state: Annotated[AppState, Depends(get_state)]
             await state.engine.check()
             champion = await _champion(state)
         except EngineError as error:
-            reason = state.startup.failure or f"the engine cannot draw: {error}"
+            reason = state.startup.failure or f"the engine cannot generate: {error}"
         except StoreError as error:
             away = isinstance(error, StoreUnavailable)
-            reason = f"the database {'does not answer' if away else 'takes no groups'}: {error.why}"
+            reason = f"the database {'is unavailable' if away else 'rejects groups'}: {error.why}"
             serving = state.pair_log.can_wait
     if reason is not None and not serving:
         response.status_code = 503
@@ -65,12 +65,16 @@ async def ready(request: Request, state: Annotated[AppState, Depends(get_state)]
 
 
 async def _champion(state: AppState) -> str | None:
-    """The registry's. Raises StoreError, soon, when it cannot be read, or when the pair log cannot be written."""
+    """Returns the registry's champion.
+
+    Raises:
+        StoreError: The registry cannot be read within a short deadline, or the pair log cannot be written.
+    """
     health = state.pair_log.health
     health.raise_failure(StoreUnavailable)
     try:
         champion = await state.champion()
     except TimeoutError as error:
-        raise StoreUnavailable("the champion cannot be read", why="it is slow, or has stopped") from error
+        raise StoreUnavailable("the champion cannot be read", why="the database does not respond in time") from error
     health.raise_failure()
     return champion

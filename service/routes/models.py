@@ -14,7 +14,7 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 @router.get("/models", response_class=Response, responses={200: {"model": ModelList}, 401: ERRORS[401]})
 async def list_models(request: Request) -> Response:
-    """Every name a request may use: the aliases, `base`, and the versions that are loaded."""
+    """List every model name that a request may use: the aliases, `base`, and the loaded versions."""
     state = get_state(request)
     length = state.engine.context_length
     models = ModelList(data=[_model(served, length) for served in state.serving.models()])
@@ -27,14 +27,14 @@ async def list_models(request: Request) -> Response:
     responses={200: {"model": Model}, 401: ERRORS[401], 404: ERRORS[404]},
 )
 async def retrieve_model(model: str, request: Request) -> Response:
-    """What a name means now."""
+    """Return the version to which a model name refers now."""
     state = get_state(request)
     models = state.serving.models()
     for served in models:
         if served.id == model:
             return JSONResponse(_model(served, state.engine.context_length).model_dump())
     known = ", ".join(served.id for served in models)
-    raise UnknownVersion(f"model {model[:100]!r} is not served here; there are: {known}", param="model")
+    raise UnknownVersion(f"model {model[:100]!r} is not served here; available models: {known}", param="model")
 
 
 def _model(served: ServedModel, context_length: int) -> Model:

@@ -1,4 +1,4 @@
-"""`/metrics`, for Prometheus."""
+"""`/metrics`: exposes metrics for Prometheus."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""From what is asked to an HTTP response: a whole body, or a stream."""
+"""Turns a request into an HTTP response: a complete body, or a stream."""
 
 import asyncio
 from collections.abc import Callable
@@ -26,9 +26,9 @@ Render = Callable[[CompletionRequest, Route], Rendering]
 
 
 async def respond(request: Request, body: AnswerBody, render: Render) -> Response:
-    """Answer what `body` asks for as `render` writes it. A client that disconnects aborts every draw.
+    """Answers `body` in the form that `render` returns. Generation is aborted if the client disconnects.
 
-    Raises what `AnswerBody.ask` raises and, as long as nothing has been sent, what `service.answering.answer` raises.
+    Raises what `AnswerBody.ask` raises and, until the first byte is sent, what `service.answering.answer` raises.
     """
     state = get_state(request)
     limits = state.settings.service
@@ -58,33 +58,33 @@ async def _whole(state: AppState, ask: CompletionRequest, render: Render) -> Res
             async for item in events:
                 if item is not None:
                     rendering.note(*item)
-    if ask.prompt_logprobs:  # long to write
+    if ask.prompt_logprobs:  # large to serialise
         return await asyncio.to_thread(lambda: JSONResponse(rendering.whole()))
     return JSONResponse(rendering.whole())
 
 
 class _Stream:
-    """What writes one streamed answer, and ends it when that fails."""
+    """Writes one streamed answer, and its last event if it fails."""
 
     def __init__(self, state: AppState, ask: CompletionRequest, render: Render) -> None:
         self._parts, self._ask, self._render = state, ask, render
         self._rendering: Rendering | None = None
 
     async def write(self, put: Callable[[bytes], None]) -> None:
-        """Hand the events to `put`, the first ones when every prompt has been read or after one ping interval.
+        """Passes the events to `put`, the first ones when every prompt has been read or after one ping interval.
 
-        Admission and version are given back when the last draw is written, whatever the client has read by then.
+        Admission and version are released when the last candidate is complete, whatever the client has read by then.
         """
         state, ask = self._parts, self._ask
         start: float | None = perf_counter()
         tick = state.settings.service.ping_interval
         async with aclosing(state.serving.admission(tick)) as ticks:
             async for _ in ticks:
-                put(sse.comment("waiting for other weights"))
+                put(sse.comment("waiting for another version to load"))
         async with let_in(state, ask) as (plan, charge):
             rendering = self._rendering = self._render(ask, plan)
             live, begun = plan.best_of == 1, False
-            ping = sse.comment(f"drawing {plan.best_of} candidate{'' if live else 's'}")
+            ping = sse.comment(f"generating {plan.best_of} candidate{'' if live else 's'}")
             held = [] if live else [ping]
             async with aclosing(answer(state, ask, plan, charge, live=live, tick=tick)) as events:
                 async for item in events:
@@ -94,7 +94,7 @@ class _Stream:
                         else:
                             held.append(piece)
                         if len(piece) > PIECE:
-                            await asyncio.sleep(0)  # long to write: others get their turn
+                            await asyncio.sleep(0)  # large to serialise, so let other tasks run
                     if not begun and (item is None or len(rendering.started) == len(ask.prompts)):
                         begun = True
                         put(b"".join(held))
@@ -104,5 +104,5 @@ class _Stream:
         put(rendering.end())
 
     def failure(self, problem: Problem) -> bytes:
-        """The last event, in place of those that could not be written."""
+        """Returns the last event of a stream that failed."""
         return sse.data(problem.envelope) if self._rendering is None else self._rendering.failure(problem)

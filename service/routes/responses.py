@@ -1,4 +1,4 @@
-"""`POST /v1/responses`. No response is stored, so there is nothing at `/v1/responses/{id}`."""
+"""`POST /v1/responses`. Responses are not stored, so `/v1/responses/{id}` always answers a 404."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = answers(ResponseReply, ResponseEven
 
 @router.post("/responses", response_class=Response, responses=RESPONSES)
 async def create_response(body: ResponseBody, request: Request) -> Response:
-    """Answer a message or a conversation with the best of the candidates drawn."""
+    """Answer a message or a conversation with the best of the sampled candidates."""
     return await respond(
         request,
         body,
@@ -36,19 +36,19 @@ async def create_response(body: ResponseBody, request: Request) -> Response:
 @router.api_route("/responses/{response_id}/cancel", methods=["POST"], include_in_schema=False)
 @router.api_route("/responses/{response_id}/input_items", methods=["GET"], include_in_schema=False)
 async def refuse_stored_response(response_id: str) -> None:
-    """Say that no response is stored."""
+    """Explain that responses are not stored."""
     raise HTTPException(
         404,
-        f"responses are not stored here, so there is no {response_id[:80]!r}: keep the answer of POST /v1/responses, "
-        "and send the whole conversation as input",
+        f"responses are not stored, so there is no {response_id[:80]!r}: keep the answer of POST /v1/responses, and "
+        "send the whole conversation as input",
     )
 
 
 @router.post("/responses/{operation}", include_in_schema=False)
 async def refuse_operation(operation: str) -> None:
-    """Say what there is in place of `input_tokens` and `compact`."""
+    """Name the alternatives to `input_tokens` and `compact`."""
     raise HTTPException(
         404,
-        f"there is no POST /v1/responses/{operation[:80]} here: POST /v1/responses answers, and POST /tokenize counts "
-        "the tokens of a chat",
+        f"POST /v1/responses/{operation[:80]} is not supported: use POST /v1/responses for answers, and POST /tokenize "
+        "to count the tokens of a chat",
     )

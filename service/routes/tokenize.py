@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `POST /detokenize`, as vLLM's servers have them."""
+"""`POST /tokenize` and `POST /detokenize`, compatible with vLLM's server."""
 
 from fastapi import APIRouter, Request
 
@@ -11,7 +11,7 @@ router = APIRouter(tags=["tokens"], responses=ERRORS)
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, request: Request) -> Tokenized:
-    """The tokens of a prompt or a chat, as the model reads it."""
+    """Return the tokens of a prompt or a chat as the model reads it."""
     state = get_state(request)
     if body.model is not None:
         state.serving.resolve(body.model)
@@ -26,7 +26,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Tokenized:
 
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeBody, request: Request) -> Detokenized:
-    """The text of tokens."""
+    """Return the text of tokens."""
     state = get_state(request)
     if body.model is not None:
         state.serving.resolve(body.model)

@@ -1,4 +1,4 @@
-"""`/version`, as vLLM's servers have it."""
+"""`/version`, compatible with vLLM's server."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -9,7 +9,7 @@ router = APIRouter(tags=["version"])
 
 
 class Release(BaseModel):
-    """The release of bonbon that answers."""
+    """Return the release of bonbon."""
 
     version: str
 

@@ -1,4 +1,4 @@
-"""Which version answers which model name, and how many requests hold each version."""
+"""Maps model names to versions, and counts the requests that use each version."""
 
 import asyncio
 from collections import Counter
@@ -10,12 +10,12 @@ from enum import StrEnum
 
 from bonbon.errors import EngineError, UnknownVersion
 
-MOST_WAITING = 1000
-"""Requests that may wait while the service is paused; more are told to come back."""
+MAX_WAITING = 1000
+"""Maximum number of requests that wait while the service is paused; further requests are refused."""
 
 
 class Asked(StrEnum):
-    """What kind of model name a request used."""
+    """The kind of model name in a request."""
 
     ALIAS = "alias"
     BASE = "base"
@@ -24,7 +24,7 @@ class Asked(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A version that can be drawn from now. As champion it answers with the best of `k` draws."""
+    """A version that can generate candidates now. As champion it samples `k` candidates and answers with the best."""
 
     name: str
     created: datetime
@@ -34,10 +34,12 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """The routing table: never changed, only replaced whole, so that a request sees one state of it.
+    """The routing table. It is never modified, only replaced as a whole, so that a request sees one consistent state.
 
-    `champion` is the version that answers for the service's alias, with the best of its own `k` draws unless
-    `fallen_back`. Every name in the table is in `loaded`.
+    Attributes:
+        champion: The version behind the service's alias. It answers with the best of its own `k` candidates unless
+            `fallen_back`.
+        loaded: All loaded versions. Every name in the table is one of them.
     """
 
     base: str
@@ -49,18 +51,18 @@ class Routes:
 
     @property
     def distilled(self) -> bool:
-        """Whether the champion has learnt best-of-n."""
+        """Whether the champion is a distilled version."""
         return self.champion != self.base
 
     @property
     def best_of_n(self) -> bool:
-        """Whether the alias answers with best-of-n: the champion has not learnt it, or could not keep it up."""
+        """Whether the alias answers with best-of-n, because the champion is the base or has fallen back."""
         return not self.distilled or self.fallen_back
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How to answer a request: draw `best_of` candidates from `version`. `model` is the name that was asked for."""
+    """How to answer a request: sample `best_of` candidates from `version`. `model` is the name in the request."""
 
     model: str
     version: str
@@ -70,7 +72,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One entry of the model list: a name a request may use, and the version it means now. `created` is Unix time."""
+    """An entry of the model list: a model name and the version behind it. `created` is Unix time in seconds."""
 
     id: str
     created: int
@@ -79,16 +81,16 @@ class ServedModel:
 
 
 class Router:
-    """The routing table, and the references that requests hold on versions.
+    """The routing table, and the references that requests hold to versions.
 
-    What takes or gives back a reference is synchronous, so on the service's one event loop each call is atomic: a
-    request takes its reference in the same step in which it reads the table, and no version can be unloaded in between.
+    Taking and releasing references is synchronous, so each call is atomic on the service's event loop: a request takes
+    its reference in the same step in which it reads the table, and no version can be unloaded in between.
 
     Args:
-        base: the engine's base version; loaded, and the champion, until something else is published.
-        alias: the model name that means: whatever is best now.
-        n: candidates that the alias draws while the champion is the base.
-        k: candidates that the alias draws of every other champion; None: as many as the gate found it to need.
+        base: The engine's base version. It is loaded, and is the champion until another table is published.
+        alias: The model name that always means the champion.
+        n: Candidates that the alias samples while the champion is the base.
+        k: Candidates that the alias samples from any other champion. With None, the version's own k.
     """
 
     def __init__(self, base: str, *, alias: str, n: int, k: int | None = None) -> None:
@@ -102,7 +104,7 @@ class Router:
 
     @property
     def routes(self) -> Routes:
-        """The table as it is now."""
+        """The current routing table."""
         return self._routes
 
     @property
@@ -112,17 +114,17 @@ class Router:
 
     @property
     def k(self) -> int:
-        """Candidates that the alias draws for one choice now."""
+        """Candidates that the alias samples for one choice now."""
         return self.n if self._routes.best_of_n else self.champion_k
 
     @property
     def champion_k(self) -> int:
-        """Candidates from which the champion answers while it has not fallen back on best-of-n."""
+        """Candidates that the champion samples unless it has fallen back to best-of-n."""
         return self._k if self._k is not None else self._routes.loaded[self._routes.champion].k
 
     @property
     def k_is_fixed(self) -> bool:
-        """Whether a setting says how many candidates the alias draws of a distilled champion."""
+        """Whether a setting fixes the number of candidates that the alias samples from a distilled champion."""
         return self._k is not None
 
     @property
@@ -131,14 +133,17 @@ class Router:
         return self._references.total()
 
     def publish(self, routes: Routes) -> None:
-        """Route new requests by `routes`; requests in flight keep the version they hold."""
+        """Routes new requests by `routes`; running requests keep the version that they hold."""
         self._routes = routes
 
     @asynccontextmanager
     async def paused(self, deadline: float) -> AsyncIterator[None]:
-        """Let nothing begin until the block ends; it is entered when everything that has begun is over.
+        """Runs the block while no request runs: it waits for running requests to finish and lets new ones wait.
 
-        Raises EngineError when that takes longer than `deadline` seconds. One pause at a time.
+        Only one pause can be active at a time.
+
+        Raises:
+            EngineError: Running requests do not finish within `deadline` seconds.
         """
         self._open.clear()
         try:
@@ -147,8 +152,8 @@ class Router:
                     await self.all_drained()
             except TimeoutError as error:
                 raise EngineError(
-                    f"{self.in_flight} requests in flight did not end within {deadline:g} s; they go on, and so does "
-                    "what they draw from"
+                    f"{self.in_flight} running requests did not finish within {deadline:g} s; they continue with the "
+                    "loaded version"
                 ) from error
             yield
         finally:
@@ -156,23 +161,27 @@ class Router:
 
     @property
     def resting(self) -> bool:
-        """Whether a pause has begun and not ended."""
+        """Whether a pause is active."""
         return not self._open.is_set()
 
     async def admitted(self) -> None:
-        """Return when a request may begin; see `admission`."""
+        """Waits until a request may start; see `admission`."""
         async for _ in self.admission():
             pass
 
     async def admission(self, tick: float | None = None) -> AsyncGenerator[None]:
-        """Ends when a request may begin, in the step in which it takes its reference; one item every `tick` seconds.
+        """Ends when a request may start, in the same step in which the request takes its reference.
 
-        Raises EngineError when too many wait already.
+        Yields:
+            An item every `tick` seconds.
+
+        Raises:
+            EngineError: Too many requests are waiting already.
         """
         if self._open.is_set():
             return
-        if self.waiting >= MOST_WAITING:
-            raise EngineError("other weights are being loaded, and too many requests wait for them; try again")
+        if self.waiting >= MAX_WAITING:
+            raise EngineError("another version is being loaded and too many requests are waiting for it; try again")
         self.waiting += 1
         try:
             while not self._open.is_set():
@@ -185,32 +194,37 @@ class Router:
             self.waiting -= 1
 
     @contextmanager
-    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> Iterator[Route]:
-        """How to answer a request for `model` that wants `n` choices; its version stays loaded until the block ends.
+    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learned: bool = True) -> Iterator[Route]:
+        """Routes a request for `model` with `n` choices. The version stays loaded until the block ends.
 
-        The alias draws best-of-n while the champion is the base or has fallen back on it, and otherwise best-of-k of
-        the champion; versions asked for by name draw one candidate per choice. A `best_of` given overrides that.
-        `learnt`: what versions learn is what this request is judged by; where it is not, the alias means best-of-n of
-        the base, whoever is champion.
+        The alias samples n candidates while the champion is the base or has fallen back to best-of-n, and otherwise the
+        champion's k; a version requested by name samples one candidate per choice. `best_of` overrides this. `learned`
+        is whether this request is ranked by the reward that versions learn from. If not, the alias stands for best-of-n
+        of the base, whichever version is champion.
 
-        Raises UnknownVersion, listing what there is.
+        Raises:
+            UnknownVersion: The model is not served; the message lists the models that are.
         """
         version, asked = self.resolve(model)
-        if model == self.alias and not learnt and self._routes.base in self._routes.loaded:
-            version = self._routes.base  # not loaded while other weights have its place: then n of those
+        if model == self.alias and not learned and self._routes.base in self._routes.loaded:
+            version = self._routes.base  # it is not loaded while other weights take its place; then best-of-n of those
         with self.hold(version):
-            yield Route(model, version, self.draws(model, n=n, best_of=best_of, learnt=learnt), asked)
+            yield Route(model, version, self.draws(model, n=n, best_of=best_of, learned=learned), asked)
 
-    def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learnt: bool = True) -> int:
-        """How many candidates a request for `model` draws as things are now; see `plan`."""
+    def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learned: bool = True) -> int:
+        """Returns how many candidates to sample for a request for `model`; see `plan`."""
         if best_of is not None:
             return best_of
-        if model == self.alias and not learnt:
+        if model == self.alias and not learned:
             return max(n, self.n)
         return max(n, self.k if model in (self.alias, "champion") else 1)
 
     def resolve(self, model: str) -> tuple[str, Asked]:
-        """The version that `model` means now. Raises UnknownVersion, listing what there is."""
+        """Returns the version that `model` currently means.
+
+        Raises:
+            UnknownVersion: The model is not served; the message lists the models that are.
+        """
         if model == "base":
             return self._routes.base, Asked.BASE
         if model in (aliases := self.aliases()):
@@ -218,11 +232,15 @@ class Router:
         if model in self._routes.loaded:
             return model, Asked.VERSION
         known = ", ".join(served.id for served in self.models())
-        raise UnknownVersion(f"model {model!r} is not served here; there are: {known}", param="model")
+        raise UnknownVersion(f"model {model!r} is not served here; available models: {known}", param="model")
 
     @contextmanager
     def hold(self, version: str) -> Iterator[None]:
-        """Keep `version` loaded while the block runs. Raises UnknownVersion when it is not loaded."""
+        """Keeps `version` loaded while the block runs.
+
+        Raises:
+            UnknownVersion: The version is not loaded.
+        """
         if version not in self._routes.loaded:
             raise UnknownVersion(f"version {version!r} is not loaded", param="model")
         self._references[version] += 1
@@ -235,21 +253,21 @@ class Router:
                 self._idle.pop(version).set()
 
     def references(self, version: str) -> int:
-        """How many requests and audits hold `version`."""
+        """Returns how many requests and audits hold `version`."""
         return self._references[version]
 
     async def drained(self, version: str) -> None:
-        """Return when nothing holds `version`."""
+        """Waits until nothing holds `version`."""
         while (idle := self._idle.get(version)) is not None:
             await idle.wait()
 
     async def all_drained(self) -> None:
-        """Return when nothing holds any version."""
+        """Waits until nothing holds any version."""
         while self._idle:
             await self.drained(next(iter(self._idle)))
 
     def aliases(self) -> dict[str, str]:
-        """Alias -> version, those that are set: the service's own, `champion`, `previous`, `challenger`."""
+        """Returns the version of each alias that is set: the service's own, `champion`, `previous` and `challenger`."""
         routes = self._routes
         named = {
             self.alias: routes.champion,
@@ -260,7 +278,7 @@ class Router:
         return {alias: version for alias, version in named.items() if version is not None}
 
     def models(self) -> list[ServedModel]:
-        """Every name that a request may use: the aliases, `base`, and the versions that are loaded."""
+        """Returns every name that a request may use: the aliases, `base`, and the loaded versions."""
         names = {**self.aliases(), "base": self._routes.base} | {name: name for name in self._routes.loaded}
         return [self._served(model, version) for model, version in names.items() if version in self._routes.loaded]
 

@@ -1,4 +1,4 @@
-"""Rewards of their own that tenants have in place of the service's."""
+"""Rewards that individual tenants use instead of the service's."""
 
 from collections.abc import Mapping
 
@@ -15,23 +15,25 @@ log = structlog.get_logger(__name__)
 
 
 class TenantRewards:
-    """Best-of-n by each tenant's reward. One reward serves all tenants that name it, and shares nothing with another.
-
-    `failures` says of each reward that could not score when it was checked why; its tenants get no answer until it can.
+    """Best-of-n by each tenant's reward. Tenants that name the same reward share one instance.
 
     Args:
-        main: by the service's reward, which all other tenants have.
-        rewards: what `tenants` may name. Only what one of them does name is started.
+        main: Best-of-n by the service's reward, for all other tenants.
+        rewards: Rewards that `tenants` may name. Only rewards that a tenant names are started.
+
+    Attributes:
+        failures: For each reward that could not score when it was checked, the reason. Its tenants get no answers until
+            it can.
 
     Raises:
-        UserError: a reward cannot be built, or has the service's reward's name.
+        UserError: A reward cannot be built, or has the same name as the service's reward.
     """
 
     def __init__(self, main: BestOfN, rewards: Mapping[str, RewardSpec], tenants: Mapping[str, Tenant]) -> None:
         if main.reward.name in rewards:
             raise UserError(
-                f"service.rewards has a {main.reward.name!r}, which is what the service's own reward is called: "
-                "give it another name, or their groups could not be told apart",
+                f"service.rewards contains {main.reward.name!r}, which is the name of the service's own reward: "
+                "choose another name, so that their groups can be distinguished",
                 param="service.rewards",
             )
         built = {name: NamedReward(name, build_reward(spec)) for name, spec in rewards.items()}
@@ -44,7 +46,11 @@ class TenantRewards:
         self.failures: dict[str, str] = {}
 
     async def start(self) -> None:
-        """Start them. Raises UserError when one cannot be had."""
+        """Starts the rewards.
+
+        Raises:
+            UserError: A reward is not available.
+        """
         for reward in self._rewards:
             await reward.start()
 
@@ -53,7 +59,7 @@ class TenantRewards:
             await reward.stop()
 
     async def check(self) -> None:
-        """Have those rewards score that have not done so yet; see `failures`."""
+        """Lets each reward score that has not done so successfully yet, and updates `failures`."""
         for reward in self._rewards:
             if reward.name in self._checked:
                 continue
@@ -67,14 +73,18 @@ class TenantRewards:
                 self.failures.pop(reward.name, None)
 
     def has_own(self, tenant: str) -> bool:
-        """Whether another reward than the service's ranks this tenant's candidates."""
+        """Returns whether a reward other than the service's ranks this tenant's candidates."""
         return tenant in self._of
 
     def best_of_n(self, tenant: str) -> BestOfN:
-        """Ranks by this tenant's reward. Raises EngineError while that could not score yet."""
+        """Returns best-of-n by this tenant's reward.
+
+        Raises:
+            EngineError: The reward has not been able to score yet.
+        """
         chosen = self._of.get(tenant, self._main)
         if chosen is not self._main and chosen.reward.name in self.failures:
             raise EngineError(
-                f"the reward {chosen.reward.name!r} of this tenant cannot score yet; the service's log says why"
+                f"the reward {chosen.reward.name!r} of this tenant cannot score yet; see the service's log"
             )
         return chosen

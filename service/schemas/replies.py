@@ -1,4 +1,4 @@
-"""Response bodies, as /docs shows them. The hot path writes its own without going through these."""
+"""Response bodies as documented under /docs. The service writes its responses without these classes, for speed."""
 
 from typing import Literal
 
@@ -11,11 +11,11 @@ class Reply(BaseModel):
 
 class PromptTokensDetails(Reply):
     cached_tokens: Literal[0]
-    """Always 0: every token of a prompt is counted, whatever an engine's cache saves."""
+    """Always 0: every token of a prompt is counted, whatever the engine's cache saves."""
 
 
 class Usage(Reply):
-    """Tokens of the prompts and of the returned choices; what was drawn besides is in the `bonbon` object."""
+    """Tokens of the prompts and of the returned choices. The `bonbon` object counts the tokens of all candidates."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -24,48 +24,48 @@ class Usage(Reply):
 
 
 class CandidateReply(Reply):
-    """One draw, returned or not."""
+    """One candidate, returned or not."""
 
     index: int
     text: str
     reward: float | None
     rank: int | None
-    """1 is the worst, n the best."""
+    """1 is the worst candidate, n the best."""
     win_probability: float | None
-    """Expected chance to beat a fresh draw, from the rank."""
+    """Expected probability that the candidate beats a new one, estimated from its rank."""
     finish_reason: Literal["stop", "length", "abort"]
     tokens: int
 
 
 class GroupReply(Reply):
-    """What best-of-n did. Lists have one entry per choice, in order."""
+    """The result of best-of-n. Lists have one entry per choice, in order."""
 
     chosen: list[int]
-    """Which candidate each choice is: what feedback calls `chosen`."""
+    """Index of the candidate behind each choice, as feedback uses it in `chosen`."""
     rewards: list[float | None]
-    """null where nothing was scored: a single draw, or a degraded answer."""
+    """null if the candidates were not scored: for a single candidate, or a degraded answer."""
     win_probabilities: list[float | None]
     tokens_drawn: int
     """Completion tokens of all candidates."""
     group_id: str | None
-    """What feedback refers to; null when nothing was logged, and over several prompts."""
+    """The id to use in feedback; null if nothing was logged, or if there are several prompts."""
     degraded: bool
-    """The reward gave no ranking: the choices are the first candidates."""
+    """Whether the reward could not rank the candidates, so that the first ones are the choices."""
     degraded_reason: str | None
-    """What that means; the service's log says what failed."""
+    """Explanation of a degraded answer; the service's log has the details."""
     candidates: list[CandidateReply] | None = None
-    """All of them, when asked for."""
+    """All candidates, if the request asked for them."""
 
 
 class ExtensionReply(GroupReply):
-    """The same, over all prompts of the request."""
+    """The result of best-of-n over all prompts of the request."""
 
     version: str
-    """The version that was drawn from."""
+    """The version that generated the candidates."""
     n: int
-    """Candidates drawn per prompt."""
+    """Candidates sampled per prompt."""
     groups: list[GroupReply] | None = None
-    """One for each prompt, when there were several."""
+    """One entry per prompt, if there were several."""
 
 
 class TopLogprob(Reply):
@@ -86,7 +86,7 @@ class ChatLogprobs(Reply):
 class FunctionReply(Reply):
     name: str
     arguments: str
-    """JSON text, as the model wrote it."""
+    """JSON text as the model wrote it."""
 
 
 class ToolCallReply(Reply):
@@ -98,7 +98,7 @@ class ToolCallReply(Reply):
 class ChatMessageReply(Reply):
     role: Literal["assistant"]
     content: str | None
-    """null where there are only tool calls."""
+    """null if there are only tool calls."""
     refusal: None
     tool_calls: list[ToolCallReply] | None = None
 
@@ -114,7 +114,7 @@ class Head(Reply):
     id: str
     created: int
     model: str
-    """The name that was asked for."""
+    """The model name in the request."""
     system_fingerprint: None
 
 
@@ -131,7 +131,7 @@ class FunctionPiece(Reply):
 
 
 class ToolCallPiece(Reply):
-    """The next piece of a call; the first has its id and name."""
+    """The next piece of a tool call; the first piece has its id and name."""
 
     index: int
     id: str | None = None
@@ -160,7 +160,7 @@ class ChatChunk(Head):
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
     bonbon: ExtensionReply | None = None
-    """In the last chunk that has a choice."""
+    """Set in the last chunk that has a choice."""
 
 
 class CompletionLogprobs(Reply):
@@ -199,7 +199,7 @@ class CompletionChunk(Head):
 
 class ModelExtension(Reply):
     version: str
-    """The version that this name means now."""
+    """The version to which this name refers now."""
     parent: str | None
 
 
@@ -209,7 +209,7 @@ class Model(Reply):
     created: int
     owned_by: str = "bonbon"
     max_model_len: int
-    """Most tokens that prompt and completion may have together."""
+    """Maximum number of tokens in prompt and completion together."""
     bonbon: ModelExtension
 
 
@@ -225,21 +225,21 @@ class FeedbackReply(Reply):
 
 
 class Deleted(Reply):
-    """What a deletion did."""
+    """The result of a deletion."""
 
     deleted: int
-    """Groups, with their candidates, comparisons and feedback."""
+    """Deleted groups, with their candidates, comparisons and feedback."""
     trained: list[str]
-    """Versions that were trained on some of them."""
+    """Versions that were trained on some of these groups."""
     descended: list[str]
-    """Versions that were trained from those."""
+    """Versions that were derived from those versions."""
 
 
 class ErrorReply(Reply):
     message: str
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
     param: str | None
-    """The field at fault, such as `messages[0].content`."""
+    """The invalid field, such as `messages[0].content`."""
     code: str | None
 
 

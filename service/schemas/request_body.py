@@ -78,64 +78,65 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    """What a stream carries besides its text."""
+    """Options of a stream."""
 
     include_usage: bool | None = None
-    """Send a last chunk without choices that has the usage."""
+    """Whether to send a last chunk without choices that contains the usage."""
     include_obfuscation: Annotated[None, Neutral(False)] = None
     continuous_usage_stats: Annotated[None, Neutral(False)] = None
 
 
 class Extension(Body):
-    """What bonbon does beyond OpenAI's interface."""
+    """Options that bonbon adds to OpenAI's API."""
 
     candidates: bool = False
-    """Return every candidate, with its reward and rank, in the response's `bonbon` object."""
+    """Whether to return every candidate, with its reward and rank, in the response's `bonbon` object."""
 
 
 class AnswerBody(Body):
-    """What every endpoint that answers accepts."""
+    """Fields that every endpoint accepts that answers a prompt."""
 
     model: str
-    """An alias (`bonbon`: whatever is best now), a version, or `base`."""
+    """An alias (`bonbon` is the current champion), a version, or `base`."""
     max_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
-    """Most tokens per candidate. Without it: the service's default, or less where the context has less room."""
+    """Maximum number of tokens per candidate. The default is set by the service and reduced to the free space in the
+    context."""
     temperature: float | None = Field(None, ge=0, le=2)
-    """1 by default. At 0 the answer is greedy: one draw."""
+    """Sampling temperature, by default 1. At 0 the answer is greedy, with a single candidate."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """1 by default. Anything below changes what is sampled from, so such groups are never trained on."""
+    """Nucleus sampling, by default 1. Smaller values change the distribution, so such groups are never trained on."""
     n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
-    """How many choices to return: the n best by reward, best first."""
+    """Number of choices to return: the n best by reward, best first."""
     best_of: Annotated[int, Field(ge=1), WHOLE] | None = None
-    """How many candidates to draw for each prompt; by default what the model name means."""
+    """Number of candidates to sample for each prompt. The default depends on the model name."""
     top_k: Annotated[Annotated[int, Field(ge=-1, lt=INT32), WHOLE] | None, asking_nothing(-1, 0)] = None
-    """How many of the likeliest tokens to draw from; -1 or 0: from all."""
+    """Number of most likely tokens to sample from; -1 and 0 stand for all."""
     min_p: Annotated[Annotated[float, Field(ge=0, le=1)] | None, asking_nothing(0)] = None
-    """Leave out tokens that are less likely than this share of the likeliest one."""
+    """Exclude tokens whose probability is below this share of the most likely token's."""
     repetition_penalty: Annotated[Annotated[float, Field(ge=0.01, le=100)] | None, asking_nothing(1)] = None
-    """Above 1: tokens that the prompt or the answer has already become less likely."""
+    """Values above 1 make tokens less likely that the prompt or the answer already contains."""
     frequency_penalty: Annotated[Annotated[float, Field(ge=-2, le=2)] | None, asking_nothing(0)] = None
-    """Subtracted from a token's logit once for each time that the answer has it."""
+    """Subtracted from a token's logit once for each occurrence in the answer."""
     presence_penalty: Annotated[Annotated[float, Field(ge=-2, le=2)] | None, asking_nothing(0)] = None
-    """Subtracted from a token's logit once if the answer has it."""
+    """Subtracted from a token's logit once if the answer contains it."""
     logit_bias: Annotated[LogitBias | None, asking_nothing({})] = None
-    """Added to the logits of tokens, which are named by their ids."""
+    """Values to add to the logits of tokens, by token id."""
     ignore_eos: Annotated[bool | None, asking_nothing(False)] = None
-    """Go on after the tokens that end an answer otherwise, up to max_tokens or a stop string."""
+    """Continue after tokens that normally end an answer, up to max_tokens or a stop string."""
     min_tokens: Annotated[Annotated[int, Field(ge=0, lt=INT32), WHOLE] | None, asking_nothing(0)] = None
-    """How many tokens an answer must have before it may end."""
+    """Minimum number of tokens before an answer may end."""
     stop: Stop = []
-    """Up to eight strings that end a candidate; they are left out of its text."""
+    """Up to eight strings that end a candidate; they are not part of its text."""
     seed: Annotated[int, Field(ge=-INT64, lt=INT64), WHOLE] | None = None
-    """The same request with the same seed draws the same candidates."""
+    """The same request with the same seed gets the same candidates."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Identifier | None = None
-    """Who asks: logged with the group, so that `bonbon pairs purge --user` finds it."""
+    """The end user. It is logged with the group, so that `bonbon pairs purge --user` finds it."""
     metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
-    """Logged with the group."""
+    """Key-value pairs to log with the group."""
     store: bool | None = None
-    """false: nothing of this request is logged."""
+    """Whether to log this request."""
     bonbon: Extension = Extension()
 
     allowed_token_ids: Annotated[None, Neutral([])] = None

@@ -1,4 +1,4 @@
-"""The `bonbon` command as a process: what it offers, and what it says to a mistake."""
+"""The `bonbon` command as a process: its commands and its error messages."""
 
 import os
 import subprocess
@@ -55,9 +55,9 @@ def test_without_a_command_it_shows_the_help(tmp_path: Path) -> None:
     [
         (("models", "list"), {}, "error: there is no database {}/data/bonbon.db; `bonbon serve` makes it"),
         (("pairs", "stats", "--database", "mysql://x"), {}, "error: database_url begins with 'mysql'"),
-        (("pairs", "purge", "--older-than", "[/soon]"), {}, "error: --older-than is '[/soon]'; give a number"),
-        (("models", "list"), {"BONBON_MODLE": "x"}, "error: settings: BONBON_MODLE: no setting has that name"),
-        (("models", "list"), {"BONBON_CONFIG": "gone.toml"}, "error: BONBON_CONFIG is 'gone.toml': there is no such"),
+        (("pairs", "purge", "--older-than", "[/soon]"), {}, "error: --older-than is '[/soon]': give a number"),
+        (("models", "list"), {"BONBON_MODLE": "x"}, "error: settings: BONBON_MODLE: there is no such setting"),
+        (("models", "list"), {"BONBON_CONFIG": "gone.toml"}, "error: BONBON_CONFIG is 'gone.toml', but there is no"),
         (("pairs", "stats"), {"BONBON_N": "[bold]"}, "error: settings: n = '[bold]': Input should be a valid integer"),
     ],
 )  # fmt: skip

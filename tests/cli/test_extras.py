@@ -1,4 +1,4 @@
-"""What a command says where a part of bonbon needs more than is installed: a process in which that is missing."""
+"""Error messages of commands that need an optional package, in a process where that package is missing."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""API keys against the running service: whoever has none, a wrong, a revoked or another tenant's one gets nothing."""
+"""API keys against the running service: a missing, wrong, revoked or other tenant's key gives no access."""
 
 import asyncio
 import json
@@ -246,7 +246,7 @@ async def test_other_machines_need_a_key_unless_auth_is_off(tmp_path: Path) -> N
     async with started(fake_service(tmp_path, host="0.0.0.0", auth="off")) as opened:
         assert await status(opened, None) == 200
         assert await status(opened, None, "/v1/pairs") == 401, "reading the log always needs a key"
-    assert "auth is off" in (tmp_path / "service.log").read_text()
+    assert "authentication is off" in (tmp_path / "service.log").read_text()
     async with started(fake_service(tmp_path, host="0.0.0.0", api_key="s3cret")) as closed:
         assert await status(closed, None) == 401
         assert await status(closed, "s3cret") == 200

@@ -1,4 +1,4 @@
-"""Settings: where they come from, which source wins, and what is said about a bad one."""
+"""Settings: their sources, the precedence of sources, and the messages about invalid values."""
 
 import re
 from pathlib import Path
@@ -96,12 +96,12 @@ def test_a_reward_can_be_named_in_a_word(shorthand: str, kind: str, target: str)
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("modle = 'tiny'", "settings: modle: no setting has that name"),
-        ("[service]\nprot = 1", "settings: service.prot: no setting has that name"),
-        ("[serivce]\nport = 1", "settings: serivce: no setting has that name"),
+        ("modle = 'tiny'", "settings: modle: there is no such setting"),
+        ("[service]\nprot = 1", "settings: service.prot: there is no such setting"),
+        ("[serivce]\nport = 1", "settings: serivce: there is no such setting"),
         ("n = 1", "settings: n = 1: Input should be greater than or equal to 2"),
         ("n = 'many'\n[train]\nloss = 'mse'", "settings: n = 'many': .*; train.loss = 'mse': .*'bonbon'"),
-        ("n = ", "settings: bonbon.toml is not TOML: Invalid value"),
+        ("n = ", "settings: bonbon.toml is not valid TOML: Invalid value"),
         ("reward = {target = 'x'}", r"settings: reward\.?.*kind.*Field required"),
     ],
 )
@@ -113,25 +113,25 @@ def test_a_bad_file_is_named_key_by_key(tmp_path: Path, toml: str, message: str)
 
 def test_a_file_in_another_encoding_is_no_toml(tmp_path: Path) -> None:
     (tmp_path / "bonbon.toml").write_bytes('model = "café"'.encode("latin-1"))
-    with pytest.raises(UserError, match=r"bonbon\.toml is not TOML"):
+    with pytest.raises(UserError, match=r"bonbon\.toml is not valid TOML"):
         load_settings()
 
 
 def test_a_named_file_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BONBON_CONFIG", "gone.toml")
-    with pytest.raises(UserError, match=r"BONBON_CONFIG is 'gone.toml': there is no such file"):
+    with pytest.raises(UserError, match=r"BONBON_CONFIG is 'gone.toml', but there is no such file"):
         load_settings()
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("BONBON_MODLE", "tiny", "BONBON_MODLE: no setting has that name"),
-        ("BONBON_SERVICE_PORT", "80", "BONBON_SERVICE_PORT: .* two underscores, as BONBON_SERVICE__PORT"),
-        ("BONBON_SERVICE__PROT", "80", "service.prot: no setting has that name"),
-        ("bonbon_modle", "tiny", "bonbon_modle: no setting has that name"),
+        ("BONBON_MODLE", "tiny", "BONBON_MODLE: there is no such setting"),
+        ("BONBON_SERVICE_PORT", "80", "BONBON_SERVICE_PORT: .* two underscores, as in BONBON_SERVICE__PORT"),
+        ("BONBON_SERVICE__PROT", "80", "service.prot: there is no such setting"),
+        ("bonbon_modle", "tiny", "bonbon_modle: there is no such setting"),
         ("BONBON_SERVICE__PORT", "high", "service.port = 'high': Input should be a valid integer"),
-        ("BONBON_ENGINE_OPTIONS", "{delay: 1}", 'settings: .*"engine_options".*; an object is written as JSON'),
+        ("BONBON_ENGINE_OPTIONS", "{delay: 1}", 'settings: .*"engine_options".*; write lists and objects as JSON'),
     ],
 )
 def test_a_bad_variable_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
@@ -152,7 +152,7 @@ def test_the_variables_that_kubernetes_makes_of_a_service_are_passed_over(monkey
     set_all(monkeypatch, KUBERNETES_SERVICE_HOST="10.0.0.1", **links)
     assert load_settings().service.port == 8080
     monkeypatch.setenv("BONBON_MODLE", "tiny")
-    with pytest.raises(UserError, match="settings: BONBON_MODLE: no setting"):
+    with pytest.raises(UserError, match="settings: BONBON_MODLE: there is no such setting"):
         load_settings()
     monkeypatch.delenv("BONBON_MODLE")
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
@@ -216,7 +216,9 @@ def test_an_empty_key_is_refused_and_not_asked_of_everybody(tmp_path: Path, monk
     monkeypatch.delenv("BONBON_SERVICE__API_KEY_FILE")
     for name in ("API_KEY", "ADMIN_KEY"):
         monkeypatch.setenv(f"BONBON_SERVICE__{name}", "")
-        with pytest.raises(UserError, match=rf"service\.{name.lower()}: .*it is empty, so no request could bring it"):
+        with pytest.raises(
+            UserError, match=rf"service\.{name.lower()}: .*the key is empty, so no request could match it"
+        ):
             load_settings()
         monkeypatch.delenv(f"BONBON_SERVICE__{name}")
 
@@ -224,11 +226,11 @@ def test_an_empty_key_is_refused_and_not_asked_of_everybody(tmp_path: Path, monk
 def test_a_file_for_what_is_no_setting_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "value").write_text("1")
     monkeypatch.setenv("BONBON_NO_SUCH_FILE", "value")
-    with pytest.raises(UserError, match="BONBON_NO_SUCH_FILE: no setting has that name"):
+    with pytest.raises(UserError, match="BONBON_NO_SUCH_FILE: there is no such setting"):
         load_settings()
     monkeypatch.delenv("BONBON_NO_SUCH_FILE")
     monkeypatch.setenv("BONBON_SERVICE__NO_SUCH_FILE", "value")
-    with pytest.raises(UserError, match=r"service\.no_such: no setting has that name"):
+    with pytest.raises(UserError, match=r"service\.no_such: there is no such setting"):
         load_settings()
 
 
@@ -260,7 +262,7 @@ def test_every_setting_is_listed_as_it_is() -> None:
 
 
 def test_every_variable_that_the_documents_name_is_a_setting() -> None:
-    """In all pages and manifests: a setting that was renamed must not live on in one of them."""
+    """All pages and manifests are checked, so that no renamed setting remains in one of them."""
     listed = set(re.findall(r"^\| `([\w.]+)`", (DOCS / "settings.md").read_text(), re.MULTILINE))
     known = {name.upper().replace(".", "__") for name in listed} | {"CONFIG"}
     root = DOCS.parent

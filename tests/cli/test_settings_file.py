@@ -1,4 +1,4 @@
-"""`bonbon init`: the file that it writes is read, and shows every default as it is."""
+"""`bonbon init`: the file that it writes can be loaded and shows every default."""
 
 import re
 import tomllib
@@ -20,12 +20,12 @@ def test_the_file_sets_what_was_given_and_nothing_else(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["--model", 'a "base"', "--reward", "http://127.0.0.1:9/score"])
     assert done.exit_code == 0
-    assert done.stdout.startswith("bonbon.toml is written; check it with `bonbon doctor`")
+    assert done.stdout.startswith("Wrote bonbon.toml. Check it with `bonbon doctor`")
     settings, other = load_settings(), Settings(model='a "base"', reward="http://127.0.0.1:9/score")
     assert settings == other
     refused = CliRunner().invoke(app, ["--model", "base", "--reward", "length"])
     assert isinstance(refused.exception, UserError)
-    assert str(refused.exception) == "bonbon.toml is there already: delete it, or name another file with --path"
+    assert str(refused.exception) == "bonbon.toml already exists: delete it, or name another file with --path"
     assert load_settings() == settings
 
 
@@ -45,4 +45,4 @@ def test_every_setting_is_there_with_what_it_is_for() -> None:
     assert {"model", "n", "port", "max_wait", "loss", "margin", "min_groups"} <= set(names)
     for line in written.splitlines():
         assert len(line) <= 400
-    assert "# How many candidates best-of-n draws.\n# n = 8\n" in written
+    assert "# Number of candidates that best-of-n samples.\n# n = 8\n" in written

@@ -1,4 +1,4 @@
-"""What the folders promise: short lists of files, names that occur once, no circles, and commands that start fast.
+"""The structure of the folders: few files in each, unique names, no import cycles, and commands that start fast.
 
 `make lint` checks the import rules of pyproject.toml, too; this is so that whoever runs the tests alone learns of it.
 """

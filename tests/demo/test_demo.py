@@ -111,7 +111,7 @@ def test_what_the_gate_refuses_is_said_and_exits_with_1(tmp_path: Path) -> None:
     done = demo(tmp_path, "--traffic", "100", "--measured", "20", "--json", "figures.json", **limits)
     assert done.returncode == 1
     assert "gate refused it" in done.stdout
-    assert "best-of-n keeps answering" in done.stdout
+    assert "best-of-n continues to answer" in done.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["gate"]["passed"] is False
     assert figures["after"] is None

@@ -45,7 +45,7 @@ def test_export_writes_what_it_says(database_url: str, tmp_path: Path) -> None:
     fill(database_url, [scored_group(number, version=f"v{number % 2}") for number in range(5)])
     path = tmp_path / "a [bold] :smile: name.parquet"
     result = run(app, "export", path, "--database", database_url)
-    assert result.stdout == f"5 pairs written to {path} (parquet); the log is as it was\n"
+    assert result.stdout == f"5 pairs written to {path} (parquet)\n"
     assert pq.read_table(path).num_rows == 5
     lines = tmp_path / "pairs.jsonl"
     found = as_json(app, "export", lines, "--format", "jsonl", "--version", "v1", "--database", database_url)
@@ -109,11 +109,11 @@ def test_purge_asks_before_it_deletes(database_url: str) -> None:
     refused = run(app, *arguments, input="n\n")
     assert refused.exit_code == 1
     assert "Delete 2 groups older than 20" in refused.stderr
-    assert "UTC of user 'user 1' for good? [y/N]" in refused.stderr
+    assert "UTC of user 'user 1'? [y/N]" in refused.stderr
     assert as_json(app, "stats", "--database", database_url)["groups"] == 6
     agreed = run(app, *arguments, input="y\n")
     assert agreed.exit_code == 0
-    assert "2 groups deleted. A running service goes on logging; " in agreed.stdout
+    assert "2 groups deleted. A running service continues to log; " in agreed.stdout
     again = run(app, *arguments)  # nothing is left to ask about
     assert (again.exit_code, again.stdout.startswith("0 groups deleted")) == (0, True)
 
@@ -122,14 +122,14 @@ def test_purge_asks_before_it_deletes(database_url: str) -> None:
 def test_an_age_that_is_none_shows_how_to_write_one(tmp_path: Path, age: str) -> None:
     fill(sqlite(tmp_path), [scored_group(time=LOGGED)])
     said = refusal(app, "purge", "--older-than", age, "--yes", "--data-dir", tmp_path)
-    assert said == f"--older-than is {age!r}; give a number and a unit: 90s, 45m, 12h, 30d or 2w"
+    assert said == f"--older-than is {age!r}: give a number and a unit, such as 90s, 45m, 12h, 30d or 2w"
     assert as_json(app, "stats", "--data-dir", tmp_path)["groups"] == 1
 
 
 def test_purge_does_not_delete_everything_by_default(tmp_path: Path) -> None:
     fill(sqlite(tmp_path), [scored_group()])
     said = refusal(app, "purge", "--yes", "--data-dir", tmp_path)
-    assert said == "say what to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME"
+    assert said == "name the groups to delete: --older-than 30d, --user NAME, --request-id ID or --tenant NAME"
 
 
 @pytest.mark.parametrize("arguments", [("stats",), ("export", "pairs"), ("purge", "--user", "ada", "--yes")])

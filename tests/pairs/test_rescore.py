@@ -270,7 +270,7 @@ def test_the_command_says_what_it_did(database_url: str) -> None:
     assert found == {"reward": reward, "clean": 1, "scored": 1, "unclean": {}, "failed": {}, "unreadable": 0}
     assert run(app, *arguments).exit_code == 0
     again = run(app, *arguments)
-    assert (again.exit_code, again.stdout) == (0, "No group is left to score: fake 1 has scored all of them.\n")
+    assert (again.exit_code, again.stdout) == (0, "There is nothing to score: fake 1 has scored every group.\n")
     counted = as_json(app, "stats", "--database", database_url)
     assert (counted["rewards"], counted["rescored"]) == ({"fake 1": 5}, 5)
     printed = run(app, "stats", "--database", database_url).stdout
@@ -284,14 +284,14 @@ def test_failures_are_named_at_the_end(database_url: str, tmp_path: Path, monkey
     result = run(app, "rescore", "--reward", "python:partly:score", "--database", database_url)
     assert result.exit_code == 1
     assert "2 groups scored by python " in result.stdout
-    assert "1 groups could not be scored and keep their scores. Run this again to try them once more:" in result.stdout
+    assert "1 groups could not be scored and keep their scores. Run this command again to retry them:" in result.stdout
     assert "no score for answer 1.0" in result.stdout
 
 
 def test_mistakes_are_named_with_their_remedy(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(database_url, [scored_group()])
     arguments = ("rescore", "--database", database_url)
-    assert "no reward is set that could score the groups: name one with --reward" in refusal(app, *arguments)
+    assert "no reward is configured that could score the groups: name one with --reward" in refusal(app, *arguments)
     monkeypatch.setenv("BONBON_REWARD", '{"kind": "fake"}')
     told = refusal(app, *arguments, "--version", "v9")
     assert told == "the pair log has no group of version 'v9'; it has groups of: tiny"

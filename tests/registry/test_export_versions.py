@@ -135,7 +135,7 @@ def test_merged_weights_have_the_log_probabilities_of_the_served_adapter(
 ) -> None:
     out = tmp_path / "merged"
     printed = run(app, "export", version.name, "--merged", "--out", out, "--data-dir", tmp_path / "data").stdout
-    assert f"{out} has {version.name} as whole weights" in printed
+    assert f"{version.name} was written to {out} as full weights" in printed
     tokens, drawn = asyncio.run(served(base, adapter))
     assert len(tokens) == 24
     model = AutoModelForCausalLM.from_pretrained(out).eval()

@@ -129,9 +129,9 @@ def test_a_verdict_is_printed_as_it_is(url: str) -> None:
 def test_a_promotion_and_its_rollbacks(url: str) -> None:
     printed = run(app, "promote", FIRST, "--expected", BASE, "--database", url).stdout
     assert printed.startswith(f"{FIRST} is the champion (before: {BASE})\n")
-    assert f"if a check fails, {BASE} keeps answering" in printed
+    assert f"If a check fails, {BASE} continues to answer" in printed
     again = run(app, "promote", FIRST, "--database", url).stdout
-    assert again == f"{FIRST} is the champion already; nothing changed\n"
+    assert again == f"{FIRST} is already the champion; nothing changed\n"
     assert as_json(app, "rollback", "--database", url) == {"champion": BASE, "before": FIRST}
     assert run(app, "rollback", "--database", url).stdout.startswith(f"{FIRST} is the champion (before: {BASE})")
     found = as_json(app, "list", "--database", url)
@@ -174,7 +174,7 @@ def test_the_first_promotion_of_all_has_none_before_it(tmp_path: Path) -> None:
     asyncio.run(register())
     printed = run(app, "promote", BASE, "--data-dir", tmp_path).stdout
     assert printed.startswith(f"{BASE} is the champion (before: none)")
-    assert "if a check fails, the base keeps answering" in printed
+    assert "If a check fails, the base continues to answer" in printed
 
 
 def test_names_stay_in_one_line_on_a_terminal_of_80_columns(url: str) -> None:

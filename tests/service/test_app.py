@@ -28,7 +28,7 @@ from tests.support.service.running_service import BASE, WatchedEngine, running, 
 
 @pytest.mark.parametrize(("spool_bytes", "status"), [(0, 503), (10_000, 200)])
 async def test_health_tells_what_is_served(tmp_path: Path, spool_bytes: int, status: int) -> None:
-    """Without a database it is ready only as long as groups can wait."""
+    """Without a database the service is ready only while groups can wait in the spool."""
     engine = WatchedEngine()
     async with running(settings_in(tmp_path, spool_bytes=spool_bytes), engine=engine) as service:
         assert (await service.client.get("/health/live")).json() == {"status": "live"}
@@ -39,7 +39,7 @@ async def test_health_tells_what_is_served(tmp_path: Path, spool_bytes: int, sta
         )
         engine.failure = "out of memory"
         ready = await service.client.get("/health/ready")
-        assert (ready.status_code, ready.json()["reason"]) == (503, "the engine cannot draw: out of memory")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "the engine cannot generate: out of memory")
         engine.failure = None
         service.app.state.stopping = True
         ready = await service.client.get("/health/ready")
@@ -147,7 +147,7 @@ async def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
 
 
 class Broken(FakeEngine):
-    """Cannot be started until it is mended."""
+    """An engine that cannot be started until it is repaired."""
 
     def __init__(self, problem: Exception) -> None:
         super().__init__(BASE)
@@ -206,7 +206,7 @@ async def test_a_failing_start_stops_what_had_started(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"no model is set: give --model \(or BONBON_MODEL\)"),
+        ({}, r"no model is set: set --model \(or BONBON_MODEL\)"),
         ({"engine": "warp"}, "no model is set"),
         ({"engine": "warp", "model": "tiny"}, "engine = 'warp' is unknown"),
         ({"engine": "fake", "reward": "telepathy:x"}, "reward kind 'telepathy' is unknown"),
@@ -219,7 +219,7 @@ def test_a_setting_that_cannot_work_names_its_remedy(settings: dict[str, str], m
 
 
 def test_a_missing_reward_names_its_remedy(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no reward is set: give --reward \(or BONBON_REWARD\)"):
+    with pytest.raises(UserError, match=r"no reward is set: set --reward \(or BONBON_REWARD\)"):
         create_app(Settings(data_dir=tmp_path, model="tiny"), engine=FakeEngine("tiny"))
 
 
@@ -232,14 +232,14 @@ def test_the_fake_engine_needs_neither_model_nor_reward(tmp_path: Path) -> None:
 def test_an_address_that_cannot_be_had_names_its_remedy() -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
-        with pytest.raises(UserError, match="give another --port, or 0"):
+        with pytest.raises(UserError, match="choose another --port, or 0"):
             bind("127.0.0.1", taken.getsockname()[1])
-    with pytest.raises(UserError, match="give another --host"):
+    with pytest.raises(UserError, match="choose another --host"):
         bind("no.such.host.invalid", 0)
 
 
 class Command:
-    """`bonbon serve` in a process of its own."""
+    """Runs `bonbon serve` in a separate process."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process, self.url = process, ""
@@ -311,10 +311,10 @@ async def test_the_command_drains_and_exits_cleanly(tmp_path: Path, number: sign
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--port", "0"), "error: no model is set: give --model (or BONBON_MODEL)"),
+        (("--port", "0"), "error: no model is set: set --model (or BONBON_MODEL)"),
         (("--engine", "fake", "--port", "70000"), "error: settings: service.port = 70000"),
         (("--engine", "fake", "--database", "mysql://x"), "use sqlite+aiosqlite:///FILE"),
-        (("--engine", "fake", "--host", "no.such.host.invalid"), "give another --host"),
+        (("--engine", "fake", "--host", "no.such.host.invalid"), "choose another --host"),
     ],
 )
 async def test_what_the_user_can_mend_is_one_line_and_exit_2(

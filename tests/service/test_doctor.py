@@ -1,4 +1,4 @@
-"""`bonbon doctor`: what it finds, with what is there and with each thing that is missing or broken."""
+"""`bonbon doctor`: its findings for a working installation and for each missing or broken part."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ app.command()(doctor)
 
 @pytest.fixture(autouse=True)
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Of a service that would start: the models that ship with the package, and a port that is free."""
+    """Sets the environment of a service that can start: the shipped models and a free port."""
     models = tiny_models()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

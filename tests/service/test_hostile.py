@@ -1,4 +1,4 @@
-"""What nobody sends by accident, against the running service: refused shortly, and never a 5xx."""
+"""Hostile requests against the running service: refused with a short error, and never a 5xx."""
 
 import asyncio
 import json
@@ -126,7 +126,7 @@ async def test_a_value_out_of_bounds_is_refused(service: ForkedService, path: st
 
 
 async def raw(service: ForkedService, *lines: bytes) -> bytes:
-    """What comes back for these lines of a request's head."""
+    """Returns the response to a request with these header lines."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     writer.write(b"\r\n".join([*lines, b"connection: close", b"", b""]))
     await writer.drain()
@@ -160,7 +160,7 @@ INJECTED = 'x"}\n{"event": "forged", "level": "error"}\r\n\x1b[2J\u2028\u202e'
 
 
 async def test_nothing_that_is_sent_writes_a_line_of_the_log(service: ForkedService) -> None:
-    """Each line of the log is one JSON object of ours, whatever came in as user, model, metadata or path."""
+    """Each line of the log is one of our JSON objects, whatever user, model, metadata or path a request contained."""
     for fields in ({"user": INJECTED}, {"metadata": {"k": INJECTED}}, {"model": INJECTED}, {INJECTED: 1},
                    {"stop": [INJECTED]}, {"messages": [{"role": "user", "content": INJECTED}]}):  # fmt: skip
         response = await post(service, json.dumps(BODY | fields), **{"user-agent": "x\ty"})

@@ -1,4 +1,4 @@
-"""No command's log shows a password, a key or a prompt, whatever fails: tracebacks have no values in them."""
+"""No log line of any command contains a password, a key or a prompt, whatever fails."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ def server() -> Iterator[PostgresqlServer]:
 
 @pytest.fixture
 def url(server: PostgresqlServer) -> Iterator[str]:
-    """Of a database of its own, the password in it."""
+    """Returns the URL of a new database, including the password."""
     server.execute("CREATE DATABASE canary")
     yield server.url_of("postgres", password=PASSWORD, database="canary")
     server.execute(*(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)" for name in ("canary", "renamed")))
@@ -54,7 +54,7 @@ def rename_away(server: PostgresqlServer) -> None:
 
 @pytest.fixture
 def usual_logs() -> Iterator[None]:
-    """The log as it was before, afterwards."""
+    """Restores the log configuration afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
@@ -63,7 +63,7 @@ def usual_logs() -> Iterator[None]:
 
 
 class Broken(WatchedEngine):
-    """Fails as no engine should, with the request in its hands."""
+    """An engine that raises an unexpected exception while it holds the request."""
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         headers = {"authorization": "Bearer canary-key"}
@@ -142,7 +142,7 @@ def test_a_database_that_is_gone_is_told_of_in_one_line(
 
 
 def an_export(directory: Path) -> Path:
-    """What `bonbon models import` looks at before it opens the database."""
+    """Writes the files that `bonbon models import` reads before it opens the database."""
     names = {"version": "x", "base": "base", "base_digest": "", "digest": "", "bonbon": "0", "created": ""}
     record = Record(
         **names, kind=VersionKind.ADAPTER, merged=False, base_hub_name=None, parent=None, k=1, training={}, verdict=None
@@ -183,7 +183,7 @@ async def test_a_database_that_goes_under_a_running_command_is_logged_without_it
     else:
         environment |= {"BONBON_MODEL": str(tiny_models.policy), "BONBON_REWARD": str(tiny_models.reward)}
     begun, failed = (
-        ("bonbon is ready", "cannot follow the registry")
+        ("bonbon is ready", "cannot read the registry")
         if command == "serve"
         else ("The next round", "the round was interrupted")
     )
@@ -207,7 +207,7 @@ async def test_a_database_that_goes_under_a_running_command_is_logged_without_it
 
 
 def test_what_a_database_says_of_a_row_is_in_no_log(server: PostgresqlServer, url: str) -> None:
-    """PostgreSQL shows the whole row that a constraint refuses."""
+    """PostgreSQL's message contains the whole row that violates a constraint."""
     user = SECRETS[-1]  # tracebacks show lines of source
     from bonbon.pairs.group_store import store_groups
     from bonbon.store.database import open_database

@@ -1,4 +1,4 @@
-"""What was said stays in the log, for as long as it may, and nowhere else."""
+"""Texts of users are stored in the log only, and only for the retention period."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def says(**fields: Any) -> dict[str, Any]:
 
 
 async def test_nothing_that_was_said_and_no_key_is_in_logs_or_metrics_or_in_errors_of_others(tmp_path: Path) -> None:
-    """Answers, refusals and a full queue, with canaries everywhere."""
+    """Produces answers, errors and a full queue with canary strings in every text."""
     key = new_key(tmp_path, "canary", "--tenant", "canary-tenant")[1]
     wrong = "bb-canary-wrong-key"
     service = ForkedService(
@@ -84,7 +84,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 
 
 async def log_groups(database: Database, count: int = 6) -> None:
-    """Groups of two users."""
+    """Stores groups of two users."""
     groups = [scored_group(number, user=("ada", "bob")[number % 2]) for number in range(count)]
     log = PairLog(database)
     await log.start()
@@ -94,7 +94,7 @@ async def log_groups(database: Database, count: int = 6) -> None:
 
 
 async def trained(database: Database, directory: Path, snapshot: Snapshot, *, parent: str = "tiny") -> str:
-    """A version with the training record that a round writes."""
+    """Registers a version with the training record that a round writes."""
     weights = directory / "output"
     weights.mkdir(parents=True, exist_ok=True)
     write_adapter(weights, len(parent))
@@ -138,7 +138,7 @@ async def test_a_deletion_reaches_rows_snapshots_and_future_training_and_names_w
 
 
 async def test_what_comes_late_from_a_spool_is_not_brought_back(database: Database, tmp_path: Path) -> None:
-    """A gateway died with groups in its spool; meanwhile their user asked to be forgotten."""
+    """A gateway died with groups in its spool, and their user's data was deleted meanwhile."""
     late = [
         scored_group(number, user=user, request_id=f"r{number}") for number, user in enumerate(("ada", "bob", "cy"))
     ]
@@ -184,7 +184,7 @@ async def test_a_log_that_a_reader_keeps_from_being_emptied_is_an_error_and_the_
 
 
 async def test_what_is_too_old_goes_by_itself(tmp_path: Path) -> None:
-    """Old is a second here."""
+    """In this test, groups expire after one second."""
     limits = {"retention_days": 1 / 86_400, "retention_poll": 0.1}
     service = ForkedService(tmp_path, service=limits)
     await service.start()

@@ -1,4 +1,4 @@
-"""The service on a fleet: it waits for one, converges with other gateways, carries tools, hides control endpoints."""
+"""The service on a fleet of vLLM servers: start, several gateways, tools, and hidden control endpoints."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The service as a process of its own, on the shipped models: killed, rolled back, hung up on, stopped."""
+"""The service as a separate process on the shipped models: killed, rolled back, disconnected and stopped."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ def client_of(service: ServiceProcess) -> AsyncOpenAI:
 async def test_every_answered_request_survives_kill_9(
     service: ServiceProcess, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Kill it twice in the middle of traffic; what was answered is in the log, and it comes up again by itself."""
+    """Kills the service twice during traffic: every answer is in the log, and it starts again by itself."""
     answered: list[str] = []
     for round_number, count in enumerate((15, 25)):
 

@@ -120,7 +120,7 @@ async def test_another_good_file_is_taken_into_use_and_a_bad_one_is_not(tmp_path
             connection.execute("CREATE TABLE other (here)")
         os.replace(bad, service.file)
         late = await service.ask()
-        assert "takes no groups" in await service.reason() or "does not answer" in await service.reason()
+        assert "rejects groups" in await service.reason() or "is unavailable" in await service.reason()
         os.replace(backup, service.file)
         late |= await service.ask()
         await service.settled()

@@ -92,7 +92,7 @@ async def test_away_then_read_only_then_empty_then_well(server: PostgresqlServer
             await asyncio.to_thread(server.start)
             await answered(20)
             async with asyncio.timeout(60):
-                while "takes no groups: ReadOnlySqlTransaction" not in (await ready(client)):
+                while "rejects groups: ReadOnlySqlTransaction" not in (await ready(client)):
                     await asyncio.sleep(0.1)
             service.kill()
             await service.start()  # a database that can only be read will do

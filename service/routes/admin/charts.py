@@ -1,4 +1,4 @@
-"""`/admin/charts`: what the console draws of win rates, divergences and the pair log."""
+"""`/admin/charts`: data for the console's charts of win rates, divergences and the pair log."""
 
 from dataclasses import asdict
 from datetime import datetime
@@ -21,7 +21,7 @@ STEPS = 80
 
 
 class PointBody(BaseModel):
-    """KL from the base in nats, and the win rate against it. `n` where it is best-of-n's."""
+    """KL divergence from the base in nats, and win rate against it; `n` is set for best-of-n."""
 
     kl: float
     win_rate: float
@@ -29,14 +29,15 @@ class PointBody(BaseModel):
 
 
 class FrontierBody(BaseModel):
-    """`frontier`: the highest win rate any policy can have at that KL. `best_of_n`: for n = 1, 2, 4, ..."""
+    """`frontier` is the highest win rate that any policy can reach at a divergence; `best_of_n` has n = 1, 2, 4, ..."""
 
     frontier: list[PointBody]
     best_of_n: list[PointBody]
 
 
 class BandBody(BaseModel):
-    """The win rate after `count` comparisons, ties as half, and its 95 % band, which hold however often one looks."""
+    """The win rate after `count` comparisons, with ties as half, and its 95 % confidence band, which holds at all
+    times."""
 
     count: int
     time: datetime
@@ -46,7 +47,7 @@ class BandBody(BaseModel):
 
 
 class HistoryBody(BaseModel):
-    """The audits of the best of `k` draws of `version` against `opponent`, at most the newest 2000 in the log."""
+    """The audits of best-of-`k` of `version` against `opponent`: the newest 2000 in the log."""
 
     version: str
     opponent: str
@@ -58,7 +59,7 @@ class HistoryBody(BaseModel):
 
 
 class EstimateBody(BaseModel):
-    """With its 95 % interval."""
+    """An estimate with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -66,7 +67,7 @@ class EstimateBody(BaseModel):
 
 
 class BestOfKBody(BaseModel):
-    """Best-of-k: expected reward, what the k-th draw adds, and the win rate against one draw."""
+    """Best-of-k: the expected reward, the gain of the k-th candidate, and the win rate against one candidate."""
 
     k: int
     reward: EstimateBody
@@ -75,7 +76,8 @@ class BestOfKBody(BaseModel):
 
 
 class CurveBody(BaseModel):
-    """From `groups` logged groups of `version`. `stops_at`: the k after which one more draw pays no more."""
+    """The curve over `groups` logged groups of `version`. After k = `stops_at`, another candidate is not worth its
+    cost."""
 
     version: str
     reward: str
@@ -86,7 +88,7 @@ class CurveBody(BaseModel):
 
 @router.get("/frontier")
 def frontier(kl: Annotated[float, Query(gt=0, le=20)] = 3.0) -> FrontierBody:
-    """Up to `kl` nats."""
+    """Return the frontier for divergences up to `kl` nats."""
     grid = [kl * (step / STEPS) ** 2 for step in range(STEPS + 1)]
     ns = [n for n in (1, 2, 4, 8, 16, 32, 64, 128) if best_of_n_kl(n) <= kl]
     return FrontierBody(
@@ -97,7 +99,7 @@ def frontier(kl: Annotated[float, Query(gt=0, le=20)] = 3.0) -> FrontierBody:
 
 @router.get("/win-rate")
 async def win_rate(state: TheParts, version: str | None = None, opponent: str | None = None) -> HistoryBody:
-    """By default the champion's, against the base."""
+    """Return the history of a live win rate, by default the champion's against the base."""
     history = await read_win_rate_history(
         state.database, version=version or state.serving.champion, opponent=opponent or state.serving.routes.base
     )
@@ -116,7 +118,7 @@ async def win_rate(state: TheParts, version: str | None = None, opponent: str | 
 async def best_of_k(
     state: TheParts, version: str | None = None, newest: Annotated[int, Query(ge=2, le=10_000)] = 2000
 ) -> CurveBody:
-    """From the newest groups of the log; 400 when there are too few."""
+    """Return the curve of best-of-k over the newest groups in the log. With too few groups the answer is a 400."""
     curve = await make_curve(state.database, await select_groups(state.database, version=version, newest=newest))
     return CurveBody(
         version=curve.kind.version,

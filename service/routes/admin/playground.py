@@ -1,4 +1,4 @@
-"""`/admin/playground`: one prompt answered both ways, side by side. Nothing of it is logged."""
+"""`/admin/playground`: answers one prompt with best-of-n and with a version, side by side, without logging it."""
 
 from typing import Annotated
 
@@ -21,7 +21,7 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(requir
 
 
 class AskBody(BaseModel):
-    """`version`: whose single draw is shown beside the base's n candidates; by default the champion's."""
+    """`version` generates the candidate that is shown beside the base's n candidates; by default it is the champion."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,9 +33,10 @@ class AskBody(BaseModel):
 
 
 class DrawBody(BaseModel):
-    """A text with its reward, None when the reward failed.
+    """A text with its reward, which is None if the reward failed.
 
-    `win_probability`: of a candidate, its rank over n + 1; of the single draw, the share of the candidates it beats.
+    `win_probability` is, for one of the base's candidates, its rank divided by n + 1, and for the version's candidate
+    the share of the base's candidates that it beats.
     """
 
     text: str
@@ -45,7 +46,8 @@ class DrawBody(BaseModel):
 
 
 class PlayedBody(BaseModel):
-    """The base's candidates, best first, and one draw of `version`. `problem`: why there are no rewards."""
+    """The base's candidates, best first, and one candidate of `version`. `problem` explains why there are no
+    rewards."""
 
     base: str
     version: str

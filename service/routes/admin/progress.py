@@ -1,4 +1,4 @@
-"""`/admin/pairs` and `/admin/rounds`: what has been logged, and what is being made of it."""
+"""`/admin/pairs` and `/admin/rounds`: statistics of the pair log and the progress of training rounds."""
 
 from datetime import datetime
 from typing import Annotated
@@ -33,7 +33,7 @@ class PairsBody(BaseModel):
 
 
 class RoundBody(BaseModel):
-    """A round of training: `epoch` of `epochs` are done. `curve`: epoch, loss, margin and its target."""
+    """A training round that has completed `epoch` of `epochs`. `curve` lists epoch, loss, margin and target margin."""
 
     id: str
     run: str
@@ -49,8 +49,8 @@ class RoundBody(BaseModel):
 
 
 class RoundsBody(BaseModel):
-    """The newest rounds, newest first. The next begins when there are `needed` `new_groups` of the champion; null: it
-    does not begin by itself. `waits_for` says so in a sentence."""
+    """The newest rounds, newest first. The next round starts when the champion has `needed` `new_groups`; with null,
+    none starts by itself. `waits_for` describes this in a sentence."""
 
     champion: str
     new_groups: int
@@ -68,12 +68,12 @@ async def show_pairs(state: TheParts) -> PairsBody:
 @router.get("/rounds")
 async def show_rounds(state: TheParts) -> RoundsBody:
     champion = await state.registry.get(state.serving.champion)
-    due = await next_round(state.registry, champion, state.settings)
+    upcoming = await next_round(state.registry, champion, state.settings)
     rounds = await read_rounds(state.database)
     return RoundsBody(
         champion=champion.name,
-        new_groups=due.groups,
-        needed=due.needed,
-        waits_for=due.waits_for,
+        new_groups=upcoming.groups,
+        needed=upcoming.needed,
+        waits_for=upcoming.waits_for,
         rounds=[RoundBody(**{name: getattr(r, name) for name in RoundBody.model_fields}) for r in rounds],
     )

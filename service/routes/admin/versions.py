@@ -17,13 +17,13 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(requir
 
 ACTOR = "admin api"
 SERVED_WITHIN = 60.0
-"""Seconds that a promotion's response waits for this process to serve it."""
+"""Seconds that the response to a promotion waits until this process serves the version."""
 
 TheParts = Annotated[AppState, Depends(get_state)]
 
 
 class VersionBody(BaseModel):
-    """A registered version. `loaded`: it can be drawn from now; `references`: requests that hold it."""
+    """A registered version. `loaded` is whether it can generate now; `references` counts the requests that hold it."""
 
     name: str
     base: str
@@ -40,13 +40,14 @@ class VersionBody(BaseModel):
 
 
 class VersionsBody(BaseModel):
-    """Every version, oldest first."""
+    """All versions, oldest first."""
 
     versions: list[VersionBody]
 
 
 class AliasesBody(BaseModel):
-    """What the registry's aliases name, what each name means in this process now, and what it refused, with why."""
+    """The registry's aliases, the version behind each name in this process, and the refused versions with the
+    reasons."""
 
     aliases: dict[str, str]
     serving: dict[str, str]
@@ -55,7 +56,7 @@ class AliasesBody(BaseModel):
 
 
 class PromoteBody(BaseModel):
-    """`expected`: promote only while this is the champion."""
+    """`expected` restricts the promotion to the case that this version is the current champion."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -94,14 +95,14 @@ async def show_aliases(state: TheParts) -> AliasesBody:
 
 @router.post("/promote", responses={202: {"model": PromotedBody}})
 async def promote(body: PromoteBody, state: TheParts, response: Response) -> PromotedBody:
-    """Make a version the champion. 202 when it is not served yet, 409 when this process refuses to serve it."""
+    """Make a version the champion. The status is 202 if it is not served yet, 409 if this process cannot serve it."""
     version = await state.registry.promote(body.version, expected=body.expected, actor=ACTOR)
     return await _served(state, version.name, response)
 
 
 @router.post("/rollback", responses={202: {"model": PromotedBody}})
 async def rollback(state: TheParts, response: Response) -> PromotedBody:
-    """Make the previous champion the champion again; it is still loaded, so this takes effect at once."""
+    """Make the previous champion the champion again. It is still loaded, so this takes effect at once."""
     version = await state.registry.rollback(actor=ACTOR)
     return await _served(state, version.name, response)
 
@@ -110,7 +111,7 @@ async def _served(state: AppState, name: str, response: Response) -> PromotedBod
     if state.startup.failure is not None:
         response.status_code = 202
         return PromotedBody(champion=name, serving=state.serving.champion, served=False)
-    # Shielded: the swap goes on when the wait is over, or the client has left.
+    # The swap is shielded: it continues after the wait, or if the client disconnects.
     converging = asyncio.ensure_future(state.swapper.converge(retry=True))
     await asyncio.wait([converging], timeout=SERVED_WITHIN)
     serving = state.serving.champion
@@ -118,7 +119,7 @@ async def _served(state: AppState, name: str, response: Response) -> PromotedBod
     if serving != name and refusal is not None:
         raise Conflict(
             f"{name!r} is promoted in the registry, but this service cannot serve it: {refusal.reason}; "
-            f"{serving!r} keeps answering"
+            f"{serving!r} continues to answer"
         )
     if serving != name:
         response.status_code = 202

@@ -1,4 +1,4 @@
-"""`GET /admin/win-rate`: what the audits show of the versions, and whether the floor holds."""
+"""`GET /admin/win-rate`: the live win rates, and whether the champion reaches the minimum."""
 
 from datetime import datetime
 from typing import Annotated
@@ -16,11 +16,11 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(requir
 
 
 class LiveWinRateBody(BaseModel):
-    """The best of `k` draws of one version against one opponent, judged by one reward.
+    """Best-of-`k` of one version against one opponent, judged by one reward.
 
-    `win_rate` and its 95 % band, `low` to `high`, rest on the last `recent` comparisons and hold however often one
-    looks; `wins`, `ties` and `losses` count all there ever were. `below_floor`: the band's upper end, or that of a
-    shorter and newer band, is under the floor, if it is with this opponent that the floor compares.
+    `win_rate` and its 95 % confidence band, `low` to `high`, use the last `recent` comparisons and hold at all times
+    simultaneously; `wins`, `ties` and `losses` count all comparisons. `below_floor` is whether the upper bound of the
+    band, or of a shorter and newer one, is below the minimum win rate, if that applies to this opponent.
     """
 
     version: str
@@ -40,7 +40,8 @@ class LiveWinRateBody(BaseModel):
 
 
 class FallbackBody(BaseModel):
-    """The last time that a champion fell under the floor: `version` answered in its place, with best-of-n."""
+    """The last fallback to best-of-n: `version` answered in place of `replaced`, which was below the minimum win
+    rate."""
 
     version: str
     replaced: str
@@ -49,10 +50,11 @@ class FallbackBody(BaseModel):
 
 
 class SavingsBody(BaseModel):
-    """Tokens that the champion's answers and their audits have taken since `since`, and what best-of-`n` would have.
+    """Tokens generated for the champion's answers and their audits since `since`, and the estimate for best-of-`n`.
 
-    `answer_tokens` were drawn for `answers`, `audit_tokens` for `audits` of them, `best_of_n_tokens` of those as
-    best-of-n draws for every answer. `saved_share` and `saved_tokens` are null until there are an answer and an audit.
+    `answer_tokens` were generated for `answers`, and `audit_tokens` for `audits` of them. `best_of_n_tokens` are the
+    part of the latter that best-of-n generates for every answer. `saved_share` and `saved_tokens` are null until there
+    is an answer and an audit.
     """
 
     n: int
@@ -70,11 +72,12 @@ class SavingsBody(BaseModel):
 
 
 class WinRatesBody(BaseModel):
-    """How good the champion's answers are, and what they save.
+    """The quality of the champion's answers, and what they save.
 
-    `best_of_n`: the champion answers with best-of-n of `base` now, and `k`: with the best of how many draws.
-    `audit_fraction` of the answers are audited now. The champion must not fall under `floor` against `floor_opponent`.
-    `win_rates`: the one counted last first. `savings` is null until the champion has answered as a distilled version.
+    `best_of_n` is whether the champion answers with best-of-n of `base` now, `k` how many candidates it samples, and
+    `audit_fraction` the share of answers that is audited now. `floor` is the champion's minimum win rate against
+    `floor_opponent`. `win_rates` begins with the most recently updated one. `savings` is null until the champion has
+    answered as a distilled version.
     """
 
     champion: str
@@ -92,7 +95,7 @@ class WinRatesBody(BaseModel):
 
 @router.get("/win-rate")
 async def show_win_rates(state: Annotated[AppState, Depends(get_state)]) -> WinRatesBody:
-    routes, floor = state.serving.routes, state.audits.floor
+    routes, fallback = state.serving.routes, state.audits.fallback
     savings = await find_savings(state.database, routes.champion, state.serving.n)
     events = await state.registry.history(1, kind="fell_back")
     return WinRatesBody(
@@ -102,11 +105,11 @@ async def show_win_rates(state: Annotated[AppState, Depends(get_state)]) -> WinR
         k=state.serving.k,
         best_of_n=routes.best_of_n,
         audit_fraction=state.audits.fraction,
-        floor=floor.value,
-        floor_opponent=floor.opponent,
+        floor=fallback.value,
+        floor_opponent=fallback.opponent,
         savings=None if savings is None else _saved(savings),
         fallback=next((FallbackBody(version=e.version, time=e.time, **e.detail) for e in events), None),
-        win_rates=[_body(live, floor) for live in await read_win_rates(state.database)],
+        win_rates=[_body(live, fallback) for live in await read_win_rates(state.database)],
     )
 
 
@@ -117,7 +120,7 @@ def _saved(savings: Savings) -> SavingsBody:
     )
 
 
-def _body(live: LiveWinRate, floor: Fallback) -> LiveWinRateBody:
+def _body(live: LiveWinRate, fallback: Fallback) -> LiveWinRateBody:
     return LiveWinRateBody(
         version=live.version,
         k=live.k,
@@ -131,6 +134,6 @@ def _body(live: LiveWinRate, floor: Fallback) -> LiveWinRateBody:
         win_rate=live.win_rate,
         low=live.band.low,
         high=live.band.high,
-        below_floor=live.opponent == floor.opponent and live.is_below(floor.value),
+        below_floor=live.opponent == fallback.opponent and live.is_below(fallback.value),
         updated=live.updated,
     )

@@ -1,4 +1,4 @@
-"""/admin: who may use it, what it shows, promotion and rollback."""
+"""/admin: access control, contents, promotion and rollback."""
 
 import asyncio
 from pathlib import Path
@@ -116,14 +116,16 @@ async def test_a_promotion_that_this_service_refuses_says_why_and_may_be_repeate
         engine.nan.add(version.name)
         response = await promote(service, version.name)
         assert response.status_code == 409
-        assert "log-probabilities that are not finite; 'fake' keeps answering" in response.json()["error"]["message"]
+        assert (
+            "log-probabilities that are not finite; 'fake' continues to answer" in response.json()["error"]["message"]
+        )
         assert (await service.ask()).json()["bonbon"]["version"] == BASE
         engine.nan.clear()
         assert (await promote(service, version.name)).json()["served"] is True
 
 
 class Waiting(WatchedEngine):
-    """Loads wait for `gate`."""
+    """An engine whose loads wait for `gate`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +180,7 @@ LOCAL: list[tuple[str, dict[str, str] | list[tuple[str, str]], str | None]] = [
     ("127.0.0.1", [("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], "another site"),
     ("127.0.0.1", [("origin", "http://127.0.0.1:8080"), ("origin", "http://evil.example")], "another origin"),
 ]
-"""Address of the client, headers, and why it is refused."""
+"""Address of the client, headers, and the reason why the request is refused."""
 PROXIES = (
     "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "cf-connecting-ip",
     "cdn-loop", "true-client-ip", "x-original-host", "x-envoy-external-address", "fly-client-ip", "x-client-ip",
@@ -208,7 +210,7 @@ async def test_without_a_key_only_this_machine_is_answered(tmp_path: Path) -> No
     ids=["another key is set", "other machines reach it"],
 )
 async def test_where_anything_else_needs_a_key_so_does_admin(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """A proxy on this machine may be between, and pass on what looks like a request of its own."""
+    """A proxy on this machine may forward a request that then looks local."""
     made = settings_in(tmp_path, **settings)
     app = create_app(made, engine=WatchedEngine())
     await app.state.bonbon.database.start()

@@ -130,7 +130,7 @@ async def test_the_playground_shows_the_candidates_beside_one_draw(browser: Brow
 
 
 async def test_no_other_page_may_use_what_the_browser_knows(browser: Browser, tmp_path: Path) -> None:
-    """A page from elsewhere can neither frame the console nor promote with its visitor's browser."""
+    """A page of another site can neither frame the console nor promote a version through its visitor's browser."""
     async with opened(browser, settings_in(tmp_path)) as console:
         version = await filled(console.state)
         stranger = await browser.new_page()

@@ -1,4 +1,4 @@
-"""What the console is made of: its files and headers, and the data it reads from /admin."""
+"""The console's files and headers, and the data that it reads from /admin."""
 
 import re
 from datetime import UTC, datetime

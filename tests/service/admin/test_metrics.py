@@ -1,4 +1,5 @@
-"""What is exposed: the reference, promtool's word, what the database knows, and series that end with their version."""
+"""Metrics: the generated reference, promtool's checks, values from the database, and series that end with their
+version."""
 
 import asyncio
 import shutil
@@ -24,7 +25,7 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 async def scraped(tmp_path: Path) -> str:
-    """After a little of everything."""
+    """Returns the metrics after requests of every kind."""
     async with running(settings_in(tmp_path, audit_fraction=1.0), engine=WatchedEngine()) as service:
         await service.ask()
         await evaluated(service.state.registry, 1)
@@ -52,7 +53,7 @@ async def evaluated(registry: Registry, weights: int) -> str:
 
 
 async def approved(registry: Registry, weights: int) -> str:
-    """It may answer with the best of two draws, which saves 72.5 % of the tokens."""
+    """According to this verdict the version answers with best-of-2, which saves 72.5 % of the tokens."""
     name = (await new_version(registry, weights)).name
     measured = evaluation(version=name, base=BASE)
     await registry.record_evaluation(name, measured.to_dict())

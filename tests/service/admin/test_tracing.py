@@ -1,4 +1,4 @@
-"""Traces and logs of real requests: what belongs together is joined, and nothing that was written is in them."""
+"""Traces and logs of real requests are linked and contain no text of prompts or answers."""
 
 import asyncio
 import json
@@ -136,7 +136,7 @@ async def test_probes_and_the_console_are_not_traced(api: Api, spans: InMemorySp
 
 
 async def exercise(api: Api) -> None:
-    """Requests that pass, and all that fail in a way of their own."""
+    """Sends requests that succeed and one for each kind of failure."""
     await api.client.post(CHAT, json=ASK)
     await api.client.post(CHAT, json=ASK | {"stream": True, "stream_options": {"include_usage": True}})
     await api.client.post(COMPLETIONS, json={"model": "bonbon", "prompt": [SECRET, SECRET], "echo": True})
@@ -198,7 +198,7 @@ except UserError as error:
 
 
 def test_traces_are_sent_by_otlp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a collector of this test's own."""
+    """Exports traces to this test's own collector."""
     from http.server import BaseHTTPRequestHandler, HTTPServer
     from threading import Thread
 

@@ -1,4 +1,4 @@
-"""Who is let in, and in which order; what a tenant's minute holds."""
+"""Admission: which requests are admitted and in which order, and the rate limits of tenants."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ from service.limits.rate_limits import RateLimits
 
 
 class Crowd:
-    """Requests that ask to be let in and stay until they are told to leave."""
+    """Requests that wait for admission and stay admitted until they are released."""
 
     def __init__(self, admission: Admission) -> None:
         self.admission = admission
@@ -35,7 +35,7 @@ async def settled() -> None:
 
 async def test_no_more_than_the_capacity_is_let_in_and_all_get_their_turn() -> None:
     rng = random.Random(0)
-    admission = Admission(100, waiting=1000, patience=60)
+    admission = Admission(100, max_waiting=1000, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     leave.set()
     await asyncio.gather(*(crowd.ask(rng.choice("abc"), rng.randrange(1, 150), leave) for _ in range(300)))
@@ -43,8 +43,8 @@ async def test_no_more_than_the_capacity_is_let_in_and_all_get_their_turn() -> N
 
 
 async def test_a_flood_does_not_starve_another_tenant() -> None:
-    """One request of b, behind a hundred of a, is next but for those that are inside."""
-    admission = Admission(10, waiting=1000, patience=60)
+    """A request of b behind a hundred of a is admitted next, after those already admitted."""
+    admission = Admission(10, max_waiting=1000, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     flood = [asyncio.create_task(crowd.ask("a", 10, leave)) for _ in range(100)]
     await settled()
@@ -56,8 +56,8 @@ async def test_a_flood_does_not_starve_another_tenant() -> None:
 
 
 async def test_tenants_that_wait_share_by_tokens_not_by_requests() -> None:
-    """a asks for ten times as much each time: while both wait, b has ten requests let in for each of a's."""
-    admission = Admission(100, waiting=1000, patience=60)
+    """Each request of a is ten times as large, so while both wait, ten requests of b are admitted for each of a's."""
+    admission = Admission(100, max_waiting=1000, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     asked = [crowd.ask("a", 100, leave) for _ in range(20)] + [crowd.ask("b", 10, leave) for _ in range(200)]
     tasks = [asyncio.create_task(ask) for ask in asked]
@@ -69,7 +69,7 @@ async def test_tenants_that_wait_share_by_tokens_not_by_requests() -> None:
 
 
 async def test_what_is_larger_than_the_capacity_is_let_in_alone() -> None:
-    admission = Admission(10, waiting=10, patience=60)
+    admission = Admission(10, max_waiting=10, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     tasks = [asyncio.create_task(crowd.ask(name, tokens, leave)) for name, tokens in (("small", 1), ("large", 99))]
     await settled()
@@ -80,7 +80,7 @@ async def test_what_is_larger_than_the_capacity_is_let_in_alone() -> None:
 
 
 async def test_a_full_queue_refuses_and_a_flood_gives_way() -> None:
-    admission = Admission(10, waiting=4, patience=60)
+    admission = Admission(10, max_waiting=4, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     flood = [asyncio.create_task(crowd.ask("a", 10, leave)) for _ in range(5)]
     await settled()
@@ -95,7 +95,7 @@ async def test_a_full_queue_refuses_and_a_flood_gives_way() -> None:
 
 
 async def test_who_has_waited_too_long_or_leaves_takes_no_place() -> None:
-    admission = Admission(10, waiting=4, patience=0.05)
+    admission = Admission(10, max_waiting=4, max_wait=0.05)
     crowd, leave = Crowd(admission), asyncio.Event()
     inside = asyncio.create_task(crowd.ask("a", 10, leave))
     await settled()
@@ -113,7 +113,7 @@ async def test_who_has_waited_too_long_or_leaves_takes_no_place() -> None:
 
 async def test_whoever_leaves_at_any_moment_leaves_nothing_behind() -> None:
     rng = random.Random(1)
-    admission = Admission(50, waiting=20, patience=0.02)
+    admission = Admission(50, max_waiting=20, max_wait=0.02)
     crowd, leave = Crowd(admission), asyncio.Event()
     leave.set()
     for _ in range(50):
@@ -126,7 +126,7 @@ async def test_whoever_leaves_at_any_moment_leaves_nothing_behind() -> None:
 
 
 async def test_who_leaves_in_the_turn_in_which_it_is_let_in_leaves_nothing_behind() -> None:
-    admission = Admission(10, waiting=4, patience=60)
+    admission = Admission(10, max_waiting=4, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     inside = asyncio.create_task(crowd.ask("a", 10, leave))
     await settled()
@@ -140,7 +140,7 @@ async def test_who_leaves_in_the_turn_in_which_it_is_let_in_leaves_nothing_behin
 
 
 async def test_who_is_displaced_in_the_turn_in_which_it_leaves_fails_nobody_else() -> None:
-    admission = Admission(10, waiting=4, patience=60)
+    admission = Admission(10, max_waiting=4, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     flood = [asyncio.create_task(crowd.ask("a", 10, leave)) for _ in range(5)]
     await settled()

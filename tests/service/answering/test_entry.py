@@ -1,4 +1,4 @@
-"""Requests come, wait, give up and hang up in any order: what they took is given back, whatever has happened.
+"""Requests arrive, wait, time out and disconnect in any order, and everything they reserved is released.
 
 Hypothesis makes up the order and takes the event loop one turn at a time, so that a request may be cancelled in the
 very turn in which it is let in, times out, or is displaced.
@@ -34,7 +34,7 @@ TENANTS = ("a", "b", "c")
 
 
 class SteppedLoop(asyncio.SelectorEventLoop):
-    """An event loop whose turns are taken one at a time, and whose clock stands still until it is set."""
+    """An event loop that is advanced one step at a time and whose clock only moves when it is set."""
 
     now = 0.0
 
@@ -48,7 +48,7 @@ class SteppedLoop(asyncio.SelectorEventLoop):
 
 @dataclass(eq=False)
 class Request:
-    """One request; it stays inside until `leave` is set, and then has drawn `drawn` tokens or fails."""
+    """One request that stays admitted until `leave` is set and then has generated `drawn` tokens or fails."""
 
     tenant: str
     tokens: int
@@ -61,7 +61,7 @@ class Request:
 
 
 class Entries(RuleBasedStateMachine):
-    """Any order of arrivals, departures, failures, cancellations, pauses, time-outs and turns of the loop."""
+    """Any order of arrivals, departures, failures, cancellations, pauses, time-outs and steps of the loop."""
 
     @initialize()
     def start(self) -> None:

@@ -1,4 +1,4 @@
-"""What fails beneath the running service: its reward over HTTP, and its disk."""
+"""Failures below the running service: its reward over HTTP, and its disk."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ FAULTS: dict[str, Answer | Slow] = {
 
 @pytest.mark.parametrize("fault", [*FAULTS, "nobody"])
 async def test_a_reward_that_fails_costs_the_ranking_and_nothing_else(tmp_path: Path, fault: str) -> None:
-    """Answered with the first candidate, marked, never trained on; and ranked again when the reward is well."""
+    """The answer is the first candidate, degraded and not trained on; ranking resumes when the reward works."""
     with serving(lengths) as reward:
         options = {"kind": "http", "target": reward.url, "attempts": 1}
         service = ForkedService(tmp_path, reward=options, service={"reward_deadline": 1.0})
@@ -69,7 +69,7 @@ def client_of(service: ForkedService) -> httpx2.AsyncClient:
 
 
 async def test_a_full_disk_is_a_503_and_passes_when_there_is_room(small_disk: Path) -> None:
-    """Log and spool are on it."""
+    """The log and the spool are on this disk."""
     service = ForkedService(small_disk)
     await service.start()
     async with client_of(service) as client:

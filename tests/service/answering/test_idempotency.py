@@ -1,4 +1,4 @@
-"""A request that comes again is answered as before and logged once."""
+"""A repeated request gets the same answer and is logged once."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ async def ask(api: Api, path: str = CHAT, headers: dict[str, str] = KEY, **field
 
 
 def told(response: httpx2.Response) -> Any:
-    """What makes an answer: its choices and what `bonbon` says of them."""
+    """Returns what identifies an answer: its choices and the `bonbon` object."""
     assert response.status_code == 200, response.text
     return response.json()["choices"], response.json()["bonbon"]
 
@@ -69,14 +69,14 @@ async def test_each_prompt_of_several_is_repeated(api: Api) -> None:
 
 
 async def test_attempts_that_overlap_are_one_request(api: Api) -> None:
-    """The client gave up waiting, and its first attempt is still at work."""
+    """The client stopped waiting while its first attempt was still running."""
     answers = await asyncio.gather(*(ask(api) for _ in range(6)))
     assert len({json.dumps(told(answer)) for answer in answers}) == 1
     assert await api.groups() == 1
 
 
 class Overlapping(FakeEngine):
-    """Draws no token before three requests are being answered."""
+    """An engine that generates nothing until three requests are being answered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Overlapping(FakeEngine):
 
 
 async def test_streams_that_overlap_are_all_kept_and_one_is_trained_on(tmp_path: Path) -> None:
-    """Each client has seen most of its answer before another one's is logged: none can be taken back."""
+    """Each client has received most of its answer before another answer is logged, so none can be withdrawn."""
     async with open_api(tmp_path, engine=Overlapping()) as api:
         answers = await asyncio.gather(*(ask(api, model="base", stream=True) for _ in range(3)))
         for text, extension in map(streamed, answers):
@@ -101,7 +101,7 @@ async def test_streams_that_overlap_are_all_kept_and_one_is_trained_on(tmp_path:
 
 
 async def test_a_key_that_comes_with_another_request_is_refused(api: Api) -> None:
-    """Whatever of it is another one: the first answer is no answer to it."""
+    """A request that differs in any field must not get the first answer."""
     first = await ask(api)
     others: list[dict[str, Any]] = [
         {"messages": [{"role": "user", "content": "Another one"}]},
@@ -182,7 +182,7 @@ async def test_what_is_not_stored_is_not_repeated(api: Api) -> None:
 
 
 async def test_a_retry_without_a_key_is_not_trained_on_beside_its_first_attempt(api: Api) -> None:
-    """OpenAI's clients count attempts, and send no key."""
+    """OpenAI's clients number their attempts but send no key."""
     retry = {"x-stainless-retry-count": "1"}
     unclean = []
     for headers, text in (({}, "one"), (retry, "one"), (retry, "two"), ({}, "one")):

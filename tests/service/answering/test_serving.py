@@ -1,4 +1,4 @@
-"""The routing table: what each model name means, and that a version in use is held."""
+"""The routing table: the version behind each model name, and the references to versions in use."""
 
 import asyncio
 from dataclasses import replace
@@ -109,14 +109,14 @@ def test_the_operator_decides_how_many_draws_a_distilled_champion_takes() -> Non
 def test_for_what_no_version_has_learnt_the_alias_is_best_of_n_of_the_base(
     model: str, best_of: int | None, version: str, drawn: int
 ) -> None:
-    with make(DISTILLED).plan(model, best_of=best_of, learnt=False) as plan:
+    with make(DISTILLED).plan(model, best_of=best_of, learned=False) as plan:
         assert (plan.version, plan.best_of) == (version, drawn)
 
 
 def test_and_of_the_champion_while_the_base_has_no_place() -> None:
-    """Full weights that are loaded in the base's place."""
+    """Full weights have replaced the base's."""
     loaded = {"tiny-bonbon-0002": LOADED["tiny-bonbon-0002"]}
-    with make(Routes("tiny", "tiny-bonbon-0002", loaded)).plan("bonbon", learnt=False) as plan:
+    with make(Routes("tiny", "tiny-bonbon-0002", loaded)).plan("bonbon", learned=False) as plan:
         assert (plan.version, plan.best_of) == ("tiny-bonbon-0002", 8)
 
 

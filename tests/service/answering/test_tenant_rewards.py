@@ -1,4 +1,4 @@
-"""Tenants with a reward of their own, over HTTP: ranked by it, and it touches nobody else."""
+"""Tenants with their own rewards, over HTTP: the reward ranks their candidates and affects nobody else."""
 
 import json
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ PROMPT = Prompt.user("Where is my order?")
 
 
 class Tenants:
-    """A service that two tenants use: `ada` has a reward of its own, `bob` has the service's."""
+    """Runs a service for two tenants: `ada` has her own reward, `bob` uses the service's."""
 
     def __init__(self, directory: Path, service: Running, keys: dict[str, str]) -> None:
         self.directory, self.service, self._keys = directory, service, keys
@@ -54,7 +54,7 @@ class Tenants:
 
 @asynccontextmanager
 async def two_tenants(directory: Path, *, retry: float = 5.0, **service: Any) -> AsyncIterator[Tenants]:
-    """`retry`: seconds before what failed at the start is tried again; `service`: settings of its section."""
+    """Runs a service. `retry` is the number of seconds until a failed start is retried; `service` are its settings."""
     keys = {
         name: new_key(directory, name, "--tenant", name, "--scope", "complete", "--scope", "export")[1]
         for name in ("ada", "bob")
@@ -88,7 +88,8 @@ async def test_the_best_by_the_tenants_own_reward_answers(
 
 
 async def test_what_all_others_have_learnt_does_not_answer_them(tmp_path: Path) -> None:
-    """The champion has learnt the service's reward: whoever has another gets best-of-n of the base, and no audit."""
+    """The champion has learned the service's reward, so a tenant with another reward gets best-of-n of the base and no
+    audits."""
     async with two_tenants(tmp_path, audit_fraction=1.0) as tenants:
         champion = (await tenants.service.promoted(1)).name
         await tenants.service.state.swapper.converge()
@@ -104,7 +105,7 @@ async def test_what_all_others_have_learnt_does_not_answer_them(tmp_path: Path) 
 
 
 async def test_only_groups_of_the_services_reward_are_trained_on(tmp_path: Path) -> None:
-    """Nor are they in the way: the tenant's are the newest here, and of a second tenant, which would be a mixture."""
+    """They do not block training either, although they are the newest groups and belong to a second tenant."""
     async with two_tenants(tmp_path) as tenants:
         bobs = {(await tenants.ask("bob", seed=seed))["group_id"] for seed in range(4)}
         adas = {(await tenants.ask("ada", seed=seed))["group_id"] for seed in range(6)}
@@ -122,7 +123,7 @@ async def test_only_groups_of_the_services_reward_are_trained_on(tmp_path: Path)
 
 
 async def test_a_reward_that_fails_degrades_its_own_tenants_only(tmp_path: Path) -> None:
-    """Its breaker opens for itself alone."""
+    """Only this reward's circuit breaker opens."""
     with serving(lengths) as server:
         dying = {"strict": {"kind": "http", "target": server.url, "attempts": 1, "breaker_failures": 2}}
         async with two_tenants(tmp_path, rewards=dying) as tenants:
@@ -140,7 +141,7 @@ async def test_a_reward_that_fails_degrades_its_own_tenants_only(tmp_path: Path)
 
 
 async def test_a_reward_that_is_dead_at_the_start_keeps_its_own_tenants_waiting_only(tmp_path: Path) -> None:
-    """They are told so, and nothing is drawn for them; when it scores, they are answered."""
+    """Its tenants get an error and nothing is generated for them; when the reward can score, they get answers."""
     with serving(Response(status_code=500)) as server:
         dead = {"strict": {"kind": "http", "target": server.url, "attempts": 1}}
         async with two_tenants(tmp_path, retry=0.01, rewards=dead) as tenants:
@@ -160,7 +161,7 @@ async def test_a_reward_that_is_dead_at_the_start_keeps_its_own_tenants_waiting_
     [
         ({"tenants": {"ada": {"reward": "strict"}}}, "tenants.ada.reward is 'strict'.* has: none"),
         ({"rewards": {"a": "fake:"}, "tenants": {"ada": {"reward": "b"}}}, "it has: 'a'"),
-        ({"rewards": {"fake": "fake:"}}, "service.rewards has a 'fake'.*give it another name"),
+        ({"rewards": {"fake": "fake:"}}, "service.rewards contains 'fake'.*choose another name"),
         ({"rewards": {"x": "telepathy:"}}, "reward kind 'telepathy' is unknown"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Whole answers of both endpoints: which choices, which fields, which values."""
+"""Complete answers of both endpoints: choices, fields and values."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The clients people have, each outside this environment.
+"""Popular client libraries, each in its own environment.
 
 They are openai 2, LangChain on openai 2 and 3, LlamaIndex, the Agents SDK, instructor and pydantic-ai.
 """
@@ -24,7 +24,7 @@ OPENAI_3 = ROOT / "tests" / "clients" / "requirements-openai-3.txt"
 
 @pytest.fixture(scope="session")
 def python() -> Path:
-    """The interpreter of an environment with the clients: CLIENTS_PYTHON, or one that is made once."""
+    """Returns the interpreter of an environment with the clients: CLIENTS_PYTHON, or one that is created once."""
     given = os.environ.get("CLIENTS_PYTHON")
     if given:
         return Path(given)
@@ -34,7 +34,7 @@ def python() -> Path:
 
 @pytest.fixture(scope="session")
 def openai3(python: Path) -> Path:
-    """A directory with openai 3 and what needs it; on PYTHONPATH it hides the older one of the environment."""
+    """Returns a directory with openai 3 and its dependencies; on PYTHONPATH it hides the older version."""
     directory = python.parents[1] / "openai-3"
     if not (directory / "agents").exists():
         shutil.rmtree(directory, ignore_errors=True)
@@ -81,7 +81,7 @@ def test_structured_outputs_and_tools_on_the_embedded_engine(tmp_path: Path, pyt
 
 
 def check(url: str, python: Path, name: str, **environment: str) -> str:
-    """What the client's script prints; it must pass."""
+    """Returns the output of the client's script, which must succeed."""
     script = ROOT / "tests" / "clients" / f"check_{name}.py"
     done = subprocess.run(
         [python, script, f"{url}/v1", "secret"],

@@ -1,4 +1,4 @@
-"""Refusals and failures: OpenAI's envelope, the right status, the field at fault."""
+"""Errors: OpenAI's envelope, the right status, and the name of the invalid field."""
 
 import asyncio
 import json
@@ -299,7 +299,7 @@ async def test_unknown_paths_and_methods_have_the_envelope_too(api: Api) -> None
         assert f"there is no route POST {path[:100]}" in error["message"]
         assert "POST /v1/chat/completions, " in error["message"]
         assert "GET /v1/models, " in error["message"]
-        assert error["message"].endswith("describes them and all others")
+        assert error["message"].endswith("describes all routes")
     response = await api.client.get(CHAT)
     assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
     assert response.headers["allow"] == "POST"
@@ -402,7 +402,7 @@ async def test_an_answer_that_the_engine_cut_off_is_not_given(api: Api, monkeypa
             break
 
     monkeypatch.setattr(api.engine, "draw", cut)
-    assert (await api.refusal(status=503))["message"].startswith("the engine cut the answer off")
+    assert (await api.refusal(status=503))["message"].startswith("the engine stopped before the answer was complete")
     assert await api.groups() == 0
 
     async def nothing(request: Any) -> AsyncIterator[Any]:
@@ -468,7 +468,7 @@ def test_a_conflict_is_a_409() -> None:
     ],
 )
 async def test_what_json_cannot_hold_is_refused_by_name(api: Api, field: str, param: str) -> None:
-    """Python reads NaN and half a surrogate pair; neither can be sent on to an engine."""
+    """Python accepts NaN and half a surrogate pair in JSON, but neither can be sent to an engine."""
     body = f'{{"model": "bonbon", "messages": {json.dumps(MESSAGES)}, {field}}}'
     response = await api.client.post(CHAT, content=body.encode(), headers={"content-type": "application/json"})
     assert response.status_code == 400

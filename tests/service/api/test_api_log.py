@@ -1,4 +1,4 @@
-"""What a request leaves behind: its group, feedback, audits, metrics; and the models it may name."""
+"""What a request leaves in the log and the metrics, and which models it may name."""
 
 from collections.abc import AsyncIterator
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Log-probabilities of tokens inside characters: their bytes add up to the text, their offsets point into it."""
+"""Log-probabilities of tokens that are parts of characters: their bytes form the text, and their offsets point into
+it."""
 
 from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
@@ -22,7 +23,7 @@ OFFSETS = [0, 1, 2, 2, 4, 5, 5, 6]
 
 
 class SplittingEngine(FakeEngine):
-    """Every candidate is the same text, whose characters are split among tokens, and an end token."""
+    """An engine whose candidates are one text with characters split over several tokens, and an end token."""
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         yield Started((1,), "before")
@@ -75,7 +76,7 @@ async def test_the_offsets_of_a_completion_s_tokens_point_at_their_characters(tm
 
 
 async def test_the_embedded_engine_knows_the_bytes_of_its_tokens(tmp_path: Path) -> None:
-    """A policy with random weights draws bytes that make no character most of the time."""
+    """A policy with random weights usually generates bytes that form no character."""
     engine = EmbeddedEngine("base", POLICIES["Qwen2"].save(tmp_path / "model"), EmbeddedOptions(threads=1))
     app = create_app(Settings(engine="fake", data_dir=tmp_path), engine=engine, reward=FakeReward())
     transport = httpx2.ASGITransport(app=app)

@@ -1,4 +1,4 @@
-"""Streams: token by token for one draw, comments and then the chosen text for best-of-n."""
+"""Streams: token by token for one candidate; comments, then the chosen text, for best-of-n."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ async def test_one_draw_streams_token_by_token(api: Api) -> None:
 async def test_best_of_n_streams_the_chosen_text(api: Api) -> None:
     whole = await api.chat(n=2)
     chunks, comments = await stream(api, n=2)
-    assert comments == [": drawing 8 candidates"]
+    assert comments == [": generating 8 candidates"]
     assert [len(chunk["choices"]) for chunk in chunks] == [1] * 6
     for index in (0, 1):
         assert text_of(chunks, index) == whole["choices"][index]["message"]["content"]
@@ -106,7 +106,7 @@ async def test_comments_keep_a_quiet_stream_open(tmp_path: Path) -> None:
     async with open_api(tmp_path, engine=FakeEngine(delay=0.02), ping_interval=0.05) as api:
         _, comments = await stream(api, max_tokens=15)
         assert 3 <= len(comments) <= 8
-        assert set(comments) == {": drawing 8 candidates"}
+        assert set(comments) == {": generating 8 candidates"}
 
 
 async def test_what_fails_before_the_first_byte_is_an_ordinary_status(api: Api) -> None:
@@ -131,7 +131,7 @@ async def test_one_prompt_too_long_among_several_is_an_ordinary_status(api: Api)
 
 
 class FailingMidway(FakeEngine):
-    """Fails when `tokens` tokens have been drawn."""
+    """An engine that fails after `tokens` tokens."""
 
     tokens = 2
 
@@ -164,7 +164,7 @@ async def test_a_stream_whose_group_cannot_be_logged_never_ends_well(api: Api) -
     assert '"finish_reason":"' not in response.text
     assert "[DONE]" not in response.text
     error = json.loads(response.text.removesuffix("\n\n").split("data: ")[-1])["error"]
-    assert error["message"] == "the log cannot be written now; try again"
+    assert error["message"] == "the answer cannot be logged at the moment; try again"
 
 
 async def test_the_log_failing_at_once_is_a_503_with_retry_after(api: Api) -> None:

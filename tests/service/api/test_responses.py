@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: another form of a chat's answer, whole and streamed."""
+"""`POST /v1/responses`: complete and streamed answers."""
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -54,7 +54,7 @@ async def ask(api: Api, **body: Any) -> dict[str, Any]:
 
 
 def read(text: str) -> list[dict[str, Any]]:
-    """The events of a stream: each is sound, is named by its type and has the next number."""
+    """Returns the events of a stream after checking that each is valid, named by its type and numbered in order."""
     blocks = [block for block in text.removesuffix("\n\n").split("\n\n") if not block.startswith(":")]
     found = []
     for number, block in enumerate(blocks):
@@ -81,7 +81,7 @@ def text_of(answer: dict[str, Any]) -> str:
 
 
 def same(answer: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two answers differ in their ids and times only."""
+    """Returns whether two answers differ only in their ids and times."""
 
     def known(value: Any) -> Any:
         if isinstance(value, dict):
@@ -346,7 +346,7 @@ async def test_a_function_that_is_not_offered_cannot_be_demanded(calling: Api) -
 
 
 def test_the_calls_of_a_message_are_put_in_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of them used to copy those before it, which took 19 seconds for as many as a body may hold."""
+    """Each item used to copy the ones before it, which took 19 seconds for a body of the maximum size."""
     copies, copy = 0, ChatMessage.model_copy
 
     def counted(self: ChatMessage, **options: Any) -> ChatMessage:
@@ -363,7 +363,7 @@ def test_the_calls_of_a_message_are_put_in_at_once(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("stream", ["false", "true"])
 async def test_what_json_cannot_hold_is_refused_by_name(calling: Api, stream: str) -> None:
-    """Python reads NaN and half a surrogate pair, and could not write them into the answer."""
+    """Python accepts NaN and half a surrogate pair in JSON, but cannot write them into the answer."""
     deep = "[" * 880 + "]" * 880
     function = '"tools": [{"type": "function", "name": "f", %s}]'
     shape = '"text": {"format": {"type": "json_schema", "name": "x", %s}}'
@@ -445,7 +445,7 @@ async def test_what_fails_before_the_first_event_is_an_ordinary_status(api: Api)
 
 
 class FailingMidway(FakeEngine):
-    """Fails after the first token, or before the prompt is read."""
+    """An engine that fails after the first token, or before the prompt is read."""
 
     def __init__(self, *, early: bool) -> None:
         super().__init__(delay=0.05 if early else 0.0)

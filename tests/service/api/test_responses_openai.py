@@ -122,7 +122,7 @@ def test_errors_are_the_client_s_own_classes(client: OpenAI) -> None:
             ask("resp_1")
     with pytest.raises(openai.NotFoundError, match="not stored"):
         client.responses.input_items.list("resp_1")
-    with pytest.raises(openai.NotFoundError, match="POST /tokenize counts"):
+    with pytest.raises(openai.NotFoundError, match="POST /tokenize to count"):
         client.responses.input_tokens.count(model="bonbon", input=QUESTION)
     with pytest.raises(openai.NotFoundError) as unknown:
         client.responses.create(model="nobody", input=QUESTION, stream=True)

@@ -59,7 +59,7 @@ async def test_the_fake_engine_draws_with_each_field_and_no_group_of_it_is_train
 
 
 async def test_the_fake_engine_keeps_to_lengths_and_limits(fake: Api) -> None:
-    """Of thirteen tokens; the last one ends an answer."""
+    """The fake engine knows thirteen tokens; the last one ends an answer."""
     long = await fake.chat(max_tokens=10, min_tokens=10, best_of=16, bonbon={"candidates": True})
     assert {candidate["tokens"] for candidate in long["bonbon"]["candidates"]} == {10}
     on = await fake.chat(max_tokens=20, ignore_eos=True, logit_bias={"12": 5}, bonbon={"candidates": True})

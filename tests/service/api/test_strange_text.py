@@ -1,4 +1,4 @@
-"""Text that no database could store as it is, from wherever it comes: it fails no answer, and is logged cleaned."""
+"""Text that no database can store unchanged fails no answer and is logged in a cleaned form."""
 
 import json
 from collections.abc import AsyncGenerator, Sequence
@@ -33,7 +33,7 @@ STRANGE = {"NUL": "a\0b", "half a pair": "\ud800", "long": "x" * 900_000, "both"
 
 @pytest.fixture
 def server(one_server: PostgresqlServer) -> PostgresqlServer:
-    """With an empty database."""
+    """Returns the server with an empty database."""
     one_server.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     return one_server
 
@@ -70,7 +70,7 @@ async def test_a_reward_that_names_a_strange_version_once_poisons_nothing(
 
 
 class StrangeReward(FakeReward):
-    """Everything that it says is strange; after the four answers of the check at the start every second is an error."""
+    """A reward whose texts are all unusual; after the four scores of the initial check, every second call fails."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class StrangeReward(FakeReward):
 
 
 class StrangeEngine(WatchedEngine):
-    """Its candidates end with strange text."""
+    """An engine whose candidates end with unusual text."""
 
     text = ""
 

@@ -1,4 +1,4 @@
-"""Response formats and tools over HTTP on the embedded engine: shapes, logs, streams and refusals."""
+"""Response formats and tools over HTTP on the embedded engine: shapes, logs, streams and errors."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`, as vLLM's servers have them."""
+"""`/tokenize` and `/detokenize`, compatible with vLLM's server."""
 
 from pathlib import Path
 

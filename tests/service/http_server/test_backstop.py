@@ -1,4 +1,4 @@
-"""A stop that does not come to its end by itself: the process ends all the same."""
+"""The process ends even if an orderly shutdown does not finish."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Clients that open connections and send or read little, against the running service: they hold up only themselves."""
+"""Clients that open connections and send or read little delay only themselves."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ async def started(directory: Path, **settings: object) -> AsyncIterator[ForkedSe
 
 
 async def assert_answers(service: Service) -> None:
-    """Health and an ordinary request, on new connections."""
+    """Checks that a health check and an ordinary request succeed on new connections."""
     async with asyncio.timeout(60):
         for method, path, body in (
             ("GET", "/health/ready", None),
@@ -57,14 +57,14 @@ async def assert_answers(service: Service) -> None:
 
 
 def memory(service: ServiceProcess) -> float:
-    """MiB."""
+    """Returns the memory of the process in MiB."""
     assert service.process is not None
     return psutil.Process(service.process.pid).memory_info().rss / 2**20
 
 
 @contextmanager
 def soft_limit(files: int) -> Iterator[None]:
-    """What a shell gives a process: the service inherits it."""
+    """Lowers this process's limit of open files, which the service inherits, as from a shell."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, before[1]))
     try:
@@ -88,7 +88,10 @@ def soft_limit(files: int) -> Iterator[None]:
 async def test_connections_with_unfinished_requests_shut_nobody_out(
     tmp_path: Path, sent: bytes, most: int, grows: int
 ) -> None:
-    """From a shell's usual 1,024 open files; the large bodies are 330 MB together. `grows`: MiB of memory, at most."""
+    """The process starts with the usual limit of 1,024 open files; the large bodies have 330 MB together.
+
+    `grows` is the maximum growth of memory in MiB.
+    """
     service = fake_service(tmp_path, max_connections=most, header_timeout=600, body_timeout=600)
     with soft_limit(1024):
         await service.start()
@@ -104,9 +107,9 @@ async def test_connections_with_unfinished_requests_shut_nobody_out(
 
 LIMITED = """
 import resource
-from service.descriptors import make_room
+from service.http_server.file_descriptors import raise_file_limit
 resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))
-print(make_room(1000, 64), *resource.getrlimit(resource.RLIMIT_NOFILE))
+print(raise_file_limit(1000, 64), *resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 
@@ -122,7 +125,7 @@ def test_the_soft_limit_of_open_files_is_raised_as_far_as_it_goes(soft: int, har
 
 
 async def test_who_sends_too_slowly_is_told_and_let_go(tmp_path: Path) -> None:
-    """A head that does not end, a body that does not, one that comes byte by byte, and a connection without a word."""
+    """The clients send unfinished headers, an unfinished body, a body byte by byte, and nothing at all."""
     trickle = b"POST %s HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n" % CHAT.encode()
     async with started(tmp_path, header_timeout=1, body_timeout=1) as service:
         async with connections(service.port, 2, UNFINISHED_HEAD) as heads:
@@ -249,7 +252,7 @@ async def test_who_hangs_up_with_requests_behind_the_one_that_is_answered_ends_t
 
 
 H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__"
-"""What Java's HTTP client sends with the first request of each connection, unless it is told to speak HTTP/1.1."""
+"""Headers that Java's HTTP client sends with the first request of each connection unless restricted to HTTP/1.1."""
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 40], ids=["at once", "in halves", "in small pieces"])

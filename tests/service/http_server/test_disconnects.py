@@ -1,4 +1,4 @@
-"""What `make soak` does fifty thousand times, often enough for every change."""
+"""Clients that disconnect: the short form of what `make soak` repeats fifty thousand times."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""However a request ends, nothing of it is left for the garbage collector, which looks at old objects seldom."""
+"""No request, however it ends, leaves objects for the garbage collector."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ LONG: dict[str, Any] = BODY | {"max_tokens": 1000}
 
 @contextmanager
 def garbage() -> Iterator[list[str]]:
-    """What of ours the block has left in reference cycles; filled in at its end."""
+    """Collects our objects that the block left in reference cycles; the list is filled at the end of the block."""
     found: list[str] = []
     gc.collect()
     gc.disable()
@@ -49,7 +49,7 @@ def _ours(thing: object) -> str | None:
 
 
 class Client:
-    """Asks a service that must be left as it was found."""
+    """Sends requests to a service that must not keep any object afterwards."""
 
     def __init__(self, port: int, state: AppState, engine: FakeEngine) -> None:
         self.port, self.state, self.engine = port, state, engine
@@ -104,7 +104,7 @@ async def test_no_request_leaves_garbage_however_it_ends(tmp_path: Path) -> None
 
 
 class Ways:
-    """The ways in which a request may end."""
+    """The ways in which a request can end."""
 
     def __init__(self, client: Client, reward: FakeReward) -> None:
         self.client, self.reward = client, reward

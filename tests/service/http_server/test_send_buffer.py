@@ -1,4 +1,4 @@
-"""What streams have written and their clients have not read."""
+"""Buffers of streamed data that clients have not read yet."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""The server around the application: addresses, the URL that is told, and how a second signal ends it."""
+"""The server around the application: addresses, the reported URL, and signals."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ from tests.support.service.running_service import BASE, WatchedEngine, settings_
 
 
 class Served:
-    """`run_server` in this process; signals go to this process, as to one of its own."""
+    """Runs `run_server` in this process, which also receives the signals."""
 
     def __init__(self, app: FastAPI, host: str, drain_timeout: float = 30.0) -> None:
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -68,7 +68,7 @@ def has_ipv6() -> bool:
     ],
 )
 async def test_the_url_that_is_told_answers(tmp_path: Path, host: str, shown: str) -> None:
-    """An address that means every interface is no address to call; this machine's own is told instead."""
+    """A wildcard address cannot be called, so the loopback address is reported instead."""
     async with served(create_app(settings_in(tmp_path), engine=WatchedEngine()), host) as server:
         url = await server.url
         assert url.startswith(shown)
@@ -125,7 +125,7 @@ async def test_a_caller_that_cancels_the_server_is_told_so(tmp_path: Path) -> No
 
 
 async def test_a_second_signal_cuts_off_what_is_in_flight(tmp_path: Path) -> None:
-    """The first one alone would wait for the request, which does not end."""
+    """The first signal alone would wait for the request, which does not end."""
     app = create_app(settings_in(tmp_path, drain_timeout=600), engine=FakeEngine(BASE, delay=600))
     async with served(app, drain_timeout=600) as server, httpx2.AsyncClient(timeout=None) as client:
         url = await server.url

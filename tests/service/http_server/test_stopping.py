@@ -1,4 +1,4 @@
-"""SIGTERM to the running service: what is in flight is answered, or told that it will not be, and nothing is lost."""
+"""SIGTERM: running requests are answered or receive an error, and nothing is lost."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ ENDLESS = {"delay": 3.0}
 
 
 async def in_flight(client: httpx2.AsyncClient, count: int) -> None:
-    """Wait until so many requests are let in."""
+    """Waits until this many requests are admitted."""
     async with asyncio.timeout(30):
         while True:
             lines = (await client.get("/metrics")).text.splitlines()
@@ -64,10 +64,10 @@ async def test_what_does_not_end_is_told_so(tmp_path: Path, how: str) -> None:
         whole, *streams = await asyncio.gather(*asking)
         assert await service.wait() == 0
     assert whole.status_code == 503
-    assert "has to stop" in whole.json()["error"]["message"]
+    assert "the service is stopping" in whole.json()["error"]["message"]
     for stream in streams:
         last = json.loads(stream.text.rstrip("\n").rpartition("data: ")[2])
-        assert "has to stop" in last["error"]["message"]
+        assert "the service is stopping" in last["error"]["message"]
     assert rows(tmp_path, "SELECT id FROM groups") == [(answered.json()["bonbon"]["group_id"],)]
 
 
@@ -86,7 +86,7 @@ def score(prompt, completions):
 
 @pytest.mark.parametrize("moment", ["coming", "leaving"])
 async def test_a_signal_before_the_start_or_after_the_end_is_an_orderly_end_too(tmp_path: Path, moment: str) -> None:
-    """While its reward's module is imported, and while that module cleans up, when the server has long ended."""
+    """The signal arrives while the reward's module is imported, or while it cleans up after the server has ended."""
     seconds = 600 if moment == "coming" else 0
     (tmp_path / "slow_reward.py").write_text(SLOW_TO_COME_AND_GO.format(seconds=seconds))
     settings = {"ENGINE": "fake", "REWARD": "python:slow_reward:score", "DATA_DIR": str(tmp_path), "SERVICE__PORT": "0"}

@@ -1,4 +1,4 @@
-"""Clients that ask for much and read nothing, on sockets of their own against the running service."""
+"""Clients that request large answers and read nothing, on their own sockets against the running service."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ LARGE: dict[str, Any] = {
     "model": "base", "prompt": ["Where is my order?"] * PROMPTS, "n": N, "max_tokens": MAX_TOKENS, "logprobs": 5,
     "store": False,
 }  # fmt: skip
-"""Takes all the tokens that may be in flight, and is answered with more than the sockets between hold: 6 MB."""
+"""A request that uses the whole token capacity; its answer, 6 MB, is larger than the socket buffers."""
 LIMITS = {"max_tokens_in_flight": PROMPTS * N * MAX_TOKENS, "max_wait": 30}
 
 
@@ -47,7 +47,7 @@ async def until_metric(service: ForkedService, sample: str, value: float) -> Non
 
 
 async def read_all(opened: socket.socket) -> bytes:
-    """What comes until the service closes the connection."""
+    """Reads until the service closes the connection."""
     opened.setblocking(False)
     loop, answer = asyncio.get_running_loop(), bytearray()
     async with asyncio.timeout(60):
@@ -57,7 +57,7 @@ async def read_all(opened: socket.socket) -> bytes:
 
 
 async def ask_unread(service: ForkedService, **fields: Any) -> socket.socket:
-    """A connection that has asked for the large answer, and reads none of it; returns when it is drawn."""
+    """Opens a connection, requests the large answer and reads nothing; returns when the answer is generated."""
     asked = unread_socket(service.port)
     asked.sendall(request("/v1/completions", LARGE | fields, "connection: close"))
     async with asyncio.timeout(60):
@@ -67,7 +67,7 @@ async def ask_unread(service: ForkedService, **fields: Any) -> socket.socket:
 
 
 async def test_a_stream_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> None:
-    """Neither other requests nor full weights that take the place of those it was drawn from; and it waits, whole."""
+    """An unread answer delays neither other requests nor the replacement of full weights, and it stays complete."""
     async with started(tmp_path) as service:
         asked = await ask_unread(service, stream=True)
         await until_metric(service, "bonbon_tokens_in_flight", 0)
@@ -85,7 +85,7 @@ async def test_a_stream_that_nobody_reads_holds_up_nobody(tmp_path: Path) -> Non
 
 
 async def full_weights(service: ForkedService) -> str:
-    """A new version with weights of its own, which may be promoted."""
+    """Registers a version with its own weights that can be promoted."""
     data = service.directory / "data"
     async with open_database(f"sqlite+aiosqlite:///{data / 'bonbon.db'}") as database:
         registry = Registry(database, data / "versions")
@@ -105,7 +105,7 @@ async def test_who_reads_nothing_is_cut_off(tmp_path: Path, stream: bool) -> Non
 
 
 async def test_who_reads_slowly_is_served(tmp_path: Path) -> None:
-    """A client that takes much longer than the limit, but reads something within it."""
+    """The client takes much longer than the limit in total, but reads something within each period."""
     async with started(tmp_path, send_timeout=2) as service:
         asked = await ask_unread(service, stream=False)
         asked.setblocking(False)
@@ -125,7 +125,7 @@ async def test_what_waits_for_clients_is_bounded_and_the_largest_has_to_go(tmp_p
         ):
             asked.sendall(request("/v1/completions", body, "connection: close"))
         # The log keeps it; what is in flight may rise and fall again between two looks.
-        await until(lambda: "a stream is cut off" in (tmp_path / "service.log").read_text())
+        await until(lambda: "stream cut off" in (tmp_path / "service.log").read_text())
         await until_metric(service, "bonbon_tokens_in_flight", 0)
         assert await metric(service, "bonbon_stream_buffer_bytes") <= 2**20
         async with httpx2.AsyncClient(base_url=service.url, timeout=60.0) as client:

@@ -1,4 +1,4 @@
-"""Audits: which answers they take, what they store, and that they never hurt a request."""
+"""Audits: which answers they select, what they store, and that they never fail a request."""
 
 import asyncio
 import random
@@ -53,10 +53,10 @@ class Bench:
             self.metrics,
             self.floor,
             self.savings,
-            fraction=fraction,
-            budget=0.05,
+            audit_fraction=fraction,
+            audit_budget=0.05,
             n=4,
-            waiting=waiting,
+            audit_queue=waiting,
             rng=random.Random(0),
         )
 

@@ -1,4 +1,4 @@
-"""The floor under the live win rate, end to end: a reward that drifts, two gateways on one database."""
+"""The minimum live win rate, end to end: a reward that drifts, and two gateways on one database."""
 
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -19,7 +19,7 @@ from tests.support.until import until
 
 
 class SigningEngine(WatchedEngine):
-    """Every version but the base begins its answers with its own name."""
+    """An engine in which every version except the base begins its answers with its name."""
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         signed: set[int] = set()
@@ -32,7 +32,7 @@ class SigningEngine(WatchedEngine):
 
 @dataclass
 class Drifting:
-    """Scores chance, and so many standard deviations more for what a version has signed."""
+    """A reward that scores at random and adds a number of standard deviations for each version's answers."""
 
     bonus: dict[str, float] = field(default_factory=dict)
     rng: random.Random = field(default_factory=lambda: random.Random(0))
@@ -51,7 +51,7 @@ Gateway = Callable[..., Any]
 
 @pytest.fixture
 async def gateway(tmp_path: Path, drifting: Drifting) -> AsyncIterator[Gateway]:
-    """Starts a gateway on the one database, every answer of which is audited."""
+    """Starts a gateway on the shared database that audits every answer."""
     async with AsyncExitStack() as stack:
 
         async def start(n: int = 4, **service: Any) -> Running:
@@ -111,9 +111,9 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     shown = await win_rates(two)
     assert (shown["champion"], shown["best_of_n"]) == (first, True)
     assert (shown["fallback"]["version"], shown["fallback"]["replaced"]) == (first, second)
-    assert f"the best of 2 draws of {second} won" in shown["fallback"]["reason"]
+    assert f"best-of-2 of {second} won" in shown["fallback"]["reason"]
     event, before = await one.state.registry.history(2)
-    assert (event.kind, event.version, event.actor) == ("fell_back", first, "win-rate floor")
+    assert (event.kind, event.version, event.actor) == ("fell_back", first, "win-rate fallback")
     assert event.detail["replaced"] == second
     assert (before.kind, before.version, before.detail["k"], before.detail["before"]) == ("raised_k", second, 2, 1)
     scrapes = [(await service.client.get("/metrics")).text for service in (one, two)]
@@ -236,7 +236,7 @@ async def test_a_restart_neither_forgets_the_counts_nor_the_fallback(
 
 
 async def test_an_operator_may_take_the_champion_back(gateway: Gateway, drifting: Drifting) -> None:
-    """By a promotion as by a rollback; and what an operator promotes anew answers with one draw again."""
+    """A promotion and a rollback both end the fallback, and a version that is promoted again samples one candidate."""
     service = await gateway()
     name = await promote(service, 1)
     await service.state.registry.fall_back(name, BASE, actor="test", reason="to see")

@@ -1,4 +1,4 @@
-"""What a distilled champion saves: counted over all gateways, audits included, and how many audits that pays for."""
+"""The savings of a distilled champion over all gateways, including audits, and how many audits they allow."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Swaps: under traffic, refused, rolled back, overtaken, interrupted and restarted."""
+"""Swaps under traffic: refused, rolled back, overtaken, interrupted and restarted."""
 
 import asyncio
 from collections import Counter
@@ -25,7 +25,7 @@ eventually = partial(until, seconds=10.0)
 
 
 class Traffic:
-    """Clients that ask again and again until stopped, some for whole answers and some for streams."""
+    """Clients that send requests until they are stopped, some for complete answers and some for streams."""
 
     def __init__(self, service: Running, workers: int = 8) -> None:
         self.service, self.workers = service, workers
@@ -287,7 +287,7 @@ async def test_two_promotions_in_quick_succession_serve_the_last(tmp_path: Path)
 
 
 class SlowLoading(WatchedEngine):
-    """Loads wait for `gate`."""
+    """An engine whose loads wait for `gate`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -350,7 +350,7 @@ async def test_a_database_that_fails_leaves_the_routes_alone(tmp_path: Path) -> 
 
 
 class Unreachable(Registry):
-    """A registry whose database can go away."""
+    """A registry whose database can become unavailable."""
 
     def __init__(self, registry: Registry) -> None:
         super().__init__(registry.database, registry.root)
@@ -374,7 +374,7 @@ async def test_a_promotion_by_an_outdated_view_moves_nothing(tmp_path: Path) -> 
 
 
 async def saved(database: Database) -> dict[str, list[dict[str, Any]]]:
-    """The registry's rows, as a backup has them."""
+    """Returns the registry's rows, as in a backup."""
     async with database.read() as connection:
         return {
             table.name: [dict(row) for row in (await connection.execute(select(table))).mappings()]
@@ -425,5 +425,5 @@ async def test_a_name_that_means_other_files_now_is_served_no_more(tmp_path: Pat
         assert (await service.ask()).json()["bonbon"]["version"] == BASE
         assert (await service.ask(promoted.name)).status_code == 404
         refused = (await service.client.get("/health/ready")).json()["refused"]
-        assert "Restart the service" in refused[promoted.name]
+        assert "restart the service" in refused[promoted.name]
         assert engine.torn == []

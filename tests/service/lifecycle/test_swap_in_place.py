@@ -1,4 +1,4 @@
-"""Full weights that take the place of those served: requests wait meanwhile, and none fails."""
+"""Full weights that replace the served ones: requests wait during the load, and none fails."""
 
 import asyncio
 from pathlib import Path
@@ -14,7 +14,7 @@ FULL = VersionKind.FULL
 
 
 def pauses(service: Running) -> float:
-    """How many there have been."""
+    """Returns the number of pauses so far."""
     return service.state.metrics.registry.get_sample_value("bonbon_pause_duration_seconds_count") or 0.0
 
 
@@ -57,7 +57,7 @@ async def test_what_has_lost_its_place_is_not_served(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fault", ["misfits", "nan"])
 async def test_weights_that_cannot_be_served_give_the_place_back(tmp_path: Path, fault: str) -> None:
-    """Whether they do not load, or load and answer nonsense."""
+    """The weights either do not load, or load and generate nonsense."""
     engine = WatchedEngine(delay=0.002, one_place=True)
     async with running(settings_in(tmp_path), engine=engine) as service, Traffic(service) as traffic:
         good = await service.promoted(1, FULL)
@@ -81,7 +81,7 @@ async def test_requests_that_do_not_end_keep_their_weights(tmp_path: Path) -> No
         await eventually(lambda: engine.running > 0)
         version = await service.promoted(1, FULL)
         await eventually(lambda: version.name in service.state.swapper.refused)
-        assert "did not end within 0.1 s" in service.state.swapper.refused[version.name].reason
+        assert "did not finish within 0.1 s" in service.state.swapper.refused[version.name].reason
         assert (await asked).status_code == 200
         assert await engine.loaded() == {BASE}
 
@@ -102,7 +102,7 @@ async def test_streams_that_wait_are_kept_alive_and_too_many_are_told_to_come_ba
         assert gate.waiting == 0
     assert refused.status_code == 503
     assert refused.headers["retry-after"]
-    assert streamed.text.count(": waiting for other weights") >= 2
+    assert streamed.text.count(": waiting for another version to load") >= 2
     assert "data: [DONE]" in streamed.text
 
 
