@@ -1,4 +1,4 @@
-"""Before a round: older groups are scored by the newest reward where that has scored too few."""
+"""Scores older groups with the newest reward before a round, when that reward has scored too few."""
 
 import structlog
 
@@ -12,15 +12,15 @@ log = structlog.get_logger(__name__)
 
 
 async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> None:
-    """Have `reward` score groups of the base and of the version `start` that another reward has scored.
+    """Scores groups of the base and of the version `start` with `reward` where another reward has scored them.
 
-    Of each of the two it scores the newest ones until `loop.min_groups` of its groups can be trained on. This is always
-    cheaper than drawing: whoever draws new groups has them scored as well. Nothing is scored when `train.rescore` is
-    off, and when the reward of the settings is another one than `reward`.
+    For each of the two versions it scores the newest groups until `loop.min_groups` of them can be trained on. This is
+    cheaper than drawing, because new groups have to be scored as well. Nothing is scored when `train.rescore` is off or
+    when the configured reward is not `reward`.
 
     Raises:
-        UserError: the reward of the settings cannot be had.
-        RewardError: it cannot score; what it has scored before is kept.
+        UserError: The configured reward cannot be loaded.
+        RewardError: The reward fails to score; the scores stored before are kept.
     """
     settings = context.settings
     if not settings.train.rescore or settings.reward is None:
@@ -61,7 +61,7 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
 
 
 async def _missing(context: RunContext, start: str, reward: RewardKey) -> dict[str, int]:
-    """How many groups of each version are to be scored again."""
+    """Returns how many groups of each version are to be scored again."""
     database, tenants = context.database, context.settings.train.tenants
     wanted = context.settings.loop.min_groups
     missing = {}

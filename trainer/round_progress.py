@@ -1,4 +1,4 @@
-"""Tells the database how far a round is, for those who watch it from elsewhere."""
+"""Stores a round's progress in the database, where other processes can read it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,14 +19,14 @@ POINTS = 120
 
 
 class ProgressReporter:
-    """Of one round. What cannot be told is logged, and never stops the round."""
+    """Reports the progress of one round. A report that fails is logged and never stops the round."""
 
     def __init__(self, database: Database, round_id: str, directory: Path, sampler: str, epochs: float) -> None:
         self.database, self.round_id, self.directory = database, round_id, directory
         self.sampler, self.epochs = sampler, epochs
 
     async def tell(self, stage: RoundStage, *, version: str | None = None, outcome: str | None = None) -> None:
-        """The round is at `stage` now; how far its training got is read from the run directory."""
+        """Reports that the round is at `stage`, with the training progress read from the run directory."""
         curve = await asyncio.to_thread(training_curve, self.directory)
         try:
             await tell_round(
@@ -41,11 +41,11 @@ class ProgressReporter:
                 outcome=outcome,
             )
         except StoreError as error:
-            log.warning("how far the round is could not be told", error=str(error))
+            log.warning("the progress of the round could not be stored", error=str(error))
 
     @asynccontextmanager
     async def training(self) -> AsyncIterator[None]:
-        """Tell again and again while the block trains, in whichever processes."""
+        """Reports the progress periodically while the block trains, in this process or in others."""
         telling = asyncio.create_task(self._tell_training(), name="reporter")
         try:
             yield
@@ -53,7 +53,7 @@ class ProgressReporter:
             telling.cancel()
             (ended,) = await asyncio.gather(telling, return_exceptions=True)
             if isinstance(ended, Exception):
-                log.warning("how far the round is could not be told", error=str(ended))
+                log.warning("the progress of the round could not be stored", error=str(ended))
 
     async def _tell_training(self) -> None:
         while True:
@@ -62,7 +62,7 @@ class ProgressReporter:
 
 
 def training_curve(directory: Path) -> tuple[CurvePoint, ...]:
-    """At most `POINTS` of the steps reported so far, evenly spread, the last one among them."""
+    """Returns at most `POINTS` of the reported steps, evenly spread and including the last one."""
     steps = [entry for entry in read_metrics(directory) if "loss" in entry]
     chosen = range(len(steps)) if len(steps) <= POINTS else _spread(len(steps))
     return tuple(

@@ -1,4 +1,4 @@
-"""`bonbon train`, `bonbon evaluate`, `bonbon loop` and `bonbon distill`."""
+"""The commands `bonbon train`, `bonbon evaluate`, `bonbon loop` and `bonbon distill`."""
 
 import asyncio
 import json
@@ -16,18 +16,18 @@ from bonbon.settings import Settings, load_settings
 
 MODEL = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name.")
 REWARD = typer.Option(None, help="A reward model's directory or hub name, a URL, or kind:target.")
-DATA_DIR = typer.Option(None, help="Where the registry's files, training runs and the default database live.")
-PROCESSES = typer.Option(None, help="Training processes on this machine, one a GPU.")
+DATA_DIR = typer.Option(None, help="Directory of the registry's files, the training runs and the default database.")
+PROCESSES = typer.Option(None, help="Number of training processes on this machine, one per GPU.")
 DATABASE = typer.Option(None, help="SQLAlchemy URL of the pair log and registry.")
 
 
 def train(
     version: str = typer.Option(None, help="The version to start from (default: the champion)."),
     run: Path = typer.Option(None, help="Run directory (default: a new one in data_dir/runs)."),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --run."),
+    resume: bool = typer.Option(False, "--resume", help="Continue the run in --run."),
     snapshot: Path = typer.Option(None, help="Train on this snapshot instead of taking a new one."),
-    register: bool = typer.Option(False, "--register", help="Then evaluate, judge and register the version."),
-    promote: bool = typer.Option(False, "--promote", help="Then promote it, if the gate passes it."),
+    register: bool = typer.Option(False, "--register", help="Afterwards evaluate, gate and register the version."),
+    promote: bool = typer.Option(False, "--promote", help="Afterwards promote the version if the gate passes it."),
     processes: int = PROCESSES,
     model: str = MODEL,
     reward: str = REWARD,
@@ -36,12 +36,12 @@ def train(
 ) -> None:
     """Train a version from logged groups.
 
-    What is not given here comes from the environment (BONBON_TRAIN__LEARNING_RATE, ...) or from bonbon.toml.
+    Settings without an option here come from the environment (BONBON_TRAIN__LEARNING_RATE, ...) or from bonbon.toml.
     """
     if resume and run is None:
-        raise UserError("--resume needs --run: the directory of the run to go on with", param="run")
+        raise UserError("--resume needs --run, the directory of the run to continue", param="run")
     if resume and (version or snapshot):
-        raise UserError("--resume goes on with what the run began with: leave --version and --snapshot out")
+        raise UserError("--resume keeps the version and snapshot of the run: leave --version and --snapshot out")
     settings = _settings(model, reward, data_dir, database, processes)
     asyncio.run(_train(settings, version, run, resume, snapshot, register or promote, promote))
 
@@ -56,7 +56,7 @@ def _settings(
 ) -> Settings:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         raise UserError(
-            f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher: start bonbon once, and let "
+            f"this process is one of {os.environ['WORLD_SIZE']} that a launcher started: start bonbon once, and let "
             "train.processes or train.launcher start the processes that train",
             param="train.launcher",
         )
@@ -118,7 +118,7 @@ def evaluate(
     data_dir: Path = DATA_DIR,
     database: str = DATABASE,
 ) -> None:
-    """Measure a version on held-out prompts, and say what the gate would."""
+    """Measure a version on held-out prompts, and print the gate's verdict."""
     settings = _settings(model, reward, data_dir, database)
     asyncio.run(_evaluate(settings, target, json_))
 
@@ -141,18 +141,18 @@ async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
 
 
 def loop(
-    once: bool = typer.Option(False, "--once", help="Train one round if it is due, then exit."),
-    now: bool = typer.Option(False, "--now", help="Train one round now, due or not, then exit."),
+    once: bool = typer.Option(False, "--once", help="Train a round if there are enough groups, then exit."),
+    now: bool = typer.Option(False, "--now", help="Train one round now in any case, then exit."),
     processes: int = PROCESSES,
     model: str = MODEL,
     reward: str = REWARD,
     data_dir: Path = DATA_DIR,
     database: str = DATABASE,
 ) -> None:
-    """Train, evaluate, judge and promote whenever a round is expected to lower the number of draws for an answer.
+    """Train, evaluate, gate and promote whenever a round is expected to lower the number of draws per answer.
 
-    A first Ctrl-C or SIGTERM waits for the stage at work; a second one ends at once. Either way the round is gone on
-    with at the next start.
+    The first Ctrl-C or SIGTERM waits for the current stage; the second one ends at once. The next start continues the
+    round in either case.
     """
     settings = _settings(model, reward, data_dir, database, processes)
     asyncio.run(_loop(settings, once, now))
@@ -175,29 +175,36 @@ async def _loop(settings: Settings, once: bool, now: bool) -> None:
         elif version := await daemon.once(stop, now=now):
             show_version(Console(), version)
         else:
-            console.print("no round was due" if not stop.is_set() else "stopped; the round goes on at the next start")
+            console.print(
+                "there was no round to run" if not stop.is_set() else "stopped; the round continues at the next start"
+            )
 
 
 def distill(
-    prompts: Path = typer.Option(help="One text a line; or .jsonl or .parquet with `prompt` or `messages`."),
-    out: Path = typer.Option(help="The directory to fill; a run that was killed goes on in it."),
+    prompts: Path = typer.Option(
+        help="A file with one prompt per line, or .jsonl or .parquet with `prompt` or `messages`."
+    ),
+    out: Path = typer.Option(help="The output directory; an interrupted run continues in it."),
     n: int = typer.Option(None, min=2, help="Candidates per prompt (default: the setting n, 8)."),
     max_tokens: int = typer.Option(256, min=1, help="Longest candidate."),
-    temperature: float = typer.Option(1.0, min=0.01, help="Of the draws; the distilled model is for this one."),
-    plain: bool = typer.Option(False, "--plain", help="Continue texts as they are: no chat."),
+    temperature: float = typer.Option(
+        1.0, min=0.01, help="The sampling temperature; use the distilled model with the same one."
+    ),
+    plain: bool = typer.Option(False, "--plain", help="Continue the prompts as plain text instead of chat turns."),
     engine: str = typer.Option(None, help="Which engine draws (default: the setting engine, embedded)."),
     model: str = MODEL,
     reward: str = REWARD,
 ) -> None:
-    """Base model and reward in, distilled model and report out: draw, score, train, evaluate, gate; no service.
+    """Distil a base model with a reward into a model and a report, without the service.
 
-    OUT gets the trained adapter or model (output/), report.html, evaluation.json, and the scored groups (bonbon.db).
+    The command draws, scores, trains, evaluates and gates. OUT gets the trained adapter or model (output/),
+    report.html, evaluation.json and the scored groups (bonbon.db).
     """
     out = out.absolute()
     settings = _settings(model, reward, out, f"sqlite+aiosqlite:///{out / 'bonbon.db'}", n=n, engine=engine)
     for name in ("model", "reward"):
         if not getattr(settings, name):
-            raise UserError(f"no {name} is named: --{name}, or {name} in bonbon.toml", param=name)
+            raise UserError(f"no {name} is set: pass --{name}, or set {name} in bonbon.toml", param=name)
     asyncio.run(_distill(settings, out, prompts, plain, max_tokens, temperature))
 
 
@@ -224,7 +231,7 @@ def _stop_on_signals(stop: asyncio.Event, console: Console) -> None:
 
     def first() -> None:
         stop.set()
-        console.print("stopping after the stage at work; once more to end at once")
+        console.print("stopping after the current stage; press Ctrl-C again to end at once")
         _end_at_once_on_signals()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -232,8 +239,10 @@ def _stop_on_signals(stop: asyncio.Event, console: Console) -> None:
 
 
 def _end_at_once_on_signals() -> None:
-    """Let the system end the process. Nothing is lost but the steps since the last checkpoint, while Python would wait
-    for the thread that trains."""
+    """Lets signals end the process immediately.
+
+    Python would wait for the training thread. Only the steps since the last checkpoint are lost.
+    """
     running = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         running.remove_signal_handler(number)

@@ -50,7 +50,7 @@ async def test_no_room_at_any_stage_costs_nothing_but_time(settings: Settings, s
 
         async def fails(*, leave: int = 0) -> None:
             ballast = fill(small_disk, leave=leave)
-            with pytest.raises(DiskFull, match=r"no room is left for .*/runs/round-.*: make some"):
+            with pytest.raises(DiskFull, match=r"the disk of .*/runs/round-.* is full: free some space"):
                 await loop.once()
             ballast.unlink()
             assert await trained(open_) == []

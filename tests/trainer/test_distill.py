@@ -204,12 +204,12 @@ def test_prompts_in_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", " \n", "has no prompt in it"),
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2 is no JSON"),
+        ("a.txt", " \n", "contains no prompt"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2 is not valid JSON"),
         ("a.jsonl", '{"prompt": "a"}\n{"question": "b"}', "line 2: expected a text"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}', "line 1: expected a text"),
         ("a.jsonl", "[1]", "line 1: expected a text"),
-        ("a.parquet", "no table", "is no readable Parquet file"),
+        ("a.parquet", "no table", "is not a readable Parquet file"),
         ("nowhere/a.txt", None, "cannot be read"),
     ],
 )

@@ -325,7 +325,7 @@ async def test_the_daemon_waits_for_another_trainer(resumed: Settings) -> None:
             await asyncio.sleep(0.3)
             stop.set()
             await daemon
-        assert {entry["event"] for entry in logs} == {"another trainer is at work"}
+        assert {entry["event"] for entry in logs} == {"another trainer is running"}
 
 
 async def test_a_round_from_a_given_snapshot(resumed: Settings) -> None:
@@ -335,7 +335,7 @@ async def test_a_round_from_a_given_snapshot(resumed: Settings) -> None:
         round_ = await Round.create(open_, directory, snapshot=taken)
         assert round_.plan.start == "base"
         assert (await round_.snapshot()).path == taken
-        with pytest.raises(UserError, match="holds a run already"):
+        with pytest.raises(UserError, match="already holds a run"):
             await Round.create(open_, directory)
         with pytest.raises(UserError, match="taken to start from base, not from other"):
             await Round.create(open_, resumed.runs_dir / "elsewhere", snapshot=taken, start="other")
@@ -350,7 +350,9 @@ async def test_a_start_that_the_method_cannot_go_on_from_is_refused_before_anyth
         full = await open_.registry.register(
             base="base", parent="base", kind=VersionKind.FULL, directory=Path(settings.model), training={}
         )
-        with pytest.raises(UserError, match=f"train.method = 'lora' cannot go on from {full.name}: it has weights"):
+        with pytest.raises(
+            UserError, match=f"train.method = 'lora' cannot continue from {full.name}: it has whole weights"
+        ):
             await Round.create(open_, settings.runs_dir / "new", start=full.name)
     assert not (settings.runs_dir / "new").exists()
 
@@ -380,7 +382,7 @@ async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Setting
         assert of_base.evaluation.kl.value == 0
         (quick.runs_dir / "empty").mkdir()
         await Round.create(open_, quick.runs_dir / "empty")
-        with pytest.raises(UserError, match="not been trained to its end"):
+        with pytest.raises(UserError, match="the training in .* has not finished"):
             await inspect(open_, str(quick.runs_dir / "empty"))
 
 

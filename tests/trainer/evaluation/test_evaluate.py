@@ -214,7 +214,7 @@ async def test_prompts_whose_answers_all_tie_count_as_half() -> None:
     assert result.win_rate.value == result.best_of_n_win_rate.value == 0.5
     assert [one.win_rate_served.value for one in result.best_of_k] == pytest.approx([0.5] * 8)
     assert result.win_rate.low < 0.45
-    # Nothing is gained by best-of-n either: what of it is recovered is no number.
+    # Best-of-n gains nothing either, so the recovered share is NaN.
     assert result.to_dict()["recovered"]["value"] is None
     assert math.isnan(Evaluation.from_dict(result.to_dict()).recovered.low)
 
@@ -256,9 +256,7 @@ async def test_prompts_without_room_are_left_out_and_counted() -> None:
         FakeEngine(context_length=64), prompts=PROMPTS[:10] + long, settings=EvaluateSettings(prompts=50)
     )
     assert (result.prompts, result.skipped) == (10, 40)
-    with pytest.raises(
-        UserError, match="40 of 40 test prompts leave no room for their max_tokens in the context of 64"
-    ):
+    with pytest.raises(UserError, match="40 of 40 test prompts and their max_tokens do not fit the context of 64"):
         await measure(FakeEngine(context_length=64), prompts=long)
 
 

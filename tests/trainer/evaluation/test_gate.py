@@ -161,9 +161,9 @@ def test_what_is_not_finite_fails(value: float) -> None:
     verdict = judge(evaluation(**changes, best_of_k=best_of_k(value, value)), GATE)
     assert not verdict.passed
     missing = ["win_rate", "win_rate_served", "gain", "kl", "length_ratio_min", "length_ratio_max"]
-    # An infinite win rate is no number either, however high.
+    # An infinite win rate does not count as a number either.
     assert failed(verdict) == missing
-    assert "is no number" in reason(verdict, "kl").text
+    assert "is not a number" in reason(verdict, "kl").text
 
 
 def test_a_verdict_survives_json() -> None:

@@ -154,7 +154,7 @@ def test_an_evaluation_alone_names_the_version_and_why_it_was_refused(tmp_path: 
     measured.save(tmp_path)
     page = write_report(tmp_path, GATE, version="<tiny>", verdict=judge(measured, GATE)).read_text()
     assert "gate refused it" in page
-    assert "is no number; it must be at least 0.470" in page
+    assert "is not a number; it must be at least 0.470" in page
     assert "It answers with" not in page
     assert "&lt;tiny&gt;" in page
     assert "<tiny>" not in page

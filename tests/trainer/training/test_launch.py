@@ -151,7 +151,7 @@ def test_resumed_by_another_number_of_processes_is_the_same_run(
 
 def test_a_number_of_processes_that_does_not_fit_is_refused(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
     """What the processes raise is what the caller sees."""
-    with pytest.raises(UserError, match=r"batch_size = 8 is no multiple of train.micro_batch_size = 4 times 3 proc"):
+    with pytest.raises(UserError, match=r"batch_size = 8 is not a multiple of train.micro_batch_size = 4 times 3 proc"):
         launch(base, snapshot, tmp_path / "run", processes=3)
 
 

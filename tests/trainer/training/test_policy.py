@@ -113,7 +113,7 @@ def test_a_full_version_is_continued_by_full_training_alone(base: Path, tmp_path
     learner.save(learner.weights(), tmp_path / "full", base_name="tiny")
     version = VersionFiles("tiny-bonbon-0001", VersionKind.FULL, tmp_path / "full")
     assert torch.equal(logits(load_policy(base, version, FULL)), logits(learner.policy))
-    with pytest.raises(UserError, match=r"train\.method = 'lora' cannot go on from tiny-bonbon-0001: it has"):
+    with pytest.raises(UserError, match=r"train\.method = 'lora' cannot continue from tiny-bonbon-0001: it has"):
         load_policy(base, version, LORA)
 
 
@@ -134,7 +134,9 @@ def test_an_adapter_on_tied_embeddings_is_not_merged(module: str, tmp_path: Path
             torch.testing.assert_close(logits(load_policy(base, start, FULL)), logits(adapted), rtol=1e-4, atol=1e-3)
             continue
         for check in (check_start, load_policy):
-            with pytest.raises(UserError, match=f"train.method = 'full' cannot go on from .*on {module}, ") as refused:
+            with pytest.raises(
+                UserError, match=f"train.method = 'full' cannot continue from .*on {module}, "
+            ) as refused:
                 check(base, start, FULL)
             assert refused.value.param == "train.method"
 

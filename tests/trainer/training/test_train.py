@@ -412,7 +412,7 @@ def test_a_changed_snapshot_is_refused(base: Path, snapshot: Snapshot, tmp_path:
     ("changes", "match"),
     [
         ({"min_pairs": 53}, r"52 groups to train on, fewer than train\.min_pairs = 53"),
-        ({"micro_batch_size": 5}, r"batch_size = 8 is no multiple of train\.micro_batch_size = 5"),
+        ({"micro_batch_size": 5}, r"batch_size = 8 is not a multiple of train\.micro_batch_size = 5"),
         ({"batch_size": 96, "micro_batch_size": 96}, r"batch_size = 96 is more than the snapshot's 52 groups"),
     ],
 )

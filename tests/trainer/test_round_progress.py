@@ -60,7 +60,7 @@ async def test_a_database_that_is_away_does_not_stop_the_round(tmp_path: Path) -
         async with ProgressReporter(away, "id", tmp_path, "tiny", 3.0).training():
             await asyncio.sleep(0.05)
         await ProgressReporter(away, "id", tmp_path, "tiny", 3.0).tell(RoundStage.EVALUATING)
-    assert {line["event"] for line in lines} == {"how far the round is could not be told"}
+    assert {line["event"] for line in lines} == {"the progress of the round could not be stored"}
 
 
 async def test_metrics_that_cannot_be_read_do_not_stop_the_round(database: Database, tmp_path: Path) -> None:
@@ -68,4 +68,4 @@ async def test_metrics_that_cannot_be_read_do_not_stop_the_round(database: Datab
     with capture_logs() as lines:
         async with ProgressReporter(database, "id", tmp_path, "tiny", 3.0).training():
             await asyncio.sleep(0.2)
-    assert [line["event"] for line in lines] == ["how far the round is could not be told"]
+    assert [line["event"] for line in lines] == ["the progress of the round could not be stored"]
