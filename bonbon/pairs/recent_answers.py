@@ -1,4 +1,4 @@
-"""Answers that the database has, remembered for when it cannot be asked."""
+"""Remembers stored answers for when the database is unavailable."""
 
 import time
 import zlib
@@ -16,7 +16,7 @@ SECONDS = 900.0
 
 
 class RecentAnswers:
-    """Groups with an idempotency key, those of the last 15 minutes as far as 32 MiB hold them. Threads may call it."""
+    """Groups with an idempotency key from the last 15 minutes, limited to 32 MiB. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -24,7 +24,7 @@ class RecentAnswers:
         self._size = 0
 
     def add(self, groups: Sequence[Group]) -> None:
-        """Remember those that have a key."""
+        """Remembers the groups that have a key."""
         for group in groups:
             if group.idempotency is None:
                 continue
@@ -37,7 +37,7 @@ class RecentAnswers:
                     self._forget(next(iter(self._kept)))
 
     def find(self, key: str) -> Group | None:
-        """The group with this key."""
+        """Returns the group with this key."""
         with self._lock:
             while self._too_old():
                 self._forget(next(iter(self._kept)))
@@ -45,7 +45,7 @@ class RecentAnswers:
         return None if found is None else read_line(zlib.decompress(found[1])).group
 
     def erase(self, conditions: Conditions) -> None:
-        """Forget the groups that meet the conditions."""
+        """Forgets the groups that meet the conditions."""
         with self._lock:
             kept = list(self._kept.items())
         for key, (_, line) in kept:

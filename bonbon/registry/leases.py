@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, and a fencing token that tells a late holder that it is late."""
+"""Leases with one holder at a time, and a fencing token that makes a late holder's writes fail."""
 
 import asyncio
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from bonbon.store.tables import leases
 class Lease:
     """A held lease. Each acquisition gets a greater `token` than the one before.
 
-    Times are the holders' own clocks, which may differ and be set: who takes a lease over watches it first (see
-    `acquire`), and the token makes a late holder's `renew` and `release` fail.
+    Times come from the holders' own clocks, which may differ and may be set. A process that takes a lease over
+    therefore watches it first (see `acquire`), and the token makes a late holder's `renew` and `release` fail.
     """
 
     name: str
@@ -26,11 +26,11 @@ class Lease:
 
 
 async def acquire(database: Database, name: str, holder: str, seconds: float, *, watch: bool = False) -> Lease:
-    """Take the lease if nobody holds it or its holder is late in renewing it. Raises Conflict naming the holder.
+    """Takes the lease if it is free or its holder is late in renewing it. Raises Conflict, which names the holder.
 
     Args:
-        watch: where the clock says that a holder is late, or holds it for longer than anybody can, see first whether it
-            is renewed within half its length: perhaps only a clock was set.
+        watch: When the clock says that the holder is late, or holds the lease for longer than is possible, first wait
+            for half the lease's length to see whether it is renewed: perhaps only a clock was set.
     """
     doubted = await _doubted(database, name) if watch else None
     now = datetime.now(UTC)
@@ -47,7 +47,7 @@ async def acquire(database: Database, name: str, holder: str, seconds: float, *,
 
 
 async def _doubted(database: Database, name: str) -> tuple[int, datetime] | None:
-    """Token and end of a lease that the clock casts doubt on, when half its length has passed and it is unchanged."""
+    """Returns token and end of a lease that the clock casts doubt on, if it is unchanged after half its length."""
 
     async def look() -> tuple[int, datetime, float | None] | None:
         query = select(leases.c.token, leases.c.expires, leases.c.seconds).where(leases.c.name == name)
@@ -71,13 +71,13 @@ def _until(lease: Lease) -> dict[str, object]:
 
 
 async def renew(database: Database, lease: Lease) -> Lease:
-    """Hold it for another `lease.seconds`. Raises Conflict when somebody else has taken it."""
+    """Extends the lease by `lease.seconds`. Raises Conflict when another process has taken it."""
     await _change(database, lease, holder=lease.holder, **_until(lease))
     return lease
 
 
 async def release(database: Database, lease: Lease) -> None:
-    """Give it back. Raises Conflict when somebody else has taken it."""
+    """Releases the lease. Raises Conflict when another process has taken it."""
     await _change(database, lease, holder="", expires=datetime.now(UTC))
 
 

@@ -222,7 +222,7 @@ def test_a_spool_that_is_no_directory_is_refused_at_the_start(tmp_path: Path) ->
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "loop", "dangling"):
-        with pytest.raises(UserError, match="is no directory"):
+        with pytest.raises(UserError, match="is not a directory"):
             Spool(tmp_path / name, 2**20)
 
 

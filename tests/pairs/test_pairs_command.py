@@ -135,5 +135,5 @@ def test_purge_does_not_delete_everything_by_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("stats",), ("export", "pairs"), ("purge", "--user", "ada", "--yes")])
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     said = refusal(app, *arguments, "--data-dir", tmp_path / "gone")
-    assert said.startswith(f"there is no database {tmp_path}/gone/bonbon.db; `bonbon serve` makes it")
+    assert said.startswith(f"there is no database {tmp_path}/gone/bonbon.db; `bonbon serve` creates it")
     assert not (tmp_path / "gone").exists()

@@ -284,7 +284,7 @@ def rows_of(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -
 async def test_what_is_not_what_the_hash_names_is_refused(taken: Path, damage: Callable[[Path], None]) -> None:
     read_snapshot(taken)
     damage(taken)
-    with pytest.raises(UserError, match=r"is not what snapshot\.json says"):
+    with pytest.raises(UserError, match=r"does not match snapshot\.json"):
         read_snapshot(taken)
 
 

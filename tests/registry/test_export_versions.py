@@ -156,7 +156,7 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_behind(version: Version
     out.mkdir()
     (out / "mine").write_text("kept")
     export = ("export", version.name, "--data-dir", tmp_path / "data", "--out")
-    assert refusal(app, *export, out) == f"{out} is there already: name another --out, or delete it first"
+    assert refusal(app, *export, out) == f"{out} already exists: name another --out, or delete it first"
     assert refusal(app, *export, out / "mine").startswith(f"{out}/mine is there already")
     assert (out / "mine").read_text() == "kept"
     weights = version.directory / "adapter_model.safetensors"
@@ -231,7 +231,7 @@ def test_what_was_exported_is_registered_elsewhere(version: Version, base: Path,
     assert all(first[key] == second[key] for key in ("digest", "base_digest", "training", "verdict", "k"))
     assert (tmp_path / "again" / "evaluation.json").read_text() == (out / "evaluation.json").read_text()
     again = refusal(app, "import", out, "--data-dir", there)
-    assert again == f"{out} is registered already, as {imported.name}"
+    assert again == f"{out} is already registered as {imported.name}"
 
 
 def test_an_import_may_be_given_a_name(version: Version, base: Path, tmp_path: Path) -> None:

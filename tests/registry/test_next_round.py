@@ -87,7 +87,7 @@ async def test_where_one_draw_answers_none_begins_by_itself_until_more_have_to(r
     await log(registry, name, 8)
     none = await due(registry)
     assert (none.champion, none.needed, none.is_due) == (name, None, False)
-    assert none.waits_for.startswith(f"No round begins by itself: {name} answers with one draw")
+    assert none.waits_for.startswith(f"No round starts automatically: {name} answers with one draw")
     await registry.raise_k(name, 2, actor="test", reason="to see")
     assert (await due(registry)).is_due
     await registry.promote(name)

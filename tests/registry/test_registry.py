@@ -264,7 +264,7 @@ async def test_another_champion_than_expected_is_a_conflict(registry: Registry) 
         await registry.promote(first.name, expected=BASE)
     await registry.promote(BASE)
     await registry.promote(first.name, expected=BASE)
-    with pytest.raises(Conflict, match=f"the champion is '{first.name}', not '{BASE}': somebody else promoted first"):
+    with pytest.raises(Conflict, match=f"the champion is '{first.name}', not '{BASE}': another promotion came first"):
         await registry.promote(second.name, expected=BASE)
     assert await registry.champion() == first.name
 

@@ -97,7 +97,7 @@ def test_another_kind_of_database_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "/:memory:", "/file:bonbon.db?uri=true"])
 def test_what_is_no_file_that_others_can_open_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="names no file that other connections could open"):
+    with pytest.raises(UserError, match="does not name a file that other connections can open"):
         Database(f"sqlite+aiosqlite://{name}")
 
 

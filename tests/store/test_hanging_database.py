@@ -188,5 +188,5 @@ async def test_a_connection_that_was_given_up_is_not_used_again(server: Postgres
 async def test_a_database_that_hangs_at_the_start_is_told_of(server: PostgresqlServer) -> None:
     with stopped(server):
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises(UserError, match=r"cannot open the database .* gave no answer within 0\.5 s"):
+            with pytest.raises(UserError, match=r"cannot open the database .* did not answer within 0\.5 s"):
                 await Database(server.url, timeouts=Timeouts(call=0.5, bulk=1.0)).start()

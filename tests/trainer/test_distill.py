@@ -168,7 +168,7 @@ async def test_modules_that_cannot_be_trained_are_refused_before_anything_is_dra
 
 
 async def test_one_process_at_a_time(base: Path, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(Conflict, match="another process distils"):
+    with locked(tmp_path), pytest.raises(Conflict, match="another process is distilling"):
         await attempt(base, tmp_path)
 
 

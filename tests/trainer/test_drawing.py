@@ -207,8 +207,8 @@ async def test_a_policy_that_cannot_be_loaded_does_not_stop_the_others(world: Wo
 @pytest.mark.parametrize(
     ("changes", "validation", "match"),
     [
-        ({"reward": None}, 50, "no reward is set"),
-        ({"engine": "fake"}, 50, "the engine 'fake' cannot draw"),
+        ({"reward": None}, 50, "no reward is configured"),
+        ({"engine": "fake"}, 50, "the engine 'fake' cannot load"),
         ({}, LEAST_VALIDATION - 1, "7 validation groups are fewer than 8"),
         ({}, LEAST_VALIDATION, None),
     ],

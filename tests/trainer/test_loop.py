@@ -310,7 +310,7 @@ async def test_the_daemon_tries_again_what_may_pass_and_stops_when_told(
                     await asyncio.sleep(0.05)
             stop.set()
             await daemon
-        assert "the round was interrupted; it is tried again" in [entry["event"] for entry in logs]
+        assert "the round was interrupted; retrying it" in [entry["event"] for entry in logs]
         champion = await open_.registry.champion()
         assert champion is not None
         assert champion.startswith("base-bonbon-0001-")

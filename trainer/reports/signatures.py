@@ -82,8 +82,8 @@ def _overfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
         OVERFITTED,
         f"best and worst of the training groups are {train.last:.1f} nats apart at the end, and those of validation "
         f"groups {validation.last:.1f}",
-        "the policy has memorised the groups: lower train.epochs or train.learning_rate, or log groups for more different "
-        "prompts",
+        "the policy has memorised the groups: lower train.epochs or train.learning_rate, or log groups for more "
+        "different prompts",
     )
 
 
@@ -97,8 +97,8 @@ def _departed(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
         DEPARTED,
         f"validation groups promised a gain of {promised:.2f} nats, and draws of the policy gained {drawn:.2f} at "
         f"{share:.0%} of the way from the base",
-        "the policy generates text that is unlikely under the base: lower train.learning_rate, raise train.sft_weight, or let it "
-        "learn from its own draws (train.refine)",
+        "the policy generates text that is unlikely under the base: lower train.learning_rate, raise "
+        "train.sft_weight, or let it learn from its own draws (train.refine)",
     )
 
 

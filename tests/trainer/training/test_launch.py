@@ -223,4 +223,4 @@ def test_one_of_several_started_processes_is_refused() -> None:
         command, env=environment(RANK="0", WORLD_SIZE="2"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "this is one of 2 processes of a launcher: start bonbon once" in done.stderr
+    assert "this process is one of 2 that a launcher started: start bonbon once" in done.stderr

@@ -284,7 +284,7 @@ def test_reference_logprobs_are_computed_once(base: Path, snapshot: Snapshot, tm
     shifted[groups.starts + groups.n - 1] -= 0.01
     for run_dir, key, margin in (
         ("same", f"{snapshot.hash} {snapshot.base_digest}", 0.01),
-        ("other", "another snapshot", 0.0),
+        ("other", "does not hold the snapshot", 0.0),
     ):
         (tmp_path / run_dir).mkdir()
         save_file({"logprobs": shifted}, tmp_path / run_dir / "reference.safetensors", metadata={"key": key})
@@ -401,9 +401,9 @@ def test_a_changed_snapshot_is_refused(base: Path, snapshot: Snapshot, tmp_path:
     shutil.copytree(snapshot.path, tmp_path / "changed")
     table = pq.read_table(snapshot.groups_file)
     pq.write_table(table.slice(1), tmp_path / "changed" / "groups.parquet")
-    with pytest.raises(UserError, match="is not what"):
+    with pytest.raises(UserError, match="does not match"):
         train(settings(base), replace(snapshot, path=tmp_path / "changed"), tmp_path / "run", base)
-    with pytest.raises(UserError, match="another snapshot"):
+    with pytest.raises(UserError, match="does not hold the snapshot"):
         train(settings(base), replace(snapshot, hash="0" * 64), tmp_path / "run", base)
     assert not (tmp_path / "run").exists()
 
