@@ -1,4 +1,4 @@
-"""A best-of-k curve on the terminal: a table, and in words what it says."""
+"""Prints a best-of-k curve in the terminal, as a table and as sentences."""
 
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +31,7 @@ def print_curve(console: Console, curve: Curve) -> None:
 
 
 def sentences(curve: Curve) -> list[str]:
-    """What the curve says, for people."""
+    """Returns sentences that summarise the curve."""
     n = curve.kind.n
     said = []
     if curve.stops_at is not None:
@@ -40,7 +40,7 @@ def sentences(curve: Curve) -> list[str]:
             f"{curve.share:.0%} of what the {curve.stops_at} before it gain over one."
         )
     elif n < 3:
-        said.append("Two draws cannot say which n stops paying; send requests with a larger best_of.")
+        said.append("Groups of two draws cannot show which n stops paying; send requests with a larger best_of.")
     else:
         said.append(
             f"No draw up to {n} is known to add less than {curve.share:.0%} of what those before it gain over one: "
@@ -48,19 +48,17 @@ def sentences(curve: Curve) -> list[str]:
         )
     if curve.tied == 0:
         said.append(
-            "The win rate is by the reward that chose, and no candidates are tied: then it is k / (k + 1) whatever the "
-            "reward. The expected reward says what a draw is worth."
+            "The win rate is by the selecting reward, and no candidates are tied, so it is k / (k + 1) for any "
+            "reward. The expected reward shows what a draw is worth."
         )
     else:
         said.append(
-            f"The win rate is by the reward that chose: k / (k + 1), lowered by ties ({curve.tied:.2%} of the pairs of "
-            "candidates). The expected reward says what a draw is worth."
+            f"The win rate is by the selecting reward: k / (k + 1), lowered by ties ({curve.tied:.2%} of the pairs of "
+            "candidates). The expected reward shows what a draw is worth."
         )
-    said.append("After ± is half of each 95 % interval.")
+    said.append("The number after ± is half the width of the 95 % interval.")
     if curve.judge is None:
-        said.append(
-            "Whether another judge agrees is not known: --judge, or held_out_reward in the settings, names one."
-        )
+        said.append("No other judge was asked: name one with --judge or the setting held_out_reward.")
     elif curve.judged < curve.groups:
         unread = curve.groups - curve.judged
         said.append(f"{unread:,} groups have prompts in token ids, which {curve.judge} cannot read.")

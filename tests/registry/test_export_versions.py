@@ -295,8 +295,8 @@ def test_a_damaged_export_is_not_registered(
     ("field", "value", "said"),
     [
         ("version", "x[/red]", "which is no name of a version"),
-        ("kind", "base", "holds an adapter, and its bonbon.json says base"),
-        ("kind", "full", "holds an adapter, and its bonbon.json says full"),
+        ("kind", "base", "holds an adapter, but its bonbon.json records kind = base"),
+        ("kind", "full", "holds an adapter, but its bonbon.json records kind = full"),
         ("training", {"settings": [1]}, "figures that are no numbers"),
         ("verdict", {"reasons": [1]}, "figures that are no numbers"),
     ],

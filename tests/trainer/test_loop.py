@@ -382,7 +382,7 @@ async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Setting
         assert of_base.evaluation.kl.value == 0
         (quick.runs_dir / "empty").mkdir()
         await Round.create(open_, quick.runs_dir / "empty")
-        with pytest.raises(UserError, match="the training in .* has not finished"):
+        with pytest.raises(UserError, match=r"the training in .* has not finished"):
             await inspect(open_, str(quick.runs_dir / "empty"))
 
 

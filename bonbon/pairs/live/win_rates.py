@@ -54,9 +54,9 @@ class LiveWinRate:
         """Interval that holds at all times simultaneously with a probability of at least 95 %."""
         return self.sequence.interval
 
-    def is_below(self, floor: float) -> bool:
-        """Returns whether the win rate is known to be below `floor` now."""
-        return self.sequence.is_below(floor)
+    def is_below(self, minimum: float) -> bool:
+        """Returns whether the win rate is known to be below `minimum` now."""
+        return self.sequence.is_below(minimum)
 
 
 async def count(database: Database, connection: Transaction, comparison: Comparison) -> LiveWinRate:
