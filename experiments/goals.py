@@ -1,4 +1,4 @@
-"""What was aimed at beside what was measured: the part of the page that must not flatter."""
+"""Compares the measurements with the goals, including those that were missed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -8,14 +8,14 @@ from experiments.cells import Row
 from experiments.tables import table
 
 MOST_GAP, MOST_KL = 0.5, 1.1
-"""Points of win rate under the frontier, and KL over best-of-n's own."""
+"""Limits: percentage points of win rate below the frontier, and KL relative to best-of-n's own."""
 LEAST_RECOVERED = 0.95
 
 Line = tuple[str, str, str, str]
 
 
 def shortcomings(rows: Mapping[str, Sequence[Row]]) -> str:
-    """Every goal with what was measured, and whether that is enough."""
+    """Returns every goal with its measurement and whether it was met."""
     lines = [*_exact(rows), *_text(rows[text.NAME])]
     if not lines:
         return "Not measured yet."
