@@ -109,8 +109,8 @@ def comparison(rows: Sequence[Row]) -> str:
 
 def smallest_k(evaluation: dict[str, Any]) -> str:
     """Returns the fewest draws whose best is not inferior to best-of-n by the default gate."""
-    least = 0.5 - GateSettings().margin
-    good = [one["k"] for one in evaluation["best_of_k"] if one["win_rate_served"]["low"] >= least]
+    minimum = 0.5 - GateSettings().margin
+    good = [one["k"] for one in evaluation["best_of_k"] if one["win_rate_served"]["low"] >= minimum]
     return str(min(good)) if good else f"more than {evaluation['draws']}"
 
 

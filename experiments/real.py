@@ -41,13 +41,13 @@ class Budget:
 
     Attributes:
         prompts: The most prompts that are read, from the beginning of the file.
-        most_characters: Longer prompts are left out.
+        max_characters: Longer prompts are left out.
         settings: Settings that differ from the program's defaults.
     """
 
     n: int
     prompts: int
-    most_characters: int
+    max_characters: int
     max_tokens: int
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -114,7 +114,7 @@ def main(
             f"--method {unknown[0]}: there is no such method; there are {', '.join(COMPARED)}", param="method"
         )
     called, budget = name or Path(model).name, BUDGETS[form]
-    asked = [one for one in read_prompts(prompts) if _characters(one) <= budget.most_characters][: budget.prompts]
+    asked = [one for one in read_prompts(prompts) if _characters(one) <= budget.max_characters][: budget.prompts]
     work = work / slug(f"{called} {form}")
     settings = partial(_settings, budget, model=model, reward=reward, held_out_reward=held_out_reward, engine=engine)
     sampling = Sampling(max_tokens=budget.max_tokens)

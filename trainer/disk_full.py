@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bonbon.errors import BonbonError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskFull(BonbonError):
@@ -15,7 +15,7 @@ class DiskFull(BonbonError):
 
 
 @contextmanager
-def room_for(directory: Path) -> Iterator[None]:
+def disk_full_errors(directory: Path) -> Iterator[None]:
     """Raises DiskFull, which names the round's `directory`, for every error in the block that a full disk caused."""
     try:
         yield
@@ -30,7 +30,7 @@ def room_for(directory: Path) -> Iterator[None]:
 def _is_full(error: BaseException | None) -> bool:
     """Also recognises a full disk behind a library's own exception, or in the message of a training process."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in NO_ROOM) or "No space left on device" in str(error):
+        if (isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -29,7 +29,7 @@ from bonbon.rewards import build_reward
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
 from trainer.context import RunContext
-from trainer.drawing import LEAST_VALIDATION
+from trainer.drawing import MIN_VALIDATION_GROUPS
 from trainer.progress_bars import bar
 from trainer.result_files import read_json, write_json
 from trainer.rounds import PLAN, Round, stages
@@ -202,9 +202,9 @@ def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
             "measure on, and two are needed: give more prompts, or raise it",
             param="prompts",
         )
-    if train.refine == "on" and splits[Split.VALIDATION] < LEAST_VALIDATION:
+    if train.refine == "on" and splits[Split.VALIDATION] < MIN_VALIDATION_GROUPS:
         raise UserError(
-            f"train.refine = 'on' needs {LEAST_VALIDATION} validation prompts, and train.validation_fraction = "
+            f"train.refine = 'on' needs {MIN_VALIDATION_GROUPS} validation prompts, and train.validation_fraction = "
             f"{train.validation_fraction} keeps {splits[Split.VALIDATION]}: give more prompts, or raise it",
             param="prompts",
         )

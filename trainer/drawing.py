@@ -35,7 +35,7 @@ REWARD_DEADLINE = 600.0
 """Deadline in seconds for a group's scores. It is long because no client waits for the answer."""
 
 
-LEAST_VALIDATION = 8
+MIN_VALIDATION_GROUPS = 8
 """The fewest validation groups on which fresh draws can tell policies apart."""
 
 
@@ -45,10 +45,10 @@ def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
         return "no reward is configured to score the draws: set reward (BONBON_REWARD)"
     if settings.engine == "fake":
         return "the engine 'fake' cannot load a trained policy: set engine to another one"
-    if snapshot.validation_groups < LEAST_VALIDATION:
+    if snapshot.validation_groups < MIN_VALIDATION_GROUPS:
         return (
-            f"{snapshot.validation_groups} validation groups are fewer than {LEAST_VALIDATION}, too few to choose a "
-            "policy by: log more groups, or raise train.validation_fraction"
+            f"{snapshot.validation_groups} validation groups are fewer than {MIN_VALIDATION_GROUPS}, too few to "
+            "choose a policy by: log more groups, or raise train.validation_fraction"
         )
     return None
 

@@ -17,7 +17,7 @@ from bonbon.store.database import Database
 log = structlog.get_logger(__name__)
 
 
-class Hold:
+class HeldLease:
     """Holds the lease `name` inside `async with` and renews it in the background, three times per lease length.
 
     Entering raises Conflict when another process holds the lease. When the current holder looks late, entering waits

@@ -11,8 +11,8 @@ from bonbon.errors import BonbonError, Conflict, EngineError, RewardError, Store
 from bonbon.registry.next_round import NextRound, next_round
 from bonbon.registry.version_records import Version
 from trainer.context import RunContext
-from trainer.disk_full import DiskFull, room_for
-from trainer.held_lease import Hold
+from trainer.disk_full import DiskFull, disk_full_errors
+from trainer.held_lease import HeldLease
 from trainer.rounds import PLAN, Round, Stage, new_directory, stages
 
 log = structlog.get_logger(__name__)
@@ -84,10 +84,10 @@ class Loop:
             DiskFull: There is not enough disk space for the round's files.
             RoundFailed: Training is impossible; the round is closed.
         """
-        if self._unfinished() is None and not now and not (await self.next_round()).is_due:
+        if self._unfinished() is None and not now and not (await self.next_round()).is_ready:
             return None
         settings = self.context.settings.loop
-        async with Hold(self.context.database, LEASE, settings.lease_seconds) as hold:
+        async with HeldLease(self.context.database, LEASE, settings.lease_seconds) as lease:
             round_ = self._unfinished() or await self._begin(now=now)
             result: Version | None = None
             if round_ is None:
@@ -95,7 +95,7 @@ class Loop:
             for stage in stages(round_, promote=settings.auto_promote):
                 if stop is not None and stop.is_set():
                     return None
-                await hold.confirm()
+                await lease.confirm()
                 try:
                     result = await self._perform(round_, stage)
                 except Exception:
@@ -116,17 +116,17 @@ class Loop:
         return next((round_ for round_ in rounds if round_.unfinished), None)
 
     async def _begin(self, *, now: bool) -> Round | None:
-        due = await self.next_round()
-        if not due.is_due and not now:
+        upcoming = await self.next_round()
+        if not upcoming.is_ready and not now:
             return None
         directory = new_directory(self.context.settings.runs_dir, "round")
-        log.info("round begins", champion=due.champion, groups=due.groups, run=str(directory))
-        with room_for(directory):
+        log.info("round begins", champion=upcoming.champion, groups=upcoming.groups, run=str(directory))
+        with disk_full_errors(directory):
             return await Round.create(self.context, directory)
 
     async def _perform(self, round_: Round, stage: Stage) -> Version | None:
         try:
-            with room_for(round_.directory):
+            with disk_full_errors(round_.directory):
                 result = await stage()
         except (Conflict, StoreError, DiskFull):
             raise

@@ -38,7 +38,7 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
             )
             return
         with bar(f"scoring older groups by {reward.name}", sum(missing.values()), show=context.progress) as advance:
-            for version, most in missing.items():
+            for version, missing_groups in missing.items():
                 done = 0
 
                 def progress(count: int) -> None:
@@ -48,7 +48,12 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
 
                 scope = Scope((version,), settings.train.tenants)
                 found = await rescore(
-                    context.database, configured, scope, most=most, progress=progress, data_dir=settings.data_dir
+                    context.database,
+                    configured,
+                    scope,
+                    limit=missing_groups,
+                    progress=progress,
+                    data_dir=settings.data_dir,
                 )
                 log.info(
                     "older groups were scored by the newest reward",
@@ -66,7 +71,7 @@ async def _missing(context: RunContext, start: str, reward: RewardKey) -> dict[s
     wanted = context.settings.loop.min_groups
     missing = {}
     for version in dict.fromkeys((context.base.name, start)):
-        left = wanted - await count_trainable(database, version, reward, tenants=tenants, most=wanted)
+        left = wanted - await count_trainable(database, version, reward, tenants=tenants, limit=wanted)
         if left > 0 and (older := await count_rescorable(database, reward, Scope((version,), tenants))):
             missing[version] = min(left, older)
     return missing

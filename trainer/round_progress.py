@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from bonbon.errors import StoreError
-from bonbon.registry.round_progress import CurvePoint, RoundStage, tell_round
+from bonbon.registry.round_progress import CurvePoint, RoundStage, store_round_progress
 from bonbon.store.database import Database
 from trainer.training.metrics import read_metrics
 
@@ -25,11 +25,11 @@ class ProgressReporter:
         self.database, self.round_id, self.directory = database, round_id, directory
         self.sampler, self.epochs = sampler, epochs
 
-    async def tell(self, stage: RoundStage, *, version: str | None = None, outcome: str | None = None) -> None:
+    async def report(self, stage: RoundStage, *, version: str | None = None, outcome: str | None = None) -> None:
         """Reports that the round is at `stage`, with the training progress read from the run directory."""
         curve = await asyncio.to_thread(training_curve, self.directory)
         try:
-            await tell_round(
+            await store_round_progress(
                 self.database,
                 self.round_id,
                 run=self.directory.name,
@@ -46,18 +46,18 @@ class ProgressReporter:
     @asynccontextmanager
     async def training(self) -> AsyncIterator[None]:
         """Reports the progress periodically while the block trains, in this process or in others."""
-        telling = asyncio.create_task(self._tell_training(), name="reporter")
+        reporting = asyncio.create_task(self._report_training(), name="reporter")
         try:
             yield
         finally:
-            telling.cancel()
-            (ended,) = await asyncio.gather(telling, return_exceptions=True)
+            reporting.cancel()
+            (ended,) = await asyncio.gather(reporting, return_exceptions=True)
             if isinstance(ended, Exception):
                 log.warning("the progress of the round could not be stored", error=str(ended))
 
-    async def _tell_training(self) -> None:
+    async def _report_training(self) -> None:
         while True:
-            await self.tell(RoundStage.TRAINING)
+            await self.report(RoundStage.TRAINING)
             await asyncio.sleep(SECONDS)
 
 

@@ -170,13 +170,13 @@ class Round:
         if (self.directory / FILE).exists():
             return Evaluation.load(self.directory)
         kind = VersionKind((await self.train())["kind"])
-        await self.reporter.tell(RoundStage.EVALUATING)
+        await self.reporter.report(RoundStage.EVALUATING)
         files = VersionFiles(self.plan.policy, kind, self.directory / "output")
         evaluation = await self.context.evaluate(
             files, await self.snapshot(), served=self.plan.champion, temporary=True
         )
         evaluation.save(self.directory)
-        self._tell_signatures(evaluation)
+        self._report_signatures(evaluation)
         return evaluation
 
     async def register(self) -> Version:
@@ -236,7 +236,7 @@ class Round:
     async def fail(self, error: Exception) -> None:
         """Closes the round, because its training data or settings cannot be used."""
         write_json(self.directory / FAILED, {"error": str(error), "time": datetime.now(UTC).isoformat()})
-        await self.reporter.tell(RoundStage.FAILED, outcome=str(error))
+        await self.reporter.report(RoundStage.FAILED, outcome=str(error))
 
     async def close_erased(self) -> None:
         """Closes an `erased` round and deletes what it trained from the groups."""
@@ -285,7 +285,7 @@ class Round:
         directory = Path(plan.snapshot) if plan.snapshot is not None else self.directory / "snapshot"
         if directory.exists():
             return await asyncio.to_thread(read_snapshot, directory)
-        await self.reporter.tell(RoundStage.SNAPSHOT)
+        await self.reporter.report(RoundStage.SNAPSHOT)
         database, tenants = self.context.database, self.context.settings.train.tenants
         reward = await newest_reward_of(database, (self.context.base.name, plan.start), tenants=tenants)
         if reward is not None:
@@ -307,7 +307,7 @@ class Round:
         )
         return snapshot
 
-    def _tell_signatures(self, evaluation: Evaluation) -> None:
+    def _report_signatures(self, evaluation: Evaluation) -> None:
         """Reports the signatures to the log and to the run's metrics: 1 for a signature that was found, 0 otherwise."""
         metrics = read_metrics(self.directory)
         found = signatures(metrics, evaluation)
@@ -320,7 +320,7 @@ class Round:
 
     async def _finish(self, version: Version, outcome: str) -> Version:
         write_json(self.directory / FINISHED, {"version": version.name, "outcome": outcome})
-        await self.reporter.tell(RoundStage.FINISHED, version=version.name, outcome=outcome)
+        await self.reporter.report(RoundStage.FINISHED, version=version.name, outcome=outcome)
         return version
 
     async def _registered_before(self) -> Version | None:

@@ -78,8 +78,8 @@ async def _train(
     promote: bool,
 ) -> None:
     from trainer.context import open_context
-    from trainer.disk_full import room_for
-    from trainer.held_lease import Hold
+    from trainer.disk_full import disk_full_errors
+    from trainer.held_lease import HeldLease
     from trainer.loop import LEASE
     from trainer.reports.tables import show_version
     from trainer.rounds import Round, new_directory
@@ -88,21 +88,21 @@ async def _train(
     console = Console()
     async with (
         open_context(settings) as context,
-        Hold(context.database, LEASE, settings.loop.lease_seconds) as hold,
+        HeldLease(context.database, LEASE, settings.loop.lease_seconds) as lease,
     ):
         if resume and run is not None:
             round_ = Round.open(context, run.absolute())
         else:
             directory = run.absolute() if run else new_directory(settings.runs_dir, "train")
-            with room_for(directory):
+            with disk_full_errors(directory):
                 round_ = await Round.create(context, directory, start=start, snapshot=snapshot)
-        with room_for(round_.directory):
+        with disk_full_errors(round_.directory):
             taken = await round_.snapshot()
             trained = await round_.train()
             console.print(f"trained {taken.version} on {trained['groups']} groups in {trained['steps']} steps")
             if register:
                 await round_.evaluate()
-                await hold.confirm()
+                await lease.confirm()
                 version = await (round_.promote(actor="cli") if promote else round_.register())
                 show_version(console, version)
             else:
@@ -168,8 +168,8 @@ async def _loop(settings: Settings, once: bool, now: bool) -> None:
     _stop_on_signals(stop, console)
     async with open_context(settings) as context:
         daemon = Loop(context)
-        due = await daemon.next_round()
-        console.print("A round begins now." if now else due.waits_for, highlight=False, soft_wrap=True)
+        upcoming = await daemon.next_round()
+        console.print("A round begins now." if now else upcoming.waits_for, highlight=False, soft_wrap=True)
         if not once and not now:
             await daemon.run(stop)
         elif version := await daemon.once(stop, now=now):

@@ -55,15 +55,15 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         versions, aliases = await registry.list(), await registry.aliases()
         savings = {saved.version: saved for saved in reversed(await read_savings(registry.database))}
         champion = next((version for version in versions if version.name == aliases.get(CHAMPION)), None)
-        due = None if champion is None else await next_round(registry, champion, settings)
-        return versions, aliases, savings, due
+        upcoming = None if champion is None else await next_round(registry, champion, settings)
+        return versions, aliases, savings, upcoming
 
-    versions, aliases, savings, due = _with_registry(settings, read)
+    versions, aliases, savings, upcoming = _with_registry(settings, read)
     if as_json:
         listed = [
             asdict(version) | {"k": version.k, "saved_share": _saved(savings, version.name)} for version in versions
         ]
-        print_json({"aliases": aliases, "versions": listed, "next_round": due and due.waits_for})
+        print_json({"aliases": aliases, "versions": listed, "next_round": upcoming and upcoming.waits_for})
         return
     out = console()
     is_wide = out.width >= WIDE
@@ -79,8 +79,8 @@ def list_versions(data_dir: DataDir = None, database: DatabaseUrl = None, as_jso
         k = "n" if aliases.get(BEST_OF_N) == version.name else str(version.k) if answers else ""
         table.add_row(version.name, version.state, names, k, saved, *parent, created)
     out.print(table)
-    if due is not None:
-        out.print(due.waits_for)
+    if upcoming is not None:
+        out.print(upcoming.waits_for)
 
 
 def _saved(savings: dict[str, Savings], name: str) -> float | None:

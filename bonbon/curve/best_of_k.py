@@ -96,7 +96,7 @@ async def make_curve(
         database,
         version=kind.version,
         reward=kind.reward,
-        least_n=kind.n,
+        min_n=kind.n,
         after=selection.after,
         texts=judge is not None,
     )

@@ -33,36 +33,36 @@ def print_curve(console: Console, curve: Curve) -> None:
 def sentences(curve: Curve) -> list[str]:
     """Returns sentences that summarise the curve."""
     n = curve.kind.n
-    said = []
+    lines = []
     if curve.stops_at is not None:
-        said.append(
+        lines.append(
             f"More than {curve.stops_at} draws do not pay: draw {curve.stops_at + 1} surely adds less than "
             f"{curve.share:.0%} of what the {curve.stops_at} before it gain over one."
         )
     elif n < 3:
-        said.append("Groups of two draws cannot show which n stops paying; send requests with a larger best_of.")
+        lines.append("Groups of two draws cannot show which n stops paying; send requests with a larger best_of.")
     else:
-        said.append(
+        lines.append(
             f"No draw up to {n} is known to add less than {curve.share:.0%} of what those before it gain over one: "
             f"{n} still pay, or there are too few groups to say."
         )
     if curve.tied == 0:
-        said.append(
+        lines.append(
             "The win rate is by the selecting reward, and no candidates are tied, so it is k / (k + 1) for any "
             "reward. The expected reward shows what a draw is worth."
         )
     else:
-        said.append(
+        lines.append(
             f"The win rate is by the selecting reward: k / (k + 1), lowered by ties ({curve.tied:.2%} of the pairs of "
             "candidates). The expected reward shows what a draw is worth."
         )
-    said.append("The number after ± is half the width of the 95 % interval.")
+    lines.append("The number after ± is half the width of the 95 % interval.")
     if curve.judge is None:
-        said.append("No other judge was asked: name one with --judge or the setting held_out_reward.")
+        lines.append("No other judge was asked: name one with --judge or the setting held_out_reward.")
     elif curve.judged < curve.groups:
         unread = curve.groups - curve.judged
-        said.append(f"{unread:,} groups have prompts in token ids, which {curve.judge} cannot read.")
-    return said
+        lines.append(f"{unread:,} groups have prompts in token ids, which {curve.judge} cannot read.")
+    return lines
 
 
 def _cells(curve: Curve, point: Point) -> list[str]:

@@ -131,9 +131,9 @@ class Demo:
             await reward.start()
         environment = self._environment(models, reward_spec)
         self.service = ServiceProcess(environment, plan.data_dir / "service.log", plan.port)
-        self._say(f"starting the service (log: {self.service.log})")
+        self._announce(f"starting the service (log: {self.service.log})")
         await self.service.start()
-        self._say(f"service ready at {self.service.url}")
+        self._announce(f"service ready at {self.service.url}")
         async with AsyncOpenAI(base_url=f"{self.service.url}/v1", api_key="none", timeout=120.0) as client:
             traffic = Traffic(client)
             with results.timed("measure"):
@@ -337,7 +337,7 @@ class Demo:
     async def _swap(self, version: str, traffic: Traffic, requests: list[str]) -> SwapTraffic:
         """Promotes the version while requests are sent, some before and some after."""
         stop, result = asyncio.Event(), SwapTraffic()
-        self._say(f"promoting {version} while traffic goes on")
+        self._announce(f"promoting {version} while traffic goes on")
         sending = asyncio.create_task(traffic.until(stop, requests, model=ALIAS, result=result))
         await _seen(sending, lambda: sum(result.versions.values()), seconds=1.0)
         await self._admin("POST", "/admin/promote", {"version": version})
@@ -345,7 +345,7 @@ class Demo:
         stop.set()
         await sending
         served = ", ".join(f"{name}: {count}" for name, count in sorted(result.versions.items()))
-        self._say(f"swapped under {result.requests} requests, {result.failed} failed ({served})")
+        self._announce(f"swapped under {result.requests} requests, {result.failed} failed ({served})")
         return result
 
     async def _admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -364,7 +364,7 @@ class Demo:
             task = progress.add_task(title, total=total)
             yield lambda: progress.advance(task)
 
-    def _say(self, text: str) -> None:
+    def _announce(self, text: str) -> None:
         self.console.print(text, highlight=False)
 
     def _print(self) -> None:

@@ -13,7 +13,7 @@ from bonbon.pairs.health import Health
 from bonbon.store.database import Database, insert_new
 from bonbon.store.tables import candidates, groups
 
-MOST_REFUSALS = 10
+MAX_REFUSALS = 10
 """Consecutive refusals, with no group stored, after which the rest is not offered because the database is at fault."""
 
 
@@ -77,7 +77,7 @@ class Offer:
     @property
     def hopeless(self) -> bool:
         """Whether the database would refuse all other groups as well."""
-        return isinstance(self.error, StoreUnavailable) or (len(self.refused) >= MOST_REFUSALS and not self.kept)
+        return isinstance(self.error, StoreUnavailable) or (len(self.refused) >= MAX_REFUSALS and not self.kept)
 
 
 Store = Callable[[Sequence[Group]], Awaitable[dict[str, Kept]]]

@@ -101,7 +101,7 @@ class PairLog:
     @property
     def can_wait(self) -> bool:
         """Whether groups are accepted, or may be dropped, while the database does not accept them."""
-        return self.drop or (self.spool is not None and self.spool.has_room)
+        return self.drop or (self.spool is not None and self.spool.accepts_groups)
 
     def check(self) -> None:
         """Raises StoreError when an append could only fail now. Call it before drawing."""

@@ -10,7 +10,7 @@ from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.spool.segment import read_line, written
 
-MOST_BYTES = 32 * 2**20
+MAX_BYTES = 32 * 2**20
 SECONDS = 900.0
 """Clients wait ten minutes for an answer, and two for the next attempt."""
 
@@ -33,7 +33,7 @@ class RecentAnswers:
                 self._forget(group.idempotency)
                 self._kept[group.idempotency] = (time.monotonic(), line)
                 self._size += len(line)
-                while self._size > MOST_BYTES or self._too_old():
+                while self._size > MAX_BYTES or self._too_old():
                     self._forget(next(iter(self._kept)))
 
     def find(self, key: str) -> Group | None:

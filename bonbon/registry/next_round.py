@@ -10,7 +10,7 @@ from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.settings import Settings
 
-MOST_COUNTED = 50_000
+MAX_COUNTED = 50_000
 """The most groups that are counted for the next round unless it needs more, because every metrics scrape counts
 them."""
 
@@ -20,7 +20,7 @@ class NextRound:
     """The state of the next round, which would start from `champion`.
 
     `groups` is the number of the champion's clean groups that no round by the newest reward was trained on yet, counted
-    up to the larger of `MOST_COUNTED` and `needed`. `needed` is how many there must be, or None when no number of
+    up to the larger of `MAX_COUNTED` and `needed`. `needed` is how many there must be, or None when no number of
     groups starts a round. `refused` is how many groups the newest round from this champion was trained on, if the gate
     refused it.
     """
@@ -31,7 +31,7 @@ class NextRound:
     refused: int | None = None
 
     @property
-    def is_due(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether a trainer that checks now starts the round."""
         return self.needed is not None and self.groups >= self.needed
 
@@ -43,7 +43,7 @@ class NextRound:
                 f"No round starts automatically: {self.champion} answers with one draw, and fewer are not possible. "
                 "`bonbon loop --now` starts one."
             )
-        if self.is_due:
+        if self.is_ready:
             return "There are enough groups for the next round: it starts at the trainer's next check."
         left = self.needed - self.groups
         why = f", because the last round learned too little from {self.refused}" if self.refused is not None else ""
@@ -81,7 +81,7 @@ async def next_round(registry: Registry, champion: Version, settings: Settings) 
         after=max((version.training["last_group"] for version in started), default=None),
         tenants=tenants,
         reward=None if settings.train.rescore else reward,
-        most=max(needed or 0, MOST_COUNTED),
+        limit=max(needed or 0, MAX_COUNTED),
     )
     return NextRound(champion.name, groups, needed, refused)
 

@@ -58,7 +58,7 @@ class RoundProgress:
         return self.stage in (RoundStage.FINISHED, RoundStage.FAILED)
 
 
-async def tell_round(
+async def store_round_progress(
     database: Database,
     id: str,
     *,

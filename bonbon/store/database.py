@@ -115,14 +115,14 @@ class Database:
 
     def _open_postgresql(self) -> None:
         # Imports the driver, which a plain installation does not include.
-        from bonbon.store.postgresql import PATIENCE, PromptConnection, limit_statements
+        from bonbon.store.postgresql import CONNECTION_TIMEOUTS, PromptConnection, limit_statements
 
         self._engine = create_async_engine(
             self.url,
             pool_pre_ping=True,
             pool_timeout=self.timeouts.call,
             hide_parameters=True,
-            connect_args={"async_creator_fn": PromptConnection.connect, **PATIENCE},
+            connect_args={"async_creator_fn": PromptConnection.connect, **CONNECTION_TIMEOUTS},
         )
         limit_statements(self._engine.sync_engine, self.timeouts.call)
 
@@ -144,9 +144,9 @@ class Database:
             with _migrating:
                 _transact(self._blocking, migrate)
             return
-        from bonbon.store.postgresql import PATIENCE, limit_statements
+        from bonbon.store.postgresql import CONNECTION_TIMEOUTS, limit_statements
 
-        engine = create_engine(self.url, hide_parameters=True, connect_args=PATIENCE)
+        engine = create_engine(self.url, hide_parameters=True, connect_args=CONNECTION_TIMEOUTS)
         limit_statements(engine, self.timeouts.bulk)
         try:
             with _migrating:

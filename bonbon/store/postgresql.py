@@ -6,7 +6,12 @@ from typing import Any
 from psycopg import AsyncConnection, waiting
 from sqlalchemy import Connection, Engine, event, text
 
-PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
+CONNECTION_TIMEOUTS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "tcp_user_timeout": 15_000,
+}
 """How long the client waits for a silent server, in seconds; the last value is in milliseconds."""
 
 INTERVAL = 0.1

@@ -56,20 +56,20 @@ class SafeText(TypeDecorator[str]):
     """Text cleaned by `clean_text`. Token ids keep the exact candidate.
 
     Args:
-        most: The most characters, as in `clean_name`; PostgreSQL limits the size of index keys.
+        max_length: The most characters, as in `clean_name`; PostgreSQL limits the size of index keys.
     """
 
     impl = Text
     cache_ok = True
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, max_length: int | None = None) -> None:
         super().__init__()
-        self.most = most
+        self.max_length = max_length
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         if value is None:
             return None
-        return clean_text(value) if self.most is None else clean_name(value, self.most)
+        return clean_text(value) if self.max_length is None else clean_name(value, self.max_length)
 
 
 class Name(TypeDecorator[str]):

@@ -141,9 +141,9 @@ def test_what_is_set_aside_is_replayed_when_it_can_be_read_and_deleted_when_told
     assert "1 groups are in the log now; 2 are still set aside" in made.stdout
     kept = run(pairs_app, "spool", "--delete", *options, input="n\n")
     assert kept.exit_code == 1
-    assert set_aside_in(tmp_path / "spool").look() == 2
+    assert set_aside_in(tmp_path / "spool").recount() == 2
     assert as_json(pairs_app, "spool", "--delete", "--yes", *options) == {"deleted": 2}
-    assert set_aside_in(tmp_path / "spool").look() == 0
+    assert set_aside_in(tmp_path / "spool").recount() == 0
 
 
 def a_database(directory: Path) -> Path:
@@ -198,7 +198,7 @@ async def test_a_service_starts_whatever_has_been_put_among_what_is_set_aside(
     spool = Spool(tmp_path, 2**20)
     assert spool.set_aside.count == spool.set_aside.reasons().total() == 7
     assert spool.set_aside.erase(Conditions(older_than=datetime.now(UTC))) == 6
-    assert spool.set_aside.look() == 1
+    assert spool.set_aside.recount() == 1
     spool.set_aside.clear()
     assert spool.set_aside.count == 0
 
@@ -214,7 +214,7 @@ def test_two_things_of_one_name_are_both_kept(tmp_path: Path) -> None:
     assert spool.take(path) is None
     dangling_link(path)
     assert spool.take(path) is None
-    assert spool.set_aside.look() == 4
+    assert spool.set_aside.recount() == 4
 
 
 def test_a_spool_that_is_no_directory_is_refused_at_the_start(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.scored_groups import Kind
 from bonbon.pairs.reading.training_groups import training_groups
 from bonbon.pairs.rescoring.earlier_scores import read_earlier
-from bonbon.pairs.rescoring.rescore import AT_ONCE, MOST_FAILURES, Scope, count_rescorable, rescore
+from bonbon.pairs.rescoring.rescore import AT_ONCE, MAX_FAILURES, Scope, count_rescorable, rescore
 from bonbon.prompt import Message, Prompt
 from bonbon.registry.registry import Registry
 from bonbon.rewards.fake_reward import FakeReward, digest_score
@@ -152,7 +152,7 @@ async def test_a_failure_loses_its_own_group_only_and_the_next_call_tries_it_aga
 async def test_a_reward_that_fails_for_all_ends_it_and_what_was_scored_is_kept(
     database: Database, log: PairLog
 ) -> None:
-    some = await logged(log, *(scored_group(number) for number in range(2 * AT_ONCE + MOST_FAILURES)))
+    some = await logged(log, *(scored_group(number) for number in range(2 * AT_ONCE + MAX_FAILURES)))
     oldest = {group.candidates[0].text for group in some[:-AT_ONCE]}
 
     class Down(FakeReward):
@@ -161,11 +161,9 @@ async def test_a_reward_that_fails_for_all_ends_it_and_what_was_scored_is_kept(
             return await super().score(prompt, completions)
 
     reward = Down()
-    with pytest.raises(
-        RewardError, match=f"{MOST_FAILURES} groups in a row .*the server is away; the {AT_ONCE} groups"
-    ):
+    with pytest.raises(RewardError, match=f"{MAX_FAILURES} groups in a row .*the server is away; the {AT_ONCE} groups"):
         await rescore(database, reward)
-    assert len(reward.calls) == AT_ONCE + MOST_FAILURES, "the others are not even tried"
+    assert len(reward.calls) == AT_ONCE + MAX_FAILURES, "the others are not even tried"
     assert await count_rescorable(database, FAKE) == len(some) - AT_ONCE
 
 
@@ -181,7 +179,7 @@ async def test_groups_that_are_deleted_or_scored_meanwhile_are_passed_over(datab
                 await purge(database, Conditions(user="u0"))
                 other = FakeReward()
                 other.version = "2"
-                assert (await rescore(database, other, most=1)).scored == 1
+                assert (await rescore(database, other, limit=1)).scored == 1
             return await super().score(prompt, completions)
 
     found = await rescore(database, Slow())
@@ -194,7 +192,7 @@ async def test_groups_that_are_deleted_or_scored_meanwhile_are_passed_over(datab
 async def test_the_newest_groups_come_first_and_scopes_are_kept(database: Database, log: PairLog) -> None:
     some = await logged(log, *(scored_group(n, version=f"v{n % 2}", tenant="shop" if n > 3 else "") for n in range(6)))
     assert (await rescore(database, FakeReward(), Scope(("v1",), ("shop",)))).scored == 1
-    assert (await rescore(database, FakeReward(), Scope(("v0",)), most=2)).scored == 2
+    assert (await rescore(database, FakeReward(), Scope(("v0",)), limit=2)).scored == 2
     found = [group and group.reward_name for group in [await log.group(group.id) for group in some]]
     assert found == ["helpful", "helpful", "fake", "helpful", "fake", "fake"]
 
@@ -220,7 +218,7 @@ async def test_training_reads_the_new_scores_and_deletion_takes_the_old_ones_alo
     database: Database, log: PairLog
 ) -> None:
     some = await logged(log, *(scored_group(number, user=f"u{number % 2}") for number in range(4)))
-    await rescore(database, FakeReward(), most=2)
+    await rescore(database, FakeReward(), limit=2)
     assert await newest_reward(database, "tiny") == FAKE
     by_reward = {group.group_id: group.reward.name async for group in training_groups(database, version="tiny")}
     assert [by_reward[group.id] for group in some] == ["helpful", "helpful", "fake", "fake"]

@@ -21,7 +21,7 @@ from bonbon.demo.service_process import ServiceProcess
 from bonbon.errors import Conflict
 from bonbon.store.database import Database
 from tests.support.service.fake_service import BODY, CHAT, client_of, fake_service, rows, started
-from trainer.held_lease import Hold
+from trainer.held_lease import HeldLease
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed here (Debian: libfaketime)")
@@ -126,12 +126,12 @@ CONTENDER = """
 import asyncio, sys
 from bonbon.store.database import open_database
 from bonbon.errors import Conflict
-from trainer.held_lease import Hold
+from trainer.held_lease import HeldLease
 
 async def main():
     async with open_database({url!r}) as database:
         try:
-            async with Hold(database, "trainer", {seconds}):
+            async with HeldLease(database, "trainer", {seconds}):
                 print("held", flush=True)
                 await asyncio.sleep({keep})
         except Conflict as conflict:
@@ -156,7 +156,7 @@ async def test_a_lease_is_not_taken_from_a_holder_who_lives(
     """Whoever's clock is set: by the contender's, the lease ran out an hour ago, or is held for an hour to come."""
     clock = Clock(tmp_path / "clock")
     clock.set(ahead)
-    async with Hold(database, "trainer", 15.0) as hold:  # renewed every five seconds, watched for seven and a half
+    async with HeldLease(database, "trainer", 15.0) as hold:  # renewed every five seconds, watched for seven and a half
         process = contender(database, clock, seconds=1.0)
         said, _ = await asyncio.to_thread(process.communicate, timeout=120)
         assert "is held by" in said
@@ -179,7 +179,7 @@ async def test_a_dead_holders_lease_is_taken_whatever_its_clock_said(
     async with asyncio.timeout(60):
         while True:
             try:
-                async with Hold(database, "trainer", 1.0):
+                async with HeldLease(database, "trainer", 1.0):
                     break
             except Conflict:
                 await asyncio.sleep(0.1)

@@ -30,7 +30,7 @@ from tests.support.data.sampled_groups import FRACTIONS, make_base, make_group, 
 from tests.support.models.learners import learner_of, nudge
 from trainer.data.groups import Groups
 from trainer.data.logged_prompts import logged_prompts
-from trainer.drawing import LEAST_VALIDATION, Drawing, why_not_drawn
+from trainer.drawing import MIN_VALIDATION_GROUPS, Drawing, why_not_drawn
 from trainer.training.learning.learner import Learner
 from trainer.training.stages.draws import DrawBox, DrawOrder
 
@@ -209,8 +209,8 @@ async def test_a_policy_that_cannot_be_loaded_does_not_stop_the_others(world: Wo
     [
         ({"reward": None}, 50, "no reward is configured"),
         ({"engine": "fake"}, 50, "the engine 'fake' cannot load"),
-        ({}, LEAST_VALIDATION - 1, "7 validation groups are fewer than 8"),
-        ({}, LEAST_VALIDATION, None),
+        ({}, MIN_VALIDATION_GROUPS - 1, "7 validation groups are fewer than 8"),
+        ({}, MIN_VALIDATION_GROUPS, None),
     ],
     ids=["reward", "engine", "groups", "nothing"],
 )

@@ -23,7 +23,7 @@ from tests.support.data.loop_world import answer, make_settings
 from tests.support.data.sampled_groups import make_base
 from trainer.context import RunContext, open_context
 from trainer.evaluation.evaluation import Evaluation
-from trainer.held_lease import Hold
+from trainer.held_lease import HeldLease
 from trainer.inspection import inspect
 from trainer.loop import LEASE, Loop, RoundFailed
 from trainer.rounds import Round
@@ -137,9 +137,9 @@ async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Set
         assert version.verdict is not None
         assert "win_rate" in [r["check"] for r in version.verdict["reasons"] if not r["passed"]]
         assert await open_.registry.champion() == "base"
-        due = await Loop(open_).next_round()
-        assert (due.champion, due.groups, due.is_due) == ("base", 0, False)
-        assert due.needed == version.training["groups"], "it waits until there are twice as many groups"
+        upcoming = await Loop(open_).next_round()
+        assert (upcoming.champion, upcoming.groups, upcoming.is_ready) == ("base", 0, False)
+        assert upcoming.needed == version.training["groups"], "it waits until there are twice as many groups"
         assert await Loop(open_).once() is None
 
 
@@ -209,14 +209,14 @@ async def test_a_lost_lease_stops_before_registering(resumed: Settings) -> None:
     slow = changed(resumed, loop={"lease_seconds": 0.3})
     async with context(slow) as open_:
         round_ = Round.open(open_, slow.runs_dir / "round-1")
-        async with Hold(open_.database, LEASE, 0.3) as hold:
-            hold._renewing.cancel()  # the process was paused
+        async with HeldLease(open_.database, LEASE, 0.3) as lease:
+            lease._renewing.cancel()  # the process was paused
             await asyncio.sleep(0.4)
             await acquire(open_.database, LEASE, "another", 60)
             with pytest.raises(Conflict):
-                await hold.confirm()
+                await lease.confirm()
             with pytest.raises(Conflict):
-                await hold.confirm()
+                await lease.confirm()
         assert round_.unfinished
         with pytest.raises(Conflict, match="another"):
             await Loop(open_).once()
@@ -225,9 +225,9 @@ async def test_a_lost_lease_stops_before_registering(resumed: Settings) -> None:
 
 async def test_a_held_lease_outlives_its_length_and_is_given_back(resumed: Settings) -> None:
     async with context(resumed) as open_:
-        async with Hold(open_.database, LEASE, 0.3) as hold:
+        async with HeldLease(open_.database, LEASE, 0.3) as lease:
             await asyncio.sleep(0.8)
-            await hold.confirm()
+            await lease.confirm()
             with pytest.raises(Conflict):
                 await acquire(open_.database, LEASE, "another", 1)
         await acquire(open_.database, LEASE, "another", 1)
@@ -235,9 +235,9 @@ async def test_a_held_lease_outlives_its_length_and_is_given_back(resumed: Setti
 
 async def test_a_renewal_that_finds_the_lease_taken_tells_the_holder(resumed: Settings) -> None:
     async with context(resumed) as open_:
-        hold = Hold(open_.database, LEASE, 0.3)
+        lease = HeldLease(open_.database, LEASE, 0.3)
         with capture_logs() as logs:
-            async with hold:
+            async with lease:
                 from sqlalchemy import update
 
                 from bonbon.store.tables import leases
@@ -246,7 +246,7 @@ async def test_a_renewal_that_finds_the_lease_taken_tells_the_holder(resumed: Se
                     await connection.execute(update(leases).values(holder="another", token=99))
                 await asyncio.sleep(0.25)
                 with pytest.raises(Conflict):
-                    await hold.confirm()
+                    await lease.confirm()
         assert [entry["event"] for entry in logs] == ["lease lost"]
 
 

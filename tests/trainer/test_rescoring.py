@@ -62,7 +62,7 @@ async def test_a_round_trains_on_older_groups_after_the_reward_has_changed(base:
         await log(context, 60)
         await log(context, 5, reward=FAKE)
         await context.registry.promote("base")
-        assert (await Loop(context).next_round()).is_due
+        assert (await Loop(context).next_round()).is_ready
         taken = await snapshot(context)
         assert (taken.reward_name, taken.groups, taken.other_rewards) == ("fake", 45, 20)
         assert await counts(context) == (20, 45)

@@ -42,7 +42,7 @@ COLUMNS = [
 ]
 
 
-MOST_NAMED = 20
+MAX_NAMED = 20
 """The most groups that a warning names."""
 
 
@@ -275,7 +275,7 @@ def _with_unknown_tokens(table: pa.Table, vocabulary: int) -> Rows:
             )
         log.warning(
             "groups are set aside: they have token ids that the model does not know",
-            groups=names[:MOST_NAMED],
+            groups=names[:MAX_NAMED],
             count=len(names),
             token_ids_of_model=vocabulary,
             remedy=remedy,

@@ -70,11 +70,11 @@ def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
         title = f"p-value of a win rate of at most {gate.min_win_rate:.3f}"
         checks.append(_at_most(title, "p_value", _p_value(e.win_rate_shares, gate.min_win_rate), gate.max_p_value))
     shortest, longest = gate.length_ratio
-    most_kl = gate.max_kl_factor * best_of_n_kl(e.n)
+    max_kl = gate.max_kl_factor * best_of_n_kl(e.n)
     checks += [
         *saving,
         _at_least("gain in the objective, nats", "gain", e.gain.low, gate.min_gain, "lower bound"),
-        _at_most(f"KL from {e.base}, nats", "kl", e.kl.high, most_kl, "upper bound"),
+        _at_most(f"KL from {e.base}, nats", "kl", e.kl.high, max_kl, "upper bound"),
         _at_most("share of answers cut off", "truncated", e.truncated, e.base_truncated + gate.max_truncated),
         _at_least("mean length over the base's", "length_ratio_min", e.length_ratio.value, shortest),
         _at_most("mean length over the base's", "length_ratio_max", e.length_ratio.value, longest),
@@ -88,11 +88,11 @@ def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
 def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list[Check]]:
     """Returns the smallest k that is as good as what is served, or None, and the checks that led to it."""
     served = f"best-of-{e.served_k} of {e.served}" if e.served_k > 1 else f"one draw of {e.served}"
-    least = 0.5 - gate.margin
-    good = [one for one in e.best_of_k if _is_as_good(one, least)]
+    minimum = 0.5 - gate.margin
+    good = [one for one in e.best_of_k if _is_as_good(one, minimum)]
     chosen = good[0] if good else max(e.best_of_k, key=lambda one: one.win_rate_served.low)
     title = f"win rate of best-of-{chosen.k} against {served}"
-    checks = [_at_least(title, "win_rate_served", chosen.win_rate_served.low, least, "lower bound")]
+    checks = [_at_least(title, "win_rate_served", chosen.win_rate_served.low, minimum, "lower bound")]
     if chosen.held_out_win_rate_served is not None:
         title += " by the held-out reward"
         high = chosen.held_out_win_rate_served.high
@@ -109,9 +109,9 @@ def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list
     return (chosen if good else None), checks
 
 
-def _is_as_good(one: BestOfK, least: float) -> bool:
+def _is_as_good(one: BestOfK, minimum: float) -> bool:
     held_out = one.held_out_win_rate_served
-    return one.win_rate_served.low >= least and (held_out is None or held_out.high >= 0.5)
+    return one.win_rate_served.low >= minimum and (held_out is None or held_out.high >= 0.5)
 
 
 def _p_value(shares: Sequence[float], null: float) -> float:

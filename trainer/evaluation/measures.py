@@ -133,7 +133,7 @@ def divergences(samples: Sequence[Samples], values: Sequence[Divergence], answer
     }
 
 
-MOST_TRUNCATED = 0.1
+MAX_TRUNCATED = 0.1
 """The share of truncated answers above which an evaluation warns."""
 
 
@@ -146,7 +146,7 @@ def sufficient_max_tokens(draws: Iterable[Scored]) -> int | None:
     drawn = list(draws)
     truncated = [len(draw.tokens) for draw in drawn if draw.truncated]
     share = len(truncated) / len(drawn)
-    if share <= MOST_TRUNCATED:
+    if share <= MAX_TRUNCATED:
         return None
     longest = max(truncated)
     half = longest // 2
@@ -154,7 +154,7 @@ def sufficient_max_tokens(draws: Iterable[Scored]) -> int | None:
     exposed = sum(max(0, len(draw.tokens) - half) for draw in drawn)
     if not ended:
         return None
-    return math.ceil(longest + math.log(share / MOST_TRUNCATED) * exposed / ended)
+    return math.ceil(longest + math.log(share / MAX_TRUNCATED) * exposed / ended)
 
 
 def _by_k(samples: Sequence[Samples], served_k: int, judge: Judge) -> tuple[Array, Array]:

@@ -166,8 +166,8 @@ def _best_of_k(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
     axis.set_title("Best of k draws against what is served")
     for one in e.best_of_k:
         _interval(axis, one.win_rate_served, one.k, POLICY, horizontal=False)
-    least = 0.5 - gate.margin
-    axis.axhline(least, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, lower bound {least:.2f}")
+    minimum = 0.5 - gate.margin
+    axis.axhline(minimum, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, lower bound {minimum:.2f}")
     axis.axhline(0.5, color=FAINT, linewidth=1)
     axis.set_xlabel("k, draws an answer")
     axis.set_ylabel("win rate")

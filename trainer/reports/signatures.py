@@ -20,13 +20,13 @@ NAMES = (FLAT, OVERFITTED, DEPARTED, TRUNCATED, HACKED, UNDERFITTED)
 
 WASTED_KL = 0.5
 """A version is flat when its win rate could be had for less than this share of the KL spent."""
-LEAST_KL = 0.05
+MIN_KL = 0.05
 """In nats. Below it, no KL worth mentioning has been spent."""
 MARGIN_OVER = 3.0
 """Ratio of the margin on training groups to that on validation groups from which the training groups are memorised."""
-LEAST_MARGIN = 1.0
+MIN_MARGIN = 1.0
 """In nats. Smaller margins on training groups are not a sign of anything."""
-MOST_TRUNCATED = 0.1
+MAX_TRUNCATED = 0.1
 """The share of truncated answers above which a signature is reported."""
 HELD_OUT_LOST = 0.5
 """Ratio of the version's held-out share to best-of-n's below which it has learnt the reward's errors."""
@@ -57,7 +57,7 @@ def signatures(metrics: Sequence[Mapping[str, Any]], evaluation: Evaluation | No
 def _flat(evaluation: Evaluation) -> Signature | None:
     """The win rate could be reached with a small part of the KL spent."""
     win_rate, kl = evaluation.win_rate, evaluation.kl
-    if not kl.low > LEAST_KL:
+    if not kl.low > MIN_KL:
         return None
     needed = frontier_kl(min(win_rate.high, 1 - 1e-9))
     if needed >= WASTED_KL * kl.low:
@@ -74,7 +74,7 @@ def _flat(evaluation: Evaluation) -> Signature | None:
 def _overfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
     """The margin of the training groups is far above that of validation groups."""
     train, validation = _ends(metrics, "margin"), _ends(metrics, "validation_margin")
-    if train is None or validation is None or train.last < LEAST_MARGIN:
+    if train is None or validation is None or train.last < MIN_MARGIN:
         return None
     if train.last <= MARGIN_OVER * max(validation.last, 0.0):
         return None
@@ -118,7 +118,7 @@ def _underfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
 def _truncated(evaluation: Evaluation) -> Signature | None:
     """Many answers were truncated, and the reward scored them as if they were complete."""
     worst = max(evaluation.truncated, evaluation.base_truncated)
-    if worst <= MOST_TRUNCATED:
+    if worst <= MAX_TRUNCATED:
         return None
     enough = evaluation.sufficient_max_tokens
     remedy = f"about {enough} tokens would let nine of ten end" if enough else "raise it until nine of ten end"

@@ -46,15 +46,15 @@ class Checkpoint:
     looks_since_mark: int = 0
     halvings: int = 0
 
-    def see(self, gain: float, weights: Callable[[], Weights], *, least: float = 0.0) -> None:
+    def see(self, gain: float, weights: Callable[[], Weights], *, min_gain: float = 0.0) -> None:
         """Records the gain of the current policy.
 
-        The highest gain is kept with its weights. A gain that is `least` above the mark becomes the mark.
+        The highest gain is kept with its weights. A gain that is at least `min_gain` above the mark becomes the mark.
         """
         if gain > self.best_gain:
             self.best, self.best_step, self.best_gain = weights(), self.step, gain
         self.looks_since_mark += 1
-        if gain > self.mark + least:
+        if gain > self.mark + min_gain:
             self.mark, self.looks_since_mark = gain, 0
 
 

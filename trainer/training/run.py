@@ -76,7 +76,7 @@ class Run:
         key: str,
     ) -> None:
         self.config, self.groups, self.run_dir, self.bars = config, groups, run_dir, bars
-        self.tilt, self.most_kl = tilt(n), config.kl or best_of_n_kl(n)
+        self.tilt, self.max_kl = tilt(n), config.kl or best_of_n_kl(n)
         self.validation = validation_rows(groups, config.seed)
         self.draws_for_validation = max(2, math.ceil(config.validation_draws / max(1, len(self.validation))))
         bf16 = accelerator.mixed_precision == "bf16"
@@ -139,7 +139,7 @@ class Run:
             self.validation,
             draws=self.draws_for_validation,
             tilt=self.tilt,
-            most_kl=self.most_kl,
+            max_kl=self.max_kl,
             run_dir=self.run_dir,
             progress=self.bars,
         )
@@ -159,7 +159,7 @@ class Run:
             config=config,
             rate=config.refine_learning_rate or REFINED * self.offline.rate(),
             tilt=self.tilt,
-            most_kl=self.most_kl,
+            max_kl=self.max_kl,
             offset=steps,
             epochs=epochs,
             run_dir=self.run_dir,

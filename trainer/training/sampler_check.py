@@ -8,15 +8,15 @@ from torch import Tensor
 from bonbon.errors import UserError
 from trainer.data.groups import Groups, Rows
 
-MOST_GROUPS = 256
-SURE = 3.0
+MAX_GROUPS = 256
+MIN_STANDARD_ERRORS = 3.0
 """Number of standard errors by which a mean must exceed the limit."""
 
 
 def checked_rows(groups: Groups, *, by_base: bool) -> Rows:
-    """Returns at most `MOST_GROUPS` of the groups drawn from the base (or of the others), spread over all of them."""
+    """Returns at most `MAX_GROUPS` of the groups drawn from the base (or of the others), spread over all of them."""
     rows = np.flatnonzero(groups.by_base == by_base)
-    return rows[np.linspace(0, len(rows) - 1, min(len(rows), MOST_GROUPS)).astype(np.int64)]
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_GROUPS)).astype(np.int64)]
 
 
 def check_sampler(groups: Groups, rows: Rows, policy: Tensor, *, limit: float, noise: float, name: str) -> float:
@@ -45,7 +45,7 @@ def check_sampler(groups: Groups, rows: Rows, policy: Tensor, *, limit: float, n
     by_group = np.add.reduceat(gaps, np.cumsum(groups.n[rows]) - groups.n[rows]) / groups.n[rows]
     error = float(by_group.std(ddof=1) / math.sqrt(len(rows))) if len(rows) > 1 else 0.0
     allowed = noise * float(groups.tokens[places].mean())
-    if mean - SURE * error > limit + allowed:
+    if mean - MIN_STANDARD_ERRORS * error > limit + allowed:
         raise UserError(
             f"the candidates of {len(rows)} groups were logged with log-probabilities that are {mean:.2f} nats an "
             f"answer higher than {name} gives them, more than train.max_sampler_gap = {limit:g} and the noise of "

@@ -82,23 +82,23 @@ async def count_clean(
     tenants: Tenants = None,
     own_rewards: bool = False,
     reward: RewardKey | None = None,
-    most: int | None = None,
+    limit: int | None = None,
 ) -> int:
     """Returns the number of groups that `clean` selects, of `version` (None: any), scored by `reward` (None: any).
 
-    The count stops at `most`.
+    The count stops at `limit`.
     """
     found = clean(version, after, tenants, own_rewards)
-    return await _count(database, found if reward is None else and_(found, scored_by(reward)), most)
+    return await _count(database, found if reward is None else and_(found, scored_by(reward)), limit)
 
 
 async def count_trainable(
-    database: Database, version: str, reward: RewardKey, *, tenants: Tenants = None, most: int | None = None
+    database: Database, version: str, reward: RewardKey, *, tenants: Tenants = None, limit: int | None = None
 ) -> int:
     """Returns the number of groups of `version` that `trainable` selects, scored by `reward`. The count stops at
-    `most`.
+    `limit`.
     """
-    return await _count(database, and_(trainable(version, None, tenants), scored_by(reward)), most)
+    return await _count(database, and_(trainable(version, None, tenants), scored_by(reward)), limit)
 
 
 async def trainable_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
@@ -235,8 +235,8 @@ def next_clean(version: str | None, tenants: Tenants, chunk: int, own_rewards: b
     )
 
 
-async def _count(database: Database, condition: ColumnElement[bool], most: int | None) -> int:
-    query = select(func.count()).select_from(select(groups.c.id).where(condition).limit(most).subquery())
+async def _count(database: Database, condition: ColumnElement[bool], limit: int | None) -> int:
+    query = select(func.count()).select_from(select(groups.c.id).where(condition).limit(limit).subquery())
     async with database.read(bulk=True) as connection:
         return int((await connection.execute(query)).scalar_one())
 

@@ -44,16 +44,16 @@ async def scored_groups(
     *,
     version: str,
     reward: RewardKey,
-    least_n: int,
+    min_n: int,
     after: str | None = None,
     texts: bool = False,
     chunk: int = CHUNK,
 ) -> AsyncIterator[ScoredGroup]:
-    """Yields groups of `version` with at least `least_n` candidates, scored by `reward`, oldest first, in constant
+    """Yields groups of `version` with at least `min_n` candidates, scored by `reward`, oldest first, in constant
     memory.
     """
     columns = [groups.c.id, groups.c.prompt_digest, *([groups.c.prompt] if texts else [])]
-    condition = and_(scored_by(reward), groups.c.n >= least_n)
+    condition = and_(scored_by(reward), groups.c.n >= min_n)
     last, found = after, chunk
     while found == chunk:
         page = select(*columns).where(trainable(version, last), condition).order_by(groups.c.id).limit(chunk)

@@ -33,7 +33,7 @@ AT_ONCE = 32
 """Groups that are scored concurrently and stored together. A killed process loses at most these."""
 REWARD_SECONDS = 600.0
 """Deadline in seconds for the scores of a group. It is long because no client waits for the answer."""
-MOST_FAILURES = 64
+MAX_FAILURES = 64
 """Consecutive groups that fail before the reward is considered broken."""
 
 
@@ -119,7 +119,7 @@ async def rescore(
     reward: Reward,
     scope: Scope = Scope(),
     *,
-    most: int | None = None,
+    limit: int | None = None,
     progress: Callable[[int], None] | None = None,
     data_dir: Path = Path("data"),
 ) -> Rescored:
@@ -135,20 +135,20 @@ async def rescore(
     scored if that reward had the same name.
 
     Args:
-        most: Score at most this many of the newest groups.
+        limit: Score at most this many of the newest groups.
         progress: Called with the number of groups done so far.
         data_dir: The data directory, which may hold base models whose tokenizers decode token-id prompts.
 
     Raises:
-        RewardError: `MOST_FAILURES` groups in a row could not be scored; new scores so far are kept.
+        RewardError: `MAX_FAILURES` groups in a row could not be scored; new scores so far are kept.
         StoreError: The database failed; new scores so far are kept.
     """
     key, prompts, found = reward_key(reward), ReadablePrompts(database, data_dir), Rescored()
     done, before = 0, None
     in_a_row: list[RewardError] = []
-    while most is None or done < most:
-        limit = AT_ONCE if most is None else min(AT_ONCE, most - done)
-        some = await _read(database, _rescorable(key, scope), before, limit)
+    while limit is None or done < limit:
+        size = AT_ONCE if limit is None else min(AT_ONCE, limit - done)
+        some = await _read(database, _rescorable(key, scope), before, size)
         if not some:
             break
         readable = [await prompts.of(group) for group in some]
@@ -163,7 +163,7 @@ async def rescore(
         done, before = done + len(some), some[-1].id
         if progress is not None:
             progress(done)
-        if len(in_a_row) >= MOST_FAILURES:
+        if len(in_a_row) >= MAX_FAILURES:
             raise RewardError(
                 f"{len(in_a_row)} groups in a row could not be scored, the last one because: {in_a_row[-1]}; "
                 f"the {found.scored} groups that were scored before keep their new scores"

@@ -14,7 +14,7 @@ from bonbon.concurrency.shielded import shielded
 from bonbon.errors import StoreError, StoreUnavailable
 from bonbon.pairs.deletion.erasures import without_erased
 from bonbon.pairs.group_records import Group, Unclean
-from bonbon.pairs.group_store import MOST_REFUSALS, Kept, Refusal, offer, store_groups
+from bonbon.pairs.group_store import MAX_REFUSALS, Kept, Refusal, offer, store_groups
 from bonbon.pairs.health import Health
 from bonbon.pairs.spool.segment import Line, Segment
 from bonbon.pairs.spool.spool import Spool
@@ -118,7 +118,7 @@ class Replayer:
             found = await offer(some, self._store, self.health)
             done.stored += len(found.kept)
             done.refused += len(found.refused)
-            done.over = found.hopeless or (done.refused >= MOST_REFUSALS and not done.stored)
+            done.over = found.hopeless or (done.refused >= MAX_REFUSALS and not done.stored)
             self._at_once = max(1, self._at_once // 2) if done.over else min(MOST_AT_ONCE, 2 * self._at_once)
             if isinstance(found.error, StoreUnavailable) or (self.health.down and found.error is not None):
                 self.health.failed(found.error, spool=True)

@@ -31,7 +31,7 @@ class Entry:
 class SetAside:
     """A directory of lines, each with the reason why it was set aside. Safe for several threads and processes.
 
-    Every addition is a separate file, so that no process waits for another. `count` is the result of the last `look`.
+    Every addition is a separate file, so that no process waits for another. `count` is the last result of `recount`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -66,7 +66,7 @@ class SetAside:
         finally:
             segment.close()
 
-    def look(self) -> int:
+    def recount(self) -> int:
         """Returns the number of entries, counted again when the files have changed."""
         seen = [(path.name, size_of(path)) for path in self._paths()]
         if seen != self._seen:
@@ -114,7 +114,7 @@ class SetAside:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        self.look()
+        self.recount()
 
     def matching(self, conditions: Conditions) -> int:
         """Returns how many entries `erase` would delete now. Raises OSError."""

@@ -29,18 +29,18 @@ class Spool:
 
     Args:
         directory: Created when it is needed.
-        most_bytes: The total size of all segments above which nothing is accepted.
+        max_bytes: The total size of all segments above which nothing is accepted.
 
     Raises:
         UserError: The path exists and is not a directory.
     """
 
-    def __init__(self, directory: Path, most_bytes: int) -> None:
+    def __init__(self, directory: Path, max_bytes: int) -> None:
         if os.path.lexists(directory) and not directory.is_dir():
             raise UserError(
                 f"the spool {directory} is not a directory: move it away, or name another data_dir", param="data_dir"
             )
-        self.directory, self.most_bytes = directory, most_bytes
+        self.directory, self.max_bytes = directory, max_bytes
         self.set_aside = set_aside_in(directory)
         self._lock = Lock()
         self._active: Segment | None = None
@@ -52,7 +52,7 @@ class Spool:
         self.measure()
 
     @property
-    def has_room(self) -> bool:
+    def accepts_groups(self) -> bool:
         """Whether every append succeeded since the spool was last emptied in part."""
         return not self._refused
 
@@ -65,7 +65,7 @@ class Spool:
         data = b"".join(map(written, groups))
         with self._lock:
             try:
-                if self.size + len(data) > self.most_bytes:
+                if self.size + len(data) > self.max_bytes:
                     raise StoreError(f"the spool {self.directory} is full")
                 self._write(data)
             except (StoreError, OSError) as error:
@@ -113,7 +113,7 @@ class Spool:
         with self._lock:
             self.size = sum(map(size_of, self.paths()))
             self._refused = self._refused and self.size > 0
-        self.set_aside.look()
+        self.set_aside.recount()
 
     def _move(self, path: Path, reason: str) -> None:
         try:

@@ -86,7 +86,7 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
         what = f"Whole weights: a LoRA adapter merged into `{base}`"
     answers = "one draw" if record.k == 1 else f"the best of {record.k} draws, chosen by the reward"
     use = ADAPTER_USE if record.kind is VersionKind.ADAPTER else WHOLE_USE
-    most = next((most for most in VLLM_RANKS if most >= (rank or 0)), rank)
+    max_rank = next((supported for supported in VLLM_RANKS if supported >= (rank or 0)), rank)
     parts = [
         f"# {record.version}",
         f"{what}, distilled from best-of-n answers by bonbon ({_method(record)}), whose method builds on "
@@ -96,7 +96,7 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
         _table(evaluation, record.k) if evaluation else "It was not evaluated.",
         _verdict(record.verdict),
         "## Use",
-        use.format(base=base, rank=most, version=record.version).rstrip(),
+        use.format(base=base, rank=max_rank, version=record.version).rstrip(),
         _best_of_k(record.k),
         f"The base must be the one that the version was trained from. Its digest, which bonbon computes from the files "
         f"that determine its output, is `{record.base_digest or 'unknown'}`.",

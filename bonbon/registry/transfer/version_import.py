@@ -24,7 +24,7 @@ REGISTERED, DATABASE = "registered.json", "bonbon.db"
 ESTIMATES = ("win_rate", "win_rate_served", "kl", "recovered", "length_ratio", "gain")
 SHARES = ("best_of_n_win_rate", "held_out_win_rate", "kl_k1", "truncated")
 """Figures that are either an estimate or a number."""
-MOST_DRAWS = 1024
+MAX_DRAWS = 1024
 """The most draws that an imported version may answer with, because a service draws that many for each request."""
 INHERITED = ("held_out_fraction", "validation_fraction")
 """Settings that determine the held-out prompts. A later round must hold out the same ones."""
@@ -189,7 +189,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_DRAWS
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_DRAWS
 
 
 def _verdict(source: Source, origin: dict[str, str]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from bonbon.demo.service_process import free_port
 from bonbon.pairs.group_records import Comparison
 from bonbon.pairs.live.savings import TokenCounts, add_savings
-from bonbon.registry.round_progress import CurvePoint, RoundStage, tell_round
+from bonbon.registry.round_progress import CurvePoint, RoundStage, store_round_progress
 from bonbon.registry.version_records import Version
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings, Settings
@@ -151,7 +151,9 @@ async def filled(state: AppState) -> Version:
 async def tell_training(state: AppState, *, epoch: float) -> None:
     """A round is at this of three epochs."""
     curve = tuple(CurvePoint(epoch * step / 9, 2.0 - step / 10, step, 18.2) for step in range(10))
-    await tell_round(state.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
+    await store_round_progress(
+        state.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve
+    )
 
 
 def tile(page: Page, title: str) -> Locator:

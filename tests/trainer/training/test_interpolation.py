@@ -76,7 +76,7 @@ def test_it_is_drawn_at_every_share_and_remembered(tmp_path: Path) -> None:
             np.arange(9),
             draws=8,
             tilt=2.0,
-            most_kl=FAR,
+            max_kl=FAR,
             run_dir=tmp_path,
             progress=Bars(show=False),
         )

@@ -22,7 +22,7 @@ from trainer.training.learning.learner import Learner
 from trainer.training.metrics import MetricsLog, read_metrics
 from trainer.training.stages.offline import PROBED, Offline, climb
 from trainer.training.stages.schedule import default_learning_rate
-from trainer.training.stages.validation import look, validation_rows
+from trainer.training.stages.validation import logged_gain, validation_rows
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ class Stage:
     def gain(self, weights: dict[str, Tensor]) -> float:
         self.learner.load(weights)
         policy = self.learner.of_policy(self.groups, self.validation, "")
-        return look(self.groups, self.validation, policy, self.reference, self.c).gain
+        return logged_gain(self.groups, self.validation, policy, self.reference, self.c).gain
 
     def reported(self, name: str) -> dict[int, float]:
         """By step."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from bonbon.errors import UserError
 from tests.support.data.written_groups import group_row, groups_of
 from trainer.data.groups import Groups
-from trainer.training.sampler_check import MOST_GROUPS, check_sampler, checked_rows
+from trainer.training.sampler_check import MAX_GROUPS, check_sampler, checked_rows
 
 LENGTH, GROUPS, N = 160, 200, 8
 NOISE = 0.001
@@ -99,8 +99,8 @@ def test_no_more_groups_than_needed_and_all_over_the_log(tmp_path: Path) -> None
     """A sampler that was exchanged half-way is among them."""
     some = groups_of(tmp_path / "groups.parquet", [group_row([0.0, 1.0]) for _ in range(1000)])
     rows = checked_rows(some, by_base=True)
-    assert len(rows) == len(set(rows.tolist())) == MOST_GROUPS
+    assert len(rows) == len(set(rows.tolist())) == MAX_GROUPS
     assert (rows[0], rows[-1]) == (0, 999)
-    assert int((rows < 500).sum()) == MOST_GROUPS // 2
+    assert int((rows < 500).sum()) == MAX_GROUPS // 2
     assert not len(checked_rows(some, by_base=False))
     assert check_sampler(some, np.array([], int), torch.zeros(0), limit=0.1, noise=0, name="tiny") == 0

@@ -12,7 +12,7 @@ from bonbon.pairs.reading.snapshot import Split
 from bonbon.theory import best_gain, objective_gain, tilt, tilted_kl, tilted_win_rate
 from tests.support.data.written_groups import group_row, groups_of, write_groups
 from trainer.data.groups import Groups, Rows
-from trainer.training.stages.validation import drawn_gain, look, validation_rows
+from trainer.training.stages.validation import drawn_gain, logged_gain, validation_rows
 
 N = 8
 GROUPS = 3000
@@ -36,7 +36,7 @@ def seen(groups: Groups, log_ratio: Array, *, c: float = tilt(N), rows: Rows | N
     """What `look` says of the policy with these log ratios to the base."""
     reference = torch.full((len(groups.owners),), -50.0)
     some = np.arange(len(groups)) if rows is None else rows
-    found = look(groups, some, reference + torch.from_numpy(log_ratio.ravel()).float(), reference, c)
+    found = logged_gain(groups, some, reference + torch.from_numpy(log_ratio.ravel()).float(), reference, c)
     return {name: getattr(found, name) for name in ("gain", "forward", "margin", "target")}
 
 
@@ -127,10 +127,10 @@ def test_validation_groups_are_the_bases_and_the_same_ones_for_a_seed(tmp_path: 
         for number in range(400)
     ]
     groups = groups_of(tmp_path / "groups.parquet", rows)
-    every = validation_rows(groups, 0, most=1000)
+    every = validation_rows(groups, 0, limit=1000)
     assert every.tolist() == [row for row in range(400) if row % 4 == 1 or row % 8 == 7]
-    some = validation_rows(groups, 0, most=32)
+    some = validation_rows(groups, 0, limit=32)
     assert some.tolist() == sorted(set(some.tolist()))
     assert set(some.tolist()) < set(every.tolist())
-    assert some.tolist() == validation_rows(groups, 0, most=32).tolist()
-    assert some.tolist() != validation_rows(groups, 1, most=32).tolist()
+    assert some.tolist() == validation_rows(groups, 0, limit=32).tolist()
+    assert some.tolist() != validation_rows(groups, 1, limit=32).tolist()

@@ -52,11 +52,11 @@ def interpolate(
     *,
     draws: int,
     tilt: float,
-    most_kl: float,
+    max_kl: float,
     run_dir: Path,
     progress: Bars,
 ) -> Interpolated:
-    """Returns the share with the highest gain in J among those whose KL from the base is at most `most_kl` nats.
+    """Returns the share with the highest gain in J among those whose KL from the base is at most `max_kl` nats.
 
     The shares are measured on fresh draws once, and the result is kept in the run directory. Every process must call
     it.
@@ -74,14 +74,14 @@ def interpolate(
             found = drawer.gain(number, learner.interpolated(weights, share), rows, draws, tilt)
             tried.append(Tried(share, found.gain, found.standard_error, found.win_rate, found.kl))
             bar(number + 1, f"share {share:g}  gain {found.gain:.3f}  KL {found.kl:.3f}")
-    chosen = best_share(tried, most_kl)
+    chosen = best_share(tried, max_kl)
     if learner.accelerator.is_main_process:
         write_json(run_dir / FILE, {"chosen": asdict(chosen), "tried": [asdict(one) for one in tried]})
     learner.accelerator.wait_for_everyone()
     return chosen
 
 
-def best_share(tried: Sequence[Tried], most_kl: float) -> Interpolated:
+def best_share(tried: Sequence[Tried], max_kl: float) -> Interpolated:
     """Returns the best share according to curves fitted through the measured shares.
 
     At share 0 the policy is the base, with no gain and no divergence. Near it the gain is a s - b s^2 and the KL grows
@@ -94,7 +94,7 @@ def best_share(tried: Sequence[Tried], most_kl: float) -> Interpolated:
     kl = _fit([shares**2, shares**3], [one.kl for one in tried], np.ones(len(tried)))
     grid = np.linspace(0, 1, GRID)
     gains, kls = gain[0] * grid + gain[1] * grid**2, kl[0] * grid**2 + kl[1] * grid**3
-    best = int(np.where(kls <= most_kl, gains, -np.inf).argmax())
+    best = int(np.where(kls <= max_kl, gains, -np.inf).argmax())
     return Interpolated(float(grid[best]), float(gains[best]), float(kls[best]))
 
 

@@ -23,7 +23,7 @@ from trainer.training.learning.candidate_selection import candidates
 from trainer.training.learning.learner import Learner, Weights
 from trainer.training.metrics import MetricsLog
 from trainer.training.stages.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
-from trainer.training.stages.validation import Look, look
+from trainer.training.stages.validation import LoggedGain, logged_gain
 
 logger = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ PROBE = "probe.json"
 PROBED = (0.01, 0.03, 0.1, 0.3, 1.0)
 """The learning rates to probe, as fractions of the highest one."""
 PROBE_STEPS = 20
-LOOKS = 10
+VALIDATIONS = 10
 """Number of validations during the stage."""
 PATIENCE = 3
 """Consecutive validations without a higher gain after which the stage ends."""
@@ -80,7 +80,7 @@ class Offline:
             BonbonError: The loss, the gradient or a weight is not finite; the last checkpoint is kept.
         """
         rate = self.rate()
-        every = max(1, self.steps // LOOKS)
+        every = max(1, self.steps // VALIDATIONS)
         state = self._resume(log)
         with self.progress.task("learning from logged groups", self.steps, done=state.step) as bar:
             while state.step < self.steps and state.looks_since_mark < PATIENCE:
@@ -88,7 +88,7 @@ class Offline:
                 state.step += 1
                 note = f"loss {metrics['loss']:.3f}  margin {metrics['margin']:.2f} of {metrics['target']:.2f}"
                 if len(self.validation) and (state.step % every == 0 or state.step == self.steps):
-                    seen = self._look()
+                    seen = self._validate()
                     state.see(seen.gain, self.learner.weights)
                     metrics |= _named(seen)
                     note += f"  validation gain {seen.gain:.3f}"
@@ -109,7 +109,7 @@ class Offline:
             self.learner.restart(self.start)
             state = Checkpoint(best=self.start)
             if len(self.validation):
-                seen = self._look()
+                seen = self._validate()
                 state.see(seen.gain, lambda: self.start)
                 self._write(log, 0, **_named(seen))
         return state
@@ -152,7 +152,7 @@ class Offline:
             for step in range(steps):
                 self._step(step, rate, steps)
                 bar(step + 1, f"at {rate:.2g}")
-            return self._look().value
+            return self._validate().value
         except BonbonError:
             return -math.inf  # no longer finite, so the rate is too high
 
@@ -166,9 +166,9 @@ class Offline:
         seed = step_seed(self.config.seed, STAGE, step)
         return self.learner.update(self.groups, chosen, self.reference, rate=rate * factor, seed=seed)
 
-    def _look(self) -> Look:
+    def _validate(self) -> LoggedGain:
         policy = self.learner.of_policy(self.groups, self.validation, "validation groups", transient=True)
-        seen = look(self.groups, self.validation, policy, self.reference, self.tilt)
+        seen = logged_gain(self.groups, self.validation, policy, self.reference, self.tilt)
         if not math.isfinite(seen.gain):
             raise BonbonError(f"the gain on validation groups is {seen.gain}; lower train.learning_rate")
         return seen
@@ -193,5 +193,5 @@ def climb(start: int, count: int, value: Callable[[int], float]) -> dict[int, fl
     return found
 
 
-def _named(seen: Look) -> dict[str, float]:
+def _named(seen: LoggedGain) -> dict[str, float]:
     return {f"validation_{name}": value for name, value in asdict(seen).items()}

@@ -32,15 +32,15 @@ ORDERS_PER_STEP = 4
 """Orders of draws that a step may give: one to learn from, one to validate the policy, and two to validate it after it
 was moved back.
 """
-LOOK_EVERY = 10
+VALIDATE_EVERY = 10
 """Steps between validations on fresh draws."""
 PLATEAU = 2
-"""Consecutive validations without a gain of `LEAST_GAIN` after which the learning rate is halved, and halved again."""
+"""Consecutive validations without a gain of `MIN_GAIN` after which the learning rate is halved, and halved again."""
 PATIENCE = 6
-"""Consecutive validations without a gain of `LEAST_GAIN` after which the stage ends. A gain has an error of about a
+"""Consecutive validations without a gain of `MIN_GAIN` after which the stage ends. A gain has an error of about a
 tenth of a nat, so one validation alone decides nothing.
 """
-LEAST_GAIN = 0.05
+MIN_GAIN = 0.05
 """The smallest gain that counts as progress, in nats."""
 WARMUP = 5
 TOLERANCE = 1.1
@@ -72,14 +72,14 @@ class Refinement:
         config: TrainSettings,
         rate: float,
         tilt: float,
-        most_kl: float,
+        max_kl: float,
         offset: int,
         epochs: float,
         run_dir: Path,
         progress: Bars,
     ) -> None:
         self.learner, self.drawer, self.start, self.groups = learner, drawer, start, groups
-        self.draws, self.config, self.rate, self.tilt, self.most_kl = draws, config, rate, tilt, most_kl
+        self.draws, self.config, self.rate, self.tilt, self.max_kl = draws, config, rate, tilt, max_kl
         self.validation, self.offset, self.epochs, self.progress = validation, offset, epochs, progress
         rows = groups.rows_of(Split.TRAIN)
         # One row per prompt, so that a frequently requested prompt is drawn for as often as any other.
@@ -102,7 +102,7 @@ class Refinement:
         if state is None:
             self.learner.restart(self.start)
             state = Checkpoint(best=self.start)
-            self._look(state, log)
+            self._validate(state, log)
         else:
             self._take_again(state.step)
         with self.progress.task("learning from its own draws", budget, done=self.tokens) as bar:
@@ -111,11 +111,11 @@ class Refinement:
                 state.step += 1
                 self._write(log, state.step, **metrics)
                 bar(min(self.tokens, budget), f"gain {metrics['drawn_gain']:.3f}  best {state.best_gain:.3f}")
-                if state.step % LOOK_EVERY == 0:
-                    self._look(state, log)
+                if state.step % VALIDATE_EVERY == 0:
+                    self._validate(state, log)
                     self.checkpoints.save(state, self.learner)
-        if state.step % LOOK_EVERY:
-            self._look(state, log)
+        if state.step % VALIDATE_EVERY:
+            self._validate(state, log)
         self._write(log, state.step, kept_step=self.offset + state.best_step, kept_gain=state.best_gain)
         return state.best
 
@@ -158,23 +158,23 @@ class Refinement:
         """Loads the draws from before the interruption."""
         for step in range(steps):
             self._draw(step)
-        for step in range(0, steps + 1, LOOK_EVERY):
+        for step in range(0, steps + 1, VALIDATE_EVERY):
             for number in range(1, ORDERS_PER_STEP):
                 self.tokens += self.drawer.kept_tokens(FIRST_ORDER + ORDERS_PER_STEP * step + number)
 
-    def _look(self, state: Checkpoint, log: MetricsLog) -> None:
+    def _validate(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draws for the validation prompts, and keeps the policy if it gains more than the best one so far."""
         weights, first, share = self.learner.weights(), FIRST_ORDER + ORDERS_PER_STEP * state.step, 1.0
         for number in range(first + 1, first + ORDERS_PER_STEP):
             found = self.drawer.gain(number, weights, self.validation, self.draws, self.tilt)
             self.tokens += found.tokens
-            allowed = found.kl <= self.most_kl * TOLERANCE
+            allowed = found.kl <= self.max_kl * TOLERANCE
             if allowed or number == first + ORDERS_PER_STEP - 1:
                 break
-            back = math.sqrt(self.most_kl / found.kl)  # the KL grows with the square of the share of the way
+            back = math.sqrt(self.max_kl / found.kl)  # the KL grows with the square of the share of the way
             share, weights = share * back, self.learner.towards_base(weights, back)
         gain = found.gain if allowed else -math.inf
-        state.see(gain, lambda: weights, least=LEAST_GAIN)
+        state.see(gain, lambda: weights, min_gain=MIN_GAIN)
         if state.looks_since_mark and state.looks_since_mark % PLATEAU == 0:
             state.halvings += 1
         self._write(

@@ -14,12 +14,12 @@ from trainer.training.learning.learner import Learner, Weights, beside_reference
 from trainer.training.learning.loss import margins
 from trainer.training.stages.draws import DrawBox, DrawOrder
 
-MOST_GROUPS = 128
+MAX_GROUPS = 128
 """The most validation groups that are used. Their gain is then precise enough to rank policies."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LoggedGain:
     """A policy's gain in J over the base on logged groups, in nats, to second order in the distance from the base.
 
     `forward` is the reduction of KL(best || policy), in nats, where the best policy is the base tilted by exp(c U). It
@@ -57,14 +57,14 @@ class DrawnGain:
     tokens: int
 
 
-def validation_rows(groups: Groups, seed: int, most: int = MOST_GROUPS) -> Rows:
-    """Returns at most `most` of the validation groups drawn from the base; the same seed gives the same groups."""
+def validation_rows(groups: Groups, seed: int, limit: int = MAX_GROUPS) -> Rows:
+    """Returns at most `limit` of the validation groups drawn from the base; the same seed gives the same groups."""
     rows = groups.rows_of(Split.VALIDATION)
     rows = rows[groups.by_base[rows]]
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
 
 
-def look(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: float) -> Look:
+def logged_gain(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: float) -> LoggedGain:
     """Returns the gain of a policy on logged groups.
 
     Args:
@@ -76,7 +76,7 @@ def look(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: fl
     batch = beside_reference(groups, torch.from_numpy(candidates), policy[candidates], reference)
     log_ratio, target = batch.log_ratio, tilt * batch.wins
     gains = batch.covariance(target, log_ratio) - batch.covariance(log_ratio, log_ratio) / 2
-    return Look(
+    return LoggedGain(
         gain=float(gains.mean()),
         forward=float(batch.sum(batch.softmax(target) * log_ratio).mean()),
         margin=float(margins(batch).mean()),
