@@ -1,4 +1,4 @@
-"""A spool with what nobody can read in it: the service starts, stores the rest, and loses not a byte."""
+"""Tests of a spool with unreadable contents: the service starts, stores the rest and loses no byte."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Exports: what TRL and pyarrow read is what was drawn, and a file is whole or as it was."""
+"""Tests of exports: TRL and pyarrow read what was drawn, and a file is complete or unchanged."""
 
 import asyncio
 import json

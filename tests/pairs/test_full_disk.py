@@ -1,4 +1,4 @@
-"""A real disk that runs full under a trainer: nothing half made is registered, and with room the round goes on."""
+"""Tests of a trainer whose real disk fills up: it registers nothing incomplete and continues once there is space."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""Which versions learnt from groups that are about to be deleted."""
+"""Tests that find the versions trained on groups that are about to be deleted."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The pair log on SQLite and PostgreSQL: what an append promises, and what comes back."""
+"""Tests of the pair log's guarantees for appends, on SQLite and PostgreSQL."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Reading the pair log: pairs, counts, and in what order and memory."""
+"""Tests of reading the pair log: pairs, counts, order and memory."""
 
 import asyncio
 import tracemalloc

@@ -1,4 +1,4 @@
-"""`bonbon pairs` on SQLite and PostgreSQL: what it prints, what it deletes, and what it says to a mistake."""
+"""Tests of `bonbon pairs` on SQLite and PostgreSQL: output, deletions and error messages."""
 
 import json
 from datetime import UTC, datetime, timedelta

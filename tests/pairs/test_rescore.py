@@ -1,4 +1,4 @@
-"""Groups are scored again, by another reward or another version of it, on SQLite and PostgreSQL."""
+"""Tests of scoring groups again with another reward or version, on SQLite and PostgreSQL."""
 
 import os
 import signal

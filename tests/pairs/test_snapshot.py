@@ -1,4 +1,4 @@
-"""Training snapshots: what they take, that the hash names it exactly, and that a changed one is refused."""
+"""Tests of training snapshots: their contents, their hash, and the refusal of changed files."""
 
 import asyncio
 import json

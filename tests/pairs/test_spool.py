@@ -1,4 +1,4 @@
-"""The spool: what it takes is on disk, what is damaged is left out, and processes share it."""
+"""Tests of the spool: its groups are on disk, damaged lines are left out, and processes share it."""
 
 import errno
 import os

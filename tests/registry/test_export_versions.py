@@ -1,4 +1,4 @@
-"""Versions exported, imported elsewhere, and loaded by other programs: on tiny models, with the embedded engine."""
+"""Tests of versions that are exported, imported elsewhere and loaded by other programs, on tiny models."""
 
 import asyncio
 import json

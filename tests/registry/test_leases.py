@@ -1,4 +1,4 @@
-"""Leases on SQLite and PostgreSQL: one holder at a time, and a late one finds out."""
+"""Tests of leases on SQLite and PostgreSQL: one holder at a time, and late holders are refused."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""`bonbon models` on SQLite and PostgreSQL: what it prints, what it moves, and what it says to a mistake."""
+"""Tests of `bonbon models` on SQLite and PostgreSQL: output, promotions and error messages."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""What the next round waits for: more groups while it can lower k, and nothing where one draw answers."""
+"""Tests of the start of the next round: it waits for more groups while it can lower k, and never starts at one draw."""
 
 from pathlib import Path
 from typing import Any

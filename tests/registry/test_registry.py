@@ -1,4 +1,4 @@
-"""The model registry on SQLite and PostgreSQL: names, aliases, states, and the trail that every change leaves."""
+"""Tests of the model registry on SQLite and PostgreSQL: names, aliases, states and the audit trail."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""Version files: what is refused, what a changed file is told from, and that a copy is whole or not there."""
+"""Tests of version files: refused directories, detected changes and complete copies."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A backup made under traffic as docs/operations.md says, restored elsewhere, and served from."""
+"""Tests of a backup made under traffic as in docs/operations.md, restored elsewhere and served from."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Clocks that are set while processes run: libfaketime moves the wall clock of a child, and nothing else."""
+"""Tests of clocks that are set while processes run: libfaketime changes the wall clock of a child process only."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The database on SQLite and PostgreSQL: schema, transactions, and callers that are cancelled."""
+"""Tests of the database on SQLite and PostgreSQL: schema, transactions and cancelled callers."""
 
 import asyncio
 import random

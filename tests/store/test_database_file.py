@@ -1,4 +1,4 @@
-"""SQLite's file is deleted or replaced under the running service."""
+"""Tests of deleting or replacing SQLite's file under the running service."""
 
 import asyncio
 import json

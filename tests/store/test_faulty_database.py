@@ -1,4 +1,4 @@
-"""A database that answers and takes nothing, or refuses one group: what was answered is in the log in the end."""
+"""Tests of a database that answers but stores nothing, or refuses one group: every answer is logged in the end."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A database that neither answers nor refuses: nobody waits for it longer than for one call, and nothing is lost."""
+"""Tests of a database that neither answers nor refuses: callers wait for one call at most, and nothing is lost."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""A database of the first release, with data in it, brought to today's schema on SQLite and on PostgreSQL."""
+"""Tests of migrating a database of the first release, with data, to today's schema on SQLite and PostgreSQL."""
 
 import asyncio
 import subprocess

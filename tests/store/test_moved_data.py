@@ -1,4 +1,4 @@
-"""A data directory that was moved, or restored under another path, on SQLite and PostgreSQL: its own files are read."""
+"""Tests of a data directory that was moved or restored under another path: its own files are read."""
 
 import shutil
 from pathlib import Path

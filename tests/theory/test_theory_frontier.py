@@ -1,4 +1,4 @@
-"""The frontier: its closed forms by quadrature, its inverse, and how near best-of-n comes to it."""
+"""Tests of the frontier: closed forms by quadrature, the inverse, and best-of-n's distance from it."""
 
 import math
 

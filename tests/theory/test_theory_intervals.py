@@ -1,4 +1,4 @@
-"""Intervals: their coverage, for a fixed number of comparisons and at any time."""
+"""Tests of the intervals' coverage, for a fixed number of comparisons and at any time."""
 
 import math
 

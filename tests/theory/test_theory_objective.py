@@ -1,4 +1,4 @@
-"""The objective J: its numbers, and that it measures the distance from the best policy."""
+"""Tests of the objective J: its values, and that it measures the distance from the best policy."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Confidence sequences that begin anew: error rates over many runs, drifts, and their state in JSON."""
+"""Tests of restarting confidence sequences: error rates over many runs, drifts, and their state in JSON."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Which groups meet in an optimiser step, and which of their candidates are learnt from."""
+"""Tests of the groups that an optimiser step combines, and of the candidates that it learns from."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Distilling offline, whole, on the models that ship; killed while it draws, it goes on."""
+"""Tests of offline distillation on the models in the package, also after it was killed while drawing."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Draws for a training: by the real engine, from what the training has put there, into the log."""
+"""Tests of draws for a training: by the real engine, from the training's policy, into the log."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -46,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class World:
-    """A snapshot of groups of one tenant's two users, the database that they are in, and where orders are put."""
+    """A snapshot of groups of one tenant's two users, their database, and the directory of orders."""
 
     base: Path
     snapshot: Snapshot
@@ -66,7 +66,7 @@ class World:
         )
 
     async def fulfilled(self, order: DrawOrder, drawing: Drawing | None = None) -> Groups:
-        """What the training reads."""
+        """Returns the groups that the training reads."""
         async with (drawing or self.drawing()).in_background():
             path = await asyncio.wait_for(asyncio.to_thread(self.box.wait, order), 120)
         return Groups.read(path, base="tiny", opponents=self.groups.opponents)
@@ -76,14 +76,14 @@ class World:
         return Groups.read(self.snapshot.groups_file, base="tiny")
 
     async def rows(self) -> list[dict[str, Any]]:
-        """What trainings have drawn, from the log."""
+        """Returns the draws of trainings in the log."""
         query = select(logged).where(logged.c.origin == "training").order_by(logged.c.id)
         async with self.database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
 def sampling(place: int) -> Sampling:
-    """Of the prompt at this place: every other one has a stop string, which is one token."""
+    """Returns the sampling settings of the prompt at this position: every other one has a stop string of one token."""
     odd = place % 2
     return Sampling(max_tokens=6 + odd, temperature=1.0 - odd / 5, stop=(f"w{STOP}",) * odd)
 

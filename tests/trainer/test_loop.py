@@ -1,4 +1,4 @@
-"""The loop on real parts: a tiny random policy, the embedded engine, the pair log and the registry."""
+"""Tests of the loop on real components: a tiny random policy, the embedded engine, the pair log and the registry."""
 
 import asyncio
 import json

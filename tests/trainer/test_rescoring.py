@@ -1,4 +1,4 @@
-"""A round has the newest reward score older groups where it has scored too few."""
+"""Tests that a round scores older groups with the newest reward when that has scored too few."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""How far a round is, told to the database from the run directory."""
+"""Tests of a round's progress, reported to the database from the run directory."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Evaluation: its estimates against distributions that are known, and what it refuses."""
+"""Tests of the evaluation: its estimates against known distributions, and the inputs that it refuses."""
 
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -39,7 +39,7 @@ BASE_SERVES = Served(None, 8)
 
 
 class Constant:
-    """Says that every completion lies half a nat from the base, and that its log ratio is its length."""
+    """Reports that every completion is half a nat from the base, with its length as log ratio."""
 
     name = "constant"
 
@@ -49,7 +49,7 @@ class Constant:
 
 
 class BestOfEngine(FakeEngine):
-    """Versions other than the base answer with the best of `n` draws of the base, by the default fake reward."""
+    """Answers for versions other than the base with the best of `n` draws of the base, by the default fake reward."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class BestOfEngine(FakeEngine):
 
 
 class _Base(FakeEngine):
-    """The same versions as another engine, drawn by the plain fake."""
+    """Serves the versions of another engine with the plain fake."""
 
     def __init__(self, engine: FakeEngine) -> None:
         super().__init__(engine.base)
@@ -119,7 +119,7 @@ async def test_a_policy_that_is_best_of_n_recovers_all_of_its_gain() -> None:
     assert one.tokens == pytest.approx(result.length_mean.value)
     assert result.recovered.low <= 1 <= result.recovered.high
     assert result.reward_mean.value == pytest.approx(result.best_of_n_reward_mean.value, abs=0.03)
-    # Half a nat for that win rate is a bargain that only the fake estimator offers.
+    # Only the fake estimator gives half a nat for that win rate.
     assert result.gain.value == pytest.approx(objective_gain(result.win_rate.value, 0.5, 8))
 
 

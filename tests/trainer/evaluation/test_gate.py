@@ -1,4 +1,4 @@
-"""The gate: each check, on the bound that is against the version, and with how many draws a version answers."""
+"""Tests of the gate: each check, on the less favourable bound, and the number of draws that it chooses."""
 
 from math import inf, nan
 

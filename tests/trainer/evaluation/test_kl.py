@@ -1,4 +1,4 @@
-"""The KL estimator against the exact sum over every completion of tiny random models."""
+"""Tests of the KL estimator against the exact sum over every completion of tiny random models."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The report: everything it must show, from the files of a run directory."""
+"""Tests of the report's contents, from the files of a run directory."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""The known ways to fail, each provoked by real training, and what is said of them."""
+"""Tests of the signatures of failed distillations, each provoked by real training."""
 
 import asyncio
 import random

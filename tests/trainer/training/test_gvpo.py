@@ -1,7 +1,7 @@
-"""GVPO on policies that are tables: its minimum is the best policy, and on fresh draws its gradient is that of J.
+"""Tests of GVPO on tabular policies: its minimum is the best policy, and its gradient on fresh draws is that of J.
 
-A prompt has a few answers, a policy is a softmax over them, and where every group that can be drawn is in the batch, as
-often as it is likely, nothing is left to chance.
+A prompt has a few answers, and a policy is a softmax over them. Tests whose batch holds every possible group, as often
+as it is likely, leave nothing to chance.
 """
 
 from collections.abc import Sequence

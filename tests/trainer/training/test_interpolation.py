@@ -1,4 +1,4 @@
-"""How far on the way from the base a policy is kept, by what it draws there."""
+"""Tests of the interpolation between the base and the trained policy, by the policy's draws."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Training in several processes: real ones, started by torchrun, on gloo."""
+"""Tests of training in several processes, started by torchrun, on gloo."""
 
 import asyncio
 import json

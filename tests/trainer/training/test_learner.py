@@ -1,4 +1,4 @@
-"""A policy that learns: its optimiser steps, its weights on the way from the base, and what is saved of them."""
+"""Tests of the learner: optimiser steps, interpolated weights, and saved files."""
 
 import json
 import math

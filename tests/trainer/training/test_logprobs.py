@@ -1,4 +1,4 @@
-"""Log-probabilities of candidates against independent computations, prompts shared among them or not."""
+"""Tests of candidates' log-probabilities against independent computations, with and without shared prompts."""
 
 import math
 from collections.abc import Callable

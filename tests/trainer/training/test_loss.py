@@ -1,4 +1,4 @@
-"""The losses on pairs against hand-computed values, the theory's numbers and simulated best-of-n groups."""
+"""Tests of the losses on pairs against hand-computed values, theory and simulated best-of-n groups."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The offline stage: which learning rate it takes, which step it keeps, and that it goes on where it was."""
+"""Tests of the offline stage: its learning rate, the step that it keeps, and its resumption."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The policy that training starts from: what is loaded, what of it is trained, and what is refused."""
+"""Tests of the policy that training starts from: its files, its trained weights, and refused starts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whole runs that draw from their own policy and learn from it, with the real engine and a reward."""
+"""Tests of whole runs that learn from their own policy's draws, with the real engine and a reward."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Whether groups were drawn from the policy that they say: what is caught, and what is arithmetic."""
+"""Tests of the sampler check: it detects groups of another policy and tolerates arithmetic noise."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which modules get an adapter, and what is refused before anything is trained."""
+"""Tests of the modules that get an adapter, and of targets that are refused before training."""
 
 import json
 from pathlib import Path

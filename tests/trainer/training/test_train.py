@@ -1,4 +1,4 @@
-"""Whole training runs on logged groups of a tiny model."""
+"""Tests of whole training runs on logged groups of a tiny model."""
 
 import json
 import os

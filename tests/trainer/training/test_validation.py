@@ -1,4 +1,4 @@
-"""What logged groups and fresh draws say of a policy, against policies whose gain is known exactly."""
+"""Tests of gains measured on logged groups and on fresh draws, against policies with exactly known gains."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is learnt from a candidate's place among the base's draws: its chance to win, estimated without bias."""
+"""Tests of unbiased estimates of a candidate's chance to win against the base's draws."""
 
 from pathlib import Path
 from typing import Any
