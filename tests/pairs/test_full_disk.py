@@ -21,7 +21,7 @@ from trainer.rounds import Round
 
 @pytest.fixture
 async def settings(tmp_path: Path, small_disk: Path) -> Settings:
-    """Runs and versions are on the small disk, the database is not."""
+    """Puts runs and versions on the small disk, and the database elsewhere."""
     url = f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}"
     train = {"epochs": 1, "min_pairs": 16, "checkpoint_every": 1}
     changes = {"train": train, "evaluate": {"prompts": 8}, "loop": {"min_groups": 50}}
@@ -44,7 +44,8 @@ async def trained(open_: RunContext) -> list[Version]:
 # TensorBoard writes in a thread of its own, which has nobody to tell.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_no_room_at_any_stage_costs_nothing_but_time(settings: Settings, small_disk: Path) -> None:
-    """For the plan, the snapshot, a checkpoint in the midst of training, the result, the version's directory."""
+    """The disk fills up at the plan, the snapshot, a checkpoint during training, the result or the version's
+    directory."""
     async with context(settings) as open_:
         loop = Loop(open_)
 

@@ -75,7 +75,7 @@ def test_an_unknown_format_lists_those_there_are(tmp_path: Path) -> None:
 
 
 def old_groups() -> list[Any]:
-    """Of ages 0 to 5 days, of two users in turn."""
+    """Returns groups that are 0 to 5 days old, from two users in turn."""
     now = datetime.now(UTC)
     return [scored_group(i, user=f"user {i % 2}", time=now - timedelta(days=i, hours=1)) for i in range(6)]
 

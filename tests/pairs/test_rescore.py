@@ -42,7 +42,7 @@ def score(prompt, completions):
             raise ValueError(f"no score for {text}")
     return [float(len(text)) + text.count("2") for text in completions]
 """
-"""A reward's module."""
+"""The module of a reward that fails for some texts."""
 
 
 async def logged(log: PairLog, *groups: Group) -> tuple[Group, ...]:
@@ -76,7 +76,7 @@ async def test_a_group_has_the_scores_that_it_would_have_been_logged_with(databa
 
 
 async def test_the_reward_reads_what_the_first_one_read(database: Database, log: PairLog) -> None:
-    """Tool calls written out, names left out, equal texts once; cut-off answers as they are."""
+    """It gets tool calls written out, no names, equal texts once, and cut-off answers unchanged."""
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"order": 7}'}}
     asked: tuple[Message, ...] = (
         {"role": "user", "content": "Where is it?", "name": "ada"},
@@ -233,7 +233,7 @@ async def test_training_reads_the_new_scores_and_deletion_takes_the_old_ones_alo
 
 
 async def test_the_newest_reward_is_the_one_that_scored_last(database: Database, log: PairLog) -> None:
-    """Also when the newest group could not be scored again."""
+    """This also holds when the newest group could not be scored again."""
     await logged(log, *(scored_group(number) for number in range(3)))
     await rescore(database, FakeReward(lambda prompt, text: float("inf" if "answer 2" in text else len(text))))
     assert await newest_reward(database, "tiny") == FAKE

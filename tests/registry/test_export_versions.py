@@ -120,7 +120,7 @@ def test_an_exported_adapter_has_its_files_and_says_what_it_is(version: Version,
 
 
 async def served(base: Path, adapter: Path) -> tuple[tuple[int, ...], torch.Tensor]:
-    """Tokens that the embedded engine drew from the adapter, with their log-probabilities."""
+    """Returns tokens that the embedded engine drew from the adapter, with their log-probabilities."""
     engine = EmbeddedEngine("base", base, EmbeddedOptions(threads=1))
     await engine.start()
     await engine.load(VersionFiles("v", VersionKind.ADAPTER, adapter))
@@ -324,7 +324,7 @@ def test_more_draws_than_a_service_could_make_are_not_imported(version: Version,
 
 
 def test_a_distillation_is_imported_from_its_directory(version: Version, base: Path, tmp_path: Path) -> None:
-    """What `bonbon distill` leaves is a data directory with what it registered."""
+    """The output of `bonbon distill` is a data directory with the registered version."""
     out, there = tmp_path / "data", tmp_path / "there"
     (out / "distill.json").write_text("{}")
     assert "has not ended" in refusal(app, "import", out, "--model", base, "--data-dir", there)
@@ -342,7 +342,7 @@ def test_other_directories_are_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_loads_what_was_exported(version: Version, base: Path, tmp_path: Path) -> None:
-    """Its examples for transformers and peft, with these paths."""
+    """The documentation's examples for transformers and peft run with these paths."""
     page = (DOCS / "serve_elsewhere.md").read_text()
     adapted, whole = re.findall(r"^```python\n((?:from peft|tokenizer =).*?)^```", page, re.MULTILINE | re.DOTALL)
     data = ("--data-dir", tmp_path / "data")

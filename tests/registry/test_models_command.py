@@ -18,7 +18,7 @@ FIRST, SECOND, THIRD = (version_name(weights + 1, weights, base=BASE) for weight
 
 
 def fill(url: str, directory: Path) -> None:
-    """The base is champion; of its versions the first is approved, the second refused, the third not judged."""
+    """Makes the base champion; the first version is approved, the second refused and the third not judged."""
 
     async def register() -> None:
         async with open_database(url) as database:

@@ -26,7 +26,7 @@ async def registry(database: Database, tmp_path: Path) -> Registry:
 
 
 async def log(registry: Registry, version: str, count: int, **changes: Any) -> str:
-    """So many groups of `version`; the last one's id."""
+    """Logs `count` groups of `version` and returns the last one's id."""
     pair_log = PairLog(registry.database)
     await pair_log.start()
     for number in range(count):
@@ -97,7 +97,7 @@ async def test_where_one_draw_answers_none_begins_by_itself_until_more_have_to(r
 
 
 async def test_a_new_reward_makes_groups_count_that_a_round_by_another_one_was_trained_on(registry: Registry) -> None:
-    """They are scored again when it begins; with `train.rescore` off, only those count that the new one has scored."""
+    """The round scores these groups again; with `train.rescore` off, only groups scored by the new reward count."""
     last = await log(registry, BASE, 6)
     reward = {"name": "helpful", "version": "1"}
     training = {"start": BASE, "groups": 6, "last_group": last, "reward": reward}
