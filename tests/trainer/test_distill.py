@@ -52,7 +52,7 @@ ENVIRONMENT = {
 
 
 def groups_in(database: Path) -> dict[str, Any]:
-    """Each logged group's time, by id."""
+    """Returns each logged group's time by id."""
     import sqlite3
 
     if not database.exists():
@@ -136,7 +136,7 @@ async def test_a_failing_reward_keeps_what_was_drawn_and_another_task_is_refused
 
 
 async def test_a_base_that_an_earlier_release_recorded_is_known_again(base: Path, tmp_path: Path) -> None:
-    """Its digest was over every file; whoever was away is back, and away again after some more groups."""
+    """The earlier digest covered every file. The reward is back at first and fails again after some more groups."""
     out, task = tmp_path / "out", tmp_path / "out" / "distill.json"
 
     async def fails(error: type[Exception], message: str) -> None:

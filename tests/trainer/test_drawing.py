@@ -175,7 +175,7 @@ async def test_what_deletes_a_users_groups_deletes_what_was_drawn_for_them(world
 
 
 async def test_the_training_is_told_what_keeps_it_from_its_draws(world: World) -> None:
-    """And once that has passed, it is served, by the same process or another one."""
+    """Once the cause is removed, the order is fulfilled, by the same process or another one."""
     away = True
 
     def reward(prompt: Prompt, completions: list[str]) -> Sequence[float]:

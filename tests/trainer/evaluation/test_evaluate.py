@@ -96,7 +96,7 @@ async def measure(engine: FakeEngine | None = None, **changes: object) -> Evalua
 
 
 async def test_of_equal_policies_best_of_k_wins_as_the_theory_says() -> None:
-    """Four standard errors of 100 prompts; equal texts tie, which costs best-of-n at most half the ties."""
+    """Within four standard errors of 100 prompts; equal texts tie, which costs best-of-n at most half the ties."""
     reached: list[bool] = []
     for seed in range(4):
         result = await measure(seed=seed, settings=EvaluateSettings(prompts=100))
@@ -124,7 +124,7 @@ async def test_a_policy_that_is_best_of_n_recovers_all_of_its_gain() -> None:
 
 
 async def test_a_version_is_compared_with_the_version_that_is_served() -> None:
-    """Both answer with the best of eight, and the one that is served draws three times for an answer."""
+    """Both answer with the best of eight; the served version draws three times per answer."""
     result = await measure(BestOfEngine(8), served=Served(CHAMPION, 3), settings=EvaluateSettings(prompts=100, draws=4))
     assert (result.served, result.served_k) == (CHAMPION.name, 3)
     for one in result.best_of_k:
@@ -208,7 +208,7 @@ async def test_an_evaluation_of_another_release_is_refused_with_what_to_do(field
 
 
 async def test_prompts_whose_answers_all_tie_count_as_half() -> None:
-    """They are part of what is asked: leaving them out would promise more than users get."""
+    """Leaving these prompts out would promise more than users get."""
     result = await measure(reward=FakeReward(lambda prompt, text: 1.0))
     assert result.prompts == result.win_rate.clusters == 120
     assert result.win_rate.value == result.best_of_n_win_rate.value == 0.5
