@@ -36,7 +36,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 groups of the base."""
+    """A data directory with 200 groups of the base."""
     data_dir = tmp_path_factory.mktemp("logged") / "data"
     asyncio.run(answer(make_settings(base, data_dir), 200))
     return data_dir
@@ -44,7 +44,7 @@ def logged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(base: Path, logged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a round that was cut off after its evaluation."""
+    """The same data directory with a round that was interrupted after its evaluation."""
     data_dir = tmp_path_factory.mktemp("trained") / "data"
     shutil.copytree(logged, data_dir)
 
@@ -65,7 +65,7 @@ def settings(base: Path, logged: Path, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def resumed(base: Path, trained: Path, tmp_path: Path) -> Settings:
-    """Settings on a copy of the cut-off round."""
+    """Settings on a copy of the interrupted round."""
     shutil.copytree(trained, tmp_path / "data")
     return make_settings(base, tmp_path / "data")
 
@@ -86,7 +86,7 @@ async def versions(open_: RunContext) -> list[Version]:
 
 
 async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -> None:
-    """The second version has nothing to save where the first one answers with one draw."""
+    """Where the first version answers with one draw, the second one cannot save anything."""
     async with context(settings) as open_:
         first = await Loop(open_).once()
         assert first is not None

@@ -297,7 +297,7 @@ def _check(table: pa.Table) -> None:
             "has candidates that are not in the order of their rewards",
         ),
         (~np.array([np.isfinite(some).all() for some in logprobs]), "has a log-probability that is not finite"),
-        (temperature <= 0, "was drawn greedily, so its candidates are not draws of the policy"),
+        (temperature <= 0, "was drawn greedily, so its candidates are not samples of the policy"),
         (prompt_lengths == 0, "has an empty prompt"),
     ):
         if wrong.any():

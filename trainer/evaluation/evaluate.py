@@ -99,13 +99,13 @@ async def evaluate(
             seed=seed,
         )
         samples = await _draw_all(sampler, chosen, "drawing for test prompts", progress)
-        room = engine.context_length
+        context_length = engine.context_length
         if temporary:
             await engine.unload(version.name)
     if len(samples) < 2:
         raise UserError(
             f"{len(chosen) - len(samples)} of {len(chosen)} test prompts and their max_tokens do not fit the "
-            f"context of {room} tokens: too few are left to measure on"
+            f"context of {context_length} tokens: too few are left to measure on"
         )
     answers = min(KL_DRAWS, draws)
     completions = _completions(samples, answers, seed)

@@ -279,7 +279,7 @@ async def _refuse_mixture(database: Database, samplers: Iterable[str], after: st
     )
     if len(found) > 1:
         raise UserError(
-            f"the groups to train on are of several tenants, {', '.join(map(repr, found))}; what is trained on them "
+            f"the groups to train on are of several tenants, {', '.join(map(repr, found))}; a version trained on them "
             "answers everybody, so name those that agree in train.tenants (BONBON_TRAIN__TENANTS)",
             param="train.tenants",
         )
