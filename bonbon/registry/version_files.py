@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bonbon.errors import UserError
+from bonbon.fsync import fsync
 from bonbon.manifest import MANIFEST, Manifest, make_manifest, verify
 
 INCOMING = ".incoming-"
@@ -46,7 +47,7 @@ def _put(directory: Path, root: Path, manifest: Manifest) -> None:
         except OSError:
             if not _whole(target, manifest):  # otherwise another process has stored the same content first
                 raise
-        _sync(root)
+        fsync(root)
 
 
 @contextmanager
@@ -81,18 +82,10 @@ def _copy(directory: Path, work: Path, manifest: Manifest) -> None:
         path, copy = directory / entry.path, work / entry.path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-        _sync(copy)
+        fsync(copy)
     (work / MANIFEST).write_text(manifest.to_json())
-    _sync(work / MANIFEST)
+    fsync(work / MANIFEST)
     for folder in (*(path for path in work.rglob("*") if path.is_dir()), work):
-        _sync(folder)
+        fsync(folder)
     if make_manifest(work).digest != manifest.digest:
         raise UserError(f"{directory} changed while it was being copied; register it again")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ step, so a checkpoint need not store them.
 """
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from bonbon.fsync import fsync
 from trainer.result_files import read_json, write_json
 from trainer.training.learning.learner import Learner, Weights, refuse_non_finite
 
@@ -120,10 +120,10 @@ class Checkpoints:
         for name, tensors in files.items():
             # Copies, because tied weights share memory and safetensors stores each tensor separately.
             save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, partial / name)
-            sync(partial / name)
+            fsync(partial / name)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        sync(self.directory)
+        fsync(self.directory)
         for old in sorted(self._steps())[: -self.keep]:
             shutil.rmtree(self._path(old))
 
@@ -135,15 +135,6 @@ class Checkpoints:
             return []
         found = (re.fullmatch(r"step-(\d{8,})", path.name) for path in self.directory.iterdir())
         return [int(match[1]) for match in found if match]
-
-
-def sync(path: Path) -> None:
-    """Flushes the file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _json(values: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from bonbon.fsync import fsync
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.group_rows import group_document, group_of_document
 
@@ -80,7 +81,7 @@ class Segment:
         else:
             self.path.unlink()
         self.close()
-        sync_directory(self.path.parent)
+        fsync(self.path.parent)
 
     def close(self) -> None:
         """Releases the file, which stays on disk."""
@@ -91,7 +92,7 @@ def create_segment(path: Path) -> Segment:
     """Creates an empty file. Raises OSError when it exists."""
     file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+")
     fcntl.flock(file, fcntl.LOCK_EX)  # the name is new, so nobody holds the lock
-    sync_directory(path.parent)  # without this, a power cut may lose the file's name
+    fsync(path.parent)  # without this, a power cut may lose the file's name
     return Segment(path, file)
 
 
@@ -164,12 +165,3 @@ def size_of(path: Path) -> int:
         return path.lstat().st_size
     except OSError:
         return 0
-
-
-def sync_directory(directory: Path) -> None:
-    """Flushes the directory's entries to disk."""
-    entry = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
