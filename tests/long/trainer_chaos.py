@@ -203,7 +203,7 @@ def chaos_settings(base: Path, data_dir: Path) -> Settings:
         model=str(base),
         data_dir=data_dir,
         n=4,
-        reward="python:sampled_groups:score",
+        reward="python:tests.support.data.sampled_groups:score",
         engine_options={"threads": 1},
         train={
             "epochs": 1,

@@ -217,7 +217,7 @@ async def test_a_policy_that_cannot_be_loaded_does_not_stop_the_others(world: Wo
 def test_what_keeps_a_training_from_drawing_is_known_before(
     changes: dict[str, Any], validation: int, match: str | None
 ) -> None:
-    settings = Settings(model="m", reward="python:sampled_groups:score").model_copy(update=changes)
+    settings = Settings(model="m", reward="python:tests.support.data.sampled_groups:score").model_copy(update=changes)
     snapshot = Snapshot(Path(), "", "tiny", "tiny", "", 100, 50, validation, 10, (4,), (1.0,), "", "", "", "")
     found = why_not_drawn(settings, snapshot)
     assert (found is None) if match is None else (found is not None and match in found)

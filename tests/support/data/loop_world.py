@@ -48,7 +48,12 @@ def make_settings(base: Path, data_dir: Path, **changes: Any) -> Settings:
     }
     for name in sections:
         sections[name] |= changes.pop(name, {})
-    arguments = {"model": str(base), "data_dir": data_dir, "n": 8, "reward": "python:sampled_groups:score"}
+    arguments = {
+        "model": str(base),
+        "data_dir": data_dir,
+        "n": 8,
+        "reward": "python:tests.support.data.sampled_groups:score",
+    }
     return Settings(**(arguments | {"engine_options": {"threads": 1}} | sections | changes))  # type: ignore[arg-type]
 
 
