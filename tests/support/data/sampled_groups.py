@@ -84,8 +84,10 @@ def text_of(tokens: Sequence[int]) -> str:
 
 
 def score(prompt: Prompt, completions: Sequence[str]) -> list[float]:
-    """Scores completions as the reward "python:tests.support.data.sampled_groups:score": even words are good, and their sum breaks
-    ties."""
+    """Scores completions for "python:tests.support.data.sampled_groups:score".
+
+    Even words are good, and a small share of their sum breaks ties.
+    """
     numbers = [[int(word[1:]) for word in completion.split()] for completion in completions]
     return [sum(n % 2 == 0 for n in words) / (len(words) or 1) + 1e-4 * sum(words) for words in numbers]
 
