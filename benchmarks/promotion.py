@@ -1,9 +1,9 @@
-"""How long after a promotion every gateway on one database answers with the new version.
+"""Measures the time from a promotion until every gateway on one database answers with the new version.
 
-    python benchmarks/promotion.py [--database URL] [--gateways 3] [--promotions 30]
+python benchmarks/promotion.py [--database URL] [--gateways 3] [--promotions 30]
 
-The gateways are real services with fake engines in one process, and look at the registry every `service.registry_poll`
-seconds (its default); only what happens between the promotion's commit and the last gateway's flip is timed.
+The gateways are real services with fake engines in one process, which poll the registry every `service.registry_poll`
+seconds (its default). The measured time runs from the promotion's commit to the last gateway's switch.
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""How fast the trainer goes through pairs, beside TRL's DPOTrainer on the same pairs, model, method and precision.
+"""Compares the trainer's speed with TRL's DPOTrainer on the same pairs, model, method and precision.
 
-    pip install trl          # into an environment of its own that also has bonbon-serve[train]
-    python benchmarks/training.py
+pip install trl          # into an environment of its own that also has bonbon-serve[train]
+python benchmarks/training.py
 
 Both train a LoRA adapter with the DPO loss on the best and the worst candidate of the same groups. They take turns, so
-that what else the machine does falls on both alike: trust the ratio more than the rates. A rate counts the tokens that
-the pairs have as text, the prompt once for each side, whoever reads it how often. TRL runs twice: as it comes, with the
-reference's log-probabilities computed in every step, and with them computed beforehand, which is left out of its time
-as it is left out of bonbon's. The last row is the default loss of bonbon, which learns from all candidates of a group.
+that other load on the machine affects both alike and the ratio is more reliable than the rates. A rate counts the
+tokens of the pairs' texts, with the prompt once per side, however often each trainer reads it. TRL runs twice: with its
+defaults, which compute the reference's log-probabilities in every step, and with log-probabilities computed beforehand,
+which takes time that is excluded, as it is for bonbon. The last row is bonbon's default loss, which learns from all
+candidates of a group.
 """
 
 import json
@@ -44,23 +45,23 @@ LORA: dict[str, int] = {"lora_rank": 16, "lora_alpha": 32}
 RATE = 1e-5
 
 Turn = Callable[[], float]
-"""Trains on all groups once, and returns the seconds that took."""
+"""Trains on all groups once and returns the seconds that took."""
 
 
 def main(
-    hidden: int = typer.Option(512, help="Width of the model, whose weights are random."),
+    hidden: int = typer.Option(512, help="Width of the model with random weights."),
     layers: int = typer.Option(8, help="Its depth."),
     model: Path = typer.Option(None, help="A model's directory, instead of random weights."),
-    groups: int = typer.Option(32, help="Groups of a turn."),
-    n: int = typer.Option(8, help="Candidates of a group."),
-    prompt: int = typer.Option(96, help="Tokens of a prompt."),
-    completion: int = typer.Option(128, help="Most tokens of a candidate; the lengths vary evenly down to a quarter."),
-    batch: int = typer.Option(8, help="Pairs of a step, in one forward pass."),
-    turns: int = typer.Option(3, help="Turns of each."),
+    groups: int = typer.Option(32, help="Groups per turn."),
+    n: int = typer.Option(8, help="Candidates per group."),
+    prompt: int = typer.Option(96, help="Tokens per prompt."),
+    completion: int = typer.Option(128, help="Most tokens per candidate; lengths vary evenly down to a quarter of it."),
+    batch: int = typer.Option(8, help="Pairs per step, in one forward pass."),
+    turns: int = typer.Option(3, help="Turns of each trainer."),
     precision: str = typer.Option("auto", help="no: 32 bits; bf16; auto: bf16 on a GPU that has it."),
     json_: Path = typer.Option(None, "--json", help="Write the figures to this file."),
 ) -> None:
-    """Print tokens a second of both trainers, and their ratio."""
+    """Print both trainers' tokens per second, and their ratio."""
     with tempfile.TemporaryDirectory() as work:
         base = model or _random_model(Path(work) / "base", hidden, layers)
         path = _make_groups(Path(work) / "groups.parquet", base, groups, n, prompt, completion)
@@ -80,7 +81,7 @@ def main(
             for turn in range(turns + 1):
                 for name, (run, count) in targets.items():
                     seconds = run()
-                    if turn:  # the first one warms up
+                    if turn:  # the first turn warms up
                         rates[name].append(count / seconds)
                     progress.advance(task)
     _show(rates)
@@ -122,7 +123,7 @@ def _random_model(directory: Path, hidden: int, layers: int) -> Path:
 
 
 def _make_groups(path: Path, base: Path, groups: int, n: int, prompt: int, completion: int) -> Path:
-    """Random tokens: what they say does not change how long they take."""
+    """Writes groups of random tokens, whose content does not affect the speed."""
     rng = np.random.default_rng(0)
     vocabulary = AutoModelForCausalLM.from_pretrained(base).config.get_text_config().vocab_size
     rows = []
@@ -209,7 +210,7 @@ def _trl(base: Path, data: Groups, batch: int, precision: Any, work: Path, *, pr
     )
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """Times the steps alone, not what comes before and after them."""
+        """Times the steps alone, without the work before and after them."""
 
         start = seconds = 0.0
 
@@ -231,7 +232,7 @@ def _trl(base: Path, data: Groups, batch: int, precision: Any, work: Path, *, pr
 
 
 def _words(vocabulary: int) -> PreTrainedTokenizerFast:
-    """A tokenizer for which token 7 is the word `w7`: TRL takes text, and must get these very tokens from it."""
+    """Returns a tokenizer for which token 7 is the word `w7`, because TRL takes text and must get these very tokens."""
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w3"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"w{END}", pad_token="w0")

@@ -1,6 +1,6 @@
-"""A vLLM server that takes no time: every answer is made at the start. `python benchmarks/upstream.py PORT`
+"""A mock vLLM server whose answers are computed at the start. `python benchmarks/upstream.py PORT`
 
-Plain asyncio, a few microseconds a request, so that what a gateway adds is not drowned in it.
+Plain asyncio takes a few microseconds per request, which does not mask the gateways' overhead.
 """
 
 import asyncio
@@ -11,11 +11,11 @@ from functools import cache
 from typing import Any
 
 MODEL, TOKENS, VARIANTS = "base", 32, 16
-"""Variants of an answer are dealt in turn: candidates of one request all differ, as draws do."""
+"""Variants of an answer are used in turn, so that the candidates of one request differ as draws do."""
 
 
 def choice(index: int, seed: int, *, detailed: bool) -> dict[str, Any]:
-    """A candidate of TOKENS tokens, with ids and log-probabilities where they are asked for."""
+    """Returns a candidate of TOKENS tokens, with ids and log-probabilities on request."""
     rng = random.Random(seed * 128 + index)
     words = [f" w{rng.randrange(10_000)}" for _ in range(TOKENS)]
     plain = {"index": index, "message": {"role": "assistant", "content": "".join(words)}, "finish_reason": "stop"}
@@ -29,7 +29,7 @@ def choice(index: int, seed: int, *, detailed: bool) -> dict[str, Any]:
 
 @cache
 def chat(n: int, seed: int, detailed: bool) -> bytes:
-    """An answer to /v1/chat/completions."""
+    """Returns an answer to /v1/chat/completions."""
     choices = [choice(index, seed, detailed=detailed) for index in range(n)]
     usage = {"prompt_tokens": 16, "completion_tokens": n * TOKENS, "total_tokens": 16 + n * TOKENS}
     body = {"id": "chatcmpl-0", "object": "chat.completion", "created": 0, "model": MODEL, "choices": choices}
@@ -40,7 +40,7 @@ def chat(n: int, seed: int, detailed: bool) -> bytes:
 
 
 def probe(temperature: float) -> bytes:
-    """An answer to the draw by which a gateway sees that log-probabilities heed the temperature."""
+    """Returns an answer to the request by which a gateway tests that log-probabilities depend on the temperature."""
     tops = {" a": -0.1 / temperature, " b": -3.1 / temperature}
     logprobs = {"tokens": [" a"], "token_logprobs": [-0.1], "top_logprobs": [tops]}
     chosen = {"index": 0, "text": " a", "token_ids": [5], "finish_reason": "length", "logprobs": logprobs}
@@ -53,7 +53,7 @@ def response(body: dict[str, Any]) -> bytes:
 
 
 class Upstream(asyncio.Protocol):
-    """HTTP/1.1 with kept connections, as far as the gateways in question need it."""
+    """HTTP/1.1 with persistent connections, as far as the tested gateways need it."""
 
     served = 0
 

@@ -1,1 +1,1 @@
-"""What the method promises, measured where it can be computed: `python -m experiments`, docs/results.md."""
+"""Measures the method's claims where they can be computed: `python -m experiments` writes docs/results.md."""

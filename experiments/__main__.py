@@ -18,15 +18,22 @@ QUICK_OUT = ROOT / "build" / "experiments"
 
 def main(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small versions of all: that they run, not what they say.")
+        bool,
+        typer.Option(
+            "--quick", help="Run small versions, which show that the experiments work but give no valid figures."
+        ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="For data, page and pictures; by default the repository.")] = None,
-    only: Annotated[str | None, typer.Option(help=f"One of {', '.join(EXPERIMENTS)}.")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="At a time, one thread each.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of data, page and pictures; by default the repository.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help=f"Run only this experiment: {', '.join(EXPERIMENTS)}.")] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Number of processes that run concurrently, with one thread each.")
+    ] = 2,
 ) -> None:
-    """Compute what is missing of the experiments, then write the page of results, its pictures and the README's table.
+    """Compute the missing figures of the experiments, then write the results page, its pictures and the README's table.
 
-    Each figure's file is written when it is done, so a run that was ended goes on where it was.
+    Each cell's file is written when it is done, so an interrupted run continues where it stopped.
     """
     if only is not None and only not in EXPERIMENTS:
         raise UserError(f"--only {only}: there is no such experiment; there are {', '.join(EXPERIMENTS)}", param="only")

@@ -1,4 +1,4 @@
-"""Best-of-n itself, exactly, beside what theory says of it."""
+"""Compares best-of-n itself, computed exactly, with theory."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +22,12 @@ def run(seed: int, ns: Sequence[int]) -> dict[str, Any]:
 
 
 def measured(rows: Sequence[Row], n: int) -> list[Row]:
-    """Of each seed, at one n."""
+    """Returns the rows of every seed at one n."""
     return [one for row in rows for one in row["measured"] if one["n"] == n]
 
 
 def section(rows: Sequence[Row]) -> str:
-    """Theory and worlds, for each n."""
+    """Returns a table of theory and worlds for each n."""
     lines = []
     for n in NS:
         found = measured(rows, n)

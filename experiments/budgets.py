@@ -1,4 +1,4 @@
-"""What few groups, or groups of few prompts, cost, and what more steps are worth."""
+"""Measures the cost of few groups or few prompts, and the benefit of more steps."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -36,12 +36,12 @@ def run(method: str, budget: dict[str, Any]) -> dict[str, Any]:
 
 
 def longer(rows: Sequence[Row]) -> Row | None:
-    """The default with more steps."""
+    """Returns the row of the default loss with more steps."""
     return next((row for row in rows if row["budget"] == asdict(LONGER)), None)
 
 
 def of_method(rows: Sequence[Row], method: str) -> list[Row]:
-    """Those with groups of every prompt, by how many groups and steps."""
+    """Returns the rows with groups of every prompt, sorted by number of groups and steps."""
     found = [row for row in rows if row["method"] == method and row["budget"]["prompts"] == PROMPTS]
     return sorted(found, key=lambda row: (int(row["budget"]["steps"]), int(row["budget"]["groups"])))
 

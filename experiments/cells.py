@@ -1,4 +1,4 @@
-"""An experiment is cells; a cell is a call whose figures are one JSON file. What is there is not computed again."""
+"""An experiment consists of cells. A cell is a function call whose result is one JSON file, computed once."""
 
 import json
 import os
@@ -21,14 +21,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """`run` is a module's own function, and its arguments and figures are JSON; `name` is the file's."""
+    """A call of the module-level function `run`, with arguments and figures in JSON types. `name` is the file's
+    name."""
 
     name: str
     run: Callable[..., dict[str, Any]]
     arguments: dict[str, Any]
 
     def read(self, directory: Path) -> Row | None:
-        """None when there are no figures yet, or figures for other arguments."""
+        """Returns the row, or None when the figures do not exist or belong to other arguments."""
         found = read_json(self._file(directory))
         if found is None or found["arguments"] != json.loads(json.dumps(self.arguments)):
             return None
@@ -37,7 +38,7 @@ class Cell:
     def compute(self, directory: Path) -> None:
         file = self._file(directory)
         file.parent.mkdir(parents=True, exist_ok=True)
-        code = code_version()  # before the figures: the code may change while they are computed
+        code = code_version()  # before the figures, because the code may change meanwhile
         write_json(file, {"code": code, "arguments": self.arguments, "figures": self.run(**self.arguments)})
 
     def _file(self, directory: Path) -> Path:
@@ -45,13 +46,13 @@ class Cell:
 
 
 def read_rows(directory: Path) -> list[Row]:
-    """Of every cell that has figures in this directory, whatever its arguments."""
+    """Returns the rows of all cells with figures in this directory, whatever their arguments."""
     found = [read_json(file) for file in sorted(directory.glob("*.json"))]
     return [{**one["arguments"], **one["figures"]} for one in found if one is not None]
 
 
 def code_version() -> str:
-    """The release and, in a clone of the repository, the commit with `-dirty` after it where files differ from it."""
+    """Returns the release and, in a clone of the repository, the commit, with `-dirty` if files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         commit = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
@@ -61,14 +62,14 @@ def code_version() -> str:
 
 
 def slug(name: str) -> str:
-    """Of letters, digits and hyphens."""
+    """Returns the name in lower-case letters, digits and hyphens."""
     return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def compute_missing(cells: Sequence[Cell], directory: Path, *, processes: int, progress: bool = True) -> None:
-    """Compute the cells that have no figures in `directory`, the first ones first, in processes of one thread each.
+    """Computes the cells that have no figures in `directory`, in order, in single-threaded processes.
 
-    A cell that fails ends the run with its error; what others have written stays.
+    A cell that fails ends the run with its error; the figures of other cells are kept.
     """
     left = [cell for cell in cells if cell.read(directory) is None]
     with (

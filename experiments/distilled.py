@@ -1,4 +1,4 @@
-"""What `bonbon distill` makes of prompts, and the table that compares such runs."""
+"""Runs `bonbon distill` on prompts, and tabulates the results of such runs."""
 
 import asyncio
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ COMPARED: dict[str, dict[str, Any]] = {
     "vbon, then its own draws": {"loss": "vbon", "refine": "on"},
     "bond, then its own draws": {"loss": "bond", "refine": "on"},
 }
-"""Settings of `train` by the name that the page gives them."""
+"""Settings of `train`, by their name on the page."""
 OFFLINE = "gvpo + SFT"
-"""The program's default loss, on logged groups alone."""
+"""The program's default loss, on logged groups only."""
 DEFAULT = "gvpo + SFT, then its own draws"
 SHOWN = (
     ("win_rate", "win rate"),
@@ -44,7 +44,7 @@ SHOWN = (
 
 
 def draw(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling, *, progress: bool = False) -> None:
-    """Log the groups that runs in copies of the settings' data directory learn from; those that are there stay."""
+    """Logs the groups that runs in copies of the settings' data directory learn from. Existing groups are kept."""
 
     async def drawn() -> None:
         async with open_context(settings, progress=progress) as context:
@@ -56,9 +56,10 @@ def draw(settings: Settings, prompts: Sequence[Prompt], sampling: Sampling, *, p
 def distilled(
     settings: Settings, prompts: Sequence[Prompt], sampling: Sampling, *, progress: bool = False
 ) -> dict[str, Any]:
-    """The figures of one run: the program's own evaluation, its learning rate, and what its own draws brought.
+    """Returns the figures of one run: the program's own evaluation, its learning rate, and the progress on its own
+    draws.
 
-    `own_draws` has the tokens that had been drawn and the gain in J on validation draws, look by look.
+    `own_draws` holds the number of tokens drawn and the gain in J on validation draws at each validation.
     """
 
     async def run() -> None:
@@ -81,7 +82,7 @@ def distilled(
 
 
 def comparison(rows: Sequence[Row]) -> str:
-    """One line for each of the rows, after one for best-of-n."""
+    """Returns a table with one line per row, after a line for best-of-n."""
     first = rows[0]["evaluation"]
     yardstick = (
         f"best of {first['n']}",
@@ -107,9 +108,9 @@ def comparison(rows: Sequence[Row]) -> str:
 
 
 def smallest_k(evaluation: dict[str, Any]) -> str:
-    """The fewest draws whose best is not inferior to best-of-n by the default gate."""
-    least = 0.5 - GateSettings().margin
-    good = [one["k"] for one in evaluation["best_of_k"] if one["win_rate_served"]["low"] >= least]
+    """Returns the fewest draws whose best is not inferior to best-of-n by the default gate."""
+    minimum = 0.5 - GateSettings().margin
+    good = [one["k"] for one in evaluation["best_of_k"] if one["win_rate_served"]["low"] >= minimum]
     return str(min(good)) if good else f"more than {evaluation['draws']}"
 
 

@@ -1,8 +1,8 @@
-"""A world small enough to be summed over: win rate and KL of any policy are computed, not sampled.
+"""A world small enough to enumerate, so that win rate and KL of any policy are computed instead of sampled.
 
-8 prompts, of one token each; completions of at most 5 of 7 words, so 19 608 for every prompt, from 2 801 prefixes. The
-reward is a sum over words (by prompt) and pairs of neighbours, over the root of the length, with no two equal. The base
-is a small Llama that learnt a random Markov chain.
+It has 8 prompts of one token each. Completions have at most 5 of 7 words, which gives 19 608 per prompt, from 2 801
+prefixes. The reward is a sum over words (by prompt) and pairs of neighbours, divided by the square root of the length,
+without ties. The base is a small Llama trained on a random Markov chain.
 """
 
 import itertools
@@ -23,18 +23,18 @@ from trainer.data.groups import Groups, Ragged, win_chances
 PROMPTS, WORDS, LONGEST = 8, 7, 5
 END = 0
 VOCABULARY = WORDS + 1
-"""What a policy can say: the end, and the words 1 to 7. Prompts are tokens above."""
+"""The tokens that a policy generates: the end, and the words 1 to 7. Prompts have higher token ids."""
 PRETRAINING = 300
 
 COMPLETIONS = [
     words for length in range(LONGEST + 1) for words in itertools.product(range(1, VOCABULARY), repeat=length)
 ]
-"""Every completion, shortest first; so the first 2 801 are also every prefix that a token can follow."""
+"""Every completion, shortest first. The first 2 801 are therefore also every prefix that a token can follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of a model: its width and layers."""
+    """Width and number of layers of a model."""
 
     width: int = 64
     layers: int = 2
@@ -42,9 +42,9 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Groups as the trainer reads them, and what each candidate is in this world.
+    """Groups as the trainer reads them, with each candidate's position in this world.
 
-    `prompts` are the numbers of the prompts and `completions` the numbers in `COMPLETIONS`, [candidates] each.
+    `prompts` are the numbers of the prompts and `completions` the positions in `COMPLETIONS`, [candidates] each.
     """
 
     groups: Groups
@@ -54,7 +54,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Exact, means over prompts. `from_best_of_n` is KL(best-of-n || policy); ties count half."""
+    """Exact means over prompts. `from_best_of_n` is KL(best-of-n || policy); ties count half."""
 
     win_rate: float
     kl: float
@@ -63,11 +63,11 @@ class Measures:
 
 
 class ExactWorld:
-    """One draw of rewards and base.
+    """One sample of the rewards and the base.
 
     Args:
-        seed: of everything random in it.
-        size: of the base.
+        seed: Seed of everything random in the world.
+        size: Size of the base.
     """
 
     def __init__(self, seed: int, size: Size = Size()) -> None:
@@ -79,18 +79,20 @@ class ExactWorld:
 
     @cached_property
     def quantiles(self) -> Tensor:
-        """P0(reward <= that of a completion), [prompts, completions]."""
+        """P0(reward <= reward of the completion), [prompts, completions]."""
         order = self.rewards.argsort(dim=1)
         mass = self.base_logprobs.exp().gather(1, order).cumsum(1)
         return torch.zeros_like(mass).scatter(1, order, mass)
 
     def best_of_n(self, n: int) -> Tensor:
-        """Best-of-n's exact probabilities, Q^n - (Q - p)^n, [prompts, completions]."""
+        """Returns best-of-n's exact probabilities, Q^n - (Q - p)^n, [prompts, completions]."""
         base = self.base_logprobs.exp()
         return self.quantiles**n - (self.quantiles - base).clamp(min=0) ** n
 
     def measure(self, logprobs: Tensor, n: int, prompts: slice = slice(None)) -> Measures:
-        """Of a policy with these log-probabilities, [prompts, completions]; means over these `prompts`."""
+        """Returns the measures of a policy with these log-probabilities, [prompts, completions], averaged over
+        `prompts`.
+        """
         logprobs, base, best = logprobs[prompts], self.base_logprobs[prompts], self.best_of_n(n)[prompts]
         policy, wins = logprobs.exp(), self.quantiles[prompts] - base.exp() / 2
         return Measures(
@@ -101,7 +103,7 @@ class ExactWorld:
         )
 
     def draw(self, groups: int, n: int, *, seed: int, prompts: int = PROMPTS) -> Drawn:
-        """Groups of n candidates of the base, for the first `prompts` prompts."""
+        """Returns groups of n candidates of the base, for the first `prompts` prompts."""
         generator = torch.Generator().manual_seed(seed)
         asked = torch.randint(prompts, (groups,), generator=generator)
         uniform = torch.rand(groups, n, generator=generator, dtype=torch.float64)
@@ -113,7 +115,7 @@ class ExactWorld:
         return self._as_logged(asked, drawn.gather(1, order), rewards)
 
     def _as_logged(self, asked: Tensor, completions: Tensor, rewards: Tensor) -> Drawn:
-        """Groups with these prompts [groups], completions and rewards [groups, n], worst first."""
+        """Returns groups with these prompts [groups], completions and rewards [groups, n], worst first."""
         groups, n = completions.shape
         wins = np.empty((groups, n))
         for prompt in range(PROMPTS):
@@ -138,7 +140,8 @@ class ExactWorld:
 
 
 def sequence_logprobs(model: PreTrainedModel, prompts: Tensor, completions: Tensor) -> Tensor:
-    """Of completions (numbers in `COMPLETIONS`) to these prompts, [batch] each, in nats."""
+    """Returns log-probabilities, in nats, of completions (positions in `COMPLETIONS`) to these prompts, [batch]
+    each."""
     tokens = TOKENS[completions]
     logits = _next_token(model, prompts, tokens[:, :-1])
     return (logits.gather(-1, tokens[..., None])[..., 0] * MASK[completions]).sum(1)
@@ -146,7 +149,10 @@ def sequence_logprobs(model: PreTrainedModel, prompts: Tensor, completions: Tens
 
 @torch.no_grad()
 def logprobs(model: PreTrainedModel) -> Tensor:
-    """Of every completion to every prompt, [prompts, completions], 64-bit: one pass over the longest prefixes."""
+    """Returns 64-bit log-probabilities of every completion to every prompt, [prompts, completions].
+
+    One pass over the longest prefixes computes all of them.
+    """
     longest = torch.tensor(list(itertools.product(range(1, VOCABULARY), repeat=LONGEST - 1)))
     result = []
     for prompt in range(PROMPTS):
@@ -156,12 +162,12 @@ def logprobs(model: PreTrainedModel) -> Tensor:
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """How many weights a model has."""
+    """Returns the number of a model's weights."""
     return sum(weight.numel() for weight in model.parameters())
 
 
 def _next_token(model: PreTrainedModel, prompts: Tensor, words: Tensor) -> Tensor:
-    """Log-probabilities of what follows the prompt and each word after it, [batch, 1 + words, vocabulary]."""
+    """Returns log-probabilities of the token after the prompt and after each word, [batch, 1 + words, vocabulary]."""
     ids = torch.cat([prompts[:, None] + VOCABULARY, words], dim=1)
     logits: Tensor = model(input_ids=ids, use_cache=False).logits
     return logits[..., :VOCABULARY].log_softmax(-1)
@@ -196,7 +202,7 @@ def _pretrained(rng: np.random.Generator, seed: int, size: Size) -> PreTrainedMo
 
 
 def _walk(rng: np.random.Generator, chain: NDArray[np.float64], count: int) -> tuple[Tensor, Tensor]:
-    """Prompts [count] and tokens [count, LONGEST], -1 after the end."""
+    """Samples prompts [count] and tokens [count, LONGEST], -1 after the end."""
     prompts = rng.integers(PROMPTS, size=count)
     tokens, last, ended = np.full((count, LONGEST), -1), np.full(count, VOCABULARY), np.zeros(count, bool)
     for place in range(LONGEST):
@@ -220,7 +226,7 @@ def _rewards(rng: np.random.Generator) -> Tensor:
 
 
 def _number(words: tuple[int, ...]) -> int:
-    """A completion's place in `COMPLETIONS`."""
+    """Returns a completion's position in `COMPLETIONS`."""
     shorter: int = (WORDS ** len(words) - 1) // (WORDS - 1)
     place = 0
     for word in words:
@@ -239,12 +245,12 @@ def _mean(values: Tensor) -> float:
 
 WORD_COUNTS = torch.tensor([len(words) for words in COMPLETIONS])
 TOKENS = torch.tensor([[*words, *[END] * (LONGEST - len(words))] for words in COMPLETIONS])
-"""[completions, LONGEST]; the longest ones have no end."""
+"""Tokens of the completions, [completions, LONGEST]; the longest ones have no end token."""
 MASK = torch.arange(LONGEST) <= WORD_COUNTS[:, None]
 PREFIXES = torch.tensor(
     [[_number(words[:place]) if place <= len(words) else 0 for place in range(LONGEST)] for words in COMPLETIONS]
 )
-"""Which prefix each token follows, [completions, LONGEST]."""
+"""The prefix that each token follows, [completions, LONGEST]."""
 FIRST_WITH_PREFIX = torch.tensor(
     [
         (_number((*words, *[1] * (LONGEST - 1 - len(words)))) - _number((1,) * (LONGEST - 1)), len(words))
@@ -252,4 +258,4 @@ FIRST_WITH_PREFIX = torch.tensor(
         if len(words) < LONGEST
     ]
 ).T
-"""The row of the longest prefixes, and the place in it, where each prefix ends; [2, prefixes]."""
+"""Row of the longest prefixes, and position in it, where each prefix ends, [2, prefixes]."""

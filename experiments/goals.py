@@ -1,4 +1,4 @@
-"""What was aimed at beside what was measured: the part of the page that must not flatter."""
+"""Compares the measurements with the goals, including those that were missed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,15 +7,15 @@ from experiments import budgets, methods, text
 from experiments.cells import Row
 from experiments.tables import table
 
-MOST_GAP, MOST_KL = 0.5, 1.1
-"""Points of win rate under the frontier, and KL over best-of-n's own."""
-LEAST_RECOVERED = 0.95
+MAX_GAP, MAX_KL = 0.5, 1.1
+"""Limits: percentage points of win rate below the frontier, and KL relative to best-of-n's own."""
+MIN_RECOVERED = 0.95
 
 Line = tuple[str, str, str, str]
 
 
 def shortcomings(rows: Mapping[str, Sequence[Row]]) -> str:
-    """Every goal with what was measured, and whether that is enough."""
+    """Returns every goal with its measurement and whether it was met."""
     lines = [*_exact(rows), *_text(rows[text.NAME])]
     if not lines:
         return "Not measured yet."
@@ -35,7 +35,7 @@ def _exact(rows: Mapping[str, Sequence[Row]]) -> Iterator[Line]:
     for row in filter(None, measured):
         budget = row["budget"]
         where = f"{budgets.DEFAULT}, exact world, {budget['groups']:,} groups, {budget['steps']:,} steps"
-        yield _at_most(f"points under the frontier, {where}", MOST_GAP, 100 * row["gap"], 2)
+        yield _at_most(f"points under the frontier, {where}", MAX_GAP, 100 * row["gap"], 2)
 
 
 def _text(rows: Sequence[Row]) -> Iterator[Line]:
@@ -45,9 +45,9 @@ def _text(rows: Sequence[Row]) -> Iterator[Line]:
             where = f"{row['name']}, text, {row['prompts']:,} prompts, seed {row['seed']}"
             recovered = found["recovered"]
             interval = f"{recovered['value']:.3f} ({recovered['low']:.3f} to {recovered['high']:.3f})"
-            met = "yes" if recovered["value"] >= LEAST_RECOVERED else "no"
-            yield f"share of best-of-n's gain recovered, {where}", f"at least {LEAST_RECOVERED}", interval, met
-            yield _at_most(f"KL, {where}", MOST_KL * best_of_n_kl(found["n"]), found["kl"]["value"], 3)
+            met = "yes" if recovered["value"] >= MIN_RECOVERED else "no"
+            yield f"share of best-of-n's gain recovered, {where}", f"at least {MIN_RECOVERED}", interval, met
+            yield _at_most(f"KL, {where}", MAX_KL * best_of_n_kl(found["n"]), found["kl"]["value"], 3)
 
 
 def _at_most(what: str, limit: float, measured: float, digits: int) -> Line:

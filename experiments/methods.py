@@ -1,4 +1,4 @@
-"""The losses against each other, at best-of-8."""
+"""Compares the losses with each other, at best-of-8."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -28,7 +28,7 @@ def run(method: str, seed: int, budget: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_method(rows: Sequence[Row], method: str) -> list[Row]:
-    """One row a seed."""
+    """Returns one row per seed."""
     return [row for row in rows if row["method"] == method]
 
 

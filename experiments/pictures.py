@@ -1,4 +1,4 @@
-"""The experiments' pictures: each point is a policy, and no policy can be above the frontier."""
+"""Draws the experiments' pictures. Each point is a policy, and no policy can lie above the frontier."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ Panel = Callable[[Axes, Sequence[Row]], None]
 
 
 def save(rows: Mapping[str, Sequence[Row]], directory: Path) -> list[str]:
-    """Draw every experiment that has figures to results-NAME.png in `directory`; the names of those drawn."""
+    """Draws every experiment that has figures to results-NAME.png in `directory` and returns the names."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = [name for name in PANELS if rows.get(name)]
     for name in drawn:
@@ -30,7 +30,7 @@ def save(rows: Mapping[str, Sequence[Row]], directory: Path) -> list[str]:
             for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
                 panel(axis, rows[name])
                 axis.legend()
-            # Without a date or a version inside, the same figures make the same file.
+            # Without a date or a version in the file, the same figures give the same bytes.
             figure.savefig(directory / file_name(name), dpi=100, metadata={"Software": None})
     return drawn
 
@@ -122,7 +122,7 @@ def _points(axis: Axes, rows: Sequence[Row], style: str, colour: str, label: str
 
 
 def _frontier(axis: Axes, title: str) -> None:
-    """To the right end of what was drawn."""
+    """Draws the frontier up to the highest KL in the picture."""
     kls = np.linspace(0.05, axis.get_xlim()[1], 200)
     axis.plot(kls, [frontier_win_rate(kl) for kl in kls], color=FAINT, linestyle="--", label="frontier")
     axis.set_xlabel("KL from the base, nats")

@@ -1,6 +1,6 @@
-"""A real language model, with prompts and rewards of one's own: `python -m experiments.real --help`.
+"""Measures a real language model with the caller's prompts and rewards: `python -m experiments.real --help`.
 
-Models and prompts are the caller's. The repository has the figures alone, and the page shows those that are there.
+The caller provides models and prompts. The repository contains only the figures, which the page shows.
 """
 
 import shutil
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Form(StrEnum):
-    """How much is done."""
+    """The size of a run."""
 
     GPU = "gpu"
     CPU = "cpu"
@@ -37,24 +37,24 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a form draws, trains and measures.
+    """Sizes of what a run draws, trains on and measures.
 
     Attributes:
-        prompts: at most so many of the file, its first ones.
-        most_characters: longer prompts are left out.
-        settings: the program's own where they differ from the defaults.
+        prompts: The most prompts that are read, from the beginning of the file.
+        max_characters: Longer prompts are left out.
+        settings: Settings that differ from the program's defaults.
     """
 
     n: int
     prompts: int
-    most_characters: int
+    max_characters: int
     max_tokens: int
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 BUDGETS = {
     Form.GPU: Budget(8, 2700, 2000, 160, {"evaluate": {"prompts": 300}}),
-    # A rate without a probe and short answers: on two cores, a model of 135 million parameters is done in half an hour.
+    # A fixed learning rate and short answers: on two cores, a model of 135 million parameters takes half an hour.
     Form.CPU: Budget(
         8,
         200,
@@ -91,26 +91,30 @@ BUDGETS = {
 
 def main(
     model: Annotated[str, typer.Option(help="Directory or hub name of the base.")],
-    reward: Annotated[str, typer.Option(help="What the base is distilled with, as BONBON_REWARD says it.")],
+    reward: Annotated[
+        str, typer.Option(help="The reward that the base is distilled with, in the form of BONBON_REWARD.")
+    ],
     prompts: Annotated[Path, typer.Option(help="A file of prompts, as `bonbon distill` reads it.")],
-    held_out_reward: Annotated[str | None, typer.Option(help="A reward that nothing is trained with.")] = None,
-    name: Annotated[str | None, typer.Option(help="What the page calls the model; by default its last part.")] = None,
+    held_out_reward: Annotated[str | None, typer.Option(help="A reward that is never trained on.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name on the page; by default the last part of its path.")
+    ] = None,
     form: Annotated[Form, typer.Option(help="How much is drawn, trained and measured.")] = Form.GPU,
     method: Annotated[list[str] | None, typer.Option(help=f"Of {', '.join(COMPARED)}; may be repeated.")] = None,
     engine: Annotated[str, typer.Option(help="What draws: embedded or vllm.")] = "embedded",
-    data: Annotated[Path, typer.Option(help="For the figures.")] = ROOT / "experiments" / "data",
-    work: Annotated[Path, typer.Option(help="For draws and versions; a run that was cut off goes on from them.")] = ROOT
-    / "build"
-    / "real",
+    data: Annotated[Path, typer.Option(help="Directory of the figures.")] = ROOT / "experiments" / "data",
+    work: Annotated[
+        Path, typer.Option(help="Directory of draws and versions, with which an interrupted run continues.")
+    ] = ROOT / "build" / "real",
 ) -> None:
-    """Distil a model by each of the methods, from the same groups, and write the figures of each to a file."""
+    """Distil a model with each of the methods from the same groups, and write the figures of each to a file."""
     methods = method or [DEFAULT]
     if unknown := [one for one in methods if one not in COMPARED]:
         raise UserError(
             f"--method {unknown[0]}: there is no such method; there are {', '.join(COMPARED)}", param="method"
         )
     called, budget = name or Path(model).name, BUDGETS[form]
-    asked = [one for one in read_prompts(prompts) if _characters(one) <= budget.most_characters][: budget.prompts]
+    asked = [one for one in read_prompts(prompts) if _characters(one) <= budget.max_characters][: budget.prompts]
     work = work / slug(f"{called} {form}")
     settings = partial(_settings, budget, model=model, reward=reward, held_out_reward=held_out_reward, engine=engine)
     sampling = Sampling(max_tokens=budget.max_tokens)
@@ -148,7 +152,7 @@ def _settings(budget: Budget, out: Path, train: dict[str, Any] | None = None, **
 
 
 def rows(directory: Path) -> list[Row]:
-    """What has been computed, in the order of `COMPARED` for each model and form."""
+    """Returns the computed rows, in the order of `COMPARED` for each model and form."""
     order = list(COMPARED)
     found = read_rows(directory / NAME)
     return sorted(found, key=lambda row: (row["model"], row["form"], order.index(row["name"])))

@@ -1,4 +1,4 @@
-"""Makes the page of results from the cells' files: nothing on it is written by hand but what the figures cannot say."""
+"""Generates the results page from the cells' files. Every figure on it comes from a file."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +39,7 @@ a row does not speak of the policy's own draws."""
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The rows of every experiment's computed cells, and how many cells there should be."""
+    """The rows of every experiment's computed cells, and the number of cells."""
 
     rows: Mapping[str, Sequence[Row]]
     missing: Mapping[str, int]
@@ -53,7 +53,7 @@ def read(directory: Path, *, quick: bool) -> Found:
 
 
 def page(found: Found, pictures_at: str = "pictures") -> str:
-    """In Markdown. What has not been computed is said to be missing."""
+    """Returns the page in Markdown. It names what has not been computed."""
     parts = [HEAD, "## Where it falls short", shortcomings(found.rows)]
     for name, (module, title) in EXPERIMENTS.items():
         section: Callable[[Sequence[Row]], str] = module.section
@@ -74,7 +74,7 @@ def page(found: Found, pictures_at: str = "pictures") -> str:
 
 
 def write(data: Path, page_file: Path, pictures_directory: Path, *, quick: bool) -> None:
-    """The page and its pictures."""
+    """Writes the page and its pictures."""
     found = read(data, quick=quick)
     pictures.save(found.rows, pictures_directory)
     at = os.path.relpath(pictures_directory, page_file.parent)

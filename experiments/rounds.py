@@ -1,4 +1,4 @@
-"""The whole loop over several rounds in the demo's text world, with the settings' defaults, measured over HTTP."""
+"""Runs the whole loop for several rounds in the demo's text world with default settings, measured over HTTP."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,13 @@ HEAD = (
 
 
 def cells(quick: bool) -> list[Cell]:
-    if quick:  # it takes a whole demo, however small
+    if quick:  # even the smallest version takes a whole demo
         return []
     return [Cell(f"{NAME}/seed-1", run, {"seed": 1, "most_rounds": ROUNDS, "n": 8, "traffic": 1000, "measured": 150})]
 
 
 def run(seed: int, most_rounds: int, n: int, traffic: int, measured: int) -> dict[str, Any]:
-    """What `bonbon demo --full-training` writes."""
+    """Returns what `bonbon demo --full-training` writes."""
     with TemporaryDirectory() as directory:
         plan = DemoOptions(
             data_dir=Path(directory),

@@ -1,4 +1,4 @@
-"""The demo's text world, distilled by the whole program (`bonbon distill`) and measured by sampling."""
+"""Distils in the demo's text world with the whole program (`bonbon distill`) and measures by sampling."""
 
 import shutil
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from experiments.distilled import COMPARED, DEFAULT, OFFLINE, comparison, distil
 NAME = "text"
 METHODS = ("gvpo", OFFLINE, "vbon", "bond", "bonbon", "sft", "ipo", "dpo", DEFAULT)
 GOALS = (OFFLINE, DEFAULT)
-"""What has goals to reach: the program's default loss, on logged groups alone and with its own draws."""
+"""The variants that have goals: the default loss, on logged groups only and with the policy's own draws."""
 PROMPTS, PROMPTS_SEED = 1000, 7
 CURVE = (320, 4000)
-"""Other numbers of prompts, for the goals' losses."""
+"""Other numbers of prompts, for the variants with goals."""
 SEEDS = range(3)
 MEASURED = 100
-"""Test prompts at most."""
+"""The most test prompts."""
 
 
 def cells(quick: bool) -> list[Cell]:
@@ -45,7 +45,7 @@ def _cell(name: str, seed: int, **budget: Any) -> Cell:
 def run(
     name: str, seed: int, n: int, prompts: int, measured: int, max_tokens: int, train: dict[str, Any]
 ) -> dict[str, Any]:
-    """The program's own evaluation; the seed is that of the prompts, of the draws and of the training."""
+    """Returns the program's own evaluation. The seed is used for the prompts, the draws and the training."""
     train = {**COMPARED[name], "seed": seed, **train}
     asked, sampling = _asked(prompts, seed), Sampling(max_tokens=max_tokens, seed=seed)
     with TemporaryDirectory() as directory:
@@ -56,7 +56,8 @@ def run(
 
 @lru_cache(maxsize=1)
 def _drawn(n: int, prompts: int, max_tokens: int, seed: int) -> TemporaryDirectory[str]:
-    """A directory whose database has a group for each prompt: every loss is trained on the same ones."""
+    """Returns a directory whose database has a group for each prompt, so that every loss is trained on the same
+    groups."""
     directory: TemporaryDirectory[str] = TemporaryDirectory()
     draw(_settings(Path(directory.name), n), _asked(prompts, seed), Sampling(max_tokens=max_tokens, seed=seed))
     return directory

@@ -1,4 +1,4 @@
-"""Trains policies of the exact world with the trainer's own losses, and measures them exactly."""
+"""Trains policies of the exact world with the trainer's own losses and measures them exactly."""
 
 import copy
 from dataclasses import asdict, dataclass
@@ -19,16 +19,16 @@ from trainer.training.learning.loss import OF_ALL_CANDIDATES, LossName, make_los
 from trainer.training.stages.schedule import learning_rate_factor
 
 CANDIDATES = 128
-"""That every loss reads in a step: all of 16 groups of 8, or a pair of each of 64 groups."""
+"""Candidates that every loss reads per step: all of 16 groups of 8, or a pair of each of 64 groups."""
 WARMUP = 20
 """Steps in which the learning rate rises."""
 GROUPS_SEED = 100
-"""Added to a world's seed: its groups must not be drawn with the numbers that made it."""
+"""Added to a world's seed, so that its groups are not drawn with the random numbers that made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A loss by its name in `train.loss`, and the weight of the supervised term beside `gvpo`."""
+    """A loss by its name in `train.loss`, with the weight of the supervised term for `gvpo`."""
 
     loss: LossName
     sft_weight: float = 0.0
@@ -45,12 +45,12 @@ METHODS = {
     "ipo": Method("ipo"),
     "dpo": Method("dpo"),
 }
-"""By the names that the page calls them."""
+"""The methods by their names on the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a policy is trained with: groups of n for the first `prompts` prompts, and optimiser steps."""
+    """The data and steps of a training: groups of n for the first `prompts` prompts, and optimiser steps."""
 
     n: int = 8
     groups: int = 8192
@@ -61,12 +61,12 @@ class Budget:
 
 @lru_cache(maxsize=1)
 def world(seed: int) -> ExactWorld:
-    """The same for each seed; a process keeps the last one."""
+    """Returns the world of a seed; a process caches the last one."""
     return ExactWorld(seed, Size())
 
 
 def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> PreTrainedModel:
-    """A copy of the world's base, trained on those of the groups that the loss can learn from."""
+    """Returns a copy of the world's base, trained on those groups that the loss can learn from."""
     policy, groups, seed = copy.deepcopy(world.base).train(), drawn.groups, world.seed
     loss = make_loss(method.loss, n=budget.n, sft_weight=method.sft_weight)
     reference = world.base_logprobs[drawn.prompts, drawn.completions].float()
@@ -94,9 +94,9 @@ def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> Pr
 
 
 def figures(world: ExactWorld, policy: Tensor, n: int, prompts: slice = slice(None)) -> dict[str, Any]:
-    """Exact measures of a policy's log-probabilities.
+    """Returns exact measures of a policy's log-probabilities.
 
-    `gap` is how far its win rate is under the frontier, and `gain` how much higher than the base's its J is.
+    `gap` is the distance of its win rate below the frontier, and `gain` its J minus the base's.
     """
     measures = world.measure(policy, n, prompts)
     return asdict(measures) | {
@@ -106,7 +106,9 @@ def figures(world: ExactWorld, policy: Tensor, n: int, prompts: slice = slice(No
 
 
 def trained_figures(method: Method, seed: int, budget: Budget) -> dict[str, Any]:
-    """Of a policy that is trained in the world of this seed; `other_prompts` are those with no groups, if any."""
+    """Returns the figures of a policy trained in the world of this seed; `other_prompts` are those without groups, if
+    any.
+    """
     here = world(seed)
     groups = here.draw(budget.groups, budget.n, seed=GROUPS_SEED + seed, prompts=budget.prompts)
     policy = logprobs(train(here, groups, method, budget))

@@ -1,1 +1,1 @@
-"""The offline half: distils logged groups into a policy that needs one draw, measures it and gates it."""
+"""The training half of bonbon: distils logged groups into a policy that needs fewer draws, measures it and gates it."""

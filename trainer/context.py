@@ -1,4 +1,4 @@
-"""What every run works with, wired together in one place."""
+"""The settings, database and registry that every run uses, opened in one place."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """Settings, the pair log's database, the registry, and the base of everything that is trained.
+    """The settings, the pair log's database, the registry and the directory of the base model.
 
     `settings.model` is the base's directory.
     """
@@ -37,13 +37,15 @@ class RunContext:
     progress: bool = True
 
     async def champion(self) -> Version:
-        """The version that answers now; the base before anything was promoted."""
+        """Returns the version that answers now, which is the base before any promotion."""
         name = await self.registry.champion()
         return self.base if name is None else await self.registry.get(name)
 
     async def check_training(self, start: Version | None = None) -> None:
-        """Raise UserError when training cannot go on from `start` (None: the base) as the settings say, before anything
-        is drawn for it."""
+        """Raises UserError when training cannot continue from `start` (None: the base) with these settings.
+
+        Called before anything is drawn for the training.
+        """
         from trainer.training.learning.lora_targets import check_targets
         from trainer.training.start import check_start
 
@@ -54,15 +56,15 @@ class RunContext:
     async def evaluate(
         self, version: VersionFiles, snapshot: "Snapshot", *, served: str | None, temporary: bool = False
     ) -> Evaluation:
-        """Measure `version` on the test prompts of `snapshot`, against the base and what is served.
+        """Measures `version` on the test prompts of `snapshot`, against the base and the version that answers requests.
 
         Args:
-            served: the version that answers requests; None or the base: best-of-n of the base does.
-            temporary: nobody else draws from the version under this name.
+            served: The version that answers requests; None or the base for best-of-n of the base.
+            temporary: The version is loaded under this name for the evaluation only.
 
         Raises:
-            UserError: no reward is configured, or there are too few test prompts.
-            RewardError, EngineError: scoring or drawing failed.
+            UserError: No reward is configured, or there are too few test prompts.
+            RewardError, EngineError: Scoring or drawing failed.
         """
         from bonbon.engines.text.model_config import read_config
         from trainer.data.logged_prompts import logged_prompts
@@ -96,7 +98,7 @@ class RunContext:
         )
 
     def build_engine(self) -> Engine:
-        """What training and evaluation draw with, not started; building it may import a heavy library."""
+        """Returns the engine for training and evaluation, not started. The call may import a heavy library."""
         evaluate = self.settings.evaluate
         options = self.settings.engine_options | evaluate.engine_options
         settings = self.settings.model_copy(update={"engine_options": options})
@@ -105,10 +107,12 @@ class RunContext:
 
 @asynccontextmanager
 async def open_context(settings: Settings, *, progress: bool = True) -> AsyncIterator[RunContext]:
-    """A context for `settings.model` or, when none is set, for the base of what is served; closed after the block.
+    """Opens a context for `settings.model`, or for the base of the served version when no model is set.
+
+    The context is closed after the block.
 
     Raises:
-        UserError: there is no model, its files are gone, or they are not those that the registry knows.
+        UserError: No model is set or known, its files are missing, or they differ from those that are registered.
     """
     settings.runs_dir.mkdir(parents=True, exist_ok=True)
     async with open_database(settings.database, timeouts=settings.database_timeouts) as database:

@@ -1,4 +1,4 @@
-"""Disks that run full while a round writes to them."""
+"""Reports a full disk while a round writes its files."""
 
 import errno
 from collections.abc import Iterator
@@ -7,30 +7,30 @@ from pathlib import Path
 
 from bonbon.errors import BonbonError
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskFull(BonbonError):
-    """There was no room for what a round has to write; it goes on where it was when there is."""
+    """Raised when there is not enough disk space for a round's files. The round continues once space has been freed."""
 
 
 @contextmanager
-def room_for(directory: Path) -> Iterator[None]:
-    """Raises DiskFull, naming the round's `directory`, for whatever the block raises for want of room."""
+def disk_full_errors(directory: Path) -> Iterator[None]:
+    """Raises DiskFull, which names the round's `directory`, for every error in the block that a full disk caused."""
     try:
         yield
     except Exception as error:
         if not _is_full(error):
             raise
         raise DiskFull(
-            f"no room is left for {directory}: make some; the round goes on where it was ({error})"
+            f"the disk of {directory} is full: free some space, and the round continues where it stopped ({error})"
         ) from error
 
 
 def _is_full(error: BaseException | None) -> bool:
-    """Also where a library has made another error of it, or a training process has told of it in words."""
+    """Also recognises a full disk behind a library's own exception, or in the message of a training process."""
     while error is not None:
-        if (isinstance(error, OSError) and error.errno in NO_ROOM) or "No space left on device" in str(error):
+        if (isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS) or "No space left on device" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

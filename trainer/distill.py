@@ -1,6 +1,6 @@
-"""Base model and reward in, distilled model and report out: the whole loop once, offline, in one directory.
+"""Distils a base model with a reward offline: the whole loop once, in one directory.
 
-The directory is a run directory (see `trainer.rounds`) with a database of its own: the service can be started on it.
+The output is a run directory (see `trainer.rounds`) with its own database, on which the service can be started.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from bonbon.rewards import build_reward
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
 from trainer.context import RunContext
-from trainer.drawing import LEAST_VALIDATION
+from trainer.drawing import MIN_VALIDATION_GROUPS
 from trainer.progress_bars import bar
 from trainer.result_files import read_json, write_json
 from trainer.rounds import Round, stages
@@ -39,15 +39,15 @@ log = structlog.get_logger(__name__)
 
 TASK = "distill.json"
 CONCURRENCY = 32
-"""Prompts in flight."""
+"""Prompts processed concurrently."""
 REWARD_SECONDS = 600.0
 OF_A_PROMPT = ("prompt", "messages")
-"""What an engine's refusal names where one prompt cannot be read, and others can."""
+"""Parameters named by an engine's error when it concerns a single prompt, and other prompts may still be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is drawn: the same task in the same directory goes on, another one is refused."""
+    """The parameters of the draws. The same parameters continue in the same directory; others are refused."""
 
     base: str
     base_digest: str
@@ -60,20 +60,20 @@ class Task:
 
 
 async def distill(context: RunContext, out: Path, prompts: Sequence[Prompt], sampling: Sampling) -> Version:
-    """Draw n candidates per prompt, score and log them, train, evaluate, gate and register in `out`.
+    """Draws and logs n scored candidates per prompt, then trains, evaluates, gates and registers a version in `out`.
 
-    What was done before is not done again, so that a run that was killed goes on where it was; groups that are in the
-    log are not drawn again. A version that the gate passes is promoted in the directory's own registry.
+    Finished work is not repeated, so an interrupted run continues where it stopped, and groups that are in the log are
+    not drawn again. A version that passes the gate is promoted in the directory's own registry.
 
     Args:
-        context: its database and registry are in `out`.
-        sampling: of the candidates; its seed and a prompt's place give each prompt's own.
+        context: Its database and registry are in `out`.
+        sampling: Sampling settings of the candidates. A prompt's seed follows from its seed and the prompt's position.
 
     Raises:
-        UserError: too few prompts or none that can be read, `out` holds another task, or the base cannot be trained as
-            the settings say.
-        Conflict: another process works in `out`.
-        RewardError, EngineError: scoring or drawing failed; what was logged is kept.
+        UserError: There are too few readable prompts, `out` holds another task, or the base cannot be trained with
+            these settings.
+        Conflict: Another process works in `out`.
+        RewardError, EngineError: Scoring or drawing failed; the logged groups are kept.
     """
     _refuse_too_few(prompts, context.settings)
     await context.check_training()
@@ -91,7 +91,9 @@ async def distill(context: RunContext, out: Path, prompts: Sequence[Prompt], sam
 
 
 async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: Sampling) -> int:
-    """Log one group for each prompt that has none yet; how many were drawn. A group's id is its prompt's place."""
+    """Logs a group for each prompt that has none, and returns how many were drawn. A group's id is its prompt's
+    position.
+    """
     async with context.database.read(bulk=True) as connection:
         done = set((await connection.execute(select(groups.c.id))).scalars())
     left = [(number, prompt) for number, prompt in enumerate(prompts) if _group_id(number) not in done]
@@ -99,7 +101,7 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
         return 0
     settings, base = context.settings, context.base
     assert settings.reward is not None
-    # In a thread: vLLM takes seconds to import.
+    # In a thread, because vLLM takes seconds to import.
     engine = await asyncio.to_thread(build_engine, settings, base=base.name)
     reward = build_reward(settings.reward)
     pair_log = PairLog(context.database)
@@ -118,11 +120,11 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
                     if error.param not in OF_A_PROMPT:
                         raise
                     unreadable = error
-                log.warning("prompt left out", number=number + 1, reason=str(error))
+                log.warning("prompt skipped", number=number + 1, reason=str(error))
                 skipped += 1
             else:
                 if group.degraded is not None:
-                    raise RewardError(f"prompt {number + 1}: {group.degraded}; what was drawn before is kept")
+                    raise RewardError(f"prompt {number + 1}: {group.degraded}; the groups drawn so far are kept")
                 await pair_log.append(replace(group, id=_group_id(number)))
             advance(1)
 
@@ -141,7 +143,7 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
     if unreadable is not None and skipped == len(prompts):
         raise unreadable
     if skipped:
-        log.warning("prompts were left out: they cannot be read, or leave no room for max_tokens", skipped=skipped)
+        log.warning("prompts skipped: they cannot be read, or they and max_tokens exceed the context", skipped=skipped)
     return len(left) - skipped
 
 
@@ -165,7 +167,7 @@ def _task(context: RunContext, prompts: Sequence[Prompt], sampling: Sampling) ->
 
 
 def _claim(out: Path, task: Task, base: Path) -> None:
-    """Make `out` this task's, or find that it already is. `base` is the directory of the base."""
+    """Records the task in `out`, or checks that it is the recorded one. `base` is the directory of the base model."""
     recorded = read_json(out / TASK)
     if recorded is None:
         write_json(out / TASK, asdict(task))
@@ -183,7 +185,7 @@ def _claim(out: Path, task: Task, base: Path) -> None:
 
 
 def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
-    """Before anything is drawn: a run that could not be trained or measured."""
+    """Refuses prompts that are too few to train on or to measure on, before anything is drawn."""
     train = settings.train
     fractions = Fractions(test=train.held_out_fraction, validation=train.validation_fraction)
     splits = Counter(split_of(prompt.root_digest, fractions) for prompt in prompts)
@@ -201,9 +203,9 @@ def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
             "measure on, and two are needed: give more prompts, or raise it",
             param="prompts",
         )
-    if train.refine == "on" and splits[Split.VALIDATION] < LEAST_VALIDATION:
+    if train.refine == "on" and splits[Split.VALIDATION] < MIN_VALIDATION_GROUPS:
         raise UserError(
-            f"train.refine = 'on' needs {LEAST_VALIDATION} validation prompts, and train.validation_fraction = "
+            f"train.refine = 'on' needs {MIN_VALIDATION_GROUPS} validation prompts, and train.validation_fraction = "
             f"{train.validation_fraction} keeps {splits[Split.VALIDATION]}: give more prompts, or raise it",
             param="prompts",
         )
@@ -211,11 +213,11 @@ def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
 
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """The directory to this process alone, until it ends in whatever way."""
+    """Locks the directory for this process until the block or the process ends."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Conflict(f"another process distils in {out}; wait for it, or name another --out") from error
+            raise Conflict(f"another process is distilling in {out}; wait for it, or name another --out") from error
         yield

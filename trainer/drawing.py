@@ -1,4 +1,4 @@
-"""Draws from the policy that a training is at, for the training: the other end of `trainer.training.stages.draws`."""
+"""Fulfils a training's orders for draws from its current policy; see `trainer.training.stages.draws`."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -30,42 +30,43 @@ from trainer.training.stages.draws import DrawBox, DrawOrder
 log = structlog.get_logger(__name__)
 
 POLL = 0.02
-"""Seconds between looks for an order."""
+"""Seconds between checks for a new order."""
 REWARD_DEADLINE = 600.0
-"""Seconds that a group's scores may take: nobody waits for an answer here."""
+"""Deadline in seconds for a group's scores. It is long because no client waits for the answer."""
 
 
-LEAST_VALIDATION = 8
-"""Validation groups without which draws would say too little to choose a policy by."""
+MIN_VALIDATION_GROUPS = 8
+"""The fewest validation groups on which fresh draws can tell policies apart."""
 
 
 def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
-    """What keeps a training from drawing, with what to do about it; None when nothing is known to."""
+    """Returns why a training cannot draw and how to change that, or None when no reason is known."""
     if settings.reward is None:
-        return "no reward is set that could score the draws: set reward (BONBON_REWARD)"
+        return "no reward is configured to score the draws: set reward (BONBON_REWARD)"
     if settings.engine == "fake":
-        return "the engine 'fake' cannot draw from what is trained: set engine to another one"
-    if snapshot.validation_groups < LEAST_VALIDATION:
+        return "the engine 'fake' cannot load a trained policy: set engine to another one"
+    if snapshot.validation_groups < MIN_VALIDATION_GROUPS:
         return (
-            f"{snapshot.validation_groups} validation groups are fewer than {LEAST_VALIDATION}, too few to choose a "
-            "policy by: log more groups, or raise train.validation_fraction"
+            f"{snapshot.validation_groups} validation groups are fewer than {MIN_VALIDATION_GROUPS}, too few to "
+            "choose a policy by: log more groups, or raise train.validation_fraction"
         )
     return None
 
 
 class Drawing:
-    """Fulfils the orders of one run, one after the other. Engine and reward are started for the first one.
+    """Fulfils the orders of one run, one after the other. The first order starts the engine and the reward.
 
     Args:
-        make_engine: the engine, not started; it may import a heavy library.
-        reward: not started.
-        snapshot: the run's.
-        box: where the orders are.
-        name: what the policies are called in the engine, with the number of the order after it; no other version may
-            ever have these names.
-        pair_log: where the groups go, with an origin of their own, as groups of whoever asked the prompts: what deletes
-            theirs deletes these. Groups of prompts that are no longer in the log do not go there.
-        concurrency: prompts in flight.
+        make_engine: Returns the engine, not started; the call may import a heavy library.
+        reward: The reward, not started.
+        snapshot: The run's snapshot.
+        box: The directory of the orders.
+        name: Prefix of the policies' names in the engine, followed by the order's number. No other version may ever
+            have such a name.
+        pair_log: Where the groups are logged, with their own origin and for the users whose prompts they answer, so
+            that deleting a user's groups deletes these as well. Groups of prompts that are no longer in the log are not
+            logged.
+        concurrency: Prompts processed concurrently.
     """
 
     def __init__(
@@ -87,10 +88,11 @@ class Drawing:
 
     @asynccontextmanager
     async def in_background(self) -> AsyncIterator[None]:
-        """Orders that are given while the block runs are fulfilled.
+        """Fulfils the orders that are given while the block runs.
 
-        The first one starts the engine, while the training waits for it: loading two models in two threads of a process
-        at once mixes them up, because transformers and accelerate change how modules are made for the whole process.
+        The first order starts the engine while the training waits for it. Loading two models in two threads of one
+        process at the same time corrupts both, because transformers and accelerate patch module construction for the
+        whole process.
         """
         await asyncio.to_thread(self._box.withdraw_open)
         task = asyncio.create_task(self._run(), name="draws for a training")
@@ -109,7 +111,7 @@ class Drawing:
                 try:
                     await self._fulfil(order)
                 except Exception as error:  # noqa: BLE001 - whatever it is, the training is waiting to be told
-                    log.warning("the training could not be given its draws", error=str(error))
+                    log.warning("drawing for the training failed", error=str(error))
                     await asyncio.to_thread(self._box.fail, order, error)
             await asyncio.sleep(POLL)
 
@@ -150,14 +152,14 @@ class Drawing:
                 seeded = replace(asked.sampling, seed=(order.seed * 1_000_003 + row) % 2**31)
                 group = (await best_of_n(asked.prompt, order.count, version=version, sampling=seeded)).group
             except PromptTooLong as error:
-                log.warning("a prompt is left out of the training's draws", reason=str(error))
+                log.warning("prompt left out of the training's draws", reason=str(error))
                 return None
         if group.degraded is not None:
             raise RewardError(f"the training's draws could not be scored: {group.degraded}")
         return group
 
     async def _keep(self, group: Group, asked: str) -> None:
-        """Log a group that was drawn for the prompt of the group `asked`."""
+        """Logs a group that was drawn for the prompt of the group `asked`."""
         names = groups.c.tenant, groups.c.end_user.label("user"), groups.c.request_id
         async with self._log.database.read() as connection:
             row = (await connection.execute(select(*names).where(groups.c.id == asked))).mappings().one_or_none()
@@ -183,7 +185,10 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _ranked(group: Group, prompt_digest: str) -> TrainingGroup:
-    """With the digest that the snapshot's groups of this prompt have, which may have lost characters since."""
+    """Returns the group with the digest that the snapshot's groups of this prompt have.
+
+    The digest may differ from the prompt's own, because storing a prompt can replace characters.
+    """
     ranked = sorted(group.candidates, key=lambda candidate: candidate.rank or 0)
     return TrainingGroup(
         group_id=group.id,

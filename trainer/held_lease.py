@@ -1,4 +1,4 @@
-"""Holding a lease for as long as the work takes."""
+"""Holds a lease for as long as a block of work takes."""
 
 import asyncio
 import math
@@ -19,18 +19,18 @@ from bonbon.store.database import Database
 log = structlog.get_logger(__name__)
 
 
-class Hold:
-    """Holds the lease `name` inside `async with`, renewing it in the background three times in its length.
+class HeldLease:
+    """Holds the lease `name` inside `async with` and renews it in the background, three times per lease length.
 
-    Entering raises LeaseHeld when somebody else holds it. Where a holder looks late, entering takes as long as
-    `acquire` watches it: one that lives renews the lease meanwhile. The log says so before.
+    Entering raises LeaseHeld when another process holds the lease. When the current holder looks late, entering waits
+    for as long as `acquire` watches the lease, because a live holder renews it in that time. The log says so before.
 
     Args:
-        database: where the lease is.
-        name: of the lease.
-        seconds: its length.
-        patient: where the holder was a process of this machine that has ended, wait until the lease ends. The log says
-            so before, for whom it waits, and how long at most.
+        database: The database that has the lease.
+        name: The name of the lease.
+        seconds: The length of the lease.
+        patient: If the holder was a process of this machine that has ended, wait until the lease ends. The log says
+            before for whom it waits, and how long at most.
     """
 
     def __init__(self, database: Database, name: str, seconds: float, *, patient: bool = False) -> None:
@@ -82,11 +82,12 @@ class Hold:
             except Conflict as conflict:
                 log.warning("the lease was lost before it was given back", reason=str(conflict))
             except StoreError as failure:
-                # What it protected is done, or has failed by an error of its own: that is what the caller must hear of.
+                # The protected work has finished or has failed with its own error, which is what the caller must see.
                 log.warning("the lease could not be given back; it runs out by itself", reason=str(failure))
 
     async def confirm(self) -> None:
-        """Renew now. Raises Conflict when the lease is lost: what it protects must not be touched any more."""
+        """Renews the lease now. Raises Conflict when it is lost; the protected data must not be touched any more
+        then."""
         if self._lost is not None:
             raise self._lost
         await self._renew()

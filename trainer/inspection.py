@@ -1,4 +1,4 @@
-"""Measuring again, on demand, what is registered or lies in a run directory."""
+"""Measures a registered version or a run directory again, on demand."""
 
 import asyncio
 import shutil
@@ -19,7 +19,7 @@ from trainer.run_directory import PLAN, REGISTERED
 
 
 class Inspection(NamedTuple):
-    """What was measured, what the gate says of it (nothing is decided by that), and where the report is."""
+    """A new measurement, the gate's verdict on it (which changes nothing), and the path of the report."""
 
     evaluation: Evaluation
     verdict: Verdict
@@ -27,15 +27,15 @@ class Inspection(NamedTuple):
 
 
 async def inspect(context: RunContext, target: str) -> Inspection:
-    """Measure `target`: a run directory or a version's name. A registered version's evaluation is recorded with it.
+    """Measures `target`, a run directory or a version's name. The evaluation of a registered version is stored with it.
 
     Raises:
-        UserError: it is neither, or the run has not been trained to its end.
+        UserError: `target` is neither, or the run's training has not finished.
     """
     if (Path(target) / PLAN).exists():
         round_ = Round.open(context, Path(target).absolute())
         if not (round_.directory / "output").is_dir():
-            raise UserError(f"{target} has not been trained to its end: bonbon train --resume --run {target}")
+            raise UserError(f"the training in {target} has not finished: bonbon train --resume --run {target}")
         if (round_.directory / REGISTERED).exists():
             return await _inspect_version(context, await round_.register())
         (round_.directory / FILE).unlink(missing_ok=True)
@@ -55,10 +55,10 @@ async def _inspect_version(context: RunContext, version: Version) -> Inspection:
 
 
 def _run_of(context: RunContext, version: Version) -> Path | None:
-    """The directory of the run that trained the version; None where it is not here any more.
+    """Returns the directory of the run that trained the version, or None when it no longer exists.
 
-    Earlier releases recorded an absolute path. Of a run in the data directory it may lead into another copy of that
-    directory, so the run is looked for by its name in this one.
+    Earlier releases recorded an absolute path, which may point into another copy of the data directory. The run is
+    therefore looked up by name in this data directory.
     """
     recorded = version.training.get("run")
     if recorded is None:
@@ -71,7 +71,7 @@ def _run_of(context: RunContext, version: Version) -> Path | None:
 
 
 async def _snapshot(context: RunContext, version: Version, directory: Path) -> Snapshot:
-    """The snapshot the version was trained on, or else a new one: the test prompts follow from the prompts alone."""
+    """Returns the snapshot the version was trained on, or a new one; the test prompts depend on the prompts alone."""
     if (directory / PLAN).exists():
         return await Round.open(context, directory).snapshot()
     taken = directory / "snapshot"
@@ -89,7 +89,10 @@ async def _snapshot(context: RunContext, version: Version, directory: Path) -> S
 
 
 async def _served_beside(context: RunContext, version: Version) -> str | None:
-    """What answers requests, unless that is the version itself: then it is compared with best-of-n of the base."""
+    """Returns the version that answers requests.
+
+    Returns None when that is the version itself, which is then compared with best-of-n of the base.
+    """
     champion = await context.registry.champion()
     return None if champion == version.name else champion
 

@@ -1,4 +1,4 @@
-"""Progress bars that look alike."""
+"""Progress bars with a common style."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def bar(title: str, total: int, *, show: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; the block gets the function that moves it on."""
+    """Shows a progress bar on standard error and yields the function that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, *times, console=Console(stderr=True), disable=not show) as progress:
@@ -20,13 +20,13 @@ def bar(title: str, total: int, *, show: bool = True) -> Iterator[Callable[[int]
 
 
 class Advance(Protocol):
-    """Moves a task to `done`, with a note beside its bar."""
+    """Sets a task to `done`, with a note beside its bar."""
 
     def __call__(self, done: int, note: str = "") -> None: ...
 
 
 class Bars:
-    """Several tasks under each other, on standard error, while the block lasts."""
+    """Shows several tasks below each other, on standard error, while the block runs."""
 
     def __init__(self, *, show: bool) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -44,7 +44,7 @@ class Bars:
 
     @contextmanager
     def task(self, title: str, total: int, *, done: int = 0, transient: bool = False) -> Iterator[Advance]:
-        """A task; a transient one leaves no bar behind."""
+        """Adds a task. A transient one leaves no bar behind."""
         task = self._progress.add_task(title, total=total, completed=done, note="")
         yield lambda done, note="": self._progress.update(task, completed=done, note=note)
         if transient:

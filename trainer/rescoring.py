@@ -1,4 +1,4 @@
-"""Before a round: older groups are scored by the newest reward where that has scored too few."""
+"""Scores older groups with the newest reward before a round, when that reward has scored too few."""
 
 import structlog
 
@@ -12,15 +12,15 @@ log = structlog.get_logger(__name__)
 
 
 async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> None:
-    """Have `reward` score groups of the base and of the version `start` that another reward has scored.
+    """Scores groups of the base and of the version `start` with `reward` where another reward has scored them.
 
-    Of each of the two it scores the newest ones until `loop.min_groups` of its groups can be trained on. This is always
-    cheaper than drawing: whoever draws new groups has them scored as well. Nothing is scored when `train.rescore` is
-    off, and when the reward of the settings is another one than `reward`.
+    For each of the two versions it scores the newest groups until `loop.min_groups` of them can be trained on. This is
+    cheaper than drawing, because new groups have to be scored as well. Nothing is scored when `train.rescore` is off or
+    when the configured reward is not `reward`.
 
     Raises:
-        UserError: the reward of the settings cannot be had.
-        RewardError: it cannot score; what it has scored before is kept.
+        UserError: The configured reward cannot be loaded.
+        RewardError: The reward fails to score; the scores stored before are kept.
     """
     settings = context.settings
     if not settings.train.rescore or settings.reward is None:
@@ -38,7 +38,7 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
             )
             return
         with bar(f"scoring older groups by {reward.name}", sum(missing.values()), show=context.progress) as advance:
-            for version, most in missing.items():
+            for version, missing_groups in missing.items():
                 done = 0
 
                 def progress(count: int) -> None:
@@ -48,7 +48,12 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
 
                 scope = Scope((version,), settings.train.tenants)
                 found = await rescore(
-                    context.database, configured, scope, most=most, progress=progress, data_dir=settings.data_dir
+                    context.database,
+                    configured,
+                    scope,
+                    limit=missing_groups,
+                    progress=progress,
+                    data_dir=settings.data_dir,
                 )
                 log.info(
                     "older groups were scored by the newest reward",
@@ -61,12 +66,12 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
 
 
 async def _missing(context: RunContext, start: str, reward: RewardKey) -> dict[str, int]:
-    """How many groups of each version are to be scored again."""
+    """Returns how many groups of each version are to be scored again."""
     database, tenants = context.database, context.settings.train.tenants
     wanted = context.settings.loop.min_groups
     missing = {}
     for version in dict.fromkeys((context.base.name, start)):
-        left = wanted - await count_trainable(database, version, reward, tenants=tenants, most=wanted)
+        left = wanted - await count_trainable(database, version, reward, tenants=tenants, limit=wanted)
         if left > 0 and (older := await count_rescorable(database, reward, Scope((version,), tenants))):
             missing[version] = min(left, older)
     return missing

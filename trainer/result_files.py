@@ -1,4 +1,4 @@
-"""Result files: there whole, or not there."""
+"""Reads and writes JSON result files atomically."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write through a temporary file and a rename, so that a crash leaves the old file or the new one."""
+    """Writes through a temporary file and a rename, so that a crash leaves the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("w") as file:
         json.dump(value, file, indent=2, allow_nan=False)
@@ -18,7 +18,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """What `write_json` wrote, None when it is not there."""
+    """Returns what `write_json` wrote, or None when the file does not exist."""
     try:
         return json.loads(path.read_text())  # type: ignore[no-any-return]
     except FileNotFoundError:

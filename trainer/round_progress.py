@@ -1,4 +1,4 @@
-"""Tells the database how far a round is, for those who watch it from elsewhere."""
+"""Stores a round's progress in the database, where other processes can read it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from bonbon.errors import StoreError
-from bonbon.registry.round_progress import CurvePoint, RoundStage, tell_round
+from bonbon.registry.round_progress import CurvePoint, RoundStage, store_round_progress
 from bonbon.store.database import Database
 from trainer.training.metrics import read_metrics
 
@@ -19,17 +19,17 @@ POINTS = 120
 
 
 class ProgressReporter:
-    """Of one round. What cannot be told is logged, and never stops the round."""
+    """Reports the progress of one round. A report that fails is logged and never stops the round."""
 
     def __init__(self, database: Database, round_id: str, directory: Path, sampler: str, epochs: float) -> None:
         self.database, self.round_id, self.directory = database, round_id, directory
         self.sampler, self.epochs = sampler, epochs
 
-    async def tell(self, stage: RoundStage, *, version: str | None = None, outcome: str | None = None) -> None:
-        """The round is at `stage` now; how far its training got is read from the run directory."""
+    async def report(self, stage: RoundStage, *, version: str | None = None, outcome: str | None = None) -> None:
+        """Reports that the round is at `stage`, with the training progress read from the run directory."""
         curve = await asyncio.to_thread(training_curve, self.directory)
         try:
-            await tell_round(
+            await store_round_progress(
                 self.database,
                 self.round_id,
                 run=self.directory.name,
@@ -41,28 +41,28 @@ class ProgressReporter:
                 outcome=outcome,
             )
         except StoreError as error:
-            log.warning("how far the round is could not be told", error=str(error))
+            log.warning("the progress of the round could not be stored", error=str(error))
 
     @asynccontextmanager
     async def training(self) -> AsyncIterator[None]:
-        """Tell again and again while the block trains, in whichever processes."""
-        telling = asyncio.create_task(self._tell_training(), name="reporter")
+        """Reports the progress periodically while the block trains, in this process or in others."""
+        reporting = asyncio.create_task(self._report_training(), name="reporter")
         try:
             yield
         finally:
-            telling.cancel()
-            (ended,) = await asyncio.gather(telling, return_exceptions=True)
+            reporting.cancel()
+            (ended,) = await asyncio.gather(reporting, return_exceptions=True)
             if isinstance(ended, Exception):
-                log.warning("how far the round is could not be told", error=str(ended))
+                log.warning("the progress of the round could not be stored", error=str(ended))
 
-    async def _tell_training(self) -> None:
+    async def _report_training(self) -> None:
         while True:
-            await self.tell(RoundStage.TRAINING)
+            await self.report(RoundStage.TRAINING)
             await asyncio.sleep(SECONDS)
 
 
 def training_curve(directory: Path) -> tuple[CurvePoint, ...]:
-    """At most `POINTS` of the steps reported so far, evenly spread, the last one among them."""
+    """Returns at most `POINTS` of the reported steps, evenly spread and including the last one."""
     steps = [entry for entry in read_metrics(directory) if "loss" in entry]
     chosen = range(len(steps)) if len(steps) <= POINTS else _spread(len(steps))
     return tuple(

@@ -1,7 +1,7 @@
-"""One round: a run directory, and the stages that fill it.
+"""Runs one round of training: a run directory and the stages that fill it.
 
-Every stage leaves a result file, written whole or not at all, and does nothing where that file is. So a round that was
-cut off goes on at the stage it had reached, in another process too.
+Every stage writes a result file atomically and does nothing when the file exists. An interrupted round therefore
+continues at the stage it had reached, also in another process.
 """
 
 import asyncio
@@ -46,10 +46,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RoundPlan:
-    """What a round sets out to do.
+    """The plan of a round.
 
-    `start` is the version that training starts from, and `champion` the one that answered when the round began, None
-    before anything was promoted. `snapshot` is a directory to use instead of taking a new one.
+    Training starts from the version `start`. `champion` is the version that answered when the round began, None before
+    any promotion. `snapshot` is an existing snapshot directory to use instead of taking a new one.
     """
 
     id: str
@@ -62,12 +62,12 @@ class RoundPlan:
 
     @property
     def policy(self) -> str:
-        """What the trained policy is called until it is a version: no version, past or to come, has this name."""
+        """The name of the trained policy until it is registered. No version has or will have this name."""
         return f"round-{self.id}"
 
 
 class Round:
-    """A round in its directory. Its stages are to be called in order; each one is idempotent."""
+    """A round in its directory. Call its stages in order; each one is idempotent."""
 
     def __init__(self, context: RunContext, directory: Path, plan: RoundPlan) -> None:
         self.context, self.directory, self.plan = context, directory, plan
@@ -80,21 +80,22 @@ class Round:
     async def create(
         cls, context: RunContext, directory: Path, *, start: str | None = None, snapshot: Path | None = None
     ) -> "Round":
-        """RoundPlan a round in a new directory. By default it starts from the champion.
+        """Plans a round in a new directory. By default it starts from the champion.
 
         Raises:
-            UserError: the directory holds a round already, start and snapshot are of different versions, or training
-                cannot go on from the start as the settings say.
-            UnknownVersion: there is no such version to start from.
+            UserError: The directory already holds a round, start and snapshot belong to different versions, or training
+                cannot continue from the start with these settings.
+            UnknownVersion: The version to start from does not exist.
         """
         if (directory / PLAN).exists():
-            raise UserError(f"{directory} holds a run already; --resume goes on with it, or name another directory")
+            raise UserError(f"{directory} already holds a run: continue it with --resume, or name another directory")
         if snapshot is not None:
             snapshot = snapshot.absolute()
             start = _start_of(read_snapshot(snapshot), start)
         version = await context.registry.get(start) if start else await context.champion()
         await context.check_training(version)
-        # What an ancestor kept from training must not be trained on, nor what it was trained on be measured on.
+        # Prompts that an ancestor held out must not be trained on, and prompts it was trained on must not be measured
+        # on.
         inherited, train = version.training, context.settings.train
         plan = RoundPlan(
             id=time_ordered_id(),
@@ -111,32 +112,32 @@ class Round:
 
     @classmethod
     def open(cls, context: RunContext, directory: Path) -> "Round":
-        """The round in `directory`. Raises UserError when there is none."""
+        """Opens the round in `directory`. Raises UserError when there is none."""
         plan = read_json(directory / PLAN)
         if plan is None:
-            raise UserError(f"{directory} holds no run; `bonbon train` makes one")
+            raise UserError(f"{directory} holds no run; `bonbon train` creates one")
         return cls(context, directory, RoundPlan(**plan))
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is something left to do."""
+        """Whether stages are left to do."""
         return is_unfinished(self.directory)
 
     @property
     def erased(self) -> bool:
-        """Whether groups that its version would learn from were deleted from the log, and so its snapshot's groups."""
+        """Whether the snapshot's groups were deleted because groups of it were deleted from the log."""
         own = self.directory / "snapshot"
         registered = (self.directory / REGISTERED).exists()
         return self.plan.snapshot is None and own.is_dir() and not (own / GROUPS).exists() and not registered
 
     async def snapshot(self) -> Snapshot:
-        """Take the groups that the base and the version to start from have drawn."""
+        """Takes the snapshot of the groups drawn from the base and from the version that training starts from."""
         if self._snapshot is None:
             self._snapshot = await self._take_snapshot()
         return self._snapshot
 
     async def train(self) -> dict[str, Any]:
-        """Train on the snapshot: kind, steps, groups, metrics and seconds."""
+        """Trains on the snapshot and returns kind, steps, groups, metrics and seconds."""
         if done := read_json(self.directory / TRAINING):
             return done
         snapshot, context = await self.snapshot(), self.context
@@ -162,27 +163,27 @@ class Round:
         return trained
 
     async def evaluate(self) -> Evaluation:
-        """Measure the trained version on test prompts."""
+        """Measures the trained version on test prompts."""
         if (self.directory / FILE).exists():
             return Evaluation.load(self.directory)
         kind = VersionKind((await self.train())["kind"])
-        await self.reporter.tell(RoundStage.EVALUATING)
+        await self.reporter.report(RoundStage.EVALUATING)
         files = VersionFiles(self.plan.policy, kind, self.directory / "output")
         evaluation = await self.context.evaluate(
             files, await self.snapshot(), served=self.plan.champion, temporary=True
         )
         evaluation.save(self.directory)
-        self._tell_signatures(evaluation)
+        self._report_signatures(evaluation)
         return evaluation
 
     async def register(self) -> Version:
-        """Put the version into the registry under its name, approved or refused by the gate."""
+        """Registers the version under its name, approved or refused by the gate."""
         registry = self.context.registry
         if done := read_json(self.directory / REGISTERED):
             return await registry.get(done["version"])
         evaluation, snapshot = await self.evaluate(), await self.snapshot()
         if self.erased:
-            raise UserError("groups that the version learnt from were deleted from the log")
+            raise UserError("groups that the version was trained on were deleted from the log")
         version = await self._registered_before() or await registry.register(
             base=self.context.base.name,
             parent=self.plan.start,
@@ -193,7 +194,7 @@ class Round:
         evaluation = replace(evaluation, version=version.name)
         verdict = judge(evaluation, self.context.settings.gate)
         if version.state is VersionState.REGISTERED:
-            if not version.evaluation:  # a process that was killed since may have recorded it
+            if not version.evaluation:  # a process killed after registering may have recorded it
                 await registry.record_evaluation(version.name, evaluation.to_dict())
             decide = registry.approve if verdict.passed else registry.refuse
             await decide(version.name, verdict.to_dict())
@@ -204,13 +205,13 @@ class Round:
         return await registry.get(version.name)
 
     async def promote(self, *, actor: str = "trainer") -> Version:
-        """Make the version champion if the gate approved it and the champion is who it was when the round began."""
+        """Promotes the version if the gate approved it and the champion has not changed since the round began."""
         version = await self.register()
         if not _passed(version):
             return await self._finish(version, REFUSED)
-        # A process that was killed since may have promoted it, and whoever replaced it then had a reason.
+        # A killed process may have promoted the version already, and the operator who replaced it since had a reason.
         if version.state is VersionState.RETIRED:
-            return await self._finish(version, "it was promoted, and somebody else has replaced it since")
+            return await self._finish(version, "it was promoted, and another version has replaced it since")
         try:
             if version.state is not VersionState.PROMOTED:
                 version = await self.context.registry.promote(version.name, expected=self.plan.champion, actor=actor)
@@ -221,42 +222,42 @@ class Round:
         return await self._finish(version, PROMOTED)
 
     async def leave(self) -> Version:
-        """Finish without promoting: `bonbon models promote` may do that later."""
+        """Finishes the round without promoting; `bonbon models promote` can promote the version later."""
         version = await self.register()
         return await self._finish(version, NOT_PROMOTED if _passed(version) else REFUSED)
 
     async def report(self, verdict: Verdict | None = None, version: str | None = None) -> Path:
-        """Write the report of what is there so far; registering writes it too."""
+        """Writes the report of the results so far. `register` writes it as well."""
         gate = self.context.settings.gate
         return await asyncio.to_thread(write_report, self.directory, gate, verdict=verdict, version=version)
 
     async def fail(self, error: Exception) -> None:
-        """Close the round: what it was to train on or with cannot be used."""
+        """Closes the round, because its training data or settings cannot be used."""
         write_json(self.directory / FAILED, {"error": str(error), "time": datetime.now(UTC).isoformat()})
-        await self.reporter.tell(RoundStage.FAILED, outcome=str(error))
+        await self.reporter.report(RoundStage.FAILED, outcome=str(error))
 
     async def close_erased(self) -> None:
-        """Close an `erased` round, and delete what it has learnt from the groups."""
+        """Closes an `erased` round and deletes what it trained from the groups."""
         await self.fail(
-            UserError("groups that it learnt from were deleted from the log; the next round does without them")
+            UserError("groups that it was trained on were deleted from the log; the next round leaves them out")
         )
         for name in ("checkpoints", "draws", "output"):
             await asyncio.to_thread(shutil.rmtree, self.directory / name, ignore_errors=True)
-        log.warning("the round is closed: groups that it learnt from were deleted", run=str(self.directory))
+        log.warning("round closed: groups that it was trained on were deleted", run=str(self.directory))
 
     @asynccontextmanager
     async def _drawing(self, snapshot: Snapshot) -> AsyncIterator[bool]:
-        """Draw for the training inside the block, if that is possible: whether it is.
+        """Fulfils the training's orders for draws inside the block if that is possible. Yields whether it is.
 
         Raises:
-            UserError: `train.refine` is "on", and it is not possible.
+            UserError: `train.refine` is "on", and drawing is not possible.
         """
         context = self.context
         settings = context.settings
         if problem := why_not_drawn(settings, snapshot):
             if settings.train.refine == "on":
                 raise UserError(f"train.refine = 'on', but {problem}", param="train.refine")
-            log.warning("the version is trained without draws of its own", reason=problem)
+            log.warning("training without draws of the policy", reason=problem)
             yield False
             return
         assert settings.reward is not None
@@ -282,7 +283,7 @@ class Round:
         directory = Path(plan.snapshot) if plan.snapshot is not None else self.directory / "snapshot"
         if directory.exists():
             return await asyncio.to_thread(read_snapshot, directory)
-        await self.reporter.tell(RoundStage.SNAPSHOT)
+        await self.reporter.report(RoundStage.SNAPSHOT)
         database, tenants = self.context.database, self.context.settings.train.tenants
         reward = await newest_reward_of(database, (self.context.base.name, plan.start), tenants=tenants)
         if reward is not None:
@@ -304,8 +305,8 @@ class Round:
         )
         return snapshot
 
-    def _tell_signatures(self, evaluation: Evaluation) -> None:
-        """To the log, and to the run's metrics: 1 where a signature was found, 0 where not."""
+    def _report_signatures(self, evaluation: Evaluation) -> None:
+        """Reports the signatures to the log and to the run's metrics: 1 for a signature that was found, 0 otherwise."""
         metrics = read_metrics(self.directory)
         found = signatures(metrics, evaluation)
         for signature in found:
@@ -317,11 +318,11 @@ class Round:
 
     async def _finish(self, version: Version, outcome: str) -> Version:
         write_json(self.directory / FINISHED, {"version": version.name, "outcome": outcome})
-        await self.reporter.tell(RoundStage.FINISHED, version=version.name, outcome=outcome)
+        await self.reporter.report(RoundStage.FINISHED, version=version.name, outcome=outcome)
         return version
 
     async def _registered_before(self) -> Version | None:
-        """The version, if this round was cut off between registering it and noting that."""
+        """Returns the version if this round was interrupted between registering it and recording that."""
         versions = await self.context.registry.list()
         return next((version for version in versions if version.training.get("round") == self.plan.id), None)
 
@@ -358,13 +359,13 @@ def _passed(version: Version) -> bool:
 
 
 def stages(round_: Round, *, promote: bool) -> tuple[Stage, ...]:
-    """Every stage of a round, in order."""
+    """Returns every stage of a round, in order."""
     last = round_.promote if promote else round_.leave
     return round_.snapshot, round_.train, round_.evaluate, round_.register, last
 
 
 def new_directory(runs_dir: Path, prefix: str) -> Path:
-    """A directory name that sorts by time and is not taken."""
+    """Returns the name of a new directory; names sort by time."""
     stem, number = time.strftime(f"{prefix}-%Y%m%d-%H%M%S"), 1
     while (directory := runs_dir / (stem if number == 1 else f"{stem}-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""`bonbon train`, `bonbon evaluate`, `bonbon loop` and `bonbon distill`."""
+"""The commands `bonbon train`, `bonbon evaluate`, `bonbon loop` and `bonbon distill`."""
 
 import asyncio
 import json
@@ -16,18 +16,18 @@ from bonbon.settings import Settings, load_settings
 
 MODEL = typer.Option(None, help="The base model: a directory in Hugging Face format, or a hub name.")
 REWARD = typer.Option(None, help="A reward model's directory or hub name, a URL, or kind:target.")
-DATA_DIR = typer.Option(None, help="Where the registry's files, training runs and the default database live.")
-PROCESSES = typer.Option(None, help="Training processes on this machine, one a GPU.")
+DATA_DIR = typer.Option(None, help="Directory of the registry's files, the training runs and the default database.")
+PROCESSES = typer.Option(None, help="Number of training processes on this machine, one per GPU.")
 DATABASE = typer.Option(None, help="SQLAlchemy URL of the pair log and registry.")
 
 
 def train(
     version: str = typer.Option(None, help="The version to start from (default: the champion)."),
     run: Path = typer.Option(None, help="Run directory (default: a new one in data_dir/runs)."),
-    resume: bool = typer.Option(False, "--resume", help="Go on with the run in --run."),
+    resume: bool = typer.Option(False, "--resume", help="Continue the run in --run."),
     snapshot: Path = typer.Option(None, help="Train on this snapshot instead of taking a new one."),
-    register: bool = typer.Option(False, "--register", help="Then evaluate, judge and register the version."),
-    promote: bool = typer.Option(False, "--promote", help="Then promote it, if the gate passes it."),
+    register: bool = typer.Option(False, "--register", help="Afterwards evaluate, gate and register the version."),
+    promote: bool = typer.Option(False, "--promote", help="Afterwards promote the version if the gate passes it."),
     processes: int = PROCESSES,
     model: str = MODEL,
     reward: str = REWARD,
@@ -36,12 +36,12 @@ def train(
 ) -> None:
     """Train a version from logged groups.
 
-    What is not given here comes from the environment (BONBON_TRAIN__LEARNING_RATE, ...) or from bonbon.toml.
+    Settings without an option here come from the environment (BONBON_TRAIN__LEARNING_RATE, ...) or from bonbon.toml.
     """
     if resume and run is None:
-        raise UserError("--resume needs --run: the directory of the run to go on with", param="run")
+        raise UserError("--resume needs --run, the directory of the run to continue", param="run")
     if resume and (version or snapshot):
-        raise UserError("--resume goes on with what the run began with: leave --version and --snapshot out")
+        raise UserError("--resume keeps the version and snapshot of the run: leave --version and --snapshot out")
     settings = _settings(model, reward, data_dir, database, processes)
     asyncio.run(_train(settings, version, run, resume, snapshot, register or promote, promote))
 
@@ -56,7 +56,7 @@ def _settings(
 ) -> Settings:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ:
         raise UserError(
-            f"this is one of {os.environ['WORLD_SIZE']} processes of a launcher: start bonbon once, and let "
+            f"this process is one of {os.environ['WORLD_SIZE']} that a launcher started: start bonbon once, and let "
             "train.processes or train.launcher start the processes that train",
             param="train.launcher",
         )
@@ -78,8 +78,8 @@ async def _train(
     promote: bool,
 ) -> None:
     from trainer.context import open_context
-    from trainer.disk_full import room_for
-    from trainer.held_lease import Hold
+    from trainer.disk_full import disk_full_errors
+    from trainer.held_lease import HeldLease
     from trainer.loop import LEASE
     from trainer.reports.tables import show_version
     from trainer.rounds import Round, new_directory
@@ -88,21 +88,21 @@ async def _train(
     console = Console()
     async with (
         open_context(settings) as context,
-        Hold(context.database, LEASE, settings.loop.lease_seconds, patient=True) as hold,
+        HeldLease(context.database, LEASE, settings.loop.lease_seconds, patient=True) as lease,
     ):
         if resume and run is not None:
             round_ = Round.open(context, run.absolute())
         else:
             directory = run.absolute() if run else new_directory(settings.runs_dir, "train")
-            with room_for(directory):
+            with disk_full_errors(directory):
                 round_ = await Round.create(context, directory, start=start, snapshot=snapshot)
-        with room_for(round_.directory):
+        with disk_full_errors(round_.directory):
             taken = await round_.snapshot()
             trained = await round_.train()
             console.print(f"trained {taken.version} on {trained['groups']} groups in {trained['steps']} steps")
             if register:
                 await round_.evaluate()
-                await hold.confirm()
+                await lease.confirm()
                 version = await (round_.promote(actor="cli") if promote else round_.register())
                 show_version(console, version)
             else:
@@ -118,7 +118,7 @@ def evaluate(
     data_dir: Path = DATA_DIR,
     database: str = DATABASE,
 ) -> None:
-    """Measure a version on held-out prompts, and say what the gate would."""
+    """Measure a version on held-out prompts, and print the gate's verdict."""
     settings = _settings(model, reward, data_dir, database)
     asyncio.run(_evaluate(settings, target, json_))
 
@@ -141,13 +141,13 @@ async def _evaluate(settings: Settings, target: str, as_json: bool) -> None:
 
 
 def loop(
-    once: bool = typer.Option(False, "--once", help="Train one round if it is due, then exit."),
-    now: bool = typer.Option(False, "--now", help="Train one round now, due or not, then exit."),
+    once: bool = typer.Option(False, "--once", help="Train a round if there are enough groups, then exit."),
+    now: bool = typer.Option(False, "--now", help="Train one round now in any case, then exit."),
     create_job: str = typer.Option(
         None,
         "--create-job",
         metavar="CRONJOB",
-        help="On Kubernetes: if a round is due, make a Job that trains it from this CronJob, and exit.",
+        help="On Kubernetes: if a round can start, make a Job that trains it from this CronJob, and exit.",
     ),
     processes: int = PROCESSES,
     model: str = MODEL,
@@ -155,10 +155,10 @@ def loop(
     data_dir: Path = DATA_DIR,
     database: str = DATABASE,
 ) -> None:
-    """Train, evaluate, judge and promote whenever a round is expected to lower the number of draws for an answer.
+    """Train, evaluate, gate and promote whenever a round is expected to lower the number of draws per answer.
 
-    A first Ctrl-C or SIGTERM waits for the stage at work; a second one ends at once. Either way the round is gone on
-    with at the next start.
+    The first Ctrl-C or SIGTERM waits for the current stage; the second one ends at once. The next start continues the
+    round in either case.
     """
     if create_job:
         if once or now:
@@ -193,36 +193,43 @@ async def _loop(settings: Settings, once: bool, now: bool) -> None:
     _stop_on_signals(stop, console)
     async with open_context(settings) as context:
         daemon = Loop(context)
-        due = await daemon.next_round()
-        console.print("A round begins now." if now else due.waits_for, highlight=False, soft_wrap=True)
+        upcoming = await daemon.next_round()
+        console.print("A round begins now." if now else upcoming.waits_for, highlight=False, soft_wrap=True)
         if not once and not now:
             await daemon.run(stop)
         elif version := await daemon.once(stop, now=now, patient=True):
             show_version(Console(), version)
         else:
-            console.print("no round was due" if not stop.is_set() else "stopped; the round goes on at the next start")
+            console.print(
+                "there was no round to run" if not stop.is_set() else "stopped; the round continues at the next start"
+            )
 
 
 def distill(
-    prompts: Path = typer.Option(help="One text a line; or .jsonl or .parquet with `prompt` or `messages`."),
-    out: Path = typer.Option(help="The directory to fill; a run that was killed goes on in it."),
+    prompts: Path = typer.Option(
+        help="A file with one prompt per line, or .jsonl or .parquet with `prompt` or `messages`."
+    ),
+    out: Path = typer.Option(help="The output directory; an interrupted run continues in it."),
     n: int = typer.Option(None, min=2, help="Candidates per prompt (default: the setting n, 8)."),
     max_tokens: int = typer.Option(256, min=1, help="Longest candidate."),
-    temperature: float = typer.Option(1.0, min=0.01, help="Of the draws; the distilled model is for this one."),
-    plain: bool = typer.Option(False, "--plain", help="Continue texts as they are: no chat."),
+    temperature: float = typer.Option(
+        1.0, min=0.01, help="The sampling temperature; use the distilled model with the same one."
+    ),
+    plain: bool = typer.Option(False, "--plain", help="Continue the prompts as plain text instead of chat turns."),
     engine: str = typer.Option(None, help="Which engine draws (default: the setting engine, embedded)."),
     model: str = MODEL,
     reward: str = REWARD,
 ) -> None:
-    """Base model and reward in, distilled model and report out: draw, score, train, evaluate, gate; no service.
+    """Distil a base model with a reward into a model and a report, without the service.
 
-    OUT gets the trained adapter or model (output/), report.html, evaluation.json, and the scored groups (bonbon.db).
+    The command draws, scores, trains, evaluates and gates. OUT gets the trained adapter or model (output/),
+    report.html, evaluation.json and the scored groups (bonbon.db).
     """
     out = out.absolute()
     settings = _settings(model, reward, out, f"sqlite+aiosqlite:///{out / 'bonbon.db'}", n=n, engine=engine)
     for name in ("model", "reward"):
         if not getattr(settings, name):
-            raise UserError(f"no {name} is named: --{name}, or {name} in bonbon.toml", param=name)
+            raise UserError(f"no {name} is set: pass --{name}, or set {name} in bonbon.toml", param=name)
     asyncio.run(_distill(settings, out, prompts, plain, max_tokens, temperature))
 
 
@@ -249,7 +256,7 @@ def _stop_on_signals(stop: asyncio.Event, console: Console) -> None:
 
     def first() -> None:
         stop.set()
-        console.print("stopping after the stage at work; once more to end at once")
+        console.print("stopping after the current stage; press Ctrl-C again to end at once")
         _end_at_once_on_signals()
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -257,8 +264,10 @@ def _stop_on_signals(stop: asyncio.Event, console: Console) -> None:
 
 
 def _end_at_once_on_signals() -> None:
-    """Let the system end the process. Nothing is lost but the steps since the last checkpoint, while Python would wait
-    for the thread that trains."""
+    """Lets signals end the process immediately.
+
+    Python would wait for the training thread. Only the steps since the last checkpoint are lost.
+    """
     running = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         running.remove_signal_handler(number)

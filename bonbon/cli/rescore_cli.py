@@ -52,7 +52,7 @@ async def _rescore(settings: Settings, bar: Bar, version: str | None, newest: in
             total = total if newest is None else min(total, newest)
             with bar(f"scoring by {reward.name}", total) as progress:
                 return key, await rescore(
-                    database, reward, scope, most=newest, progress=progress, data_dir=settings.data_dir
+                    database, reward, scope, limit=newest, progress=progress, data_dir=settings.data_dir
                 )
 
 

@@ -74,7 +74,7 @@ def replay_set_aside(settings: Settings, bar: Bar, *, as_json: bool) -> None:
 def delete_set_aside(settings: Settings, *, ask: bool, as_json: bool) -> None:
     """Deletes the groups that have been set aside."""
     set_aside = set_aside_in(settings.spool_dir)
-    count = set_aside.look()
+    count = set_aside.recount()
     if count and ask:
         typer.confirm(f"Permanently delete {count} groups that are set aside?", abort=True, err=True)
     set_aside.clear()
@@ -99,7 +99,7 @@ async def _replay(settings: Settings, set_aside: SetAside, bar: Bar) -> Replayed
                     progress(done)
                 stored += len(found) - len(left)
                 set_aside.replace(file, left)
-    return Replayed(stored, set_aside.look())
+    return Replayed(stored, set_aside.recount())
 
 
 async def _offer(database: Database, entry: Entry) -> Entry | None:

@@ -1,4 +1,4 @@
-"""What best-of-k is worth for every k up to the logged n, from the pair log alone: no new draws."""
+"""Estimates best-of-k for every k up to the logged n from the pair log, without new draws."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,13 +26,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Best-of-k. Every estimate has its 95 % interval.
+    """The estimates for one k, each with its 95 % interval.
 
-    `gain` is what the k-th draw adds to the expected reward (None at k = 1), `pays` that gain less `SHARE` (or what was
-    asked for) of all that the k - 1 draws before it have gained (None below k = 3): where its interval is below 0, the
-    k-th draw pays no more. `win_rate` is against one draw, by the reward that chose; `judge_...` are by another one, of
-    the same chosen candidates. `kl` is the highest that KL(best-of-k || sampler) can be, in nats. Win rates need a draw
-    that was not among the k: there is none at k = n.
+    `gain` is the expected reward that the k-th draw adds (None at k = 1). `pays` is that gain minus a share (`SHARE` by
+    default) of everything that the k - 1 draws before it gained (None below k = 3): where its interval is below 0, the
+    k-th draw no longer pays. `win_rate` is against one draw, by the reward that selected. `judge_...` fields are by
+    another reward, for the same selected candidates. `kl` is an upper bound of KL(best-of-k || sampler), in nats. Win
+    rates need a draw outside the k, so there is none at k = n.
     """
 
     k: int
@@ -50,9 +50,9 @@ class Curve:
     """Best-of-k for k = 1 to `kind.n`, from `groups` groups.
 
     `smaller` counts groups of the same version and reward with fewer candidates, which are left out. `tied` is the
-    share of all pairs of candidates in a group that have equal rewards: without ties the win rate by the reward that
-    chose is k / (k + 1) whatever the reward. `stops_at` is the first k after which one more draw pays no more, None
-    when all of them pay.
+    share of pairs of candidates in a group with equal rewards: without ties, the win rate by the selecting reward is k
+    / (k + 1) for any reward. `stops_at` is the first k after which another draw no longer pays, None when all of them
+    pay.
     """
 
     kind: Kind
@@ -66,7 +66,7 @@ class Curve:
     stops_at: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's types only."""
+        """Returns JSON types only."""
         reward = self.kind.reward._asdict()
         return asdict(self) | {"kind": {"version": self.kind.version, "reward": reward, "n": self.kind.n}}
 
@@ -79,16 +79,16 @@ async def make_curve(
     judge: Reward | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Curve:
-    """Read the selected groups once, in constant memory.
+    """Estimates the curve in one pass over the selected groups, in constant memory.
 
     Args:
-        share: a draw pays no more when it surely adds less than this share of what those before it have gained.
-        judge: a started reward that did not choose; it scores the logged candidates.
-        progress: called with the number of groups read so far.
+        share: A draw no longer pays when it surely adds less than this share of what the draws before it gained.
+        judge: A started reward other than the selecting one, which scores the logged candidates.
+        progress: Called with the number of groups read so far.
 
     Raises:
-        UserError: all groups have the same prompt.
-        RewardError: the judge could not score.
+        UserError: All groups have the same prompt.
+        RewardError: The judge failed to score.
     """
     kind = selection.kind
     tally = _Tally(kind.n, judged=judge is not None)
@@ -96,7 +96,7 @@ async def make_curve(
         database,
         version=kind.version,
         reward=kind.reward,
-        least_n=kind.n,
+        min_n=kind.n,
         after=selection.after,
         texts=judge is not None,
     )
@@ -122,7 +122,7 @@ async def make_curve(
 async def _judged(
     groups: AsyncIterator[ScoredGroup], judge: Reward | None
 ) -> AsyncIterator[tuple[ScoredGroup, Sequence[float] | None]]:
-    """Each group with the judge's scores; None without a judge, and where the prompt is only known as token ids."""
+    """Yields each group with the judge's scores. They are None without a judge and for prompts of token ids."""
 
     async def score(group: ScoredGroup) -> list[float] | None:
         if judge is None or group.prompt is None or group.prompt.token_ids is not None:
@@ -141,10 +141,10 @@ async def _judged(
 
 
 class _Sums:
-    """Sums of vectors over groups, by bucket of prompts: clusters, in memory that does not grow with the log.
+    """Sums of vectors over groups, by bucket of prompts, in memory that does not grow with the log.
 
-    A bucket holds all groups of the prompts whose digests fall into it. Prompts are independent, so buckets are; where
-    there are fewer prompts than buckets, nearly each has its own.
+    A bucket holds all groups whose prompt digests fall into it and serves as a cluster. Prompts are independent and so
+    are buckets. With fewer prompts than buckets, nearly every prompt has its own.
     """
 
     def __init__(self, size: int) -> None:
@@ -160,13 +160,13 @@ class _Sums:
         self.counts[bucket] += 1
 
     def mean(self, weights: Array) -> Estimate:
-        """Of a linear combination of the vector's entries, over all groups."""
+        """Returns the estimate of a linear combination of the vector's entries, over all groups."""
         used = self.counts > 0
         return clustered_ratio(self.sums[used] @ weights, self.counts[used], int(self.counts.sum()))
 
 
 class _Tally:
-    """What has been read so far."""
+    """Counts of the groups read so far."""
 
     def __init__(self, n: int, *, judged: bool) -> None:
         self.n = n
@@ -195,7 +195,9 @@ class _Tally:
 
     def points(self, share: float) -> tuple[Point, ...]:
         if self._rewards.clusters < 2:
-            raise UserError("all groups have the same prompt, which says nothing of others: log more prompts")
+            raise UserError(
+                "all groups have the same prompt, so nothing can be estimated for other prompts: log more prompts"
+            )
         return tuple(self._point(k, share) for k in range(1, self.n + 1))
 
     def _point(self, k: int, share: float) -> Point:

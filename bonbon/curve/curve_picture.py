@@ -1,4 +1,4 @@
-"""A best-of-k curve as a picture. The only module of `bonbon.pairs` that needs matplotlib."""
+"""Draws a best-of-k curve. This is the only module of `bonbon.curve` that needs matplotlib."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,9 +17,9 @@ REWARD, JUDGE, LIMIT = "#2563eb", "#db2777", "#d97706"
 
 
 def save(curve: Curve, path: Path) -> None:
-    """Draw expected reward, gains, and win rate for every k, with their intervals.
+    """Draws expected reward, gains and win rate for every k, with their intervals.
 
-    Raises UserError when the file cannot be written, or its name ends in nothing that can be drawn.
+    Raises UserError when the file cannot be written or its suffix is not an image format.
     """
     with rc_context(STYLE):
         figure = Figure(figsize=(15, 4.4), layout="constrained")
@@ -36,9 +36,7 @@ def save(curve: Curve, path: Path) -> None:
         try:
             figure.savefig(path, dpi=110)
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"--png {path}: {error}; name a .png file in a directory that is there", param="png"
-            ) from error
+            raise UserError(f"--png {path}: {error}; name a .png file in an existing directory", param="png") from error
 
 
 def _rewards(axis: Axes, curve: Curve) -> None:

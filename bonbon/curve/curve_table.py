@@ -1,4 +1,4 @@
-"""A best-of-k curve on the terminal: a table, and in words what it says."""
+"""Prints a best-of-k curve in the terminal, as a table and as sentences."""
 
 from rich.console import Console
 from rich.table import Table
@@ -31,40 +31,38 @@ def print_curve(console: Console, curve: Curve) -> None:
 
 
 def sentences(curve: Curve) -> list[str]:
-    """What the curve says, for people."""
+    """Returns sentences that summarise the curve."""
     n = curve.kind.n
-    said = []
+    lines = []
     if curve.stops_at is not None:
-        said.append(
+        lines.append(
             f"More than {curve.stops_at} draws do not pay: draw {curve.stops_at + 1} surely adds less than "
             f"{curve.share:.0%} of what the {curve.stops_at} before it gain over one."
         )
     elif n < 3:
-        said.append("Two draws cannot say which n stops paying; send requests with a larger best_of.")
+        lines.append("Groups of two draws cannot show which n stops paying; send requests with a larger best_of.")
     else:
-        said.append(
+        lines.append(
             f"No draw up to {n} is known to add less than {curve.share:.0%} of what those before it gain over one: "
             f"{n} still pay, or there are too few groups to say."
         )
     if curve.tied == 0:
-        said.append(
-            "The win rate is by the reward that chose, and no candidates are tied: then it is k / (k + 1) whatever the "
-            "reward. The expected reward says what a draw is worth."
+        lines.append(
+            "The win rate is by the selecting reward, and no candidates are tied, so it is k / (k + 1) for any "
+            "reward. The expected reward shows what a draw is worth."
         )
     else:
-        said.append(
-            f"The win rate is by the reward that chose: k / (k + 1), lowered by ties ({curve.tied:.2%} of the pairs of "
-            "candidates). The expected reward says what a draw is worth."
+        lines.append(
+            f"The win rate is by the selecting reward: k / (k + 1), lowered by ties ({curve.tied:.2%} of the pairs of "
+            "candidates). The expected reward shows what a draw is worth."
         )
-    said.append("After ± is half of each 95 % interval.")
+    lines.append("The number after ± is half the width of the 95 % interval.")
     if curve.judge is None:
-        said.append(
-            "Whether another judge agrees is not known: --judge, or held_out_reward in the settings, names one."
-        )
+        lines.append("No other judge was asked: name one with --judge or the setting held_out_reward.")
     elif curve.judged < curve.groups:
         unread = curve.groups - curve.judged
-        said.append(f"{unread:,} groups have prompts in token ids, which {curve.judge} cannot read.")
-    return said
+        lines.append(f"{unread:,} groups have prompts in token ids, which {curve.judge} cannot read.")
+    return lines
 
 
 def _cells(curve: Curve, point: Point) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which groups of the pair log belong together in a best-of-k curve."""
+"""Selects the groups of the pair log that belong together in a best-of-k curve."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from bonbon.store.tables import groups
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The groups of a curve: `groups` of `kind`, counting those of more candidates, newer than the group `after`.
+    """The groups of a curve: `groups` groups of `kind`, or with more candidates, that are newer than the group `after`.
 
     `smaller` counts groups of the same version and reward that have too few candidates.
     """
@@ -29,16 +29,16 @@ class Selection:
 async def select_groups(
     database: Database, *, version: str | None = None, n: int | None = None, newest: int | None = None
 ) -> Selection:
-    """What a curve is made of.
+    """Selects the groups of a curve.
 
-    The version with most groups, the reward that scored last, and the n that most of those have, unless told
-    otherwise. Groups of more candidates serve for every smaller k.
+    By default, these are the groups of the version with the most groups, of the reward that scored last, and of the
+    most frequent n. Groups with more candidates are used for every smaller k.
 
     Args:
-        newest: look at the newest so many groups of the log only.
+        newest: Consider only this many of the log's newest groups.
 
     Raises:
-        UserError: there are no such groups.
+        UserError: There are no matching groups.
     """
     after = await _nth_newest(database, newest) if newest else None
     found = await _holdings(database, version, after)
@@ -68,7 +68,7 @@ async def select_groups(
 
 @dataclass(frozen=True, slots=True)
 class _Holding:
-    """How many groups of a kind there are."""
+    """The number of groups of a kind."""
 
     kind: Kind
     groups: int

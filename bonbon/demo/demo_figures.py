@@ -1,4 +1,4 @@
-"""What a policy is worth and what it costs, measured from outside over HTTP."""
+"""Measures a policy's quality and cost from outside, over HTTP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from bonbon.theory import Estimate, clustered_mean, win_fraction
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """One column of the closing table. Lengths are in tokens, times in seconds, KL in nats.
+    """One column of the final table. Lengths are in tokens, times in seconds, KL in nats.
 
     A policy answers with the best of `k` draws. `win_rate` is against one draw of the base, `win_rate_best_of_n`
     against best-of-n of the base, and `saved_share` is the share of best-of-n's tokens that an answer saves. The last
-    two are None where best-of-n was not measured before, and `kl` where nobody has estimated it.
+    two are None if best-of-n was not measured before, and `kl` is None if it was not estimated.
     """
 
     version: str
@@ -41,10 +41,10 @@ class Figures:
 
 @dataclass(slots=True)
 class Yardstick:
-    """What every policy is compared with: draws of the base and, once it is measured, what best-of-n answered.
+    """The opponents of every policy: draws of the base and, once measured, answers of best-of-n.
 
-    `rewards` and `best_of_n` have a list of rewards for each of the requests; `best_of_n_tokens` is what an answer of
-    best-of-n takes.
+    `rewards` and `best_of_n` hold a list of rewards per request; `best_of_n_tokens` is the tokens per answer of
+    best-of-n.
     """
 
     requests: list[str]
@@ -56,7 +56,7 @@ class Yardstick:
     async def draw(
         cls, traffic: Traffic, reward: Reward, requests: list[str], n: int, *, seed: int, done: Callable[[], None]
     ) -> "Yardstick":
-        """`n` independent draws of the base per request."""
+        """Takes `n` independent draws of the base per request."""
         replies = await traffic.ask_all(
             requests, model="base", seed=seed, done=done, n=n, extra_body={"best_of": n}, store=False
         )
@@ -77,12 +77,12 @@ class Yardstick:
         done: Callable[[], None],
         is_best_of_n: bool = False,
     ) -> tuple[Figures, list[Reply]]:
-        """Figures of the best of `best_of` draws of `model`.
+        """Returns the figures of the best of `best_of` draws of `model`.
 
         Args:
-            answers: for each request.
-            streams: answers that are streamed, for the times.
-            is_best_of_n: it is best-of-n of the base, with which later policies are compared.
+            answers: Answers per request.
+            streams: Number of answers that are streamed to measure times.
+            is_best_of_n: Whether this is best-of-n of the base, with which later policies are compared.
         """
         options: dict[str, Any] = {"extra_body": {"best_of": best_of}}
         timings: list[Timing] = [
@@ -123,7 +123,7 @@ class Yardstick:
 
 
 def _win_rate(ours: list[list[float]], theirs: list[list[float]]) -> Estimate | None:
-    """Over requests, ties as half; None when there is nothing to compare with."""
+    """Returns the win rate over requests, ties as half, or None without an opponent."""
     if not theirs:
         return None
     shares = [win_fraction(mine, others) for mine, others in zip(ours, theirs, strict=True)]
@@ -131,7 +131,7 @@ def _win_rate(ours: list[list[float]], theirs: list[list[float]]) -> Estimate | 
 
 
 async def _score(reward: Reward, reply: Reply) -> list[float]:
-    """The reward of each returned text, scored here and not taken from the service's word."""
+    """Returns the reward of each returned text, computed here instead of taken from the service's response."""
     distinct = list(dict.fromkeys(reply.texts))
     scores = dict(zip(distinct, await reward.score(Prompt.user(reply.request), distinct), strict=True))
     return [scores[text] for text in reply.texts]

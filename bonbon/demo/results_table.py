@@ -1,4 +1,4 @@
-"""The demo's closing words: figures before and after, and answers side by side."""
+"""Prints the demo's results: figures before and after, and answers side by side."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from bonbon.demo.traffic import Reply
 
 
 def figures_table(columns: dict[str, Figures], n: int) -> Table:
-    """One column per policy."""
+    """Returns a table with one column per policy."""
     table = Table(title=f"Best-of-{n}, and what was distilled from it", title_justify="left")
     table.add_column("", no_wrap=True)
     for title, figures in columns.items():
@@ -52,7 +52,7 @@ def _interval(low: float | None, high: float | None) -> str:
 
 
 def sample_panels(samples: dict[str, list[Reply]], count: int = 3) -> RenderableType:
-    """The same requests answered by each policy."""
+    """Returns the same requests answered by each policy."""
     panels = []
     titles = list(samples)
     for i in range(count):
@@ -66,7 +66,7 @@ def sample_panels(samples: dict[str, list[Reply]], count: int = 3) -> Renderable
 
 
 def print_gate(console: Console, gate: dict[str, Any], n: int) -> None:
-    """The verdict, every reason for it, and what it means for an answer."""
+    """Prints the verdict, every reason for it, and its effect on answers."""
     passed = gate["passed"]
     console.print(f"[bold {'green' if passed else 'red'}]gate {'passed' if passed else 'refused it'}[/]")
     for reason in gate["reasons"]:

@@ -1,4 +1,6 @@
-"""The whole loop on real parts: best-of-n over HTTP, pair log, training, gate, swap under traffic, fewer draws."""
+"""Runs the whole loop on real components: best-of-n over HTTP, pair log, training, gate, swap under traffic, fewer
+draws.
+"""
 
 import asyncio
 import json
@@ -33,23 +35,26 @@ ALIAS = "bonbon"
 ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "embedded": {},
     "remote": {},
-    # Little memory, for the evaluation's engine runs beside the service's; and no compiling, which takes minutes.
+    # Uses little memory, because the evaluation's engine runs beside the service's, and no compilation, which takes
+    # minutes.
     "vllm": {"kv_cache_memory_bytes": 2**28, "max_num_seqs": 256, "enforce_eager": True},
 }
 YARDSTICK_SEED, BASE_SEED, BEFORE_SEED, TRAFFIC_SEED, AFTER_SEED = (i * 1_000_000 for i in range(1, 6))
 AFTER_K_SEED = 500_000
 SWAP_ANSWERS = 6
-"""The demo waits for this many answers before it promotes a version, and for as many from the version afterwards."""
+"""Answers that the demo waits for before it promotes a version, and answers of that version that it waits for
+afterwards.
+"""
 SWAP_SECONDS, SWAP_POLL = 60.0, 0.05
-"""How long it waits for them at most, and between two looks at their number."""
+"""Maximum seconds to wait for them, and seconds between two checks of their number."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """How much of everything the demo does.
+    """The demo's sizes.
 
-    With `full_training`, rounds train and audit as the settings' defaults say, the next requests show what a promoted
-    version saves, a refused round is followed by another, and none follows once one draw answers.
+    With `full_training`, rounds train and audit with the settings' defaults, further requests show what a promoted
+    version saves, a refused round is followed by another, and no round follows once one draw answers.
     """
 
     data_dir: Path
@@ -67,16 +72,18 @@ class DemoOptions:
 
     @property
     def groups_needed(self) -> int:
-        """Clean groups that start a round: a few groups are tied or held back by the split."""
+        """The number of clean groups that start a round; below the number of requests, because some groups are tied or
+        held out.
+        """
         return int(self.traffic * 0.8)
 
 
 @dataclass(slots=True)
 class Results:
-    """Every figure of the demo, as written to its JSON file.
+    """All figures of the demo, as written to its JSON file.
 
-    `before` is best-of-n of the base, `one_draw` the promoted version's, and `after` the best of as many draws of it as
-    the gate has chosen.
+    `before` holds the figures of best-of-n of the base, `one_draw` those of one draw of the promoted version, and
+    `after` those of as many draws as the gate has chosen.
     """
 
     n: int
@@ -94,7 +101,7 @@ class Results:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the time the block takes to a stage's."""
+        """Adds the duration of the block to a stage's time."""
         start = perf_counter()
         try:
             yield
@@ -103,7 +110,7 @@ class Results:
 
 
 class Demo:
-    """Runs the loop and keeps what it measured in `results`; the service is up when `run` returns."""
+    """Runs the loop and stores its measurements in `results`. The service is running when `run` returns."""
 
     def __init__(self, plan: DemoOptions, console: Console) -> None:
         self.plan, self.console = plan, console
@@ -112,7 +119,7 @@ class Demo:
         self.service: ServiceProcess | None = None
 
     async def run(self) -> bool:
-        """Whether the gate passed in every round; with full training, in any of them."""
+        """Returns whether the gate passed in every round or, with full training, in any of them."""
         from openai import AsyncOpenAI
 
         plan, results = self.plan, self.results
@@ -124,9 +131,9 @@ class Demo:
             await reward.start()
         environment = self._environment(models, reward_spec)
         self.service = ServiceProcess(environment, plan.data_dir / "service.log", plan.port)
-        self._say(f"starting the service (log: {self.service.log})")
+        self._announce(f"starting the service (log: {self.service.log})")
         await self.service.start()
-        self._say(f"service ready at {self.service.url}")
+        self._announce(f"service ready at {self.service.url}")
         async with AsyncOpenAI(base_url=f"{self.service.url}/v1", api_key="none", timeout=120.0) as client:
             traffic = Traffic(client)
             with results.timed("measure"):
@@ -163,10 +170,10 @@ class Demo:
 
     def _short_training(self) -> dict[str, str]:
         return {
-            # A second round trains on the champion's own groups, and these come from audits.
+            # A second round trains on the champion's own groups, which come from audits.
             "BONBON_SERVICE__AUDIT_FRACTION": "1" if self.plan.rounds > 1 else "0.02",
-            # A rate that suits this model spares the probe. Learning from its own draws, which would make k smaller,
-            # takes more of them than a demo has time for.
+            # A learning rate that suits this model saves the probe. Learning from its own draws would lower k, but
+            # takes more draws than a demo has time for.
             "BONBON_TRAIN__LEARNING_RATE": "2e-3",
             "BONBON_TRAIN__REFINE": "off",
             "BONBON_TRAIN__VALIDATION_DRAWS": "192",
@@ -256,7 +263,7 @@ class Demo:
         return True
 
     async def _answer(self, number: int, traffic: Traffic) -> list[str]:
-        """The requests that round `number` learns from, answered by the champion, and what that has saved since."""
+        """Sends the requests that round `number` learns from to the champion, and returns them."""
         plan, rounds = self.plan, self.results.rounds
         requests = make_requests(TRAFFIC_SEED * number + plan.seed, plan.traffic)
         with (
@@ -273,7 +280,7 @@ class Demo:
     async def _measure_after(
         self, number: int, version: dict[str, Any], traffic: Traffic, yardstick: Yardstick, reward: "Reward"
     ) -> None:
-        """One draw of the promoted version and, where the gate has chosen more, the best of so many."""
+        """Measures one draw of the promoted version and, if the gate chose more, the best of that many draws."""
         plan, results, evaluation = self.plan, self.results, version["evaluation"]
         k, seed = results.gate["k"], AFTER_SEED * number
         count = plan.measured_requests * plan.answers * (1 if k == 1 else 2)
@@ -296,7 +303,7 @@ class Demo:
                 )
 
     async def _wait_for_audits(self, quiet_seconds: float = 3.0) -> None:
-        """Until the audits' groups have stopped coming."""
+        """Waits until no more groups of audits arrive."""
         from bonbon.pairs.reading.reader import count_clean
         from bonbon.store.database import open_database
 
@@ -311,7 +318,7 @@ class Demo:
             await asyncio.sleep(quiet_seconds)
 
     async def _train(self, environment: dict[str, str]) -> dict[str, Any]:
-        """One round of `bonbon loop`, in its own process; the version it registered."""
+        """Runs one round of `bonbon loop` in a separate process and returns the version that it registered."""
         known = {version["name"] for version in (await self._admin("GET", "/admin/versions"))["versions"]}
         with self.results.timed("train_and_evaluate"):
             process = await asyncio.create_subprocess_exec(
@@ -328,9 +335,9 @@ class Demo:
         return version
 
     async def _swap(self, version: str, traffic: Traffic, requests: list[str]) -> SwapTraffic:
-        """Promote while requests keep coming; some come before, some after."""
+        """Promotes the version while requests are sent, some before and some after."""
         stop, result = asyncio.Event(), SwapTraffic()
-        self._say(f"promoting {version} while traffic goes on")
+        self._announce(f"promoting {version} while traffic goes on")
         sending = asyncio.create_task(traffic.until(stop, requests, model=ALIAS, result=result))
         await _seen(sending, lambda: sum(result.versions.values()), seconds=1.0)
         await self._admin("POST", "/admin/promote", {"version": version})
@@ -338,7 +345,7 @@ class Demo:
         stop.set()
         await sending
         served = ", ".join(f"{name}: {count}" for name, count in sorted(result.versions.items()))
-        self._say(f"swapped under {result.requests} requests, {result.failed} failed ({served})")
+        self._announce(f"swapped under {result.requests} requests, {result.failed} failed ({served})")
         return result
 
     async def _admin(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -357,7 +364,7 @@ class Demo:
             task = progress.add_task(title, total=total)
             yield lambda: progress.advance(task)
 
-    def _say(self, text: str) -> None:
+    def _announce(self, text: str) -> None:
         self.console.print(text, highlight=False)
 
     def _print(self) -> None:
@@ -371,7 +378,9 @@ class Demo:
 
 
 async def _seen(sending: asyncio.Task[SwapTraffic], answers: Callable[[], int], *, seconds: float) -> None:
-    """Wait `seconds`, and then until there are `SWAP_ANSWERS` answers, `SWAP_SECONDS` are over or sending has ended."""
+    """Waits `seconds`, and then until there are `SWAP_ANSWERS` answers, `SWAP_SECONDS` have passed or sending has
+    ended.
+    """
     await asyncio.sleep(seconds)
     for _ in range(int(SWAP_SECONDS / SWAP_POLL)):
         if answers() >= SWAP_ANSWERS or sending.done():
@@ -380,7 +389,7 @@ async def _seen(sending: asyncio.Task[SwapTraffic], answers: Callable[[], int], 
 
 
 def _gate(verdict: dict[str, Any] | None) -> dict[str, Any]:
-    """The gate's verdict with its reasons as texts."""
+    """Returns the gate's verdict with its reasons as texts."""
     if verdict is None:
         return {"passed": False, "reasons": ["no verdict: see the training log"], "k": None, "saved": None}
     reasons = [reason["text"] for reason in verdict["reasons"]]

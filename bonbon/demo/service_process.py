@@ -1,4 +1,4 @@
-"""The service as a process of its own, as a user would run it."""
+"""Runs the service in a separate process, as a user would."""
 
 import asyncio
 import os
@@ -13,19 +13,19 @@ from bonbon.errors import BonbonError
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """Returns a port that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
 
 
 class ServiceProcess:
-    """`bonbon serve` in a child process, its log in a file.
+    """`bonbon serve` in a child process, with its log in a file.
 
     Args:
-        environment: the service's settings, as `BONBON_...` variables.
-        log: where its output goes.
-        port: where it listens; 0 takes a free one.
+        environment: The service's settings, as `BONBON_...` variables.
+        log: The file for its output.
+        port: The port to listen on; 0 for a free one.
     """
 
     def __init__(self, environment: dict[str, str], log: Path, port: int = 0) -> None:
@@ -36,12 +36,12 @@ class ServiceProcess:
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self, seconds: float = 300.0) -> None:
-        """Start it and wait until it is ready.
+        """Starts the process and waits until the service is ready.
 
-        Raises BonbonError, with the end of its log, when it is not ready within `seconds`.
+        Raises BonbonError, which quotes the end of the log, when it is not ready within `seconds`.
         """
         with self.log.open("ab") as output:
-            # A session of its own: Ctrl-C reaches the demo, which then stops the service in order.
+            # In a session of its own, so that Ctrl-C reaches the demo, which then shuts the service down.
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
@@ -68,14 +68,14 @@ class ServiceProcess:
         raise BonbonError(f"the service did not become ready; the end of {self.log}:\n{tail}")
 
     async def wait(self) -> int:
-        """Wait until it ends; its exit status."""
+        """Waits until the process ends and returns its exit status."""
         assert self.process is not None
         return await self.process.wait()
 
     async def stop(self, seconds: float = 120.0) -> None:
-        """SIGTERM, then wait for the drain.
+        """Sends SIGTERM and waits until the service has drained.
 
-        Raises BonbonError, and kills it, when it has not ended after `seconds`.
+        Kills the process and raises BonbonError when it has not ended after `seconds`.
         """
         if self.process is None or self.process.returncode is not None:
             return

@@ -1,4 +1,4 @@
-"""The demo's models, which ship with the package; `bonbon.demo.make_models` made them."""
+"""The demo's models, which the package contains; see `bonbon.demo.make_models`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class TinyModels:
-    """Directories in Hugging Face format: a Llama policy, the reward it is trained with, and one to check it by."""
+    """Directories in Hugging Face format: a Llama policy, the reward for training it, and a reward for checking it."""
 
     policy: Path
     reward: Path
@@ -18,5 +18,5 @@ class TinyModels:
 
 
 def tiny_models() -> TinyModels:
-    """The shipped models."""
+    """Returns the models in the package."""
     return TinyModels.within(Path(__file__).parent / "tiny")

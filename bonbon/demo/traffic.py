@@ -1,4 +1,4 @@
-"""Requests through the official openai client."""
+"""Sends requests with the official openai client."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ MAX_TOKENS = 96
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """One chosen answer and what it cost: `draws` candidates with `drawn_tokens` tokens."""
+    """One chosen answer and its cost: `draws` candidates with `drawn_tokens` tokens."""
 
     request: str
     texts: tuple[str, ...]
@@ -28,7 +28,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds to the first token and to the last, of one streamed answer."""
+    """Seconds to the first and to the last token of one streamed answer."""
 
     ttft: float
     latency: float
@@ -36,7 +36,7 @@ class Timing:
 
 @dataclass(slots=True)
 class SwapTraffic:
-    """What became of the requests that were sent while versions were exchanged."""
+    """The results of requests that were sent while versions were swapped."""
 
     requests: int = 0
     failed: int = 0
@@ -48,7 +48,7 @@ class Traffic:
     """Sends chat requests, at most `concurrency` at a time.
 
     Args:
-        client: an AsyncOpenAI client of the service.
+        client: An AsyncOpenAI client of the service.
     """
 
     def __init__(self, client: "AsyncOpenAI", concurrency: int = 48) -> None:
@@ -73,7 +73,7 @@ class Traffic:
         done: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> list[Reply]:
-        """One reply per request, in order; request i is seeded with `seed + i`."""
+        """Returns one reply per request, in order; request i is seeded with `seed + i`."""
         slots = asyncio.Semaphore(self.concurrency)
 
         async def one(index: int, request: str) -> Reply:
@@ -85,7 +85,7 @@ class Traffic:
         return list(await asyncio.gather(*(one(i, request) for i, request in enumerate(requests))))
 
     async def stream(self, request: str, *, model: str, seed: int, **options: Any) -> Timing:
-        """Stream one answer and time it."""
+        """Streams one answer and times it."""
         start = perf_counter()
         ttft: float | None = None
         stream = await self.client.chat.completions.create(
@@ -111,10 +111,10 @@ class Traffic:
         workers: int = 4,
         result: SwapTraffic | None = None,
     ) -> SwapTraffic:
-        """Keep asking, from `workers` clients at a time, until `stop` is set; count what failed. No retries.
+        """Sends requests from `workers` clients until `stop` is set, without retries, and counts failures.
 
         Args:
-            result: the counts, which the caller may read while requests are sent; by default a new one.
+            result: The counts, which the caller may read while requests are sent; by default a new object.
         """
         from openai import OpenAIError
 

@@ -1,7 +1,7 @@
 """A small world of customer-support requests and replies.
 
-Replies are put together from sentences whose tone, concreteness, relevance and number vary freely, so a policy
-that imitates them is diverse and middling; `quality` knows how good each one is.
+Replies are composed of sentences whose tone, concreteness, relevance and number vary freely, so that a policy which
+imitates them is diverse and mediocre. `quality` rates each reply.
 """
 
 import random
@@ -37,7 +37,7 @@ ENDINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """What a request may be about: how people put it, and what an agent can concretely do."""
+    """A topic of requests: how customers phrase it, and what an agent can do about it."""
 
     complaints: tuple[str, ...]
     steps: tuple[str, ...]
@@ -243,7 +243,7 @@ _OFFER, _PROMISE = _pattern(OFFERS), _pattern(PROMISE)
 
 
 def requests(seed: int, count: int) -> list[str]:
-    """`count` requests, distinct as far as the world's many thousands allow, the same for the same seed."""
+    """Returns `count` requests, distinct unless the world runs out of them; the same seed gives the same requests."""
     rng = random.Random(f"requests/{seed}")
     found: dict[str, None] = {}
     while len(found) < count:
@@ -252,7 +252,7 @@ def requests(seed: int, count: int) -> list[str]:
 
 
 def request(rng: random.Random) -> str:
-    """One request."""
+    """Returns one request."""
     complaint = _fill(rng.choice(rng.choice(TOPICS).complaints), rng, order=rng.randint(100, 999))
     opening = rng.choice(OPENINGS)
     text = opening + (complaint if opening else complaint[0].upper() + complaint[1:])
@@ -260,7 +260,7 @@ def request(rng: random.Random) -> str:
 
 
 def reply(asked: str, rng: random.Random) -> str:
-    """One agent's reply: anything from a curt brush-off to a warm and concrete answer."""
+    """Returns one agent's reply, anything from a curt brush-off to a warm and concrete answer."""
     return " ".join(_sentences(asked, rng))
 
 
@@ -285,7 +285,7 @@ def _sentences(asked: str, rng: random.Random) -> Iterator[str]:
 
 
 def _details(asked: str, rng: random.Random) -> dict[str, object]:
-    """The request's own product and order, which a reply should repeat."""
+    """Returns the request's own product and order, which a reply should repeat."""
     product = re.search(_PLACES["{product}"], asked)
     order = re.search(r"\d+", asked)
     return {
@@ -300,7 +300,7 @@ def _fill(template: str, rng: random.Random, **details: object) -> str:
 
 
 def topic_of(asked: str) -> Topic | None:
-    """What a request is about; None when it comes from outside this world."""
+    """Returns the topic of a request, or None for a request from outside this world."""
     text = asked[:1].lower() + asked[1:]
     for pattern, topic in _COMPLAINTS:
         if pattern.search(asked) or pattern.search(text):
@@ -309,19 +309,19 @@ def topic_of(asked: str) -> Topic | None:
 
 
 def sentences(text: str) -> list[str]:
-    """A text's sentences."""
+    """Returns a text's sentences."""
     return [sentence.strip() for sentence in _SENTENCE.findall(text)]
 
 
 def is_sentence(sentence: str) -> bool:
-    """Whether a sentence is one that people of this world say in a reply."""
+    """Returns whether a sentence can occur in this world's replies."""
     return sentence in _TONES or any(
         pattern.fullmatch(sentence) for pattern in (_OFFER, _PROMISE, *(pattern for pattern, _ in _STEPS))
     )
 
 
 def quality(asked: str, text: str) -> float:
-    """How good a reply is: tone, relevant steps (each is worth less), speed, credit, a comfortable length."""
+    """Rates a reply by tone, relevant steps (with diminishing value), speed, credit and a comfortable length."""
     topic = topic_of(asked)
     total, steps, seen = 0.0, 0, set()
     for sentence in sentences(text):

@@ -1,1 +1,1 @@
-"""API keys: who may call, for which tenant, and what for."""
+"""API keys: who may call, for which tenant, and with which scopes."""

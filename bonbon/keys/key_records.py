@@ -1,4 +1,4 @@
-"""What is kept of an API key: never the key itself."""
+"""The stored record of an API key, which never contains the key itself."""
 
 import secrets
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ PREFIX = "bb-"
 
 
 class Scope(StrEnum):
-    """What a key may be used for."""
+    """The operations that a key allows."""
 
-    COMPLETE = "complete"  # answers, and the list of models
-    FEEDBACK = "feedback"  # a word on an answer of the same tenant
+    COMPLETE = "complete"  # create answers and list models
+    FEEDBACK = "feedback"  # give feedback on answers of the same tenant
     EXPORT = "export"  # read the tenant's groups and pairs
     DELETE = "delete"  # delete the tenant's groups
-    ADMIN = "admin"  # versions and aliases, which every tenant shares
+    ADMIN = "admin"  # manage versions and aliases, which all tenants share
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key's record. `digest` is the SHA-256 of the key, which has 256 random bits: it needs no salt."""
+    """A key's record. `digest` is the key's SHA-256; the key has 256 random bits and therefore needs no salt."""
 
     id: str
     name: str
@@ -33,15 +33,15 @@ class Key:
     revoked: datetime | None = None
 
     def valid(self, now: datetime) -> bool:
-        """Whether it opens anything at that time."""
+        """Returns whether the key is accepted at that time."""
         return self.revoked is None and (self.expires is None or now < self.expires)
 
 
 def new_key() -> str:
-    """A key: 32 random bytes behind a prefix that scanners for leaked keys can know."""
+    """Returns a new key: 32 random bytes behind a prefix that scanners for leaked keys recognise."""
     return PREFIX + secrets.token_urlsafe(32)
 
 
 def digest_of(key: str) -> str:
-    """SHA-256 in hexadecimal. Any text has one, also what is not UTF-8."""
+    """Returns the SHA-256 in hexadecimal of any text, including text that is not valid UTF-8."""
     return sha256(key.encode(errors="surrogatepass")).hexdigest()

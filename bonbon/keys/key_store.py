@@ -1,4 +1,4 @@
-"""Keys in the database."""
+"""Stores API keys in the database."""
 
 from collections.abc import Collection
 from dataclasses import asdict, replace
@@ -15,7 +15,7 @@ from bonbon.store.tables import keys
 from bonbon.store.transaction import Transaction
 
 SHORTEST = 8
-"""Characters that the beginning of an id must have to mean a key."""
+"""The shortest prefix of an id that identifies a key."""
 
 
 async def create_key(
@@ -26,9 +26,9 @@ async def create_key(
     scopes: Collection[Scope] = (Scope.COMPLETE, Scope.FEEDBACK),
     expires: datetime | None = None,
 ) -> tuple[Key, str]:
-    """A new key's record, and the key, which can never be read again. Raises UserError when it would open nothing."""
+    """Creates a key and returns its record and the key, which cannot be read again. Raises UserError without scopes."""
     if not scopes:
-        raise UserError("a key without a scope opens nothing; give one", param="scopes")
+        raise UserError("a key without a scope allows nothing; give at least one", param="scopes")
     key = new_key()
     record = Key(time_ordered_id(), name, tenant, frozenset(scopes), digest_of(key), datetime.now(UTC), expires)
     async with database.write() as connection:
@@ -37,14 +37,14 @@ async def create_key(
 
 
 async def all_keys(database: Database) -> list[Key]:
-    """Every record, oldest first, those that open nothing any more too."""
+    """Returns every record, oldest first, including revoked and expired keys."""
     async with database.read() as connection:
         rows = (await connection.execute(select(keys).order_by(keys.c.id))).mappings().all()
     return [_key(dict(row)) for row in rows]
 
 
 async def revoke_key(database: Database, key: str) -> Key:
-    """From now on the key with this name, id or beginning of an id opens nothing.
+    """Revokes the key with this name, id or prefix of an id, with immediate effect.
 
     Raises UserError when there is no such key, or there are several.
     """
@@ -56,18 +56,18 @@ async def revoke_key(database: Database, key: str) -> Key:
 
 
 async def rotate_key(database: Database, key: str, *, overlap: timedelta) -> tuple[Key, str]:
-    """A new key with the old one's tenant, scopes and name; the old one opens for another `overlap`.
+    """Creates a key with the old one's tenant, scopes and name; the old one stays valid for another `overlap`.
 
     Args:
-        key: the old one's name, id or the beginning of its id.
+        key: The old key's name, id or prefix of its id.
 
-    Raises UserError when there is no such key, there are several, or it opens nothing any more.
+    Raises UserError when there is no such key, there are several, or it is revoked or has expired.
     """
     now, new = datetime.now(UTC), new_key()
     async with database.write() as connection:
         old = await _find(connection, key)
         if not old.valid(now):
-            raise UserError(f"key {key!r} is revoked or has expired; make a new one with `bonbon keys create`")
+            raise UserError(f"key {key!r} is revoked or has expired; create a new one with `bonbon keys create`")
         record = replace(old, id=time_ordered_id(), digest=digest_of(new), created=now, expires=None)
         ends = now + overlap if old.expires is None else min(old.expires, now + overlap)
         await connection.execute(insert(keys), [_row(record)])
@@ -76,12 +76,12 @@ async def rotate_key(database: Database, key: str, *, overlap: timedelta) -> tup
 
 
 async def _find(connection: Transaction, text: str) -> Key:
-    """The key with this id, else the one with this name, else the one whose id begins so.
+    """Returns the key with this id, else the one with this name, else the one whose id has this prefix.
 
-    A beginning has at least `SHORTEST` characters, for what is revoked cannot be had back. Of several keys with one
-    name, those that open nothing any more are passed over.
+    A prefix has at least `SHORTEST` characters, because a revocation cannot be undone. Among several keys with one
+    name, revoked and expired ones are skipped.
     """
-    # Locked, so that of two rotations at once the second sees what the first has done.
+    # Locked, so that the second of two concurrent rotations sees the result of the first.
     begins = keys.c.id.startswith(text, autoescape=True) if len(text) >= SHORTEST else false()
     query = select(keys).where(or_(keys.c.name == text, begins)).order_by(keys.c.id).with_for_update()
     found = [_key(dict(row)) for row in (await connection.execute(query)).mappings()]
@@ -93,7 +93,7 @@ async def _find(connection: Transaction, text: str) -> Key:
         raise UserError(f"there is no key {text!r}; `bonbon keys list` shows them", param="id")
     if len(matches) > 1:
         listed = ", ".join(f"{key.id} ({key.name}, made {key.created:%Y-%m-%d %H:%M})" for key in matches)
-        raise UserError(f"{text!r} may be any of {len(matches)} keys: {listed}; give the id of one", param="id")
+        raise UserError(f"{text!r} matches {len(matches)} keys: {listed}; give the id of one", param="id")
     return matches[0]
 
 

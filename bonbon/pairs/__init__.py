@@ -1,1 +1,1 @@
-"""The pair log: every scored group, durable before its answer is sent."""
+"""The pair log: stores every scored group durably before its answer is sent."""

@@ -1,4 +1,4 @@
-"""What the pair log stores."""
+"""The records that the pair log stores."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,30 +10,32 @@ from bonbon.prompt import Prompt
 from bonbon.store.storable_text import REASON_LENGTH, clean_name
 
 TRAINING = "training"
-"""The origin of groups that a training has drawn for itself."""
+"""The origin of groups that a training draws for itself."""
 
 
 class Unclean(StrEnum):
     """Why a group is kept but never trained on."""
 
-    SINGLE = "single"  # one draw only: nothing to contrast
-    DEGRADED = "degraded"  # the reward failed, was late, or scored something that is not finite
-    TIED = "tied"  # best is not strictly above worst
-    SAMPLING = "sampling"  # greedy, limits, penalties, a response format, forced calls: not the policy's distribution
-    REWARD = "reward"  # its tenant has a reward of its own: not the one that versions learn
-    REPEATED = "repeated"  # a retry whose first attempt may have been logged, too
-    ABORTED = "aborted"  # a candidate was cut off by an abort: the draws are not n whole ones
+    SINGLE = "single"  # one draw only, so there is nothing to compare
+    DEGRADED = "degraded"  # the reward failed, missed its deadline, or gave a score that is not finite
+    TIED = "tied"  # the best candidate is not strictly above the worst
+    SAMPLING = (
+        "sampling"  # greedy, limits, penalties, a response format or forced calls change the policy's distribution
+    )
+    REWARD = "reward"  # its tenant has its own reward, which is not the one that versions learn
+    REPEATED = "repeated"  # a retry whose first attempt may have been logged as well
+    ABORTED = "aborted"  # an abort cut off a candidate, so there are not n complete draws
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One draw. `text` has tool calls written out (see `bonbon.tools.written`).
+    """One candidate. Its `text` has tool calls written out (see `bonbon.tools.written`).
 
     `logprob` is the sum over `token_ids` under the sampler at the sampling temperature, in nats.
 
-    `rank` is 1 for the worst and n for the best, ties broken uniformly at random.
-    `win_probability` is the expected chance to beat a fresh draw given the rank, rank / (n + 1), tied candidates
-    sharing the mean of their ranks.
+    `rank` is 1 for the worst and n for the best, with ties broken uniformly at random. `win_probability` is the
+    expected probability of beating a fresh draw given the rank, rank / (n + 1), where tied candidates share the mean of
+    their ranks.
     """
 
     index: int
@@ -48,21 +50,20 @@ class Candidate:
 
 
 def salt_of(tenant: str) -> str:
-    """What keeps a tenant's prompts apart in an engine's cache; none for the tenant without a name."""
+    """Returns the salt that separates a tenant's prompts in an engine's prefix cache; empty for the unnamed tenant."""
     return sha256(tenant.encode(errors="surrogatepass")).hexdigest() if tenant else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One prompt's n scored candidates, in the order they were drawn.
+    """The n scored candidates of one prompt, in the order they were drawn.
 
-    `degraded` says why the reward gave no ranking (then the first candidate is the answer); `unclean` why the group
-    must not be trained on, None when it is clean. `origin` is `request` for answered traffic, `audit` for background
-    draws and `training` for what a training draws for itself. `idempotency` names the request it answers, and the log
-    has one group of each name; `fingerprint` is the digest of what that request asked for.
+    `degraded` is the reason why the reward gave no ranking (the first candidate is then the answer), and `unclean` the
+    reason why the group must not be trained on; both are None otherwise. `origin` is `request` for answered traffic,
+    `audit` for background draws and `training` for draws of a training. `idempotency` identifies the request that the
+    group answers; the log stores one group per key. `fingerprint` is the digest of that request's content.
 
-    The names of version and reward, the reward's version, and what it says of its failure, are as `clean_name` makes
-    them, whoever gave them.
+    The names of version and reward, the reward's version and its failure reason are normalised by `clean_name`.
     """
 
     id: str
@@ -95,37 +96,37 @@ class Group:
 
     @property
     def drawn_tokens(self) -> int:
-        """How many tokens were drawn for all candidates."""
+        """Number of tokens drawn for all candidates."""
         return sum(len(candidate.token_ids) for candidate in self.candidates)
 
     @property
     def salt(self) -> str:
-        """Of the draws, see `DrawRequest`."""
+        """The salt of the draws, see `DrawRequest`."""
         return salt_of(self.tenant)
 
     @property
     def served(self) -> tuple[Candidate, ...]:
-        """The candidates that were answered, best first."""
+        """The candidates that were returned to the client, best first."""
         return tuple(sorted((c for c in self.candidates if c.served), key=lambda c: -(c.rank or 0)))
 
     @property
     def best(self) -> Candidate:
-        """The candidate of highest rank; the first one when there is no ranking."""
+        """The candidate of highest rank, or the first one without a ranking."""
         return max(self.candidates, key=lambda c: c.rank or 0)
 
     @property
     def worst(self) -> Candidate:
-        """The candidate of lowest rank; the first one when there is no ranking."""
+        """The candidate of lowest rank, or the first one without a ranking."""
         return min(self.candidates, key=lambda c: c.rank or 0)
 
 
 def best_of(n: int) -> str:
-    """What best-of-n of the base is called as an opponent."""
+    """Returns the name of best-of-n of the base as an opponent."""
     return f"best-of-{n}"
 
 
 class Outcome(StrEnum):
-    """What a comparison showed, from the champion's side."""
+    """The result of a comparison for the champion."""
 
     WIN = "win"
     TIE = "tie"
@@ -134,10 +135,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """From one audit: the champion's answer to `group_id`'s prompt against `opponent`.
+    """The result of one audit: the champion's answer to `group_id`'s prompt against `opponent`.
 
     The champion's answer is the best of `k` draws. `opponent` is the base, for one fresh draw of it, or `best_of(n)`.
-    Names are as a group's.
+    Names are normalised as a group's are.
     """
 
     group_id: str
@@ -162,7 +163,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """A person's word on a group: a score, a chosen candidate, a comment, or several of them."""
+    """A person's feedback on a group: a score, a chosen candidate, a comment, or several of them."""
 
     group_id: str
     time: datetime
@@ -173,7 +174,7 @@ class Feedback:
 
 
 def _clean_names(record: object, *fields: str) -> None:
-    """Have a frozen record name what it names as the database does, so that both can be compared."""
+    """Normalises names of a frozen record as the database does, so that both can be compared."""
     for name in fields:
         given = getattr(record, name)
         if (clean := clean_name(str(given))) != given:

@@ -1,4 +1,4 @@
-"""Groups as rows of the database, and back."""
+"""Converts groups to rows of the database and back."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -12,14 +12,14 @@ from bonbon.prompt import Prompt
 from bonbon.tools import canonical
 
 BESIDE_MESSAGES = ("tools", "tool_choice", "template")
-"""Fields of a prompt that go with its messages, as JSON text."""
+"""Fields of a prompt that are stored beside its messages, as JSON text."""
 COLUMNS = frozenset({"max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "response_format"})
-"""Fields of `Sampling` that have a column of their own."""
+"""Fields of `Sampling` that have their own column."""
 NOT_LOGGED = frozenset({"top_logprobs"})
 
 
 def prompt_document(prompt: Prompt) -> dict[str, Any]:
-    """The prompt as JSON: its one form by name, its tools and its template's options when it has any."""
+    """Returns the prompt as JSON: its one form by name, with its tools and template options, if any."""
     if prompt.messages is not None:
         more = {name: getattr(prompt, name) for name in BESIDE_MESSAGES}
         return {"messages": list(prompt.messages)} | {name: json.loads(text) for name, text in more.items() if text}
@@ -29,7 +29,7 @@ def prompt_document(prompt: Prompt) -> dict[str, Any]:
 
 
 def prompt_of(document: Mapping[str, Any]) -> Prompt:
-    """The inverse of `prompt_document`."""
+    """Reverses `prompt_document`."""
     if "messages" in document:
         more = {name: canonical(document[name]) for name in BESIDE_MESSAGES if name in document}
         return Prompt(
@@ -44,7 +44,7 @@ def prompt_of(document: Mapping[str, Any]) -> Prompt:
 
 
 def group_row(group: Group) -> dict[str, Any]:
-    """The row of table `groups`."""
+    """Returns the row of table `groups`."""
     sampling = group.sampling
     return {
         "id": group.id,
@@ -77,7 +77,7 @@ def group_row(group: Group) -> dict[str, Any]:
 
 
 def candidate_rows(group: Group) -> list[dict[str, Any]]:
-    """The rows of table `candidates`."""
+    """Returns the rows of table `candidates`."""
     return [
         {
             "group_id": group.id,
@@ -96,7 +96,7 @@ def candidate_rows(group: Group) -> list[dict[str, Any]]:
 
 
 def group_document(group: Group) -> dict[str, Any]:
-    """The group as JSON."""
+    """Returns the group as JSON."""
     row = group_row(group)
     listed = [candidate | {"token_ids": list(candidate["token_ids"])} for candidate in candidate_rows(group)]
     changed = {"time": group.time.isoformat(), "prompt_token_ids": list(group.prompt_token_ids), "candidates": listed}
@@ -104,7 +104,7 @@ def group_document(group: Group) -> dict[str, Any]:
 
 
 def group_of_document(document: Mapping[str, Any]) -> Group:
-    """The inverse of `group_document`. Raises ValueError, KeyError and TypeError for what is none of its documents."""
+    """Reverses `group_document`. Raises ValueError, KeyError or TypeError for a document of another form."""
     changed = {
         "time": time_of(document),
         "prompt_token_ids": tuple(document["prompt_token_ids"]),
@@ -114,15 +114,15 @@ def group_of_document(document: Mapping[str, Any]) -> Group:
 
 
 def time_of(document: Mapping[str, Any]) -> datetime:
-    """When what is described happened. Raises ValueError, KeyError and TypeError where that is not said."""
+    """Returns a document's time. Raises ValueError, KeyError or TypeError when it is missing or malformed."""
     time = datetime.fromisoformat(document["time"])
     if time.tzinfo is None:
-        raise ValueError("the time has no zone")
+        raise ValueError("the time has no time zone")
     return time
 
 
 def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) -> Group:
-    """A group from its row and its candidates' rows, in order of their index."""
+    """Returns a group from its row and its candidates' rows, in order of their index."""
     return Group(
         id=row["id"],
         time=row["time"],
@@ -137,7 +137,7 @@ def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) ->
             stop=tuple(row["stop"]),
             seed=row["seed"],
             response_format=row["response_format"],
-            **_other_fields(row.get("other_sampling")),  # what an earlier release has spooled has none
+            **_other_fields(row.get("other_sampling")),  # missing in groups spooled by an earlier release
         ),
         reward_name=row["reward_name"],
         reward_version=row["reward_version"],
@@ -153,12 +153,12 @@ def group_of(row: Mapping[str, Any], candidates: Iterable[Mapping[str, Any]]) ->
         request_id=row["request_id"],
         metadata=row["metadata"],
         idempotency=row["idempotency"],
-        fingerprint=row.get("fingerprint"),  # what an earlier release has spooled has none
+        fingerprint=row.get("fingerprint"),  # missing in groups spooled by an earlier release
     )
 
 
 def _other_sampling(sampling: Sampling) -> dict[str, Any] | None:
-    """The fields without a column that differ from their defaults; None when none does."""
+    """Returns the fields without their own column that differ from their defaults; None when there are none."""
     changed = {
         field.name: value
         for field in fields(Sampling)
@@ -170,7 +170,7 @@ def _other_sampling(sampling: Sampling) -> dict[str, Any] | None:
 
 
 def _other_fields(document: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The inverse of `_other_sampling`."""
+    """Reverses `_other_sampling`."""
     found = dict(document or {})
     if "logit_bias" in found:
         found["logit_bias"] = tuple(sorted((int(token), bias) for token, bias in dict(found["logit_bias"]).items()))

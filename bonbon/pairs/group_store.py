@@ -1,4 +1,4 @@
-"""Puts groups into the database's tables."""
+"""Stores groups in the database's tables."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,23 +13,23 @@ from bonbon.pairs.health import Health
 from bonbon.store.database import Database, insert_new
 from bonbon.store.tables import candidates, groups
 
-MOST_REFUSALS = 10
-"""Refusals in a row, none taken, after which the rest is not offered: the fault is the database's."""
+MAX_REFUSALS = 10
+"""Consecutive refusals, with no group stored, after which the rest is not offered because the database is at fault."""
 
 
 class Kept(StrEnum):
     """Where a group is when `append` returns."""
 
     LOGGED = "logged"  # in the database
-    SPOOLED = "spooled"  # on disk, until the database takes it
-    REPEATED = "repeated"  # not stored: another group with the same idempotency key is
-    DROPPED = "dropped"  # nowhere: neither database nor spool took it, and that is what was asked for
+    SPOOLED = "spooled"  # on disk, until the database accepts it
+    REPEATED = "repeated"  # not stored, because another group has the same idempotency key
+    DROPPED = "dropped"  # lost: neither database nor spool accepted it, and the settings allow that
 
 
 async def store_groups(database: Database, new: Sequence[Group]) -> dict[str, Kept]:
-    """Store groups in one transaction; where each is now, by id. Storing the same id again does nothing.
+    """Stores groups in one transaction and returns where each is now, by id. Storing an id again does nothing.
 
-    Raises StoreError, whatever it is that cannot be stored; none of them is then.
+    Raises StoreError for anything that cannot be stored, and then stores none of the groups.
     """
     by_id = {group.id: group for group in reversed(new)}
     try:
@@ -37,7 +37,7 @@ async def store_groups(database: Database, new: Sequence[Group]) -> dict[str, Ke
     except StoreError:
         raise
     except Exception as error:
-        # Drivers have errors of their own for values that they cannot convert.
+        # Drivers have their own errors for values that they cannot convert.
         raise StoreError(f"the groups cannot be stored: {type(error).__name__}", why=type(error).__name__) from error
 
 
@@ -56,7 +56,7 @@ def _insert(connection: Connection, by_id: dict[str, Group]) -> dict[str, Kept]:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A group that the database did not take alone. `taken`: how often it had taken others by then."""
+    """A group that the database refused when it was offered alone, and the number of groups stored before."""
 
     group: Group
     error: StoreError
@@ -65,9 +65,9 @@ class Refusal:
 
 @dataclass(slots=True)
 class Offer:
-    """What became of groups that were offered: where those are that were taken, and which were refused.
+    """The result of offering groups: where the stored ones are, and which were refused.
 
-    Groups that are in neither were not offered alone: `error` says what kept the database from taking anything.
+    Groups in neither were not offered alone; `error` is then the reason why the database stored nothing.
     """
 
     kept: dict[str, Kept] = field(default_factory=dict)
@@ -76,15 +76,15 @@ class Offer:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the database would take nothing else either."""
-        return isinstance(self.error, StoreUnavailable) or (len(self.refused) >= MOST_REFUSALS and not self.kept)
+        """Whether the database would refuse all other groups as well."""
+        return isinstance(self.error, StoreUnavailable) or (len(self.refused) >= MAX_REFUSALS and not self.kept)
 
 
 Store = Callable[[Sequence[Group]], Awaitable[dict[str, Kept]]]
 
 
 async def offer(new: Sequence[Group], store: Store, health: Health) -> Offer:
-    """Have `store` take the groups together or, when it refuses, half by half: one that it refuses is refused alone."""
+    """Stores groups with `store`, halving a refused batch until a single group is refused."""
     found = Offer()
     await _offer(new, store, health, found)
     return found

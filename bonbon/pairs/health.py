@@ -1,4 +1,4 @@
-"""Whether the database takes groups."""
+"""Tracks whether the database accepts groups."""
 
 import structlog
 
@@ -8,9 +8,9 @@ log = structlog.get_logger(__name__)
 
 
 class Health:
-    """What the last attempts to store groups have shown.
+    """The results of the last attempts to store groups.
 
-    `taken` counts those that succeeded; `failure` is what the last one failed by, None after one that succeeded.
+    `taken` counts successful attempts. `failure` is the error of the last attempt, None when it succeeded.
     """
 
     def __init__(self) -> None:
@@ -19,32 +19,32 @@ class Health:
 
     @property
     def down(self) -> bool:
-        """Whether the database took nothing when it was last asked."""
+        """Whether the last attempt failed."""
         return self.failure is not None
 
     def took(self) -> None:
-        """Note that the database has taken groups."""
+        """Records that the database stored groups."""
         self.taken += 1
         self.answered()
 
     def answered(self) -> None:
-        """Note that the database has answered, which does not say whether it takes groups."""
+        """Records that the database answered, which does not mean that it accepts groups."""
         if self.failure is not None:
-            log.info("the database takes groups again")
+            log.info("the database accepts groups again")
         self.failure = None
 
     def failed(self, error: StoreError, *, spool: bool) -> None:
-        """Note that the database has taken none of the groups offered; `spool` says whether they wait there."""
+        """Records that the database stored none of the offered groups. `spool` is whether they wait in the spool."""
         if self.failure is None or self.failure.why != error.why:
-            log.error("the database takes no groups", reason=str(error), groups_wait_in_the_spool=spool)
+            log.error("the database accepts no groups", reason=str(error), groups_wait_in_the_spool=spool)
         self.failure = _again(error)
 
     def raise_failure(self, kind: type[StoreError] = StoreError) -> None:
-        """Raise what the last attempt failed by, if it was of this kind."""
+        """Raises the error of the last attempt, if it is of this kind."""
         if isinstance(self.failure, kind):
             raise _again(self.failure)
 
 
 def _again(error: StoreError) -> StoreError:
-    """The same error without its traceback, which would hold what was to be stored and grow each time it is raised."""
+    """Returns the same error without its traceback, which would hold the groups and grow with each raise."""
     return type(error)(str(error), why=error.why)

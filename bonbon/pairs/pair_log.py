@@ -1,4 +1,4 @@
-"""Appends to the pair log; an append returns when it is durable."""
+"""Appends to the pair log. An append returns when the group is durable."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,21 +30,21 @@ log = structlog.get_logger(__name__)
 
 RETRIES = timedelta(seconds=SECONDS)
 LAST_COMMIT = 2.0
-"""Seconds that `stop` gives the database for what waits, before that goes to the spool."""
+"""Seconds that `stop` gives the database to commit waiting groups before they go to the spool."""
 
 Waiting = tuple[Group, "asyncio.Future[Kept]"]
 
 
 class PairLog:
-    """Group commit: one writer takes everything that is waiting and commits it together, so that one fsync serves many.
+    """Commits groups in batches: one writer commits all waiting groups together, so that one fsync serves many appends.
 
-    What the database does not take goes to the spool, and from there to the database once it does.
+    Groups that the database does not accept go to the spool, and from there to the database later.
 
     Args:
-        database: a started database.
-        spool: without one, an append fails when the database does.
-        drop: let groups go that nothing takes, instead of failing.
-        retry: seconds between attempts to empty the spool.
+        database: A started database.
+        spool: Without a spool, an append fails when the database does.
+        drop: Drop groups that neither database nor spool accepts instead of failing.
+        retry: Seconds between attempts to empty the spool.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class PairLog:
         self._pending = 0
 
     async def start(self) -> None:
-        """Start the writer, and take over what an earlier process has left in the spool."""
+        """Starts the writer and adopts what an earlier process left in the spool."""
         if self._writer is None:
             self._open = True
             self._hurry.clear()
             self._writer = asyncio.create_task(self._write(), name="pair log")
             if self.spool is not None:
-                # Before any request: one that comes again is known by the group that its first attempt has left.
+                # Before any request, so that a retry is recognised by the group of its first attempt.
                 replayer = Replayer(self.database, self.spool, self.health)
                 await replayer.empty()
                 self._replayer = asyncio.create_task(self._watch_spool(replayer), name="spool")
 
     async def stop(self) -> None:
-        """Refuse new groups, commit what is waiting, then end. What the spool holds is for the next start.
+        """Refuses new groups, commits waiting ones and ends. Groups in the spool are left for the next start.
 
-        A database that does not answer within `LAST_COMMIT` seconds is waited for no longer.
+        Waits for the database for at most `LAST_COMMIT` seconds.
         """
         self._open = False
         writer, self._writer = self._writer, None
@@ -95,26 +95,27 @@ class PairLog:
 
     @property
     def waiting(self) -> int:
-        """Groups that are not yet durable."""
+        """Number of groups that are not yet durable."""
         return self._pending
 
     @property
     def can_wait(self) -> bool:
-        """Whether groups are taken, or let go as was asked for, while the database does not take them."""
-        return self.drop or (self.spool is not None and self.spool.has_room)
+        """Whether groups are accepted, or may be dropped, while the database does not accept them."""
+        return self.drop or (self.spool is not None and self.spool.accepts_groups)
 
     def check(self) -> None:
-        """Raise StoreError when an append could only fail now: before anything is drawn for it."""
+        """Raises StoreError when an append could only fail now. Call it before drawing."""
         if self.health.down and not self.can_wait:
-            raise StoreError("the database takes no groups, and the spool is full")
+            raise StoreError("the database accepts no groups, and the spool is full")
 
     async def append(self, group: Group) -> Kept:
-        """Store a group; durable on return. Appending the same id again does nothing.
+        """Stores a group, which is durable on return. Appending the same id again does nothing.
 
-        When the caller is cancelled the group is stored nevertheless.
+        The group is stored even if the caller is cancelled.
 
         Raises:
-            StoreError: neither database nor spool took it, or the log is not running; the group is not stored.
+            StoreError: Neither database nor spool accepted the group, or the log is not running; the group is not
+                stored.
         """
         if not self._open:
             raise StoreError("the pair log is not running")
@@ -124,22 +125,22 @@ class PairLog:
         return await done
 
     async def forget(self, conditions: Conditions) -> None:
-        """Answer no request again with a group that meets the conditions; what the database has is not touched."""
+        """Stops answering repeated requests with groups that meet the conditions. The database is not changed."""
         await asyncio.to_thread(self._recent.erase, conditions)
 
     async def append_comparison(self, comparison: Comparison) -> LiveWinRate:
-        """Store an audit's comparison and count it; the live win rate with it.
+        """Stores and counts an audit's comparison, and returns the updated live win rate.
 
-        Raises StoreError, also when its group is gone.
+        Raises StoreError, also when the comparison's group was deleted.
         """
         async with self.database.write() as connection:
             await connection.execute(insert(comparisons), [{"id": time_ordered_id(), **asdict(comparison)}])
             return await count(self.database, connection, comparison)
 
     async def append_feedback(self, word: Feedback, *, tenant: str = "") -> None:
-        """Store feedback on a group of `tenant`.
+        """Stores feedback on a group of `tenant`.
 
-        Raises UserError for a group, or a candidate, that is not there, and StoreError.
+        Raises UserError for a group or candidate that does not exist, and StoreError.
         """
         query = select(groups.c.n).where(groups.c.id == word.group_id, groups.c.tenant == clean_text(tenant))
         async with self.database.read() as connection:
@@ -156,13 +157,15 @@ class PairLog:
             await connection.execute(insert(feedback), [{"id": time_ordered_id(), **row}])
 
     async def group(self, group_id: str) -> Group | None:
-        """The group with this id, or None. Raises StoreError."""
+        """Returns the group with this id, or None. Raises StoreError."""
         return await self._find(groups.c.id == group_id)
 
     async def repeated(self, idempotency: str) -> Group | None:
-        """The group that answered the request with this idempotency key, or None. Its scores are those of the answer.
+        """Returns the group that answered the request with this idempotency key, or None, with the scores of that
+        answer.
 
-        While the database cannot be asked, what waits in the spool is known, and what this process has logged lately.
+        While the database is unavailable, only groups in the spool and groups that this process logged recently are
+        found.
         """
         if self.spool is not None:
             group = await asyncio.to_thread(self.spool.find, idempotency)
@@ -175,9 +178,9 @@ class PairLog:
             return await asyncio.to_thread(self._recent.find, idempotency)
 
     async def seen(self, group: Group) -> bool:
-        """Whether a group of this tenant and prompt is among those that are newer than `group`'s retries can be.
+        """Returns whether the log has a recent group of this tenant and prompt, which `group` may be a retry of.
 
-        While the database cannot be asked: yes, to be on the safe side.
+        Returns True while the database is unavailable, to be on the safe side.
         """
         query = select(groups.c.id).where(
             groups.c.time >= group.time - RETRIES,
@@ -215,7 +218,7 @@ class PairLog:
                     await self._settle(entries)
                     entries = []
         finally:
-            # Nothing waits for a writer that was cancelled.
+            # Nobody awaits a cancelled writer.
             self._open = False
             for _, done in entries:
                 done.cancel()
@@ -224,7 +227,7 @@ class PairLog:
                     entry[1].cancel()
 
     async def _settle(self, entries: list[Waiting]) -> None:
-        """Store the entries, and tell those who wait."""
+        """Stores the entries and completes their callers' futures."""
         new = [group for group, _ in entries]
         failure = StoreError("the group could not be stored")
         kept: dict[str, Kept] = {}
@@ -248,9 +251,9 @@ class PairLog:
                 done.set_exception(failure)
 
     async def _offer(self, new: list[Group]) -> Offer:
-        """Have the database store the groups, unless it is known to take none."""
+        """Offers the groups to the database, unless it is known to be unavailable."""
         if self._hurry.is_set():
-            return Offer(error=StoreUnavailable("the service stops, and the database does not answer"))
+            return Offer(error=StoreUnavailable("the service is stopping and the database does not answer"))
         if self.spool is not None and self.health.down:
             return Offer(error=self.health.failure)
         found = await offer(new, self._store, self.health)
@@ -263,19 +266,19 @@ class PairLog:
 
     async def _store(self, new: Sequence[Group]) -> dict[str, Kept]:
         if self._hurry.is_set():
-            raise StoreUnavailable("the service stops, and the database does not answer")
+            raise StoreUnavailable("the service is stopping and the database does not answer")
         self._commit = commit = asyncio.create_task(store_groups(self.database, new))
         try:
             return await commit
         except asyncio.CancelledError:
             if self._hurry.is_set() and commit.cancelled():
-                raise StoreUnavailable("the service stops, and the database does not answer") from None
+                raise StoreUnavailable("the service is stopping and the database does not answer") from None
             raise
         finally:
             self._commit = None
 
     async def _put_off(self, left: list[Group], error: StoreError) -> dict[str, Kept]:
-        """Put groups into the spool, but for those whose request another one has answered. Raises StoreError."""
+        """Puts groups into the spool, except those whose request another group has answered. Raises StoreError."""
         if self.spool is None:
             raise error
         kept = await asyncio.to_thread(self._known, self.spool, left)
@@ -285,7 +288,8 @@ class PairLog:
         return kept | dict.fromkeys((group.id for group in new), Kept.SPOOLED)
 
     def _known(self, spool: Spool, left: list[Group]) -> dict[str, Kept]:
-        """Those whose idempotency key another group has that is in the spool, logged lately, or among them, too."""
+        """Returns the groups whose idempotency key is in the spool, was logged recently, or occurs earlier in the
+        list."""
         found: dict[str, Kept] = {}
         seen: set[str] = set()
         for group in left:

@@ -1,4 +1,4 @@
-"""Ranks the candidates of a group, and decides whether the group may be trained on."""
+"""Ranks the candidates of a group and decides whether the group may be trained on."""
 
 import random
 from dataclasses import replace
@@ -8,7 +8,7 @@ from bonbon.theory import mid_ranks
 
 
 def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Random) -> tuple[Candidate, ...]:
-    """Candidates with reward, rank and win probability. Ties are broken uniformly, not by index."""
+    """Returns candidates with reward, rank and win probability. Ties are broken uniformly at random."""
     n = len(candidates)
     order = sorted(range(n), key=lambda i: (rewards[i], rng.random()))
     ranks = {i: position for position, i in enumerate(order, start=1)}
@@ -19,7 +19,7 @@ def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Ra
 
 
 def why_unclean(group: Group) -> Unclean | None:
-    """Why `group` must not be trained on, None when it is clean."""
+    """Returns why `group` must not be trained on, or None when it is clean."""
     if group.n == 1:
         return Unclean.SINGLE
     if group.degraded is not None:

@@ -1,4 +1,4 @@
-"""Answers that the database has, remembered for when it cannot be asked."""
+"""Remembers stored answers for when the database is unavailable."""
 
 import time
 import zlib
@@ -10,13 +10,13 @@ from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.spool.segment import read_line, written
 
-MOST_BYTES = 32 * 2**20
+MAX_BYTES = 32 * 2**20
 SECONDS = 900.0
 """Clients wait ten minutes for an answer, and two for the next attempt."""
 
 
 class RecentAnswers:
-    """Groups with an idempotency key, those of the last 15 minutes as far as 32 MiB hold them. Threads may call it."""
+    """Groups with an idempotency key from the last 15 minutes, limited to 32 MiB. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -24,7 +24,7 @@ class RecentAnswers:
         self._size = 0
 
     def add(self, groups: Sequence[Group]) -> None:
-        """Remember those that have a key."""
+        """Remembers the groups that have a key."""
         for group in groups:
             if group.idempotency is None:
                 continue
@@ -33,11 +33,11 @@ class RecentAnswers:
                 self._forget(group.idempotency)
                 self._kept[group.idempotency] = (time.monotonic(), line)
                 self._size += len(line)
-                while self._size > MOST_BYTES or self._too_old():
+                while self._size > MAX_BYTES or self._too_old():
                     self._forget(next(iter(self._kept)))
 
     def find(self, key: str) -> Group | None:
-        """The group with this key."""
+        """Returns the group with this key."""
         with self._lock:
             while self._too_old():
                 self._forget(next(iter(self._kept)))
@@ -45,7 +45,7 @@ class RecentAnswers:
         return None if found is None else read_line(zlib.decompress(found[1])).group
 
     def erase(self, conditions: Conditions) -> None:
-        """Forget the groups that meet the conditions."""
+        """Forgets the groups that meet the conditions."""
         with self._lock:
             kept = list(self._kept.items())
         for key, (_, line) in kept:

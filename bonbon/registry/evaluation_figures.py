@@ -1,12 +1,11 @@
-"""The important figures of an evaluation, for tables and model cards."""
+"""Extracts the important figures of an evaluation, for tables and model cards."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 
 class Figure(NamedTuple):
-    """One measured figure with its 95 % interval, where it has one, and a note: what it was compared with, or by
-    what it was estimated."""
+    """One figure with its 95 % interval, if it has one, and a note: the opponent or the estimator."""
 
     title: str
     value: float | None
@@ -16,18 +15,18 @@ class Figure(NamedTuple):
 
     @property
     def shown(self) -> tuple[str, str]:
-        """The value and the interval as text; empty where there is none."""
+        """Value and interval as text, empty where there is none."""
         value = "" if self.value is None else f"{self.value:.3f}"
         interval = "" if self.low is None or self.high is None else f"{self.low:.3f} to {self.high:.3f}"
         return value, interval
 
 
 def evaluation_figures(evaluation: Mapping[str, Any], k: int) -> tuple[Figure, ...]:
-    """The figures of a stored evaluation, leaving out those that it does not have.
+    """Yields the figures of a stored evaluation and skips those that it lacks.
 
     Args:
-        evaluation: as the registry stores it; that of an older release may lack some fields.
-        k: how many draws the version answers with; what best-of-k was measured at is among the figures.
+        evaluation: As stored in the registry; that of an older release may lack some fields.
+        k: The number of draws that the version answers with; the figures of this best-of-k are included.
     """
     return tuple(_figures(evaluation, k))
 

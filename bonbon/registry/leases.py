@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, and a fencing token that tells a late holder that it is late."""
+"""Leases with one holder at a time, and a fencing token that makes a late holder's writes fail."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from bonbon.store.tables import leases
 class Lease:
     """A held lease. Each acquisition gets a greater `token` than the one before.
 
-    Times are the holders' own clocks, which may differ and be set: who takes a lease over watches it first (see
-    `acquire`), and the token makes a late holder's `renew` and `release` fail.
+    Times come from the holders' own clocks, which may differ and may be set. A process that takes a lease over
+    therefore watches it first (see `acquire`), and the token makes a late holder's `renew` and `release` fail.
     """
 
     name: str
@@ -27,12 +27,12 @@ class Lease:
 
 
 class LeaseHeld(Conflict):
-    """Somebody else holds the lease.
+    """Raised when another process holds the lease.
 
     Args:
-        lease: its name.
-        holder: who holds it.
-        expires: when it ends, unless it is renewed.
+        lease: The name of the lease.
+        holder: The process that holds it.
+        expires: When it ends, unless it is renewed.
     """
 
     def __init__(self, lease: str, holder: str, expires: datetime) -> None:
@@ -51,12 +51,12 @@ async def acquire(
     watch: bool = False,
     watching: Callable[[str, float], None] = lambda _holder, _seconds: None,
 ) -> Lease:
-    """Take the lease if nobody holds it or its holder is late in renewing it. Raises LeaseHeld.
+    """Takes the lease if it is free or its holder is late in renewing it. Raises LeaseHeld.
 
     Args:
-        watch: where the clock says that a holder is late, or holds it for longer than anybody can, see first whether it
-            is renewed within half its length: perhaps only a clock was set.
-        watching: called before that with the holder, and the seconds that it takes.
+        watch: When the clock says that the holder is late, or holds the lease for longer than is possible, first wait
+            for half the lease's length to see whether it is renewed: perhaps only a clock was set.
+        watching: Called before that wait with the holder and the seconds that the wait takes.
     """
     doubted = await _doubted(database, name, watching) if watch else None
     now = datetime.now(UTC)
@@ -75,7 +75,7 @@ async def acquire(
 async def _doubted(
     database: Database, name: str, watching: Callable[[str, float], None]
 ) -> tuple[int, datetime] | None:
-    """Token and end of a lease that the clock casts doubt on, when half its length has passed and it is unchanged."""
+    """Returns token and end of a lease that the clock casts doubt on, if it is unchanged after half its length."""
 
     async def look() -> tuple[int, datetime, float | None, str] | None:
         query = select(leases.c.token, leases.c.expires, leases.c.seconds, leases.c.holder).where(leases.c.name == name)
@@ -101,13 +101,13 @@ def _until(lease: Lease) -> dict[str, object]:
 
 
 async def renew(database: Database, lease: Lease) -> Lease:
-    """Hold it for another `lease.seconds`. Raises Conflict when somebody else has taken it."""
+    """Extends the lease by `lease.seconds`. Raises Conflict when another process has taken it."""
     await _change(database, lease, holder=lease.holder, **_until(lease))
     return lease
 
 
 async def release(database: Database, lease: Lease) -> None:
-    """Give it back. Raises Conflict when somebody else has taken it."""
+    """Releases the lease. Raises Conflict when another process has taken it."""
     await _change(database, lease, holder="", expires=datetime.now(UTC))
 
 

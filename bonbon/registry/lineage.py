@@ -1,4 +1,4 @@
-"""Which versions learnt from which groups."""
+"""Finds the versions that were trained on given groups."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +16,17 @@ from bonbon.store.transaction import Transaction
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """`trained`: versions whose snapshot has some of the groups; `descended`: those that were trained from them."""
+    """`trained`: versions whose snapshot holds some of the groups. `descended`: versions trained from those."""
 
     trained: tuple[str, ...]
     descended: tuple[str, ...]
 
 
 async def lineage(database: Database, conditions: Conditions) -> Lineage:
-    """What learnt from the groups that `purge` deletes: to be asked before it does.
+    """Returns the versions that were trained on groups which `purge` deletes. Call it before `purge`.
 
-    A version's snapshot has the groups that its base and the version that its training started from have drawn, from
-    the first to the last one, as far as its reward scored them, now or before another reward scored them again.
+    A version's snapshot holds the groups drawn from its base and from the version that its training started from, from
+    the first to the last one, if its reward scored them, now or before another reward scored them again.
     """
     chosen = conditions.clause
     columns = versions.c.name, versions.c.base, versions.c.parent, versions.c.training
@@ -44,7 +44,7 @@ async def lineage(database: Database, conditions: Conditions) -> Lineage:
 
 async def _has(connection: Transaction, chosen: ColumnElement[bool], base: str, training: dict[str, Any]) -> bool:
     samplers = [started_from(training)]
-    # Older releases trained on what one version had drawn.
+    # Older releases trained on the draws of a single version.
     if "start" in training:
         samplers.append(base)
     name, version = training["reward"]["name"], training["reward"]["version"]

@@ -1,4 +1,4 @@
-"""When the next round of training begins by itself: when there is enough new to expect fewer draws from it."""
+"""Decides when the next round of training starts: when there are enough new groups to expect fewer draws from it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,19 @@ from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.settings import Settings
 
-MOST_COUNTED = 50_000
-"""Groups at which the count for the next round stops, unless it needs more: every scrape of the metrics counts them."""
+MAX_COUNTED = 50_000
+"""The most groups that are counted for the next round unless it needs more, because every metrics scrape counts
+them."""
 
 
 @dataclass(frozen=True, slots=True)
 class NextRound:
-    """What is known of the next round, which would start from `champion`.
+    """The state of the next round, which would start from `champion`.
 
-    `groups` are the champion's clean groups that no round by the newest reward was trained on yet, counted up to
-    `MOST_COUNTED` or `needed`, whichever is more. `needed` is how many there must be; None where no number of them
-    begins a round. `refused` is how many groups the newest such round that started from the champion was trained on, if
-    the gate refused it.
+    `groups` is the number of the champion's clean groups that no round by the newest reward was trained on yet, counted
+    up to the larger of `MAX_COUNTED` and `needed`. `needed` is how many there must be, or None when no number of
+    groups starts a round. `refused` is how many groups the newest round from this champion was trained on, if the gate
+    refused it.
     """
 
     champion: str
@@ -30,20 +31,20 @@ class NextRound:
     refused: int | None = None
 
     @property
-    def is_due(self) -> bool:
-        """Whether a trainer that looks now begins it."""
+    def is_ready(self) -> bool:
+        """Whether a trainer that checks now starts the round."""
         return self.needed is not None and self.groups >= self.needed
 
     @property
     def waits_for(self) -> str:
-        """The same as a sentence."""
+        """A sentence that says what the round waits for."""
         if self.needed is None:
             return (
-                f"No round begins by itself: {self.champion} answers with one draw, and fewer are not possible. "
-                "`bonbon loop --now` begins one."
+                f"No round starts automatically: {self.champion} answers with one draw, and fewer are not possible. "
+                "`bonbon loop --now` starts one."
             )
-        if self.is_due:
-            return "The next round is due: it begins when the trainer looks next."
+        if self.is_ready:
+            return "There are enough groups for the next round: it starts at the trainer's next check."
         left = self.needed - self.groups
         why = f", because the last round learned too little from {self.refused}" if self.refused is not None else ""
         return (
@@ -53,13 +54,14 @@ class NextRound:
 
 
 async def next_round(registry: Registry, champion: Version, settings: Settings) -> NextRound:
-    """What the next round waits for.
+    """Returns what the next round waits for.
 
-    A round is worth its cost when it is expected to lower the number of draws for an answer. So none begins while one
-    draw answers, and after one that the gate refused the next waits until there are twice as many groups.
+    A round is worth its cost when it is expected to lower the number of draws per answer. No round starts while one
+    draw answers, and after a round that the gate refused, the next one waits for twice as many groups.
 
-    Only rounds by the newest reward have trained on a group: what was learnt by another one says nothing of it. Groups
-    that another reward scored are counted if the round would score them again, which `train.rescore` says.
+    Only rounds by the newest reward count as having trained on a group, because training by another reward says nothing
+    of it. Groups that another reward scored are counted if the round would score them again, which `train.rescore`
+    decides.
     """
     tenants = settings.train.tenants
     reward = await newest_reward(registry.database, champion.name, tenants=tenants)
@@ -79,18 +81,18 @@ async def next_round(registry: Registry, champion: Version, settings: Settings) 
         after=max((version.training["last_group"] for version in started), default=None),
         tenants=tenants,
         reward=None if settings.train.rescore else reward,
-        most=max(needed or 0, MOST_COUNTED),
+        limit=max(needed or 0, MAX_COUNTED),
     )
     return NextRound(champion.name, groups, needed, refused)
 
 
 def started_from(training: Mapping[str, Any]) -> str | None:
-    """The version that a training started from; in records of older releases it is called the sampler."""
+    """Returns the version that a training started from; older releases recorded it as the sampler."""
     start: str | None = training.get("start", training.get("sampler"))
     return start
 
 
 def _learnt_by(training: Mapping[str, Any], reward: RewardKey | None) -> bool:
-    """Whether a training was by `reward`; yes where one of the two is not known."""
+    """Returns whether a training used `reward`; True when either of the two is unknown."""
     learnt = training.get("reward")
     return learnt is None or reward is None or (learnt["name"], learnt["version"]) == reward

@@ -1,4 +1,4 @@
-"""The model registry: versions in the database, their files beside it."""
+"""The model registry: versions in the database and their files beside it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -31,16 +31,16 @@ from bonbon.store.tables import aliases, events, version_numbers, versions
 from bonbon.store.transaction import Transaction
 
 DIGEST_LENGTH = 8
-"""Characters of its digest in a version's name."""
+"""Number of characters of its digest in a version's name."""
 PROMOTABLE = (VersionState.APPROVED, VersionState.RETIRED, VersionState.PROMOTED)
 
 
 class Registry:
-    """Versions, aliases and their history. Every change is one transaction with its line in the audit trail.
+    """Versions, aliases and their history. Every change is one transaction together with its entry in the audit trail.
 
     Args:
-        database: a started database.
-        root: the directory `versions` of the data directory. It has the files of versions, one directory per content.
+        database: A started database.
+        root: The directory `versions` of the data directory, with one directory of files per content.
     """
 
     def __init__(self, database: Database, root: Path) -> None:
@@ -48,13 +48,14 @@ class Registry:
 
     @property
     def data_dir(self) -> Path:
-        """What paths in the database are relative to."""
+        """The directory that paths in the database are relative to."""
         return self.root.parent
 
     async def register_base(self, name: str, directory: Path | None) -> Version:
-        """The base version `name`, registered now if it is not yet; it stays where it is.
+        """Returns the base version `name`, and registers it if necessary; its files stay where they are.
 
-        `directory` is None when the files are not on this machine. Raises UserError when `name` has other files.
+        `directory` is None when the files are not on this machine. Raises UserError when `name` is registered with
+        other files.
         """
         digest = ""
         if directory is not None:
@@ -62,7 +63,7 @@ class Registry:
         async with self.database.read() as connection:
             known = await self._find(connection, name)
         if known is not None and known.kind is VersionKind.BASE and _is_where(known, directory, digest):
-            return known  # nothing to write: a database that is read-only for now will do
+            return known  # no write is needed, so a read-only database suffices
         earlier = digest
         if known is not None and known.digest and directory is not None and known.digest != digest:
             earlier = await asyncio.to_thread(base_digest_of_every_file, directory)
@@ -101,20 +102,20 @@ class Registry:
         actor: str = "trainer",
         leaving_out: Collection[str] = (),
     ) -> Version:
-        """Copy the files in and give them the next name: `<base>-bonbon-<number>-<digest's beginning>`.
+        """Copies the files in and registers them as `<base>-bonbon-<number>-<start of the digest>`.
 
         Args:
-            verdict: what another installation's gate said; the version is not approved by it.
-            prefix: what the name begins with in the place of `<base>-bonbon-<number>`.
-            leaving_out: names of files directly in `directory` that are none of the version's.
+            verdict: The verdict of another installation's gate, which does not approve the version here.
+            prefix: Replaces `<base>-bonbon-<number>` in the name.
+            leaving_out: Names of files directly in `directory` that do not belong to the version.
 
-        A number is never given twice by one database. Where one was restored, and forgot some of those it gave, the
-        digest keeps other files from getting a name that a service still has loaded.
+        A database never gives a number twice. If it was restored from a backup and lost some numbers, the digest keeps
+        other files from getting a name that a service still has loaded.
 
         Raises:
-            UserError: the files are refused (see `bonbon.manifest.make_manifest`), the parent has another
-                base, or the name that begins with `prefix` is taken.
-            UnknownVersion: base or parent is not registered.
+            UserError: The files are refused (see `bonbon.manifest.make_manifest`), the parent has another base, or the
+                name that begins with `prefix` is taken.
+            UnknownVersion: Base or parent is not registered.
         """
         if (await self.get(base)).kind is not VersionKind.BASE:
             raise UserError(
@@ -135,7 +136,7 @@ class Registry:
         return version
 
     async def record_evaluation(self, name: str, evaluation: dict[str, Any]) -> Version:
-        """Keep what a version was measured at."""
+        """Stores the evaluation of a version."""
         async with self._change() as connection:
             version = await self._need(connection, name)
             await _set(connection, name, evaluation=evaluation)
@@ -143,14 +144,14 @@ class Registry:
         return replace(version, evaluation=evaluation)
 
     async def approve(self, name: str, verdict: dict[str, Any]) -> Version:
-        """The gate passed it: it may be promoted, and the alias `challenger` names it."""
+        """Marks a version as approved by the gate: it may be promoted and becomes the alias `challenger`."""
         async with self._change() as connection:
             version = await self._judge(connection, name, VersionState.APPROVED, verdict)
             await _point(connection, CHALLENGER, name)
         return version
 
     async def refuse(self, name: str, verdict: dict[str, Any]) -> Version:
-        """The gate refused it; when it was the challenger, there is none now."""
+        """Marks a version as refused by the gate and removes it from the alias `challenger`."""
         async with self._change() as connection:
             version = await self._judge(connection, name, VersionState.REFUSED, verdict)
             await _clear(connection, CHALLENGER, name)
@@ -159,23 +160,25 @@ class Registry:
     async def promote(
         self, name: str, *, expected: str | None = None, actor: str = "cli", force: bool = False
     ) -> Version:
-        """Make `name` the champion; the champion before it becomes `previous`. Promoting the champion does nothing,
-        unless its live win rate made it draw more than its verdict says: then it answers as the verdict says again.
+        """Makes `name` the champion, and the champion before it `previous`.
+
+        Promoting the champion does nothing, unless its live win rate has raised its number of draws: then the verdict's
+        number applies again.
 
         Args:
-            expected: the champion the caller believes in.
-            force: promote a version the gate has refused or not judged.
+            expected: The champion that the caller expects to replace.
+            force: Promote a version that the gate has refused or not judged.
 
         Raises:
-            UnknownVersion: there is no such version.
-            UserError: the gate has not approved it.
-            Conflict: the champion is not the expected one.
+            UnknownVersion: The version does not exist.
+            UserError: The gate has not approved the version.
+            Conflict: The champion is not the expected one.
         """
         async with self._change() as connection:
             version = await self._need(connection, name)
             champion = await _target(connection, CHAMPION)
             if expected is not None and champion != expected:
-                raise Conflict(f"the champion is {champion!r}, not {expected!r}: somebody else promoted first")
+                raise Conflict(f"the champion is {champion!r}, not {expected!r}: another promotion came first")
             fell = await _target(connection, BEST_OF_N) is not None
             if champion == name and not fell and version.raised_k is None:
                 return version
@@ -191,7 +194,9 @@ class Registry:
         return replace(version, state=VersionState.PROMOTED, raised_k=None)
 
     async def rollback(self, *, actor: str = "cli") -> Version:
-        """Make `previous` the champion again; the champion becomes `previous`. Raises UserError when there is none."""
+        """Makes `previous` the champion again, and the champion `previous`. Raises UserError when there is no previous
+        one.
+        """
         async with self._change() as connection:
             champion, previous = await _target(connection, CHAMPION), await _target(connection, PREVIOUS)
             if previous is None:
@@ -202,60 +207,60 @@ class Registry:
         return replace(version, state=VersionState.PROMOTED)
 
     async def raise_k(self, name: str, k: int, *, actor: str, reason: str) -> Version:
-        """Have the champion `name` answer with the best of `k` draws, more than now, until it is promoted again.
+        """Raises the champion `name` to the best of `k` draws until it is promoted again.
 
-        `reason` goes into the audit trail.
+        `reason` is recorded in the audit trail.
 
         Raises:
-            UnknownVersion: there is no such version.
-            Conflict: it is not the champion, or draws as many already.
+            UnknownVersion: The version does not exist.
+            Conflict: The version is not the champion, or already draws as many.
         """
         async with self._change() as connection:
             version = await self._need(connection, name)
             champion = await _target(connection, CHAMPION)
             if champion != name or version.k >= k:
                 raise Conflict(
-                    f"the champion {champion!r} is not {name!r} with fewer than {k} draws: it changed before"
+                    f"the champion {champion!r} is not {name!r} with fewer than {k} draws: it has changed meanwhile"
                 )
             await _set(connection, name, raised_k=k)
             await _record(connection, "raised_k", name, actor, k=k, before=version.k, reason=reason)
         return replace(version, raised_k=k)
 
     async def fall_back(self, version: str, to: str, *, actor: str, reason: str) -> Version:
-        """Answer with best-of-n of `to` in the place of the champion `version`, until the next promotion or rollback.
+        """Answers with best-of-n of `to` instead of the champion `version`, until the next promotion or rollback.
 
-        `reason` goes into the audit trail.
+        `reason` is recorded in the audit trail.
 
         Raises:
-            UnknownVersion: there is no version `to`.
-            Conflict: the champion is not `version`.
+            UnknownVersion: The version `to` does not exist.
+            Conflict: The champion is not `version`.
         """
         async with self._change() as connection:
             good = await self._need(connection, to)
             champion = await _target(connection, CHAMPION)
             if champion != version:
-                raise Conflict(f"the champion is {champion!r}, not {version!r}: somebody else acted first")
+                raise Conflict(f"the champion is {champion!r}, not {version!r}: it has changed meanwhile")
             await self._move(connection, champion, to)
             await _point(connection, BEST_OF_N, to)
             await _record(connection, "fell_back", to, actor, replaced=version, reason=reason)
         return replace(good, state=VersionState.PROMOTED)
 
     async def champion(self) -> str | None:
-        """Name of the champion; None before the first promotion."""
+        """Returns the name of the champion; None before the first promotion."""
         return (await self.aliases()).get(CHAMPION)
 
     async def fell_back(self, name: str) -> bool:
-        """Whether `name` is the champion and answers with best-of-n, see `fall_back`."""
+        """Returns whether `name` is the champion and answers with best-of-n; see `fall_back`."""
         return (await self.aliases()).get(BEST_OF_N) == name
 
     async def aliases(self) -> dict[str, str]:
-        """What each alias names."""
+        """Returns the version of each alias."""
         async with self.database.read() as connection:
             rows = await connection.execute(select(aliases.c.alias, aliases.c.version))
             return {row.alias: row.version for row in rows}
 
     async def targets(self) -> dict[str, Target]:
-        """What each alias names, with the digest of its files."""
+        """Returns the version of each alias with the digest of its files."""
         query = select(aliases.c.alias, aliases.c.version.label("target"), versions).join(
             versions, versions.c.name == aliases.c.version, isouter=True
         )
@@ -264,18 +269,18 @@ class Registry:
             return {row["alias"]: self._alias_target(row) for row in rows}
 
     async def get(self, name: str) -> Version:
-        """The version `name`. Raises UnknownVersion."""
+        """Returns the version `name`. Raises UnknownVersion."""
         async with self.database.read() as connection:
             return await self._need(connection, name)
 
     async def list(self) -> list[Version]:
-        """Every version, oldest first."""
+        """Returns every version, oldest first."""
         async with self.database.read() as connection:
             rows = await connection.execute(select(versions).order_by(versions.c.created, versions.c.name))
             return [self._version(row) for row in rows.mappings()]
 
     async def newest(self, limit: int) -> tuple[Version, ...]:
-        """The versions that were made last, newest first, bases left out."""
+        """Returns the newest versions, newest first, without bases."""
         query = select(versions).where(versions.c.kind != VersionKind.BASE).order_by(versions.c.created.desc())
         async with self.database.read() as connection:
             rows = await connection.execute(query.limit(limit))
@@ -284,7 +289,7 @@ class Registry:
     async def history(
         self, limit: int = 100, *, version: str | None = None, kind: str | None = None
     ) -> tuple[Event, ...]:
-        """The newest lines of the audit trail (of one version or kind, if named), newest first."""
+        """Returns the newest entries of the audit trail (of one version or kind, if given), newest first."""
         query = select(events).order_by(events.c.time.desc(), events.c.id.desc()).limit(limit)
         if version is not None:
             query = query.where(events.c.version == version)
@@ -295,12 +300,14 @@ class Registry:
             return tuple(Event(row.time, row.kind, row.version, row.actor, row.detail) for row in rows)
 
     async def record(self, kind: str, version: str, actor: str, **detail: Any) -> None:
-        """Add a line to the audit trail."""
+        """Adds an entry to the audit trail."""
         async with self._change() as connection:
             await _record(connection, kind, version, actor, **detail)
 
     async def verify(self, name: str) -> Version:
-        """The version, its files read again and found to be what was registered. Raises UserError when they are not."""
+        """Returns the version after reading its files again. Raises UserError when they differ from the registered
+        ones.
+        """
         version = await self.get(name)
         if version.kind is VersionKind.BASE and not version.digest:
             return version
@@ -313,7 +320,7 @@ class Registry:
 
     @asynccontextmanager
     async def _change(self) -> AsyncIterator[Transaction]:
-        """A transaction; the changes of all processes come one after another, so each decides on what it read."""
+        """Opens a transaction. Changes of all processes are serialised, so that each decides on current data."""
         async with self.database.write() as connection:
             await self.database.lock(connection, versions)
             yield connection
@@ -342,7 +349,7 @@ class Registry:
             await connection.execute(update(version_numbers).where(numbers.base == base).values(last=numbers.last + 1))
             number = (await connection.execute(query)).scalar_one()
             name = f"{base}-bonbon-{number:04d}-{digest[:DIGEST_LENGTH]}"
-            if await self._find(connection, name) is None:  # a base model may have been given that name
+            if await self._find(connection, name) is None:  # a base model may have that name
                 return name
 
     async def _free_name(self, connection: Transaction, name: str) -> str:
@@ -382,7 +389,7 @@ class Registry:
 
 
 def _is_where(base: Version, directory: Path | None, digest: str) -> bool:
-    """Whether its files are known to be there, or need not be."""
+    """Returns whether the base's files are known to be there, or need not be."""
     return directory is None or (base.directory, base.digest) == (directory, digest)
 
 
@@ -402,7 +409,7 @@ async def _point(connection: Transaction, alias: str, name: str) -> None:
 
 
 async def _clear(connection: Transaction, alias: str, name: str | None = None) -> None:
-    """Remove the alias (if it names `name`, when that is given)."""
+    """Removes the alias (only if it refers to `name`, when that is given)."""
     statement = delete(aliases).where(aliases.c.alias == alias)
     await connection.execute(statement if name is None else statement.where(aliases.c.version == name))
 

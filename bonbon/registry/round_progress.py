@@ -1,4 +1,4 @@
-"""How far each round of training is, said by its trainer and read by whoever watches."""
+"""Stores the progress of each round of training, written by its trainer and read by other processes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from sqlalchemy import select, update
 from bonbon.store.database import Database
 from bonbon.store.tables import rounds
 
-PROMOTED, REFUSED, NOT_PROMOTED = "promoted", "the gate refused it", "not to be promoted by itself"
-"""Outcomes of a round; others say why its version was not promoted."""
+PROMOTED, REFUSED, NOT_PROMOTED = "promoted", "the gate refused it", "automatic promotion is off"
+"""Outcomes of a round. Any other outcome says why the version was not promoted."""
 
 
 class RoundStage(StrEnum):
-    """What a round is at, or how it ended."""
+    """The stage that a round has reached, or how it ended."""
 
     SNAPSHOT = "snapshot"
     TRAINING = "training"
@@ -36,9 +36,9 @@ class CurvePoint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RoundProgress:
-    """A round in the run directory `run`, trained from `sampler`: `epoch` of `epochs` are done.
+    """The progress of the round in the run directory `run`, trained from `sampler`: `epoch` of `epochs` are done.
 
-    `version` is what it registered, `outcome` what became of it, once it has ended.
+    `version` is the version that it registered, and `outcome` its result once it has ended.
     """
 
     id: str
@@ -58,7 +58,7 @@ class RoundProgress:
         return self.stage in (RoundStage.FINISHED, RoundStage.FAILED)
 
 
-async def tell_round(
+async def store_round_progress(
     database: Database,
     id: str,
     *,
@@ -70,7 +70,7 @@ async def tell_round(
     version: str | None = None,
     outcome: str | None = None,
 ) -> None:
-    """Store how far the round `id` is, in the place of what was told before."""
+    """Stores the progress of the round `id`, replacing the earlier one."""
     now = datetime.now(UTC)
     values: dict[str, Any] = {
         "run": run,
@@ -89,7 +89,7 @@ async def tell_round(
 
 
 async def read_rounds(database: Database, limit: int = 10) -> tuple[RoundProgress, ...]:
-    """The newest rounds, newest first."""
+    """Returns the newest rounds, newest first."""
     query = select(rounds).order_by(rounds.c.started.desc(), rounds.c.id.desc()).limit(limit)
     async with database.read() as connection:
         rows = (await connection.execute(query)).mappings().all()

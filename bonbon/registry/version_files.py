@@ -1,4 +1,4 @@
-"""Version files in a content-addressed directory."""
+"""Stores version files in a content-addressed directory."""
 
 import fcntl
 import os
@@ -9,21 +9,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bonbon.errors import UserError
+from bonbon.fsync import fsync
 from bonbon.manifest import MANIFEST, Manifest, make_manifest, verify
 
 INCOMING = ".incoming-"
-"""How directories begin whose copy is not complete."""
+"""Prefix of directories whose copy is not complete."""
 
 
 def store(directory: Path, root: Path, leaving_out: Collection[str] = ()) -> tuple[Manifest, Path]:
-    """Copy a version's files to `root/<digest>`, durable before it has that name.
+    """Copies a version's files to `root/<digest>`, which gets that name once everything is on disk.
 
-    Files directly in the directory that have the names `leaving_out` are none of the version's.
+    Files directly in the directory that are named in `leaving_out` do not belong to the version.
 
-    What is there already is kept if it is whole, and replaced if it is not.
+    An existing copy is kept if it is complete, and replaced otherwise.
 
     Raises:
-        UserError: the directory cannot be a version (see `make_manifest`), or changed while it was copied.
+        UserError: The directory cannot be a version (see `make_manifest`), or changed while it was copied.
     """
     manifest = make_manifest(directory, leaving_out)
     target = root / manifest.digest
@@ -44,20 +45,20 @@ def _put(directory: Path, root: Path, manifest: Manifest) -> None:
         try:
             work.rename(target)
         except OSError:
-            if not _whole(target, manifest):  # else somebody stored the same content first
+            if not _whole(target, manifest):  # otherwise another process has stored the same content first
                 raise
-        _sync(root)
+        fsync(root)
 
 
 @contextmanager
 def _storing(root: Path) -> Iterator[None]:
-    """Delete what processes that were killed while storing have left in `root`, and keep others from doing so."""
+    """Deletes what killed processes left behind in `root`, and keeps other processes from doing so meanwhile."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pass  # somebody else is storing: their directory is no leftover
+            pass  # another process is storing, so its directory is not a leftover
         else:
             for leftover in root.glob(f"{INCOMING}*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -81,18 +82,10 @@ def _copy(directory: Path, work: Path, manifest: Manifest) -> None:
         path, copy = directory / entry.path, work / entry.path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
-        _sync(copy)
+        fsync(copy)
     (work / MANIFEST).write_text(manifest.to_json())
-    _sync(work / MANIFEST)
+    fsync(work / MANIFEST)
     for folder in (*(path for path in work.rglob("*") if path.is_dir()), work):
-        _sync(folder)
+        fsync(folder)
     if make_manifest(work).digest != manifest.digest:
         raise UserError(f"{directory} changed while it was being copied; register it again")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Where a version's files are. The database stores paths relative to the data directory, so that it can be moved."""
+"""Maps versions to their directories. The database stores relative paths, so that the data directory can be moved."""
 
 from pathlib import Path
 
@@ -8,25 +8,26 @@ from bonbon.registry.version_records import Version
 
 
 def stored_path(directory: Path, data_dir: Path) -> str:
-    """What the database stores of `directory`: its path relative to `data_dir`, or its absolute path if it is outside.
+    """Returns what the database stores for `directory`: the path relative to `data_dir`, or an absolute path outside
+    it.
 
     Args:
-        data_dir: an absolute path.
+        data_dir: An absolute path.
     """
     absolute = directory.absolute()
     return str(absolute.relative_to(data_dir) if absolute.is_relative_to(data_dir) else absolute)
 
 
 def files_directory(stored: str, kind: VersionKind, digest: str, root: Path) -> Path:
-    """The directory of a version's files, from what the database stores of it.
+    """Returns the directory of a version's files from what the database stores.
 
-    A base model stays where it is. The files of any other version are in `root`, in the directory that is named by
-    their digest. Earlier releases stored that directory's absolute path, which leads to another installation's files
-    once the data directory has been copied, so it is not followed.
+    A base model stays where it is. The files of any other version are in `root`, in the directory named by their
+    digest. Earlier releases stored that directory's absolute path, which is not used, because it leads to another
+    installation's files once the data directory has been copied.
 
     Args:
-        stored: the version's column `directory`.
-        root: the directory `versions` of the data directory, as an absolute path.
+        stored: The version's column `directory`.
+        root: The directory `versions` of the data directory, as an absolute path.
     """
     if kind is not VersionKind.BASE:
         return root / digest
@@ -34,7 +35,7 @@ def files_directory(stored: str, kind: VersionKind, digest: str, root: Path) -> 
 
 
 def refuse_missing(version: Version) -> None:
-    """Raise UserError, with the remedy, when the directory that holds the version's files is not there."""
+    """Raises UserError, with the remedy, when the directory of the version's files does not exist."""
     if version.directory.is_dir():
         return
     if version.kind is VersionKind.BASE:

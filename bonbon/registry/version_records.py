@@ -1,4 +1,4 @@
-"""What the registry stores."""
+"""The records that the registry stores."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,11 +10,13 @@ from bonbon.engines.engine import VersionFiles, VersionKind
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 BEST_OF_N = "best_of_n"
-"""Names the champion while it answers with best-of-n although it may be distilled: see `Registry.fall_back`."""
+"""The alias of the champion while it answers with best-of-n, even if it is distilled; see `Registry.fall_back`."""
 
 
 class VersionState(StrEnum):
-    """registered -> approved or refused -> promoted -> retired; what was retired may be promoted again."""
+    """The states of a version: registered, then approved or refused, promoted, retired. A retired one can be promoted
+    again.
+    """
 
     REGISTERED = "registered"
     APPROVED = "approved"
@@ -27,9 +29,9 @@ class VersionState(StrEnum):
 class Version:
     """One version of the policy.
 
-    `digest` is the SHA-256 of its manifest; `training` is what it was made from (snapshot, settings), `evaluation` what
-    was measured, `verdict` what the gate said. `raised_k` is what the live win rate has raised `k` to, see
-    `Registry.raise_k`.
+    `digest` is the SHA-256 of its manifest. `training` records what it was made from (snapshot, settings), `evaluation`
+    the measurements and `verdict` the gate's decision. `raised_k` is the value to which the live win rate has raised
+    `k`; see `Registry.raise_k`.
     """
 
     name: str
@@ -47,17 +49,17 @@ class Version:
 
     @property
     def files(self) -> VersionFiles:
-        """What an engine loads."""
+        """The files that an engine loads."""
         return VersionFiles(self.name, self.kind, self.directory)
 
     @property
     def k(self) -> int:
-        """The version answers with the best of this many draws: `raised_k`, else what the verdict says, else 1."""
+        """The number of draws whose best is the answer: `raised_k`, or else the verdict's, or else 1."""
         return self.raised_k or int((self.verdict or {}).get("k") or 1)
 
 
 class Target(NamedTuple):
-    """What an alias names: a version, its `k`, and the digest that the registry has of its files now; "" for none."""
+    """The target of an alias: a version, its `k`, and the current digest of its files ("" without files)."""
 
     version: str
     digest: str
@@ -66,7 +68,7 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One line of the audit trail."""
+    """One entry of the audit trail."""
 
     time: datetime
     kind: str

@@ -1,4 +1,4 @@
-"""One version on one screen, or with everything that is stored of it."""
+"""Prints a summary of a version, or everything that is stored about it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,18 +14,18 @@ from bonbon.registry.transfer.exported_version import IMPORTED
 from bonbon.registry.version_records import Event, Version
 
 EVENTS = 5
-"""Lines of the history that are shown unless all are asked for."""
+"""Entries of the history that are shown by default."""
 
 
 def print_version(
     out: Console, version: Version, aliases: Sequence[str], history: Sequence[Event], *, full: bool
 ) -> None:
-    """Print the important figures of a version, what the gate said of it, and the end of its history.
+    """Prints the important figures of a version, the gate's verdict, and the end of its history.
 
     Args:
-        aliases: those that name it.
-        history: newest first.
-        full: print the whole training record, evaluation, verdict and history.
+        aliases: The aliases of the version.
+        history: Entries of the audit trail, newest first.
+        full: Print the whole training record, evaluation, verdict and history.
     """
     facts = Table.grid(padding=(0, 2))
     facts.add_column(no_wrap=True)
@@ -50,11 +50,11 @@ def print_version(
     if not full:
         left = len(history) - len(shown)
         earlier = f", and {left} earlier {'line' if left == 1 else 'lines'} of the history" if left else ""
-        out.print(f"--full shows all that was measured{earlier}.")
+        out.print(f"--full shows all measurements{earlier}.")
 
 
 def _facts(version: Version, aliases: Sequence[str], *, full: bool) -> Iterator[tuple[str, str]]:
-    """What is known of a version besides its evaluation, as titles and values."""
+    """Yields the facts about a version apart from its evaluation, as titles and values."""
     training = version.training
     imported = training.get(IMPORTED)
     if isinstance(imported, Mapping):
@@ -91,7 +91,7 @@ def _figures(version: Version) -> Table:
 
 
 def _gate(verdict: Mapping[str, Any] | None) -> Iterator[Text]:
-    """What the gate said; of a version that it passed, not every check."""
+    """Yields the gate's verdict, without the individual checks of a version that passed."""
     if verdict is None:
         yield Text("The gate has not judged it.")
         return

@@ -1,4 +1,4 @@
-"""The one database of pair log and registry: SQLite by default, PostgreSQL by URL."""
+"""The database of the pair log and the registry: SQLite by default, PostgreSQL by URL."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -27,19 +27,19 @@ from bonbon.store.transaction import GRACE, Transaction, late
 T = TypeVar("T")
 
 _migrating = Lock()
-"""Alembic hands the connection to the migrations through a variable of the whole process."""
+"""Serialises migrations, because Alembic passes the connection to them through a global variable."""
 
 
 class Database:
-    """Connections to the database, its schema kept at the newest migration.
+    """Connections to the database, whose schema is kept at the newest migration.
 
     Args:
-        url: an SQLAlchemy URL; `sqlite+aiosqlite:///file.db` and `postgresql+psycopg://...` are supported.
-        create: make the SQLite file when there is none; otherwise `start` refuses.
-        timeouts: how long calls may take.
+        url: An SQLAlchemy URL; `sqlite+aiosqlite:///file.db` and `postgresql+psycopg://...` are supported.
+        create: Create a missing SQLite file; otherwise `start` refuses it.
+        timeouts: Deadlines of calls.
 
     Raises:
-        UserError: the URL names another kind of database.
+        UserError: The URL names another kind of database.
     """
 
     def __init__(self, url: str, *, create: bool = True, timeouts: Timeouts = Timeouts()) -> None:
@@ -53,7 +53,7 @@ class Database:
             )
         if self.url.get_backend_name() == "sqlite" and (self.url.database or ":").startswith((":", "file:")):
             raise UserError(
-                "database_url names no file that other connections could open; use sqlite+aiosqlite:///FILE",
+                "database_url does not name a file that other connections can open; use sqlite+aiosqlite:///FILE",
                 param="database_url",
             )
         self._engine: AsyncEngine | None = None
@@ -65,20 +65,21 @@ class Database:
 
     @property
     def engine(self) -> AsyncEngine:
-        """Raises StoreError before `start`."""
+        """The engine. Raises StoreError before `start`."""
         if self._engine is None:
             raise StoreError("the database has not been started")
         return self._engine
 
     async def start(self) -> None:
-        """Connect and migrate.
+        """Connects and migrates.
 
-        Raises UserError when the database cannot be reached, is missing (without `create`), or is of a newer release.
+        Raises UserError when the database cannot be reached, is missing (without `create`), or belongs to a newer
+        release.
         """
         sqlite_file = self.url.get_backend_name() == "sqlite"
         if sqlite_file and not self.create:
             _refuse_missing(Path(self.url.database or ""))
-        # Without the query, in which PostgreSQL takes a password, too.
+        # Without the query, in which PostgreSQL accepts a password as well.
         url = self.url.set(query={}).render_as_string(hide_password=True)
         try:
             if sqlite_file:
@@ -113,24 +114,24 @@ class Database:
             self._file.watch(engine)
 
     def _open_postgresql(self) -> None:
-        # Brings in the driver, which is no part of a plain installation.
-        from bonbon.store.postgresql import PATIENCE, PromptConnection, limit_statements
+        # Imports the driver, which a plain installation does not include.
+        from bonbon.store.postgresql import CONNECTION_TIMEOUTS, PromptConnection, limit_statements
 
         self._engine = create_async_engine(
             self.url,
             pool_pre_ping=True,
             pool_timeout=self.timeouts.call,
             hide_parameters=True,
-            connect_args={"async_creator_fn": PromptConnection.connect, **PATIENCE},
+            connect_args={"async_creator_fn": PromptConnection.connect, **CONNECTION_TIMEOUTS},
         )
         limit_statements(self._engine.sync_engine, self.timeouts.call)
 
     async def _migrate(self) -> None:
-        # Looked at first: a database that is up to date needs no write lock, which a busy service may hold.
+        # Checked first, because a current database needs no write lock, which a busy service may hold.
         async with self.read() as connection:
             current = await connection.run_sync(is_current)
         if not current:
-            # In a thread: two databases of one event loop take turns without stopping it.
+            # In a thread, so that two databases on one event loop can take turns without blocking it.
             migrating = asyncio.get_running_loop().run_in_executor(self._thread, self._migrate_blocking)
             try:
                 with store_errors():
@@ -143,9 +144,9 @@ class Database:
             with _migrating:
                 _transact(self._blocking, migrate)
             return
-        from bonbon.store.postgresql import PATIENCE, limit_statements
+        from bonbon.store.postgresql import CONNECTION_TIMEOUTS, limit_statements
 
-        engine = create_engine(self.url, hide_parameters=True, connect_args=PATIENCE)
+        engine = create_engine(self.url, hide_parameters=True, connect_args=CONNECTION_TIMEOUTS)
         limit_statements(engine, self.timeouts.bulk)
         try:
             with _migrating:
@@ -154,7 +155,7 @@ class Database:
             engine.dispose()
 
     async def stop(self) -> None:
-        """Close every connection; one that does not answer is left to itself."""
+        """Closes every connection, and abandons those that do not answer."""
         if self._left:
             await asyncio.wait(self._left, timeout=GRACE)
             await asyncio.gather(*(give_up(left, GRACE) for left in self._left))
@@ -171,27 +172,29 @@ class Database:
 
     @asynccontextmanager
     async def read(self, *, bulk: bool = False) -> AsyncIterator[Transaction]:
-        """Statements that read: one consistent view. Raises StoreError when the database fails.
+        """Opens a transaction for statements that read one consistent view. Raises StoreError when the database fails.
 
-        `bulk`: they read many groups, and may take long.
+        `bulk` allows a longer time, for statements that read many groups.
         """
         async with self._transaction(bulk=bulk, **self._reading) as transaction:
             yield transaction
 
     @asynccontextmanager
     async def write(self, *, bulk: bool = False) -> AsyncIterator[Transaction]:
-        """A transaction, committed at the end of the block. On SQLite it holds the only write lock from its start.
+        """Opens a transaction that is committed at the end of the block. On SQLite it holds the only write lock
+        throughout.
 
-        Raises StoreError when the database fails; nothing of the block is stored then, except where it failed only to
-        say that it had committed.
+        Raises StoreError when the database fails. Nothing of the block is stored then, unless only the confirmation of
+        the commit was lost.
         """
         async with self._transaction(bulk=bulk, writes=True) as transaction:
             yield transaction
 
     async def transact(self, function: Callable[[Connection], T]) -> T:
-        """The result of `function` in a transaction like `write`'s, all of it within one call's time.
+        """Returns the result of `function` in a transaction like `write`'s, all within the deadline of one call.
 
-        On SQLite all of it runs in one thread; `write` goes to a thread and back for every step of each statement.
+        On SQLite all of it runs in one thread, while `write` switches to a thread and back for every step of a
+        statement.
         """
         if self._thread is None or self._blocking is None or self._file is None:
             work: asyncio.Future[T] = asyncio.ensure_future(self._transact_in_loop(function))
@@ -203,7 +206,7 @@ class Database:
             with store_errors():
                 return await within(self.timeouts.call + GRACE, work)
         except TimeoutError as error:
-            work.cancel()  # what has not begun yet must not be done any more
+            work.cancel()  # a step that has not begun must not be executed any more
             raise late(self.timeouts.call) from error
         finally:
             self._close_changed()
@@ -242,13 +245,13 @@ class Database:
             await transaction.run_sync(lambda connection: limit_transaction(connection, self.timeouts.bulk))
 
     def _close_changed(self) -> None:
-        """When SQLite's files have changed, let go of what idle connections have open, before new ones are opened."""
+        """Closes idle connections when SQLite's files have changed, before new ones are opened."""
         if self._file is not None and self._file.changed and (self._closing is None or self._closing.done()):
             self._closing = asyncio.create_task(self._close_idle(), name="closing connections")
             self._leave(self._closing)
 
     async def _close_idle(self) -> None:
-        # Whatever is taken from a pool now is compared with the files, and closed.
+        # A connection taken from a pool now is compared with the files and closed.
         for _ in range(_idle(self.engine.sync_engine)):
             with suppress(StoreError, SQLAlchemyError):
                 async with self.engine.connect():
@@ -258,20 +261,21 @@ class Database:
             await asyncio.get_running_loop().run_in_executor(self._thread, _close_idle, blocking)
 
     def _leave(self, work: "asyncio.Future[Any]") -> None:
-        """Remember what goes on when its caller has left."""
+        """Remembers a step that continues after its caller has left."""
         self._left.add(work)
         work.add_done_callback(self._left.discard)
 
     async def lock(self, connection: Transaction, table: Table) -> None:
-        """Let no other transaction write `table` until this one ends; readers go on. On SQLite no other writes anyway.
+        """Keeps other transactions from writing `table` until this one ends. Readers continue. SQLite has one writer
+        anyway.
 
-        Waits while another holds the lock.
+        Waits while another transaction holds the lock.
         """
         if self.engine.dialect.name == "postgresql":
             await connection.execute(text(f"LOCK TABLE {table.name} IN SHARE ROW EXCLUSIVE MODE"))
 
     async def overwrite_deleted(self) -> None:
-        """Leave nothing of deleted rows in SQLite's files; PostgreSQL's own vacuum does this there."""
+        """Removes deleted rows from SQLite's files. In PostgreSQL, vacuum does this."""
         if self.engine.dialect.name == "sqlite":
             async with self._transaction(bulk=True) as transaction:
                 await transaction.call(transaction.connection.rollback())
@@ -283,12 +287,12 @@ class Database:
         return {"isolation_level": "REPEATABLE READ"} if self.engine.dialect.name == "postgresql" else {}
 
     def insert_new(self, table: Table) -> Insert:
-        """An insert that passes over rows whose primary key is there already."""
+        """Returns an insert that skips rows whose primary key exists."""
         return insert_new(table, self.engine.dialect)
 
 
 def insert_new(table: Table, dialect: Dialect) -> Insert:
-    """An insert that passes over rows whose primary key is there already."""
+    """Returns an insert that skips rows whose primary key exists."""
     if dialect.name == "postgresql":
         return postgresql.insert(table).on_conflict_do_nothing()
     return sqlite.insert(table).on_conflict_do_nothing()
@@ -296,7 +300,7 @@ def insert_new(table: Table, dialect: Dialect) -> Insert:
 
 @asynccontextmanager
 async def open_database(url: str, *, create: bool = True, timeouts: Timeouts = Timeouts()) -> AsyncIterator[Database]:
-    """A started database, stopped at the end of the block."""
+    """Yields a started database and stops it at the end of the block."""
     database = Database(url, create=create, timeouts=timeouts)
     await database.start()
     try:
@@ -306,10 +310,10 @@ async def open_database(url: str, *, create: bool = True, timeouts: Timeouts = T
 
 
 def with_password(url: str, password: str) -> str:
-    """`url` with `password` in it. Raises UserError when it has one already, or is no URL."""
+    """Returns `url` with `password`. Raises UserError when it already has one or is not a URL."""
     parsed = _parsed(url)
     if parsed.password is not None:
-        raise UserError("database_url has a password, and database_password is set: give one of them")
+        raise UserError("database_url contains a password and database_password is set as well: remove one of them")
     return parsed.set(password=password).render_as_string(hide_password=False)
 
 
@@ -319,16 +323,16 @@ def _parsed(url: str) -> URL:
     except ArgumentError as error:
         raise UserError(f"database_url: {error}", param="database_url") from error
     except ValueError:
-        # Its message quotes what comes before the host, which may be a part of a password.
+        # Its message quotes what precedes the host, which may be a part of a password.
         raise UserError(
-            "database_url has a port that is no number; in a password, write @ as %40 and / as %2F, or set "
+            "the port in database_url is not a number; in a password, write @ as %40 and / as %2F, or set "
             "database_password",
             param="database_url",
         ) from None
 
 
 def _notes(connection: AsyncConnection) -> dict[Any, Any]:
-    """Those of the pooled connection behind this one, which must be open."""
+    """Returns the pool info of the connection behind this one, which must be open."""
     assert connection.sync_connection is not None
     return connection.sync_connection.info
 
@@ -343,7 +347,7 @@ def _transact(engine: Engine, function: Callable[[Connection], T], file: SqliteF
 
 
 def _idle(engine: Engine) -> int:
-    """How many connections wait in the engine's pool."""
+    """Returns the number of idle connections in the engine's pool."""
     return engine.pool.checkedin() if isinstance(engine.pool, QueuePool) else 0
 
 
@@ -356,6 +360,6 @@ def _close_idle(engine: Engine) -> None:
 def _refuse_missing(file: Path) -> None:
     if not file.is_file():
         raise UserError(
-            f"there is no database {file}; `bonbon serve` makes it, --data-dir or --database names another one",
+            f"there is no database {file}; `bonbon serve` creates it; --data-dir or --database names another",
             param="database_url",
         )

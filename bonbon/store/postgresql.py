@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: connections that can be given up, and limits that the server keeps itself."""
+"""PostgreSQL specifics: connections that can be abandoned, and limits that the server enforces."""
 
 import asyncio
 from typing import Any
@@ -6,18 +6,23 @@ from typing import Any
 from psycopg import AsyncConnection, waiting
 from sqlalchemy import Connection, Engine, event, text
 
-PATIENCE = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "tcp_user_timeout": 15_000}
-"""How long, in seconds and at the end in milliseconds, the client waits for a server that says nothing."""
+CONNECTION_TIMEOUTS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "tcp_user_timeout": 15_000,
+}
+"""How long the client waits for a silent server, in seconds; the last value is in milliseconds."""
 
 INTERVAL = 0.1
-"""Seconds between looks at a socket; psycopg's own."""
+"""Seconds between polls of a socket, the same as psycopg's own."""
 
 
 class PromptConnection(AsyncConnection[Any]):
-    """A connection that closes when whoever waits for it is cancelled.
+    """A connection that closes when its caller is cancelled.
 
-    psycopg would ask the server first to cancel the statement, and wait for an answer: a server that has stopped gives
-    none.
+    psycopg would first ask the server to cancel the statement and wait for an answer, which a hanging server never
+    gives.
     """
 
     async def wait(self, gen: Any, interval: float = INTERVAL, *arguments: Any, **options: Any) -> Any:
@@ -29,9 +34,9 @@ class PromptConnection(AsyncConnection[Any]):
 
 
 def limit_statements(engine: Engine, seconds: float) -> None:
-    """Have the server end every statement, and every wait for a lock, of the engine's connections after `seconds`.
+    """Makes the server end every statement and every wait for a lock on the engine's connections after `seconds`.
 
-    A server that is alive frees so what a client that gave up has left behind.
+    A live server thus frees the resources that a client left behind when it gave up.
     """
 
     @event.listens_for(engine, "connect")
@@ -43,10 +48,10 @@ def limit_statements(engine: Engine, seconds: float) -> None:
             (milliseconds, milliseconds),
         )
         cursor.close()
-        connection.commit()  # a rollback would take the limits back
+        connection.commit()  # a rollback would undo the limits
 
 
 def limit_transaction(connection: Connection, seconds: float) -> None:
-    """Give the statements of this transaction another limit; waits for locks keep theirs."""
+    """Sets another limit for the statements of this transaction; waits for locks keep theirs."""
     value = text("SELECT set_config('statement_timeout', :milliseconds, true)")
     connection.execute(value, {"milliseconds": str(round(seconds * 1000))})

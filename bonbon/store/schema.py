@@ -1,4 +1,4 @@
-"""The schema of the database, brought to the newest revision."""
+"""Migrates the database schema to the newest revision."""
 
 from alembic import command
 from alembic.config import Config
@@ -8,14 +8,14 @@ from sqlalchemy import Connection
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Raises alembic's CommandError when it is of a newer release."""
+    """Migrates the schema to `revision`. Raises alembic's CommandError when the schema belongs to a newer release."""
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the schema is at the newest revision."""
+    """Returns whether the schema is at the newest revision."""
     heads = ScriptDirectory.from_config(_alembic()).get_heads()
     return set(MigrationContext.configure(connection).get_current_heads()) == set(heads)
 

@@ -1,4 +1,4 @@
-"""What is SQLite's own: how connections are set up, and whether their files are still the ones that the path names."""
+"""SQLite specifics: connection setup, and detection of a database file that was replaced or deleted."""
 
 import asyncio
 import os
@@ -20,27 +20,27 @@ log = structlog.get_logger(__name__)
 
 PRAGMAS = ("synchronous=FULL", "foreign_keys=ON", "secure_delete=ON")
 LOGS = ("-wal", "-shm")
-"""The write-ahead log and its index: SQLite relies on both, and on the database, being the files that it has opened."""
+"""Suffixes of the write-ahead log and its index. SQLite relies on them and the database staying the files it opened."""
 PAUSE = 1.0
-"""Seconds, at least, from the end of the connections to files of before to the first one to the files of now."""
+"""Minimum seconds between closing the connections to the old files and opening the new ones."""
 OPENED = "bonbon's files"
-"""Key of a pooled connection's notes: the files that it has opened."""
+"""Key under which a pooled connection's info stores the files it opened."""
 
 Place = tuple[int, int] | None
-"""Device and inode of a file; None where there is none."""
+"""Device and inode of a file; None when it does not exist."""
 
 
 class SqliteFile:
-    """The files of a database, watched: a path may be given to another file, or to none, under a running process.
+    """Watches the files of a database, because another file may be put in their place while a process has them open.
 
-    A connection then goes on with files that nobody finds again, and what it commits is lost. So connections are
-    compared with the path before each transaction and after each commit. When they differ, every connection of this
-    process is closed before one is opened to what is there now: SQLite takes a log that lies beside a database for that
-    database's own.
+    A connection would then continue with files that no other process can find, and lose what it commits. Connections
+    are therefore compared with the path before each transaction and after each commit. On a difference, every
+    connection of this process is closed before a new one is opened, because SQLite takes any log beside a database for
+    that database's own.
 
     Args:
-        busy: seconds that a connection waits for a lock that another one holds.
-        create: make the file when there is none, until `opened` is set.
+        busy: Seconds that a connection waits for a lock held by another one.
+        create: Create a missing file, until `opened` is set.
     """
 
     def __init__(self, path: Path, *, busy: float, create: bool) -> None:
@@ -53,11 +53,11 @@ class SqliteFile:
 
     @property
     def changed(self) -> bool:
-        """Whether connections have other files than the path names, and must be closed."""
+        """Returns whether connections have other files open than those at the path, and must be closed."""
         return self._changed_at is not None
 
     def watch(self, engine: Engine) -> None:
-        """Set up the engine's connections, and have each compared with the path when it is taken from the pool."""
+        """Sets up the engine's connections, and compares each with the path when it is taken from the pool."""
 
         def off_the_loop(look: Callable[..., None]) -> Callable[..., None]:
             if not engine.dialect.is_async:
@@ -71,9 +71,9 @@ class SqliteFile:
         event.listen(engine, "begin", _begin)
 
     def confirm(self, notes: dict[Any, Any]) -> None:
-        """Raise StoreUnavailable unless what a connection has committed is in the files that the path names.
+        """Raises StoreUnavailable unless what a connection has committed is in the files at the path.
 
-        `notes`: its connection's.
+        `notes` is the connection's pool info.
         """
         if notes[OPENED] != self._places():
             self._note_change()
@@ -89,13 +89,13 @@ class SqliteFile:
                 raise self._gone_or_replaced()
             if self._changed_at is not None:
                 self._put_log_away(main)
-                log.warning("the database file is another one than before; it is opened", file=str(self.path))
+                log.warning("the database file was replaced; opening the new one", file=str(self.path))
                 self._files = self._changed_at = None
         arguments[0] = f"file:{quote(str(self.path))}?mode={'rwc' if may_create else 'rw'}"
         options["uri"] = True
 
     def _configure(self, connection: Any, record: Any) -> None:
-        # SQLAlchemy begins transactions itself (see _begin); the driver must not do it behind its back.
+        # SQLAlchemy begins transactions itself (see _begin); the driver must not do so implicitly.
         connection.isolation_level = None
         cursor = connection.cursor()
         try:
@@ -104,7 +104,7 @@ class SqliteFile:
             self._log_ahead(cursor)
             cursor.execute("SELECT 1 FROM sqlite_master LIMIT 1")  # opens the log
         except BaseException:
-            connection.close()  # the pool has not got it yet: nobody else would end its thread
+            connection.close()  # the pool does not know it yet, so nothing else would end its thread
             raise
         cursor.close()
         record.info[OPENED] = opened = self._places()
@@ -113,8 +113,8 @@ class SqliteFile:
             self._files = self._files or opened
 
     def _log_ahead(self, cursor: Any) -> None:
-        # Of connections that make a new file's log at once, all but one are told at once that it is locked, whatever
-        # busy_timeout says.
+        # When several connections create a new file's log at once, all but one fail immediately with a lock error,
+        # whatever busy_timeout says.
         end = time.monotonic() + self.busy
         while True:
             try:
@@ -126,7 +126,8 @@ class SqliteFile:
             time.sleep(0.01)
 
     def _compare(self, _connection: Any, record: Any, _proxy: Any) -> None:
-        # With the first connection's, too: a file that was exchanged while this one was being opened is none of both.
+        # Checked for the first connection as well, because a file replaced during opening is neither the old nor the
+        # new one.
         if self.changed or not record.info[OPENED] == self._files == self._places():
             self._note_change()
             raise self._gone_or_replaced()
@@ -143,7 +144,7 @@ class SqliteFile:
                 self._changed_at = time.monotonic()
 
     def _put_log_away(self, main: Place) -> None:
-        """Keep the log of the database that was here before from being read into the one that is here now."""
+        """Moves the log of the previous database away, so that SQLite does not apply it to the current one."""
         before = self._files
         if before is None or before[0] == main:
             return
@@ -155,7 +156,7 @@ class SqliteFile:
     def _gone_or_replaced(self) -> StoreUnavailable:
         if _place(self.path) is None:
             return StoreUnavailable(
-                f"the database file {self.path} is gone; put it back, or stop bonbon and restore a backup",
+                f"the database file {self.path} no longer exists; put it back, or stop bonbon and restore a backup",
                 why="its file is gone",
             )
         return StoreUnavailable(
@@ -167,9 +168,9 @@ class SqliteFile:
 
 
 def empty_log(connection: Connection) -> None:
-    """Leave nothing of deleted rows in the write-ahead log, which keeps older copies of pages. In no transaction.
+    """Empties the write-ahead log, which keeps older copies of deleted rows. Must be called outside a transaction.
 
-    In the database itself rows are overwritten as they go (`secure_delete`).
+    In the database itself, deletion overwrites rows (`secure_delete`).
 
     Raises StoreUnavailable when another process reads the database for longer than connections wait for each other.
     """
@@ -193,6 +194,6 @@ def _place(path: Path) -> Place:
 
 
 def _begin(connection: Connection) -> None:
-    # A deferred transaction that turns into a writer fails at once when another writer came first; this one waits.
+    # A deferred transaction that becomes a writer fails at once if another writer came first; an immediate one waits.
     writes = connection.get_execution_options().get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

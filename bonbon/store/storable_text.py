@@ -1,6 +1,6 @@
-"""Text that every database can store, made from text that comes from anywhere: the one place where it is changed.
+"""Converts arbitrary text to text that every database can store. No other module changes text for storage.
 
-PostgreSQL stores neither NUL nor half a surrogate pair, and a column of bounded length refuses what is longer.
+PostgreSQL stores neither NUL nor half a surrogate pair, and a column of limited length refuses longer text.
 """
 
 from hashlib import sha256
@@ -8,13 +8,13 @@ from math import isfinite
 from typing import Any
 
 NAME_LENGTH = 255
-"""Characters that the name of a model, of a reward or of a reward's version may have."""
+"""Most characters in the name of a model or a reward, or in a reward's version."""
 REASON_LENGTH = 2000
-"""Characters that the reason why a reward failed may have."""
+"""Most characters in the reason why a reward failed."""
 
 
 def clean_text(value: str) -> str:
-    """`value` with NUL and lone surrogates replaced by U+FFFD."""
+    """Returns `value` with NUL and lone surrogates replaced by U+FFFD."""
     text = value.replace("\0", "\ufffd")
     try:
         text.encode()
@@ -24,9 +24,9 @@ def clean_text(value: str) -> str:
 
 
 def clean_name(value: str, length: int = NAME_LENGTH) -> str:
-    """`value` as in `clean_text` and at most `length` characters long.
+    """Returns `value` cleaned as by `clean_text` and shortened to `length` characters.
 
-    A longer one keeps its beginning and ends with a digest of the whole, so that different names stay different.
+    A longer name keeps its beginning and ends with a digest of the whole, so that different names stay different.
     """
     text = clean_text(value)
     if len(text) <= length:
@@ -36,7 +36,7 @@ def clean_name(value: str, length: int = NAME_LENGTH) -> str:
 
 
 def clean_document(value: Any) -> Any:
-    """A JSON value whose texts are as in `clean_text`, with null for numbers that are not finite."""
+    """Returns a JSON value with its texts cleaned by `clean_text` and null for numbers that are not finite."""
     if isinstance(value, str):
         return clean_text(value)
     if isinstance(value, dict):

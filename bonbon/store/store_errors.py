@@ -1,4 +1,4 @@
-"""What the database's drivers raise, as errors that callers handle."""
+"""Converts errors of the database's drivers to errors that callers handle."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +10,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from bonbon.errors import StoreError, StoreUnavailable
 
 LIMIT_EXCEEDED = "54"
-"""PostgreSQL's class of errors for a row that is too large: about the row, although its driver calls it operational."""
+"""PostgreSQL's error class for a row that is too large. It concerns the row, although its driver calls it
+operational."""
 
 
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise StoreError for what the database's driver raises in the block."""
+    """Raises StoreError for every error of the database's driver in the block."""
     try:
         yield
     except SQLAlchemyError as error:
@@ -25,14 +26,16 @@ def store_errors() -> Iterator[None]:
 def _store_error(error: SQLAlchemyError) -> StoreError:
     reason: Any = error.orig if isinstance(error, DBAPIError) else error
     diagnosis = getattr(reason, "diag", None)
-    # Of PostgreSQL's messages only the first part: the others show what is in a row.
+    # Only the first part of PostgreSQL's message, because the rest quotes a row's contents.
     said = getattr(diagnosis, "message_primary", None) or (str(reason).splitlines() or [""])[0]
     kind = StoreUnavailable if _is_outage(error, getattr(reason, "sqlstate", None)) else StoreError
     return kind(f"the database failed: {said}", why=type(reason).__name__)
 
 
 def _is_outage(error: SQLAlchemyError, state: str | None) -> bool:
-    """Whether `error` says that the database is away, locked or full, rather than something about what it was asked."""
+    """Returns whether `error` means that the database is unreachable, locked or full, rather than that a request is
+    invalid.
+    """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return True
     return isinstance(error, PoolTimeout) or (

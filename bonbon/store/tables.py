@@ -30,7 +30,7 @@ from bonbon.store.storable_text import NAME_LENGTH, REASON_LENGTH, clean_documen
 
 
 class TokenIds(TypeDecorator[tuple[int, ...]]):
-    """Token ids as little-endian 32-bit integers: a third of JSON's size, and exact."""
+    """Token ids as little-endian 32-bit integers, which take a third of JSON's size."""
 
     impl = LargeBinary
     cache_ok = True
@@ -53,27 +53,27 @@ def _little_endian(ids: "array[int]") -> "array[int]":
 
 
 class SafeText(TypeDecorator[str]):
-    """Text as `clean_text` makes it. Token ids keep what was drawn.
+    """Text cleaned by `clean_text`. Token ids keep the exact candidate.
 
     Args:
-        most: its length at most, as in `clean_name`; PostgreSQL bounds what is a key of an index.
+        max_length: The most characters, as in `clean_name`; PostgreSQL limits the size of index keys.
     """
 
     impl = Text
     cache_ok = True
 
-    def __init__(self, most: int | None = None) -> None:
+    def __init__(self, max_length: int | None = None) -> None:
         super().__init__()
-        self.most = most
+        self.max_length = max_length
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
         if value is None:
             return None
-        return clean_text(value) if self.most is None else clean_name(value, self.most)
+        return clean_text(value) if self.max_length is None else clean_name(value, self.max_length)
 
 
 class Name(TypeDecorator[str]):
-    """A name as `clean_name` makes it, for what is compared and counted by name."""
+    """A name normalised by `clean_name`, for columns that are compared and counted."""
 
     impl = String(NAME_LENGTH)
     cache_ok = True
@@ -83,7 +83,7 @@ class Name(TypeDecorator[str]):
 
 
 class Id(TypeDecorator[str]):
-    """An id that bonbon has made. One that a client or a command names may be any text, and is then found nowhere."""
+    """An id that bonbon has generated. A client or a command may look up any text, which then matches nothing."""
 
     impl = String(32)
     cache_ok = True
@@ -93,7 +93,7 @@ class Id(TypeDecorator[str]):
 
 
 class Document(TypeDecorator[Any]):
-    """JSON as `clean_document` makes it."""
+    """JSON cleaned by `clean_document`."""
 
     impl = JSON(none_as_null=True)
     cache_ok = True
@@ -103,7 +103,7 @@ class Document(TypeDecorator[Any]):
 
 
 class Timestamp(TypeDecorator[datetime]):
-    """An aware time, kept in UTC."""
+    """A time with a time zone, stored in UTC."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -155,8 +155,8 @@ groups = Table(
     Column("idempotency", String(64)),
     Column("fingerprint", String(64)),
 )
-# Time-ordered ids keep these in append order. The groups of one version that may be trained on are one range of the
-# first, which also serves those who ask for clean groups alone.
+# Time-ordered ids keep these indexes in append order. The trainable groups of one version are one range of the first
+# index, which also serves queries for clean groups only.
 _TRAINABLE = or_(groups.c.unclean.is_(None), groups.c.unclean == "tied")
 Index(
     "ix_groups_trainable",
@@ -190,7 +190,7 @@ candidates = Table(
     Column("served", Boolean, nullable=False),
 )
 
-# What a group's scores were before another reward scored it again: see bonbon/pairs/rescoring/earlier_scores.py.
+# A group's scores from before another reward scored it again: see bonbon/pairs/rescoring/earlier_scores.py.
 earlier_scores = Table(
     "earlier_scores",
     metadata,
@@ -204,7 +204,7 @@ earlier_scores = Table(
     Column("unclean", String(16)),
     Column("scores", Document, nullable=False),
 )
-# The group of a version that was scored again last is the end of a range of this one.
+# The group of a version that was scored again last is the end of a range of this index.
 Index("ix_earlier_scores_version", earlier_scores.c.version, earlier_scores.c.id)
 
 comparisons = Table(
@@ -222,7 +222,7 @@ comparisons = Table(
     Column("k", Integer, nullable=False, server_default="1"),
 )
 
-# Counts only, so that they outlive the groups they came from: see bonbon/pairs/live/win_rates.py.
+# Only counts, so that they outlive the groups they came from: see bonbon/pairs/live/win_rates.py.
 win_rates = Table(
     "win_rates",
     metadata,
@@ -238,8 +238,8 @@ win_rates = Table(
     Column("updated", Timestamp, nullable=False),
 )
 
-# What distilled versions drew as champions, and what best-of-n of the base would have
-# drawn: see bonbon/pairs/live/savings.py.
+# Tokens that distilled champions drew, and tokens that best-of-n of the base would have drawn: see
+# bonbon/pairs/live/savings.py.
 savings = Table(
     "savings",
     metadata,
@@ -283,7 +283,7 @@ versions = Table(
     Column("raised_k", Integer),
 )
 
-# The last number given to a version of each base: it only grows, so no name is ever given twice.
+# The last number given to a version of each base. It only grows, so no name is ever given twice.
 version_numbers = Table(
     "version_numbers",
     metadata,
@@ -320,7 +320,7 @@ leases = Table(
     Column("seconds", Float(53)),
 )
 
-# How far each round of training is, as its trainer last said.
+# The progress of each round of training, as last reported by its trainer.
 rounds = Table(
     "rounds",
     metadata,
@@ -351,7 +351,7 @@ keys = Table(
     Column("revoked", Timestamp),
 )
 
-# What `purge` was told to delete; names of users and requests as SHA-256 digests.
+# Conditions of past `purge` calls; user names and request ids as SHA-256 digests.
 erasures = Table(
     "erasures",
     metadata,

@@ -17,14 +17,15 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 GRACE = 1.0
-"""Seconds beyond a deadline in which a database that is alive ends a statement by itself, and then to give it up."""
+"""Seconds beyond a deadline in which a live database ends a statement itself and a hanging connection is then
+closed."""
 
 
 class Transaction:
-    """What may be done inside `Database.read` and `Database.write`.
+    """The operations inside `Database.read` and `Database.write`.
 
-    A caller that is cancelled, or whose time is over, leaves at once. What it has begun goes on without it for as long
-    as its time lasts, and is then given up together with its connection: see `end`.
+    A caller that is cancelled or out of time leaves at once. Its unfinished step continues without it until the
+    deadline and is then abandoned together with its connection; see `end`.
     """
 
     def __init__(self, connection: AsyncConnection, seconds: float) -> None:
@@ -35,15 +36,16 @@ class Transaction:
     async def execute(
         self, statement: Executable, parameters: list[dict[str, Any]] | None = None
     ) -> CursorResult[*tuple[Any, ...]]:
-        """Run one statement, once for each of `parameters`; the result is buffered."""
+        """Runs one statement, once for each of `parameters`, and returns the buffered result."""
         return await self.call(self.connection.execute(statement, parameters))
 
     async def run_sync(self, function: Callable[[Connection], T]) -> T:
-        """Run `function` on the synchronous connection."""
+        """Runs `function` on the synchronous connection."""
         return await self.call(self.connection.run_sync(function))
 
     async def call(self, work: Awaitable[T]) -> T:
-        """What `work`, a step on the connection, gives. Raises StoreUnavailable when that takes too long."""
+        """Returns the result of `work`, a step on the connection. Raises StoreUnavailable when the step takes too
+        long."""
         seconds = self.seconds + GRACE
         self._until = asyncio.get_running_loop().time() + seconds
         self._begun = begun = asyncio.ensure_future(work)
@@ -54,14 +56,14 @@ class Transaction:
 
     @property
     def under_way(self) -> bool:
-        """Whether a step goes on that its caller has left."""
+        """Whether a step is still running after its caller has left."""
         return self._begun is not None and not self._begun.done()
 
     async def end(self) -> None:
-        """Give the connection back to its pool, without what was not committed. Raises nothing of the database's.
+        """Rolls back what was not committed and returns the connection to its pool. Raises no database errors.
 
-        A step that its caller left is waited for, as long as it may take: SQLite's driver goes on with it in a thread,
-        and would leave a lock on a connection that nobody has. A connection that does not answer is closed.
+        Waits for a step that its caller left, up to the deadline: SQLite's driver continues it in a thread and would
+        leave a lock on an unused connection. A connection that does not answer is closed.
         """
         begun = self._begun
         if begun is not None and not begun.done():
@@ -79,5 +81,5 @@ class Transaction:
 
 
 def late(seconds: float) -> StoreUnavailable:
-    """The error for a call that has had its time."""
-    return StoreUnavailable(f"the database gave no answer within {seconds:g} s", why="it gave no answer in time")
+    """Returns the error for a call that exceeded its deadline."""
+    return StoreUnavailable(f"the database did not answer within {seconds:g} s", why="it did not answer in time")

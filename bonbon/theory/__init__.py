@@ -1,8 +1,8 @@
 """Closed forms and estimators of best-of-n.
 
-U is a candidate's win probability against a fresh draw of the reference policy; without ties it is uniform on (0, 1).
-"BoNBoN" is Gui, Garbacea and Veitch, arXiv 2406.00832; "Beirami" is Beirami et al., arXiv 2401.01879.
-Logarithms are natural, KL divergences are in nats.
+U is a candidate's win probability against a fresh draw of the reference policy. Without ties it is uniform on (0, 1).
+"BoNBoN" is Gui, Garbacea and Veitch, arXiv 2406.00832; "Beirami" is Beirami et al., arXiv 2401.01879. Logarithms are
+natural, and KL divergences are in nats.
 """
 
 from bonbon.theory.anytime import BettingTest, ConfidenceSequence

@@ -1,7 +1,7 @@
-"""Best-of-k for every k up to n, from groups of n that are logged already: no new draws.
+"""Estimates best-of-k for every k up to n from logged groups of n, without new draws.
 
-The k best-of-k candidates are drawn from the n without replacement, and all C(n, k) ways are averaged (U-statistics):
-unbiased, and with less variance than the first k candidates alone (.34 of it at k = 3, n = 8).
+The k candidates are drawn from the n without replacement, and all C(n, k) ways are averaged (U-statistics). This is
+unbiased and has less variance than the first k candidates alone (.34 of it at k = 3, n = 8).
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ Array = NDArray[np.float64]
 
 
 def best_of_k_weights(n: int, k: int) -> Array:
-    """Chance of each rank, lowest first, to be the best of k of the n: C(i-1, k-1) / C(n, k), [n], adding up to 1.
+    """Returns each rank's probability of being the best of k of the n, C(i-1, k-1) / C(n, k), lowest first, [n].
 
-    With k = n' these are the weights of the candidates in the supervised term that imitates best-of-n' from stored
-    groups of n, none of them thrown away. Raises ValueError unless 1 <= k <= n.
+    With k = n' these are the candidates' weights in the supervised term that imitates best-of-n' from stored groups of
+    n, without discarding any. Raises ValueError unless 1 <= k <= n.
     """
     if not 1 <= k <= n:
         raise ValueError(f"k must be between 1 and n = {n}, got {k}")
@@ -27,28 +27,29 @@ def best_of_k_weights(n: int, k: int) -> Array:
 
 
 def best_of_k_means(values: Sequence[float]) -> Array:
-    """Unbiased estimates of the mean of anything under best-of-k, for k = 1 to n, [n].
+    """Returns unbiased estimates of the mean of any value under best-of-k, for k = 1 to n, [n].
 
     Args:
-        values: of each candidate in the order of its rank: the lowest first, ties of rank broken at random.
+        values: Values of the candidates in the order of their rank, lowest first, ties of rank broken at random.
     """
     return _mean_weights(len(values)) @ np.asarray(values, dtype=np.float64)
 
 
 def best_of_k_rewards(rewards: Sequence[float]) -> Array:
-    """Unbiased estimates of best-of-k's expected reward for k = 1 to n from one group of n scored candidates, [n]."""
+    """Returns unbiased estimates of best-of-k's expected reward for k = 1 to n from one group of n scored candidates,
+    [n].
+    """
     return best_of_k_means(sorted(rewards))
 
 
 def best_of_k_win_rates(scores: Sequence[float]) -> Array:
-    """Unbiased estimates of best-of-k's win rate against one draw, ties as half, for k = 1 to n - 1, [n - 1].
+    """Returns unbiased estimates of best-of-k's win rate against one draw, ties as half, for k = 1 to n - 1, [n - 1].
 
-    The opponent is one of the n - k candidates that were not among the k. If the scores are the rewards that ranked the
-    candidates and none are equal, this is k / (k + 1) whatever they are: only another judge, or ties, make it say
-    anything.
+    The opponent is one of the n - k candidates outside the k. If the scores are the rewards that ranked the candidates
+    and none are equal, the result is k / (k + 1) in any case; it is informative only for another judge or with ties.
 
     Args:
-        scores: the judge's, in the order of the candidates' rank: the lowest first, ties of rank broken at random.
+        scores: The judge's scores in the order of the candidates' rank, lowest first, ties of rank broken at random.
     """
     s = np.asarray(scores, dtype=np.float64)
     wins = (s[:, None] > s[None, :]) + 0.5 * (s[:, None] == s[None, :])
@@ -62,7 +63,7 @@ def _mean_weights(n: int) -> Array:
 
 
 class _WinWeights(NamedTuple):
-    """Of a candidate's wins over those ranked above and below it, [k, rank]."""
+    """Weights of a candidate's wins over those ranked above and below it, [k, rank]."""
 
     above: Array
     below: Array
@@ -70,9 +71,10 @@ class _WinWeights(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _win_weights(n: int) -> _WinWeights:
-    """C(i-1, k-1) and C(i-2, k-1) over C(n, k) (n - k): sets of k whose best is i, without an opponent above or below.
+    """Returns C(i-1, k-1) and C(i-2, k-1) over C(n, k) (n - k).
 
-    An opponent that ranks below i leaves i - 2 others for the set.
+    They count the sets of k whose best has rank i and which leave out the opponent. An opponent that ranks below i
+    leaves i - 2 others for the set.
     """
     above, below = (
         [

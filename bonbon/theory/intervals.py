@@ -1,6 +1,6 @@
-"""Intervals for a number of comparisons that is fixed beforehand; the prompt is always the cluster.
+"""Intervals for a number of comparisons that is fixed in advance. The prompt is always the cluster.
 
-For looking again and again as comparisons come in, see `bonbon.theory.anytime`.
+For monitoring while comparisons arrive, see `bonbon.theory.anytime`.
 """
 
 import math
@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % interval; `count` is how many comparisons it rests on, `clusters` how many prompts."""
+    """A mean with its 95 % interval, from `count` comparisons on `clusters` prompts."""
 
     value: float
     low: float
@@ -32,10 +32,10 @@ class Estimate:
 
 
 def student_t(degrees: int) -> float:
-    """97.5 % quantile of Student's t.
+    """Returns the 97.5 % quantile of Student's t.
 
-    Exact for one and two degrees of freedom, else within 0.3 % by the Cornish-Fisher expansion (Abramowitz and Stegun,
-    26.7.5).
+    Exact for one and two degrees of freedom, otherwise within 0.3 % by the Cornish-Fisher expansion (Abramowitz and
+    Stegun, 26.7.5).
     """
     if degrees < 1:
         raise ValueError(f"an interval needs at least two prompts, got {degrees + 1}")
@@ -53,7 +53,7 @@ def student_t(degrees: int) -> float:
 
 
 def wilson(wins: float, count: int, z: float = 1.959964) -> Interval:
-    """Wilson score interval of a proportion; for one comparison per prompt, a tie counting half a win."""
+    """Returns the Wilson score interval of a proportion, for one comparison per prompt, with a tie as half a win."""
     if count == 0:
         return Interval(0.0, 1.0)
     p = wins / count
@@ -63,16 +63,16 @@ def wilson(wins: float, count: int, z: float = 1.959964) -> Interval:
 
 
 def clustered_mean(per_prompt: Sequence[float], count: int | None = None) -> Estimate:
-    """Mean over prompts of a per-prompt mean; the prompt is the cluster: se^2 = sum (X_p - mean)^2 / (P (P - 1)).
+    """Returns the mean over prompts with the prompt as cluster: se^2 = sum (X_p - mean)^2 / (P (P - 1)).
 
     The interval is Student's t with P - 1 degrees of freedom.
 
     Args:
-        per_prompt: one value per prompt (for win rates: mean over its comparisons, ties as half).
-        count: comparisons in all, for the record; by default one per prompt.
+        per_prompt: One value per prompt (for win rates, the mean over its comparisons, ties as half).
+        count: The total number of comparisons, for the record; by default one per prompt.
 
     Raises:
-        ValueError: fewer than two prompts.
+        ValueError: There are fewer than two prompts.
     """
     x = np.asarray(per_prompt, dtype=np.float64)
     t = student_t(x.size - 1)
@@ -81,13 +81,14 @@ def clustered_mean(per_prompt: Sequence[float], count: int | None = None) -> Est
 
 
 def clustered_ratio(numerators: ArrayLike, denominators: ArrayLike, count: int | None = None) -> Estimate:
-    """mean(numerators) / mean(denominators), one of each per prompt; not a number when the denominators' mean is 0.
+    """Returns mean(numerators) / mean(denominators), one of each per prompt, or NaN when the denominators' mean is 0.
 
     The interval is linearised (the delta method): the ratio has the variance of the mean of (a_p - R b_p) / mean(b).
-    With sums and counts it is the mean over all comparisons, where prompts have different numbers of them.
+    With sums and counts per prompt, the ratio is the mean over all comparisons, where prompts have different numbers of
+    them.
 
     Raises:
-        ValueError: fewer than two prompts.
+        ValueError: There are fewer than two prompts.
     """
     a, b = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     below = float(b.mean())

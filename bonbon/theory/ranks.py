@@ -1,4 +1,4 @@
-"""Ranks and wins among scored candidates, ties counted half."""
+"""Ranks and wins among scored candidates, with ties counted half."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -8,8 +8,10 @@ import numpy as np
 
 
 def share_ties(by_rank: Sequence[float], rewards: Sequence[float]) -> list[float]:
-    """`by_rank` (of the lowest rank first) for each candidate in the order of `rewards`; equal rewards share the mean
-    of what their ranks get."""
+    """Assigns `by_rank` (lowest rank first) to candidates in the order of `rewards`.
+
+    Candidates with equal rewards share the mean of the values of their ranks.
+    """
     order = sorted(range(len(rewards)), key=rewards.__getitem__)
     shared = [0.0] * len(rewards)
     below = 0
@@ -23,11 +25,11 @@ def share_ties(by_rank: Sequence[float], rewards: Sequence[float]) -> list[float
 
 
 def mid_ranks(rewards: Sequence[float]) -> list[float]:
-    """Ranks from 1 (lowest) to n, tied values sharing the mean of theirs."""
+    """Returns ranks from 1 (lowest) to n; tied values share the mean of their ranks."""
     return share_ties(range(1, len(rewards) + 1), rewards)
 
 
 def win_fraction(rewards: Sequence[float], opponents: Sequence[float]) -> float:
-    """Share of (reward, opponent) pairs that are won, ties counting half: one prompt's X_p."""
+    """Returns the share of (reward, opponent) pairs that are won, with ties as half: one prompt's X_p."""
     a, b = np.asarray(rewards)[:, None], np.asarray(opponents)[None, :]
     return float(np.mean((a > b) + 0.5 * (a == b)))

@@ -1,4 +1,4 @@
-"""A mean that may move, watched for ever: confidence sequences begun anew, so that an old one cannot hide a drift."""
+"""Monitors a mean that may change, with confidence sequences that restart so that old data cannot hide a drift."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -11,13 +11,13 @@ ALPHA = 0.05
 
 
 class RollingSequence:
-    """Confidence sequences, one begun every `window` observations and kept for twice as many.
+    """Confidence sequences, one started every `window` observations and kept for twice as many.
 
-    Sequence k has the level alpha / (k (k + 1)), and these add up to alpha: with probability at least 1 - alpha every
-    interval of every sequence, looked at after every observation and for ever, holds the average of what the mean was
-    while that sequence lasted (see `ConfidenceSequence.latest`). So the probability that `is_below` is ever true while
-    the mean has never been below is at most alpha, and a fall that comes after any number of good observations is seen
-    by a sequence that has at most 2 `window` of those.
+    Sequence k has the level alpha / (k (k + 1)), and these add up to alpha. With probability at least 1 - alpha, every
+    interval of every sequence, after every observation and for ever, contains the average of the mean while that
+    sequence lasted (see `ConfidenceSequence.latest`). The probability that `is_below` is ever true while the mean has
+    never been below is therefore at most alpha, and a fall after any number of good observations is detected by a
+    sequence that contains at most 2 `window` of those.
 
     Raises:
         ValueError: `window` is not positive, or an observation is not in [0, 1].
@@ -31,7 +31,7 @@ class RollingSequence:
         self._sequences: list[ConfidenceSequence] = []
 
     def add(self, x: float) -> Interval:
-        """The next observation; `interval` with it."""
+        """Adds an observation and returns the new `interval`."""
         if not self._sequences or self._sequences[-1].count == self.window:
             self._begun += 1
             newest = ConfidenceSequence(self.alpha / (self._begun * (self._begun + 1)))
@@ -42,7 +42,7 @@ class RollingSequence:
 
     @property
     def interval(self) -> Interval:
-        """Of the older sequence: it rests on the last `window` to 2 `window` observations (fewer at the beginning)."""
+        """The older sequence's interval, from the last `window` to 2 `window` observations (fewer at the beginning)."""
         return self._sequences[0].latest if self._sequences else Interval(0.0, 1.0)
 
     @property
@@ -52,21 +52,21 @@ class RollingSequence:
 
     @property
     def count(self) -> int:
-        """How many those are."""
+        """The number of those observations."""
         return self._sequences[0].count if self._sequences else 0
 
-    def is_below(self, floor: float) -> bool:
-        """Whether a sequence has its upper bound under `floor` now."""
-        return any(sequence.latest.high < floor for sequence in self._sequences)
+    def is_below(self, minimum: float) -> bool:
+        """Returns whether a sequence has its upper bound below `minimum` now."""
+        return any(sequence.latest.high < minimum for sequence in self._sequences)
 
     def state(self) -> dict[str, Any]:
-        """Everything, in JSON's types."""
+        """Returns the complete state in JSON types."""
         sequences = [sequence.state() for sequence in self._sequences]
         return {"alpha": self.alpha, "window": self.window, "begun": self._begun, "sequences": sequences}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """What `state` gave."""
+        """Restores what `state` returned."""
         rolling = cls(state["alpha"], state["window"])
         rolling._begun = state["begun"]
         rolling._sequences = [ConfidenceSequence.from_state(sequence) for sequence in state["sequences"]]

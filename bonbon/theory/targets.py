@@ -1,9 +1,9 @@
-"""What log pi_n/pi_0 of a candidate is, given its rank among n: the targets of training.
+"""Training targets: log pi_n/pi_0 of a candidate, given its rank among n.
 
-With the rank k (1 the lowest) of n candidates, U is the k-th smallest of n uniform variables, and best-of-n' has
-log pi_n'/pi_0 = log n' + (n' - 1) log U. By Renyi's representation log U_(i) - log U_(j) = sum_(j<=k<i) Z_k / k with
-Z_k independent and exponential. The target n' may be any real > 1 and need not be the stored n; beyond it, it is an
-extrapolation, and the noise grows with n' - 1.
+For rank k (1 the lowest) among n candidates, U is the k-th smallest of n uniform variables, and best-of-n' has log
+pi_n'/pi_0 = log n' + (n' - 1) log U. By Renyi's representation log U_(i) - log U_(j) = sum_(j<=k<i) Z_k / k with Z_k
+independent and exponential. The target n' may be any real > 1 and need not be the stored n. Above the stored n it is an
+extrapolation, whose noise grows with n' - 1.
 """
 
 import math
@@ -16,47 +16,48 @@ from bonbon.theory.ranks import share_ties
 
 
 def harmonic(n: int) -> float:
-    """1 + 1/2 + ... + 1/n."""
+    """Returns 1 + 1/2 + ... + 1/n."""
     return math.fsum(1 / k for k in range(1, n + 1))
 
 
 def rank_pair_target(upper: int, lower: int, n: float) -> float:
-    """Mean of log pi_n/pi_0 (upper) - log pi_n/pi_0 (lower), (n - 1) (H_(upper-1) - H_(lower-1)) nats.
+    """Returns the mean of log pi_n/pi_0 (upper) - log pi_n/pi_0 (lower), (n - 1) (H_(upper-1) - H_(lower-1)) nats.
 
     Args:
-        upper, lower: ranks among however many candidates were stored, upper > lower >= 1.
-        n: of the best-of-n that is imitated.
+        upper, lower: Ranks among any number of stored candidates, upper > lower >= 1.
+        n: The n of the best-of-n that is imitated.
 
     Raises:
-        ValueError: the ranks are in another order.
+        ValueError: The ranks are in another order.
     """
     return (n - 1) * math.fsum(1 / k for k in _between(upper, lower))
 
 
 def rank_pair_variance(upper: int, lower: int, n: float) -> float:
-    """Variance of the same contrast, (n - 1)^2 sum_(lower<=k<upper) 1/k^2."""
+    """Returns the variance of the same contrast, (n - 1)^2 sum_(lower<=k<upper) 1/k^2."""
     return (n - 1) ** 2 * math.fsum(1 / k**2 for k in _between(upper, lower))
 
 
 def pair_target(n: int) -> float:
-    """The target of best and worst of best-of-n's own groups, (n - 1) H_(n-1) nats: 1 / (2 beta*_n)."""
+    """Returns the target of best and worst of best-of-n's own groups, (n - 1) H_(n-1) nats, which is 1 / (2
+    beta*_n)."""
     return (n - 1) * harmonic(n - 1)
 
 
 def pair_target_variance(n: int) -> float:
-    """Variance of the same contrast, (n - 1)^2 sum_(k<n) 1/k^2."""
+    """Returns the variance of the same contrast, (n - 1)^2 sum_(k<n) 1/k^2."""
     return (n - 1) ** 2 * math.fsum(1 / k**2 for k in range(1, n))
 
 
 def beta(n: int) -> float:
-    """The paper's beta*_n, 1 / (2 (n - 1) H_(n-1)) (BoNBoN, section 4); n >= 2."""
+    """Returns the paper's beta*_n, 1 / (2 (n - 1) H_(n-1)) (BoNBoN, section 4), for n >= 2."""
     return 1 / (2 * pair_target(n))
 
 
 def quietest_partner(n: int) -> int:
-    """The rank whose contrast with the best of `n` >= 2 has the least noise for its size.
+    """Returns the rank whose contrast with the best of `n` >= 2 has the least noise relative to its size.
 
-    The worst (1) up to n = 4; further up after that, for the worst candidate's log U has a long tail.
+    It is the worst (1) up to n = 4 and a higher rank after that, because the worst candidate's log U has a long tail.
     """
 
     def noise(lower: int) -> float:
@@ -66,10 +67,11 @@ def quietest_partner(n: int) -> int:
 
 
 def rank_targets(n: int, target_n: float | None = None) -> NDArray[np.float64]:
-    """Rank-BoN: log pi_n'/pi_0 of each rank among `n` candidates, lowest first, [n].
+    """Returns Rank-BoN targets: log pi_n'/pi_0 of each rank among `n` candidates, lowest first, [n].
 
-    t_k = log n' - (n' - 1) (H_(n-1) - H_(k-1)), that is log n' + (n' - 1) (psi(k) - psi(n)). With psi(n), a candidate's
-    rank among the n - 1 others, exp(t) has mean 1 to within 2e-4 at n = n' = 8; psi(n + 1) would be off by (n' - 1)/n.
+    t_k = log n' - (n' - 1) (H_(n-1) - H_(k-1)), which is log n' + (n' - 1) (psi(k) - psi(n)). With psi(n), from a
+    candidate's rank among the n - 1 others, exp(t) has mean 1 to within 2e-4 at n = n' = 8; psi(n + 1) would be off by
+    (n' - 1)/n.
 
     Args:
         target_n: n', of the best-of-n' that is imitated; by default n.
@@ -80,7 +82,9 @@ def rank_targets(n: int, target_n: float | None = None) -> NDArray[np.float64]:
 
 
 def tied_rank_targets(rewards: Sequence[float], target_n: float | None = None) -> NDArray[np.float64]:
-    """The same for scored candidates, in their order, [n]; equal rewards share the mean of their ranks' targets."""
+    """Returns the same targets for scored candidates, in their order, [n]; equal rewards share the mean of their
+    targets.
+    """
     return np.array(share_ties(rank_targets(len(rewards), target_n).tolist(), rewards))
 
 

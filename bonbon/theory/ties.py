@@ -1,4 +1,4 @@
-"""Best-of-n when rewards take few values: ties cost win rate, and KL is under its closed form.
+"""Best-of-n for rewards with few distinct values: ties lower both the win rate and the KL below their closed forms.
 
 A reward with levels a = 1 < 2 < ... of mass p_a under the reference has F_a = p_1 + ... + p_a. Best-of-n has level a
 with probability q_a = F_a^n - F_(a-1)^n; ties are broken uniformly and count half.
@@ -13,13 +13,13 @@ Masses = NDArray[np.float64]
 
 
 def best_level_masses(masses: Sequence[float], n: float) -> Masses:
-    """q_a, the distribution of best-of-n's reward level, [levels].
+    """Returns q_a, the distribution of best-of-n's reward level, [levels].
 
     Args:
-        masses: p_a, of each reward level from the lowest to the highest.
+        masses: p_a of each reward level, from the lowest to the highest.
 
     Raises:
-        ValueError: they are no probabilities.
+        ValueError: The masses are not probabilities.
     """
     p = _probabilities(masses)
     above = np.minimum(np.cumsum(p), 1.0)
@@ -28,18 +28,24 @@ def best_level_masses(masses: Sequence[float], n: float) -> Masses:
 
 
 def tied_win_rate(masses: Sequence[float], n: float) -> float:
-    """Win rate of best-of-n, sum q_a (F_(a-1) + p_a / 2): at most n / (n + 1), short of it by at most `tie_loss`."""
+    """Returns the win rate of best-of-n, sum q_a (F_(a-1) + p_a / 2): between n / (n + 1) - `tie_loss` and n / (n +
+    1)."""
     p, q = _probabilities(masses), best_level_masses(masses, n)
     return float(np.sum(q * (np.cumsum(p) - p / 2)))
 
 
 def tie_loss(masses: Sequence[float], n: float) -> float:
-    """Half the chance that best-of-n ties with a draw of the reference, sum q_a p_a / 2: bounds what ties can cost."""
+    """Returns half the probability that best-of-n ties with a draw of the reference, sum q_a p_a / 2.
+
+    It bounds the win rate that ties can cost.
+    """
     return float(np.sum(best_level_masses(masses, n) * _probabilities(masses))) / 2
 
 
 def tied_kl(masses: Sequence[float], n: float) -> float:
-    """KL(best-of-n || reference), sum q_a log(q_a / p_a) nats: at most log n - (n - 1) / n (Beirami, theorem 1)."""
+    """Returns KL(best-of-n || reference), sum q_a log(q_a / p_a) nats: at most log n - (n - 1) / n (Beirami, theorem
+    1).
+    """
     p, q = _probabilities(masses), best_level_masses(masses, n)
     seen = q > 0
     return float(np.sum(q[seen] * np.log(q[seen] / p[seen])))

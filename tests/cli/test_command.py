@@ -53,7 +53,7 @@ def test_without_a_command_it_shows_the_help(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (("models", "list"), {}, "error: there is no database {}/data/bonbon.db; `bonbon serve` makes it"),
+        (("models", "list"), {}, "error: there is no database {}/data/bonbon.db; `bonbon serve` creates it"),
         (("pairs", "stats", "--database", "mysql://x"), {}, "error: database_url begins with 'mysql'"),
         (("pairs", "purge", "--older-than", "[/soon]"), {}, "error: --older-than is '[/soon]': give a number"),
         (("models", "list"), {"BONBON_MODLE": "x"}, "error: settings: BONBON_MODLE: there is no such setting"),

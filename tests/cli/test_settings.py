@@ -236,7 +236,7 @@ def test_a_file_for_what_is_no_setting_is_an_error(tmp_path: Path, monkeypatch: 
 
 def test_the_password_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
     set_all(monkeypatch, BONBON_DATABASE_URL="postgresql+psycopg://a:b@db/c", BONBON_DATABASE_PASSWORD="secret")
-    with pytest.raises(UserError, match="give one of them") as refusal:
+    with pytest.raises(UserError, match="remove one of them") as refusal:
         _ = load_settings().database
     assert "secret" not in str(refusal.value)
 

@@ -67,7 +67,7 @@ async def test_the_curve_of_a_known_law(database: Database, log: PairLog) -> Non
         assert before.win_rate.value == pytest.approx(best_of_n_win_rate(before.k))
     assert curve.stops_at is None
     assert "No draw up to 6 is known to add less than 5%" in sentences(curve)[0]
-    assert "no candidates are tied: then it is k / (k + 1)" in sentences(curve)[1]
+    assert "no candidates are tied, so it is k / (k + 1)" in sentences(curve)[1]
 
 
 async def test_it_says_which_n_stops_paying(database: Database, log: PairLog) -> None:

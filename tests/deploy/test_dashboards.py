@@ -27,7 +27,7 @@ from bonbon.demo.traffic import Traffic
 from bonbon.demo.world import requests
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.registry.registry import Registry
-from bonbon.registry.round_progress import PROMOTED, CurvePoint, RoundStage, tell_round
+from bonbon.registry.round_progress import PROMOTED, CurvePoint, RoundStage, store_round_progress
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings, Settings
 from bonbon.store.database import open_database
@@ -164,7 +164,7 @@ async def evaluate(environment: dict[str, str], name: str) -> None:
         registry = Registry(database, Path(environment["BONBON_DATA_DIR"]) / "versions")
         await registry.record_evaluation(name, measured.to_dict())
         await registry.approve(name, judge(measured, GateSettings()).to_dict())
-        await tell_round(
+        await store_round_progress(
             database,
             "round",
             run="round-1",

@@ -1,4 +1,4 @@
-"""Kill the service at random moments under load, again and again; then look for what was answered in the log.
+"""Kills the service at random moments under load, and then looks for its answers in the log.
 
 python -m tests.long.chaos --kills 1000
 """
@@ -18,11 +18,11 @@ from tests.long.load import SERVED, Compared, Load
 from tests.support.service.forked_service import ForkedService
 
 LONGEST_LIFE = 0.15
-"""Seconds, at most, between a start and its kill."""
+"""Most seconds between a start and its kill."""
 
 
 async def chaos(directory: Path, kills: int, *, seed: int = 0, progress: bool = False) -> tuple[Load, Compared]:
-    """Kill it `kills` times under load; the load, and what of its answers is not in the log as it was given."""
+    """Kills the service `kills` times under load; returns the load and its comparison with the log."""
     rng = random.Random(seed)
     service = ForkedService(directory, engine_options={"delay": 0.002})
     await service.start()

@@ -1,4 +1,4 @@
-"""Clients that hang up at any moment, again and again; then look at what the service still holds.
+"""Runs clients that disconnect at any moment, and then checks that the service has released everything.
 
 python -m tests.long.disconnects --disconnects 50000
 """
@@ -31,7 +31,7 @@ BODIES: list[dict[str, Any]] = [
     {"model": "bonbon", "store": False, "n": 2},
 ]
 LIMITS = {"max_tokens_in_flight": 1024, "max_waiting": 32, "max_wait": 0.2}
-"""Few requests fit in: most wait, and are let in, displaced or out of patience as their clients leave."""
+"""The capacity is small, so that most requests wait and are admitted, displaced or timed out as their clients leave."""
 GAUGES = (
     "bonbon_tokens_in_flight",
     "bonbon_requests_waiting",
@@ -40,12 +40,12 @@ GAUGES = (
     "bonbon_stream_buffer_bytes",
 )
 WARM = 0.2
-"""Share of the disconnects after which memory is what it is for good."""
+"""Share of the disconnects after which memory is expected to stay constant."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """What the service holds after so many disconnects: `left` are gauges that are not 0, `memory` is in MiB."""
+    """Resources held after a number of disconnects: `left` are gauges that are not 0, `memory` is in MiB."""
 
     disconnects: int
     left: dict[str, float]
@@ -56,13 +56,13 @@ class Held:
 
 @dataclass
 class Disconnects:
-    """What was held at the start, in between and at the end."""
+    """Resources held at the start, in between and at the end."""
 
     held: list[Held] = field(default_factory=list)
 
     @property
     def problems(self) -> list[str]:
-        """What was not given back."""
+        """Lists the resources that were not released."""
         first, found = self.held[0], []
         for held in self.held:
             if held.left or held.status != 200:
@@ -73,13 +73,13 @@ class Disconnects:
 
     @property
     def growth(self) -> float:
-        """Memory at the end over that when warm."""
+        """Memory at the end divided by memory after warm-up."""
         warm = next(held for held in self.held if held.disconnects >= WARM * self.held[-1].disconnects)
         return self.held[-1].memory / warm.memory
 
 
 async def disconnects(directory: Path, count: int, *, looks: int, seed: int = 0, progress: bool = False) -> Disconnects:
-    """Hang up `count` times, and look so many times at what is held when nobody asks for anything."""
+    """Disconnects `count` times, and checks the held resources `looks` times while the service is idle."""
     service = ForkedService(directory, engine_options={"delay": 0.002}, service=LIMITS)
     await service.start()
     rng, found = random.Random(seed), Disconnects()
@@ -102,7 +102,7 @@ async def disconnects(directory: Path, count: int, *, looks: int, seed: int = 0,
 
 
 async def _hang_up(port: int, rng: random.Random) -> None:
-    """Ask, wait for up to a tenth of a second, and close the connection, whatever was sent and whatever has come."""
+    """Sends a request, waits for up to a tenth of a second, and closes the connection."""
     body = {"prompt": "Where is my order?", "max_tokens": rng.choice((1, 8, 64))} | rng.choice(BODIES)
     sent = request("/v1/completions", body)
     _, writer = await asyncio.open_connection("127.0.0.1", port)

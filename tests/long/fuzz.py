@@ -1,4 +1,4 @@
-"""Requests made up from the service's own description, valid and not, against the running service.
+"""Sends requests generated from the service's OpenAPI description, valid and invalid, to the running service.
 
 python -m tests.long.fuzz --cases 10000
 """
@@ -23,15 +23,15 @@ from bonbon.store.database import open_database
 from tests.support.service.forked_service import ForkedService
 
 LONGEST_ANSWER = 30.0
-"""Seconds. More is a hang."""
+"""In seconds; anything longer counts as a hang."""
 LONGEST_ERROR = 4000
-"""Bytes. An error never echoes what was sent at length."""
+"""In bytes; an error never echoes long input."""
 
 
 def fuzz(url: str, key: str, cases: int, *, first_seed: int = 0) -> Counter[int]:
-    """Send `cases` requests over all operations, half of them valid; how many got which status.
+    """Sends `cases` requests over all operations, half of them valid, and counts their statuses.
 
-    Raises AssertionError, with the smallest request that does it, for a 5xx or an error that is long.
+    Raises AssertionError, with the smallest request that causes it, for a 5xx or a long error.
     """
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     results = list(schema.get_all_operations())
@@ -63,7 +63,7 @@ def fuzz(url: str, key: str, cases: int, *, first_seed: int = 0) -> Counter[int]
 
 
 async def fuzz_service(directory: Path, cases: int, *, first_seed: int = 0) -> Counter[int]:
-    """The same against a service of its own, which must be ready afterwards, too, and end in order."""
+    """Fuzzes a new service, which must be ready afterwards and shut down cleanly."""
     (directory / "data").mkdir()
     async with open_database(f"sqlite+aiosqlite:///{directory / 'data' / 'bonbon.db'}") as database:
         _, key = await create_key(database, "fuzz", scopes=list(Scope))

@@ -1,4 +1,4 @@
-"""Clients that ask without pause and retry until they are answered, and what the log must hold afterwards."""
+"""Runs clients that send requests without pause and retry until they are answered, and checks the log afterwards."""
 
 import asyncio
 import json
@@ -12,12 +12,12 @@ from uuid import uuid4
 import httpx2
 
 SERVED = "SELECT request_id, id, text FROM groups JOIN candidates ON group_id = id WHERE served"
-"""The rows that `Load.compare` takes."""
+"""Selects the rows for `Load.compare`."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What a client was told."""
+    """The content of an answer."""
 
     group_id: str | None
     text: str
@@ -26,7 +26,7 @@ class Answered:
 
 @dataclass
 class Compared:
-    """Answered requests whose groups are not in the log, there more than once, or not as they were answered."""
+    """Answered requests whose groups are missing from the log, stored more than once, or different from the answer."""
 
     missing: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Compared:
 
 
 class Load:
-    """Half of the requests stream; half draw four candidates, half one. Each has an idempotency key, its request id."""
+    """Half of the requests stream; half draw four candidates, half one. The request id is the idempotency key."""
 
     def __init__(self, url: str, *, clients: int = 8, seed: int = 0) -> None:
         self.url, self.clients = url, clients
@@ -49,12 +49,12 @@ class Load:
 
     @property
     def retried(self) -> int:
-        """Answered requests that took more than one attempt."""
+        """Number of answered requests that took more than one attempt."""
         return sum(answer.attempts > 1 for answer in self.answered.values())
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Ask during the block; at its end every request that was begun is answered."""
+        """Sends requests during the block, and waits at its end for all of them."""
         async with httpx2.AsyncClient(base_url=self.url, timeout=60.0) as client:
             asking = [
                 asyncio.create_task(self._ask(client, random.Random(self._rng.random()))) for _ in range(self.clients)
@@ -66,7 +66,7 @@ class Load:
                 await asyncio.gather(*asking)
 
     def compare(self, rows: Iterable[tuple[str, str, str]]) -> Compared:
-        """`rows` are those of `SERVED`."""
+        """Compares the answers with `rows`, the result of `SERVED`."""
         logged: dict[str, list[tuple[str, str]]] = {}
         for request_id, group_id, text in rows:
             logged.setdefault(request_id, []).append((group_id, text))
@@ -95,14 +95,14 @@ class Load:
                     self.statuses[response.status_code] += 1
                     answer = _read(response.text, attempts, stream=stream) if response.status_code == 200 else None
                 except httpx2.TransportError:
-                    pass  # it was killed
+                    pass  # the service was killed
                 if answer is None:
                     await asyncio.sleep(0.02)
             self.answered[key] = answer
 
 
 def _read(text: str, attempts: int, *, stream: bool) -> Answered | None:
-    """None for a stream that broke off."""
+    """Returns the answer, or None for a stream that broke off."""
     if not stream:
         whole = json.loads(text)
         return Answered(whole["bonbon"]["group_id"], whole["choices"][0]["message"]["content"], attempts)

@@ -1,4 +1,4 @@
-"""Kill PostgreSQL under load, start it again after a while, and compare the log with what was answered.
+"""Kills PostgreSQL under load, starts it again, and compares the log with the answers.
 
 python -m tests.long.outage --seconds 60
 """
@@ -19,7 +19,7 @@ from tests.support.service.forked_service import ForkedService
 
 @dataclass(frozen=True)
 class Outage:
-    """What was answered before, during and after it, with which statuses, and what of it the log lacks."""
+    """Answers before, during and after the outage, by status, and answers that the log lacks."""
 
     before: int
     during: int
@@ -31,7 +31,7 @@ class Outage:
 
 
 async def outage(server: PostgresqlServer, directory: Path, seconds: float, *, kill_service: bool = False) -> Outage:
-    """`kill_service`: the service, too, before the database is back."""
+    """Runs the outage. With `kill_service`, also kills the service before the database is back."""
     service = ForkedService(directory, database_url=server.url, engine_options={"delay": 0.002})
     await service.start()
     load = Load(service.url)
@@ -62,7 +62,7 @@ async def outage(server: PostgresqlServer, directory: Path, seconds: float, *, k
 
 
 async def metric(client: httpx2.AsyncClient, name: str) -> float:
-    """A sample's value; 0 when it is not there."""
+    """Returns a sample's value; 0 when it does not exist."""
     lines = (await client.get("/metrics")).text.splitlines()
     return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
 

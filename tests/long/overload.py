@@ -1,4 +1,4 @@
-"""Load the service at its capacity, then at ten times that, and compare how long what was accepted took.
+"""Loads the service at its capacity, then at ten times that, and compares the latency of accepted requests.
 
 python -m tests.long.overload --seconds 30
 """
@@ -19,14 +19,15 @@ from tests.long.targets import told
 from tests.support.service.forked_service import ForkedService
 
 INSIDE = 8
-"""Requests that fit in at once; as many may wait."""
+"""Requests that are processed concurrently; as many may wait."""
 TOKENS = 4 * 12
 BODY = {"model": "bonbon", "messages": [{"role": "user", "content": "Where is my order?"}], "max_tokens": 12}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Requests by status, seconds of the accepted ones at the 50th and 99th percentile, the service's memory in MiB."""
+    """Requests by status, the 50th and 99th percentile of accepted requests' seconds, and the service's memory in
+    MiB."""
 
     statuses: dict[int, int]
     p50: float
@@ -35,7 +36,7 @@ class Measured:
 
 
 async def measure(service: ForkedService, clients: int, seconds: float) -> Measured:
-    """`clients` ask without pause; one that is refused asks again after as long as an answer takes."""
+    """Runs `clients` that send requests without pause and wait after a refusal for as long as an answer takes."""
     statuses: Counter[int] = Counter()
     taken: list[float] = []
     end = perf_counter() + seconds
@@ -58,7 +59,7 @@ async def measure(service: ForkedService, clients: int, seconds: float) -> Measu
 
 
 async def overload(directory: Path, seconds: float) -> tuple[Measured, Measured]:
-    """At capacity (as many clients as fit in and may wait), and at ten times that."""
+    """Measures at capacity (as many clients as can be processed or wait) and at ten times that."""
     limits = {"max_tokens_in_flight": INSIDE * TOKENS, "max_waiting": INSIDE}
     service = ForkedService(directory, engine_options={"delay": 0.05}, service=limits)
     await service.start()

@@ -1,4 +1,4 @@
-"""Promote and roll back under load, again and again: no request fails, and each names the version that was served.
+"""Promotes and rolls back under load: no request may fail, and each must name the version that was served.
 
 python -m tests.long.soak --requests 30000 --swaps 20
 """
@@ -27,12 +27,12 @@ from tests.support.service.running_service import new_version
 
 CLIENTS = 8
 SWAP_WINDOW = 0.5
-"""Seconds around a swap whose requests are compared with the others."""
+"""Seconds around a swap in which requests are compared with the others."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """An answered request: when it began and ended, the version it named, and its group."""
+    """An answered request: its start and end, the version that it named, and its group."""
 
     begin: float
     end: float
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass
 class Soak:
-    """What happened. `champions` are versions with the times from which the service may have answered with them."""
+    """The results. `champions` holds versions with the times from which the service may have answered with them."""
 
     requests: list[Request] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -54,7 +54,7 @@ class Soak:
         return len(self.champions) - 1
 
     def p99(self) -> tuple[float, float]:
-        """Seconds inside the swaps' windows, and outside."""
+        """Seconds at the 99th percentile inside the swaps' windows, and outside."""
         taken = np.array([request.end - request.begin for request in self.requests])
         times = np.array([begin for begin, _, _ in self.champions[1:]])
         begins = np.array([request.begin for request in self.requests])
@@ -62,7 +62,7 @@ class Soak:
         return float(np.quantile(taken[near], 0.99)), float(np.quantile(taken[~near], 0.99))
 
     def right(self, request: Request) -> bool:
-        """Whether its version was being served at some time while it was under way."""
+        """Returns whether the request's version was served at some time during the request."""
         ends = [end for _, end, _ in self.champions[1:]] + [float("inf")]
         return any(
             version == request.version and begin <= request.end and request.begin <= until
@@ -71,7 +71,7 @@ class Soak:
 
 
 async def soak(directory: Path, requests: int, swaps: int, *, seed: int = 0, progress: bool = False) -> Soak:
-    """At least so many requests over at least so many promotions and rollbacks."""
+    """Sends at least `requests` requests over at least `swaps` promotions and rollbacks."""
     service = ForkedService(directory, engine_options={"delay": 0.001}, service={"registry_poll": 0.1})
     await service.start()
     found, rng, stop = Soak(), random.Random(seed), asyncio.Event()
@@ -104,7 +104,7 @@ async def _answered(found: Soak, count: int) -> None:
 
 
 async def _swap(client: httpx2.AsyncClient, registry: Registry, found: Soak, number: int) -> None:
-    """Every third one is a rollback."""
+    """Promotes or, every third time, rolls back."""
     if number % 3 == 2:
         path, body = "/admin/rollback", None
     else:

@@ -1,4 +1,4 @@
-"""What `make chaos` does a thousand times, often enough for every change."""
+"""A short version of `make chaos`, for every change."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server, killed under the running service and started again."""
+"""Tests of a real PostgreSQL server that is killed under the running service and started again."""
 
 import asyncio
 from pathlib import Path

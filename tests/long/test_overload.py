@@ -1,4 +1,4 @@
-"""Too much at once, against the running service: refused with a time to come back, and nobody starves another."""
+"""Tests of the running service under overload: it refuses requests with a time to retry, and serves tenants fairly."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ async def test_a_tenant_that_asks_too_much_is_told_when_to_come_back(tmp_path: P
             statuses = [answer.status_code for answer in answers]
             assert statuses == [200] * 5 + [429]
             drawn = sum(answer.json()["bonbon"]["tokens_drawn"] for answer in answers[:5])
-            # What was not drawn is given back; meanwhile it refills, by 17 tokens a second.
+            # The unused part of the charge is given back; meanwhile the bucket refills by 17 tokens per second.
             assert 1000 - drawn <= int(answers[4].headers["x-ratelimit-remaining-tokens"]) <= 1000
             assert answers[4].headers["x-ratelimit-remaining-requests"] == "0"
             error = answers[5].json()["error"]
@@ -54,7 +54,7 @@ async def test_what_is_over_capacity_waits_and_what_is_over_the_queue_is_refused
         refused = next(answer for answer in answers if answer.status_code == 503)
         assert refused.json()["error"]["code"] == "overloaded"
         assert 1 <= int(refused.headers["retry-after"]) <= 120
-        # And then everything is as before.
+        # Afterwards the service accepts requests again.
         assert (await client.post(CHAT, json=BODY)).status_code == 200
         metrics = (await client.get("/metrics")).text
         assert "bonbon_tokens_in_flight 0.0" in metrics

@@ -1,4 +1,4 @@
-"""What `make soak` does with thirty thousand requests, often enough for every change."""
+"""A short version of `make soak`, for every change."""
 
 from pathlib import Path
 

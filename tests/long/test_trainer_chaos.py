@@ -1,4 +1,4 @@
-"""Trainers that are killed, stopped or not alone do what one that nobody disturbs does."""
+"""Tests that trainers which are killed, stopped or run concurrently give the result of an undisturbed one."""
 
 import asyncio
 import os

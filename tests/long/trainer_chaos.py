@@ -1,4 +1,4 @@
-"""Kill the trainer in every stage of a round, again and again; what comes of the round must not depend on it.
+"""Kills the trainer in every stage of a round, again and again; the round's result must not depend on it.
 
 python -m tests.long.trainer_chaos --kills 100
 """
@@ -49,13 +49,15 @@ STAGES = (
     "promotion",
 )
 KILLS_A_ROUND = 10
-"""Kills that one round has to survive, at most, before it is let to its end."""
+"""The most kills that one round has to survive before it runs to its end."""
 FINISHED = 0
 
 
 @dataclass(slots=True)
 class Chaos:
-    """`kills` by stage, how many `rounds` were let to their end after some, and how those ended otherwise."""
+    """`kills` by stage, the number of `rounds` that ran to their end after some kills, and the differences in their
+    results.
+    """
 
     kills: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STAGES, 0))
     rounds: int = 0
@@ -63,10 +65,10 @@ class Chaos:
 
 
 class Trainer:
-    """A trainer that does one round on a copy of a data directory, in a process of its own.
+    """A trainer process that runs one round on a copy of a data directory.
 
     Args:
-        directory: where the data directory `data`, its copies and the trainer's log are.
+        directory: Holds the data directory `data`, its copies and the trainer's log.
     """
 
     def __init__(self, directory: Path, settings: Settings) -> None:
@@ -74,39 +76,41 @@ class Trainer:
         self.data = settings.data_dir
 
     def keep(self, name: str) -> None:
-        """Remember the data directory as it is now."""
+        """Saves a copy of the data directory."""
         shutil.copytree(self.data, self.directory / name)
 
     def restore(self, name: str) -> None:
-        """Make the data directory what it was."""
+        """Restores a copy of the data directory."""
         shutil.rmtree(self.data)
         shutil.copytree(self.directory / name, self.data)
 
     def run(self, stage: str | None = None, delay: float = 0.0) -> bool:
-        """Whether the round came to its end: with a `stage`, SIGKILL comes `delay` seconds after that begins."""
+        """Runs the trainer and returns whether the round ended. With a `stage`, SIGKILL follows `delay` seconds into
+        it.
+        """
         process = self.start(stage, delay)
         process.join()
         if process.exitcode not in (FINISHED, -signal.SIGKILL):
             raise RuntimeError((self.directory / "trainer.log").read_text()[-3000:])
         if process.exitcode == FINISHED:
             return True
-        with sqlite3.connect(self.data / "bonbon.db") as connection:  # not to wait until its lease runs out
+        with sqlite3.connect(self.data / "bonbon.db") as connection:  # frees the lease at once
             connection.execute("UPDATE leases SET holder = ''")
         return False
 
     def start(self, stage: str | None = None, delay: float = 0.0) -> Any:
-        """The process, started."""
+        """Starts the process."""
         process = CONTEXT.Process(target=_work, args=(self.settings, self.directory, stage, delay), daemon=True)
         process.start()
         return process
 
     def durations(self) -> dict[str, float]:
-        """Seconds that each stage of the last whole round took."""
+        """Returns the seconds that each stage of the last complete round took."""
         lines = (self.directory / "durations").read_text().splitlines()
         return {stage: float(seconds) for stage, seconds in (line.split() for line in lines)}
 
     async def outcome(self) -> dict[str, Any]:
-        """What the round has left, without times."""
+        """Returns the round's results, without times."""
         async with open_database(self.settings.database) as database:
             registry = Registry(database, self.settings.versions_dir)
             versions = await registry.list()
@@ -130,7 +134,7 @@ class Trainer:
 async def chaos(
     directory: Path, kills: int, *, stages: Sequence[str] = STAGES, seed: int = 0, progress: bool = False
 ) -> Chaos:
-    """Kill a trainer `kills` times in each of the stages, and compare every round with one that nobody disturbed."""
+    """Kills a trainer `kills` times in each of the stages, and compares every round with an undisturbed one."""
     rng, result = random.Random(seed), Chaos()
     trainer, expected, durations = await _undisturbed(directory)
     with Progress(console=Console(stderr=True), disable=not progress) as bars:
@@ -156,7 +160,7 @@ async def chaos(
 
 
 async def chaos_of_one_round(directory: Path, *, seed: int = 0) -> Chaos:
-    """Kill the trainer of one round once in each stage, and compare it with a round that nobody disturbed."""
+    """Kills the trainer of one round once in each stage, and compares the round with an undisturbed one."""
     rng, result = random.Random(seed), Chaos()
     trainer, expected, durations = await _undisturbed(directory)
     for stage in STAGES:
@@ -169,7 +173,7 @@ async def chaos_of_one_round(directory: Path, *, seed: int = 0) -> Chaos:
 
 
 async def _undisturbed(directory: Path) -> tuple[Trainer, dict[str, Any], dict[str, float]]:
-    """A trainer with a round before it, what comes of that round undisturbed, and how long its stages take."""
+    """Returns a trainer after one round, the results of an undisturbed next round, and the durations of its stages."""
     settings = chaos_settings(make_base(directory / "base"), directory / "data")
     await answer(settings, 200)
     trainer = Trainer(directory, settings)
@@ -182,7 +186,7 @@ async def _undisturbed(directory: Path) -> tuple[Trainer, dict[str, Any], dict[s
 
 
 async def _end(trainer: Trainer, what: str, expected: dict[str, Any], result: Chaos) -> None:
-    """Let the round come to its end, and note in what it differs."""
+    """Runs the round to its end and records in what it differs."""
     await asyncio.to_thread(trainer.run)
     found = await trainer.outcome()
     result.rounds += 1
@@ -194,7 +198,7 @@ async def _end(trainer: Trainer, what: str, expected: dict[str, Any], result: Ch
 
 
 def chaos_settings(base: Path, data_dir: Path) -> Settings:
-    """A round of seconds that goes through every stage, promotion included."""
+    """Returns settings of a short round that goes through every stage, including promotion."""
     return Settings(
         model=str(base),
         data_dir=data_dir,
@@ -261,7 +265,7 @@ def _work(settings: Settings, directory: Path, stage: str | None, delay: float) 
 
 
 def _watch(killed_in: str | None, delay: float, times: dict[str, float]) -> None:
-    """Have each stage timed, and the process killed `delay` seconds after `killed_in` begins."""
+    """Times each stage, and kills the process `delay` seconds after `killed_in` begins."""
     from bonbon.registry.registry import Registry
     from trainer.context import RunContext
     from trainer.rounds import Round

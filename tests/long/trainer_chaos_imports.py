@@ -1,4 +1,4 @@
-"""What a trainer imports, for a process that trainers are forked from."""
+"""Imports the trainer's modules, for a process that trainers are forked from."""
 
 import aiosqlite
 import peft

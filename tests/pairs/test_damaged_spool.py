@@ -1,4 +1,4 @@
-"""A spool with what nobody can read in it: the service starts, stores the rest, and loses not a byte."""
+"""Tests of a spool with unreadable contents: the service starts, stores the rest and loses no byte."""
 
 import errno
 import json
@@ -141,9 +141,9 @@ def test_what_is_set_aside_is_replayed_when_it_can_be_read_and_deleted_when_told
     assert "1 groups are in the log now; 2 are still set aside" in made.stdout
     kept = run(pairs_app, "spool", "--delete", *options, input="n\n")
     assert kept.exit_code == 1
-    assert set_aside_in(tmp_path / "spool").look() == 2
+    assert set_aside_in(tmp_path / "spool").recount() == 2
     assert as_json(pairs_app, "spool", "--delete", "--yes", *options) == {"deleted": 2}
-    assert set_aside_in(tmp_path / "spool").look() == 0
+    assert set_aside_in(tmp_path / "spool").recount() == 0
 
 
 def a_database(directory: Path) -> Path:
@@ -152,7 +152,7 @@ def a_database(directory: Path) -> Path:
 
 
 def test_a_deletion_reaches_what_was_set_aside(tmp_path: Path) -> None:
-    """By user and age where a line says them, though it may be no group; by its age alone where it does not."""
+    """Lines that name a user and a time match by them, even if they are not groups; other lines match by age alone."""
     now = datetime.now(UTC)
     old = {"time": (now - timedelta(days=30)).isoformat()}
     kept = set_aside_in(tmp_path)
@@ -198,7 +198,7 @@ async def test_a_service_starts_whatever_has_been_put_among_what_is_set_aside(
     spool = Spool(tmp_path, 2**20)
     assert spool.set_aside.count == spool.set_aside.reasons().total() == 7
     assert spool.set_aside.erase(Conditions(older_than=datetime.now(UTC))) == 6
-    assert spool.set_aside.look() == 1
+    assert spool.set_aside.recount() == 1
     spool.set_aside.clear()
     assert spool.set_aside.count == 0
 
@@ -214,7 +214,7 @@ def test_two_things_of_one_name_are_both_kept(tmp_path: Path) -> None:
     assert spool.take(path) is None
     dangling_link(path)
     assert spool.take(path) is None
-    assert spool.set_aside.look() == 4
+    assert spool.set_aside.recount() == 4
 
 
 def test_a_spool_that_is_no_directory_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_spool_that_is_no_directory_is_refused_at_the_start(tmp_path: Path) ->
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "loop", "dangling"):
-        with pytest.raises(UserError, match="is no directory"):
+        with pytest.raises(UserError, match="is not a directory"):
             Spool(tmp_path / name, 2**20)
 
 
@@ -237,7 +237,7 @@ def test_a_file_that_may_not_be_read_stays(tmp_path: Path) -> None:
 
 
 async def test_a_group_that_no_database_can_be_asked_about_keeps_no_other_from_it(tmp_path: Path) -> None:
-    """Its line is whole, and a value in it is of another type than any release writes."""
+    """The line is intact, but one of its values has a type that no release writes."""
     spool = Spool(tmp_path / "spool", 2**20)
     bad = [line(group_document(scored_group(number)) | {"tenant": 5}) for number in range(2)]
     good = [scored_group(number) for number in range(2, 6)]
@@ -258,7 +258,7 @@ async def test_a_group_that_no_database_can_be_asked_about_keeps_no_other_from_i
 
 
 async def test_a_retry_is_answered_whatever_waits_in_the_spool(tmp_path: Path) -> None:
-    """Another process holds the segment, so nobody sets its lines aside yet."""
+    """Another process holds the segment, so its lines are not set aside yet."""
     spool = Spool(tmp_path, 2**20)
     holder = create_segment(new_segment(tmp_path))
     holder.write(nested_too_deeply() + line({"idempotency": ["a list"]}) + line({"idempotency": {}}))
@@ -271,7 +271,7 @@ async def test_a_retry_is_answered_whatever_waits_in_the_spool(tmp_path: Path) -
 
 
 class FailingSpool(Spool):
-    """One of its files is on a sector that the disk cannot read."""
+    """A spool with a file on a sector that the disk cannot read."""
 
     broken: Path
 
@@ -298,7 +298,7 @@ async def test_groups_are_stored_although_what_is_beside_them_cannot_be_set_asid
 
 
 async def test_the_spool_goes_on_when_a_segment_cannot_be_read(tmp_path: Path) -> None:
-    """The others are emptied; nothing of the one that fails is lost."""
+    """The other segments are emptied, and the failing one loses nothing."""
     spool = FailingSpool(tmp_path / "spool", 2**20)
     spool.broken = new_segment(tmp_path / "spool")
     spool.broken.write_bytes(written(scored_group(2)))

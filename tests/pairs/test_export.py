@@ -1,4 +1,4 @@
-"""Exports: what TRL and pyarrow read is what was drawn, and a file is whole or as it was."""
+"""Tests of exports: TRL and pyarrow read what was drawn, and a file is complete or unchanged."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ def expected(group: Group, prompt: list[dict[str, str]], prompt_format: str) -> 
 async def test_every_clean_pair_is_written_as_trl_reads_it(
     database: Database, log: PairLog, tmp_path: Path, format: Format
 ) -> None:
-    """An explicit prompt and conversational sides, whatever form the prompt had; exact numbers and tokens."""
+    """Any form of prompt becomes an explicit prompt with conversational sides; numbers and tokens are exact."""
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "naïve 日本 😀\u2028"}]
     prompts = {
         "messages": (Prompt(messages=tuple(messages)), messages),  # type: ignore[arg-type]
@@ -104,7 +104,7 @@ async def test_both_formats_say_the_same(database: Database, log: PairLog, tmp_p
 async def test_one_version_can_be_chosen_and_progress_is_told(
     database: Database, log: PairLog, tmp_path: Path, format: Format
 ) -> None:
-    """More pairs than one chunk."""
+    """There are more pairs than fit one chunk."""
     groups = [scored_group(number, n=2, version="v1" if number % 3 else "tiny") for number in range(1800)]
     await asyncio.gather(*(log.append(group) for group in groups))
     told: list[int] = []

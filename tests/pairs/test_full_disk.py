@@ -1,4 +1,4 @@
-"""A real disk that runs full under a trainer: nothing half made is registered, and with room the round goes on."""
+"""Tests of a trainer whose real disk fills up: it registers nothing incomplete and continues once there is space."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from trainer.rounds import Round
 
 @pytest.fixture
 async def settings(tmp_path: Path, small_disk: Path) -> Settings:
-    """Runs and versions are on the small disk, the database is not."""
+    """Puts runs and versions on the small disk, and the database elsewhere."""
     url = f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}"
     train = {"epochs": 1, "min_pairs": 16, "checkpoint_every": 1}
     changes = {"train": train, "evaluate": {"prompts": 8}, "loop": {"min_groups": 50}}
@@ -44,13 +44,14 @@ async def trained(open_: RunContext) -> list[Version]:
 # TensorBoard writes in a thread of its own, which has nobody to tell.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_no_room_at_any_stage_costs_nothing_but_time(settings: Settings, small_disk: Path) -> None:
-    """For the plan, the snapshot, a checkpoint in the midst of training, the result, the version's directory."""
+    """The disk fills up at the plan, the snapshot, a checkpoint during training, the result or the version's
+    directory."""
     async with context(settings) as open_:
         loop = Loop(open_)
 
         async def fails(*, leave: int = 0) -> None:
             ballast = fill(small_disk, leave=leave)
-            with pytest.raises(DiskFull, match=r"no room is left for .*/runs/round-.*: make some"):
+            with pytest.raises(DiskFull, match=r"the disk of .*/runs/round-.* is full: free some space"):
                 await loop.once()
             ballast.unlink()
             assert await trained(open_) == []

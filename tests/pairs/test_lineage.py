@@ -1,4 +1,4 @@
-"""Which versions learnt from groups that are about to be deleted."""
+"""Tests that find the versions trained on groups that are about to be deleted."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ async def logged(log: PairLog, version: str, user: str, **changes: Any) -> Group
 
 
 async def trained(database: Database, directory: Path, parent: str, first: Group, last: Group, **changes: Any) -> str:
-    """The name of a version with the training record that a round writes."""
+    """Registers a version with the training record of a round, and returns its name."""
     directory.mkdir()
     write_adapter(directory, len(directory.name))
     record = {

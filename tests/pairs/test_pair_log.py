@@ -1,4 +1,4 @@
-"""The pair log on SQLite and PostgreSQL: what an append promises, and what comes back."""
+"""Tests of the pair log's guarantees for appends, on SQLite and PostgreSQL."""
 
 import asyncio
 import os
@@ -89,7 +89,7 @@ async def test_waiting_groups_share_a_commit(database: Database, log: PairLog) -
 
 
 async def test_one_that_cannot_be_stored_fails_alone(database: Database, log: PairLog) -> None:
-    """Whatever else waits with it is stored."""
+    """The groups that wait with it are stored."""
     good = [scored_group(number) for number in range(20)]
     bad = scored_group(99, prompt_token_ids=(2**31,))
     entries = [*good[:7], bad, *good[7:]]
@@ -162,7 +162,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("after", [5, 60, 300])
 async def test_what_was_acknowledged_survives_kill_9(database: Database, database_url: str, after: int) -> None:
-    """A process of its own appends until it is killed; every id it has printed is in the log, whole."""
+    """A separate process appends until it is killed; every id that it printed is in the log with its complete group."""
     program = KILLED.format(root=str(ROOT), url=database_url)
     process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -209,7 +209,7 @@ def test_anything_a_client_or_a_model_says_can_be_stored(
     seed: int | None,
     response_format: str | None,
 ) -> None:
-    """NUL and lone surrogates become U+FFFD in text; everything else, token ids above all, is exact."""
+    """NUL and lone surrogates become U+FFFD in text; everything else, especially token ids, is exact."""
     candidate = Candidate(0, answer, token_ids, logprob, "stop", reward=reward)
     group = scored_group(
         prompt=Prompt.user(content),
@@ -231,7 +231,7 @@ def test_anything_a_client_or_a_model_says_can_be_stored(
 
 
 class Runner:
-    """A log that synchronous tests can use."""
+    """A pair log for synchronous tests."""
 
     def __init__(self, url: str) -> None:
         self.runner = asyncio.Runner()

@@ -1,4 +1,4 @@
-"""Reading the pair log: pairs, counts, and in what order and memory."""
+"""Tests of reading the pair log: pairs, counts, order and memory."""
 
 import asyncio
 import tracemalloc
@@ -38,7 +38,7 @@ async def test_a_pair_is_the_best_and_the_worst_of_its_group(database: Database,
 
 
 async def test_only_clean_groups_of_the_version_in_order(database: Database, log: PairLog) -> None:
-    """A tie, a single draw and a greedy one are logged, and are no pairs."""
+    """Ties, single draws and greedy groups are logged but are not pairs."""
     first = await fill(log, 3)
     await log.append(scored_group(rewards=(1.0, 1.0)))
     await log.append(scored_group(unclean=Unclean.SAMPLING))
@@ -71,7 +71,7 @@ async def test_groups_that_arrive_meanwhile_do_not_disturb(database: Database, l
 
 
 async def test_a_long_log_is_read_in_constant_memory(database: Database, log: PairLog) -> None:
-    """Ten times the groups may not take twice the memory; the first reading fills caches."""
+    """Ten times the groups may not use twice the memory; the first pass fills caches."""
     peaks = []
     for count in (100, 1000):
         await asyncio.gather(*(log.append(scored_group(number, version=f"v{count}")) for number in range(count)))
@@ -87,7 +87,7 @@ async def test_a_long_log_is_read_in_constant_memory(database: Database, log: Pa
 
 
 async def test_the_groups_of_a_version_to_train_on_are_one_index_range(database: Database, log: PairLog) -> None:
-    """Reading on from a group neither scans nor sorts the whole log, most of which is another version's."""
+    """Reading on from a group neither scans nor sorts the whole log, most of which belongs to another version."""
     await fill(log, 500, version="v1")
     await fill(log, 20)
     chosen = "(unclean IS NULL OR unclean = 'tied') AND version = 'tiny' AND id > '0'"

@@ -1,4 +1,4 @@
-"""`bonbon pairs` on SQLite and PostgreSQL: what it prints, what it deletes, and what it says to a mistake."""
+"""Tests of `bonbon pairs` on SQLite and PostgreSQL: output, deletions and error messages."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -75,7 +75,7 @@ def test_an_unknown_format_lists_those_there_are(tmp_path: Path) -> None:
 
 
 def old_groups() -> list[Any]:
-    """Of ages 0 to 5 days, of two users in turn."""
+    """Returns groups that are 0 to 5 days old, from two users in turn."""
     now = datetime.now(UTC)
     return [scored_group(i, user=f"user {i % 2}", time=now - timedelta(days=i, hours=1)) for i in range(6)]
 
@@ -135,5 +135,5 @@ def test_purge_does_not_delete_everything_by_default(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("stats",), ("export", "pairs"), ("purge", "--user", "ada", "--yes")])
 def test_a_database_that_is_not_there_is_not_made(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     said = refusal(app, *arguments, "--data-dir", tmp_path / "gone")
-    assert said.startswith(f"there is no database {tmp_path}/gone/bonbon.db; `bonbon serve` makes it")
+    assert said.startswith(f"there is no database {tmp_path}/gone/bonbon.db; `bonbon serve` creates it")
     assert not (tmp_path / "gone").exists()

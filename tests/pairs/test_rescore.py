@@ -1,4 +1,4 @@
-"""Groups are scored again, by another reward or another version of it, on SQLite and PostgreSQL."""
+"""Tests of scoring groups again with another reward or version, on SQLite and PostgreSQL."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.scored_groups import Kind
 from bonbon.pairs.reading.training_groups import training_groups
 from bonbon.pairs.rescoring.earlier_scores import read_earlier
-from bonbon.pairs.rescoring.rescore import AT_ONCE, MOST_FAILURES, Scope, count_rescorable, rescore
+from bonbon.pairs.rescoring.rescore import AT_ONCE, MAX_FAILURES, Scope, count_rescorable, rescore
 from bonbon.prompt import Message, Prompt
 from bonbon.registry.registry import Registry
 from bonbon.rewards.fake_reward import FakeReward, digest_score
@@ -42,7 +42,7 @@ def score(prompt, completions):
             raise ValueError(f"no score for {text}")
     return [float(len(text)) + text.count("2") for text in completions]
 """
-"""A reward's module."""
+"""The module of a reward that fails for some texts."""
 
 
 async def logged(log: PairLog, *groups: Group) -> tuple[Group, ...]:
@@ -76,7 +76,7 @@ async def test_a_group_has_the_scores_that_it_would_have_been_logged_with(databa
 
 
 async def test_the_reward_reads_what_the_first_one_read(database: Database, log: PairLog) -> None:
-    """Tool calls written out, names left out, equal texts once; cut-off answers as they are."""
+    """It gets tool calls written out, no names, equal texts once, and cut-off answers unchanged."""
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"order": 7}'}}
     asked: tuple[Message, ...] = (
         {"role": "user", "content": "Where is it?", "name": "ada"},
@@ -152,7 +152,7 @@ async def test_a_failure_loses_its_own_group_only_and_the_next_call_tries_it_aga
 async def test_a_reward_that_fails_for_all_ends_it_and_what_was_scored_is_kept(
     database: Database, log: PairLog
 ) -> None:
-    some = await logged(log, *(scored_group(number) for number in range(2 * AT_ONCE + MOST_FAILURES)))
+    some = await logged(log, *(scored_group(number) for number in range(2 * AT_ONCE + MAX_FAILURES)))
     oldest = {group.candidates[0].text for group in some[:-AT_ONCE]}
 
     class Down(FakeReward):
@@ -161,11 +161,9 @@ async def test_a_reward_that_fails_for_all_ends_it_and_what_was_scored_is_kept(
             return await super().score(prompt, completions)
 
     reward = Down()
-    with pytest.raises(
-        RewardError, match=f"{MOST_FAILURES} groups in a row .*the server is away; the {AT_ONCE} groups"
-    ):
+    with pytest.raises(RewardError, match=f"{MAX_FAILURES} groups in a row .*the server is away; the {AT_ONCE} groups"):
         await rescore(database, reward)
-    assert len(reward.calls) == AT_ONCE + MOST_FAILURES, "the others are not even tried"
+    assert len(reward.calls) == AT_ONCE + MAX_FAILURES, "the others are not even tried"
     assert await count_rescorable(database, FAKE) == len(some) - AT_ONCE
 
 
@@ -181,7 +179,7 @@ async def test_groups_that_are_deleted_or_scored_meanwhile_are_passed_over(datab
                 await purge(database, Conditions(user="u0"))
                 other = FakeReward()
                 other.version = "2"
-                assert (await rescore(database, other, most=1)).scored == 1
+                assert (await rescore(database, other, limit=1)).scored == 1
             return await super().score(prompt, completions)
 
     found = await rescore(database, Slow())
@@ -194,7 +192,7 @@ async def test_groups_that_are_deleted_or_scored_meanwhile_are_passed_over(datab
 async def test_the_newest_groups_come_first_and_scopes_are_kept(database: Database, log: PairLog) -> None:
     some = await logged(log, *(scored_group(n, version=f"v{n % 2}", tenant="shop" if n > 3 else "") for n in range(6)))
     assert (await rescore(database, FakeReward(), Scope(("v1",), ("shop",)))).scored == 1
-    assert (await rescore(database, FakeReward(), Scope(("v0",)), most=2)).scored == 2
+    assert (await rescore(database, FakeReward(), Scope(("v0",)), limit=2)).scored == 2
     found = [group and group.reward_name for group in [await log.group(group.id) for group in some]]
     assert found == ["helpful", "helpful", "fake", "helpful", "fake", "fake"]
 
@@ -220,7 +218,7 @@ async def test_training_reads_the_new_scores_and_deletion_takes_the_old_ones_alo
     database: Database, log: PairLog
 ) -> None:
     some = await logged(log, *(scored_group(number, user=f"u{number % 2}") for number in range(4)))
-    await rescore(database, FakeReward(), most=2)
+    await rescore(database, FakeReward(), limit=2)
     assert await newest_reward(database, "tiny") == FAKE
     by_reward = {group.group_id: group.reward.name async for group in training_groups(database, version="tiny")}
     assert [by_reward[group.id] for group in some] == ["helpful", "helpful", "fake", "fake"]
@@ -235,7 +233,7 @@ async def test_training_reads_the_new_scores_and_deletion_takes_the_old_ones_alo
 
 
 async def test_the_newest_reward_is_the_one_that_scored_last(database: Database, log: PairLog) -> None:
-    """Also when the newest group could not be scored again."""
+    """This also holds when the newest group could not be scored again."""
     await logged(log, *(scored_group(number) for number in range(3)))
     await rescore(database, FakeReward(lambda prompt, text: float("inf" if "answer 2" in text else len(text))))
     assert await newest_reward(database, "tiny") == FAKE

@@ -1,4 +1,4 @@
-"""Training snapshots: what they take, that the hash names it exactly, and that a changed one is refused."""
+"""Tests of training snapshots: their contents, their hash, and the refusal of changed files."""
 
 import asyncio
 import json
@@ -98,7 +98,7 @@ async def test_it_comes_back_from_its_directory(database: Database, log: PairLog
 async def test_the_hash_is_the_same_for_the_same_groups_and_no_others(
     database: Database, log: PairLog, tmp_path: Path
 ) -> None:
-    """Taken again, it is the same; the splits, the sampler, the reward or one more group make another."""
+    """A second snapshot has the same hash; other splits, another sampler or reward, or one more group change it."""
     groups = await fill(log, 5)
     first = await take(database, tmp_path / "1")
     assert (await take(database, tmp_path / "2")).hash == first.hash
@@ -168,7 +168,7 @@ async def test_nothing_to_take_and_nothing_overwritten(database: Database, log: 
 async def test_a_long_log_is_taken_and_read_in_constant_memory(
     database: Database, log: PairLog, tmp_path: Path
 ) -> None:
-    """Four times the groups may not take half as much again; a first snapshot fills caches."""
+    """Four times the groups may not use 1.5 times the memory; the first snapshot fills caches."""
     for version, count in (("few", 1000), ("many", 4000)):
         await fill(log, count, version=version, n=2)
     peaks: dict[str, tuple[int, int]] = {}
@@ -186,7 +186,8 @@ async def test_a_long_log_is_taken_and_read_in_constant_memory(
 
 
 def test_the_same_conversations_are_kept_every_time() -> None:
-    """Of 2000 a tenth each within 5 standard deviations (an error once in a million); a larger share has them all."""
+    """Of 2000, a tenth each within 5 standard deviations (one error in a million); a larger fraction includes them
+    all."""
     digests = [Prompt.user(f"question {number}").root_digest for number in range(2000)]
 
     def kept(split: Split, test: float, validation: float) -> set[str]:
@@ -210,7 +211,7 @@ def test_every_turn_of_a_conversation_is_in_one_split() -> None:
 
 
 async def test_a_versions_snapshot_has_its_bases_groups_too(database: Database, log: PairLog, tmp_path: Path) -> None:
-    """First the base's; both belong to it, whichever was drawn first, and nobody else's do."""
+    """The base's groups come first. Groups of both belong to the snapshot in any order, and no others do."""
     registry = Registry(database, tmp_path / "versions")
     await registry.register_base("tiny", None)
     (tmp_path / "adapter").mkdir()
@@ -284,7 +285,7 @@ def rows_of(directory: Path, change: Callable[[list[dict[str, Any]]], object]) -
 async def test_what_is_not_what_the_hash_names_is_refused(taken: Path, damage: Callable[[Path], None]) -> None:
     read_snapshot(taken)
     damage(taken)
-    with pytest.raises(UserError, match=r"is not what snapshot\.json says"):
+    with pytest.raises(UserError, match=r"does not match snapshot\.json"):
         read_snapshot(taken)
 
 

@@ -1,4 +1,4 @@
-"""The spool: what it takes is on disk, what is damaged is left out, and processes share it."""
+"""Tests of the spool: its groups are on disk, damaged lines are left out, and processes share it."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ PLENTY = 2**30
 
 
 def taken(spool: Spool) -> list[Group]:
-    """Every group in it, deleted; what cannot be read is set aside."""
+    """Takes every group out of the spool; unreadable lines are set aside."""
     found: list[Group] = []
     for path in spool.paths():
         if (segment := spool.take(path)) is not None:
@@ -65,7 +65,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_segment_that_a_living_process_holds_is_left_to_it(tmp_path: Path) -> None:
-    """Two spools in one directory, as two processes have them: locks belong to open files."""
+    """Two spools in one directory behave like two processes, because locks belong to open files."""
     one, other = Spool(tmp_path, PLENTY), Spool(tmp_path, PLENTY)
     one.append([scored_group(1)])
     assert taken(other) == []
@@ -97,7 +97,7 @@ def test_it_takes_no_more_than_it_may(tmp_path: Path) -> None:
 
 
 def test_groups_are_on_disk_when_the_segment_was_deleted_or_the_directory_moved(tmp_path: Path) -> None:
-    """A file that has lost its name still takes writes, and nobody finds them again."""
+    """A file without a name still accepts writes, which no process can find again."""
     directory, groups = tmp_path / "spool", [scored_group(number) for number in range(5)]
     spool = Spool(directory, PLENTY)
     spool.append(groups[:1])
@@ -124,7 +124,7 @@ def test_segments_stay_small(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="making a filesystem takes root")
 def test_a_full_disk_is_told_and_nothing_half_written_stays(tmp_path: Path) -> None:
-    """A real filesystem of 256 kilobytes."""
+    """The test uses a real filesystem of 256 kilobytes."""
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "spool", tmp_path], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip(f"no filesystem can be mounted here: {mounted.stderr.decode()}")

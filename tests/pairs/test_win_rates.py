@@ -27,7 +27,7 @@ def comparison(group_id: str, outcome: str, opponent: str = "tiny") -> Compariso
 
 @pytest.fixture
 async def logs(database: Database, database_url: str) -> AsyncIterator[list[PairLog]]:
-    """Two gateways' logs of one database."""
+    """Opens two gateways' logs of one database."""
     async with open_database(database_url) as other:
         logs = [PairLog(database), PairLog(other)]
         for log in logs:

@@ -1,4 +1,4 @@
-"""Versions exported, imported elsewhere, and loaded by other programs: on tiny models, with the embedded engine."""
+"""Tests of versions that are exported, imported elsewhere and loaded by other programs, on tiny models."""
 
 import asyncio
 import json
@@ -120,7 +120,7 @@ def test_an_exported_adapter_has_its_files_and_says_what_it_is(version: Version,
 
 
 async def served(base: Path, adapter: Path) -> tuple[tuple[int, ...], torch.Tensor]:
-    """Tokens that the embedded engine drew from the adapter, with their log-probabilities."""
+    """Returns tokens that the embedded engine drew from the adapter, with their log-probabilities."""
     engine = EmbeddedEngine("base", base, EmbeddedOptions(threads=1))
     await engine.start()
     await engine.load(VersionFiles("v", VersionKind.ADAPTER, adapter))
@@ -156,7 +156,7 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_behind(version: Version
     out.mkdir()
     (out / "mine").write_text("kept")
     export = ("export", version.name, "--data-dir", tmp_path / "data", "--out")
-    assert refusal(app, *export, out) == f"{out} is there already: name another --out, or delete it first"
+    assert refusal(app, *export, out) == f"{out} already exists: name another --out, or delete it first"
     assert refusal(app, *export, out / "mine").startswith(f"{out}/mine is there already")
     assert (out / "mine").read_text() == "kept"
     weights = version.directory / "adapter_model.safetensors"
@@ -231,7 +231,7 @@ def test_what_was_exported_is_registered_elsewhere(version: Version, base: Path,
     assert all(first[key] == second[key] for key in ("digest", "base_digest", "training", "verdict", "k"))
     assert (tmp_path / "again" / "evaluation.json").read_text() == (out / "evaluation.json").read_text()
     again = refusal(app, "import", out, "--data-dir", there)
-    assert again == f"{out} is registered already, as {imported.name}"
+    assert again == f"{out} is already registered as {imported.name}"
 
 
 def test_an_import_may_be_given_a_name(version: Version, base: Path, tmp_path: Path) -> None:
@@ -295,8 +295,8 @@ def test_a_damaged_export_is_not_registered(
     ("field", "value", "said"),
     [
         ("version", "x[/red]", "which is no name of a version"),
-        ("kind", "base", "holds an adapter, and its bonbon.json says base"),
-        ("kind", "full", "holds an adapter, and its bonbon.json says full"),
+        ("kind", "base", "holds an adapter, but its bonbon.json records kind = base"),
+        ("kind", "full", "holds an adapter, but its bonbon.json records kind = full"),
         ("training", {"settings": [1]}, "figures that are no numbers"),
         ("verdict", {"reasons": [1]}, "figures that are no numbers"),
     ],
@@ -324,7 +324,7 @@ def test_more_draws_than_a_service_could_make_are_not_imported(version: Version,
 
 
 def test_a_distillation_is_imported_from_its_directory(version: Version, base: Path, tmp_path: Path) -> None:
-    """What `bonbon distill` leaves is a data directory with what it registered."""
+    """The output of `bonbon distill` is a data directory with the registered version."""
     out, there = tmp_path / "data", tmp_path / "there"
     (out / "distill.json").write_text("{}")
     assert "has not ended" in refusal(app, "import", out, "--model", base, "--data-dir", there)
@@ -342,7 +342,7 @@ def test_other_directories_are_refused(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_loads_what_was_exported(version: Version, base: Path, tmp_path: Path) -> None:
-    """Its examples for transformers and peft, with these paths."""
+    """The documentation's examples for transformers and peft run with these paths."""
     page = (DOCS / "serve_elsewhere.md").read_text()
     adapted, whole = re.findall(r"^```python\n((?:from peft|tokenizer =).*?)^```", page, re.MULTILINE | re.DOTALL)
     data = ("--data-dir", tmp_path / "data")

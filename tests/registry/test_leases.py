@@ -1,4 +1,4 @@
-"""Leases on SQLite and PostgreSQL: one holder at a time, and a late one finds out."""
+"""Tests of leases on SQLite and PostgreSQL: one holder at a time, and late holders are refused."""
 
 import asyncio
 import subprocess
@@ -47,7 +47,7 @@ async def test_an_expired_lease_is_taken_over_and_its_token_is_worth_nothing(dat
 
 
 async def test_the_same_holder_that_comes_again_has_another_token(database: Database) -> None:
-    """A restarted process with the same name must not be renewed by the one before it."""
+    """The earlier process must not be able to renew the lease of a restarted process with the same name."""
     late = await acquire(database, "train", "ada", 0)
     new = await acquire(database, "train", "ada", 60)
     with pytest.raises(Conflict):

@@ -1,4 +1,4 @@
-"""`bonbon models` on SQLite and PostgreSQL: what it prints, what it moves, and what it says to a mistake."""
+"""Tests of `bonbon models` on SQLite and PostgreSQL: output, promotions and error messages."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ FIRST, SECOND, THIRD = (version_name(weights + 1, weights, base=BASE) for weight
 
 
 def fill(url: str, directory: Path) -> None:
-    """The base is champion; of its versions the first is approved, the second refused, the third not judged."""
+    """Makes the base champion; the first version is approved, the second refused and the third not judged."""
 
     async def register() -> None:
         async with open_database(url) as database:
@@ -116,7 +116,7 @@ def test_a_version_is_shown_on_one_screen(url: str, tmp_path: Path, columns: int
     assert f"win rate of best-of-3 0.580 best-of-8 of {BASE}" in words
     assert "KL from the base, nats 0.720 0.670 to 0.770 Rao-Blackwellised per-token" in words
     assert "KL from the base, nats 0.570 0.520 to 0.620 k1, the mean log ratio" in words
-    assert "--full shows all that was measured, and 18 earlier lines of the history." in words
+    assert "--full shows all measurements, and 18 earlier lines of the history." in words
     full = run(app, "show", FIRST, "--full", "--database", url, columns=columns).stdout
     assert "win_rate_shares" in full
     assert full.count("evaluated by trainer") == 21
@@ -150,7 +150,7 @@ def test_what_the_gate_has_not_approved_needs_force(url: str, name: str, state: 
 
 def test_another_champion_than_expected_changes_nothing(url: str) -> None:
     said = refusal(app, "promote", FIRST, "--expected", SECOND, "--database", url)
-    assert said == f"the champion is '{BASE}', not '{SECOND}': somebody else promoted first"
+    assert said == f"the champion is '{BASE}', not '{SECOND}': another promotion came first"
     assert as_json(app, "list", "--database", url)["aliases"]["champion"] == BASE
 
 

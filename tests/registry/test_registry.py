@@ -1,4 +1,4 @@
-"""The model registry on SQLite and PostgreSQL: names, aliases, states, and the trail that every change leaves."""
+"""Tests of the model registry on SQLite and PostgreSQL: names, aliases, states and the audit trail."""
 
 import asyncio
 import subprocess
@@ -25,7 +25,7 @@ FAILED: dict[str, Any] = {"passed": False, "reasons": ["the win rate is too low"
 
 @pytest.fixture
 async def registry(database: Database, tmp_path: Path) -> Registry:
-    """A registry whose base is registered; its files are elsewhere."""
+    """A registry with a registered base whose files are elsewhere."""
     registry = Registry(database, tmp_path / "versions")
     await registry.register_base(BASE, None)
     return registry
@@ -40,13 +40,13 @@ async def approved(registry: Registry, weights: int) -> Version:
 
 
 async def trail(registry: Registry, version: str | None = None) -> list[tuple[str, str, str]]:
-    """Kind, version and actor of every event, oldest first."""
+    """Returns kind, version and actor of every event, oldest first."""
     return [(event.kind, event.version, event.actor) for event in (await registry.history(version=version))[::-1]]
 
 
 @pytest.fixture
 def base_model(tmp_path: Path) -> Path:
-    """A base model that comes with pickled weights, too."""
+    """A base model with additional pickled weights."""
     directory = tmp_path / "Tiny"
     directory.mkdir()
     write_adapter(directory, 0)
@@ -132,7 +132,7 @@ async def test_a_base_is_registered_once_and_may_move(database: Database, base_m
 async def test_a_base_that_an_earlier_release_registered_is_known_again(
     database: Database, base_model: Path, tmp_path: Path
 ) -> None:
-    """Its digest was over every file, those that are never loaded included."""
+    """The earlier digest covered every file, including those that are never loaded."""
     registry = Registry(database, tmp_path / "versions")
     (base_model / "README.md").write_text("a model card")
     first = await registry.register_base("tiny", base_model)
@@ -264,7 +264,7 @@ async def test_another_champion_than_expected_is_a_conflict(registry: Registry) 
         await registry.promote(first.name, expected=BASE)
     await registry.promote(BASE)
     await registry.promote(first.name, expected=BASE)
-    with pytest.raises(Conflict, match=f"the champion is '{first.name}', not '{BASE}': somebody else promoted first"):
+    with pytest.raises(Conflict, match=f"the champion is '{first.name}', not '{BASE}': another promotion came first"):
         await registry.promote(second.name, expected=BASE)
     assert await registry.champion() == first.name
 
@@ -281,7 +281,7 @@ async def test_what_is_not_there_is_named(registry: Registry) -> None:
 
 
 async def test_a_change_that_fails_leaves_neither_change_nor_line(registry: Registry, database: Database) -> None:
-    """The trail is in the transaction of what it tells."""
+    """The entry of the audit trail is written in the same transaction as the change."""
     await registry.promote(BASE)
     version = await approved(registry, 1)
     before = await registry.aliases()
@@ -294,7 +294,7 @@ async def test_a_change_that_fails_leaves_neither_change_nor_line(registry: Regi
 
 
 async def own_registry(url: str, root: Path, act: Any) -> Any:
-    """`act` on a registry with connections of its own, as another process has."""
+    """Runs `act` on a registry with its own connections, as another process would."""
     async with open_database(url) as database:
         return await act(Registry(database, root))
 
@@ -358,7 +358,7 @@ asyncio.run(main(*sys.argv[1:4], sys.argv[4:]))
 
 
 async def test_processes_that_move_the_champion_lose_no_move(registry: Registry, database_url: str) -> None:
-    """Every promotion replaced what the one before it had promoted: the trail is one chain without a gap."""
+    """Every promotion replaced the champion of the previous one, so the audit trail is one chain without gaps."""
     await registry.promote(BASE)
     names = [BASE, *[(await approved(registry, weights)).name for weights in range(3)]]
     arguments = [database_url, str(registry.root)]
@@ -387,7 +387,7 @@ async def test_versions_registered_at_once_get_names_of_their_own(
 
 
 async def test_judging_and_promoting_at_once_leave_one_story(registry: Registry, database_url: str) -> None:
-    """Whichever comes first, a champion is never left `approved` or `refused`."""
+    """Whichever comes first, a champion never ends up `approved` or `refused`."""
     await registry.promote(BASE)
     for weights in range(6):
         name = (await adapter(registry, weights)).name

@@ -1,4 +1,4 @@
-"""Version files: what is refused, what a changed file is told from, and that a copy is whole or not there."""
+"""Tests of version files: refused directories, detected changes and complete copies."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def trained(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stored(trained: Path, tmp_path: Path) -> tuple[Path, str]:
-    """The same in the registry's root, and its digest."""
+    """The same files in the registry's root, with their digest."""
     manifest, target = store(trained, tmp_path / "versions")
     return target, manifest.digest
 
@@ -269,7 +269,7 @@ def test_a_manifest_that_is_anything_else_is_refused(stored: tuple[Path, str], c
 
 @pytest.mark.parametrize("path", ["../secret.json", "/etc/passwd", "tokenizer/../../secret.json"])
 def test_a_manifest_cannot_name_files_outside(stored: tuple[Path, str], path: str) -> None:
-    """Even one that its digest vouches for: only what lies in the directory is looked at."""
+    """Even if the digest matches, only files in the directory are read."""
     target, digest = stored
     (target.parent / "secret.json").write_text("{}")
     recorded = Manifest.from_json((target / MANIFEST).read_text())

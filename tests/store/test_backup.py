@@ -1,4 +1,4 @@
-"""A backup made under traffic as docs/operations.md says, restored elsewhere, and served from."""
+"""Tests of a backup made under traffic as in docs/operations.md, restored elsewhere and served from."""
 
 import asyncio
 import re
@@ -31,7 +31,7 @@ def documented(pattern: str) -> str:
 
 
 def back_up(url: str, target: Path) -> str:
-    """Run the page's command, and restore what it made into an empty database; that one's URL."""
+    """Runs the documented backup command, restores the backup into an empty database, and returns its URL."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         statement = documented(r'sqlite3 data/bonbon\.db "([^"]+)"')

@@ -1,4 +1,4 @@
-"""Clocks that are set while processes run: libfaketime moves the wall clock of a child, and nothing else."""
+"""Tests of clocks that are set while processes run: libfaketime changes the wall clock of a child process only."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from bonbon.demo.service_process import ServiceProcess
 from bonbon.errors import Conflict
 from bonbon.store.database import Database
 from tests.support.service.fake_service import BODY, CHAT, client_of, fake_service, rows, started
-from trainer.held_lease import Hold
+from trainer.held_lease import HeldLease
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed here (Debian: libfaketime)")
@@ -30,7 +30,7 @@ HOUR = timedelta(hours=1)
 
 
 class Clock:
-    """The wall clock of processes that run with `environment`; `set` moves it while they run."""
+    """The wall clock of processes that run with `environment`; `set` changes it while they run."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -45,7 +45,7 @@ class Clock:
         }
 
     def set(self, ahead: timedelta) -> None:
-        """So far ahead of the machine's."""
+        """Sets the clock to this time ahead of the machine's."""
         new = self._file.with_suffix(".new")
         new.write_text(f"{ahead.total_seconds():+.0f}")
         new.replace(self._file)
@@ -60,7 +60,7 @@ async def clocked(directory: Path, clock: Clock, **settings: object) -> AsyncIte
 
 
 class Client:
-    """Asks again and again, streaming and not, each request twice: the second time it must be told the same."""
+    """Sends requests, streaming and not, each twice; the second answer must equal the first."""
 
     def __init__(self, client: httpx2.AsyncClient, name: int) -> None:
         self.client, self.name = client, name
@@ -87,7 +87,9 @@ class Client:
 
 
 async def test_a_service_whose_clock_is_set_loses_and_refuses_nothing(tmp_path: Path) -> None:
-    """An hour forward, back, an hour back, and forward again, under load, with retention and limits at work."""
+    """The clock goes an hour forward, back, an hour back and forward again, under load, with retention and limits
+    active.
+    """
     clock = Clock(tmp_path / "clock")
     settings: dict[str, Any] = {
         "retention_days": 1,
@@ -126,12 +128,12 @@ CONTENDER = """
 import asyncio, sys
 from bonbon.store.database import open_database
 from bonbon.errors import Conflict
-from trainer.held_lease import Hold
+from trainer.held_lease import HeldLease
 
 async def main():
     async with open_database({url!r}) as database:
         try:
-            async with Hold(database, "trainer", {seconds}):
+            async with HeldLease(database, "trainer", {seconds}):
                 print("held", flush=True)
                 await asyncio.sleep({keep})
         except Conflict as conflict:
@@ -142,7 +144,7 @@ asyncio.run(main())
 
 
 def contender(database: Database, clock: Clock, *, seconds: float, keep: float = 0.0) -> "subprocess.Popen[str]":
-    """A process that tries to take the lease, and keeps it for so long."""
+    """Starts a process that tries to take the lease and keeps it for `keep` seconds."""
     url = database.url.render_as_string(hide_password=False)
     program = CONTENDER.format(url=url, seconds=seconds, keep=keep)
     environment = os.environ | clock.environment
@@ -153,10 +155,10 @@ def contender(database: Database, clock: Clock, *, seconds: float, keep: float =
 async def test_a_lease_is_not_taken_from_a_holder_who_lives(
     database: Database, tmp_path: Path, ahead: timedelta
 ) -> None:
-    """Whoever's clock is set: by the contender's, the lease ran out an hour ago, or is held for an hour to come."""
+    """According to the contender's clock, the lease expired an hour ago or is held for another hour."""
     clock = Clock(tmp_path / "clock")
     clock.set(ahead)
-    async with Hold(database, "trainer", 15.0) as hold:  # renewed every five seconds, watched for seven and a half
+    async with HeldLease(database, "trainer", 15.0) as hold:  # renewed every five seconds, watched for seven and a half
         process = contender(database, clock, seconds=1.0)
         said, _ = await asyncio.to_thread(process.communicate, timeout=120)
         assert "is held by" in said
@@ -167,7 +169,7 @@ async def test_a_lease_is_not_taken_from_a_holder_who_lives(
 async def test_a_dead_holders_lease_is_taken_whatever_its_clock_said(
     database: Database, tmp_path: Path, ahead: timedelta
 ) -> None:
-    """A holder whose clock was an hour ahead does not hold it for that hour when it is dead."""
+    """A dead holder whose clock was an hour ahead does not keep the lease for that hour."""
     clock = Clock(tmp_path / "clock")
     clock.set(ahead)
     process = contender(database, clock, seconds=1.0, keep=600)
@@ -179,7 +181,7 @@ async def test_a_dead_holders_lease_is_taken_whatever_its_clock_said(
     async with asyncio.timeout(60):
         while True:
             try:
-                async with Hold(database, "trainer", 1.0):
+                async with HeldLease(database, "trainer", 1.0):
                     break
             except Conflict:
                 await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The database on SQLite and PostgreSQL: schema, transactions, and callers that are cancelled."""
+"""Tests of the database on SQLite and PostgreSQL: schema, transactions and cancelled callers."""
 
 import asyncio
 import random
@@ -53,7 +53,7 @@ asyncio.run(main())
 
 
 async def test_databases_that_start_at_once_in_one_process_take_turns(database_url: str, tmp_path: Path) -> None:
-    """Several on one event loop, of the same and of other databases."""
+    """Several databases, some of them the same, start on one event loop."""
     urls = [database_url] * 4 + [f"sqlite+aiosqlite:///{tmp_path / name}.db" for name in "abc"]
     started = [Database(url) for url in urls]
     try:
@@ -67,7 +67,7 @@ async def test_databases_that_start_at_once_in_one_process_take_turns(database_u
 
 
 async def test_a_new_file_that_another_is_opening_is_waited_for(tmp_path: Path) -> None:
-    """SQLite says at once that it is locked when another connection is about to write the log of its changes."""
+    """SQLite reports a lock immediately when another connection is about to create the write-ahead log."""
     file = tmp_path / "new.db"
     with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
@@ -97,7 +97,7 @@ def test_another_kind_of_database_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "/:memory:", "/file:bonbon.db?uri=true"])
 def test_what_is_no_file_that_others_can_open_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="names no file that other connections could open"):
+    with pytest.raises(UserError, match="does not name a file that other connections can open"):
         Database(f"sqlite+aiosqlite://{name}")
 
 
@@ -190,7 +190,7 @@ async def test_a_reader_sees_one_moment(database: Database) -> None:
 
 
 async def test_cancelled_callers_leave_no_lock_behind(database: Database) -> None:
-    """Readers and writers are cancelled at random moments; then the database can still be written."""
+    """Readers and writers are cancelled at random moments; afterwards the database accepts writes."""
     rng = random.Random(0)
 
     async def reads() -> None:

@@ -1,4 +1,4 @@
-"""SQLite's file is deleted or replaced under the running service."""
+"""Tests of deleting or replacing SQLite's file under the running service."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ QUERY = "SELECT id FROM groups"
 
 
 class Asked:
-    """A service that is asked, and the groups that it has named."""
+    """A service that receives requests, and the groups that its answers named."""
 
     def __init__(self, service: ForkedService, client: httpx2.AsyncClient, directory: Path) -> None:
         self.service, self.client, self.directory = service, client, directory
@@ -37,7 +37,7 @@ class Asked:
         return response.json()["reason"] or ""
 
     async def settled(self) -> None:
-        """The spool is empty, and the database well."""
+        """Waits until the spool is empty and the database is healthy."""
         async with asyncio.timeout(60):
             while await metric(self.client, "bonbon_spool_bytes") or await self.reason():
                 await asyncio.sleep(0.1)
@@ -57,7 +57,7 @@ async def asked(directory: Path) -> AsyncIterator[Asked]:
 
 
 async def test_an_export_says_that_the_database_is_away(tmp_path: Path) -> None:
-    """A stream that has begun could only be broken off."""
+    """Once its stream has begun, an export could only be broken off."""
     (tmp_path / "data").mkdir()
     _, key = new_key(tmp_path, "exports", "--scope", "export", "--scope", "complete")
     async with asked(tmp_path) as service:
@@ -131,7 +131,7 @@ async def test_another_good_file_is_taken_into_use_and_a_bad_one_is_not(tmp_path
 
 @pytest.mark.parametrize("suffix", ["-wal", "-shm"])
 async def test_a_log_that_is_deleted_takes_nothing_with_it(tmp_path: Path, suffix: str) -> None:
-    """SQLite would go on with the deleted file, and lose it with the process."""
+    """SQLite would continue with the deleted file and lose it with the process."""
     async with asked(tmp_path) as service:
         groups = await service.ask()
         Path(f"{service.file}{suffix}").unlink()
@@ -146,7 +146,7 @@ async def test_a_log_that_is_deleted_takes_nothing_with_it(tmp_path: Path, suffi
 
 
 async def test_a_copy_of_the_file_holds_nobody_up(tmp_path: Path) -> None:
-    """What leaves the file where it is changes nothing."""
+    """Operations that leave the file in place change nothing."""
     async with asked(tmp_path) as service:
         groups = await service.ask()
         shutil.copy(service.file, tmp_path / "copy.db")

@@ -1,4 +1,4 @@
-"""A database that answers and takes nothing, or refuses one group: what was answered is in the log in the end."""
+"""Tests of a database that answers but stores nothing, or refuses one group: every answer is logged in the end."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ END $$
 
 @pytest.fixture
 def server(one_server: PostgresqlServer) -> PostgresqlServer:
-    """Running and empty, whatever the test before has left."""
+    """A running, empty server, whatever the previous test left."""
     one_server.start()
     one_server.execute(*WRITABLE, "DROP SCHEMA IF EXISTS away CASCADE", "DROP SCHEMA public CASCADE")
     one_server.execute("CREATE SCHEMA public")
@@ -61,7 +61,7 @@ def client_of(service: ForkedService) -> httpx2.AsyncClient:
 
 
 async def ready(client: httpx2.AsyncClient) -> str:
-    """Why the database is not well, as a service says that is ready all the same."""
+    """Returns the database's problem as reported by a service that is still ready."""
     response = await client.get("/health/ready")
     assert response.status_code == 200
     return response.json()["reason"] or ""
@@ -74,7 +74,7 @@ async def spool_emptied(client: httpx2.AsyncClient) -> None:
 
 
 async def test_away_then_read_only_then_empty_then_well(server: PostgresqlServer, tmp_path: Path) -> None:
-    """As after a failover, or while a backup is restored: nobody is refused, and all that was answered is logged."""
+    """As after a failover or during a restore, no request is refused and every answer is logged."""
     async with started(tmp_path, server) as service, client_of(service) as client:
         load = Load(service.url)
 
@@ -159,7 +159,7 @@ async def test_what_fails_for_every_group_is_held_against_none(
 async def test_a_table_that_only_the_spool_needs_is_held_against_no_group(
     server: PostgresqlServer, tmp_path: Path
 ) -> None:
-    """New groups are stored without the table of erasures, so the database seems to refuse those of the spool alone."""
+    """New groups are stored without the table of erasures, so the database seems to refuse only groups of the spool."""
     async with started(tmp_path, server) as service, client_of(service) as client:
 
         async def ask() -> str:

@@ -1,4 +1,4 @@
-"""A database that neither answers nor refuses: nobody waits for it longer than for one call, and nothing is lost."""
+"""Tests of a database that neither answers nor refuses: callers wait for one call at most, and nothing is lost."""
 
 import asyncio
 import os
@@ -25,19 +25,19 @@ from tests.support.service.forked_service import ForkedService
 ONE = text("SELECT 1")
 TIMEOUT = 1.0
 PATIENCE = 30.0
-"""Far more than the service may take, and far less than the database is held: what hangs runs into this."""
+"""In seconds; far more than the service may take, and far less than the database is held, so a hang exceeds it."""
 
 
 @pytest.fixture
 def server(one_server: PostgresqlServer) -> PostgresqlServer:
-    """Running and empty, whatever the test before has left."""
+    """A running, empty server, whatever the previous test left."""
     one_server.execute("DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
     return one_server
 
 
 @contextmanager
 def stopped(server: PostgresqlServer) -> Iterator[None]:
-    """Not one process of the server runs."""
+    """Stops every process of the server."""
     server.suspend()
     try:
         yield
@@ -47,7 +47,7 @@ def stopped(server: PostgresqlServer) -> Iterator[None]:
 
 @contextmanager
 def locked(server: PostgresqlServer) -> Iterator[None]:
-    """Somebody holds the table of groups."""
+    """Holds a lock on the table of groups."""
     with psycopg.connect(server.plain_url) as connection:
         connection.execute("LOCK TABLE groups IN ACCESS EXCLUSIVE MODE")
         yield
@@ -55,7 +55,7 @@ def locked(server: PostgresqlServer) -> Iterator[None]:
 
 @contextmanager
 def written_to(directory: Path) -> Iterator[None]:
-    """Somebody holds SQLite's write lock."""
+    """Holds SQLite's write lock."""
     connection = sqlite3.connect(directory / "data" / "bonbon.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -77,7 +77,7 @@ def held(request: pytest.FixtureRequest) -> str:
 async def begun(
     held: str, request: pytest.FixtureRequest, directory: Path, **settings: Any
 ) -> AsyncIterator[tuple[ForkedService, Callable[[], Any]]]:
-    """A service on a database, and what holds that up."""
+    """Starts a service on a database, and yields it with the function that makes the database hang."""
     hold: Callable[[], Any]
     if held == "written to":
         url, hold = "", lambda: written_to(directory)
@@ -155,7 +155,7 @@ async def test_a_stop_does_not_wait_for_it(
 
 
 async def test_a_connection_that_was_given_up_is_not_used_again(server: PostgresqlServer) -> None:
-    """Calls and callers give up, all at once and again and again; then every connection of the pool is sound."""
+    """Calls and callers give up concurrently and repeatedly; afterwards every connection of the pool works."""
     database = Database(server.url, timeouts=Timeouts(call=0.5, bulk=1.0))
     await database.start()
 
@@ -188,5 +188,5 @@ async def test_a_connection_that_was_given_up_is_not_used_again(server: Postgres
 async def test_a_database_that_hangs_at_the_start_is_told_of(server: PostgresqlServer) -> None:
     with stopped(server):
         async with asyncio.timeout(PATIENCE):
-            with pytest.raises(UserError, match=r"cannot open the database .* gave no answer within 0\.5 s"):
+            with pytest.raises(UserError, match=r"cannot open the database .* did not answer within 0\.5 s"):
                 await Database(server.url, timeouts=Timeouts(call=0.5, bulk=1.0)).start()

@@ -1,4 +1,4 @@
-"""Identifiers: version-7 UUIDs in the order they were made."""
+"""Tests of identifiers: version-7 UUIDs in the order of creation."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""A database of the first release, with data in it, brought to today's schema on SQLite and on PostgreSQL."""
+"""Tests of migrating a database of the first release, with data, to today's schema on SQLite and PostgreSQL."""
 
 import asyncio
 import subprocess
@@ -93,13 +93,13 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 
 
 def revisions() -> list[str]:
-    """Oldest first."""
+    """Returns the revisions, oldest first."""
     directory = ScriptDirectory(str(ROOT / "bonbon" / "store" / "migrations"))
     return [script.revision for script in directory.walk_revisions()][::-1]
 
 
 def fill(connection: Connection) -> None:
-    """Today's code knows no old schema: its tables are read from the database."""
+    """Inserts rows by reading the tables from the database, because today's code does not know the old schema."""
     migrate(connection, revisions()[0])
     old = MetaData()
     old.reflect(connection)
@@ -117,7 +117,7 @@ def counts(connection: Connection) -> dict[str, int]:
 
 @pytest.fixture
 async def old(database_url: str) -> str:
-    """The URL of a database as the first release left it."""
+    """Returns the URL of a database as the first release left it."""
     engine = create_async_engine(make_url(database_url))
     async with engine.begin() as connection:
         await connection.run_sync(fill)
@@ -126,7 +126,7 @@ async def old(database_url: str) -> str:
 
 
 async def test_nothing_is_lost_on_the_way(old: str) -> None:
-    """Every revision by itself, each with the data of the one before it."""
+    """Migrates one revision at a time, each with the data of the previous one."""
     engine = create_async_engine(make_url(old))
     rows = {name: len(entries) for name, entries in ROWS.items()}
     for revision in revisions():
@@ -192,7 +192,7 @@ def test_gateways_that_start_at_once_on_old_data_migrate_it_once(old: str) -> No
 
 
 async def test_every_gateway_follows_a_promotion_by_its_own_look(database_url: str, tmp_path: Path) -> None:
-    """Four gateways on one database, with the settings' own interval: nobody tells them."""
+    """Four gateways share one database, use the default interval, and are not notified."""
     settings = settings_in(tmp_path, registry_poll=0.5).model_copy(update={"database_url": database_url})
     async with (
         running(settings, engine=WatchedEngine()) as first,
@@ -211,7 +211,7 @@ async def test_every_gateway_follows_a_promotion_by_its_own_look(database_url: s
 
 
 def of_the_next_release(url: str, *, back: bool) -> None:
-    """A migration like the others: it adds to the table that every request writes. Or the way back."""
+    """Applies or reverts a migration that, like all others, only adds to a table that every request writes."""
     engine = create_engine(make_url(url).set(drivername=make_url(url).drivername.replace("+aiosqlite", "")))
     with engine.begin() as connection:
         operations = Operations(MigrationContext.configure(connection))
@@ -223,7 +223,7 @@ def of_the_next_release(url: str, *, back: bool) -> None:
 
 
 async def test_a_migration_under_traffic_costs_no_request_and_no_group(database_url: str, tmp_path: Path) -> None:
-    """One of the next release, back and forth, while a gateway of this one answers."""
+    """A migration of the next release is applied and reverted while a gateway of this release answers."""
     service = ForkedService(tmp_path, database_url=database_url)
     await service.start()
     statuses, answered, enough = set(), set(), asyncio.Event()

@@ -1,4 +1,4 @@
-"""A data directory that was moved, or restored under another path, on SQLite and PostgreSQL: its own files are read."""
+"""Tests of a data directory that was moved or restored under another path: its own files are read."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.support.service.running_service import BASE, WatchedEngine, new_versi
 
 
 def copied(live: Path, elsewhere: Path) -> Path:
-    """A copy of the data directory; what the original has is other files from now on."""
+    """Copies the data directory, and then changes the files of the original."""
     shutil.copytree(live, elsewhere)
     for weights in live.glob("versions/*/adapter_model.safetensors"):
         write_adapter(weights.parent, 99)
@@ -27,7 +27,7 @@ def copied(live: Path, elsewhere: Path) -> Path:
 
 
 async def of_an_earlier_release(url: str, versions_dir: Path) -> None:
-    """Absolute paths, as earlier releases stored them."""
+    """Stores absolute paths, as earlier releases did."""
     async with open_database(url) as database, database.write() as connection:
         for digest in [row.digest for row in await connection.execute(select(versions.c.digest)) if row.digest]:
             absolute = str(versions_dir / digest)

@@ -1,4 +1,4 @@
-"""A filesystem without room."""
+"""Fills a filesystem."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 
 def fill(disk: Path, *, leave: int = 0) -> Path:
-    """Take all room but `leave` bytes of a filesystem; the file that has it."""
+    """Fills a filesystem except for `leave` bytes and returns the file that occupies it."""
     ballast = disk / "ballast"
     with pytest.raises(OSError, match="No space left"), ballast.open("wb", buffering=0) as file:  # noqa: PT012 - the last write is what fails
         while True:

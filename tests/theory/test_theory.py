@@ -1,4 +1,4 @@
-"""Best-of-n: its closed forms, with and without ties, and ranks."""
+"""Tests of best-of-n's closed forms, with and without ties, and of ranks."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Best-of-k from logged groups: against every subset, and unbiased and of less variance on sampled groups."""
+"""Tests of best-of-k estimates from logged groups: unbiased, equal to enumeration, and of less variance."""
 
 import itertools
 import math
@@ -24,7 +24,7 @@ def test_best_of_k_rewards_are_the_mean_over_all_subsets(rewards: list[float]) -
 
 @given(GROUPS)
 def test_best_of_k_win_rates_are_the_mean_over_all_subsets_and_opponents(scores: list[float]) -> None:
-    """The judge's scores come in the order of the rank."""
+    """The judge's scores are in the order of the rank."""
     n = len(scores)
     expected = []
     for k in range(1, n):

@@ -1,4 +1,4 @@
-"""The frontier: its closed forms by quadrature, its inverse, and how near best-of-n comes to it."""
+"""Tests of the frontier: closed forms by quadrature, the inverse, and best-of-n's distance from it."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_the_tilting_integrates_its_own_density(c: float) -> None:
 
 
 def test_series_and_closed_form_meet() -> None:
-    """At .1 both have some twelve digits."""
+    """At .1 both have about twelve correct digits."""
     for function in (theory.tilted_win_rate, theory.tilted_kl):
         assert function(0.1 - 1e-13) == pytest.approx(function(0.1), rel=1e-10)
 
@@ -29,7 +29,7 @@ def test_series_and_closed_form_meet() -> None:
     ("n", "points"), [(2, 0.92), (3, 0.64), (4, 0.40), (8, 0.079), (16, 0.011), (64, 0.0), (1.78, 0.95)]
 )  # fmt: skip
 def test_best_of_n_is_all_but_on_the_frontier(n: float, points: float) -> None:
-    """In percentage points; 1.78 is where it is furthest."""
+    """Distances are in percentage points; the largest is at n = 1.78."""
     gap = theory.frontier_gap(theory.best_of_n_win_rate(n), theory.best_of_n_kl(n))
     assert 100 * gap == pytest.approx(points, abs=0.006)
 

@@ -1,4 +1,4 @@
-"""Intervals: their coverage, for a fixed number of comparisons and at any time."""
+"""Tests of the intervals' coverage, for a fixed number of comparisons and at any time."""
 
 import math
 
@@ -24,7 +24,7 @@ def test_wilson_of_nothing_knows_nothing() -> None:
 
 @pytest.mark.parametrize("p", [0.5, 0.7, 8 / 9])
 def test_wilson_coverage(p: float) -> None:
-    """Exactly, by the binomial's own weights: at 200 comparisons within .02 of .95."""
+    """The coverage is computed exactly from binomial weights: at 200 comparisons within .02 of .95."""
     covered = sum(
         math.comb(200, k) * p**k * (1 - p) ** (200 - k)
         for k in range(201)
@@ -93,14 +93,14 @@ def test_a_ratio_of_sums_and_counts_is_the_mean_over_everything() -> None:
 
 
 def shares(rng: np.random.Generator, win_rate: float, count: int, ties: float = 0.1) -> list[float]:
-    """One comparison a prompt, a tenth of them tied."""
+    """Returns one comparison per prompt, a tenth of them ties."""
     tied = rng.random(count) < ties
     won = rng.random(count) < (win_rate - ties / 2) / (1 - ties)
     return np.where(tied, 0.5, won).tolist()  # type: ignore[no-any-return]
 
 
 def test_a_champion_that_is_no_better_is_rarely_promoted_however_often_one_looks() -> None:
-    """400 runs of 500 looks: more rejections than the bound happen with probability .1 % if the error rate is .05."""
+    """In 400 runs of 500 checks, exceeding the bound has probability .1 % if the error rate is .05."""
     rng = np.random.default_rng(0)
     wrong = 0
     for _ in range(400):
@@ -143,7 +143,7 @@ def test_the_betting_test_by_hand() -> None:
 
 @pytest.mark.parametrize("mean", [0.3, 0.6, 0.9])
 def test_a_confidence_sequence_covers_at_all_times_together(mean: float) -> None:
-    """150 runs of 600 looks: more misses than the bound happen with probability .1 % if the error rate is .05."""
+    """In 150 runs of 600 checks, exceeding the bound has probability .1 % if the error rate is .05."""
     rng = np.random.default_rng(2)
     missed = 0
     for _ in range(150):

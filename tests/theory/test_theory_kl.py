@@ -1,4 +1,4 @@
-"""Estimators of KL: unbiased where they may be used, and what goes wrong where they may not."""
+"""Tests of KL estimators: unbiased where they may be used, and unreliable where they must not be."""
 
 import math
 

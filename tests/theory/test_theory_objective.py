@@ -1,4 +1,4 @@
-"""The objective J: its numbers, and that it measures the distance from the best policy."""
+"""Tests of the objective J: its values, and that it measures the distance from the best policy."""
 
 import math
 
@@ -50,7 +50,7 @@ def test_only_the_tilted_base_has_the_best_gain(n: float) -> None:
 
 @pytest.mark.parametrize("n", [2, 8, 64])
 def test_what_is_missing_from_the_best_gain_is_the_divergence_from_the_best_policy(n: int) -> None:
-    """KL(pi || pi_c) = max J - J(pi), for a policy that is no tilting at all."""
+    """KL(pi || pi_c) = max J - J(pi), for a policy that is not a tilted base."""
     c = theory.tilt(n)
     policy = 0.3 + 1.4 * (UNIFORM > 0.5) * UNIFORM
     policy /= policy.mean()

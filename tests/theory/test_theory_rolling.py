@@ -1,4 +1,4 @@
-"""Confidence sequences that begin anew: error rates over many runs, drifts, and their state in JSON."""
+"""Tests of restarting confidence sequences: error rates over many runs, drifts, and their state in JSON."""
 
 import json
 
@@ -9,7 +9,7 @@ from bonbon.theory import RollingSequence
 
 
 def outcomes(rng: np.random.Generator, win_rate: float, count: int, ties: float = 0.1) -> list[float]:
-    """One comparison each, a tenth of them ties."""
+    """Returns comparisons, a tenth of them ties."""
     drawn = rng.choice([0.5, 1.0, 0.0], size=count, p=[ties, win_rate - ties / 2, 1 - win_rate - ties / 2])
     return [float(x) for x in drawn]
 
@@ -23,7 +23,7 @@ def steps_until_below(rolling: RollingSequence, observations: list[float], floor
 
 
 def test_a_win_rate_on_the_floor_rarely_falls_through_it_however_long_one_looks() -> None:
-    """Every run may err with probability at most .05, over 2500 looks: of 100 at most 12 (P < .003 at .05)."""
+    """Each run may err with probability at most .05 over 2500 checks: of 100 runs, at most 12 (P < .003 at .05)."""
     rng = np.random.default_rng(0)
     fell = [steps_until_below(RollingSequence(), outcomes(rng, 0.5, 2500), 0.5) for _ in range(100)]
     assert sum(step is not None for step in fell) <= 12
@@ -54,7 +54,7 @@ def test_the_band_rests_on_one_to_two_windows() -> None:
 
 
 def test_a_sequence_goes_on_from_its_state() -> None:
-    """Exactly: what two gateways or a restart add is what one process would have."""
+    """The state is exact: two gateways or a restart give what one process would have given."""
     one, other = RollingSequence(window=20), RollingSequence(window=20)
     for x in outcomes(np.random.default_rng(3), 0.7, 75):
         other = RollingSequence.from_state(json.loads(json.dumps(other.state())))

@@ -1,4 +1,4 @@
-"""Targets of ranks and pairs of ranks, against the published table and against sampled order statistics."""
+"""Tests of the targets of ranks and pairs, against the published table and sampled order statistics."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Which groups meet in an optimiser step, and which of their candidates are learnt from."""
+"""Tests of the groups that an optimiser step combines, and of the candidates that it learns from."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def test_an_epoch_is_a_function_of_seed_and_number() -> None:
 
 
 def test_which_groups_meet_has_nothing_to_do_with_their_lengths() -> None:
-    """A step's mean length varies as that of as many groups drawn by lot.
+    """A step's mean length varies like that of groups drawn at random.
 
     The log may come sorted by length, and lengths be as different as they like.
     """
@@ -57,7 +57,9 @@ def test_forward_passes_take_every_place_once_the_longest_first() -> None:
 
 @pytest.fixture
 def groups(tmp_path: Path) -> Groups:
-    """In turn: four candidates, a tie for the best among four, all tied, a version's, one nobody can compare."""
+    """Groups of four candidates in turn: distinct, a tie for the best, all tied, a version's, and one without
+    opponents.
+    """
     kinds = [
         group_row([0.0, 1.0, 2.0, 3.0]),
         group_row([0.0, 1.0, 2.0, 2.0]),
@@ -71,7 +73,7 @@ def groups(tmp_path: Path) -> Groups:
 
 
 def test_gvpo_learns_from_all_that_can_be_compared_with_the_base(groups: Groups) -> None:
-    """Tied groups and a version's among them, but none of another split."""
+    """It includes tied groups and a version's, but none of another split."""
     assert trainable_rows(groups, "gvpo").tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
     chosen = candidates(groups, np.array([3, 1]), "gvpo", seed=0, step=0)
     assert [some.tolist() for some in chosen] == [[11, 12], [4, 5, 6, 7]]
@@ -89,7 +91,7 @@ def test_the_literatures_pairs_are_the_worst_and_the_best(groups: Groups, loss: 
 
 
 def test_bonbons_other_is_drawn_from_all_below_the_best(groups: Groups) -> None:
-    """Each as often as the others, and never one that ties with the best."""
+    """Each of them is drawn equally often, and never one that ties with the best."""
     rows = np.array([0, 1])
     drawn = np.stack([candidates(groups, rows, "bonbon", seed=1, step=step) for step in range(1500)])
     assert set(drawn[:, 0, 1].tolist()) == {3}

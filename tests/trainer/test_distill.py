@@ -1,4 +1,4 @@
-"""Distilling offline, whole, on the models that ship; killed while it draws, it goes on."""
+"""Tests of offline distillation on the models in the package, also after it was killed while drawing."""
 
 import json
 import os
@@ -52,7 +52,7 @@ ENVIRONMENT = {
 
 
 def groups_in(database: Path) -> dict[str, Any]:
-    """Each logged group's time, by id."""
+    """Returns each logged group's time by id."""
     import sqlite3
 
     if not database.exists():
@@ -136,7 +136,7 @@ async def test_a_failing_reward_keeps_what_was_drawn_and_another_task_is_refused
 
 
 async def test_a_base_that_an_earlier_release_recorded_is_known_again(base: Path, tmp_path: Path) -> None:
-    """Its digest was over every file; whoever was away is back, and away again after some more groups."""
+    """The earlier digest covered every file. The reward is back at first and fails again after some more groups."""
     out, task = tmp_path / "out", tmp_path / "out" / "distill.json"
 
     async def fails(error: type[Exception], message: str) -> None:
@@ -168,7 +168,7 @@ async def test_modules_that_cannot_be_trained_are_refused_before_anything_is_dra
 
 
 async def test_one_process_at_a_time(base: Path, tmp_path: Path) -> None:
-    with locked(tmp_path), pytest.raises(Conflict, match="another process distils"):
+    with locked(tmp_path), pytest.raises(Conflict, match="another process is distilling"):
         await attempt(base, tmp_path)
 
 
@@ -204,12 +204,12 @@ def test_prompts_in_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", " \n", "has no prompt in it"),
-        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2 is no JSON"),
+        ("a.txt", " \n", "contains no prompt"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "line 2 is not valid JSON"),
         ("a.jsonl", '{"prompt": "a"}\n{"question": "b"}', "line 2: expected a text"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}', "line 1: expected a text"),
         ("a.jsonl", "[1]", "line 1: expected a text"),
-        ("a.parquet", "no table", "is no readable Parquet file"),
+        ("a.parquet", "no table", "is not a readable Parquet file"),
         ("nowhere/a.txt", None, "cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Draws for a training: by the real engine, from what the training has put there, into the log."""
+"""Tests of draws for a training: by the real engine, from the training's policy, into the log."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -30,7 +30,7 @@ from tests.support.data.sampled_groups import FRACTIONS, make_base, make_group, 
 from tests.support.models.learners import learner_of, nudge
 from trainer.data.groups import Groups
 from trainer.data.logged_prompts import logged_prompts
-from trainer.drawing import LEAST_VALIDATION, Drawing, why_not_drawn
+from trainer.drawing import MIN_VALIDATION_GROUPS, Drawing, why_not_drawn
 from trainer.training.learning.learner import Learner
 from trainer.training.stages.draws import DrawBox, DrawOrder
 
@@ -46,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class World:
-    """A snapshot of groups of one tenant's two users, the database that they are in, and where orders are put."""
+    """A snapshot of groups of one tenant's two users, their database, and the directory of orders."""
 
     base: Path
     snapshot: Snapshot
@@ -66,7 +66,7 @@ class World:
         )
 
     async def fulfilled(self, order: DrawOrder, drawing: Drawing | None = None) -> Groups:
-        """What the training reads."""
+        """Returns the groups that the training reads."""
         async with (drawing or self.drawing()).in_background():
             path = await asyncio.wait_for(asyncio.to_thread(self.box.wait, order), 120)
         return Groups.read(path, base="tiny", opponents=self.groups.opponents)
@@ -76,14 +76,14 @@ class World:
         return Groups.read(self.snapshot.groups_file, base="tiny")
 
     async def rows(self) -> list[dict[str, Any]]:
-        """What trainings have drawn, from the log."""
+        """Returns the draws of trainings in the log."""
         query = select(logged).where(logged.c.origin == "training").order_by(logged.c.id)
         async with self.database.read() as connection:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
 def sampling(place: int) -> Sampling:
-    """Of the prompt at this place: every other one has a stop string, which is one token."""
+    """Returns the sampling settings of the prompt at this position: every other one has a stop string of one token."""
     odd = place % 2
     return Sampling(max_tokens=6 + odd, temperature=1.0 - odd / 5, stop=(f"w{STOP}",) * odd)
 
@@ -175,7 +175,7 @@ async def test_what_deletes_a_users_groups_deletes_what_was_drawn_for_them(world
 
 
 async def test_the_training_is_told_what_keeps_it_from_its_draws(world: World) -> None:
-    """And once that has passed, it is served, by the same process or another one."""
+    """Once the cause is removed, the order is fulfilled, by the same process or another one."""
     away = True
 
     def reward(prompt: Prompt, completions: list[str]) -> Sequence[float]:
@@ -207,10 +207,10 @@ async def test_a_policy_that_cannot_be_loaded_does_not_stop_the_others(world: Wo
 @pytest.mark.parametrize(
     ("changes", "validation", "match"),
     [
-        ({"reward": None}, 50, "no reward is set"),
-        ({"engine": "fake"}, 50, "the engine 'fake' cannot draw"),
-        ({}, LEAST_VALIDATION - 1, "7 validation groups are fewer than 8"),
-        ({}, LEAST_VALIDATION, None),
+        ({"reward": None}, 50, "no reward is configured"),
+        ({"engine": "fake"}, 50, "the engine 'fake' cannot load"),
+        ({}, MIN_VALIDATION_GROUPS - 1, "7 validation groups are fewer than 8"),
+        ({}, MIN_VALIDATION_GROUPS, None),
     ],
     ids=["reward", "engine", "groups", "nothing"],
 )

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from bonbon.registry.leases import LeaseHeld, acquire
 from bonbon.store.database import Database
-from trainer.held_lease import Hold
+from trainer.held_lease import HeldLease
 
 NAME = "trainer"
 
@@ -27,7 +27,7 @@ async def test_who_is_patient_says_at_once_for_whom_and_how_long_it_waits(databa
     holder = ended()
     await acquire(database, NAME, holder, 2.0)
     with capture_logs() as said:
-        async with Hold(database, NAME, 60.0, patient=True):
+        async with HeldLease(database, NAME, 60.0, patient=True):
             pass
     (line,) = said
     assert line["event"] == "waiting for the lease of a process that has ended without giving it back"
@@ -40,7 +40,7 @@ async def test_nobody_waits_for_a_process_that_may_live(database: Database, hold
     await acquire(database, NAME, holder, 600.0)
     begun = monotonic()
     with pytest.raises(LeaseHeld, match=f"held by {holder} until .*, unless that renews it"):
-        async with Hold(database, NAME, 600.0, patient=True):
+        async with HeldLease(database, NAME, 600.0, patient=True):
             pass
     assert monotonic() - begun < 300
 
@@ -51,7 +51,7 @@ async def test_watching_a_late_holder_is_said_at_once(database: Database) -> Non
         held = False
         while not held:
             try:
-                async with Hold(database, NAME, 60.0):
+                async with HeldLease(database, NAME, 60.0):
                     held = True
             except LeaseHeld:
                 said.clear()

@@ -1,4 +1,4 @@
-"""The loop on real parts: a tiny random policy, the embedded engine, the pair log and the registry."""
+"""Tests of the loop on real components: a tiny random policy, the embedded engine, the pair log and the registry."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ from tests.support.data.loop_world import answer, make_settings
 from tests.support.data.sampled_groups import make_base
 from trainer.context import RunContext, open_context
 from trainer.evaluation.evaluation import Evaluation
-from trainer.held_lease import Hold
+from trainer.held_lease import HeldLease
 from trainer.inspection import inspect
 from trainer.loop import LEASE, Loop, RoundFailed
 from trainer.rounds import Round
@@ -37,7 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 groups of the base."""
+    """A data directory with 200 groups of the base."""
     data_dir = tmp_path_factory.mktemp("logged") / "data"
     asyncio.run(answer(make_settings(base, data_dir), 200))
     return data_dir
@@ -45,7 +45,7 @@ def logged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(base: Path, logged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with a round that was cut off after its evaluation."""
+    """The same data directory with a round that was interrupted after its evaluation."""
     data_dir = tmp_path_factory.mktemp("trained") / "data"
     shutil.copytree(logged, data_dir)
 
@@ -66,7 +66,7 @@ def settings(base: Path, logged: Path, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def resumed(base: Path, trained: Path, tmp_path: Path) -> Settings:
-    """Settings on a copy of the cut-off round."""
+    """Settings on a copy of the interrupted round."""
     shutil.copytree(trained, tmp_path / "data")
     return make_settings(base, tmp_path / "data")
 
@@ -87,7 +87,7 @@ async def versions(open_: RunContext) -> list[Version]:
 
 
 async def test_two_rounds_each_from_the_champion_before_it(settings: Settings) -> None:
-    """The second version has nothing to save where the first one answers with one draw."""
+    """Where the first version answers with one draw, the second one cannot save anything."""
     async with context(settings) as open_:
         first = await Loop(open_).once()
         assert first is not None
@@ -141,9 +141,9 @@ async def test_what_the_gate_refuses_is_registered_and_not_promoted(resumed: Set
         assert "win_rate" in [r["check"] for r in version.verdict["reasons"] if not r["passed"]]
         assert await open_.registry.champion() == "base"
         assert [told.outcome for told in await read_rounds(open_.registry.database)] == [REFUSED]
-        due = await Loop(open_).next_round()
-        assert (due.champion, due.groups, due.is_due) == ("base", 0, False)
-        assert due.needed == version.training["groups"], "it waits until there are twice as many groups"
+        upcoming = await Loop(open_).next_round()
+        assert (upcoming.champion, upcoming.groups, upcoming.is_ready) == ("base", 0, False)
+        assert upcoming.needed == version.training["groups"], "it waits until there are twice as many groups"
         assert await Loop(open_).once() is None
 
 
@@ -213,14 +213,14 @@ async def test_a_lost_lease_stops_before_registering(resumed: Settings) -> None:
     slow = changed(resumed, loop={"lease_seconds": 0.3})
     async with context(slow) as open_:
         round_ = Round.open(open_, slow.runs_dir / "round-1")
-        async with Hold(open_.database, LEASE, 0.3) as hold:
-            hold._renewing.cancel()  # the process was paused
+        async with HeldLease(open_.database, LEASE, 0.3) as lease:
+            lease._renewing.cancel()  # the process was paused
             await asyncio.sleep(0.4)
             await acquire(open_.database, LEASE, "another", 60)
             with pytest.raises(Conflict):
-                await hold.confirm()
+                await lease.confirm()
             with pytest.raises(Conflict):
-                await hold.confirm()
+                await lease.confirm()
         assert round_.unfinished
         with pytest.raises(Conflict, match="another"):
             await Loop(open_).once()
@@ -229,9 +229,9 @@ async def test_a_lost_lease_stops_before_registering(resumed: Settings) -> None:
 
 async def test_a_held_lease_outlives_its_length_and_is_given_back(resumed: Settings) -> None:
     async with context(resumed) as open_:
-        async with Hold(open_.database, LEASE, 0.3) as hold:
+        async with HeldLease(open_.database, LEASE, 0.3) as lease:
             await asyncio.sleep(0.8)
-            await hold.confirm()
+            await lease.confirm()
             with pytest.raises(Conflict):
                 await acquire(open_.database, LEASE, "another", 1)
         await acquire(open_.database, LEASE, "another", 1)
@@ -239,9 +239,9 @@ async def test_a_held_lease_outlives_its_length_and_is_given_back(resumed: Setti
 
 async def test_a_renewal_that_finds_the_lease_taken_tells_the_holder(resumed: Settings) -> None:
     async with context(resumed) as open_:
-        hold = Hold(open_.database, LEASE, 0.3)
+        lease = HeldLease(open_.database, LEASE, 0.3)
         with capture_logs() as logs:
-            async with hold:
+            async with lease:
                 from sqlalchemy import update
 
                 from bonbon.store.tables import leases
@@ -250,7 +250,7 @@ async def test_a_renewal_that_finds_the_lease_taken_tells_the_holder(resumed: Se
                     await connection.execute(update(leases).values(holder="another", token=99))
                 await asyncio.sleep(0.25)
                 with pytest.raises(Conflict):
-                    await hold.confirm()
+                    await lease.confirm()
         assert [entry["event"] for entry in logs] == ["lease lost"]
 
 
@@ -314,7 +314,7 @@ async def test_the_daemon_tries_again_what_may_pass_and_stops_when_told(
                     await asyncio.sleep(0.05)
             stop.set()
             await daemon
-        assert "the round was interrupted; it is tried again" in [entry["event"] for entry in logs]
+        assert "the round was interrupted; retrying it" in [entry["event"] for entry in logs]
         champion = await open_.registry.champion()
         assert champion is not None
         assert champion.startswith("base-bonbon-0001-")
@@ -329,7 +329,7 @@ async def test_the_daemon_waits_for_another_trainer(resumed: Settings) -> None:
             await asyncio.sleep(0.3)
             stop.set()
             await daemon
-        assert {entry["event"] for entry in logs} == {"another trainer is at work"}
+        assert {entry["event"] for entry in logs} == {"another trainer is running"}
 
 
 async def test_a_round_from_a_given_snapshot(resumed: Settings) -> None:
@@ -339,7 +339,7 @@ async def test_a_round_from_a_given_snapshot(resumed: Settings) -> None:
         round_ = await Round.create(open_, directory, snapshot=taken)
         assert round_.plan.start == "base"
         assert (await round_.snapshot()).path == taken
-        with pytest.raises(UserError, match="holds a run already"):
+        with pytest.raises(UserError, match="already holds a run"):
             await Round.create(open_, directory)
         with pytest.raises(UserError, match="taken to start from base, not from other"):
             await Round.create(open_, resumed.runs_dir / "elsewhere", snapshot=taken, start="other")
@@ -354,7 +354,9 @@ async def test_a_start_that_the_method_cannot_go_on_from_is_refused_before_anyth
         full = await open_.registry.register(
             base="base", parent="base", kind=VersionKind.FULL, directory=Path(settings.model), training={}
         )
-        with pytest.raises(UserError, match=f"train.method = 'lora' cannot go on from {full.name}: it has weights"):
+        with pytest.raises(
+            UserError, match=f"train.method = 'lora' cannot continue from {full.name}: it has whole weights"
+        ):
             await Round.create(open_, settings.runs_dir / "new", start=full.name)
     assert not (settings.runs_dir / "new").exists()
 
@@ -384,7 +386,7 @@ async def test_versions_runs_and_the_base_can_be_measured_again(resumed: Setting
         assert of_base.evaluation.kl.value == 0
         (quick.runs_dir / "empty").mkdir()
         await Round.create(open_, quick.runs_dir / "empty")
-        with pytest.raises(UserError, match="not been trained to its end"):
+        with pytest.raises(UserError, match=r"the training in .* has not finished"):
             await inspect(open_, str(quick.runs_dir / "empty"))
 
 

@@ -1,4 +1,4 @@
-"""A round has the newest reward score older groups where it has scored too few."""
+"""Tests that a round scores older groups with the newest reward when that has scored too few."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -52,7 +52,7 @@ async def snapshot(context: RunContext, start: str = "base") -> Snapshot:
 
 
 async def counts(context: RunContext, version: str = "base") -> tuple[int, int]:
-    """By the old reward and by the new one."""
+    """Returns the number of groups scored by the old reward and by the new one."""
     old, new = [await count_trainable(context.database, version, reward) for reward in (OLD, FAKE)]
     return old, new
 
@@ -62,7 +62,7 @@ async def test_a_round_trains_on_older_groups_after_the_reward_has_changed(base:
         await log(context, 60)
         await log(context, 5, reward=FAKE)
         await context.registry.promote("base")
-        assert (await Loop(context).next_round()).is_due
+        assert (await Loop(context).next_round()).is_ready
         taken = await snapshot(context)
         assert (taken.reward_name, taken.groups, taken.other_rewards) == ("fake", 45, 20)
         assert await counts(context) == (20, 45)
@@ -98,7 +98,7 @@ async def test_where_there_are_enough_the_reward_is_not_even_started(base: Path,
 
 
 async def test_a_reward_that_is_not_the_newest_scores_nothing_and_is_named(base: Path, tmp_path: Path) -> None:
-    """Service and trainer would score the log in turns."""
+    """Otherwise service and trainer would score the log again in turns."""
     async with opened(base, tmp_path, reward={"kind": "length"}) as context:
         await log(context, 60)
         await log(context, 5, reward=FAKE)

@@ -1,1 +1,1 @@
-"""What a run is trained on and measured with: groups, batches and held-out prompts."""
+"""The data of a run: groups, batches and held-out prompts."""

@@ -1,4 +1,4 @@
-"""Candidates of a snapshot's groups as tensors, and which of them meet in an optimiser step."""
+"""Builds tensors from groups' candidates, and assigns candidates to optimiser steps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -14,23 +14,23 @@ from trainer.data.groups import Groups, Rows, Tokens
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Candidates as the inputs of one forward pass, and where the log-probability of each of their tokens is found.
+    """Candidates as the inputs of one forward pass, with the positions of their tokens' log-probabilities.
 
-    A sequence is a prompt with one candidate, or (`shared`) a prompt with several candidates after it, each of which
-    attends to the prompt and to itself alone.
+    A sequence is a prompt with one candidate or, if `shared`, a prompt with several candidates after it, each of which
+    attends to the prompt and to itself only.
 
     Attributes:
-        input_ids: padded on the right, [sequences, length].
+        input_ids: Padded on the right, [sequences, length].
         segments: 0 on prompts, 1 and up on the candidates of a sequence, -1 on padding, [sequences, length].
-        position_ids: each candidate's continue where its prompt ends, [sequences, length].
-        first: the first position whose logits are needed.
-        predictors: for every candidate's token, the position that predicts it, counted over all sequences from `first`
+        position_ids: Each candidate's positions continue after its prompt, [sequences, length].
+        first: The first position whose logits are needed.
+        predictors: For every candidate's token, the position that predicts it, counted over all sequences from `first`
             on, [tokens].
-        targets: those tokens, [tokens].
-        owners: the place in `candidates` of each of those tokens' candidate, [tokens].
-        candidates: which candidates these are, by their place in the flat arrays of the groups, [candidates].
-        temperatures: each candidate's own sampling temperature, [candidates].
-        shared: whether candidates share their prompt's sequence.
+        targets: The token ids at these predictions, [tokens].
+        owners: The position in `candidates` of the candidate that each token belongs to, [tokens].
+        candidates: The candidates by their position in the flat arrays of the groups, [candidates].
+        temperatures: The sampling temperature of each candidate, [candidates].
+        shared: Whether candidates share their prompt's sequence.
     """
 
     input_ids: Tensor
@@ -51,38 +51,38 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the model reads, padding left out."""
+        """Number of tokens that the model reads, without padding."""
         return int((self.segments >= 0).sum())
 
     def inputs(self) -> dict[str, Tensor | int | bool]:
-        """Arguments of the model's forward pass, whose logits begin at position `first`."""
+        """Returns the arguments of the model's forward pass, whose logits begin at position `first`."""
         inputs: dict[str, Tensor | int | bool] = {
             "input_ids": self.input_ids,
             "use_cache": False,
-            # The output layer is the largest tensor of all: only positions that predict a candidate's token need it.
+            # The output layer's tensor is the largest, so only positions that predict a candidate's token are computed.
             "logits_to_keep": self.input_ids.shape[1] - self.first,
         }
         if not self.shared:
-            # Padding is on the right, where causal attention never looks: positions need no telling.
+            # Padding is on the right, where causal attention never looks, so default positions are correct.
             return inputs | {"attention_mask": (self.segments >= 0).long()}
         return inputs | {"attention_mask": self._attention(), "position_ids": self.position_ids}
 
     def _attention(self) -> Tensor:
-        """Which position attends to which, [sequences, 1, length, length]."""
+        """Returns the mask of positions that attend to each other, [sequences, 1, length, length]."""
         length = self.input_ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=self.segments.device).tril()
         ours, theirs = self.segments[:, :, None], self.segments[:, None, :]
         allowed = causal & ((ours == theirs) | (theirs == 0))
-        # A row of padding attends to itself: attention to nothing would not be a number.
+        # A padding position attends to itself, because attention to nothing would give NaN.
         return (allowed | torch.eye(length, dtype=torch.bool, device=self.segments.device))[:, None]
 
 
 def make_batch(groups: Groups, chosen: Sequence[Rows], *, share_prompts: bool) -> Batch:
-    """Candidates as tensors on the CPU.
+    """Returns candidates as tensors on the CPU.
 
     Args:
-        chosen: the places in the flat arrays of some candidates of one group, for each of the groups.
-        share_prompts: read each group's prompt once, not once for each of its candidates.
+        chosen: Positions in the flat arrays of candidates of one group, for each of the groups.
+        share_prompts: Read each group's prompt once instead of once per candidate.
     """
     units = chosen if share_prompts else [candidate[None] for some in chosen for candidate in some]
     sequences = [
@@ -103,7 +103,7 @@ def _lay_out(
     length = max(len(prompt) + sum(map(len, completions)) for prompt, completions in sequences)
     first = min(len(prompt) for prompt, _ in sequences) - 1
     shape = len(sequences), length
-    # Padding is masked: any token id will do.
+    # Padding is masked, so any token id will do.
     ids, positions, segments = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -1, np.int64)
     predictors: list[Rows] = []
     owners: list[Rows] = []
@@ -114,7 +114,7 @@ def _lay_out(
             here = slice(end, end + len(completion))
             ids[number, here], segments[number, here] = completion, place
             positions[number, here] = np.arange(len(prompt), len(prompt) + len(completion))
-            # The prompt's last token predicts the first one of every candidate.
+            # The prompt's last token predicts the first token of every candidate.
             before = np.concatenate([[len(prompt) - 1], np.arange(end, end + len(completion) - 1)])
             predictors.append(number * (length - first) + before[: len(completion)] - first)
             owners.append(np.full(len(completion), len(owners)))
@@ -134,16 +134,17 @@ def _lay_out(
 
 
 def epoch_steps(rows: Rows, size: int, *, seed: int, epoch: int) -> list[Rows]:
-    """One epoch's optimiser steps of exactly `size` rows each: a function of its arguments, so that a run can resume.
+    """Returns one epoch's optimiser steps of exactly `size` rows, as a function of the arguments, so that a run can
+    resume.
 
-    Which rows meet is left to chance alone: steps of rows of like length would let long answers count for less, because
-    the optimiser normalises each step. What does not fill a step is left out, and is different with every epoch.
+    Rows are combined at random. Steps of rows of similar length would reduce the weight of long answers, because the
+    optimiser normalises each step. Rows that do not fill a step are left out, and differ in every epoch.
     """
     shuffled = np.random.default_rng([seed, epoch]).permutation(rows)
     return np.split(shuffled[: len(rows) // size * size], max(1, len(rows) // size))
 
 
 def by_length(lengths: Rows, size: int) -> list[Rows]:
-    """All places of `lengths`, the longest first, in batches of at most `size`: such a batch needs little padding."""
+    """Returns all positions of `lengths`, longest first, in batches of at most `size`, which keeps padding small."""
     order = np.argsort(-lengths, kind="stable")
     return [order[i : i + size] for i in range(0, len(order), size)]

@@ -1,4 +1,4 @@
-"""Groups of scored candidates in memory: checked, with every candidate's chance to win against the base."""
+"""Holds groups of scored candidates in memory, validated, with every candidate's win chance against the base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -27,7 +27,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 Distribution = tuple[object, ...]
-"""What a candidate was drawn from, but for the policy: the prompt and the sampling settings."""
+"""The distribution that a candidate was drawn from, apart from the policy: the prompt and the sampling settings."""
 OF_DISTRIBUTION = ("prompt_digest", "temperature", "max_tokens", "stop")
 COLUMNS = [
     "group_id",
@@ -42,28 +42,28 @@ COLUMNS = [
 ]
 
 
-MOST_NAMED = 20
+MAX_NAMED = 20
 """The most groups that a warning names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Groups one after another; a row's number is its place. Candidates are worst first.
+    """Groups, numbered by row. The candidates of a group are sorted worst first.
 
-    The candidates of all groups lie one after another in flat arrays; those of row r begin at `starts[r]`.
+    The candidates of all groups are stored one after another in flat arrays; those of row r begin at `starts[r]`.
 
     Attributes:
-        numbers: the place of each row in the files, before groups were set aside, [rows].
-        distributions: what each row's candidates were drawn from, [rows].
-        by_base: whether the base drew the group, [rows].
-        split: whether the group is for training, validation or tests, [rows].
-        n: how many candidates it has, [rows].
-        temperatures: at which they were drawn, [rows].
-        logprobs, rewards: of each candidate, under its sampler and its reward as they were logged, [candidates].
-        wins: each candidate's estimated chance to win against one draw of the base, ties as half, [candidates]; not a
-            number where the base has not drawn for the prompt. See `win_chances`.
-        prompts: token ids, [rows].
-        completions: token ids, [candidates].
+        numbers: Position of each row in the files, before groups were set aside, [rows].
+        distributions: The distribution of each row's candidates, [rows].
+        by_base: Whether the group was drawn from the base, [rows].
+        split: Whether the group is for training, validation or tests, [rows].
+        n: Number of candidates, [rows].
+        temperatures: Sampling temperature, [rows].
+        logprobs, rewards: Logged log-probability under the sampler and logged reward, [candidates].
+        wins: Estimated win chance against one draw of the base, ties as half, [candidates]; NaN where the base has not
+            drawn for the prompt. See `win_chances`.
+        prompts: Token ids, [rows].
+        completions: Token ids, [candidates].
     """
 
     numbers: Rows
@@ -80,16 +80,17 @@ class Groups:
 
     @classmethod
     def read(cls, *paths: Path, base: str, opponents: "Opponents | None" = None, vocabulary: int | None = None) -> Self:
-        """The groups of Parquet files with the columns of `bonbon.pairs.reading.snapshot.SCHEMA`.
+        """Reads groups from Parquet files with the columns of `bonbon.pairs.reading.snapshot.SCHEMA`.
 
         Args:
-            base: the name of the base.
-            opponents: what the candidates are compared with; by default the base's groups in the files.
-            vocabulary: how many token ids the model knows. A group with another one is set aside, with a warning that
-                names it: a tokenizer may have been given tokens for which the model's embeddings were not resized.
+            base: The name of the base.
+            opponents: The rewards that candidates are compared with; by default those of the base's groups in the
+                files.
+            vocabulary: Number of token ids that the model knows. Groups with other ids are set aside with a warning
+                that names them, because tokens may have been added to the tokenizer without resizing the embeddings.
 
         Raises:
-            UserError: a group cannot be trained on; the message says which one and why.
+            UserError: A group cannot be trained on; the message names it and says why.
         """
         table = pa.concat_tables(pq.read_table(path, columns=COLUMNS) for path in paths).combine_chunks()
         numbers: Rows = np.arange(len(table), dtype=np.int64)
@@ -117,7 +118,7 @@ class Groups:
         )
 
     def __add__(self, other: Self) -> Self:
-        """The rows of both, each candidate with the chance to win that it has."""
+        """Concatenates the rows of both. Every candidate keeps its win chance."""
         return type(self)(
             **{one.name: _joined(getattr(self, one.name), getattr(other, one.name)) for one in fields(self)}
         )
@@ -127,7 +128,7 @@ class Groups:
 
     @cached_property
     def starts(self) -> Rows:
-        """Where each row's candidates begin, [rows]."""
+        """Position of each row's first candidate, [rows]."""
         return np.concatenate([[0], np.cumsum(self.n)[:-1]]).astype(np.int64)
 
     @cached_property
@@ -137,54 +138,55 @@ class Groups:
 
     @cached_property
     def opponents(self) -> "Opponents":
-        """Everything that the base has drawn here."""
+        """Rewards of everything drawn from the base here."""
         return _opponents(self.distributions, self.by_base, self.n, self.rewards)
 
     @cached_property
     def comparable(self) -> Flags:
-        """Whether the base has drawn for the prompt, so that chances to win are known, [rows]."""
+        """Whether the base has drawn for the prompt, so that win chances are known, [rows]."""
         return np.isfinite(self.wins[self.starts])
 
     @cached_property
     def ranks(self) -> Values:
-        """Of each candidate in its group, 1 the lowest; equal rewards share the mean of their ranks, [candidates]."""
+        """Rank of each candidate in its group, 1 the lowest; equal rewards share the mean of their ranks,
+        [candidates]."""
         return np.concatenate([mid_ranks(some.tolist()) for some in np.split(self.rewards, self.starts[1:])])
 
     @cached_property
     def below(self) -> Rows:
-        """How many candidates are strictly below their group's best, [rows]; none in a tied group."""
+        """Number of candidates strictly below their group's best, [rows]; 0 in a tied group."""
         best = self.rewards[self.starts + self.n - 1]
         return np.add.reduceat((self.rewards < best[self.owners]).astype(np.int64), self.starts)
 
     @cached_property
     def tokens(self) -> Rows:
-        """Of each candidate, [candidates]."""
+        """Number of tokens of each candidate, [candidates]."""
         return self.completions.lengths
 
     def rows_of(self, split: Split) -> Rows:
-        """The rows of a split."""
+        """Returns the rows of a split."""
         return np.flatnonzero(self.split == split).astype(np.int64)
 
     def candidates_of(self, row: int) -> Rows:
-        """Places of a row's candidates in the flat arrays."""
+        """Returns the positions of a row's candidates in the flat arrays."""
         return np.arange(self.starts[row], self.starts[row] + self.n[row])
 
 
 Opponents = Mapping[Distribution, Values]
-"""The sorted rewards of everything that the base has drawn from a distribution."""
+"""The sorted rewards of everything that the base has drawn from each distribution."""
 
 
 def win_chances(rewards: Values, opponents: Values) -> Values:
-    """Estimates of U, each candidate's chance to win against one draw of the base for its prompt, [candidates].
+    """Returns estimates of U, each candidate's probability of winning against one draw of the base, [candidates].
 
-    A candidate that the base did not draw is compared with all N candidates that it did, ties as half. One that it did
-    draw is compared with the N - 1 others and, as half a win, with itself: its mid-rank less a half, over N. In either
-    case the differences within a group are unbiased for those of U after the group's mean is taken away, which is all
-    that training uses.
+    A candidate of another policy is compared with all N candidates of the base, ties as half. A candidate of the base
+    is compared with the N - 1 others and, as half a win, with itself, which gives its mid-rank less a half, over N. In
+    both cases, differences within a group are unbiased estimates of those of U minus the group's mean, and training
+    uses nothing else.
 
     Args:
-        rewards: of each candidate, [candidates].
-        opponents: sorted rewards of the base's candidates, [N]; none: the chances are not numbers.
+        rewards: Reward of each candidate, [candidates].
+        opponents: Sorted rewards of the base's candidates, [N]. With N = 0 the result is NaN.
     """
     if not len(opponents):
         return np.full(len(rewards), np.nan)
@@ -194,7 +196,7 @@ def win_chances(rewards: Values, opponents: Values) -> Values:
 
 @dataclass(frozen=True, eq=False)
 class Ragged:
-    """Lists of token ids as one flat array, with where each list begins and, last of all, where the last one ends."""
+    """Lists of token ids in one flat array, with the start of each list and the end of the last one."""
 
     values: Tokens
     offsets: Rows
@@ -252,7 +254,7 @@ def _flat(table: pa.Table, name: str) -> Values:
 
 
 def _with_unknown_tokens(table: pa.Table, vocabulary: int) -> Rows:
-    """The rows with a token id that the model does not know, after a warning that names their groups.
+    """Returns the rows with a token id that the model does not know, after a warning that names their groups.
 
     Raises UserError when every row has one.
     """
@@ -273,7 +275,7 @@ def _with_unknown_tokens(table: pa.Table, vocabulary: int) -> Rows:
             )
         log.warning(
             "groups are set aside: they have token ids that the model does not know",
-            groups=names[:MOST_NAMED],
+            groups=names[:MAX_NAMED],
             count=len(names),
             token_ids_of_model=vocabulary,
             remedy=remedy,
@@ -295,7 +297,7 @@ def _check(table: pa.Table) -> None:
             "has candidates that are not in the order of their rewards",
         ),
         (~np.array([np.isfinite(some).all() for some in logprobs]), "has a log-probability that is not finite"),
-        (temperature <= 0, "was drawn greedily, so its candidates are not draws of the policy"),
+        (temperature <= 0, "was drawn greedily, so its candidates are not samples of the policy"),
         (prompt_lengths == 0, "has an empty prompt"),
     ):
         if wrong.any():

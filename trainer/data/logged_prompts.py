@@ -1,4 +1,4 @@
-"""The prompts of a snapshot, each with the sampling settings that its candidates were drawn with."""
+"""The prompts of a snapshot, each with the sampling settings of its candidates."""
 
 import json
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,9 +18,9 @@ log = structlog.get_logger(__name__)
 
 
 class LoggedPrompt(NamedTuple):
-    """A prompt, how it was sampled, and what it is for.
+    """A prompt, its sampling settings and its split.
 
-    `group_id` is the logged group that has the prompt, and `digest` the prompt's digest in the snapshot.
+    `group_id` is the logged group of the prompt, and `digest` the prompt's digest in the snapshot.
     """
 
     prompt: Prompt
@@ -33,9 +33,9 @@ class LoggedPrompt(NamedTuple):
 def logged_prompts(
     snapshot: "Snapshot", split: Split | None = None, *, vocabulary: int | None = None
 ) -> list[LoggedPrompt]:
-    """Those of a split (None: of all), in the order of the snapshot's rows, repeats included.
+    """Returns the prompts of a split (None: of all splits), in the order of the snapshot's rows, with repeats.
 
-    Prompts with token ids that a model with `vocabulary` of them does not know are left out, with a warning.
+    Prompts with token ids of `vocabulary` or above are left out, with a warning.
     """
     columns = ["group_id", "prompt_digest", "prompt", "temperature", "max_tokens", "stop", "split"]
     columns += [] if vocabulary is None else ["prompt_token_ids"]

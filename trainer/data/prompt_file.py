@@ -1,4 +1,4 @@
-"""Prompts from a file: text, JSON lines or Parquet."""
+"""Reads prompts from a text, JSON Lines or Parquet file."""
 
 import json
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from bonbon.prompt import Message, Prompt
 
 
 def read_prompts(path: Path, *, plain: bool = False) -> list[Prompt]:
-    """The prompts in a file, in its order, repeats included.
+    """Returns the prompts in a file, in order and with repeats.
 
-    `.jsonl` and `.parquet` have a `messages` of chat turns or a `prompt`, which is a text or chat turns; in any other
-    file each line that is not blank is a text.
+    Rows of `.jsonl` and `.parquet` have either `messages` with chat turns or a `prompt`, which is a text or chat turns.
+    In any other file, each non-blank line is a prompt.
 
     Args:
-        plain: texts are continued as they are; otherwise each is one user turn of a chat.
+        plain: Continue texts as they are. Otherwise each text is one user turn of a chat.
 
     Raises:
-        UserError: the file cannot be read, is empty, or a line of it is no prompt; the message says which.
+        UserError: The file cannot be read, is empty, or contains a line that is not a prompt; the message names it.
     """
     reader = {".jsonl": _json_lines, ".parquet": _parquet}.get(path.suffix.lower(), _text)
     try:
@@ -27,7 +27,7 @@ def read_prompts(path: Path, *, plain: bool = False) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts {path} cannot be read: {error}", param="prompts") from error
     if not prompts:
-        raise UserError(f"prompts {path} has no prompt in it; write one a line", param="prompts")
+        raise UserError(f"prompts {path} contains no prompt; write one per line", param="prompts")
     return prompts
 
 
@@ -38,14 +38,14 @@ def _text(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    # Not splitlines(): JSON may hold other line separators than \n.
+    # Not splitlines(), because JSON may contain line separators other than \n.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"prompts {path}, line {number} is no JSON: {error}", param="prompts") from error
+            raise UserError(f"prompts {path}, line {number} is not valid JSON: {error}", param="prompts") from error
         yield f"line {number}", _field(row)
 
 
@@ -62,7 +62,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
                     number += 1
                     yield f"row {number}", _field(row)
     except pa.ArrowException as error:
-        raise UserError(f"prompts {path} is no readable Parquet file: {error}", param="prompts") from error
+        raise UserError(f"prompts {path} is not a readable Parquet file: {error}", param="prompts") from error
 
 
 def _field(row: Any) -> Any:

@@ -1,11 +1,11 @@
-"""What an evaluation asks of an estimator of KL divergence."""
+"""The interface between an evaluation and an estimator of KL divergence."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 
 class Completion(NamedTuple):
-    """A completion that was drawn at a temperature, as token ids, the end-of-sequence token included."""
+    """A completion sampled at `temperature`, as token ids that include the end-of-sequence token."""
 
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -20,11 +20,12 @@ class Divergence(NamedTuple):
 
 
 class DivergenceEstimator(Protocol):
-    """Estimates how far a policy is from its base, from the policy's own completions. Blocking."""
+    """Estimates the KL of a policy from its base, from the policy's own completions. Calls block."""
 
     name: str
-    """The estimator that is reported first."""
+    """The name of the estimator that is reported first."""
 
     def __call__(self, completions: Sequence[Completion], advance: Callable[[int], None]) -> list[Divergence]:
-        """One divergence per completion; `advance` is told how many more are done."""
+        """Returns one divergence per completion. Calls `advance` with the number of further completions that are
+        done."""
         ...

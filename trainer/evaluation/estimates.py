@@ -1,4 +1,4 @@
-"""Win rates over prompts, and how varied answers are."""
+"""Estimates win rates over prompts and the diversity of answers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,10 +8,10 @@ from bonbon.theory import Estimate, clustered_mean, wilson
 
 
 def win_rate(per_prompt: Sequence[float], count: int) -> Estimate:
-    """Mean over prompts of X_p, each prompt's share of `count` comparisons won, ties as half.
+    """Returns the mean over prompts of X_p, each prompt's share of `count` comparisons won, with ties as half.
 
-    When no two prompts differ there is no variance to estimate: then the interval is Wilson's, for one comparison per
-    prompt. Raises ValueError for fewer than two prompts.
+    When all prompts have the same share, there is no variance to estimate, and the interval is Wilson's for one
+    comparison per prompt. Raises ValueError for fewer than two prompts.
     """
     estimate = clustered_mean(per_prompt, count)
     low, high = estimate.low, estimate.high
@@ -21,6 +21,6 @@ def win_rate(per_prompt: Sequence[float], count: int) -> Estimate:
 
 
 def distinct(answers: Sequence[Sequence[int]], order: int) -> float:
-    """Different n-grams of `order` tokens over all of them (Li et al., arXiv 1510.03055); not a number without any."""
+    """Returns the share of distinct n-grams of `order` tokens (Li et al., arXiv 1510.03055), or NaN without n-grams."""
     grams = [tuple(answer[i : i + order]) for answer in answers for i in range(len(answer) - order + 1)]
     return len(set(grams)) / len(grams) if grams else nan

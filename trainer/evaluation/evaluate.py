@@ -1,4 +1,4 @@
-"""Measures a version on test prompts: draws anew from it, the base and what is served, scores, estimates."""
+"""Measures a version on test prompts with fresh draws of it, of the base and of the version that answers requests."""
 
 import asyncio
 import random
@@ -21,13 +21,15 @@ from trainer.evaluation.samples import Sampler, Samples, choose
 from trainer.progress_bars import bar
 
 CONCURRENCY = 16
-"""Prompts in flight."""
+"""Prompts processed concurrently."""
 KL_DRAWS = 2
-"""Draws for each prompt that the KL is estimated from: an answer's divergence varies less than its reward."""
+"""Draws per prompt from which the KL is estimated. Two suffice, because an answer's divergence varies less than its
+reward.
+"""
 
 
 class Served(NamedTuple):
-    """What answers requests now: the best of `k` draws of `version`, which is None for the base."""
+    """How requests are answered now: with the best of `k` draws of `version`, which is None for the base."""
 
     version: VersionFiles | None
     k: int
@@ -48,19 +50,18 @@ async def evaluate(
     progress: bool = True,
     temporary: bool = False,
 ) -> Evaluation:
-    """Measure `version` on `settings.prompts` of `prompts`, none of which may have been used in training.
+    """Measures `version` on `settings.prompts` of `prompts`, none of which may have been used in training.
 
-    Engine and rewards are started here, and stopped before divergences are estimated: these need the memory.
+    Starts the engine and the rewards, and stops them before the divergences are estimated, which need the memory.
 
     Args:
-        prompts: test prompts; which of them are used depends on them and on `seed` only.
-        n: of best-of-n.
-        temporary: nobody else draws from the version under this name: a fleet is to forget it again.
+        prompts: Test prompts; which of them are used depends on them and on `seed` only.
+        n: The n of best-of-n.
+        temporary: The version is loaded under this name for the evaluation only, so a fleet unloads it afterwards.
 
     Raises:
-        UserError: fewer than two prompts to measure on, or a prompt that was not sampled from the policy's own
-            distribution.
-        RewardError, EngineError: scoring or drawing failed.
+        UserError: There are fewer than two prompts, or a prompt was not sampled from the policy's own distribution.
+        RewardError, EngineError: Scoring or drawing failed.
     """
     start = perf_counter()
     chosen = choose(prompts, settings.prompts, seed)
@@ -98,13 +99,13 @@ async def evaluate(
             seed=seed,
         )
         samples = await _draw_all(sampler, chosen, "drawing for test prompts", progress)
-        room = engine.context_length
+        context_length = engine.context_length
         if temporary:
             await engine.unload(version.name)
     if len(samples) < 2:
         raise UserError(
-            f"{len(chosen) - len(samples)} of {len(chosen)} test prompts leave no room for their max_tokens in the "
-            f"context of {room} tokens: too few are left to measure on"
+            f"{len(chosen) - len(samples)} of {len(chosen)} test prompts and their max_tokens do not fit the "
+            f"context of {context_length} tokens: too few are left to measure on"
         )
     answers = min(KL_DRAWS, draws)
     completions = _completions(samples, answers, seed)
@@ -160,7 +161,7 @@ async def _draw_all(sampler: Sampler, prompts: Sequence[LoggedPrompt], title: st
 
 
 def _completions(samples: Sequence[Samples], answers: int, seed: int) -> list[Completion]:
-    """So many of each prompt's draws, whatever their rewards are."""
+    """Returns `answers` draws of each prompt, chosen independently of their rewards."""
     rng = random.Random(seed)
     return [
         Completion(one.prompt, draw.tokens, one.temperature)

@@ -1,4 +1,4 @@
-"""What was measured of a trained version, as it is stored with it."""
+"""The measurements of a trained version, as stored with it."""
 
 import json
 from collections.abc import Mapping
@@ -16,10 +16,11 @@ FILE = "evaluation.json"
 
 @dataclass(frozen=True, slots=True)
 class BestOfK:
-    """Answering with the best of k draws of a version.
+    """The figures of answering with the best of k draws of a version.
 
-    `win_rate` is against one draw of the base and `win_rate_served` against what answers requests now; the held-out
-    reward compares in `held_out_win_rate_served`, while the reward still chooses. `tokens` are drawn for an answer.
+    `win_rate` is against one draw of the base, and `win_rate_served` against the version that answers requests now. In
+    `held_out_win_rate_served` the held-out reward compares, while the reward still selects. `tokens` is the mean number
+    of tokens drawn per answer.
     """
 
     k: int
@@ -31,30 +32,30 @@ class BestOfK:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`version` on test prompts, against the base and what answers requests now.
+    """The measurements of `version` on test prompts, against the base and the version that answers requests.
 
-    Every `Estimate` has its 95 % interval, how many comparisons or answers it rests on (`count`) and how many prompts
-    (`clusters`). Ties count half. Lengths are in tokens, divergences in nats. The `held_out_...` fields are by a reward
-    that was never trained on; they are None when none is configured.
+    Every `Estimate` has a 95 % interval, the number of comparisons or answers behind it (`count`) and the number of
+    prompts (`clusters`). Ties count half. Lengths are in tokens, divergences in nats. The `held_out_...` fields come
+    from a reward that was never trained on, and are None when none is configured.
 
     Attributes:
-        n: of best-of-n of the base.
-        draws: of the version for each prompt.
-        skipped: prompts that left no room for their max_tokens in the context.
-        temperature, max_tokens: of most of the prompts.
-        served: the version that answers requests, with the best of `served_k` draws and `served_tokens` tokens.
-        win_rate: of one draw, against one draw of the base; `win_rate_shares` has every prompt's.
-        best_of_n_win_rate: of best-of-n of the base, against one draw of the base.
-        best_of_k: best-of-k of the version, for every k from 1 to `draws`.
+        n: The n of best-of-n of the base.
+        draws: Draws of the version per prompt.
+        skipped: Prompts left out because prompt and max_tokens exceed the context.
+        temperature, max_tokens: The settings of most of the prompts.
+        served: The version that answers requests, with the best of `served_k` draws and `served_tokens` tokens.
+        win_rate: Of one draw, against one draw of the base; `win_rate_shares` has the value of every prompt.
+        best_of_n_win_rate: Of best-of-n of the base, against one draw of the base.
+        best_of_k: Figures of best-of-k of the version, for every k from 1 to `draws`.
         recovered: (E r(version) - E r(base)) / (E r(best-of-n) - E r(base)), for one draw.
-        gain: c (W - 1/2) - KL(version || base), how much higher than the base's the objective J is that training
-            maximises (`bonbon.theory.objective`).
-        kl: from the base, by `kl_estimator`; `kl_k1` is the mean log ratio.
-        held_out_share: what one draw gains by the held-out reward over what it gains by the reward, in win rate. Where
-            it is much lower than `best_of_n_held_out_share`, the version has learnt the reward's errors.
-        truncated: the share of answers that were cut off at max_tokens; `sufficient_max_tokens` is about how many
-            tokens would let nine of ten of the base's answers end, None where they do.
-        seconds: that the evaluation took.
+        gain: c (W - 1/2) - KL(version || base): how far the training objective J is above the base's
+            (`bonbon.theory.objective`).
+        kl: From the base, by `kl_estimator`; `kl_k1` is the mean log ratio.
+        held_out_share: The gain in win rate of one draw by the held-out reward, divided by its gain by the reward. A
+            value much lower than `best_of_n_held_out_share` means that the version has learnt the reward's errors.
+        truncated: The share of answers cut off at max_tokens. `sufficient_max_tokens` estimates how many tokens let
+            nine of ten of the base's answers end, and is None when they already do.
+        seconds: Duration of the evaluation.
     """
 
     version: str
@@ -107,28 +108,28 @@ class Evaluation:
 
     @property
     def distinct_1_ratio(self) -> float:
-        """Distinct-1 over the base's."""
+        """Distinct-1 of the version divided by that of the base."""
         return _over(self.distinct_1, self.base_distinct_1)
 
     @property
     def distinct_2_ratio(self) -> float:
-        """Distinct-2 over the base's."""
+        """Distinct-2 of the version divided by that of the base."""
         return _over(self.distinct_2, self.base_distinct_2)
 
     @property
     def effective_n(self) -> float:
-        """The n of the best-of-n that wins as often as one draw of the version does, W / (1 - W)."""
+        """The n at which best-of-n wins as often as one draw of the version, W / (1 - W)."""
         return _over(self.win_rate.value, 1 - self.win_rate.value)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's types only: a number that is not finite is None."""
+        """Returns JSON types only; a number that is not finite becomes None."""
         values = asdict(self)
         values |= {name: getattr(self, name) for name in ("distinct_1_ratio", "distinct_2_ratio", "effective_n")}
         return {key: _finite(value) for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave. Raises UserError when a field is missing."""
+        """Returns the evaluation that `to_dict` wrote. Raises UserError when a field is missing."""
         try:
             found = {one.name: _read(one.name, values[one.name]) for one in fields(cls)}
             found["best_of_k"] = [
@@ -137,7 +138,7 @@ class Evaluation:
             ]
         except KeyError as error:
             raise UserError(
-                f"the evaluation has no field {error}: another version of bonbon has made it; run `bonbon evaluate`"
+                f"the evaluation has no field {error}, because another version of bonbon made it: run `bonbon evaluate`"
             ) from error
         return cls(**found)
 

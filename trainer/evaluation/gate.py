@@ -1,4 +1,4 @@
-"""Decides whether a version may be promoted, and with how many draws it answers then."""
+"""Decides whether a version may be promoted and how many draws it then answers with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from trainer.evaluation.evaluation import BestOfK, Evaluation
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing a version must show: `value` against `threshold`. `text` is the sentence people read."""
+    """One requirement of the gate: `value` is compared with `threshold`, and `text` describes the result."""
 
     check: str
     value: float
@@ -23,8 +23,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Passed when every check did; then the version answers with the best of `k` draws, and `saved` of the tokens that
-    an answer takes now are no longer drawn."""
+    """The gate's decision. It is passed when all checks are.
+
+    A passed version answers with the best of `k` draws, which saves the share `saved` of the tokens that an answer
+    takes now.
+    """
 
     passed: bool
     reasons: tuple[Check, ...]
@@ -33,11 +36,11 @@ class Verdict:
 
     @property
     def draws(self) -> str:
-        """What the version answers with, in words."""
+        """How the version answers, in words."""
         return f"the best of {self.k} draws" if self.k is not None and self.k > 1 else "one draw"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's types only: a value that is not finite is None."""
+        """Returns JSON types only; a value that is not finite becomes None."""
         values = asdict(self)
         for reason in values["reasons"]:
             reason["value"] = reason["value"] if isfinite(reason["value"]) else None
@@ -45,7 +48,7 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """What `to_dict` gave."""
+        """Returns the verdict that `to_dict` wrote."""
         reasons = (
             reason | {"value": float("nan") if reason["value"] is None else reason["value"]}
             for reason in values["reasons"]
@@ -55,7 +58,11 @@ class Verdict:
 
 
 def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
-    """The gate's verdict. Win rates and divergences are read on the bound that is against the version; NaN fails."""
+    """Returns the gate's verdict.
+
+    Win rates and divergences are judged by the bound of their interval that is less favourable to the version. NaN
+    fails.
+    """
     e = evaluation
     k, saving = _smallest_k(e, gate)
     checks = [_at_least("win rate of one draw", "win_rate", e.win_rate.low, gate.min_win_rate, "lower bound")]
@@ -63,11 +70,11 @@ def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
         title = f"p-value of a win rate of at most {gate.min_win_rate:.3f}"
         checks.append(_at_most(title, "p_value", _p_value(e.win_rate_shares, gate.min_win_rate), gate.max_p_value))
     shortest, longest = gate.length_ratio
-    most_kl = gate.max_kl_factor * best_of_n_kl(e.n)
+    max_kl = gate.max_kl_factor * best_of_n_kl(e.n)
     checks += [
         *saving,
         _at_least("gain in the objective, nats", "gain", e.gain.low, gate.min_gain, "lower bound"),
-        _at_most(f"KL from {e.base}, nats", "kl", e.kl.high, most_kl, "upper bound"),
+        _at_most(f"KL from {e.base}, nats", "kl", e.kl.high, max_kl, "upper bound"),
         _at_most("share of answers cut off", "truncated", e.truncated, e.base_truncated + gate.max_truncated),
         _at_least("mean length over the base's", "length_ratio_min", e.length_ratio.value, shortest),
         _at_most("mean length over the base's", "length_ratio_max", e.length_ratio.value, longest),
@@ -79,13 +86,13 @@ def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
 
 
 def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list[Check]]:
-    """The smallest k that is as good as what is served, and the checks that say so, or that none is."""
+    """Returns the smallest k that is as good as what is served, or None, and the checks that led to it."""
     served = f"best-of-{e.served_k} of {e.served}" if e.served_k > 1 else f"one draw of {e.served}"
-    least = 0.5 - gate.margin
-    good = [one for one in e.best_of_k if _is_as_good(one, least)]
+    minimum = 0.5 - gate.margin
+    good = [one for one in e.best_of_k if _is_as_good(one, minimum)]
     chosen = good[0] if good else max(e.best_of_k, key=lambda one: one.win_rate_served.low)
     title = f"win rate of best-of-{chosen.k} against {served}"
-    checks = [_at_least(title, "win_rate_served", chosen.win_rate_served.low, least, "lower bound")]
+    checks = [_at_least(title, "win_rate_served", chosen.win_rate_served.low, minimum, "lower bound")]
     if chosen.held_out_win_rate_served is not None:
         title += " by the held-out reward"
         high = chosen.held_out_win_rate_served.high
@@ -93,7 +100,7 @@ def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list
     title = f"share of the tokens of {served} that best-of-{chosen.k} saves"
     saved = 1 - chosen.tokens / e.served_tokens
     if e.served != e.base and chosen.k == e.served_k and abs(saved) < gate.min_saved:
-        # A better version with as many draws is where the next round starts from, which may lower their number.
+        # A better version with as many draws can still start the next round, which may lower the number of draws.
         draws = f"best-of-{chosen.k}" if chosen.k > 1 else "one draw"
         title = f"win rate of {draws} against {served}, at the same cost"
         checks.append(_at_least(title, "better", chosen.win_rate_served.low, 0.5, "lower bound"))
@@ -102,13 +109,15 @@ def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list
     return (chosen if good else None), checks
 
 
-def _is_as_good(one: BestOfK, least: float) -> bool:
+def _is_as_good(one: BestOfK, minimum: float) -> bool:
     held_out = one.held_out_win_rate_served
-    return one.win_rate_served.low >= least and (held_out is None or held_out.high >= 0.5)
+    return one.win_rate_served.low >= minimum and (held_out is None or held_out.high >= 0.5)
 
 
 def _p_value(shares: Sequence[float], null: float) -> float:
-    """By betting on prompt after prompt; unlike the interval's, its error rate holds for any number of them."""
+    """Returns the p-value of a betting test over prompts. Unlike the interval, its error rate holds for any number of
+    them.
+    """
     test = BettingTest(null)
     for share in shares:
         test.add(share)
@@ -130,5 +139,5 @@ def _check(
 ) -> Check:
     what = f"{title}: {bound + ' ' if bound else ''}{value:.3f}"
     if not isfinite(value):
-        return Check(check, value, threshold, False, f"{what} is no number; it must be {words[0]} {threshold:.3f}")
+        return Check(check, value, threshold, False, f"{what} is not a number; it must be {words[0]} {threshold:.3f}")
     return Check(check, value, threshold, passed, f"{what} is {words[0] if passed else words[1]} {threshold:.3f}")

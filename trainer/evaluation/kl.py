@@ -1,4 +1,4 @@
-"""KL divergence between versions of one base, from completions that the policy drew.
+"""Estimates the KL divergence between versions of one base from completions that the policy generated.
 
 The Rao-Blackwellised estimator sums, over a completion's positions, the exact divergence of the next token's
 distribution given the prefix. It is unbiased, never negative, and has no more variance than k1, the completion's log
@@ -26,12 +26,13 @@ Logits = Callable[..., Tensor]
 class KL:
     """Estimates KL(version || base) at each completion's sampling temperature, in nats.
 
-    Everything is computed in 32 bits. In 16 bits two identical policies seem to be .002 nats a token apart, which after
-    600 tokens is best-of-8's whole divergence. The models are loaded when it is called and freed after.
+    The computation uses 32-bit floats. In 16 bits, two identical policies appear to be .002 nats per token apart, which
+    adds up to the whole divergence of best-of-8 after 600 tokens. The models are loaded on each call and freed
+    afterwards.
 
     Args:
-        version: drew the completions.
-        batch_size: sequences per forward pass.
+        version: The version that generated the completions.
+        batch_size: Sequences per forward pass.
     """
 
     name = "Rao-Blackwellised per-token"
@@ -42,11 +43,11 @@ class KL:
 
     @torch.inference_mode()
     def __call__(self, completions: Sequence[Completion], advance: Callable[[int], None]) -> list[Divergence]:
-        """See `DivergenceEstimator`.
+        """Returns one divergence per completion; see `DivergenceEstimator`.
 
         Raises:
-            UserError: the version cannot be loaded, or a completion is too long for the model's rotary position
-                embedding or has a token that the model does not know.
+            UserError: The version cannot be loaded, a completion exceeds the limit of the model's rotary position
+                embedding, or a token id is outside the model's vocabulary.
         """
         _refuse_unreadable(completions, self._base.directory)
         results = [Divergence(0.0, 0.0)] * len(completions)
@@ -65,7 +66,7 @@ class KL:
         return results
 
     def _load(self) -> tuple[Logits, Logits]:
-        """What gives the version's logits, and the base's."""
+        """Returns the functions that compute the logits of the version and of the base."""
         base: Any = load_model(self._base.directory, self._device, torch.float32)
         if self._version.kind is VersionKind.BASE:
             return (lambda **inputs: base(**inputs).logits,) * 2
@@ -99,7 +100,7 @@ def _refuse_unreadable(completions: Sequence[Completion], base: Path) -> None:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Matrix products on a GPU in 32 bits, not in TF32, which somebody may have asked for."""
+    """Runs matrix products on a GPU in full 32-bit precision inside the block, even if TF32 was enabled."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -109,22 +110,22 @@ def _full_precision() -> Iterator[None]:
 
 
 def divergence(policy: Tensor, other: Tensor, tokens: Tensor, temperature: float) -> Divergence:
-    """Both estimates of one completion.
+    """Returns both estimates for one completion.
 
     Args:
-        policy: logits that predicted each of `tokens`, [length, vocabulary].
-        other: the same under the other policy.
-        tokens: as drawn, [length].
+        policy: Logits that predicted each of `tokens`, [length, vocabulary].
+        other: The logits of the other policy, [length, vocabulary].
+        tokens: The sampled token ids, [length].
     """
     ours = (policy.float() / temperature).log_softmax(-1)
     log_ratio = ours - (other.float() / temperature).log_softmax(-1)
-    # A token that the policy never draws adds nothing, however unlikely it is under the other.
+    # A token of probability zero under the policy contributes nothing, however unlikely it is under the other one.
     exact = (ours.exp() * log_ratio).masked_fill(ours == -torch.inf, 0.0).sum()
     return Divergence(float(exact), float(log_ratio.gather(-1, tokens[:, None]).sum()))
 
 
 class CompletionBatch:
-    """Prompts padded on the left, completions on the right: every completion begins in the same column."""
+    """Prompts padded on the left and completions on the right, so that all completions begin in the same column."""
 
     def __init__(self, completions: Sequence[Completion], device: torch.device) -> None:
         self._completions = completions
@@ -140,13 +141,13 @@ class CompletionBatch:
         self._first = prompt
 
     def logits(self, model: Logits) -> Tensor:
-        """What predicted each token, [rows, longest completion, vocabulary]."""
+        """Returns the logits that predicted each token, [rows, longest completion, vocabulary]."""
         logits = model(
             input_ids=self._ids,
             attention_mask=self._mask,
             position_ids=self._positions,
             use_cache=False,
-            # The largest tensor of all: only the positions that predict a completion's tokens.
+            # This is the largest tensor, so only the positions that predict a completion's tokens are computed.
             logits_to_keep=self._length + 1,
         )
         return logits[:, -self._length - 1 : -1]

@@ -1,4 +1,4 @@
-"""From samples to the estimates of an evaluation, by the names of its fields."""
+"""Computes the estimates of an evaluation from its samples, by the names of the evaluation's fields."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,14 +26,14 @@ Array = NDArray[np.float64]
 
 
 def win_rates(samples: Sequence[Samples], n: int) -> dict[str, Any]:
-    """Of one draw and of best-of-n of the base against one draw of the base, by both rewards."""
+    """Returns the win rates of one draw and of best-of-n of the base against one draw of the base, by both rewards."""
     base_draws, count = len(samples[0].base), len(samples[0].version) * len(samples)
 
     def one_draw(judge: Judge) -> list[float]:
         return [float(_wins(one.version, one.base, judge).mean()) for one in samples]
 
     def best_of_n(judge: Judge) -> list[float]:
-        # Independent draws of the base are what the candidates that were not among the n are.
+        # The base's candidates outside the n are independent draws of the base.
         return [_own_win_rate(one.base, n, judge) for one in samples]
 
     def rate(per_prompt: Sequence[float], comparisons: int) -> Estimate:
@@ -61,7 +61,9 @@ def win_rates(samples: Sequence[Samples], n: int) -> dict[str, Any]:
 
 
 def best_of_k(samples: Sequence[Samples], *, served_k: int) -> list[BestOfK]:
-    """Best-of-k of the version, for every k that its draws allow, against one draw of the base and what is served."""
+    """Returns the figures of the version's best-of-k for every possible k, against one draw of the base and what is
+    served.
+    """
     draws, prompts = len(samples[0].version), len(samples)
     lengths = [fmean(len(draw.tokens) for draw in one.version) for one in samples]
     by_judge = {judge: _by_k(samples, served_k, judge) for judge in _judges(samples)}
@@ -97,7 +99,7 @@ def rewards(samples: Sequence[Samples], n: int) -> dict[str, Any]:
 
 def lengths(samples: Sequence[Samples], *, served_k: int) -> dict[str, Any]:
     ours, base = [one.version for one in samples], [one.base for one in samples]
-    # Distinct-n falls as there is more text: as many draws of the base as there are answers.
+    # Distinct-n falls as the amount of text grows, so both sides use the same number of answers.
     alike = [one.base[:: max(1, len(one.base) // len(one.version))][: len(one.version)] for one in samples]
     our_lengths = [fmean(len(draw.tokens) for draw in draws) for draws in ours]
     base_lengths = [fmean(len(draw.tokens) for draw in draws) for draws in base]
@@ -119,7 +121,7 @@ def lengths(samples: Sequence[Samples], *, served_k: int) -> dict[str, Any]:
 
 
 def divergences(samples: Sequence[Samples], values: Sequence[Divergence], answers: int, n: int) -> dict[str, Any]:
-    """The KL from the base and the gain in J, from the divergences of `answers` draws for every prompt."""
+    """Returns the KL from the base and the gain in J, estimated from `answers` draws per prompt."""
     clusters = [values[i : i + answers] for i in range(0, len(values), answers)]
     exact = [fmean(one.rao_blackwell for one in cluster) for cluster in clusters]
     shares = [float(_wins(one.version, one.base, by_reward).mean()) for one in samples]
@@ -131,19 +133,20 @@ def divergences(samples: Sequence[Samples], values: Sequence[Divergence], answer
     }
 
 
-MOST_TRUNCATED = 0.1
-"""The share of answers that may be cut off before it is worth a warning."""
+MAX_TRUNCATED = 0.1
+"""The share of truncated answers above which an evaluation warns."""
 
 
 def sufficient_max_tokens(draws: Iterable[Scored]) -> int | None:
-    """About how many tokens let nine answers of ten end by themselves; None where they do, or none has ended.
+    """Estimates how many tokens let nine of ten answers end by themselves.
 
-    The rate at which answers end in the second half of what was drawn is taken to go on.
+    Returns None when nine of ten already do, or when no answer has ended. The estimate assumes that answers keep ending
+    at the rate observed in the second half of the drawn lengths.
     """
     drawn = list(draws)
     truncated = [len(draw.tokens) for draw in drawn if draw.truncated]
     share = len(truncated) / len(drawn)
-    if share <= MOST_TRUNCATED:
+    if share <= MAX_TRUNCATED:
         return None
     longest = max(truncated)
     half = longest // 2
@@ -151,13 +154,13 @@ def sufficient_max_tokens(draws: Iterable[Scored]) -> int | None:
     exposed = sum(max(0, len(draw.tokens) - half) for draw in drawn)
     if not ended:
         return None
-    return math.ceil(longest + math.log(share / MOST_TRUNCATED) * exposed / ended)
+    return math.ceil(longest + math.log(share / MAX_TRUNCATED) * exposed / ended)
 
 
 def _by_k(samples: Sequence[Samples], served_k: int, judge: Judge) -> tuple[Array, Array]:
-    """Win rates of best-of-k against one draw of the base and against what is served, [prompts, k], both unbiased.
+    """Returns unbiased win rates of best-of-k against one draw of the base and against what is served, [prompts, k].
 
-    The reward chooses the best of k, and `judge` compares.
+    The reward selects the best of k; `judge` compares it with the opponent.
     """
     base, served = [], []
     for one in samples:
@@ -168,18 +171,19 @@ def _by_k(samples: Sequence[Samples], served_k: int, judge: Judge) -> tuple[Arra
 
 
 def _own_win_rate(draws: Sequence[Scored], n: int, judge: Judge) -> float:
-    """Unbiased win rate of best-of-n against one other draw of the same policy; `judge` compares what is chosen."""
+    """Returns the unbiased win rate of best-of-n against another draw of the same policy, compared by `judge`."""
     return float(best_of_k_win_rates([judge(draw) for draw in draws])[n - 1])
 
 
 def _wins(ours: Sequence[Scored], theirs: Sequence[Scored], judge: Judge) -> Array:
-    """Whether each of ours beats each of theirs, ties as half, [ours, theirs]."""
+    """Returns the result of each of our draws against each of theirs, 1 for a win and .5 for a tie, [ours, theirs]."""
     a, b = (np.array([judge(draw) for draw in draws])[:, None] for draws in (ours, theirs))
     return np.asarray((a > b.T) + 0.5 * (a == b.T))
 
 
 def _gain_ratio(held_out: Sequence[float], trained: Sequence[float]) -> Estimate:
-    """What a win rate gains over one half by the held-out reward, over what it gains by the reward."""
+    """Returns the win rate above one half by the held-out reward, divided by the win rate above one half by the
+    reward."""
     return clustered_ratio([rate - 0.5 for rate in held_out], [rate - 0.5 for rate in trained])
 
 

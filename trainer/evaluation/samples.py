@@ -1,4 +1,4 @@
-"""What an evaluation draws and scores, anew, for each test prompt."""
+"""Draws and scores fresh candidates for each test prompt of an evaluation."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +18,12 @@ from trainer.data.logged_prompts import LoggedPrompt
 log = structlog.get_logger(__name__)
 
 REWARD_SECONDS = 600.0
-"""Longest wait for one prompt's scores: nobody waits for an answer here."""
+"""Deadline for the scores of one prompt. It is long because no client waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One draw: its tokens (the end-of-sequence token included), whether it was cut off, and its scores."""
+    """One scored draw: its tokens (with the end-of-sequence token), whether it was truncated, and its scores."""
 
     tokens: tuple[int, ...]
     truncated: bool
@@ -39,17 +39,17 @@ def by_reward(draw: Scored) -> float:
 
 
 def by_held_out(draw: Scored) -> float:
-    """The held-out reward's score; not to be called when there is none."""
+    """Returns the score of the held-out reward. Must not be called when there is none."""
     assert draw.held_out is not None
     return draw.held_out
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """One prompt's draws, each list in the order of the reward, the lowest first and ties broken at random.
+    """The draws of one prompt, each list sorted by reward, lowest first, with ties broken at random.
 
-    `version` are of the version that is measured, `base` of the base, `served` of what answers requests when the
-    version is measured: the base's own where best-of-n of the base answers.
+    `version` holds draws of the measured version, `base` draws of the base, and `served` draws of the version that
+    answers requests during the evaluation, which are the base's own when best-of-n of the base answers.
     """
 
     prompt: tuple[int, ...]
@@ -60,7 +60,7 @@ class Samples:
 
 
 def choose(prompts: Iterable[LoggedPrompt], count: int, seed: int) -> list[LoggedPrompt]:
-    """`count` different prompts, or all when there are fewer; the same ones in the same order for the same seed.
+    """Returns `count` distinct prompts, or all when there are fewer. The same seed gives the same prompts and order.
 
     A prompt that was logged with several sampling settings is measured with the latest.
     """
@@ -70,14 +70,14 @@ def choose(prompts: Iterable[LoggedPrompt], count: int, seed: int) -> list[Logge
 
 
 class Sampler:
-    """Draws and scores what one prompt is measured with.
+    """Draws and scores the candidates that one prompt is measured with.
 
     Args:
-        engine: has all versions loaded.
-        version: the version that is measured, `draws` times for each prompt.
-        served: the version that answers requests, `served_draws` times for each prompt; None for the base.
-        base_draws: draws of the base for each prompt.
-        seed: decides every draw, as far as the engine allows.
+        engine: Has all versions loaded.
+        version: The measured version, drawn `draws` times per prompt.
+        served: The version that answers requests, drawn `served_draws` times per prompt; None for the base.
+        base_draws: Draws of the base per prompt.
+        seed: Determines every draw, as far as the engine allows.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class Sampler:
         self._draws, self._served_draws, self._base_draws, self._seed = draws, served_draws, base_draws, seed
 
     async def __call__(self, asked: LoggedPrompt) -> Samples | None:
-        """The prompt's samples; None when prompt and max_tokens do not fit the context."""
+        """Returns the samples of a prompt, or None when prompt and max_tokens exceed the context."""
         try:
             drawn = [
                 await self._draw(asked, self._version, self._draws, "version"),
                 await self._draw(asked, self._engine.base, self._base_draws, "base"),
             ]
         except PromptTooLong as error:
-            log.warning("a test prompt is left out", reason=str(error))
+            log.warning("test prompt skipped", reason=str(error))
             return None
         if self._served is not None:
             drawn.append(await self._draw(asked, self._served, self._served_draws, "served"))
@@ -119,7 +119,7 @@ class Sampler:
         )
 
     async def _draw(self, asked: LoggedPrompt, version: str, count: int, role: str) -> Draws:
-        # A seed for each role: with one seed, draws of different versions are not independent.
+        # Each role gets its own seed, because draws of different versions with the same seed are not independent.
         sampling = replace(asked.sampling, seed=self._seed_of(asked.prompt, role))
         draws = await collect(self._engine, DrawRequest(asked.prompt, version, count, sampling))
         if any(draw.finish_reason not in ("stop", "length") for draw in draws.draws):

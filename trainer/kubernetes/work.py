@@ -30,4 +30,4 @@ async def find_work(settings: Settings) -> Work:
         if name is None:
             return Work(False, "Nothing is served yet: no gateway has registered its base model.")
         due = await next_round(registry, await registry.get(name), settings)
-    return Work(due.is_due, due.waits_for)
+    return Work(due.is_ready, due.waits_for)

@@ -1,1 +1,1 @@
-"""Reports of a run: figures, tables and known ways to fail."""
+"""Reports of a run: figures, tables and signatures of known failures."""

@@ -1,4 +1,4 @@
-"""The charts of a run: how training went (upper row) and what the held-out prompts showed (lower row)."""
+"""Draws the charts of a run: its training (upper row) and its results on held-out prompts (lower row)."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -23,15 +23,15 @@ POLICY, HELD_OUT, BASE, BEST_OF_N, LIMIT = "#2563eb", "#db2777", "#94a3b8", "#d9
 def save(
     metrics: Metrics, evaluation: Evaluation | None, gate: GateSettings, *, title: str, svg: IO[bytes], png: Path
 ) -> None:
-    """Draw charts of what is there: training metrics, an evaluation, or both.
+    """Draws charts of the training metrics, of the evaluation, or of both.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: Both are missing.
     """
     rows = bool(metrics) + (evaluation is not None)
     if not rows:
         raise ValueError("a report needs training metrics or an evaluation")
-    # Some of the style is looked up only when the figure is drawn.
+    # Some style settings are read only when the figure is drawn.
     with rc_context(STYLE):
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.03, hspace=0.05)
         figure = Figure(figsize=(17, 0.5 + 4.1 * rows), layout=layout)
@@ -44,7 +44,7 @@ def save(
             for axis, chart in zip(axes[-1], PANELS_OF_EVALUATION, strict=True):
                 chart(axis, evaluation, gate)
         figure.savefig(svg, format="svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # what was laid out for the one serves for the other
+        figure.set_layout_engine("none")  # one layout serves for both files
         figure.savefig(png, dpi=110)
 
 
@@ -63,7 +63,7 @@ def _margin(axis: Axes, metrics: Metrics) -> None:
 
 
 def _gain(axis: Axes, metrics: Metrics) -> None:
-    """The objective along training, on validation prompts, and the step that was kept."""
+    """Draws the objective on validation prompts during training, and marks the step that was kept."""
     axis.set_title("Gain in the objective, validation prompts")
     for name, colour, label in (
         ("validation_gain", HELD_OUT, "logged groups, to second order"),
@@ -88,7 +88,7 @@ def _drawn(axis: Axes, metrics: Metrics) -> None:
     steps, rates = _series(metrics, "validation_win_rate")
     _, kls = _series(metrics, "validation_kl")
     if not steps:
-        axis.text(0.5, 0.5, "the policy drew nothing for itself", ha="center", va="center", transform=axis.transAxes)
+        axis.text(0.5, 0.5, "training used no draws of the policy", ha="center", va="center", transform=axis.transAxes)
         axis.set_axis_off()
         return
     axis.plot(steps, rates, "o-", color=POLICY, markersize=4, linewidth=1.4, label="win rate")
@@ -98,7 +98,7 @@ def _drawn(axis: Axes, metrics: Metrics) -> None:
 
 
 def _curves(axis: Axes, metrics: Metrics, name: str) -> None:
-    """A metric on the training groups, raw and smoothed, and on validation groups."""
+    """Draws a metric on the training groups, raw and smoothed, and on validation groups."""
     steps, values = _series(metrics, name)
     window = max(1, len(values) // 25)
     axis.plot(steps, values, color=POLICY, alpha=0.22, linewidth=0.8)
@@ -166,8 +166,8 @@ def _best_of_k(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
     axis.set_title("Best of k draws against what is served")
     for one in e.best_of_k:
         _interval(axis, one.win_rate_served, one.k, POLICY, horizontal=False)
-    least = 0.5 - gate.margin
-    axis.axhline(least, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, lower bound {least:.2f}")
+    minimum = 0.5 - gate.margin
+    axis.axhline(minimum, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, lower bound {minimum:.2f}")
     axis.axhline(0.5, color=FAINT, linewidth=1)
     axis.set_xlabel("k, draws an answer")
     axis.set_ylabel("win rate")

@@ -1,4 +1,4 @@
-"""`report.html` and `report.png` of a run directory, from the files that are in it."""
+"""Writes `report.html` and `report.png` of a run directory from the files in it."""
 
 import base64
 import io
@@ -22,13 +22,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(
     run_dir: Path, gate: GateSettings, *, version: str | None = None, verdict: "Verdict | None" = None
 ) -> Path:
-    """Write both files and return the path of `report.html`, which needs no other file and no network.
+    """Writes both files and returns the path of `report.html`, which needs no other file and no network.
 
     Args:
-        run_dir: has `metrics.jsonl`, `evaluation.json`, or both; `run.json` when it is a training run's.
-        gate: its thresholds are marked in the charts.
-        version: the name it was registered under, when it was.
-        verdict: the gate's, when it has been judged.
+        run_dir: Holds `metrics.jsonl`, `evaluation.json`, or both, and `run.json` if it is a training run's.
+        gate: The charts mark its thresholds.
+        version: The name of the registered version, if there is one.
+        verdict: The gate's verdict, if there is one.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -67,7 +67,7 @@ def write_report(
 
 
 def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, str]]:
-    """What tables say of an evaluation: a title, an estimate or a plain number (None where there is none), a remark."""
+    """Returns rows for a table of an evaluation: a title, an estimate or a number (None if missing), and a remark."""
     ideal, bound = best_of_n_win_rate(e.n), best_of_n_kl(e.n)
     base, one, best = f"the base {e.base}", e.best_of_k[0], f"best-of-{e.n}"
     served = served_name(e)
@@ -79,11 +79,11 @@ def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, s
         (f"win rate against {base}", e.win_rate, f"{best} without ties: {ideal:.3f}"),
         (f"win rate against {served}", one.win_rate_served, "0.5 is as good"),
         ("the same by the held-out reward", one.held_out_win_rate_served, ""),
-        ("effective n", e.effective_n, f"one draw wins as often as the best of so many of {base}"),
+        ("effective n", e.effective_n, f"one draw wins as often as the best of this many draws of {base}"),
         (f"win rate of {best} against {base}", e.best_of_n_win_rate, ""),
         (f"share of {best}'s reward gain recovered", e.recovered, ""),
         (f"win rate against {base} by {e.held_out_reward}", e.held_out_win_rate, "held-out reward, never trained on"),
-        (f"win rate of {best} by {e.held_out_reward}", e.held_out_best_of_n_win_rate, "still chosen by the reward"),
+        (f"win rate of {best} by {e.held_out_reward}", e.held_out_best_of_n_win_rate, "the reward still selects"),
         ("gain by the held-out reward over that by the reward", e.held_out_share, "in win rate"),
         (f"the same for {best}", e.best_of_n_held_out_share, "a much lower share above is reward hacking"),
         ("mean reward", e.reward_mean, f"{e.reward}, version {e.reward_version}"),
@@ -101,7 +101,7 @@ def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, s
 
 
 def served_name(e: Evaluation) -> str:
-    """What the version was compared with as what answers requests."""
+    """Returns what the version was compared with, in words."""
     return f"best-of-{e.served_k} of {e.served}" if e.served_k > 1 else f"one draw of {e.served}"
 
 

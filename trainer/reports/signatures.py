@@ -1,4 +1,4 @@
-"""Signatures of a distillation that failed in a known way: what is seen, and what to change."""
+"""Detects known ways in which a distillation fails, with the evidence and a remedy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,24 +19,24 @@ FLAT, OVERFITTED, DEPARTED, TRUNCATED, HACKED, UNDERFITTED = (
 NAMES = (FLAT, OVERFITTED, DEPARTED, TRUNCATED, HACKED, UNDERFITTED)
 
 WASTED_KL = 0.5
-"""A win rate that could be had for less than this share of the KL spent is flat."""
-LEAST_KL = 0.05
-"""Nats: below it nothing has been spent."""
+"""A version is flat when its win rate could be had for less than this share of the KL spent."""
+MIN_KL = 0.05
+"""In nats. Below it, no KL worth mentioning has been spent."""
 MARGIN_OVER = 3.0
-"""Margin on training groups over that on validation groups, from which on they are learnt by heart."""
-LEAST_MARGIN = 1.0
-"""Nats: smaller margins on training groups are no sign of anything."""
-MOST_TRUNCATED = 0.1
-"""The share of answers that may be cut off."""
+"""Ratio of the margin on training groups to that on validation groups from which the training groups are memorised."""
+MIN_MARGIN = 1.0
+"""In nats. Smaller margins on training groups are not a sign of anything."""
+MAX_TRUNCATED = 0.1
+"""The share of truncated answers above which a signature is reported."""
 HELD_OUT_LOST = 0.5
-"""The version's held-out share over best-of-n's, below which it has learnt the reward's errors."""
+"""Ratio of the version's held-out share to best-of-n's below which it has learnt the reward's errors."""
 MARGIN_UNDER = 0.15
-"""Share of its target that the margin of the training groups has at the end of a run that has learnt something."""
+"""Share of its target below which the final margin of the training groups means that little was learnt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """`seen` says by which figures it was known, `remedy` what to change."""
+    """A failure that was found: `seen` is the evidence in figures, `remedy` the recommended change."""
 
     name: str
     seen: str
@@ -44,9 +44,9 @@ class Signature:
 
 
 def signatures(metrics: Sequence[Mapping[str, Any]], evaluation: Evaluation | None) -> tuple[Signature, ...]:
-    """Those found in a run's metrics and its evaluation; either may be missing.
+    """Returns the signatures found in a run's metrics and its evaluation; either may be missing.
 
-    Evaluations are read on the interval bound that speaks for the version.
+    Estimates are judged by the bound of their interval that is more favourable to the version.
     """
     found = [_overfitted(metrics), _departed(metrics), _underfitted(metrics)]
     if evaluation is not None:
@@ -55,9 +55,9 @@ def signatures(metrics: Sequence[Mapping[str, Any]], evaluation: Evaluation | No
 
 
 def _flat(evaluation: Evaluation) -> Signature | None:
-    """The KL that the frontier asks for this win rate is a small part of the KL spent."""
+    """The win rate could be reached with a small part of the KL spent."""
     win_rate, kl = evaluation.win_rate, evaluation.kl
-    if not kl.low > LEAST_KL:
+    if not kl.low > MIN_KL:
         return None
     needed = frontier_kl(min(win_rate.high, 1 - 1e-9))
     if needed >= WASTED_KL * kl.low:
@@ -74,7 +74,7 @@ def _flat(evaluation: Evaluation) -> Signature | None:
 def _overfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
     """The margin of the training groups is far above that of validation groups."""
     train, validation = _ends(metrics, "margin"), _ends(metrics, "validation_margin")
-    if train is None or validation is None or train.last < LEAST_MARGIN:
+    if train is None or validation is None or train.last < MIN_MARGIN:
         return None
     if train.last <= MARGIN_OVER * max(validation.last, 0.0):
         return None
@@ -82,13 +82,13 @@ def _overfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
         OVERFITTED,
         f"best and worst of the training groups are {train.last:.1f} nats apart at the end, and those of validation "
         f"groups {validation.last:.1f}",
-        "the groups are learnt by heart: lower train.epochs or train.learning_rate, or log groups for more different "
-        "prompts",
+        "the policy has memorised the groups: lower train.epochs or train.learning_rate, or log groups for more "
+        "different prompts",
     )
 
 
 def _departed(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
-    """Logged groups promise a gain, and fresh draws of the same policy show none."""
+    """Logged groups promise a gain, but fresh draws of the policy show none."""
     promised, drawn = _last(metrics, "validation_gain"), _last(metrics, "interpolation_gain")
     share = _last(metrics, "interpolation_share")
     if promised is None or drawn is None or share is None or promised <= 0 or (share > 0 and drawn > 0.25 * promised):
@@ -97,13 +97,13 @@ def _departed(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
         DEPARTED,
         f"validation groups promised a gain of {promised:.2f} nats, and draws of the policy gained {drawn:.2f} at "
         f"{share:.0%} of the way from the base",
-        "the policy says what the base would hardly say: lower train.learning_rate, raise train.sft_weight, or let it "
-        "learn from its own draws (train.refine)",
+        "the policy generates text that is unlikely under the base: lower train.learning_rate, raise "
+        "train.sft_weight, or let it learn from its own draws (train.refine)",
     )
 
 
 def _underfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
-    """The margin of the training groups ends far under its target."""
+    """The final margin of the training groups is far below its target."""
     margin, target = _ends(metrics, "margin"), _ends(metrics, "target")
     if margin is None or target is None or margin.last >= MARGIN_UNDER * target.last:
         return None
@@ -116,9 +116,9 @@ def _underfitted(metrics: Sequence[Mapping[str, Any]]) -> Signature | None:
 
 
 def _truncated(evaluation: Evaluation) -> Signature | None:
-    """Many answers were cut off, and the reward has judged them as if they were finished."""
+    """Many answers were truncated, and the reward scored them as if they were complete."""
     worst = max(evaluation.truncated, evaluation.base_truncated)
-    if worst <= MOST_TRUNCATED:
+    if worst <= MAX_TRUNCATED:
         return None
     enough = evaluation.sufficient_max_tokens
     remedy = f"about {enough} tokens would let nine of ten end" if enough else "raise it until nine of ten end"
@@ -131,7 +131,7 @@ def _truncated(evaluation: Evaluation) -> Signature | None:
 
 
 def _hacked(evaluation: Evaluation) -> Signature | None:
-    """By the held-out reward the version gains far less of what it gains by the reward than best-of-n does."""
+    """The share of the gain that the held-out reward confirms is far lower for the version than for best-of-n."""
     ours, best = evaluation.held_out_share, evaluation.best_of_n_held_out_share
     if ours is None or best is None or not ours.high < HELD_OUT_LOST * best.value:
         return None
@@ -144,14 +144,14 @@ def _hacked(evaluation: Evaluation) -> Signature | None:
 
 
 class _Ends(NamedTuple):
-    """Means of a metric over the first and the last tenth of what was reported."""
+    """Means of a metric over the first and the last tenth of its values."""
 
     first: float
     last: float
 
 
 def _ends(metrics: Sequence[Mapping[str, Any]], name: str) -> _Ends | None:
-    """Of the offline stage, whose groups are the same ones all the time."""
+    """Returns the means of a metric of the offline stage, whose groups stay the same."""
     values = [entry[name] for entry in metrics if name in entry and entry.get("stage", 0) == 0]
     tenth = max(1, len(values) // 10)
     return _Ends(fmean(values[:tenth]), fmean(values[-tenth:])) if values else None

@@ -1,4 +1,4 @@
-"""Evaluations, verdicts and versions on the terminal."""
+"""Prints evaluations, verdicts and versions in the terminal."""
 
 from rich.console import Console
 from rich.table import Table
@@ -10,7 +10,7 @@ from trainer.reports.report import evaluation_rows
 
 
 def show(console: Console, evaluation: Evaluation, verdict: Verdict) -> None:
-    """The evaluation and the verdict as tables."""
+    """Prints the evaluation and the verdict as tables."""
     table = Table(title=f"{evaluation.version}: one draw on {evaluation.prompts} test prompts", title_justify="left")
     for title, justify in (("", "left"), ("value", "right"), ("95 % interval", "right"), ("count", "right")):
         table.add_column(title, justify=justify)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""How the processes of a run share its work: accelerate, configured by the run's settings."""
+"""Configures accelerate, which distributes a run's work over its processes, from the run's settings."""
 
 import os
 
@@ -11,14 +11,14 @@ from bonbon.settings import TrainSettings
 
 
 def make_accelerator(config: TrainSettings) -> Accelerator:
-    """The accelerator of this process, which is alone or one of a launcher's."""
+    """Returns the accelerator of this process, which runs alone or under a launcher."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     on_cpu = several and not torch.cuda.is_available()
     plugin = _fully_sharded() if several and config.sharding == "full" else None
-    # Without `cpu`, several processes on a machine without GPU would not know of each other.
+    # Without `cpu`, several processes on a machine without a GPU would not find each other.
     accelerator = Accelerator(mixed_precision=_precision(config), cpu=on_cpu, fsdp_plugin=plugin)
     if plugin is not None and on_cpu:
-        # On CPUs accelerate passes over the plugin, without a word, and would replicate the model.
+        # On CPUs accelerate silently ignores the plugin and would replicate the model.
         if accelerator.mixed_precision != "no":
             plugin.set_mixed_precision(accelerator.mixed_precision)
         accelerator.state.distributed_type = DistributedType.FSDP
@@ -27,8 +27,11 @@ def make_accelerator(config: TrainSettings) -> Accelerator:
 
 
 def name_layers(accelerator: Accelerator, model: nn.Module) -> None:
-    """Say which classes the units of a sharded run have, before it is prepared: those that the model names for this
-    and has. Models that read more than text name some that they have not."""
+    """Sets the classes that a sharded run wraps as units, before the model is prepared.
+
+    They are the classes that the model lists for this purpose and contains; multimodal models list some that are
+    absent.
+    """
     plugin = getattr(accelerator.state, "fsdp_plugin", None)
     if plugin is not None:
         named: set[str] = set(getattr(model, "_no_split_modules", None) or ())
@@ -36,7 +39,7 @@ def name_layers(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 def _fully_sharded() -> FullyShardedDataParallelPlugin:
-    """FSDP2 with one unit a transformer layer, which the model itself names."""
+    """Returns the plugin for FSDP2 with one unit per transformer layer, whose class the model names."""
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",

@@ -1,11 +1,10 @@
-"""Checkpoints of a training stage: weights, optimiser state and what was best so far, one directory a step.
+"""Checkpoints of a training stage: weights, optimiser state and the best step so far, in one directory per step.
 
 The learning rate, the order of the data and the random numbers of a step are functions of the run's settings and the
-step, so a checkpoint need not hold them.
+step, so a checkpoint need not store them.
 """
 
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from bonbon.fsync import fsync
 from trainer.result_files import read_json, write_json
 from trainer.training.learning.learner import Learner, Weights, refuse_non_finite
 
@@ -32,10 +32,10 @@ WEIGHTS, OPTIMISER, BEST, STATE = "weights.safetensors", "optimiser.safetensors"
 
 @dataclass(slots=True)
 class Checkpoint:
-    """How far a stage is.
+    """The progress of a stage.
 
-    `best` has the weights of the step `best_step`, whose gain was the highest so far. `mark` is the gain that further
-    looks are compared with, and `halvings` how often the learning rate was halved.
+    `best` holds the weights of the step `best_step`, whose gain is the highest so far. `mark` is the gain that later
+    validations are compared with, and `halvings` is how often the learning rate was halved.
     """
 
     step: int = 0
@@ -46,34 +46,36 @@ class Checkpoint:
     looks_since_mark: int = 0
     halvings: int = 0
 
-    def see(self, gain: float, weights: Callable[[], Weights], *, least: float = 0.0) -> None:
-        """Take note of the gain of the policy as it is: the highest is kept, and one that is `least` above the mark
-        becomes the mark."""
+    def see(self, gain: float, weights: Callable[[], Weights], *, min_gain: float = 0.0) -> None:
+        """Records the gain of the current policy.
+
+        The highest gain is kept with its weights. A gain that is at least `min_gain` above the mark becomes the mark.
+        """
         if gain > self.best_gain:
             self.best, self.best_step, self.best_gain = weights(), self.step, gain
         self.looks_since_mark += 1
-        if gain > self.mark + least:
+        if gain > self.mark + min_gain:
             self.mark, self.looks_since_mark = gain, 0
 
 
 class Checkpoints:
     """The last `keep` checkpoints under `directory`.
 
-    One appears under its name only when it is whole and on disk: an interrupted one is never picked up.
+    A checkpoint appears under its name only when it is complete and on disk, so an interrupted one is never loaded.
     """
 
     def __init__(self, directory: Path, keep: int, accelerator: Accelerator) -> None:
         self.directory, self.keep, self.accelerator = directory, keep, accelerator
 
     def latest(self) -> int | None:
-        """Step of the newest whole checkpoint, None when there is none."""
+        """Returns the step of the newest complete checkpoint, or None."""
         return max(self._steps(), default=None)
 
     def save(self, state: Checkpoint, learner: Learner) -> None:
-        """Write a checkpoint after `state.step` optimiser steps; every process must call it.
+        """Writes a checkpoint after `state.step` optimiser steps. Every process must call it.
 
         Raises:
-            BonbonError: a weight is not finite; nothing is written.
+            BonbonError: A weight is not finite; nothing is written.
         """
         weights = learner.weights()
         optimiser: Any = get_optimizer_state_dict(learner.model, learner.optimiser.optimizer, options=WHOLE)
@@ -86,7 +88,7 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def load(self, learner: Learner) -> Checkpoint | None:
-        """Put the learner back to where the newest checkpoint found it; None when there is none.
+        """Restores the learner from the newest checkpoint and returns its state, or None when there is none.
 
         Every process must call it.
         """
@@ -100,7 +102,7 @@ class Checkpoints:
             name, _, entry = key.rpartition("/")
             state.setdefault(name, {})[entry] = tensor
         model, optimiser = learner.model, learner.optimiser.optimizer
-        # The settings of the groups are the run's own; only the main process would be given them whole.
+        # The settings of the parameter groups come from the run; a checkpoint would give them to the main process only.
         groups = get_optimizer_state_dict(model, optimiser, options=OWN)["param_groups"]
         set_optimizer_state_dict(model, optimiser, {"state": state, "param_groups": groups}, options=WHOLE)
         values = read_json(path / STATE) or {}
@@ -116,12 +118,12 @@ class Checkpoints:
         partial.mkdir()
         write_json(partial / STATE, values)
         for name, tensors in files.items():
-            # Copies, because tied weights share memory and safetensors holds each tensor by itself.
+            # Copies, because tied weights share memory and safetensors stores each tensor separately.
             save_file({key: tensor.detach().clone().contiguous() for key, tensor in tensors.items()}, partial / name)
-            sync(partial / name)
+            fsync(partial / name)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        sync(self.directory)
+        fsync(self.directory)
         for old in sorted(self._steps())[: -self.keep]:
             shutil.rmtree(self._path(old))
 
@@ -135,17 +137,8 @@ class Checkpoints:
         return [int(match[1]) for match in found if match]
 
 
-def sync(path: Path) -> None:
-    """Return when the file or directory is on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _json(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity."""
+    """Replaces infinities, which JSON cannot represent."""
     return {name: None if value == -math.inf else value for name, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""An error on its way from one process of a run to another, as JSON."""
+"""Passes an error from one process of a run to another, as JSON."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -10,7 +10,9 @@ KINDS = {kind.__name__: kind for kind in (UserError, EngineError, RewardError)}
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The error that ended a training or its draws; `kind` names its class among `KINDS`, or is any other."""
+    """The error that ended a training or its draws. `kind` is the name of its class, which is one of `KINDS` or any
+    other.
+    """
 
     message: str
     kind: str
@@ -23,7 +25,7 @@ class Failure:
         return cls(message, kind, getattr(error, "param", None))
 
     def error(self) -> BonbonError:
-        """The error again, of its own class."""
+        """Returns the error as an instance of its own class."""
         if self.kind == "UserError":
             return UserError(self.message, param=self.param)
         return KINDS.get(self.kind, BonbonError)(self.message)

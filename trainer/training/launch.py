@@ -1,7 +1,7 @@
-"""Starting a training: in this process, or in several that a launcher starts.
+"""Starts a training in this process, or in several processes through a launcher.
 
-The processes train and nothing else. They read what to do from the run directory and leave there what became of it; the
-lease, the database and the registry stay with the process that launched them.
+Worker processes only train. They read their job from the run directory and leave the result there. The lease, the
+database and the registry stay with the process that launched them.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ JOB, OUTCOME = "job.json", "outcome.json"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """The arguments of `trainer.training.train.train`; the run directory is where this is."""
+    """The arguments of `trainer.training.train.train`, stored in the run directory."""
 
     model: str
     train: TrainSettings
@@ -51,18 +51,18 @@ async def run_training(
     draws: bool,
     progress: bool,
 ) -> "TrainingResult":
-    """`trainer.training.train.train` in `train.processes` processes, or in those of `train.launcher`.
+    """Runs `trainer.training.train.train` in `train.processes` processes, or in those that `train.launcher` starts.
 
-    When this process ends, however it ends, the others do too: the run goes on from its last checkpoint.
+    The worker processes end with this process, however it ends. The run then continues from its last checkpoint.
 
     Raises:
-        UserError, BonbonError: what `train` raises, or a process died.
+        UserError, BonbonError: The error that `train` raised, or a worker process died.
     """
     from trainer.training.train import train
 
     config = settings.train
     if config.processes == 1 and not config.launcher:
-        # In a thread: the lease is renewed meanwhile, and no second start of torch is paid for.
+        # In a thread, so that the lease is renewed meanwhile and torch is not started a second time.
         return await asyncio.to_thread(
             train,
             settings,
@@ -79,7 +79,7 @@ async def run_training(
     (run_dir / OUTCOME).unlink(missing_ok=True)
     (run_dir / JOB).write_bytes(TypeAdapter(Job).dump_json(job, indent=2))
     try:
-        # Of a session of its own, for Ctrl-C is meant for this process, which may want to end the stage first.
+        # In a session of its own, so that Ctrl-C reaches this process only, which may finish the stage first.
         # PYTHONSAFEPATH: a user's own `trainer.py` in the working directory must not be taken for this package.
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, start_new_session=True, env={**os.environ, "PYTHONSAFEPATH": "1"}
@@ -103,7 +103,7 @@ def _launcher(config: TrainSettings) -> list[str]:
     if torch.cuda.is_available() and config.processes > torch.cuda.device_count():
         raise UserError(
             f"train.processes = {config.processes} is more than this machine's {torch.cuda.device_count()} GPUs: "
-            "lower it, or name a launcher that knows more machines (train.launcher)",
+            "lower it, or set train.launcher to one that uses more machines",
             param="train.processes",
         )
     run = [sys.executable, "-m", "torch.distributed.run"]
@@ -111,7 +111,7 @@ def _launcher(config: TrainSettings) -> list[str]:
 
 
 async def _end(process: Process) -> None:
-    """Close the workers' standard input, at which they end, and wait for the launcher."""
+    """Closes the workers' standard input, which ends them, and waits for the launcher."""
     if process.returncode is None:
         assert process.stdin is not None
         process.stdin.close()

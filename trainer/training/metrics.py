@@ -1,4 +1,4 @@
-"""What a training run reports: one JSON object a line, and the same to TensorBoard."""
+"""Writes a training run's metrics as JSON Lines and for TensorBoard."""
 
 import json
 import math
@@ -9,10 +9,10 @@ from typing import Any, Self
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` and `tensorboard/` in a run directory; each line is on file when `write` returns.
+    """Appends to `metrics.jsonl` and `tensorboard/` in a run directory. Each line is in the file when `write` returns.
 
     Args:
-        resume: the step that the run goes on from. What was reported after it is dropped: it comes again.
+        resume: The step at which the run continues. Later lines are dropped, because the run writes them again.
         enabled: False in all processes but the main one.
     """
 
@@ -31,7 +31,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume + 1 if resume else 0)
 
     def write(self, step: int, epoch: float, **values: float) -> None:
-        """One line: `step`, `epoch` and the values by name."""
+        """Writes one line with `step`, `epoch` and the named values."""
         if not self.enabled:
             return
         self._file.write(json.dumps({"step": step, "epoch": round(epoch, 4), **values}) + "\n")
@@ -53,14 +53,14 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, oldest first. A last line cut short by a crash is left out."""
+    """Returns the lines of `metrics.jsonl`, oldest first, without a last line that a crash cut short."""
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 
 def latest_metrics(run_dir: Path) -> dict[str, float]:
-    """The last value reported under each name, those that are not finite left out."""
+    """Returns the last finite value reported under each name."""
     latest: dict[str, float] = {}
     for entry in read_metrics(run_dir):
         latest |= {name: value for name, value in entry.items() if math.isfinite(value)}

@@ -1,4 +1,4 @@
-"""A training run: the stages that a policy goes through, from where it starts to what is kept of it."""
+"""Runs the stages of a training, from the starting weights to the weights that are kept."""
 
 import math
 from dataclasses import asdict
@@ -38,23 +38,26 @@ if TYPE_CHECKING:
     from bonbon.registry.version_records import Version
 
 REFINED = 0.2
-"""The refinement's learning rate over that of the offline stage: fresh draws are noisier than all logged groups are."""
+"""Learning rate of the refinement relative to the offline stage's. It is lower because fresh draws are fewer and
+noisier.
+"""
 NOISE = 0.001
-"""KL a token that 16-bit arithmetic adds between two computations of one policy, for each of the two that uses it."""
+"""KL per token that 16-bit arithmetic adds between two computations of one policy, for each of the two that uses it."""
 
 
 class Run:
-    """Every process of a distributed run makes one and calls the same methods; the main process writes the files.
+    """One training run. Every process of a distributed run creates one and calls the same methods; the main process
+    writes.
 
     Args:
-        groups: the snapshot's, and `rows` those to train on.
-        base: directory of the base, which is the reference policy, and `base_name` its name in the groups.
-        n: of the best-of-n that is imitated.
-        start: the version that training starts from; None or a base version: the base.
-        key: names snapshot and base; cached log-probabilities under the base are used under the same key only.
+        groups: The snapshot's groups; `rows` are those to train on.
+        base: Directory of the base, which is the reference policy; `base_name` is its name in the groups.
+        n: The n of the best-of-n that is imitated.
+        start: The version that training starts from; None or a base version for the base.
+        key: Identifies snapshot and base. Cached log-probabilities under the base are used only with the same key.
 
     Raises:
-        UserError: the groups were not drawn from the policies that they say.
+        UserError: The groups were not drawn from the policies that they name.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class Run:
         key: str,
     ) -> None:
         self.config, self.groups, self.run_dir, self.bars = config, groups, run_dir, bars
-        self.tilt, self.most_kl = tilt(n), config.kl or best_of_n_kl(n)
+        self.tilt, self.max_kl = tilt(n), config.kl or best_of_n_kl(n)
         self.validation = validation_rows(groups, config.seed)
         self.draws_for_validation = max(2, math.ceil(config.validation_draws / max(1, len(self.validation))))
         bf16 = accelerator.mixed_precision == "bf16"
@@ -109,10 +112,10 @@ class Run:
         )
 
     def train(self, *, draws: bool) -> Weights:
-        """What the stages arrive at, as it is stored.
+        """Returns the weights at the end of the last stage, as they are stored.
 
         Raises:
-            BonbonError: the loss, the gradient or a weight is not finite, or drawing failed; what was done is kept.
+            BonbonError: The loss, the gradient or a weight is not finite, or drawing failed; the progress is kept.
         """
         main = self.learner.accelerator.is_main_process
         done = self.offline.checkpoints.latest() or 0
@@ -126,7 +129,7 @@ class Run:
             return self.learner.interpolated(weights, 1.0)
 
     def _improved_on_draws(self, weights: Weights, metrics: MetricsLog) -> Weights:
-        """Choose by what the policy draws, and learn from it."""
+        """Interpolates by what the policy's draws gain, and refines the policy on its own draws."""
         config, learner = self.config, self.learner
         drawer = Drawer(learner, self.groups, DrawBox(self.run_dir), base=self.base_name, seed=config.seed)
         found = interpolate(
@@ -136,7 +139,7 @@ class Run:
             self.validation,
             draws=self.draws_for_validation,
             tilt=self.tilt,
-            most_kl=self.most_kl,
+            max_kl=self.max_kl,
             run_dir=self.run_dir,
             progress=self.bars,
         )
@@ -156,7 +159,7 @@ class Run:
             config=config,
             rate=config.refine_learning_rate or REFINED * self.offline.rate(),
             tilt=self.tilt,
-            most_kl=self.most_kl,
+            max_kl=self.max_kl,
             offset=steps,
             epochs=epochs,
             run_dir=self.run_dir,
@@ -165,7 +168,7 @@ class Run:
         return learner.interpolated(refinement.run(metrics), 1.0)
 
     def _reference(self, path: Path, key: str) -> Tensor:
-        """Log-probabilities of all candidates under the base, kept in `path` and read from there under the same key."""
+        """Returns the log-probabilities of all candidates under the base, cached in `path` under `key`."""
         if path.exists():
             with safe_open(path, framework="pt") as file:
                 if (file.metadata() or {}).get("key") == key:
@@ -179,7 +182,7 @@ class Run:
         return logprobs
 
     def _checked(self, start: "Version | None", noise: float) -> float:
-        """The base's groups against the base, and others against the version that they were drawn from."""
+        """Checks the base's groups against the base, and the other groups against the version they were drawn from."""
         limit, groups = self.config.max_sampler_gap, self.groups
         gap = check_sampler(
             groups, checked_rows(groups, by_base=True), self.reference, limit=limit, noise=noise, name=self.base_name
@@ -194,7 +197,7 @@ class Run:
 def _base_weights(
     config: TrainSettings, policy: "PreTrainedModel | PeftModel", base: Path, start: "Version | None"
 ) -> Weights | None:
-    """What the base has in the place of the weights that are trained; None for an adapter."""
+    """Returns the base's values of the weights that are trained; None for an adapter."""
     if config.method == "lora":
         return None
     if start is not None and start.kind is not VersionKind.BASE:

@@ -1,4 +1,4 @@
-"""`run.json`: what a run directory holds the run of, so that a restart resumes that run and no other."""
+"""Writes `run.json`, which identifies the run in a directory, so that a restart resumes that run and no other."""
 
 import platform
 from importlib.metadata import version
@@ -13,7 +13,7 @@ from bonbon.settings import TrainSettings
 from trainer.result_files import read_json, write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors")
-# These change how fast a run is and what it leaves behind, not what it computes.
+# These settings change a run's speed and its files, not its result.
 INDIFFERENT = {
     "micro_batch_size",
     "gradient_checkpointing",
@@ -28,7 +28,7 @@ INDIFFERENT = {
 
 
 class Digests(NamedTuple):
-    """Of the files of the base and of the version that training starts from."""
+    """Digests of the files of the base and of the version that training starts from."""
 
     base: str
     start: str
@@ -37,7 +37,7 @@ class Digests(NamedTuple):
 def describe(
     settings: TrainSettings, snapshot: Snapshot, *, n: int, base_name: str, digests: Digests
 ) -> dict[str, Any]:
-    """What makes a run the run it is, and what it was made with."""
+    """Returns what identifies a run, and the versions of the software that made it."""
     return {
         "train": settings.model_dump(mode="json"),
         "n": n,
@@ -57,13 +57,13 @@ def describe(
 
 
 def claim(run_dir: Path, description: dict[str, Any], *, base: Path) -> None:
-    """Make `run_dir` this run's, or find that it already is.
+    """Records the run in `run_dir`, or checks that it is the recorded one.
 
     Args:
-        base: directory of the base, which an earlier release may have recorded with another digest.
+        base: Directory of the base, which an earlier release may have recorded with another digest.
 
     Raises:
-        UserError: the directory holds another run; the message says in what it differs.
+        UserError: The directory holds another run; the message lists the differences.
     """
     path = run_dir / "run.json"
     if recorded := read_json(path):
@@ -81,7 +81,7 @@ def claim(run_dir: Path, description: dict[str, Any], *, base: Path) -> None:
 
 
 def _rename_base(recorded: dict[str, Any], base: Path, digest: str) -> None:
-    """Put today's digest of the base in the place of an earlier release's, where that one names the same files."""
+    """Replaces the base's digest of an earlier release by today's when both describe the same files."""
     earlier = recorded["base"]["digest"]
     if names_base(earlier, base, digest):
         for name in ("base", "start"):

@@ -1,4 +1,4 @@
-"""Whether training can go on from a version with the settings that there are."""
+"""Checks whether training can continue from a version with the given settings."""
 
 from pathlib import Path
 
@@ -9,23 +9,23 @@ from bonbon.settings import TrainSettings
 
 
 def check_start(base: Path, start: VersionFiles | None, settings: TrainSettings) -> None:
-    """Raise UserError where `train.method` cannot go on from `start` (None: the base). Reads no weights.
+    """Raises UserError when `train.method` cannot continue from `start` (None: the base). Does not read any weights.
 
-    A version with weights of its own takes no adapter. An adapter on embeddings that the model's output shares cannot
-    be merged: it changes the input alone, or the output alone, and the merged weights would change both.
+    A version with whole weights cannot be given an adapter. An adapter on embeddings that are tied to the model's
+    output cannot be merged: it changes either the input or the output, and merged weights would change both.
     """
     if start is None or start.kind is VersionKind.BASE:
         return
     if start.kind is VersionKind.FULL:
         if settings.method == "lora":
             raise UserError(
-                f"train.method = 'lora' cannot go on from {start.name}: it has weights of its own, and an adapter "
+                f"train.method = 'lora' cannot continue from {start.name}: it has whole weights, and an adapter "
                 "trained on it would not fit the base it is served with; set train.method = 'full'",
                 param="train.method",
             )
     elif settings.method == "full" and (shared := adapted_and_shared(base, start.directory)):
         raise UserError(
-            f"train.method = 'full' cannot go on from {start.name}: its adapter is on {shared}, whose weights the "
+            f"train.method = 'full' cannot continue from {start.name}: its adapter is on {shared}, whose weights the "
             "model's input and output share, so that merging it would change both; set train.method = 'lora', or "
             "start from the base (bonbon train --version)",
             param="train.method",

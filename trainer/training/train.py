@@ -1,4 +1,4 @@
-"""Training: from a snapshot of groups to an adapter or a whole model."""
+"""Trains an adapter or a whole model from a snapshot of groups."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,9 +35,9 @@ BASE_ORDER = 99
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """A finished run: `output` is an adapter's or a whole model's directory, as `kind` says.
+    """A finished run. `output` is the directory of an adapter or of a whole model, as `kind` says.
 
-    `groups` were trained on in `steps` optimiser steps; `metrics` has the last reported value under each name.
+    `groups` is the number of groups trained on in `steps` optimiser steps; `metrics` holds the last value of each name.
     """
 
     run_dir: Path
@@ -59,19 +59,18 @@ def train(
     draws: bool = False,
     progress: bool = True,
 ) -> TrainingResult:
-    """Train on `snapshot` in `run_dir`; an interrupted run goes on from its last checkpoint, a finished one is kept.
+    """Trains on `snapshot` in `run_dir`. An interrupted run continues from its last checkpoint; a finished one is kept.
 
     Args:
-        base: directory of the base model, which is the reference policy.
-        n: of the best-of-n that is imitated.
-        start: the version that training starts from. None or a base version: the base itself.
-        draws: whether somebody fulfils the run's orders for draws (`trainer.training.stages.draws`). Then the policy is
-            brought to where its own draws are best and, by `train.refine`, learns from them.
+        base: Directory of the base model, which is the reference policy.
+        n: The n of the best-of-n that is imitated.
+        start: The version that training starts from. None or a base version for the base itself.
+        draws: Whether another process fulfils the run's orders for draws (`trainer.training.stages.draws`). The policy
+            is then interpolated by its own draws and, according to `train.refine`, learns from them.
 
     Raises:
-        UserError: snapshot, base, start and settings do not belong together, or `run_dir` holds another run.
-        BonbonError: the loss, a gradient or a weight is not finite, or drawing failed; the last checkpoint before that
-            is kept.
+        UserError: Snapshot, base, start and settings do not fit together, or `run_dir` holds another run.
+        BonbonError: The loss, a gradient or a weight is not finite, or drawing failed; the last checkpoint is kept.
     """
     config = settings.train
     if config.threads:
@@ -122,7 +121,7 @@ def _read(
     draws: bool,
     vocabulary: int,
 ) -> Groups:
-    """The snapshot's groups and, for prompts that the base has not drawn for, groups that it draws now."""
+    """Returns the snapshot's groups, and draws groups for prompts that the base has not drawn for."""
     groups = Groups.read(snapshot.groups_file, base=snapshot.base, vocabulary=vocabulary)
     wanted = np.flatnonzero(~groups.comparable & (groups.split != Split.TEST))
     rows = np.random.default_rng(config.seed).permutation(wanted)[: config.base_prompts]
@@ -137,11 +136,11 @@ def _read(
 
 
 def _refuse_strangers(snapshot: Snapshot, base: Path, start: "Version | None") -> Digests:
-    """Digests of the base and of the start, once it is sure that they and the snapshot belong together."""
+    """Returns the digests of the base and of the start after checking that both belong to the snapshot."""
     if read_snapshot(snapshot.path).hash != snapshot.hash:
-        raise UserError(f"{snapshot.path} holds another snapshot than {snapshot.hash}; take a new one")
+        raise UserError(f"{snapshot.path} does not hold the snapshot {snapshot.hash}; take a new one")
     digest = base_digest(base)
-    # A registry that did not know the base left it empty; then the logged log-probabilities alone can tell.
+    # A registry that did not know the base left the digest empty. Only the logged log-probabilities can tell then.
     if snapshot.base_digest and not names_base(snapshot.base_digest, base, digest):
         raise UserError(
             f"the snapshot was sampled on a base with digest {snapshot.base_digest[:12]}, but {base} has "
@@ -178,7 +177,7 @@ def _refuse_sizes(config: TrainSettings, groups: int, processes: int) -> None:
         )
     if config.batch_size % (config.micro_batch_size * processes):
         raise UserError(
-            f"train.batch_size = {config.batch_size} is no multiple of train.micro_batch_size = "
+            f"train.batch_size = {config.batch_size} is not a multiple of train.micro_batch_size = "
             f"{config.micro_batch_size}" + (f" times {processes} processes" if processes > 1 else ""),
             param="train.micro_batch_size",
         )

@@ -1,6 +1,6 @@
-"""One of the processes of a training.
+"""One process of a training.
 
-`torchrun --nproc-per-node 8 -m trainer.training.worker RUN_DIRECTORY` starts them.
+`torchrun --nproc-per-node 8 -m trainer.training.worker RUN_DIRECTORY` starts the processes.
 """
 
 import logging
@@ -24,10 +24,12 @@ from trainer.training.train import TrainingResult, train
 
 
 def main(run_dir: Path, *, owned: bool) -> int:
-    """Train as the job in `run_dir` says; the main process leaves the result there, whoever failed the error.
+    """Trains as the job in `run_dir` says.
+
+    The main process writes the result to `run_dir`; any process that fails writes the error.
 
     Args:
-        owned: end when standard input ends, for then the process that holds the lease has.
+        owned: End when standard input closes, which shows that the process holding the lease has ended.
     """
     configure_logs(libraries=logging.WARNING)
     if owned:
@@ -58,7 +60,7 @@ def main(run_dir: Path, *, owned: bool) -> int:
 def _end_with_owner() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
-    os._exit(1)  # not sys.exit: the other threads may be deep in a collective that never ends
+    os._exit(1)  # not sys.exit: the other threads may be blocked in a collective that never ends
 
 
 if __name__ == "__main__":

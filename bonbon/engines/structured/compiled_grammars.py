@@ -18,7 +18,7 @@ CACHE_SIZE = 64
 TURNS = 3
 """The number of compile timeouts that a request waits for its turn, before the client is asked to retry."""
 REMEMBERED = 600.0
-"""Seconds for which a grammar that exceeded a limit is refused at once. Not for ever: the machine may have been busy."""
+"""Seconds for which a grammar that exceeded a limit is refused at once; afterwards the machine may be less busy."""
 UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*?)\]")
 
 

@@ -1,4 +1,4 @@
-"""Which groups are meant, where groups are deleted."""
+"""Conditions that select the groups to delete."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +11,7 @@ from bonbon.store.tables import groups
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Which groups: those that meet every condition given. As text it ends the sentence "delete 5 groups"."""
+    """Selects groups that meet every given condition. Its text ends a sentence such as "delete 5 groups"."""
 
     older_than: datetime | None = None
     user: str | None = None
@@ -25,7 +25,7 @@ class Conditions:
 
     @property
     def clause(self) -> ColumnElement[bool]:
-        """The same on the table of groups. Raises ValueError when there is none: it would mean every group."""
+        """Returns the conditions as a clause on the table of groups. Raises ValueError when none is given."""
         clauses: list[ColumnElement[bool]] = []
         if self.older_than is not None:
             clauses.append(groups.c.time < self.older_than)
@@ -36,7 +36,7 @@ class Conditions:
         return and_(*clauses)
 
     def meet(self, time: datetime, user: str | None, request_id: str | None, tenant: str | None) -> bool:
-        """Whether a group of which this is known meets every condition; what is not known meets none."""
+        """Returns whether a group with these properties meets every condition. An unknown property meets none."""
         named = (self.user, user), (self.request_id, request_id), (self.tenant, tenant)
         if self.older_than is not None and time >= self.older_than:
             return False

@@ -1,4 +1,4 @@
-"""What was deleted from the log on purpose: what comes late from a spool must not bring it back."""
+"""Records what was deleted from the log on purpose, so that groups arriving late from a spool stay deleted."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +15,9 @@ from bonbon.store.transaction import Transaction
 
 
 async def note_erasure(connection: Transaction, conditions: Conditions) -> None:
-    """Remember it. Names of users and requests are kept as digests: this is no record of persons."""
+    """Records an erasure. User names and request ids are stored as digests, because this must not be a record of
+    persons.
+    """
     row = {
         "id": time_ordered_id(),
         "time": datetime.now(UTC),
@@ -28,7 +30,7 @@ async def note_erasure(connection: Transaction, conditions: Conditions) -> None:
 
 
 async def without_erased(connection: Transaction, groups: Sequence[Group]) -> list[Group]:
-    """Those of `groups` that no erasure was meant for which came after them."""
+    """Returns those of `groups` that no later erasure covers."""
     if not groups:
         return []
     first = min(group.time for group in groups)

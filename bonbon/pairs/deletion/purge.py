@@ -1,4 +1,4 @@
-"""Deletes groups, with everything that hangs on them."""
+"""Deletes groups with everything that belongs to them."""
 
 from collections.abc import Callable
 
@@ -13,24 +13,24 @@ CHUNK = 1000
 
 
 async def count_purgeable(database: Database, conditions: Conditions) -> int:
-    """How many groups `purge` would delete now."""
+    """Returns how many groups `purge` would delete now."""
     query = select(func.count()).select_from(groups).where(conditions.clause)
     async with database.read(bulk=True) as connection:
         return int((await connection.execute(query)).scalar_one())
 
 
 async def purge(database: Database, conditions: Conditions, *, progress: Callable[[int], None] | None = None) -> int:
-    """Delete the groups that meet the conditions; how many.
+    """Deletes the groups that meet the conditions and returns how many.
 
-    Candidates, comparisons and feedback go with their groups; `Database.overwrite_deleted` then removes what SQLite's
-    files still have of them. What was answered before and comes later, from a spool, is left out.
-    Small transactions let writers through.
+    Candidates, comparisons and feedback are deleted with their groups. `Database.overwrite_deleted` then removes their
+    traces from SQLite's files. Groups that were answered earlier and arrive later, from a spool, are not stored. The
+    transactions are small, so that other writers get their turn.
 
     Args:
-        progress: called with the number of groups deleted so far.
+        progress: Called with the number of groups deleted so far.
 
     Raises:
-        ValueError: no condition is given.
+        ValueError: No condition is given.
     """
     query = select(groups.c.id).where(conditions.clause).limit(CHUNK)
     async with database.write() as connection:

@@ -1,4 +1,4 @@
-"""Training snapshots that hold what the log no longer has."""
+"""Deletes training snapshots with groups that the log no longer has."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,17 +18,17 @@ CHUNK = 500
 
 
 async def delete_stale_snapshots(database: Database, runs_dir: Path) -> list[Path]:
-    """Delete the groups of every snapshot under `runs_dir` that has a group which the log has not; their files.
+    """Deletes the groups of every snapshot under `runs_dir` that has a group missing from the log. Returns their files.
 
-    What the run has drawn for the snapshot's prompts is deleted with it, and a round that has not registered its
-    version yet is closed by its trainer. What was registered keeps its record, with the counts. Raises OSError.
+    The run's draws for the snapshot's prompts are deleted with it, and its trainer closes a round that has not
+    registered its version yet. Registered versions keep their records, with the counts. Raises OSError.
     """
     deleted = []
     for path in sorted(runs_dir.glob("*/snapshot/*.parquet")):
         if not await _is_whole(database, path):
             path.unlink()
             shutil.rmtree(path.parent.parent / "draws", ignore_errors=True)
-            log.info("a snapshot held groups that were deleted from the log; it is deleted, too", file=str(path))
+            log.info("deleted a snapshot that held groups deleted from the log", file=str(path))
             deleted.append(path)
     return deleted
 
@@ -41,7 +41,7 @@ async def _is_whole(database: Database, path: Path) -> bool:
                 if (await connection.execute(query)).scalar_one() != len(ids):
                     return False
     except pa.ArrowException:
-        return False  # nobody can read it, so nobody can say that it holds nothing of what was deleted
+        return False  # an unreadable snapshot cannot be checked for deleted groups
     return True
 
 

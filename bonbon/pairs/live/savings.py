@@ -1,4 +1,4 @@
-"""What answering with a distilled version has saved, counted for all gateways together."""
+"""Counts what answering with a distilled version saves, over all gateways."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from bonbon.store.tables import savings
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """How many tokens were drawn for the answers of a distilled champion, and for audits of them.
+    """Numbers of tokens drawn for the answers of a distilled champion and for audits of them.
 
     `answer_tokens` were drawn for `answers` of a distilled champion. `audit_tokens` were drawn for `audits` of some of
-    them, `best_of_n_tokens` of these by drawing the base n times, as best-of-n does for every answer.
+    them; `best_of_n_tokens` of these are the audits' n draws of the base, which best-of-n would take for every answer.
     """
 
     answers: int = 0
@@ -34,7 +34,7 @@ COUNTS = tuple(TokenCounts.__dataclass_fields__)
 
 @dataclass(frozen=True, slots=True)
 class Savings:
-    """What `version` has saved as champion, compared with best-of-`n` of the base, since it first answered."""
+    """The savings of `version` as champion, compared with best-of-`n` of the base, since its first answer."""
 
     version: str
     n: int
@@ -44,30 +44,30 @@ class Savings:
 
     @property
     def tokens_per_answer(self) -> float | None:
-        """Tokens that an answer takes, its share of the audits included; None before the first answer."""
+        """Tokens per answer, including the share of the audits; None before the first answer."""
         drawn = self.drawn
         return (drawn.answer_tokens + drawn.audit_tokens) / drawn.answers if drawn.answers else None
 
     @property
     def best_of_n_tokens_per_answer(self) -> float | None:
-        """Tokens that best-of-n of the base takes for the same requests, as the audits saw; None before the first."""
+        """Tokens per answer of best-of-n of the base, measured in audits; None before the first audit."""
         return self.drawn.best_of_n_tokens / self.drawn.audits if self.drawn.audits else None
 
     @property
     def saved_share(self) -> float | None:
-        """Share of best-of-n's tokens that are no longer drawn; None while either figure is unknown."""
+        """The share of best-of-n's tokens that is saved; None while either figure is unknown."""
         ours, theirs = self.tokens_per_answer, self.best_of_n_tokens_per_answer
         return 1 - ours / theirs if ours is not None and theirs else None
 
     @property
     def saved_tokens(self) -> int | None:
-        """Tokens that were not drawn, in all."""
+        """Total number of tokens saved."""
         ours, theirs = self.tokens_per_answer, self.best_of_n_tokens_per_answer
         return round(self.drawn.answers * (theirs - ours)) if ours is not None and theirs is not None else None
 
 
 async def add_savings(database: Database, version: str, n: int, drawn: TokenCounts) -> Savings:
-    """Count what one gateway has drawn since it last said so; all that gateways have counted. Raises StoreError."""
+    """Adds one gateway's counts since its last call and returns the total of all gateways. Raises StoreError."""
     now = datetime.now(UTC)
     this = (savings.c.version == version) & (savings.c.n == n)
     new = dict.fromkeys(COUNTS, 0) | {"version": version, "n": n, "since": now, "updated": now}
@@ -80,7 +80,9 @@ async def add_savings(database: Database, version: str, n: int, drawn: TokenCoun
 
 
 async def find_savings(database: Database, version: str, n: int) -> Savings | None:
-    """What `version` has saved beside best-of-`n`; None before it has answered as champion. Raises StoreError."""
+    """Returns the savings of `version` against best-of-`n`, or None before its first answer as champion. Raises
+    StoreError.
+    """
     query = select(savings).where(savings.c.version == version, savings.c.n == n)
     async with database.read() as connection:
         row = (await connection.execute(query)).mappings().one_or_none()
@@ -88,7 +90,8 @@ async def find_savings(database: Database, version: str, n: int) -> Savings | No
 
 
 async def read_savings(database: Database) -> list[Savings]:
-    """The savings of every version that has answered as champion, the one counted last first. Raises StoreError."""
+    """Returns the savings of every version that answered as champion, most recently counted first. Raises
+    StoreError."""
     async with database.read() as connection:
         rows = (await connection.execute(select(savings).order_by(savings.c.updated.desc()))).mappings().all()
     return [_savings(row) for row in rows]

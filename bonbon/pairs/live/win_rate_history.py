@@ -1,4 +1,4 @@
-"""How the live win rate came about: the audits' comparisons that the log still holds, in their order."""
+"""Reconstructs the history of the live win rate from the audits' comparisons in the log."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +14,7 @@ POINTS = 150
 
 @dataclass(frozen=True, slots=True)
 class WinRatePoint:
-    """Win rate and 95 % band after `count` comparisons, of the newest ones: see `RollingSequence`."""
+    """Win rate and 95 % band after `count` comparisons; see `RollingSequence`."""
 
     count: int
     time: datetime
@@ -25,7 +25,7 @@ class WinRatePoint:
 
 @dataclass(frozen=True, slots=True)
 class WinRateHistory:
-    """The best of `k` draws of `version` against `opponent`: the newest comparisons, `points` of them told."""
+    """History of the best of `k` draws of `version` against `opponent` at `points` of the newest comparisons."""
 
     version: str
     opponent: str
@@ -39,7 +39,7 @@ class WinRateHistory:
 async def read_win_rate_history(
     database: Database, *, version: str, opponent: str, newest: int = 2000
 ) -> WinRateHistory:
-    """The newest comparisons of `version` with `opponent`, with the reward and the k of the last one."""
+    """Returns the newest comparisons of `version` with `opponent`, with the reward and the k of the last one."""
     this = (comparisons.c.version == version, comparisons.c.opponent == opponent)
     last = select(comparisons.c.reward_name, comparisons.c.reward_version, comparisons.c.k).where(*this)
     won = comparisons.c.reward - comparisons.c.opponent_reward

@@ -1,4 +1,4 @@
-"""The live win rate: every audit's comparison counted, for all gateways together, and kept when groups are purged."""
+"""The live win rate: counts every audit's comparison over all gateways, also after groups are purged."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ SHARE = {Outcome.WIN: 1.0, Outcome.TIE: 0.5, Outcome.LOSS: 0.0}
 
 @dataclass(frozen=True, slots=True)
 class LiveWinRate:
-    """What the audits have shown of the best of `k` draws of `version` against `opponent`, by one reward.
+    """The comparisons of the best of `k` draws of `version` with `opponent`, by one reward.
 
-    `wins`, `ties` and `losses` count all comparisons there ever were. `sequence` is the band: see `RollingSequence`.
+    `wins`, `ties` and `losses` count all comparisons ever made. `sequence` gives the band; see `RollingSequence`.
     """
 
     version: str
@@ -41,26 +41,26 @@ class LiveWinRate:
 
     @property
     def win_rate(self) -> float:
-        """Of the last `recent` comparisons, ties as half; .5 before the first."""
+        """Win rate of the last `recent` comparisons, ties as half; .5 before the first."""
         return self.sequence.mean
 
     @property
     def recent(self) -> int:
-        """How many comparisons `win_rate` and `band` rest on."""
+        """Number of comparisons behind `win_rate` and `band`."""
         return self.sequence.count
 
     @property
     def band(self) -> Interval:
-        """Holds at all times together with a probability of at least 95 %."""
+        """Interval that holds at all times simultaneously with a probability of at least 95 %."""
         return self.sequence.interval
 
-    def is_below(self, floor: float) -> bool:
-        """Whether the win rate is known to be under `floor` now."""
-        return self.sequence.is_below(floor)
+    def is_below(self, minimum: float) -> bool:
+        """Returns whether the win rate is known to be below `minimum` now."""
+        return self.sequence.is_below(minimum)
 
 
 async def count(database: Database, connection: Transaction, comparison: Comparison) -> LiveWinRate:
-    """Count `comparison` inside the transaction that stores it; gateways that count at once take turns."""
+    """Counts `comparison` in the transaction that stores it. Gateways that count concurrently take turns."""
     await database.lock(connection, win_rates)
     key = {name: getattr(comparison, name) for name in KEY}
     this = and_(*(win_rates.c[name] == value for name, value in key.items()))
@@ -81,7 +81,7 @@ async def count(database: Database, connection: Transaction, comparison: Compari
 
 
 async def read_win_rates(database: Database, version: str | None = None) -> list[LiveWinRate]:
-    """Every live win rate (of one version, if named), the one counted last first."""
+    """Returns every live win rate (of one version, if given), the most recently counted first."""
     query = select(win_rates).order_by(win_rates.c.updated.desc(), win_rates.c.opponent)
     if version is not None:
         query = query.where(win_rates.c.version == version)

@@ -1,4 +1,4 @@
-"""Which reward has scored last: the one that training is by."""
+"""Finds the reward that scored last, which is the one that training uses."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ _REWARD = groups.c.reward_name, groups.c.reward_version
 async def newest_reward(
     database: Database, version: str, *, after: str | None = None, tenants: Tenants = None
 ) -> RewardKey | None:
-    """The reward that was the last to score a trainable group of `version`, when that was logged or again later."""
+    """Returns the reward that last scored a trainable group of `version`, when it was logged or later."""
     usable = trainable(version, after, tenants)
     logged = select(*_REWARD, groups.c.time).where(usable).order_by(groups.c.id.desc()).limit(1)
     rescored = (
@@ -33,7 +33,7 @@ async def newest_reward(
 async def newest_reward_of(
     database: Database, versions: Iterable[str], *, after: str | None = None, tenants: Tenants = None
 ) -> RewardKey | None:
-    """As `newest_reward`, of the last of `versions` that has such groups."""
+    """Returns `newest_reward` of the last of `versions` that has such groups."""
     found = None
     for version in versions:
         found = await newest_reward(database, version, after=after, tenants=tenants) or found

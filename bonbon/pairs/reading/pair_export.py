@@ -1,4 +1,4 @@
-"""Exports preference pairs as TRL reads them (explicit prompt, conversational), with columns of ours beside."""
+"""Exports preference pairs in TRL's format (explicit prompt, conversational), with additional columns."""
 
 import json
 import os
@@ -51,13 +51,13 @@ async def export(
     tenants: Tenants = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
-    """Write every clean pair to `path`, replaced only when complete; how many.
+    """Writes every clean pair to `path`, which is replaced once the file is complete. Returns the number of pairs.
 
-    Only those of one sampler version and of some tenants, if named; of these also what a reward of their own ranked.
+    `version` and `tenants` restrict the export. With `tenants`, it includes groups ranked by a tenant's own reward.
 
-    A text prompt becomes one user message, a token-id prompt an empty one: `prompt_format` says which it was, and
-    `prompt_token_ids` has what the policy really read. Tool calls are written out in the messages' contents; `tools` is
-    the JSON text of the functions offered, null when there were none.
+    A text prompt becomes one user message and a token-id prompt an empty one: `prompt_format` tells them apart, and
+    `prompt_token_ids` holds the tokens that the policy read. Tool calls are written out in the messages' contents.
+    `tools` is the JSON text of the offered functions, null when there were none.
 
     Raises UserError when `path` cannot be written.
     """
@@ -117,7 +117,7 @@ class _Lines:
 
 
 def as_json_line(pair: Pair) -> str:
-    """One line of a JSON Lines export."""
+    """Returns one line of a JSON Lines export."""
     return _line(_row(pair))
 
 

@@ -1,4 +1,4 @@
-"""Prompts as rewards read them: those that came as token ids are decoded by the model that read them."""
+"""Decodes token-id prompts with the tokenizer of the model that read them, so that rewards can score them."""
 
 import asyncio
 from pathlib import Path
@@ -20,9 +20,9 @@ log = structlog.get_logger(__name__)
 
 
 class ReadablePrompts:
-    """Decodes token ids with the tokenizers of the bases that `database` has registered; each is loaded once.
+    """Decodes token ids with the tokenizers of the bases registered in `database`. Each tokenizer is loaded once.
 
-    The paths of bases that are in `data_dir` are stored relative to it.
+    The database stores the paths of bases inside `data_dir` relative to it.
     """
 
     def __init__(self, database: Database, data_dir: Path) -> None:
@@ -30,9 +30,9 @@ class ReadablePrompts:
         self._detokenizers: dict[str, Detokenizer | None] = {}
 
     async def of(self, group: Group) -> Prompt | None:
-        """The prompt that the reward scored the group's candidates for.
+        """Returns the prompt that the reward scored the group's candidates for.
 
-        None for a prompt of token ids whose base is unknown, or has no tokenizer that this process can load.
+        Returns None for a token-id prompt whose base is unknown or has no tokenizer that this process can load.
         """
         token_ids = group.prompt.token_ids
         if token_ids is None:
@@ -48,14 +48,14 @@ class ReadablePrompts:
             query = select(versions.c.directory).where(versions.c.name == base)
             directory = (await connection.execute(query)).scalar_one_or_none()
         if not directory:
-            log.warning("prompts that came as token ids cannot be read: their model is not registered", version=version)
+            log.warning("token-id prompts cannot be decoded: their model is not registered", version=version)
             return None
-        # Bring in transformers, which most logs do not need.
+        # Imports transformers, which most logs do not need.
         from bonbon.engines.text.tokenizer import load_tokenizer
         from bonbon.engines.text.transcript import Detokenizer
 
         try:
             return Detokenizer(await asyncio.to_thread(load_tokenizer, self._data_dir / directory))
         except UserError as error:
-            log.warning("prompts that came as token ids cannot be read", version=version, reason=str(error))
+            log.warning("token-id prompts cannot be decoded", version=version, reason=str(error))
             return None

@@ -1,4 +1,4 @@
-"""Reads the pair log: pairs for training, counts, and what it holds."""
+"""Reads the pair log: preference pairs and counts."""
 
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from bonbon.store.tables import candidates, comparisons, earlier_scores, feedbac
 
 CHUNK = 500
 Tenants = Collection[str] | None
-# Made once: an alias holds a copy of every column, in reference cycles that pile up if each query makes its own.
+# Created once: an alias copies every column, in reference cycles that accumulate if each query creates its own.
 _BEST, _WORST = candidates.alias("best"), candidates.alias("worst")
 
 
@@ -33,7 +33,8 @@ class RewardKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The best and the worst candidate of one clean group: tokens as drawn, log-probabilities summed, in nats."""
+    """The best and the worst candidate of one clean group: sampled tokens and their summed log-probabilities, in
+    nats."""
 
     group_id: str
     time: datetime
@@ -57,7 +58,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class PairStats:
-    """What the log holds. `rescored` counts groups whose scores have replaced earlier ones."""
+    """Counts of the log's contents. `rescored` counts groups whose first scores have been replaced."""
 
     groups: int
     clean: int
@@ -81,25 +82,27 @@ async def count_clean(
     tenants: Tenants = None,
     own_rewards: bool = False,
     reward: RewardKey | None = None,
-    most: int | None = None,
+    limit: int | None = None,
 ) -> int:
-    """Groups that `clean` means, drawn from `version` (None: from any), scored by `reward` (None: by any).
+    """Returns the number of groups that `clean` selects, of `version` (None: any), scored by `reward` (None: any).
 
-    The count stops at `most`.
+    The count stops at `limit`.
     """
     found = clean(version, after, tenants, own_rewards)
-    return await _count(database, found if reward is None else and_(found, scored_by(reward)), most)
+    return await _count(database, found if reward is None else and_(found, scored_by(reward)), limit)
 
 
 async def count_trainable(
-    database: Database, version: str, reward: RewardKey, *, tenants: Tenants = None, most: int | None = None
+    database: Database, version: str, reward: RewardKey, *, tenants: Tenants = None, limit: int | None = None
 ) -> int:
-    """Groups of `version` that `trainable` means, scored by `reward`. The count stops at `most`."""
-    return await _count(database, and_(trainable(version, None, tenants), scored_by(reward)), most)
+    """Returns the number of groups of `version` that `trainable` selects, scored by `reward`. The count stops at
+    `limit`.
+    """
+    return await _count(database, and_(trainable(version, None, tenants), scored_by(reward)), limit)
 
 
 async def trainable_tenants(database: Database, version: str, *, after: str | None = None) -> list[str]:
-    """The tenants whose groups of `version` may be trained on."""
+    """Returns the tenants whose groups of `version` may be trained on."""
     query = select(groups.c.tenant).where(trainable(version, after)).distinct().order_by(groups.c.tenant)
     async with database.read(bulk=True) as connection:
         return list((await connection.execute(query)).scalars())
@@ -114,16 +117,16 @@ async def pairs(
     own_rewards: bool = False,
     chunk: int = CHUNK,
 ) -> AsyncGenerator[Pair]:
-    """The pairs of the clean groups of `version` and of `tenants` (None: of all), oldest first, in constant memory.
+    """Yields the pairs of the clean groups of `version` and of `tenants` (None: all), oldest first, in constant memory.
 
-    With `own_rewards`, also of those that are unclean only because their tenant's own reward ranked them.
+    With `own_rewards`, includes groups that are unclean only because their tenant's own reward ranked them.
     """
     query, last = _pairs_query(version, tenants, chunk, own_rewards), after or ""
     while True:
         async with database.read(bulk=True) as connection:
             rows = (await connection.execute(query.params(after=last))).mappings().all()
         for row in rows:
-            if row["chosen_reward"] > row["rejected_reward"]:  # a clean group's always is
+            if row["chosen_reward"] > row["rejected_reward"]:  # always true for a clean group
                 yield _pair(row)
         if len(rows) < chunk:
             return
@@ -131,14 +134,14 @@ async def pairs(
 
 
 async def logged_versions(database: Database) -> list[str]:
-    """The versions that the log has groups of, by name."""
+    """Returns the names of the versions that have groups in the log, sorted."""
     query = select(groups.c.version).distinct().order_by(groups.c.version)
     async with database.read(bulk=True) as connection:
         return list((await connection.execute(query)).scalars())
 
 
 async def stats(database: Database) -> PairStats:
-    """Counts over the whole log."""
+    """Returns counts over the whole log."""
     margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups), groups.c)
     margin = margin.where(groups.c.unclean.is_(None))
     won = comparisons.c.reward - comparisons.c.opponent_reward
@@ -179,9 +182,9 @@ async def stats(database: Database) -> PairStats:
 def clean(
     version: str | None, after: str | None, tenants: Tenants = None, own_rewards: bool = False
 ) -> ColumnElement[bool]:
-    """Groups that may be trained on, of `version` and `tenants` (None: of all), newer than the group id `after`.
+    """Selects clean groups of `version` and `tenants` (None: all), newer than the group `after`.
 
-    With `own_rewards`, those too that their tenant's own reward ranked.
+    With `own_rewards`, includes groups that their tenant's own reward ranked.
     """
     ranked = groups.c.unclean.is_(None)
     conditions = [or_(ranked, groups.c.unclean == Unclean.REWARD) if own_rewards else ranked, of_tenants(tenants)]
@@ -193,12 +196,12 @@ def clean(
 
 
 def trainable(version: str | None, after: str | None, tenants: Tenants = None) -> ColumnElement[bool]:
-    """Groups of two or more scored draws of a version's own distribution, tied ones included.
+    """Selects groups of two or more scored draws of a version's own distribution, including tied ones.
 
-    A tied group makes no pair, but it says that more draws gain nothing for its prompt: leaving it out would overstate
-    what best-of-n gains.
+    A tied group makes no pair, but it shows that more draws gain nothing for its prompt. Leaving it out would overstate
+    the gain of best-of-n.
     """
-    # Written into the statement: a planner does not see from a parameter that the partial index has what is asked for.
+    # A literal in the statement: with a parameter, a planner cannot tell that the partial index applies.
     tied = groups.c.unclean == literal(str(Unclean.TIED), literal_execute=True)
     conditions: list[ColumnElement[bool]] = [or_(groups.c.unclean.is_(None), tied), of_tenants(tenants)]
     if version is not None:
@@ -209,19 +212,20 @@ def trainable(version: str | None, after: str | None, tenants: Tenants = None) -
 
 
 def of_tenants(tenants: Tenants) -> ColumnElement[bool]:
-    """Groups of `tenants`; None: of all."""
+    """Selects groups of `tenants`; None for all."""
     return true() if tenants is None else groups.c.tenant.in_([clean_text(tenant) for tenant in tenants])
 
 
 def scored_by(reward: RewardKey) -> ColumnElement[bool]:
-    """Groups whose scores are of this reward."""
+    """Selects groups that this reward scored."""
     return and_(groups.c.reward_name == reward.name, groups.c.reward_version == reward.version)
 
 
 def next_clean(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool = False) -> Subquery:
-    """The next `chunk` clean groups whose ids are above the parameter `after`, to be joined with their candidates."""
-    # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
-    # on, for every chunk anew.
+    """Returns the next `chunk` clean groups with ids above the parameter `after`, to be joined with their
+    candidates."""
+    # Groups are selected before the join, because a planner that joins first reads all candidates again for every
+    # chunk.
     return (
         select(groups)
         .where(clean(version, None, tenants, own_rewards), groups.c.id > bindparam("after"))
@@ -231,14 +235,14 @@ def next_clean(version: str | None, tenants: Tenants, chunk: int, own_rewards: b
     )
 
 
-async def _count(database: Database, condition: ColumnElement[bool], most: int | None) -> int:
-    query = select(func.count()).select_from(select(groups.c.id).where(condition).limit(most).subquery())
+async def _count(database: Database, condition: ColumnElement[bool], limit: int | None) -> int:
+    query = select(func.count()).select_from(select(groups.c.id).where(condition).limit(limit).subquery())
     async with database.read(bulk=True) as connection:
         return int((await connection.execute(query)).scalar_one())
 
 
 def _pairs_query(version: str | None, tenants: Tenants, chunk: int, own_rewards: bool) -> Select[Any]:
-    """The pairs of the next `chunk` clean groups whose ids are above the parameter `after`."""
+    """Returns the pairs of the next `chunk` clean groups with ids above the parameter `after`."""
     chosen = next_clean(version, tenants, chunk, own_rewards).c
     columns = [
         column
@@ -268,7 +272,7 @@ def _pairs_query(version: str | None, tenants: Tenants, chunk: int, own_rewards:
 
 
 def _with_pair(query: Select[Any], group: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
-    """`query` on groups of these columns, joined with the best and the worst candidate of each."""
+    """Joins a query on groups with these columns with the best and the worst candidate of each."""
     return query.join(_BEST, and_(_BEST.c.group_id == group.id, _BEST.c.rank == group.n)).join(
         _WORST, and_(_WORST.c.group_id == group.id, _WORST.c.rank == 1)
     )

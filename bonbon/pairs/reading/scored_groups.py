@@ -1,4 +1,4 @@
-"""Reads whole scored groups out of the pair log, tied ones too: what best-of-k estimates are made of."""
+"""Reads complete scored groups, including tied ones, from which best-of-k is estimated."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ CHUNK = 200
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """One prompt's candidates in the order of their rank, the lowest first, ties broken at random when they were drawn.
+    """The candidates of one prompt by rank, lowest first; ties were broken at random when the group was logged.
 
-    `prompt` and `texts` are only there when they were asked for.
+    `prompt` and `texts` are only filled on request.
     """
 
     id: str
@@ -32,7 +32,7 @@ class ScoredGroup:
 
 
 class Kind(NamedTuple):
-    """Groups that belong together: one sampler, one reward, one n."""
+    """Groups of the same sampler, reward and n."""
 
     version: str
     reward: RewardKey
@@ -44,14 +44,16 @@ async def scored_groups(
     *,
     version: str,
     reward: RewardKey,
-    least_n: int,
+    min_n: int,
     after: str | None = None,
     texts: bool = False,
     chunk: int = CHUNK,
 ) -> AsyncIterator[ScoredGroup]:
-    """Groups of `version`, scored by `reward`, of `least_n` candidates or more, oldest first, in constant memory."""
+    """Yields groups of `version` with at least `min_n` candidates, scored by `reward`, oldest first, in constant
+    memory.
+    """
     columns = [groups.c.id, groups.c.prompt_digest, *([groups.c.prompt] if texts else [])]
-    condition = and_(scored_by(reward), groups.c.n >= least_n)
+    condition = and_(scored_by(reward), groups.c.n >= min_n)
     last, found = after, chunk
     while found == chunk:
         page = select(*columns).where(trainable(version, last), condition).order_by(groups.c.id).limit(chunk)

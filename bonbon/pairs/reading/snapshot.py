@@ -1,4 +1,4 @@
-"""A training snapshot: exactly which groups a run is trained on, in a file of its own."""
+"""Takes a training snapshot: a file that holds exactly the groups a run is trained on."""
 
 import json
 import os
@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
 
 
 class Split(StrEnum):
-    """What a group is for: to be trained on, to choose between policies, or to measure the one that was chosen."""
+    """The purpose of a group: training, choosing between policies, or measuring the chosen one."""
 
     TRAIN = "train"
     VALIDATION = "validation"
@@ -53,18 +53,18 @@ class Split(StrEnum):
 
 
 class Fractions(NamedTuple):
-    """The shares of all conversations that are kept for tests and for validation."""
+    """The fractions of all conversations that are held out for tests and for validation."""
 
     test: float
     validation: float
 
 
 def split_of(root_digest: str, fractions: Fractions) -> Split:
-    """Which split a conversation is in, by the digest of its beginning (`Prompt.root_digest`).
+    """Returns the split of a conversation, by the digest of its beginning (`Prompt.root_digest`).
 
-    The digest decides alone, so every turn of a conversation is in the same split, today and in every later round.
-    Tests are taken from one end of the digests and validation from the other: a smaller fraction of either takes a part
-    of what a larger one took, and never a conversation of the other.
+    The split depends on the digest alone, so every turn of a conversation stays in the same split in every round. Tests
+    are taken from one end of the digests and validation from the other. A smaller fraction selects a subset of what a
+    larger one selected, and never a conversation of the other split.
     """
     place = int(root_digest[:8], 16) / 2**32
     if place < fractions.test:
@@ -74,12 +74,12 @@ def split_of(root_digest: str, fractions: Fractions) -> Split:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a snapshot holds. `hash` is SHA-256 over versions, reward and groups in order: same hash, same data.
+    """The contents of a snapshot. `hash` is SHA-256 over versions, reward and groups in order: same hash, same data.
 
-    `version` is the policy that training starts from and `base` the base it was made from, which is its reference
-    policy; every group was drawn from one of the two. `base_digest` is the base's manifest digest ("" when the registry
-    does not know the base). `train_groups`, `validation_groups` and `test_groups` add up to `groups`. `other_rewards`
-    counts groups left out because another reward, or another version of it, scored them.
+    `version` is the policy that training starts from, and `base` its base and reference policy; every group was drawn
+    from one of the two. `base_digest` is the base's manifest digest ("" when the registry does not know the base).
+    `train_groups`, `validation_groups` and `test_groups` add up to `groups`. `other_rewards` counts groups left out
+    because another reward, or another version of it, scored them.
     """
 
     path: Path
@@ -101,7 +101,7 @@ class Snapshot:
 
     @property
     def groups_file(self) -> Path:
-        """The Parquet file: a row a group, its candidates worst first."""
+        """The Parquet file with one row per group, candidates worst first."""
         return self.path / GROUPS
 
 
@@ -116,18 +116,18 @@ async def take_snapshot(
     tenants: Tenants = None,
     progress: Callable[[int], None] | None = None,
 ) -> Snapshot:
-    """Write the groups that `version` and its base have drawn (newer than the group `after`) to `directory`.
+    """Writes the groups drawn from `version` and its base (newer than the group `after`) to `directory`.
 
-    The base's groups belong to every round: its draws are what win probabilities and KL divergences are relative to.
+    The base's groups belong to every round, because win probabilities and KL divergences are relative to its draws.
 
     Args:
-        fractions: of the conversations that are kept for tests and for validation.
-        reward: take only groups that this reward scored; by default the one that scored last.
-        tenants: take only groups of these; by default there must be one tenant only, whoever it is.
-        progress: called with the number of groups taken so far.
+        fractions: Fractions of the conversations held out for tests and for validation.
+        reward: Take only groups that this reward scored; by default the reward that scored last.
+        tenants: Take only groups of these tenants; by default all groups must belong to one tenant.
+        progress: Called with the number of groups taken so far.
 
     Raises:
-        UserError: there is no group to take, they are of several tenants, or `directory` holds something already.
+        UserError: There are no groups to take, they belong to several tenants, or `directory` is not empty.
     """
     base, base_digest = await _base(database, version)
     samplers = tuple(dict.fromkeys((base, version)))
@@ -187,7 +187,7 @@ async def take_snapshot(
 
 
 def read_snapshot(directory: Path) -> Snapshot:
-    """The snapshot in `directory`. Raises UserError when it is not one, or its groups are not those its hash names."""
+    """Reads the snapshot in `directory`. Raises UserError when there is none or its groups do not match its hash."""
     try:
         record = json.loads((directory / RECORD).read_text())
         record = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
@@ -199,19 +199,19 @@ def read_snapshot(directory: Path) -> Snapshot:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException) as error:
         raise UserError(f"{directory} is not a readable snapshot: {error}; take a new one") from error
     if digest.hex != snapshot.hash or any(getattr(snapshot, name) != total for name, total in taken.totals.items()):
-        raise UserError(f"{directory / GROUPS} is not what {RECORD} says (hash {snapshot.hash}); take a new snapshot")
+        raise UserError(f"{directory / GROUPS} does not match {RECORD} (hash {snapshot.hash}); take a new snapshot")
     return snapshot
 
 
 def read_rows(snapshot: Snapshot) -> Iterable[dict[str, Any]]:
-    """The rows of the Parquet file, in constant memory."""
+    """Yields the rows of the Parquet file, in constant memory."""
     with pq.ParquetFile(snapshot.groups_file) as file:
         for batch in file.iter_batches(CHUNK):
             yield from batch.to_pylist()
 
 
 class _Digest:
-    """SHA-256 over sampler, reward, and rows in order."""
+    """SHA-256 over sampler, reward and rows in order."""
 
     def __init__(self, version: str, reward: RewardKey) -> None:
         self._hash = sha256()
@@ -230,7 +230,7 @@ class _Digest:
 
 @dataclass(slots=True)
 class _Tally:
-    """What has been taken so far."""
+    """Counts of the groups taken so far."""
 
     splits: dict[str, int] = field(default_factory=lambda: dict.fromkeys(Split, 0))
     first: str = ""
@@ -251,7 +251,7 @@ class _Tally:
 
     @property
     def totals(self) -> dict[str, Any]:
-        """The snapshot's fields of these names."""
+        """Returns the snapshot's fields of the same names."""
         return {
             "groups": self.groups,
             **{f"{split}_groups": self.splits[split] for split in Split},
@@ -263,7 +263,7 @@ class _Tally:
 
 
 def snapshot_row(group: TrainingGroup, split: Split) -> dict[str, Any]:
-    """The group as a row of `SCHEMA`."""
+    """Returns the group as a row of `SCHEMA`."""
     row: dict[str, Any] = {item.name: getattr(group, item.name) for item in fields(group)}
     row["prompt"] = json.dumps(prompt_document(group.prompt), ensure_ascii=False)
     row["split"] = str(split)
@@ -279,14 +279,14 @@ async def _refuse_mixture(database: Database, samplers: Iterable[str], after: st
     )
     if len(found) > 1:
         raise UserError(
-            f"the groups to train on are of several tenants, {', '.join(map(repr, found))}; what is trained on them "
+            f"the groups to train on are of several tenants, {', '.join(map(repr, found))}; a version trained on them "
             "answers everybody, so name those that agree in train.tenants (BONBON_TRAIN__TENANTS)",
             param="train.tenants",
         )
 
 
 async def _base(database: Database, version: str) -> tuple[str, str]:
-    """Name and manifest digest of the base of `version`; its own name and "" where nobody has registered it."""
+    """Returns name and manifest digest of the base of `version`, or `version` and "" when no base is registered."""
     name = select(versions.c.base).where(versions.c.name == version).scalar_subquery()
     query = select(versions.c.name, versions.c.digest).where(versions.c.name == name)
     async with database.read() as connection:

@@ -1,4 +1,4 @@
-"""Reads what training is made of: groups whose candidates are all scored draws of one version's own distribution."""
+"""Reads training data: groups whose candidates are all scored draws of one version's own distribution."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ CHUNK = 200
 
 @dataclass(frozen=True, slots=True)
 class TrainingGroup:
-    """One prompt's candidates by rank, the worst first: tokens as they were drawn, log-probabilities in nats.
+    """The candidates of one prompt by rank, worst first: sampled tokens, log-probabilities in nats.
 
     The best candidate of a tied group is not above its worst.
     """
@@ -41,12 +41,12 @@ class TrainingGroup:
 async def training_groups(
     database: Database, *, version: str, after: str | None = None, tenants: Tenants = None, chunk: int = CHUNK
 ) -> AsyncGenerator[TrainingGroup]:
-    """The groups of `version` and of `tenants` (None: of all) that may be trained on, oldest first.
+    """Yields the groups of `version` and of `tenants` (None: all) that may be trained on, oldest first.
 
     Reads `chunk` groups at a time, so that memory does not grow with the log.
     """
-    # The groups are chosen before they are joined: a planner that joins first reads the candidates from the first one
-    # on, for every chunk anew.
+    # Groups are selected before the join, because a planner that joins first reads all candidates again for every
+    # chunk.
     some = (
         select(groups)
         .where(trainable(version, None, tenants), groups.c.id > bindparam("after"))

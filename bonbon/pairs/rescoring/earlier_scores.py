@@ -1,4 +1,4 @@
-"""The scores that a group had before another reward scored it again."""
+"""Stores the scores that a group had before another reward scored it again."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,11 +13,11 @@ from bonbon.store.tables import earlier_scores, groups
 from bonbon.store.transaction import Transaction
 
 SCORES = ("reward", "rank", "win_probability")
-"""The fields of a candidate that a reward decides."""
+"""The fields of a candidate that a reward determines."""
 
 
 def earlier_row(group: Group) -> dict[str, Any]:
-    """The scores of `group` as a row of the table `earlier_scores`, replaced now."""
+    """Returns the scores of `group`, which are being replaced now, as a row of the table `earlier_scores`."""
     return {
         "id": time_ordered_id(),
         "group_id": group.id,
@@ -32,14 +32,14 @@ def earlier_row(group: Group) -> dict[str, Any]:
 
 
 async def read_earlier(connection: Transaction, group: Group) -> list[Group]:
-    """The group with each of the scores that it had before its present ones, oldest first."""
+    """Returns the group with each of its earlier scores, oldest first."""
     query = select(earlier_scores).where(earlier_scores.c.group_id == group.id).order_by(earlier_scores.c.id)
     rows = (await connection.execute(query)).mappings().all()
     return [_restored(group, row, row["scores"]) for row in rows]
 
 
 def was_trainable_by(name: str, version: str) -> ColumnElement[bool]:
-    """Groups that the reward of this name and version scored earlier, so that they could be trained on then."""
+    """Selects groups that the reward of this name and version scored earlier and that were trainable then."""
     row = earlier_scores.c
     usable = or_(row.unclean.is_(None), row.unclean == Unclean.TIED)
     return exists().where(row.group_id == groups.c.id, row.reward_name == name, row.reward_version == version, usable)

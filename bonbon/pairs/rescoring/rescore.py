@@ -1,4 +1,4 @@
-"""Scores logged groups again, by another reward or another version of it than theirs."""
+"""Scores logged groups again, with another reward or another version of their reward."""
 
 import random
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
@@ -30,16 +30,16 @@ from bonbon.store.tables import candidates, earlier_scores, groups, versions
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 32
-"""Groups that are scored at the same time and stored together: a process that is killed loses no more than these."""
+"""Groups that are scored concurrently and stored together. A killed process loses at most these."""
 REWARD_SECONDS = 600.0
-"""Seconds that the scores of a group may take: nobody waits for an answer here."""
-MOST_FAILURES = 64
-"""Groups that fail one after the other, before the fault is the reward's."""
+"""Deadline in seconds for the scores of a group. It is long because no client waits for the answer."""
+MAX_FAILURES = 64
+"""Consecutive groups that fail before the reward is considered broken."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which groups may be scored again: those of some `versions` and `tenants` (None: of all)."""
+    """Selects groups that may be scored again: those of some `versions` and `tenants` (None: all)."""
 
     versions: Collection[str] | None = None
     tenants: Tenants = None
@@ -47,13 +47,13 @@ class Scope:
 
 @dataclass(slots=True)
 class Rescored:
-    """What became of the groups that were to be scored again.
+    """The results of scoring groups again.
 
     Attributes:
-        scored: how many have scores of the reward now.
-        unclean: how many of these are unclean, by the reason.
-        failed: why the others could not be scored, by the group's id; their scores are what they were.
-        unreadable: how many groups were passed over because their prompts came as token ids which nobody here can read.
+        scored: Number of groups that now have scores of the reward.
+        unclean: Number of these that are unclean, by reason.
+        failed: Why the others could not be scored, by group id; their scores are unchanged.
+        unreadable: Number of groups skipped because this process cannot decode their token-id prompts.
     """
 
     scored: int = 0
@@ -63,11 +63,11 @@ class Rescored:
 
     @property
     def clean(self) -> int:
-        """How many may be trained on and make a preference pair."""
+        """Number of groups that may be trained on and make a preference pair."""
         return self.scored - sum(self.unclean.values())
 
     def add(self, group: Group, outcome: Group | RewardError | None, *, stored: bool) -> None:
-        """Count what became of `group`; see `_score`."""
+        """Counts the result of `group`; see `_score`."""
         if outcome is None:
             self.unreadable += 1
         elif isinstance(outcome, RewardError):
@@ -80,11 +80,11 @@ class Rescored:
 
 @asynccontextmanager
 async def started(reward: Reward) -> AsyncIterator[tuple[Reward, RewardKey]]:
-    """The reward, started and known to score, with its key in the log; stopped after the block.
+    """Yields the reward, started and tested with one score, and its key in the log. Stops it after the block.
 
     Raises:
-        UserError: the reward cannot be had.
-        RewardError: it cannot score.
+        UserError: The reward cannot be loaded.
+        RewardError: The reward fails to score.
     """
     await reward.start()
     try:
@@ -96,7 +96,7 @@ async def started(reward: Reward) -> AsyncIterator[tuple[Reward, RewardKey]]:
 
 
 def reward_key(reward: Reward) -> RewardKey:
-    """The name and version of a reward that has scored, as the log has them."""
+    """Returns the name and version of a reward that has scored, as stored in the log."""
     return RewardKey(clean_name(reward.name), clean_name(str(reward.version)))
 
 
@@ -108,7 +108,7 @@ _NEW_SCORES = (
 
 
 async def count_rescorable(database: Database, reward: RewardKey, scope: Scope = Scope()) -> int:
-    """How many groups `rescore` would score."""
+    """Returns how many groups `rescore` would score."""
     query = select(func.count()).select_from(groups).where(_rescorable(reward, scope))
     async with database.read(bulk=True) as connection:
         return int((await connection.execute(query)).scalar_one())
@@ -119,36 +119,36 @@ async def rescore(
     reward: Reward,
     scope: Scope = Scope(),
     *,
-    most: int | None = None,
+    limit: int | None = None,
     progress: Callable[[int], None] | None = None,
     data_dir: Path = Path("data"),
 ) -> Rescored:
-    """Have a started reward score the logged texts of the groups that it has not scored yet, the newest groups first.
+    """Scores the logged texts of groups that a started reward has not scored yet, newest groups first.
 
-    The reward reads what the first one read. Ranks, ties and what makes a group unclean are decided as for a group that
-    is logged; the scores before are kept in the table `earlier_scores`. Every `AT_ONCE` groups are stored in one
-    transaction, so that a call after one that was cut off goes on where that one was. Groups that are deleted or that
-    another process scores meanwhile are passed over.
+    The reward reads what the first one read. Ranks, ties and the reasons for unclean groups follow the same rules as
+    for a newly logged group, and the replaced scores are kept in the table `earlier_scores`. `AT_ONCE` groups are
+    stored per transaction, so that a later call continues after an interrupted one. Groups that are deleted, or that
+    another process scores meanwhile, are skipped.
 
-    Left out are groups that no scores make trainable (drawn greedily, for instance), those that a tenant's own reward
-    ranked, and draws of a training's intermediate policies. Groups that have no scores at all, because their reward had
-    failed, are scored if that reward had the same name.
+    Groups that no scores make trainable (for instance greedy ones), groups that a tenant's own reward ranked, and draws
+    of a training's intermediate policies are left out. Groups without scores, because their reward had failed, are
+    scored if that reward had the same name.
 
     Args:
-        most: score the newest so many groups only.
-        progress: called with the number of groups done so far.
-        data_dir: the data directory, in which a base model may be whose tokenizer reads prompts of token ids.
+        limit: Score at most this many of the newest groups.
+        progress: Called with the number of groups done so far.
+        data_dir: The data directory, which may hold base models whose tokenizers decode token-id prompts.
 
     Raises:
-        RewardError: `MOST_FAILURES` groups in a row could not be scored; what was scored before is kept.
-        StoreError: the database failed; what was scored before is kept.
+        RewardError: `MAX_FAILURES` groups in a row could not be scored; new scores so far are kept.
+        StoreError: The database failed; new scores so far are kept.
     """
     key, prompts, found = reward_key(reward), ReadablePrompts(database, data_dir), Rescored()
     done, before = 0, None
     in_a_row: list[RewardError] = []
-    while most is None or done < most:
-        limit = AT_ONCE if most is None else min(AT_ONCE, most - done)
-        some = await _read(database, _rescorable(key, scope), before, limit)
+    while limit is None or done < limit:
+        size = AT_ONCE if limit is None else min(AT_ONCE, limit - done)
+        some = await _read(database, _rescorable(key, scope), before, size)
         if not some:
             break
         readable = [await prompts.of(group) for group in some]
@@ -163,7 +163,7 @@ async def rescore(
         done, before = done + len(some), some[-1].id
         if progress is not None:
             progress(done)
-        if len(in_a_row) >= MOST_FAILURES:
+        if len(in_a_row) >= MAX_FAILURES:
             raise RewardError(
                 f"{len(in_a_row)} groups in a row could not be scored, the last one because: {in_a_row[-1]}; "
                 f"the {found.scored} groups that were scored before keep their new scores"
@@ -184,7 +184,7 @@ def _rescorable(reward: RewardKey, scope: Scope) -> ColumnElement[bool]:
 
 
 async def _read(database: Database, condition: ColumnElement[bool], before: str | None, limit: int) -> Sequence[Group]:
-    """The newest groups that are older than the group `before`, newest first."""
+    """Returns the newest groups older than the group `before`, newest first."""
     if before is not None:
         condition = and_(condition, groups.c.id < before)
     query = select(groups).where(condition).order_by(groups.c.id.desc()).limit(limit)
@@ -197,7 +197,7 @@ async def _read(database: Database, condition: ColumnElement[bool], before: str 
 
 
 async def _score(group: Group, prompt: Prompt | None, reward: Reward) -> Group | RewardError | None:
-    """The group with the reward's scores, or why it has none; None where nobody can read its prompt."""
+    """Returns the group with the reward's scores, or the error, or None when its prompt cannot be decoded."""
     if prompt is None:
         return None
     try:
@@ -213,7 +213,7 @@ async def _score(group: Group, prompt: Prompt | None, reward: Reward) -> Group |
 
 
 async def _store(database: Database, outcomes: Iterable[tuple[Group, Group | RewardError | None]]) -> set[str]:
-    """Give groups their new scores, and keep the old ones; the ids of those that were still as they had been read."""
+    """Stores new scores and keeps the old ones. Returns the ids of groups that had not changed since they were read."""
     scored = [(old, new) for old, new in outcomes if isinstance(new, Group)]
     return await database.transact(lambda connection: _replace(connection, scored)) if scored else set()
 
@@ -227,7 +227,7 @@ def _replace(connection: Connection, scored: Sequence[tuple[Group, Group]]) -> s
 
 
 def _claim(connection: Connection, old: Group, new: Group) -> bool:
-    """Give a group's row its new reward, if it is still as it was read."""
+    """Gives a group's row its new reward if it is unchanged since it was read."""
     unchanged = and_(
         groups.c.id == old.id,
         groups.c.reward_name == old.reward_name,

@@ -1,4 +1,4 @@
-"""Which spooled group answers an idempotency key."""
+"""Finds the spooled group with an idempotency key."""
 
 import os
 import stat
@@ -9,13 +9,13 @@ from bonbon.pairs.group_records import Group
 from bonbon.pairs.spool.segment import document, read_line
 
 Place = tuple[Path, int, int]
-"""A segment, and where in it a line begins and how long it is, in bytes."""
+"""A segment, and the offset and length in bytes of a line in it."""
 
 
 class KeyedGroups:
-    """An index of the segments in a directory, whichever process writes them. Threads may call it.
+    """An index of the segments in a directory, whichever process writes them. Thread-safe.
 
-    Each lookup reads what was written since the one before.
+    Each lookup reads what was appended since the last one.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -25,7 +25,7 @@ class KeyedGroups:
         self._places: dict[str, Place] = {}
 
     def find(self, key: str) -> Group | None:
-        """The first group with this key that waits in the directory."""
+        """Returns the first waiting group with this key."""
         with self._lock:
             self._update()
             place = self._places.get(key)
@@ -52,7 +52,7 @@ class KeyedGroups:
                 self._read[path] = (inode, self._read_from(path, start))
 
     def _read_from(self, path: Path, start: int) -> int:
-        """Take in the lines behind `start`; where the next one begins."""
+        """Indexes the lines from `start` on and returns where the next line begins."""
         try:
             with path.open("rb") as file:
                 file.seek(start)
@@ -63,7 +63,7 @@ class KeyedGroups:
                         self._places.setdefault(key, (path, start, len(line)))
                     start += len(line)
         except OSError:
-            pass  # deleted, or unreadable: then whoever empties the spool says so
+            pass  # deleted or unreadable; the process that empties the spool reports it
         return start
 
 

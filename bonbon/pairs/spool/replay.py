@@ -1,4 +1,4 @@
-"""Brings what waits in the spool into the database."""
+"""Moves groups from the spool into the database."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from bonbon.concurrency.shielded import shielded
 from bonbon.errors import StoreError, StoreUnavailable
 from bonbon.pairs.deletion.erasures import without_erased
 from bonbon.pairs.group_records import Group, Unclean
-from bonbon.pairs.group_store import MOST_REFUSALS, Kept, Refusal, offer, store_groups
+from bonbon.pairs.group_store import MAX_REFUSALS, Kept, Refusal, offer, store_groups
 from bonbon.pairs.health import Health
 from bonbon.pairs.spool.segment import Line, Segment
 from bonbon.pairs.spool.spool import Spool
@@ -24,12 +24,12 @@ log = structlog.get_logger(__name__)
 
 MOST_AT_ONCE = 256
 STRIKES = 3
-"""Refusals of one group, others having been taken after each but the last, before it is set aside."""
+"""Refusals of one group, each but the last followed by a stored group, after which it is set aside."""
 
 
 @dataclass(slots=True)
 class _Pass:
-    """What one pass over the spool has done."""
+    """The results of one pass over the spool."""
 
     stored: int = 0
     refused: int = 0
@@ -37,11 +37,11 @@ class _Pass:
 
 
 class Replayer:
-    """Offers spooled groups to the database until it takes them.
+    """Offers spooled groups to the database until it accepts them.
 
-    What fails for a whole database (it is away, read-only, empty, full) must not be held against the groups. So one
-    is set aside only when the database has refused it, alone, `STRIKES` times, and has taken another one each time
-    before the next.
+    A failure of the whole database (unreachable, read-only, empty, full) must not count against the groups. A group is
+    set aside only when the database has refused it alone `STRIKES` times and has stored another group between the
+    refusals.
     """
 
     def __init__(self, database: Database, spool: Spool, health: Health) -> None:
@@ -50,7 +50,8 @@ class Replayer:
         self._at_once = MOST_AT_ONCE
 
     async def empty(self) -> None:
-        """Offer what waits once, as long as the database answers. Never raises for the spool's or database's sake."""
+        """Offers waiting groups once, while the database answers. Never raises an error of the spool or the
+        database."""
         done = _Pass()
         try:
             paths = await asyncio.to_thread(self.spool.paths)
@@ -66,7 +67,7 @@ class Replayer:
         except Exception:
             log.exception("the spool cannot be emptied; its groups stay in it")
         if done.stored:
-            log.info("spooled groups are in the database", groups=done.stored)
+            log.info("spooled groups stored in the database", groups=done.stored)
 
     async def _empty(self, path: Path, done: _Pass) -> None:
         try:
@@ -74,14 +75,14 @@ class Replayer:
             if segment is not None:
                 await self._replay(segment, done)
         except OSError as error:
-            log.error("a file of the spool cannot be emptied; it stays there", file=str(path), reason=str(error))
+            log.error("a spool file cannot be emptied; it stays there", file=str(path), reason=str(error))
 
     async def _replay(self, segment: Segment, done: _Pass) -> None:
         try:
             lines = await asyncio.to_thread(segment.lines)
             if segment.torn:
                 log.warning(
-                    "a segment's last line was never written to its end; nobody was told that its group is stored",
+                    "the last line of a segment is incomplete; its group was never reported as stored",
                     file=segment.path.name, bytes=segment.torn,
                 )  # fmt: skip
             left = await self._set_aside_unreadable(segment, lines)
@@ -92,7 +93,7 @@ class Replayer:
             segment.close()
 
     async def _set_aside_unreadable(self, segment: Segment, lines: list[Line]) -> list[Line]:
-        """Those of the lines without a group that stay in the segment, because they cannot be set aside."""
+        """Sets aside lines without a readable group. Returns those that stay in the segment because that failed."""
         bad = [line for line in lines if line.group is None]
         if not bad:
             return []
@@ -106,18 +107,18 @@ class Replayer:
         return []
 
     async def _offer(self, lines: list[Line], done: _Pass) -> list[Line]:
-        """Those of `lines` that stay in the spool."""
+        """Returns those of `lines` that stay in the spool."""
         waiting = {line.group.id: line for line in lines if line.group is not None}
         order = [line.group for line in waiting.values() if line.group is not None]
         if self._at_once < MOST_AT_ONCE:
-            random.shuffle(order)  # those that are refused each time must not keep the others from the database
+            random.shuffle(order)  # groups that are always refused must not keep the others from the database
         aside: list[Refusal] = []
         while order and not done.over:
             some, order = order[: self._at_once], order[self._at_once :]
             found = await offer(some, self._store, self.health)
             done.stored += len(found.kept)
             done.refused += len(found.refused)
-            done.over = found.hopeless or (done.refused >= MOST_REFUSALS and not done.stored)
+            done.over = found.hopeless or (done.refused >= MAX_REFUSALS and not done.stored)
             self._at_once = max(1, self._at_once // 2) if done.over else min(MOST_AT_ONCE, 2 * self._at_once)
             if isinstance(found.error, StoreUnavailable) or (self.health.down and found.error is not None):
                 self.health.failed(found.error, spool=True)
@@ -130,7 +131,7 @@ class Replayer:
         return list(waiting.values())
 
     def _struck_out(self, refusal: Refusal) -> bool:
-        """Note a refusal, and say whether the group is to be set aside."""
+        """Records a refusal and returns whether the group is to be set aside."""
         strikes, taken = self._strikes.get(refusal.group.id, (0, -1))
         if refusal.taken > taken:
             strikes += 1
@@ -143,7 +144,7 @@ class Replayer:
         for refusal in refusals:
             del waiting[refusal.group.id], self._strikes[refusal.group.id]
             log.error(
-                "the database takes others but refuses this group; it is set aside", group=refusal.group.id,
+                "the database refuses this group and accepts others; it is set aside", group=refusal.group.id,
                 reason=str(refusal.error),
             )  # fmt: skip
 
@@ -157,13 +158,13 @@ class Replayer:
 
 
 async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Kept]:
-    """As `store_groups`, for groups that come late: those that were erased meanwhile are left out.
+    """Stores groups that arrive late, like `store_groups`, but without those that were erased meanwhile.
 
     Raises StoreError.
     """
     wanted = await _without_erased(database, found)
     kept = await store_groups(database, wanted)
-    # Answered while the first attempt's group could not be looked up: kept, but not for training.
+    # Answered while the first attempt's group could not be looked up, so it is kept but not trained on.
     second = [
         replace(group, idempotency=None, unclean=Unclean.REPEATED)
         for group in wanted
@@ -174,9 +175,10 @@ async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Ke
 
 
 async def _without_erased(database: Database, found: Sequence[Group]) -> list[Group]:
-    """Raises StoreUnavailable when the database cannot say what was erased: this is no fault of the groups.
+    """Returns the groups that were not erased.
 
-    Raises StoreError when it is a group that cannot be compared.
+    Raises StoreUnavailable when the database cannot say what was erased, which is not the groups' fault, and StoreError
+    when a group cannot be compared.
     """
     try:
         async with database.read() as connection:

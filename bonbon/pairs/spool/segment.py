@@ -1,4 +1,4 @@
-"""A file of the spool: a group on each line, with a checksum."""
+"""A file of the spool, with one checksummed group per line."""
 
 import fcntl
 import json
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from bonbon.fsync import fsync
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.group_rows import group_document, group_of_document
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line as it is on disk, and the group in it. Where there is none, `fault` says why."""
+    """A line as it is on disk, with its group. When there is no group, `fault` is the reason."""
 
     data: bytes
     group: Group | None = None
@@ -25,7 +26,7 @@ class Line:
 
 
 class Segment:
-    """A file of groups, locked: nobody else appends to it, replaces it or deletes it."""
+    """A locked file of groups: no other process appends to it, replaces it or deletes it."""
 
     def __init__(self, path: Path, file: FileIO) -> None:
         self.path, self._file = path, file
@@ -37,7 +38,7 @@ class Segment:
 
     @property
     def has_its_name(self) -> bool:
-        """Whether its path still leads to this file. A file that was deleted or moved takes writes all the same."""
+        """Whether its path still leads to this file. A deleted or moved file still accepts writes."""
         try:
             named = self.path.lstat()
         except OSError:
@@ -45,17 +46,17 @@ class Segment:
         return os.path.samestat(named, os.fstat(self._file.fileno()))
 
     def lines(self) -> list[Line]:
-        """What is in it, but for a last line that was never written to its end: `torn` is how many bytes that has."""
+        """Returns its lines, without an incomplete last line, whose length in bytes is stored in `torn`."""
         self._file.seek(0)
         *lines, rest = self._file.read().split(b"\n")
         self.torn = len(rest)
         return [read_line(data + b"\n") for data in lines]
 
     def write(self, data: bytes) -> None:
-        """Put it on disk behind what is there; when that fails, nothing of it stays. Raises OSError."""
+        """Appends the data and flushes it to disk. On failure, nothing of it stays. Raises OSError."""
         file, start, left = self._file.fileno(), self._file.seek(0, os.SEEK_END), memoryview(data)
         try:
-            while left:  # a disk that fills takes the beginning, and fails at the next attempt
+            while left:  # a disk that fills up accepts the beginning and fails at the next attempt
                 left = left[self._file.write(left) :]
             os.fsync(file)
         except OSError:
@@ -63,9 +64,9 @@ class Segment:
             raise
 
     def keep(self, lines: Sequence[bytes]) -> None:
-        """Hold only these lines, on disk when this returns; without any the file is deleted. Ends the lock.
+        """Reduces the file to these lines, on disk on return, or deletes it when there are none. Releases the lock.
 
-        Raises OSError; then everything is as it was.
+        Raises OSError, and then leaves everything as it was.
         """
         if lines:
             new = self.path.with_suffix(".new")
@@ -80,31 +81,31 @@ class Segment:
         else:
             self.path.unlink()
         self.close()
-        sync_directory(self.path.parent)
+        fsync(self.path.parent)
 
     def close(self) -> None:
-        """Let go of it; it stays."""
+        """Releases the file, which stays on disk."""
         self._file.close()
 
 
 def create_segment(path: Path) -> Segment:
-    """A new, empty file. Raises OSError when there is one already."""
+    """Creates an empty file. Raises OSError when it exists."""
     file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+")
-    fcntl.flock(file, fcntl.LOCK_EX)  # the name is new: nobody waits for it
-    sync_directory(path.parent)  # without this a power cut may forget the file's name
+    fcntl.flock(file, fcntl.LOCK_EX)  # the name is new, so nobody holds the lock
+    fsync(path.parent)  # without this, a power cut may lose the file's name
     return Segment(path, file)
 
 
 def lock_segment(path: Path) -> Segment | None:
-    """The file, if it is still there and nobody holds it. A process that ends, however it ends, lets go.
+    """Locks and returns the file if it still exists and is not locked. The lock ends with the process.
 
     Raises:
-        NotASegment: something else has that name.
-        OSError: it cannot be read.
+        NotASegment: The path is not a regular file.
+        OSError: The file cannot be read.
     """
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise NotASegment(f"{path.name} is no regular file")
+            raise NotASegment(f"{path.name} is not a regular file")
         file = FileIO(os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC), "r+")
     except FileNotFoundError:
         return None
@@ -120,11 +121,11 @@ def lock_segment(path: Path) -> Segment | None:
 
 
 class NotASegment(Exception):
-    """A symbolic link, a directory or the like."""
+    """Raised for a symbolic link, a directory or another path that is not a regular file."""
 
 
 def read_segment(path: Path) -> list[Line]:
-    """What is in a file now, whoever holds it; nothing when there is none or it cannot be read."""
+    """Returns the lines of a file now, locked or not; none when it does not exist or cannot be read."""
     try:
         data = path.read_bytes() if stat.S_ISREG(path.lstat().st_mode) else b""
     except OSError:
@@ -133,16 +134,16 @@ def read_segment(path: Path) -> list[Line]:
 
 
 def written(group: Group) -> bytes:
-    """The group's line."""
+    """Returns the group's line."""
     text = json.dumps(group_document(group)).encode()
     return b"%08x %s\n" % (crc32(text), text)
 
 
 def read_line(data: bytes) -> Line:
-    """The line that is made of these bytes, whatever they are."""
+    """Returns the line that consists of these bytes, valid or not."""
     checksum, _, text = data.removesuffix(b"\n").partition(b" ")
     if checksum != b"%08x" % crc32(text):
-        return Line(data, fault="the line is damaged: its checksum is another one")
+        return Line(data, fault="the line is damaged: its checksum does not match")
     try:
         return Line(data, group_of_document(json.loads(text)))
     except Exception as error:  # noqa: BLE001 - whatever another release has written must stop nothing
@@ -150,7 +151,7 @@ def read_line(data: bytes) -> Line:
 
 
 def document(data: bytes) -> dict[str, Any]:
-    """What a line says, although it may be no group; nothing when it is no JSON object."""
+    """Returns the JSON object in a line, which may not be a group, or an empty dictionary."""
     try:
         found = json.loads(data.partition(b" ")[2])
     except (ValueError, RecursionError):
@@ -159,17 +160,8 @@ def document(data: bytes) -> dict[str, Any]:
 
 
 def size_of(path: Path) -> int:
-    """Bytes of what has this name; 0 when there is nothing any more."""
+    """Returns the size of a file in bytes; 0 when it does not exist."""
     try:
         return path.lstat().st_size
     except OSError:
         return 0
-
-
-def sync_directory(directory: Path) -> None:
-    """Have the names in it on disk."""
-    entry = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)

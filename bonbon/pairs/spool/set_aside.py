@@ -1,4 +1,4 @@
-"""What a spool could not give to the database, kept with its bytes until somebody decides."""
+"""Keeps lines that the database refused or that cannot be read, byte for byte, until an operator decides."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SUFFIX = ".lines"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A line of a segment, or a whole file that was none (`line` is None). `time` is when it was set aside."""
+    """A line of a segment, or a whole file that is not a segment (`line` is None). `time` is when it was set aside."""
 
     time: datetime
     reason: str
@@ -29,9 +29,9 @@ class Entry:
 
 
 class SetAside:
-    """A directory of lines, each with the reason why it is there. Threads may call it, and several processes.
+    """A directory of lines, each with the reason why it was set aside. Safe for several threads and processes.
 
-    Every addition is a file of its own, so that nobody waits for anybody. `count` is what was there at the last look.
+    Every addition is a separate file, so that no process waits for another. `count` is the last result of `recount`.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -40,65 +40,65 @@ class SetAside:
         self._seen: list[tuple[str, int]] | None = None
 
     def add(self, lines: Sequence[tuple[bytes, str]]) -> None:
-        """Keep lines, each with its reason. Raises OSError."""
+        """Adds lines, each with its reason. Raises OSError."""
         self.directory.mkdir(parents=True, exist_ok=True)
         _write(self.directory / f"{time_ordered_id()}{SUFFIX}", [_record(line, reason) for line, reason in lines])
         self.count += len(lines)
 
     def move(self, path: Path) -> None:
-        """Keep what is no file of lines as it is. Raises OSError."""
+        """Moves a file that is not a segment here, unchanged. Raises OSError."""
         self.directory.mkdir(parents=True, exist_ok=True)
         path.rename(self.directory / f"{time_ordered_id()}{path.suffix}")
         self.count += 1
 
     def adopt(self, file: Path) -> None:
-        """Take over the lines of a file, if there is one. Raises OSError."""
+        """Adopts the lines of a file, if it exists. Raises OSError."""
         try:
             segment = lock_segment(file)
         except NotASegment:
             self.move(file)
             return
         if segment is None:
-            return  # there is none, or another process takes it over
+            return  # it does not exist, or another process is adopting it
         try:
             self.add([(line, "the database refused it") for line in file.read_bytes().splitlines(keepends=True)])
             segment.keep([])
         finally:
             segment.close()
 
-    def look(self) -> int:
-        """How many entries there are, counted anew when there are other files than at the last look."""
+    def recount(self) -> int:
+        """Returns the number of entries, counted again when the files have changed."""
         seen = [(path.name, size_of(path)) for path in self._paths()]
         if seen != self._seen:
             self._seen, self.count = seen, sum(1 for _ in self.entries())
         return self.count
 
     def reasons(self) -> Counter[str]:
-        """How many entries there are for each reason."""
+        """Returns the number of entries per reason."""
         return Counter(entry.reason for entry in self.entries())
 
     def entries(self) -> Iterator[Entry]:
-        """All of them, oldest first. Raises OSError."""
+        """Yields all entries, oldest first. Raises OSError."""
         for path in self._paths():
             yield from self.read(path)
 
     def files(self) -> list[Path]:
-        """Those that hold lines, oldest first."""
+        """Returns the files of lines, oldest first."""
         return [path for path in self._paths() if path.suffix == SUFFIX and path.is_file() and not path.is_symlink()]
 
     def read(self, path: Path) -> list[Entry]:
-        """The entries of one file; none when somebody else has removed it. Raises OSError."""
+        """Returns the entries of one file, or none when another process has removed it. Raises OSError."""
         try:
             status = path.lstat()
             if path.suffix != SUFFIX or not stat.S_ISREG(status.st_mode):
-                return [Entry(datetime.fromtimestamp(status.st_mtime, UTC), "it is no regular file", None, path)]
+                return [Entry(datetime.fromtimestamp(status.st_mtime, UTC), "it is not a regular file", None, path)]
             changed = datetime.fromtimestamp(status.st_mtime, UTC)
             return [_entry(record, path, changed) for record in path.read_bytes().splitlines()]
         except FileNotFoundError:
             return []
 
     def replace(self, path: Path, entries: Sequence[Entry]) -> None:
-        """Have a file hold only these entries; without any it is deleted. Raises OSError."""
+        """Reduces a file to these entries, or deletes it when there are none. Raises OSError."""
         if entries:
             new = path.with_suffix(".new")
             new.unlink(missing_ok=True)
@@ -108,22 +108,22 @@ class SetAside:
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Delete everything. Raises OSError."""
+        """Deletes everything. Raises OSError."""
         for path in self._paths():
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        self.look()
+        self.recount()
 
     def matching(self, conditions: Conditions) -> int:
-        """How many entries `erase` would delete now. Raises OSError."""
+        """Returns how many entries `erase` would delete now. Raises OSError."""
         return sum(_meets(entry, conditions) for path in self.files() for entry in self.read(path))
 
     def erase(self, conditions: Conditions) -> int:
-        """Delete the groups that meet the conditions, also those that only look like a group; how many.
+        """Deletes groups that meet the conditions, including damaged ones, and returns how many.
 
-        A line that cannot be read says nothing of its user, and is deleted by its age alone. Raises OSError.
+        An unreadable line does not reveal its user and is matched by its age alone. Raises OSError.
         """
         erased = 0
         for path in self.files():
@@ -140,7 +140,7 @@ class SetAside:
 
 
 def set_aside_in(spool_dir: Path) -> SetAside:
-    """What the spool in this directory has set aside."""
+    """Returns what the spool in this directory has set aside."""
     return SetAside(spool_dir / "set-aside")
 
 
@@ -158,17 +158,17 @@ def _entry(record: bytes, path: Path, changed: datetime) -> Entry:
         line = said["line"].encode("latin-1")
         return Entry(time_of(said), clean_text(said["reason"]), read_line(line), path)
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Entry(changed, "what says why is damaged itself", Line(record, fault="it is damaged"), path)
+        return Entry(changed, "its recorded reason is damaged", Line(record, fault="it is damaged"), path)
 
 
 def _record(line: bytes, reason: str, time: datetime | None = None) -> dict[str, str]:
-    # Latin-1 has a character for each byte: the line is kept exactly, and what can be read can be read here, too.
+    # Latin-1 maps every byte to a character, so the line is kept exactly and its readable parts stay readable.
     time = time or datetime.now(UTC)
     return {"time": time.isoformat(), "reason": reason, "line": line.decode("latin-1")}
 
 
 def _meets(entry: Entry, conditions: Conditions) -> bool:
-    assert entry.line is not None, "only files of lines are asked about"
+    assert entry.line is not None, "only files of lines are passed here"
     said = document(entry.line.data)
     try:
         time = time_of(said)

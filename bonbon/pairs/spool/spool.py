@@ -1,4 +1,4 @@
-"""Where groups wait, on disk, while the database does not take them."""
+"""The spool: holds groups on disk while the database does not accept them."""
 
 import os
 from collections.abc import Sequence
@@ -18,29 +18,29 @@ log = structlog.get_logger(__name__)
 
 SEGMENT_BYTES = 4 * 2**20
 ATTEMPTS = 3
-"""How often a write is begun anew whose file was deleted meanwhile."""
+"""Attempts to write when the file is deleted meanwhile."""
 
 
 class Spool:
-    """Appends are on disk when they return. Threads may call it.
+    """Appends groups to files; they are on disk on return. Thread-safe.
 
-    Several processes may share the directory: each appends to a segment of its own, which it holds locked, and takes
-    those of processes that have ended.
+    Several processes may share the directory. Each appends to its own segment, which it holds locked, and adopts those
+    of processes that have ended.
 
     Args:
-        directory: made when it is needed.
-        most_bytes: above this, all segments together, nothing is taken.
+        directory: Created when it is needed.
+        max_bytes: The total size of all segments above which nothing is accepted.
 
     Raises:
-        UserError: something that is no directory has its name.
+        UserError: The path exists and is not a directory.
     """
 
-    def __init__(self, directory: Path, most_bytes: int) -> None:
+    def __init__(self, directory: Path, max_bytes: int) -> None:
         if os.path.lexists(directory) and not directory.is_dir():
             raise UserError(
-                f"the spool {directory} is no directory: move it away, or name another data_dir", param="data_dir"
+                f"the spool {directory} is not a directory: move it away, or name another data_dir", param="data_dir"
             )
-        self.directory, self.most_bytes = directory, most_bytes
+        self.directory, self.max_bytes = directory, max_bytes
         self.set_aside = set_aside_in(directory)
         self._lock = Lock()
         self._active: Segment | None = None
@@ -48,12 +48,12 @@ class Spool:
         self._refused = False
         self._skipped: set[Path] = set()
         self.size = 0
-        self.set_aside.adopt(directory / "refused")  # where earlier releases put it
+        self.set_aside.adopt(directory / "refused")  # the location in earlier releases
         self.measure()
 
     @property
-    def has_room(self) -> bool:
-        """Whether it has taken all that it was given since something was last taken from it."""
+    def accepts_groups(self) -> bool:
+        """Whether every append succeeded since the spool was last emptied in part."""
         return not self._refused
 
     @property
@@ -61,11 +61,11 @@ class Spool:
         return self.size == 0
 
     def append(self, groups: Sequence[Group]) -> None:
-        """Raises StoreError when they do not fit or cannot be written; none of them is kept then."""
+        """Appends all groups or none. Raises StoreError when they do not fit or cannot be written."""
         data = b"".join(map(written, groups))
         with self._lock:
             try:
-                if self.size + len(data) > self.most_bytes:
+                if self.size + len(data) > self.max_bytes:
                     raise StoreError(f"the spool {self.directory} is full")
                 self._write(data)
             except (StoreError, OSError) as error:
@@ -77,17 +77,18 @@ class Spool:
             self.size += len(data)
 
     def find(self, idempotency: str) -> Group | None:
-        """The group with this idempotency key that waits here, whichever process has put it there."""
+        """Returns the waiting group with this idempotency key, whichever process appended it."""
         return self._keyed.find(idempotency)
 
     def paths(self) -> list[Path]:
-        """The segments, oldest first."""
+        """Returns the segments, oldest first."""
         return sorted(self.directory.glob("*.groups"))
 
     def take(self, path: Path) -> Segment | None:
-        """A segment, to be given back by `keep` or closed; None when another process holds it or has deleted it.
+        """Locks and returns a segment, to be released by `keep` or `close`. None when another process has locked or
+        deleted it.
 
-        What has a segment's name and is none is set aside; what cannot be opened stays, and is told of once.
+        A path that is not a segment is set aside. A file that cannot be opened stays and is reported once.
         """
         with self._lock:
             if self._active is not None and self._active.path == path:
@@ -102,17 +103,17 @@ class Spool:
         return None
 
     def keep(self, segment: Segment, lines: Sequence[bytes]) -> None:
-        """Have a segment hold only these lines: the others are in the database, or set aside. Raises OSError."""
+        """Reduces a segment to these lines; the others are in the database or set aside. Raises OSError."""
         with self._lock:
             segment.keep(lines)
             self._refused = False
 
     def measure(self) -> None:
-        """Find out anew how much waits and how much is set aside: other processes take and add, too."""
+        """Measures how much is waiting and set aside, because other processes add and remove groups, too."""
         with self._lock:
             self.size = sum(map(size_of, self.paths()))
             self._refused = self._refused and self.size > 0
-        self.set_aside.look()
+        self.set_aside.recount()
 
     def _move(self, path: Path, reason: str) -> None:
         try:
@@ -120,11 +121,11 @@ class Spool:
         except OSError as error:
             self._skip(path, error)
         else:
-            log.error("something in the spool is no file of groups; it is set aside", reason=reason)
+            log.error("an entry of the spool directory is not a file of groups; it is set aside", reason=reason)
 
     def _skip(self, path: Path, error: OSError) -> None:
         if path not in self._skipped:
-            log.error("a file of the spool cannot be taken; it stays there", file=str(path), reason=str(error))
+            log.error("a spool file cannot be opened; it stays there", file=str(path), reason=str(error))
         self._skipped.add(path)
 
     def _write(self, data: bytes) -> None:
@@ -142,8 +143,8 @@ class Spool:
                 segment.close()
             if found:
                 return
-            log.error("a file of the spool was deleted or moved; a new file is begun", file=str(segment.path))
-        raise StoreError(f"the files of the spool {self.directory} are deleted while they are written")
+            log.error("the open spool file was deleted or moved; starting a new one", file=str(segment.path))
+        raise StoreError(f"the files of the spool {self.directory} were deleted while they were being written")
 
     def _new(self) -> Segment:
         self.directory.mkdir(parents=True, exist_ok=True)

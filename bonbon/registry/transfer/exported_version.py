@@ -1,4 +1,4 @@
-"""What an exported version's directory holds beside the files of the model, and how it is read back."""
+"""The additional files in an exported version's directory, and how to read them."""
 
 import json
 import re
@@ -13,25 +13,25 @@ from bonbon.errors import UserError
 
 RECORD, EVALUATION, CARD = "bonbon.json", "evaluation.json", "README.md"
 BESIDE = frozenset((RECORD, EVALUATION, CARD))
-"""Files of an export that are none of the model's, and not in its manifest."""
+"""Files of an export that do not belong to the model and are not in its manifest."""
 FORMAT = 1
 IMPORTED = "imported"
-"""The key under which the training record, the evaluation and the verdict of an imported version say so."""
+"""The key that marks the training record, the evaluation and the verdict of an imported version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of an exported version besides its files and its evaluation.
+    """The record of an exported version, apart from its files and its evaluation.
 
     Attributes:
-        version: its name in the registry that it was exported from.
-        kind: what the exported files are: an adapter, or whole weights.
-        merged: whether they are an adapter merged into the base model.
-        digest: of the manifest of the exported files.
-        base: the base model's name, in the registry and, where it came from there, on the hub.
-        base_digest: of the base model's files; empty where that registry never saw them.
-        training, verdict: as that registry has them.
-        bonbon: the release that exported it.
+        version: Its name in the registry that it was exported from.
+        kind: Whether the exported files are an adapter or whole weights.
+        merged: Whether they are an adapter merged into the base model.
+        digest: Digest of the manifest of the exported files.
+        base: The base model's name in the registry and, if it came from the hub, its name there.
+        base_digest: Digest of the base model's files; empty if the registry never saw them.
+        training, verdict: As stored in that registry.
+        bonbon: The release that exported it.
     """
 
     version: str
@@ -49,12 +49,12 @@ class Record:
     bonbon: str
 
     def to_json(self) -> str:
-        """An object with the format's number and every field."""
+        """Returns a JSON object with the format's number and every field."""
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, directory: Path) -> "Record":
-        """The inverse of `to_json`. Raises UserError when the file cannot be read, or has another format."""
+        """Reverses `to_json`. Raises UserError when the file cannot be read or has another format."""
         path = directory / RECORD
         values = read_object(path)
         if values.pop("format", None) != FORMAT:
@@ -62,7 +62,7 @@ class Record:
         for name in ("version", "base"):
             if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(values.get(name))) is None:
                 raise UserError(
-                    f"{path}: {name} is {str(values.get(name))[:64]!r}, which is no name of a version: export the "
+                    f"{path}: {name} is {str(values.get(name))[:64]!r}, which is not a valid version name: export the "
                     "version again"
                 )
         try:
@@ -74,7 +74,7 @@ class Record:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError when there is none."""
+    """Returns the JSON object in a file. Raises UserError when there is none."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

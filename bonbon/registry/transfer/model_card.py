@@ -1,4 +1,4 @@
-"""The model card of an exported version: README.md with front matter, as the Hugging Face hub reads it."""
+"""Writes the model card of an exported version: README.md with front matter for the Hugging Face hub."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from bonbon.registry.evaluation_figures import evaluation_figures
 from bonbon.registry.transfer.exported_version import EVALUATION, RECORD, Record
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM's --max-lora-rank may be."""
+"""The values that vLLM accepts for --max-lora-rank."""
 ADAPTER_USE = """\
 ```python
 from peft import PeftModel
@@ -41,10 +41,10 @@ vLLM: `vllm serve path/of/this/directory --served-model-name {version} --generat
 
 
 def model_card(record: Record, evaluation: Mapping[str, Any], *, rank: int | None = None) -> str:
-    """The card's text.
+    """Returns the card's text.
 
     Args:
-        rank: the adapter's highest rank; None for whole weights.
+        rank: The adapter's highest rank; None for whole weights.
     """
     return f"---\n{_front_matter(record, evaluation)}---\n\n{_body(record, evaluation, rank)}"
 
@@ -72,7 +72,7 @@ def _front_matter(record: Record, e: Mapping[str, Any]) -> str:
         "tags": ["bonbon", "best-of-n", *(["lora"] if is_adapter else [])],
         "bonbon": {name: value for name, value in own.items() if value is not None},
     }
-    # JSON is YAML, too, and quotes what needs quoting.
+    # JSON is valid YAML and quotes what needs quoting.
     return "".join(f"{name}: {json.dumps(value)}\n" for name, value in fields.items())
 
 
@@ -86,7 +86,7 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
         what = f"Whole weights: a LoRA adapter merged into `{base}`"
     answers = "one draw" if record.k == 1 else f"the best of {record.k} draws, chosen by the reward"
     use = ADAPTER_USE if record.kind is VersionKind.ADAPTER else WHOLE_USE
-    most = next((most for most in VLLM_RANKS if most >= (rank or 0)), rank)
+    max_rank = next((supported for supported in VLLM_RANKS if supported >= (rank or 0)), rank)
     parts = [
         f"# {record.version}",
         f"{what}, distilled from best-of-n answers by bonbon ({_method(record)}), whose method builds on "
@@ -96,13 +96,12 @@ def _body(record: Record, evaluation: Mapping[str, Any], rank: int | None) -> st
         _table(evaluation, record.k) if evaluation else "It was not evaluated.",
         _verdict(record.verdict),
         "## Use",
-        use.format(base=base, rank=most, version=record.version).rstrip(),
+        use.format(base=base, rank=max_rank, version=record.version).rstrip(),
         _best_of_k(record.k),
-        f"The base must be the very one that the version was trained from. Its digest, by bonbon's count of the files "
-        f"that decide what it draws, is `{record.base_digest or 'unknown'}`.",
-        f"`{MANIFEST}` has the size and SHA-256 of every file of the model, `{EVALUATION}` everything that was "
-        f"measured, and `{RECORD}` what the version was trained from. `bonbon models import` registers this directory "
-        "elsewhere.",
+        f"The base must be the one that the version was trained from. Its digest, which bonbon computes from the files "
+        f"that determine its output, is `{record.base_digest or 'unknown'}`.",
+        f"`{MANIFEST}` has the size and SHA-256 of every file of the model, `{EVALUATION}` all measurements, "
+        f"and `{RECORD}` what the version was trained from. `bonbon models import` registers this directory elsewhere.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -124,15 +123,15 @@ def _verdict(verdict: Mapping[str, Any] | None) -> str:
         return "No gate has judged it."
     if verdict.get("passed"):
         return "The gate passed it."
-    return "**The gate refused it:** it was not measured to be as good as what it was to replace."
+    return "**The gate refused it:** its evaluation does not show that it is as good as what it was to replace."
 
 
 def _best_of_k(k: int) -> str:
     if k == 1:
         return ""
     return (
-        f"One draw is not what was measured to be as good as best-of-n: the best of {k} draws is. Serve it with "
-        f"bonbon, or draw {k} answers for each prompt, score them with the reward and keep the best."
+        f"According to its evaluation, the best of {k} draws is as good as best-of-n, and one draw is not. Serve it "
+        f"with bonbon, or draw {k} answers for each prompt, score them with the reward and keep the best."
     )
 
 

@@ -1,4 +1,4 @@
-"""A version as a directory that other programs load, and that another installation imports."""
+"""Exports a version to a directory that other programs can load and other installations can import."""
 
 import asyncio
 import json
@@ -20,11 +20,11 @@ from bonbon.registry.transfer.model_card import model_card
 from bonbon.registry.version_records import Version
 
 CHUNK = 16 * 2**20
-"""Bytes that are copied at a time."""
+"""Number of bytes copied at a time."""
 
 
 class Exported(NamedTuple):
-    """What was written."""
+    """The files that were written."""
 
     directory: Path
     record: Record
@@ -33,24 +33,25 @@ class Exported(NamedTuple):
 
 
 async def export_version(registry: Registry, name: str, directory: Path, *, merged: bool, bar: Bar) -> Exported:
-    """Write a version to a new directory: the model's files, their manifest, a model card, the evaluation and a record.
+    """Writes a version to a new directory: the model's files, their manifest, a model card, the evaluation and a
+    record.
 
-    The directory is there whole or not at all.
+    The directory appears only once it is complete.
 
     Args:
-        merged: write whole weights, the adapter merged into the base model, in the place of the adapter.
+        merged: Write whole weights, with the adapter merged into the base model, instead of the adapter.
 
     Raises:
-        UnknownVersion: there is no such version.
-        UserError: it is a base model, its files or the base model's are gone or changed, the directory is there
-            already, or the version cannot be merged.
+        UnknownVersion: The version does not exist.
+        UserError: The version is a base model, files are missing or changed, the directory exists, or the version
+            cannot be merged.
     """
     _refuse_taken(directory)
     version = await registry.get(name)
     if version.kind is VersionKind.BASE:
         raise UserError(f"{name} is a base model, not a version of one: copy {version.directory} itself")
     if merged and version.kind is VersionKind.FULL:
-        raise UserError(f"{name} has whole weights already: export it without --merged", param="merged")
+        raise UserError(f"{name} already has whole weights: export it without --merged", param="merged")
     base = await registry.get(version.base)
     if merged:
         if not base.digest:
@@ -67,7 +68,7 @@ async def export_version(registry: Registry, name: str, directory: Path, *, merg
 
 def _refuse_taken(directory: Path) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} is there already: name another --out, or delete it first", param="out")
+        raise UserError(f"{directory} already exists: name another --out, or delete it first", param="out")
 
 
 def _write(version: Version, base: Version, directory: Path, merged: bool, bar: Bar) -> Exported:
@@ -76,19 +77,19 @@ def _write(version: Version, base: Version, directory: Path, merged: bool, bar: 
         directory.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{directory.parent} cannot be made ({error.strerror}): name another --out", param="out"
+            f"{directory.parent} cannot be created ({error.strerror}): name another --out", param="out"
         ) from error
     with TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as temporary:
         work = Path(temporary) / "work"
         if merged:
-            # Brings in torch.
+            # Imports torch.
             from bonbon.engines.embedded.merge import merge_adapter
 
             merge_adapter(base.directory, version.directory, work, bar)
             for name in BESIDE:
                 (work / name).unlink(missing_ok=True)
             for path in work.iterdir():
-                path.chmod(0o644)  # safetensors writes files that nobody else can read
+                path.chmod(0o644)  # safetensors writes files that only their owner can read
         else:
             _copy(version.directory, work, bar)
         manifest = make_manifest(work)
@@ -101,7 +102,7 @@ def _write(version: Version, base: Version, directory: Path, merged: bool, bar: 
         (work / CARD).write_text(model_card(record, evaluation, rank=rank))
         try:
             work.rename(directory)
-        except OSError as error:  # somebody made it meanwhile
+        except OSError as error:  # another process has created it meanwhile
             raise UserError(f"{directory} cannot be written: {error.strerror}", param="out") from error
     size = sum(entry.size for entry in manifest.files)
     return Exported(directory, record, len(manifest.files), size)
@@ -123,7 +124,7 @@ def _copy(source: Path, target: Path, bar: Bar) -> None:
 
 
 def _record(version: Version, base: Version, digest: str, merged: bool) -> Record:
-    # What was imported goes on as it came.
+    # An imported version is exported as it was imported.
     training = version.training.get(IMPORTED, {}).get("training", version.training)
     verdict = version.verdict
     if verdict is not None and IMPORTED in verdict:
@@ -146,14 +147,15 @@ def _record(version: Version, base: Version, digest: str, merged: bool) -> Recor
 
 
 def _public(training: Mapping[str, Any]) -> dict[str, Any]:
-    """The training record without what concerns this installation alone: its paths and the names of its tenants."""
+    """Returns the training record without this installation's paths and tenant names."""
     settings = {name: value for name, value in (training.get("settings") or {}).items() if name != "tenants"}
     others = {name: value for name, value in training.items() if name not in ("run", "settings")}
     return others | ({"settings": settings} if settings else {})
 
 
 def _hub_name(directory: Path) -> str | None:
-    """The hub name of a model in the hub's cache, whose directories are called `models--owner--name/snapshots/...`."""
+    """Returns the hub name of a model in the hub's cache, with directories named
+    `models--owner--name/snapshots/...`."""
     for folder in directory.parts:
         if folder.startswith("models--"):
             return folder.removeprefix("models--").replace("--", "/")
@@ -161,7 +163,7 @@ def _hub_name(directory: Path) -> str | None:
 
 
 def _rank(adapter: Path) -> int:
-    """The highest rank of the adapter's modules."""
+    """Returns the highest rank of the adapter's modules."""
     config = json.loads((adapter / "adapter_config.json").read_text())
     ranks: Mapping[str, int] = config.get("rank_pattern") or {}
     return max(int(rank) for rank in (config.get("r", 8), *ranks.values()))

@@ -1,4 +1,4 @@
-"""Registering a version that another installation exported, or that `bonbon distill` made."""
+"""Registers a version that another installation exported, or that `bonbon distill` made."""
 
 import asyncio
 import math
@@ -20,19 +20,19 @@ from bonbon.registry.version_records import Version
 from bonbon.store.database import open_database
 
 REGISTERED, DATABASE = "registered.json", "bonbon.db"
-"""Files in the directory of `bonbon distill`: which version it registered, and the registry that has it."""
+"""Files in the directory of `bonbon distill`: the name of the registered version, and its registry."""
 ESTIMATES = ("win_rate", "win_rate_served", "kl", "recovered", "length_ratio", "gain")
 SHARES = ("best_of_n_win_rate", "held_out_win_rate", "kl_k1", "truncated")
-"""Figures that are an estimate or a plain number."""
-MOST_DRAWS = 1024
-"""The most draws that an imported version may answer with: a service draws that many for each request."""
+"""Figures that are either an estimate or a number."""
+MAX_DRAWS = 1024
+"""The most draws that an imported version may answer with, because a service draws that many for each request."""
 INHERITED = ("held_out_fraction", "validation_fraction")
-"""Which prompts were kept from training: a later round must keep the same ones."""
+"""Settings that determine the held-out prompts. A later round must hold out the same ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A version of another installation. `directory` has its files, and others by the names `beside`."""
+    """A version of another installation. `directory` holds its files, and others with the names `beside`."""
 
     directory: Path
     beside: Collection[str]
@@ -47,9 +47,9 @@ class Source:
 
 
 async def read_source(directory: Path) -> Source:
-    """The version in a directory that `bonbon models export` or `bonbon distill` has written.
+    """Reads the version in a directory that `bonbon models export` or `bonbon distill` has written.
 
-    Raises UserError when it is neither, or the distillation has not ended.
+    Raises UserError when the directory is neither, or the distillation has not finished.
     """
     if (directory / RECORD).exists():
         return await asyncio.to_thread(_exported, directory)
@@ -57,7 +57,7 @@ async def read_source(directory: Path) -> Source:
         return await _distilled(directory)
     if (directory / "distill.json").exists():
         raise UserError(
-            f"the distillation in {directory} has not ended: run the same `bonbon distill` again, and import it then",
+            f"the distillation in {directory} has not finished: run the same `bonbon distill` again, then import it",
             param="directory",
         )
     raise UserError(
@@ -68,17 +68,17 @@ async def read_source(directory: Path) -> Source:
 
 
 async def import_version(registry: Registry, source: Source, base: Version, *, name: str | None = None) -> Version:
-    """Copy the files into the data directory and register the version, which nothing promotes by itself.
+    """Copies the files into the data directory and registers the version, which is never promoted automatically.
 
-    Its training record, evaluation and verdict are kept, marked as imported: rounds of training here count none of
-    their groups by them.
+    Its training record, evaluation and verdict are kept and marked as imported, so that rounds of this installation do
+    not count any of their groups as trained on.
 
     Args:
-        base: the base model of this installation.
-        name: what the version's name begins with, before the beginning of its digest.
+        base: The base model of this installation.
+        name: Beginning of the version's name, before the start of its digest.
 
     Raises:
-        UserError: the base is another one, the files are not those that were exported, or they are registered already.
+        UserError: The base differs, the files differ from the exported ones, or they are already registered.
     """
     if name is not None and (len(name) > LONGEST_NAME or re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) is None):
         raise UserError(
@@ -90,7 +90,7 @@ async def import_version(registry: Registry, source: Source, base: Version, *, n
     await asyncio.to_thread(verify, source.directory, source.digest, source.beside)
     for version in await registry.list():
         if (version.base, version.digest) == (base.name, source.digest):
-            raise UserError(f"{source.directory} is registered already, as {version.name}", param="directory")
+            raise UserError(f"{source.directory} is already registered as {version.name}", param="directory")
     origin = {"version": source.version, "base": source.base, "time": datetime.now(UTC).isoformat(timespec="seconds")}
     _refuse_unsound(source)
     inherited = {key: source.training[key] for key in INHERITED if key in source.training}
@@ -109,14 +109,14 @@ async def import_version(registry: Registry, source: Source, base: Version, *, n
 
 
 async def base_of(registry: Registry, source: Source) -> Version:
-    """The base model of this registry that has the digest of the source's. Raises UserError when there is none."""
+    """Returns this registry's base model with the digest of the source's. Raises UserError when there is none."""
     bases = [version for version in await registry.list() if version.kind is VersionKind.BASE]
     for base in bases:
         if source.base_digest and base.digest == source.base_digest:
             return base
     known = [base for base in bases if base.digest]
     if len(known) == 1:
-        return known[0]  # an earlier release may have written the digest; else the refusal names both
+        return known[0]  # an earlier release may have written the digest; otherwise the error names both
     names = ", ".join(base.name for base in bases) or "none"
     raise UserError(
         f"no base model that is registered here (there is: {names}) is known to be {source.base}, digest "
@@ -141,7 +141,7 @@ def _refuse_other_base(source: Source, base: Version) -> None:
     if source.base_digest == base.digest:
         return
     refuse_missing(base)
-    # Computed anew: an earlier release may have written the one that the registry has.
+    # Computed again, because an earlier release may have written the registry's digest.
     if not names_base(source.base_digest, base.directory, base_digest(base.directory)):
         raise UserError(
             f"{source.version} was trained on {source.base}, digest {source.base_digest[:12]}, and the base model here "
@@ -155,13 +155,13 @@ def _refuse_other_kind(source: Source) -> None:
     if source.kind is not (VersionKind.ADAPTER if adapter else VersionKind.FULL):
         held = "an adapter" if adapter else "whole weights"
         raise UserError(
-            f"{source.directory} holds {held}, and its {RECORD} says {source.kind}: export the version again",
+            f"{source.directory} holds {held}, but its {RECORD} records kind = {source.kind}: export the version again",
             param="directory",
         )
 
 
 def _refuse_unsound(source: Source) -> None:
-    """Refuse figures that metrics, tables and the console could not read."""
+    """Refuses figures that metrics, tables and the console could not read."""
     e, training, verdict = source.evaluation, source.training, source.verdict or {}
     best_of_k = e.get("best_of_k") or []
     sound = isinstance(best_of_k, list) and all(isinstance(one, dict) and _is_count(one.get("k")) for one in best_of_k)
@@ -174,8 +174,8 @@ def _refuse_unsound(source: Source) -> None:
     fractions = (training.get(key, 0) for key in INHERITED)
     if not sound or not all(_is_number(share) and 0 <= share < 1 for share in fractions):
         raise UserError(
-            f"the evaluation or the training record of {source.directory} has figures that are no numbers: export the "
-            "version again",
+            f"the evaluation or the training record of {source.directory} contains figures that are not numbers: "
+            "export the version again",
             param="directory",
         )
 
@@ -189,11 +189,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST_DRAWS
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_DRAWS
 
 
 def _verdict(source: Source, origin: dict[str, str]) -> dict[str, Any] | None:
-    """The verdict of the other installation's gate, which approves nothing here: whoever promotes it needs its `k`."""
+    """Returns the other gate's verdict without its approval; a forced promotion needs its `k`."""
     found = source.verdict
     if found is None:
         return None

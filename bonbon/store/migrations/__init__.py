@@ -1,1 +1,1 @@
-"""Alembic migrations of bonbon's database; append only."""
+"""Alembic migrations of bonbon's database. Existing migrations never change."""

@@ -129,7 +129,7 @@ async def test_distilling_leaves_out_prompts_with_the_token(base: Path, tmp_path
 
     with capture_logs() as said:
         version = await attempt(tmp_path / "some", strange[:1] + readable + strange[1:])
-    left_out = [entry for entry in said if entry["event"] == "prompt left out"]
+    left_out = [entry for entry in said if entry["event"] == "prompt skipped"]
     assert [entry["number"] for entry in left_out] == [1, 62]
     assert all("has the token '[PAD]' (id 40)" in entry["reason"] for entry in left_out)
     assert 0 < version.training["groups"] <= 60

@@ -85,7 +85,7 @@ async def test_versions_and_aliases_are_shown(tmp_path: Path) -> None:
     [
         ({"version": "fake-bonbon-0009"}, 404, "there is no version 'fake-bonbon-0009'"),
         ({"version": version_name(1, 1)}, 400, "is registered, not approved"),
-        ({"version": BASE, "expected": "fake-bonbon-0007"}, 409, "somebody else promoted first"),
+        ({"version": BASE, "expected": "fake-bonbon-0007"}, 409, "another promotion came first"),
         ({"version": BASE, "force": True}, 400, "force: unknown field"),
         ({}, 400, "version"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from bonbon.pairs.group_records import Comparison
-from bonbon.registry.round_progress import CurvePoint, RoundStage, tell_round
+from bonbon.registry.round_progress import CurvePoint, RoundStage, store_round_progress
 from bonbon.rewards.fake_reward import FakeReward
 from service.routes.console_files import FILES, SERVED
 from tests.support.data.groups import scored_group
@@ -118,7 +118,7 @@ async def test_pairs_and_the_curve_are_of_the_log(tmp_path: Path) -> None:
 async def test_rounds_are_told_newest_first(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         database = service.state.database
-        tell = partial(tell_round, database, sampler=BASE, epochs=3)
+        tell = partial(store_round_progress, database, sampler=BASE, epochs=3)
         await tell("a", run="round-1", stage=RoundStage.SNAPSHOT, curve=())
         curve = (CurvePoint(0.5, 2.0, 1.0, 18.2), CurvePoint(1.0, float("nan"), 4.0, 18.2))
         await tell("a", run="round-1", stage=RoundStage.TRAINING, curve=curve)

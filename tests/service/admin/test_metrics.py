@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bonbon.registry.registry import Registry
-from bonbon.registry.round_progress import PROMOTED, REFUSED, CurvePoint, RoundStage, tell_round
+from bonbon.registry.round_progress import PROMOTED, REFUSED, CurvePoint, RoundStage, store_round_progress
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings
 from bonbon.store.database import Database
@@ -39,7 +39,7 @@ async def scraped(tmp_path: Path) -> str:
 
 async def tell(database: Database, id: str, stage: RoundStage, epoch: float = 3.0, outcome: str | None = None) -> None:
     curve = [CurvePoint(epoch, 0.5, 11.0, 18.15)]
-    await tell_round(
+    await store_round_progress(
         database, id, run=f"round-{id}", sampler=BASE, stage=stage, epochs=3.0, curve=curve, outcome=outcome
     )
 

@@ -1,4 +1,4 @@
-"""Scored groups for the store's tests, made by hand."""
+"""Builds scored groups for the store's tests."""
 
 import random
 from dataclasses import replace
@@ -13,7 +13,7 @@ from bonbon.prompt import Prompt
 
 
 def scored_group(number: int = 0, *, n: int = 4, rewards: tuple[float, ...] | None = None, **changes: Any) -> Group:
-    """A ranked group whose candidates differ in everything; `changes` replace its fields."""
+    """Returns a ranked group whose candidates differ in every field; `changes` replace the group's fields."""
     rng = random.Random(number)
     rewards = rewards or tuple(rng.gauss(0, 1) for _ in range(n))
     candidates = tuple(

@@ -1,4 +1,4 @@
-"""A data directory as a service leaves it: a registered base that is champion, and its scored groups in the log."""
+"""Builds a data directory as a service leaves it: a registered base as champion, and its scored groups in the log."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ EASY_GATE: dict[str, Any] = {
     "max_truncated": 1,
     "min_distinct_ratio": 0.2,
 }
-"""What so few groups teach is close to the noise of measuring it."""
+"""A lenient gate, because the effect of so few groups is close to the noise of the measurement."""
 
 
 def make_settings(base: Path, data_dir: Path, **changes: Any) -> Settings:
@@ -58,7 +58,7 @@ def make_settings(base: Path, data_dir: Path, **changes: Any) -> Settings:
 
 
 async def answer(settings: Settings, count: int, *, version: VersionFiles | None = None, seed: int = 0) -> None:
-    """Best-of-n groups of `version` (default: the base), drawn by the real engine, into the log."""
+    """Logs best-of-n groups of `version` (default: the base), drawn by the real engine."""
     rng = random.Random(seed)
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     engine = build_engine(settings, base="base")

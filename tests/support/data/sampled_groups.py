@@ -1,4 +1,4 @@
-"""Real groups for the trainer's tests: drawn from a tiny random model, with the log-probabilities it drew them at."""
+"""Draws real groups from a tiny random model for the trainer's tests, with their log-probabilities."""
 
 import asyncio
 import random
@@ -24,12 +24,12 @@ from bonbon.registry.registry import Registry
 from bonbon.store.database import open_database
 
 VERSION = "version"
-"""Who drew a group, before the version of an adapter has its name."""
+"""The sampler's name in groups that are drawn before the version of an adapter has its name."""
 VOCABULARY, EOS = 40, 1
 
 
 def make_base(directory: Path, *, seed: int = 0, tied: bool = False) -> Path:
-    """A random Llama of 20k weights with a tokenizer, in Hugging Face format."""
+    """Saves a random Llama of 20k weights with a tokenizer, in Hugging Face format."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -56,7 +56,7 @@ Draw = tuple[list[int], float]
 
 
 def draw(model: Any, prompt: list[int], n: int, *, temperature: float, max_tokens: int) -> list[Draw]:
-    """n draws by transformers' own `generate`: tokens (end of sequence included) and their summed log-probability."""
+    """Returns n draws by transformers' `generate`: tokens (with end of sequence) and their summed log-probability."""
     out = model.generate(
         torch.tensor([prompt] * n),
         attention_mask=torch.ones(n, len(prompt), dtype=torch.long),
@@ -79,14 +79,14 @@ def draw(model: Any, prompt: list[int], n: int, *, temperature: float, max_token
 
 
 def text_of(tokens: Sequence[int]) -> str:
-    """As the engine writes it: end of sequence and padding are no words."""
+    """Returns the text as the engine writes it, without end of sequence and padding."""
     return " ".join(f"w{token}" for token in tokens if token not in (0, EOS))
 
 
 def score(prompt: Prompt, completions: Sequence[str]) -> list[float]:
-    """Scores even words as good, with a little of their sum to break ties.
+    """Scores completions for "python:tests.support.data.sampled_groups:score".
 
-    Settings name it "python:tests.support.data.sampled_groups:score".
+    Even words are good, and a small share of their sum breaks ties.
     """
     numbers = [[int(word[1:]) for word in completion.split()] for completion in completions]
     return [sum(n % 2 == 0 for n in words) / (len(words) or 1) + 1e-4 * sum(words) for words in numbers]

@@ -1,4 +1,4 @@
-"""A data directory or database filled for the commands that read it, and the commands run in this process."""
+"""Fills data directories and databases for the commands that read them, and runs commands in this process."""
 
 import asyncio
 import json
@@ -17,27 +17,27 @@ from bonbon.store.database import open_database
 
 
 def run(app: typer.Typer, *arguments: object, input: str | None = None, columns: int = 200) -> Result:
-    """The command's result on a terminal of that width; what it raised is in `exception`."""
+    """Returns the command's result on a terminal of this width; an exception it raised is in `exception`."""
     runner = CliRunner(env={"COLUMNS": str(columns)})
     return runner.invoke(app, [str(argument) for argument in arguments], input=input)
 
 
 def refusal(app: typer.Typer, *arguments: object) -> str:
-    """What a command that the user has to change says: `bonbon` prints it and exits with status 2."""
+    """Returns the message of a UserError, which `bonbon` prints before it exits with status 2."""
     error = run(app, *arguments).exception
     assert isinstance(error, BonbonError), error
     return str(error)
 
 
 def as_json(app: typer.Typer, *arguments: object) -> Any:
-    """What the command prints with --json."""
+    """Returns what the command prints with --json."""
     result = run(app, *arguments, "--json")
     assert result.exit_code == 0, (result.output, result.exception)
     return json.loads(result.stdout)
 
 
 def fill(url: str, groups: Iterable[Group], *, hung: bool = False) -> None:
-    """Append `groups`; with `hung`, a comparison and feedback on each."""
+    """Appends `groups`; with `hung`, adds a comparison and feedback to each."""
 
     async def append() -> None:
         now = datetime.now(UTC)
@@ -55,6 +55,6 @@ def fill(url: str, groups: Iterable[Group], *, hung: bool = False) -> None:
 
 
 def sqlite(directory: Path) -> str:
-    """The URL of the default database in a data directory."""
+    """Returns the URL of the default database in a data directory."""
     directory.mkdir(parents=True, exist_ok=True)
     return f"sqlite+aiosqlite:///{directory / 'bonbon.db'}"

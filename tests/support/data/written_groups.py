@@ -1,4 +1,4 @@
-"""Parquet files of groups, as snapshots have them, made by hand."""
+"""Writes Parquet files of groups in the format of snapshots."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ BASE = "tiny"
 
 
 def group_row(rewards: Sequence[float], **changes: Any) -> dict[str, Any]:
-    """A group with these rewards, the lowest first, which the base drew for the prompt "p"."""
+    """Returns a group of the base with these rewards, lowest first, for the prompt "p"."""
     n = len(rewards)
     row: dict[str, Any] = {
         "group_id": "",
@@ -35,12 +35,12 @@ def group_row(rewards: Sequence[float], **changes: Any) -> dict[str, Any]:
 
 
 def write_groups(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """The file, each group with its number as its id where it has none."""
+    """Writes the file; a group without an id gets its position as id."""
     numbered = [row | {"group_id": row["group_id"] or f"{number:032d}"} for number, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(numbered, SCHEMA), path)
     return path
 
 
 def groups_of(path: Path, rows: Sequence[dict[str, Any]]) -> Groups:
-    """The groups as the trainer reads them from a file at `path`."""
+    """Returns the groups as the trainer reads them from a file at `path`."""
     return Groups.read(write_groups(path, rows), base=BASE)

@@ -1,4 +1,4 @@
-"""Versions of the tiny policy, registered beside a service that runs."""
+"""Registers versions of the tiny policy while a service is running."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def database_url(environment: dict[str, str]) -> str:
 
 
 async def register_adapter(environment: dict[str, str], base: Path, directory: Path, seed: int) -> str:
-    """A version with small random weights; the gate has not judged it."""
+    """Registers a version with small random weights that the gate has not judged."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -29,7 +29,7 @@ async def register_adapter(environment: dict[str, str], base: Path, directory: P
 
 
 async def approve(environment: dict[str, str], name: str) -> Path:
-    """From now on the service sees it as the challenger; where its files are."""
+    """Approves the version, which the service then sees as the challenger, and returns the directory of its files."""
     async with open_database(database_url(environment)) as database:
         registry = Registry(database, Path(environment["BONBON_DATA_DIR"]) / "versions")
         return (await registry.approve(name, {"passed": True, "reasons": []})).directory

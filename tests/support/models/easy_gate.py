@@ -1,4 +1,4 @@
-"""Settings under which so little training as a test has time for passes the gate."""
+"""Settings of a gate that a test's short training can pass."""
 
 EASY = {
     "BONBON_GATE__MARGIN": "0.499",

@@ -1,4 +1,4 @@
-"""Tiny random models and adapters, an independent forward pass of them, and adapters that are not sound."""
+"""Tiny random models and adapters, an independent forward pass, and invalid adapters."""
 
 import json
 import math
@@ -72,7 +72,7 @@ def reference(base: Path, adapter: Path | None = None) -> Any:
 
 @torch.no_grad()
 def logprobs(model: Any, prompt: Sequence[int], tokens: Sequence[int], temperature: float = 1.0) -> torch.Tensor:
-    """One plain forward pass: log-probabilities of all tokens at each of the drawn positions."""
+    """Returns log-probabilities of all tokens at each sampled position, by one plain forward pass."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     distribution: torch.Tensor = (logits / temperature).log_softmax(-1)
     return distribution

@@ -1,4 +1,4 @@
-"""A sound evaluation to vary."""
+"""A valid evaluation that tests modify."""
 
 from dataclasses import replace
 from typing import Any

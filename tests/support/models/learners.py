@@ -1,4 +1,4 @@
-"""Learners outside of a run, on tiny models."""
+"""Creates learners of tiny models without a run."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from trainer.training.learning.policy import load_policy
 
 
 def learner_of(base: Path, settings: TrainSettings, *, start: VersionFiles | None = None, n: int = 4) -> Learner:
-    """In 32 bits on the CPU, with the settings' own loss for best-of-n."""
+    """Returns a 32-bit learner on the CPU with the settings' loss for best-of-n."""
     settings = settings.model_copy(update={"precision": "no"})
     own = None
     if settings.method == "full":
@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 
 @torch.no_grad()
 def nudge(learner: Learner, size: float = 0.05, *, seed: int = 3) -> None:
-    """Move every weight that is trained by normal noise of this standard deviation."""
+    """Adds normal noise of this standard deviation to every trained weight."""
     torch.manual_seed(seed)
     for parameter in learner.policy.parameters():
         if parameter.requires_grad:

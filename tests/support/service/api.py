@@ -1,4 +1,4 @@
-"""The service on the fakes and a real database: in process, or behind a real server on a free port."""
+"""Runs the service on the fakes and a real database, in this process or behind a real server on a free port."""
 
 import json
 import sqlite3
@@ -28,7 +28,7 @@ MESSAGES = [{"role": "user", "content": "Where is my order?"}]
 
 @dataclass
 class Api:
-    """A running service and a client of it."""
+    """A running service with a client."""
 
     app: FastAPI
     engine: FakeEngine
@@ -50,33 +50,33 @@ class Api:
         return _ok(await self.post(COMPLETIONS, **{"model": "bonbon", "prompt": "Dear customer", "seed": 1, **body}))
 
     async def refusal(self, path: str = CHAT, status: int = 400, **body: Any) -> dict[str, Any]:
-        """The error that a chat, otherwise in order, is refused with."""
+        """Returns the error with which an otherwise valid chat request is refused."""
         order = {"messages": MESSAGES} if path == CHAT else {"prompt": "Dear customer"}
         response = await self.post(path, **{"model": "bonbon", **order, **body})
         assert response.status_code == status, response.text
         return error_of(response)
 
     async def groups(self) -> int:
-        """How many groups the log has."""
+        """Returns the number of groups in the log."""
         return count_groups(self.state.settings.data_dir)
 
 
 @asynccontextmanager
 async def open_api(directory: Path, *, engine: FakeEngine | None = None, **service: Any) -> AsyncIterator[Api]:
-    """`service`: settings of its section."""
+    """Opens a service; `service` are settings of its section."""
     app, engine, reward = make_app(directory, engine, **service)
     transport = httpx2.ASGITransport(app=app)
     async with (
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
-        reward.calls.clear()  # those of the check at the start
+        reward.calls.clear()  # calls of the check at the start
         yield Api(app, engine, reward, client)
 
 
 @dataclass
 class Server:
-    """A service behind a real server, in a thread of its own."""
+    """A service behind a real server, in a separate thread."""
 
     url: str
     app: FastAPI
@@ -87,21 +87,21 @@ class Server:
 
 @contextmanager
 def serve(directory: Path, *, engine: FakeEngine | None = None, **service: Any) -> Iterator[Server]:
-    """`service`: settings of its section."""
+    """Serves in a thread; `service` are settings of the section `service`."""
     app, engine, reward = make_app(directory, engine, **service)
     with listening(app) as url:
-        reward.calls.clear()  # those of the check at the start
+        reward.calls.clear()  # calls of the check at the start
         yield Server(url, app, engine, reward, directory)
 
 
 def longest(prompt: Prompt, completion: str) -> float:
-    """A reward that prefers long texts: the fake engine may well draw an empty one, which is then not the answer."""
+    """A reward that prefers long texts, so that an empty candidate of the fake engine is not the answer."""
     return len(completion) + digest_score(prompt, completion)
 
 
 @contextmanager
 def openai_client(server: Server) -> Iterator[OpenAI]:
-    """OpenAI's client of a server whose key is `secret`. It checks that answers are as OpenAI describes them."""
+    """Yields an OpenAI client, which validates answers, for a server whose key is `secret`."""
     with OpenAI(
         base_url=f"{server.url}/v1", api_key="secret", max_retries=0, _strict_response_validation=True
     ) as opened:
@@ -110,7 +110,7 @@ def openai_client(server: Server) -> Iterator[OpenAI]:
 
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
-    """The URL of a real server with this service, in a thread of its own."""
+    """Yields the URL of a real server with this service, in a separate thread."""
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -132,14 +132,14 @@ def make_app(directory: Path, engine: FakeEngine | None, **service: Any) -> tupl
 
 
 def count_groups(directory: Path, group_id: str = "%") -> int:
-    """How many groups another connection sees, so only those that are committed."""
+    """Returns the number of committed groups, read by another connection."""
     with sqlite3.connect(directory / "bonbon.db") as connection:
         count: int = connection.execute("SELECT count(*) FROM groups WHERE id LIKE ?", (group_id,)).fetchone()[0]
     return count
 
 
 def error_of(response: httpx2.Response) -> dict[str, Any]:
-    """The envelope's content; all four keys are there."""
+    """Returns the error object after checking that it has all four keys."""
     body: dict[str, Any] = response.json()
     assert list(body) == ["error"]
     error: dict[str, Any] = body["error"]
@@ -148,7 +148,7 @@ def error_of(response: httpx2.Response) -> dict[str, Any]:
 
 
 def events(text: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """The JSON events of a stream that ended with [DONE], and its comments."""
+    """Returns the JSON events of a stream that ended with [DONE], and its comments."""
     blocks = text.removesuffix("\n\n").split("\n\n")
     comments = [block for block in blocks if block.startswith(":")]
     data = [block.removeprefix("data: ") for block in blocks if block.startswith("data: ")]

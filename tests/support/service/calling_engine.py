@@ -1,4 +1,4 @@
-"""The fake engine with what it lacks: it calls tools, and keeps to a response format."""
+"""The fake engine, extended by tool calls and response formats."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing

@@ -16,7 +16,7 @@ from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request
 from bonbon.demo.service_process import free_port
 from bonbon.pairs.group_records import Comparison
 from bonbon.pairs.live.savings import TokenCounts, add_savings
-from bonbon.registry.round_progress import REFUSED, CurvePoint, RoundStage, tell_round
+from bonbon.registry.round_progress import REFUSED, CurvePoint, RoundStage, store_round_progress
 from bonbon.registry.version_records import Version
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import GateSettings, Settings
@@ -143,7 +143,7 @@ async def filled(state: AppState) -> Version:
         await state.pair_log.append_comparison(replace(against_best, opponent_reward=0.5))
     drawn = TokenCounts(answers=1000, answer_tokens=60_000, audits=40, audit_tokens=20_000, best_of_n_tokens=6_400)
     await add_savings(state.database, version.name, 4, drawn)
-    await tell_round(
+    await store_round_progress(
         state.database, "q", run="round-0", sampler=BASE, epochs=1, stage=RoundStage.FINISHED, curve=(),
         version=refused.name, outcome=REFUSED,
     )  # fmt: skip
@@ -154,7 +154,9 @@ async def filled(state: AppState) -> Version:
 async def tell_training(state: AppState, *, epoch: float) -> None:
     """A round is at this of three epochs."""
     curve = tuple(CurvePoint(epoch * step / 9, 2.0 - step / 10, step, 18.2) for step in range(10))
-    await tell_round(state.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve)
+    await store_round_progress(
+        state.database, "r", run="round-1", sampler=BASE, epochs=3, stage=RoundStage.TRAINING, curve=curve
+    )
 
 
 def tile(page: Page, title: str) -> Locator:

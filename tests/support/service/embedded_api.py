@@ -1,4 +1,4 @@
-"""The service over HTTP on the embedded engine, with a model that a test may give its own chat template."""
+"""Runs the service over HTTP on the embedded engine, with a model that a test may give its own chat template."""
 
 import shutil
 from collections.abc import AsyncIterator, Iterator
@@ -23,14 +23,14 @@ from tests.support.service.api import CHAT, COMPLETIONS, listening
 
 @dataclass
 class EmbeddedApi:
-    """A running service and a client of it."""
+    """A running service with a client."""
 
     app: FastAPI
     reward: FakeReward
     client: httpx2.AsyncClient
 
     async def post(self, path: str, status: int = 200, **body: Any) -> Any:
-        """The answer's JSON; the status must be this one."""
+        """Returns the answer's JSON and checks its status."""
         response = await self.client.post(path, json=body)
         assert response.status_code == status, response.text
         return response.json()

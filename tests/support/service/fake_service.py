@@ -1,4 +1,4 @@
-"""`bonbon serve` on the fake engine in a process of its own: its faults are real, and it starts in a second."""
+"""Runs `bonbon serve` on the fake engine in a separate process, which fails like a real one and starts in a second."""
 
 import json
 import sqlite3
@@ -24,7 +24,9 @@ BODY: dict[str, Any] = {
 
 
 def fake_service(directory: Path, **settings: object) -> ServiceProcess:
-    """Not started. `settings` are those of the service's section, in their environment's form."""
+    """Returns the service, not started. `settings` belong to the section `service`, in the form of environment
+    variables.
+    """
     environment = {"BONBON_ENGINE": "fake", "BONBON_DATA_DIR": str(directory / "data"), "BONBON_N": "4"}
     environment |= {f"BONBON_SERVICE__{name.upper()}": str(value) for name, value in settings.items()}
     return ServiceProcess(environment, directory / "service.log")
@@ -32,7 +34,7 @@ def fake_service(directory: Path, **settings: object) -> ServiceProcess:
 
 @asynccontextmanager
 async def started(service: ServiceProcess) -> AsyncIterator[ServiceProcess]:
-    """Ready within the block, stopped in order at its end."""
+    """Starts the service, which is ready within the block, and stops it at the end."""
     await service.start()
     try:
         yield service
@@ -41,31 +43,31 @@ async def started(service: ServiceProcess) -> AsyncIterator[ServiceProcess]:
 
 
 def client_of(service: ServiceProcess, key: str | None = None) -> httpx2.AsyncClient:
-    """A client that sends this key."""
+    """Returns a client that sends this key."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     return httpx2.AsyncClient(base_url=service.url, headers=headers, timeout=60.0)
 
 
 def in_thread(work: Callable[..., T], *arguments: object) -> T:
-    """What `work` returns; commands run an event loop of their own, so a test that has one cannot call them."""
+    """Returns the result of `work` in a thread, because commands run their own event loop."""
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work, *arguments).result()
 
 
 def keys(directory: Path, *arguments: object) -> Result:
-    """`bonbon keys` on the data directory of a service in `directory`."""
+    """Runs `bonbon keys` on the data directory of a service in `directory`."""
     result = in_thread(run, keys_app, *arguments, "--data-dir", directory / "data")
     assert result.exit_code == 0, (result.output, result.exception)
     return result
 
 
 def new_key(directory: Path, name: str, *options: object) -> tuple[str, str]:
-    """A key's id, and the key."""
+    """Creates a key and returns its id and the key."""
     made = json.loads(keys(directory, "create", name, *options, "--json").stdout)
     return made["id"], made["key"]
 
 
 def rows(directory: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
-    """What another connection reads from the service's database: what is committed."""
+    """Returns committed rows of the service's database, read by another connection."""
     with sqlite3.connect(directory / "data" / "bonbon.db") as connection:
         return connection.execute(query, values).fetchall()

@@ -1,4 +1,4 @@
-"""The service in a process forked from one that has imported everything: it starts in a fraction of a second."""
+"""Runs the service in a process forked from one with all imports done, so that it starts in a fraction of a second."""
 
 import asyncio
 import multiprocessing
@@ -16,11 +16,11 @@ CONTEXT.set_forkserver_preload(PRELOADED)
 
 
 class ForkedService:
-    """A service on the fake engine, to be killed and started again.
+    """A service on the fake engine that tests kill and start again.
 
     Args:
-        directory: its data directory's parent; what it writes to standard error is in `service.log` there.
-        settings: as `load_settings` takes them.
+        directory: The parent of its data directory; standard error goes to `service.log` there.
+        settings: Arguments of `load_settings`.
     """
 
     def __init__(self, directory: Path, **settings: Any) -> None:
@@ -36,10 +36,12 @@ class ForkedService:
         return pid
 
     async def start(self) -> None:
-        """Return when it answers."""
+        """Starts the service and waits until it answers."""
         ours, theirs = CONTEXT.Pipe(duplex=False)
         arguments = (self.settings, theirs, self.directory / "service.log")
-        self._process = CONTEXT.Process(target=_run, args=arguments, daemon=True)  # a test that fails leaves none
+        self._process = CONTEXT.Process(
+            target=_run, args=arguments, daemon=True
+        )  # a daemon, so that a failing test leaves no process behind
         await asyncio.to_thread(self._process.start)
         theirs.close()
         try:
@@ -48,18 +50,18 @@ class ForkedService:
             raise RuntimeError((self.directory / "service.log").read_text()[-3000:]) from None
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it is gone."""
+        """Sends SIGKILL and waits for the end."""
         os.kill(self.pid, signal.SIGKILL)
         self._process.join()
 
     async def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """Sends SIGTERM and returns the exit status."""
         if self._process.exitcode is None:
             os.kill(self.pid, signal.SIGTERM)
         return await self.wait()
 
     async def wait(self) -> int:
-        """The exit status, when it has ended."""
+        """Waits for the end and returns the exit status."""
         await asyncio.to_thread(self._process.join)
         status: int = self._process.exitcode
         return status

@@ -1,4 +1,4 @@
-"""A client that hangs up on a service in front of vLLM, and how long what it asked for is drawn all the same."""
+"""A client that disconnects from a service in front of vLLM, and measures how long vLLM keeps drawing."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -107,7 +107,7 @@ async def _share_drawn(url: str, kind: str, metrics: Callable[[], Awaitable[Iter
 
 
 def under_way(metrics: Iterable[Metric]) -> float:
-    """Draws that run or wait."""
+    """Returns the number of running and waiting draws."""
     return sum(
         sample.value
         for family in metrics
@@ -117,7 +117,7 @@ def under_way(metrics: Iterable[Metric]) -> float:
 
 
 def ended(metrics: Iterable[Metric]) -> float:
-    """Draws that came to their end by themselves."""
+    """Returns the number of draws that ended by themselves."""
     return sum(
         sample.value
         for family in metrics

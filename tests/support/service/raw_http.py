@@ -1,4 +1,4 @@
-"""Clients that speak HTTP badly: by the byte, on sockets of their own."""
+"""Clients that use HTTP in unusual ways, byte by byte, on their own sockets."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def request(path: str, body: dict[str, Any] | None = None, *headers: str) -> bytes:
-    """A whole request: a POST of `body`, a GET without one."""
+    """Returns a complete request: a POST of `body`, or a GET without one."""
     content = b"" if body is None else json.dumps(body).encode()
     lines = [f"{'GET' if body is None else 'POST'} {path} HTTP/1.1", "host: 127.0.0.1", *headers]
     if body is not None:
@@ -18,7 +18,7 @@ def request(path: str, body: dict[str, Any] | None = None, *headers: str) -> byt
 
 
 def unread_socket(port: int, *, receive_buffer: int = 4096) -> socket.socket:
-    """A connected socket that takes in next to nothing unless somebody reads it."""
+    """Returns a connected socket with a receive buffer so small that the sender blocks unless the test reads."""
     opened = socket.socket()
     opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     opened.connect(("127.0.0.1", port))
@@ -27,7 +27,9 @@ def unread_socket(port: int, *, receive_buffer: int = 4096) -> socket.socket:
 
 @asynccontextmanager
 async def connections(port: int, count: int, sent: bytes) -> AsyncIterator[list[asyncio.StreamReader]]:
-    """So many connections, on each of which the same was sent; open until the block ends or the service closes them."""
+    """Opens `count` connections and sends the same bytes on each; they stay open until the block or the service ends
+    them.
+    """
     opened = []
     for start in range(0, count, 100):
         some = range(start, min(start + 100, count))
@@ -42,7 +44,7 @@ async def connections(port: int, count: int, sent: bytes) -> AsyncIterator[list[
 
 
 async def answer_of(reader: asyncio.StreamReader) -> bytes:
-    """All that comes until the service closes the connection; empty when it does so without a word."""
+    """Returns everything received until the service closes the connection."""
     try:
         async with asyncio.timeout(60):
             return await reader.read()

@@ -1,4 +1,5 @@
-"""The real service in this process: fakes for engine and reward, a real SQLite database, real version files."""
+"""Runs the real service in this process with a fake engine and reward, a real SQLite database and real version
+files."""
 
 import json
 import struct
@@ -28,11 +29,11 @@ BASE = "fake"
 
 
 class WatchedEngine(FakeEngine):
-    """A fake engine that remembers what became of its versions, and whose versions can be bad.
+    """A fake engine that records the fate of its versions, which may be faulty.
 
-    `nan` versions answer with NaN as log-probability, `silent` ones with no token, `misfits` do not load.
-    `torn` lists versions that were unloaded while they were being drawn from, `directories` has what each was loaded
-    from.
+    `nan` versions answer with NaN as log-probability, `silent` ones with no token, and `misfits` do not load. `torn`
+    lists versions that were unloaded while they were being drawn from; `directories` holds the directory that each was
+    loaded from.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -75,14 +76,14 @@ class WatchedEngine(FakeEngine):
 
 
 def settings_in(directory: Path, **service: Any) -> Settings:
-    """Settings of a service on the fakes that keeps everything in `directory`."""
+    """Returns settings of a service on the fakes that keeps everything in `directory`."""
     service = {"registry_poll": 0.02, "audit_fraction": 0.0, "drain_timeout": 5.0} | service
     return Settings(engine="fake", n=4, data_dir=directory, service=ServiceSettings(**service))
 
 
 @dataclass(frozen=True)
 class Running:
-    """A started service and an HTTP client of it."""
+    """A started service with an HTTP client."""
 
     app: FastAPI
     state: AppState
@@ -93,9 +94,9 @@ class Running:
         return await self.client.post("/v1/chat/completions", json=body | fields)
 
     async def promoted(self, weights: int, kind: VersionKind = VersionKind.ADAPTER, *, k: int | None = None) -> Version:
-        """A new version, made the champion in the registry by somebody else than this service.
+        """Registers a version and makes it the champion, as another process would.
 
-        `k`: how many draws the gate found it to need; None leaves it unjudged.
+        `k` is the number of draws in the gate's verdict; None leaves the version unjudged.
         """
         registry = self.state.registry
         version = await new_version(registry, weights, kind=kind)
@@ -108,9 +109,9 @@ class Running:
 async def running(
     settings: Settings, *, engine: Engine, reward: Reward | None = None, retry: float = 5.0
 ) -> AsyncIterator[Running]:
-    """A service that is started and, at the end of the block, stopped in order.
+    """Starts a service, and stops it in order at the end of the block.
 
-    `retry`: seconds before what failed at the start is tried again.
+    `retry` is the number of seconds before a failed start is retried.
     """
     app = create_app(settings, engine=engine, reward=reward)
     app.state.bonbon.startup.retry = retry
@@ -129,7 +130,7 @@ async def new_version(
     kind: VersionKind = VersionKind.ADAPTER,
     training: dict[str, Any] | None = None,
 ) -> Version:
-    """Register a version whose one weight is `weights`; the gate has not judged it."""
+    """Registers a version whose only weight is `weights` and that the gate has not judged."""
     directory = registry.root.parent / f"trained-{weights}"
     directory.mkdir(exist_ok=True)
     write_adapter(directory, weights)
@@ -144,14 +145,14 @@ async def new_version(
 
 
 def version_name(number: int, weights: int, *, base: str = BASE) -> str:
-    """What the registry calls the version that `new_version` makes, its base's `number`th."""
+    """Returns the registry's name of the version that `new_version` creates as the base's `number`th."""
     with TemporaryDirectory() as directory:
         write_adapter(Path(directory), weights)
         return f"{base}-bonbon-{number:04d}-{make_manifest(Path(directory)).digest[:8]}"
 
 
 def write_adapter(directory: Path, weights: int) -> None:
-    """A valid safetensors file of one float, and a config beside it."""
+    """Writes a valid safetensors file with one float, and its configuration."""
     header = json.dumps({"lora": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
     data = struct.pack("<Q", len(header)) + header + struct.pack("<f", weights)
     (directory / "adapter_model.safetensors").write_bytes(data)

@@ -1,4 +1,4 @@
-"""Chat templates that render tools and write calls, in each of the forms that models have, for the tiny tokenizers."""
+"""Chat templates for the tiny tokenizers that render tools and calls in each of the forms that models use."""
 
 TURN = "<|{{ m.role }}|>{{ m.content or '' }}"
 ROLES = "{% for m in messages %}"
@@ -11,7 +11,7 @@ HERMES = (
     '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
     "{% endfor %}<|end|>" + END
 )
-"""As Qwen's."""
+"""The form of Qwen."""
 LLAMA3 = (
     "{# <|start_header_id|> #}{% if tools %}<|system|>{{ tools | tojson }}<|end|>{% endif %}"
     + ROLES
@@ -19,7 +19,7 @@ LLAMA3 = (
     + '{% for call in m.tool_calls or [] %}{"name": "{{ call.function.name }}", "parameters": '
     "{{ call.function.arguments | tojson }}}{% endfor %}<|end|>" + END
 )
-"""As Llama 3.1's."""
+"""The form of Llama 3.1."""
 MISTRAL = (
     "{% if tools %}[AVAILABLE_TOOLS]{{ tools | tojson }}<|end|>{% endif %}"
     + ROLES
@@ -28,4 +28,4 @@ MISTRAL = (
     '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}, "id": "{{ call.id }}"}'
     "{% endfor %}]{% endif %}<|end|>" + END
 )
-"""As Mistral 7B's, version 0.3."""
+"""The form of Mistral 7B, version 0.3."""

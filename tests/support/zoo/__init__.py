@@ -1,1 +1,1 @@
-"""The zoo: tiny random models of many architectures, and what is done with each of them."""
+"""The zoo: tiny random models of many architectures, and the stages that each of them is put through."""

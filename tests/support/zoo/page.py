@@ -1,4 +1,4 @@
-"""Writes docs/models.md from what came of the zoo: `python -m tests.support.zoo.page > docs/models.md`."""
+"""Writes docs/models.md from the zoo's results: `python -m tests.support.zoo.page > docs/models.md`."""
 
 from collections.abc import Collection, Iterable
 
@@ -73,7 +73,7 @@ one that is too long against the scores of each alone. A difference of more than
 
 
 def page() -> str:
-    """The page."""
+    """Returns the page."""
     embedded, vllm, rewards = (recorded(table) for table in ("embedded", "vllm", "rewards"))
     rows = [_policy_row(name, policy, embedded.get(name), vllm.get(name)) for name, policy in POLICIES.items()]
     scored = [_row(name, REWARDS[name].kind, *_cells(rewards[name], ("score", "batch"))) for name in REWARDS]
@@ -96,7 +96,7 @@ def _policy_row(name: str, policy: Policy, embedded: Result | None, vllm: Result
 
 
 def _of(result: Result | None, stages: Collection[str]) -> str:
-    """The largest difference of some stages."""
+    """Returns the largest difference of some stages."""
     if result is None:
         return "not run"
     found = [value for stage, value in result.items() if stage in stages]
@@ -119,7 +119,7 @@ def _row(*cells: str) -> str:
 
 
 def _refusals(title: str, names: Iterable[str], results: dict[str, Result]) -> Iterable[str]:
-    """Each message once, with the models that got it; the name of their kind is left out."""
+    """Yields each message once, with the models that caused it and without the name of their kind."""
     said: dict[str, list[str]] = {}
     for name in names:
         for value in results.get(name, {}).values():

@@ -1,4 +1,4 @@
-"""The policies of the zoo: what each is made of."""
+"""The policies of the zoo and their configurations."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from tests.support.zoo.tokenizers import CHATML, HEADERS, INST, TURNS, VOCABULAR
 
 CONTEXT = 128
 WIDTH, HEADS, HEAD = 128, 4, 32
-"""As small as vLLM's kernels on the CPU take them."""
+"""The smallest sizes that vLLM's CPU kernels support."""
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 Tokens = Callable[[], PreTrainedTokenizerFast]
@@ -21,10 +21,10 @@ Tokens = Callable[[], PreTrainedTokenizerFast]
 
 @dataclass(frozen=True)
 class Policy:
-    """A tiny model: its architecture as transformers names it, its tokenizer, and its sizes.
+    """A tiny model: its architecture as named by transformers, its tokenizer, and its sizes.
 
-    `targets` are the modules that its adapter is on; `context` is as long as the engine is to make it; `vllm_needs` is
-    a package without which vLLM cannot read the architecture.
+    `targets` are the modules of its adapter, `context` is the engine's context length, and `vllm_needs` is a package
+    without which vLLM cannot load the architecture.
     """
 
     kind: str
@@ -36,20 +36,20 @@ class Policy:
     vllm_needs: str = ""
 
     def config(self) -> Any:
-        """The model's configuration."""
+        """Returns the model's configuration."""
         tokenizer = self.tokenizer()
         ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
         return CONFIG_MAPPING[self.kind](tie_word_embeddings=self.tied, **ends, **self.sizes)
 
     def save(self, directory: Path) -> Path:
-        """Write random weights, the same ones each time, and the tokenizer."""
+        """Saves random weights, the same ones each time, and the tokenizer."""
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(self.config()).save_pretrained(directory)
         self.tokenizer().save_pretrained(directory)
         return directory
 
     def save_adapter(self, directory: Path, base: Path) -> Path:
-        """Write a LoRA adapter whose random weights change what the base draws."""
+        """Saves a LoRA adapter with random weights that change the base's draws."""
         torch.manual_seed(1)
         config = LoraConfig(r=4, target_modules=self.targets, init_lora_weights=False, task_type="CAUSAL_LM")
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -58,7 +58,7 @@ class Policy:
 
 
 def sizes(**changes: Any) -> dict[str, Any]:
-    """Of a decoder whose configuration names its sizes as Llama's does; None leaves one out."""
+    """Returns the sizes of a decoder whose configuration uses Llama's names; None removes one."""
     usual = {
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,
@@ -73,7 +73,7 @@ def sizes(**changes: Any) -> dict[str, Any]:
 
 
 def older(**changes: Any) -> dict[str, Any]:
-    """Of a decoder that names them as GPT-2's does."""
+    """Returns the sizes of a decoder whose configuration uses GPT-2's names."""
     usual = {
         "vocab_size": VOCABULARY,
         "n_embd": WIDTH,
@@ -156,7 +156,7 @@ GEMMA3 = {
 MAMBA = {"mamba_d_state": 16, "mamba_n_heads": 8, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 
 POLICIES: dict[str, Policy] = {
-    # Dense
+    # Dense models
     "Llama 2": Policy("llama", inst, sizes()),
     "Llama 3": Policy("llama", headers, sizes(), tied=True),
     "Llama, dynamic RoPE": Policy("llama", text_with_bos, sizes(rope_parameters=DYNAMIC)),
@@ -235,7 +235,7 @@ POLICIES: dict[str, Policy] = {
     "Phi-3.5-MoE": Policy("phimoe", words, sizes(**LOCAL_EXPERTS), targets=ATTENTION),
     "gpt-oss": Policy("gpt_oss", chatml, sizes(**LOCAL_EXPERTS, head_dim=HEAD, sliding_window=16), targets=ATTENTION),
     "Granite-MoE": Policy("granitemoe", chatml, sizes(**LOCAL_EXPERTS), tied=True, targets=ATTENTION),
-    # With a state besides keys and values
+    # Models with a state besides keys and values
     "LFM2": Policy(
         "lfm2", chatml, sizes(layer_types=["conv", "full_attention"], conv_dim=WIDTH), tied=True, targets=ATTENTION[:3]
     ),

@@ -1,4 +1,4 @@
-"""What happens to a trained version of the zoo: it is evaluated, registered, promoted, and served by the service."""
+"""Evaluates, registers, promotes and serves a trained version of the zoo."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,12 +27,12 @@ PROMPTS = 3
 
 
 def engine_on(base: Path) -> EmbeddedEngine:
-    """An engine of its own, which whoever gets it starts and stops."""
+    """Returns a new engine, which the caller starts and stops."""
     return EmbeddedEngine("base", base, EmbeddedOptions(threads=1))
 
 
 class Kept:
-    """An estimator that keeps what it was asked and what it found."""
+    """Records the arguments and results of an estimator."""
 
     def __init__(self, estimator: KL) -> None:
         self.name, self._estimator = estimator.name, estimator
@@ -45,7 +45,7 @@ class Kept:
 
 
 async def evaluate_version(base: Path, version: VersionFiles, snapshot: Snapshot) -> tuple[Evaluation, Kept]:
-    """The trainer's evaluation of the version on a few prompts, and the divergences that it is made of."""
+    """Evaluates the version with the trainer on a few prompts, and returns the divergences behind the evaluation."""
     kept = Kept(KL(VersionFiles("base", VersionKind.BASE, base), version, batch_size=4))
     evaluation = await evaluate(
         engine=engine_on(base),
@@ -64,9 +64,9 @@ async def evaluate_version(base: Path, version: VersionFiles, snapshot: Snapshot
 
 @torch.no_grad()
 def gap_in_divergences(trained: Any, base: Any, found: Sequence[tuple[Completion, Divergence]]) -> float:
-    """The largest difference of either estimate from that of transformers, in nats a token.
+    """Returns the largest difference of either estimate from that of transformers, in nats per token.
 
-    Every completion is by itself here, under both models as transformers loads them.
+    Each completion is computed alone, under both models as transformers loads them.
     """
     worst = 0.0
     for one, value in found:
@@ -84,7 +84,7 @@ def gap_in_divergences(trained: Any, base: Any, found: Sequence[tuple[Completion
 
 @asynccontextmanager
 async def service_on(base: Path, work: Path) -> AsyncIterator[Running]:
-    """A service that answers with best-of-n of the base."""
+    """Runs a service that answers with best-of-n of the base."""
     settings = Settings(
         model=str(base),
         data_dir=work,
@@ -97,7 +97,7 @@ async def service_on(base: Path, work: Path) -> AsyncIterator[Running]:
 
 
 async def promote_and_ask(service: Running, version: VersionFiles, evaluation: Evaluation) -> Group:
-    """Have the service swap the version in, and ask its alias: the group that it has logged."""
+    """Makes the service swap the version in, requests an answer under its alias, and returns the logged group."""
     registry, swapper = service.state.registry, service.state.swapper
     registered = await registry.register(
         base="base",
@@ -117,7 +117,7 @@ async def promote_and_ask(service: Running, version: VersionFiles, evaluation: E
 
 
 async def _asked(service: Running) -> Group:
-    """What the service has logged of its answer under the alias."""
+    """Requests an answer under the service's alias and returns the logged group."""
     body = {"model": "bonbon", "prompt": "Where is my order?", "max_tokens": 10, "seed": 1}
     response = await service.client.post("/v1/completions", json=body)
     assert response.status_code == 200, response.text

@@ -1,4 +1,4 @@
-"""What transformers itself says of texts that a reward of the zoo scores."""
+"""Scores texts with transformers alone, to compare with a reward of the zoo."""
 
 from pathlib import Path
 
@@ -13,12 +13,12 @@ QUESTION: Message = {"role": "user", "content": "Where is my order?"}
 PROMPT = Prompt.chat(QUESTION)
 SHORT = ("It is on its way.", "Sorry!", "Thanks a lot for your patience, please wait.")
 TEXTS = [*SHORT, "We are sorry for the delay; please wait. " * 30]
-"""The last one is longer than any of the models reads."""
+"""The last text is longer than any of the models' contexts."""
 
 
 @torch.inference_mode()
 def expected_scores(head: Head, directory: Path) -> list[float]:
-    """Of the short texts, each by itself: nothing is padded and nothing cut."""
+    """Returns the scores of the short texts, each computed alone without padding or truncation."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
     scores = []

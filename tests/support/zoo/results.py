@@ -1,6 +1,6 @@
-"""What came of the zoo: kept in files, compared with every run, and shown in docs/models.md.
+"""Stores the zoo's results in files, with which every run is compared and which docs/models.md shows.
 
-`ZOO_RECORD=1` in the environment writes the files anew: `make zoo` sets it.
+`ZOO_RECORD=1` in the environment writes the files again, which `make zoo` does.
 """
 
 import json
@@ -9,29 +9,29 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 Result = Mapping[str, float | str]
-"""By stage, the largest difference found; or `refused`, with what the refusal said."""
+"""The largest difference by stage, or the message of a refusal under `refused`."""
 
 FILES = Path(__file__).parent / "results"
 REFUSED = "refused"
 
 
 def recorded(table: str) -> dict[str, Result]:
-    """The results of a table: `embedded`, `vllm` or `rewards`, by name."""
+    """Returns the results of the table `embedded`, `vllm` or `rewards`, by name."""
     path = FILES / f"{table}.json"
     found: dict[str, Result] = json.loads(path.read_text()) if path.exists() else {}
     return found
 
 
 def recording() -> bool:
-    """Whether the files are written anew."""
+    """Returns whether the files are being written again."""
     return bool(os.environ.get("ZOO_RECORD"))
 
 
 def check(table: str, name: str, result: Result, *, left_out: Collection[str] = ()) -> None:
-    """Fail where the result is another one than is recorded; how large a difference was may change.
+    """Fails when the result differs from the recorded one, apart from the size of a difference.
 
     Args:
-        left_out: stages that were not run, and whose results stay as they are recorded.
+        left_out: Stages that were not run, whose recorded results are kept.
     """
     if recording():
         _write(table, name, result)
@@ -42,7 +42,7 @@ def check(table: str, name: str, result: Result, *, left_out: Collection[str] = 
 
 
 def refusal(message: object, directory: Path) -> Result:
-    """The result where something is refused; `directory` is left out of what it said."""
+    """Returns the result of a refusal; `directory` is removed from its message."""
     return {REFUSED: str(message).replace(str(directory), "DIRECTORY")}
 
 

@@ -1,4 +1,4 @@
-"""The reward models of the zoo: what each is made of, and how it is named as a reward."""
+"""The reward models of the zoo, and the options with which they are used as rewards."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ from tests.support.zoo.tokenizers import VOCABULARY, roberta, wordpiece, xlnet
 class Head:
     """A tiny sequence classifier: its architecture, its tokenizer, its sizes, and the reward's options.
 
-    `index` is the output that is the score, `logprob` whether its log-probability is. `segments` says whether the
-    model tells the two segments of a pair apart. `refused` is what the refusal says, where there is one, and `spoil`
-    changes the files.
+    `index` selects the output that is the score, and `logprob` whether its log-probability is used. `segments` is
+    whether the model distinguishes the two segments of a pair. `refused` is the message of the expected refusal, if
+    any, and `spoil` modifies the files.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Head:
     spoil: Callable[[Path], object] = lambda directory: None
 
     def save(self, directory: Path) -> Path:
-        """Write random weights, the same ones each time, with scores of order one, and the tokenizer."""
+        """Saves random weights, the same ones each time, with scores of order one, and the tokenizer."""
         config = CONFIG_MAPPING[self.kind](num_labels=self.outputs, **self.sizes)
         torch.manual_seed(0)
         model = AutoModelForSequenceClassification.from_config(config)
@@ -49,7 +49,7 @@ class Head:
 
 
 def encoder(**changes: Any) -> dict[str, Any]:
-    """The sizes of an encoder whose configuration names them as BERT's does."""
+    """Returns the sizes of an encoder whose configuration uses BERT's names."""
     usual = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -64,7 +64,7 @@ def encoder(**changes: Any) -> dict[str, Any]:
 
 
 def needs_code(directory: Path) -> None:
-    """The model is of a type that only code in its own directory knows."""
+    """Changes the model's type to one that only code in its own directory defines."""
     path = directory / "config.json"
     own = {"model_type": "homemade", "auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | own))

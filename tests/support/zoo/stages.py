@@ -1,7 +1,7 @@
-"""What is done with each policy of the zoo, in order: every stage compares numbers that must be the same.
+"""The stages that each policy of the zoo goes through, in order. Every stage compares numbers that must be equal.
 
 A stage is a coroutine function of a `Visit` that returns the largest difference it found, in nats. To add one, append
-it to `STAGES`; what it needs of the stages before it, it finds in the visit.
+it to `STAGES`; the visit holds the results of the stages before it.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ from tests.support.zoo.results import Result, refusal
 from tests.support.zoo.training import FULL, SETTINGS, gap_in_trainer, snapshot_of, train_on, weights_in
 
 NEAR = 2e-3
-"""Nats by which log-probabilities of one model may differ, computed in 32 bits in two ways."""
+"""Nats by which log-probabilities of one model, computed in 32 bits in two ways, may differ."""
 BASE, ADAPTER = "base", "adapter"
 QUESTION = "Where is my order?"
 
 
 class Trained(NamedTuple):
-    """A version that a stage has trained, and its whole model as transformers loads it, adapters merged by peft."""
+    """A version that a stage has trained, and its whole model loaded by transformers, with adapters merged by peft."""
 
     files: VersionFiles
     model: Any
@@ -45,7 +45,7 @@ class Trained(NamedTuple):
 
 @dataclass
 class Visit:
-    """A policy whose base an engine serves; `base` is the directory of its files, `work` an empty one."""
+    """A policy whose base an engine serves. `base` is the directory of its files, and `work` an empty directory."""
 
     policy: Policy
     engine: Engine
@@ -71,17 +71,17 @@ class Visit:
         return PeftModel.from_pretrained(base, self.adapter).merge_and_unload().eval()
 
     async def snapshot(self) -> Snapshot:
-        """Groups of the base to train on."""
+        """Returns groups of the base to train on."""
         if self._snapshot is None:
             self._snapshot = await snapshot_of(self.engine, self.base, self.work)
         return self._snapshot
 
     async def draws_of(self, version: str) -> list[Draws]:
-        """Draws for two prompts, in one batch."""
+        """Returns draws for two prompts in one batch."""
         return await asyncio.gather(*(self.draw(version, length) for length in (1, 9)))
 
     async def draw(self, version: str, length: int, *, n: int = 2, max_tokens: int = 12) -> Draws:
-        """Draw for a prompt of so many tokens."""
+        """Draws for a prompt of `length` tokens."""
         ids = tuple(20 + 7 * at % 300 for at in range(length))
         sampling = Sampling(max_tokens=max_tokens, seed=length)
         return await collect(self.engine, DrawRequest(Prompt(token_ids=ids), version, n, sampling))
@@ -92,7 +92,7 @@ Stage = Callable[[Visit], Awaitable[float]]
 
 @torch.no_grad()
 def gap(model: Any, prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequence[float]) -> float:
-    """Largest difference from the log-probabilities of a plain forward pass over prompt and tokens, alone."""
+    """Returns the largest difference from the log-probabilities of a plain forward pass over prompt and tokens."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     expected = logits.float().log_softmax(-1)[range(len(tokens)), list(tokens)]
     return float((expected - torch.tensor(logprobs)).abs().max())
@@ -100,20 +100,20 @@ def gap(model: Any, prompt: Sequence[int], tokens: Sequence[int], logprobs: Sequ
 
 @torch.no_grad()
 def total_of(model: Any, prompt: Sequence[int], tokens: Sequence[int]) -> float:
-    """The log-probability of all tokens together by a plain forward pass over prompt and tokens, alone."""
+    """Returns the log-probability of all tokens by a plain forward pass over prompt and tokens."""
     logits = model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
     return float(logits.float().log_softmax(-1)[range(len(tokens)), list(tokens)].sum())
 
 
 def gaps(model: Any, drawn: Sequence[Draws]) -> float:
-    """The largest of several requests' draws."""
+    """Returns the largest difference over the draws of several requests."""
     return max(
         gap(model, draws.prompt.token_ids, draw.token_ids, draw.logprobs) for draws in drawn for draw in draws.draws
     )
 
 
 async def serve(visit: Visit) -> float:
-    """Requests of different lengths in one batch, one of them to the context's end, beside one alone."""
+    """Compares requests of different lengths in one batch, one of which fills the context, with single requests."""
     engine, context = visit.engine, visit.policy.context
     assert engine.context_length == context
     alone = await visit.draw(BASE, 5)
@@ -124,7 +124,7 @@ async def serve(visit: Visit) -> float:
 
 
 async def log_best_of_n(visit: Visit) -> float:
-    """Best-of-n of a chat, or of a text where there is no chat template; what the log has of it."""
+    """Logs best-of-n of a chat, or of a text without a chat template, and checks the logged group."""
     tokenizer = visit.policy.tokenizer()
     prompt = Prompt.user(QUESTION) if tokenizer.chat_template else Prompt(text=QUESTION)
     best_of_n = BestOfN(visit.engine, FakeReward())
@@ -152,7 +152,7 @@ async def log_best_of_n(visit: Visit) -> float:
 
 
 async def adapt(visit: Visit) -> float:
-    """An adapter in the engine against the adapter merged into the weights."""
+    """Compares an adapter in the engine with the adapter merged into the weights."""
     await visit.engine.load(VersionFiles(ADAPTER, VersionKind.ADAPTER, visit.adapter))
     drawn = await asyncio.gather(*(visit.draw(ADAPTER, length) for length in (1, 9)))
     assert gaps(visit.reference, drawn) > 10 * NEAR, "the adapter changes nothing"
@@ -160,7 +160,7 @@ async def adapt(visit: Visit) -> float:
 
 
 async def mix(visit: Visit) -> float:
-    """Base and adapter at once; each must draw what it draws alone."""
+    """Draws from base and adapter concurrently; each must draw what it draws alone."""
     asked = [(version, length) for length in (3, 7) for version in (BASE, ADAPTER)]
     together = await asyncio.gather(*(visit.draw(version, length) for version, length in asked))
     models = {BASE: visit.reference, ADAPTER: visit.merged}
@@ -172,7 +172,7 @@ async def mix(visit: Visit) -> float:
 
 
 async def train_adapter(visit: Visit) -> float:
-    """An adapter that is trained: in the engine, in the trainer, and merged by both."""
+    """Trains an adapter and compares it in the engine, in the trainer, and merged by both."""
     version, gap_of_base = await asyncio.to_thread(
         train_on, await visit.snapshot(), visit.base, visit.work / "trained", SETTINGS
     )
@@ -188,7 +188,7 @@ async def train_adapter(visit: Visit) -> float:
 
 
 async def train_full(visit: Visit) -> float:
-    """A whole model that is trained: in the engine, in the trainer, and as transformers loads it."""
+    """Trains a whole model and compares it in the engine, in the trainer, and as loaded by transformers."""
     version, gap_of_base = await asyncio.to_thread(
         train_on, await visit.snapshot(), visit.base, visit.work / "trained-full", FULL
     )
@@ -203,7 +203,8 @@ async def train_full(visit: Visit) -> float:
 
 
 async def evaluate_and_promote(visit: Visit) -> float:
-    """Each trained version, measured by the trainer's evaluation and swapped in by the service, whose alias answers."""
+    """Evaluates each trained version with the trainer, swaps it into the service and requests answers under its
+    alias."""
     worst = 0.0
     async with service_on(visit.base, visit.work / "service") as service:
         for version, model in visit.trained:
@@ -236,9 +237,9 @@ PROMOTED = ("promoted",)
 async def run_stages(
     policy: Policy, engine: Engine, base: Path, work: Path, stages: Collection[str] = tuple(STAGES)
 ) -> Result:
-    """Start the engine and go through `stages`: each one's largest difference, or why the engine refused the model.
+    """Starts the engine and runs `stages`. Returns each one's largest difference, or why the engine refused the model.
 
-    Nothing but a refusal at the start may keep a stage from its end.
+    Every stage must finish unless the engine refuses the model at the start.
     """
     try:
         await engine.start()

@@ -1,4 +1,4 @@
-"""Small tokenizers of the styles that models come with, trained on a few sentences, and their chat templates."""
+"""Small tokenizers in the styles of well-known models, trained on a few sentences, and their chat templates."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 VOCABULARY = 420
 """Token ids that the tiny models know; no tokenizer here has more."""
 LEARNT = 80
-"""Pieces that a tokenizer learns from the sentences."""
+"""Number of pieces that a tokenizer learns from the sentences."""
 
 SENTENCES = (
     "Where is my order? It is on its way, please wait a little.",
@@ -22,27 +22,27 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""As Qwen's."""
+"""Qwen's template."""
 HEADERS = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
     "{{ m.content | trim }}<|eot_id|>{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-"""As Llama 3's."""
+"""Llama 3's template."""
 INST = (
     "{{ bos_token }}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]{% else %} {{ m.content | trim }}{{ eos_token }}{% endif %}"
     "{% endfor %}"
 )
-"""As Mistral's and Llama 2's: no token of its own begins a turn, and a system message is refused."""
+"""Mistral's and Llama 2's template: no special token begins a turn, and system messages are refused."""
 TURNS = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}{% for m in messages %}"
     "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
     "{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-"""As Gemma's."""
+"""Gemma's template."""
 MARKS = {
     CHATML: ["<|im_start|>", "<|im_end|>"],
     HEADERS: ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
@@ -53,7 +53,7 @@ MARKS = {
 
 
 def byte_level(chat: str | None = None, *, bos: bool = False, **special: Any) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as GPT-2, Llama 3 and Qwen have it; with `bos`, texts begin with a token that says so."""
+    """Returns byte-level BPE as in GPT-2, Llama 3 and Qwen. With `bos`, texts begin with a special token."""
     names = ["<|pad|>", "<|begin_of_text|>", "<|end_of_text|>", *MARKS.get(chat or "", [])]
     learnt = Tokenizer(models.BPE())
     learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -70,9 +70,9 @@ def byte_level(chat: str | None = None, *, bos: bool = False, **special: Any) ->
 
 
 def sentencepiece(chat: str | None = None, *, prefix: bool = True, **special: Any) -> PreTrainedTokenizerFast:
-    """BPE over words marked with ▁, with bytes for what it does not know, as Llama 2 and Gemma have it.
+    """Returns BPE over words marked with ▁, with a fallback to bytes, as in Llama 2 and Gemma.
 
-    With `prefix`, the first word of a text is marked, too, and loses the mark when a text is decoded: Llama 2.
+    With `prefix`, as in Llama 2, the first word of a text is marked as well, and decoding removes the mark.
     """
     names = ["<pad>", "<s>", "</s>", "<unk>", *MARKS.get(chat or "", [])]
     marked = normalizers.Replace(" ", "▁")
@@ -93,7 +93,7 @@ def sentencepiece(chat: str | None = None, *, prefix: bool = True, **special: An
 
 
 def wordpiece(chat: str | None = None) -> PreTrainedTokenizerFast:
-    """WordPiece, as BERT has it: a text is [CLS] text [SEP], a pair has a second segment."""
+    """Returns WordPiece as in BERT: a text is [CLS] text [SEP], and a pair has a second segment."""
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
@@ -107,7 +107,7 @@ def wordpiece(chat: str | None = None) -> PreTrainedTokenizerFast:
 
 
 def roberta() -> PreTrainedTokenizerFast:
-    """Byte-level BPE between <s> and </s>, with the padding token at 1, as RoBERTa has it. It names no length."""
+    """Returns byte-level BPE between <s> and </s> with padding token 1, as in RoBERTa. It sets no maximum length."""
     names = ["<s>", "<pad>", "</s>", "<unk>"]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -123,7 +123,7 @@ def roberta() -> PreTrainedTokenizerFast:
 
 
 def xlnet() -> PreTrainedTokenizerFast:
-    """Unigram pieces, the token that is pooled at the end and padding on the left, as XLNet has them."""
+    """Returns unigram pieces with the pooled token at the end and padding on the left, as in XLNet."""
     names = ["<unk>", "<s>", "</s>", "<cls>", "<sep>", "<pad>"]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

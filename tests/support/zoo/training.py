@@ -1,4 +1,4 @@
-"""Training a policy of the zoo: one tiny round by the trainer's own code, from logged groups to a version."""
+"""Trains a policy of the zoo in one tiny round by the trainer's own code, from logged groups to a version."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ from trainer.training.train import train
 N = 2
 GROUPS = 4
 LONGEST = 8
-"""Tokens of a candidate."""
+"""Most tokens of a candidate."""
 SETTINGS = TrainSettings(
     lora_rank=4,
     learning_rate=0.03,
@@ -47,7 +47,7 @@ FULL = SETTINGS.model_copy(update={"method": "full", "learning_rate": 3e-3})
 
 
 async def snapshot_of(engine: Engine, base: Path, work: Path) -> Snapshot:
-    """Groups that best-of-n of the engine's base has logged, for prompts of different lengths."""
+    """Returns groups of best-of-n of the engine's base, for prompts of different lengths."""
     async with open_database(f"sqlite+aiosqlite:///{work / 'training.db'}") as database:
         await Registry(database, work / "versions").register_base(engine.base, base)
         log = PairLog(database)
@@ -62,8 +62,8 @@ async def snapshot_of(engine: Engine, base: Path, work: Path) -> Snapshot:
 
 
 def train_on(snapshot: Snapshot, base: Path, run_dir: Path, settings: TrainSettings) -> tuple[VersionFiles, float]:
-    """The version that two steps make, and by how much the trainer's log-probabilities of what the base has drawn
-    differ from those in the log."""
+    """Trains a version in two steps, and returns it with the difference between logged and computed
+    log-probabilities."""
     result = train(
         Settings(model=str(base), train=settings), snapshot, run_dir, base=base, n=N, draws=False, progress=False
     )
@@ -74,7 +74,7 @@ def train_on(snapshot: Snapshot, base: Path, run_dir: Path, settings: TrainSetti
 
 
 def gap_in_trainer(base: Path, version: VersionFiles, settings: TrainSettings, drawn: Sequence[Draws]) -> float:
-    """By how much the log-probabilities of draws from a version differ from those that the trainer computes of it."""
+    """Returns the difference between a version's log-probabilities of its draws and those that the trainer computes."""
     groups = groups_of(
         version.directory.with_name("drawn.parquet"),
         [
@@ -93,9 +93,11 @@ def gap_in_trainer(base: Path, version: VersionFiles, settings: TrainSettings, d
 
 
 def train_on_any_tokens(base: Path, work: Path, settings: TrainSettings) -> float:
-    """Training on random tokens, for models that the embedded engine does not draw from: by how much the trainer's
-    log-probabilities of them, before and after two optimiser steps, and the evaluation's log ratios of the version to
-    the base differ from those of transformers."""
+    """Trains on random tokens, for models that the embedded engine does not support.
+
+    Returns the largest difference from transformers of the trainer's log-probabilities, before and after two optimiser
+    steps, and of the evaluation's log ratios of the version to the base.
+    """
     rng = np.random.default_rng(0)
     groups = groups_of(
         work / "random.parquet",
@@ -142,7 +144,7 @@ def train_on_any_tokens(base: Path, work: Path, settings: TrainSettings) -> floa
 
 @torch.no_grad()
 def _by_transformers(model: Any, groups: Groups) -> torch.Tensor:
-    """The log-probability of every candidate, each sequence by itself, [candidates]."""
+    """Returns the log-probability of every candidate, each sequence computed alone, [candidates]."""
     found = []
     for candidate, row in enumerate(groups.owners):
         prompt, tokens = groups.prompts[int(row)].tolist(), groups.completions[candidate].tolist()
@@ -156,7 +158,7 @@ def _largest(computed: torch.Tensor, groups: Groups) -> float:
 
 
 def weights_in(directory: Path) -> set[str]:
-    """The names of the weights in a model's files."""
+    """Returns the names of the weights in a model's files."""
     names: set[str] = set()
     for path in directory.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:

@@ -1,4 +1,4 @@
-"""Evaluation: its estimates against distributions that are known, and what it refuses."""
+"""Tests of the evaluation: its estimates against known distributions, and the inputs that it refuses."""
 
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -39,7 +39,7 @@ BASE_SERVES = Served(None, 8)
 
 
 class Constant:
-    """Says that every completion lies half a nat from the base, and that its log ratio is its length."""
+    """Reports that every completion is half a nat from the base, with its length as log ratio."""
 
     name = "constant"
 
@@ -49,7 +49,7 @@ class Constant:
 
 
 class BestOfEngine(FakeEngine):
-    """Versions other than the base answer with the best of `n` draws of the base, by the default fake reward."""
+    """Answers for versions other than the base with the best of `n` draws of the base, by the default fake reward."""
 
     def __init__(self, n: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class BestOfEngine(FakeEngine):
 
 
 class _Base(FakeEngine):
-    """The same versions as another engine, drawn by the plain fake."""
+    """Serves the versions of another engine with the plain fake."""
 
     def __init__(self, engine: FakeEngine) -> None:
         super().__init__(engine.base)
@@ -96,7 +96,7 @@ async def measure(engine: FakeEngine | None = None, **changes: object) -> Evalua
 
 
 async def test_of_equal_policies_best_of_k_wins_as_the_theory_says() -> None:
-    """Four standard errors of 100 prompts; equal texts tie, which costs best-of-n at most half the ties."""
+    """Within four standard errors of 100 prompts; equal texts tie, which costs best-of-n at most half the ties."""
     reached: list[bool] = []
     for seed in range(4):
         result = await measure(seed=seed, settings=EvaluateSettings(prompts=100))
@@ -119,12 +119,12 @@ async def test_a_policy_that_is_best_of_n_recovers_all_of_its_gain() -> None:
     assert one.tokens == pytest.approx(result.length_mean.value)
     assert result.recovered.low <= 1 <= result.recovered.high
     assert result.reward_mean.value == pytest.approx(result.best_of_n_reward_mean.value, abs=0.03)
-    # Half a nat for that win rate is a bargain that only the fake estimator offers.
+    # Only the fake estimator gives half a nat for that win rate.
     assert result.gain.value == pytest.approx(objective_gain(result.win_rate.value, 0.5, 8))
 
 
 async def test_a_version_is_compared_with_the_version_that_is_served() -> None:
-    """Both answer with the best of eight, and the one that is served draws three times for an answer."""
+    """Both answer with the best of eight; the served version draws three times per answer."""
     result = await measure(BestOfEngine(8), served=Served(CHAMPION, 3), settings=EvaluateSettings(prompts=100, draws=4))
     assert (result.served, result.served_k) == (CHAMPION.name, 3)
     for one in result.best_of_k:
@@ -208,13 +208,13 @@ async def test_an_evaluation_of_another_release_is_refused_with_what_to_do(field
 
 
 async def test_prompts_whose_answers_all_tie_count_as_half() -> None:
-    """They are part of what is asked: leaving them out would promise more than users get."""
+    """Leaving these prompts out would promise more than users get."""
     result = await measure(reward=FakeReward(lambda prompt, text: 1.0))
     assert result.prompts == result.win_rate.clusters == 120
     assert result.win_rate.value == result.best_of_n_win_rate.value == 0.5
     assert [one.win_rate_served.value for one in result.best_of_k] == pytest.approx([0.5] * 8)
     assert result.win_rate.low < 0.45
-    # Nothing is gained by best-of-n either: what of it is recovered is no number.
+    # Best-of-n gains nothing either, so the recovered share is NaN.
     assert result.to_dict()["recovered"]["value"] is None
     assert math.isnan(Evaluation.from_dict(result.to_dict()).recovered.low)
 
@@ -256,9 +256,7 @@ async def test_prompts_without_room_are_left_out_and_counted() -> None:
         FakeEngine(context_length=64), prompts=PROMPTS[:10] + long, settings=EvaluateSettings(prompts=50)
     )
     assert (result.prompts, result.skipped) == (10, 40)
-    with pytest.raises(
-        UserError, match="40 of 40 test prompts leave no room for their max_tokens in the context of 64"
-    ):
+    with pytest.raises(UserError, match="40 of 40 test prompts and their max_tokens do not fit the context of 64"):
         await measure(FakeEngine(context_length=64), prompts=long)
 
 

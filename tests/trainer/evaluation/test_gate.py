@@ -1,4 +1,4 @@
-"""The gate: each check, on the bound that is against the version, and with how many draws a version answers."""
+"""Tests of the gate: each check, on the less favourable bound, and the number of draws that it chooses."""
 
 from math import inf, nan
 
@@ -66,7 +66,7 @@ def test_a_version_that_is_worse_than_what_is_served_at_every_k_is_refused() -> 
 
 
 def test_a_version_that_saves_nothing_is_refused_for_that() -> None:
-    """As good as what is served with seven draws of 22 tokens, where 160 are drawn now."""
+    """The version is as good with seven draws of 22 tokens, and 160 tokens are drawn now."""
     verdict = judge(evaluation(best_of_k=best_of_k(0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)), GATE)
     assert failed(verdict) == ["saved"]
     assert (verdict.k, verdict.saved) == (None, None)
@@ -76,7 +76,7 @@ def test_a_version_that_saves_nothing_is_refused_for_that() -> None:
 
 
 def test_a_version_whose_answers_are_longer_saves_less() -> None:
-    """Against one draw of what is served one draw saves nothing if it is no shorter."""
+    """Where one draw is served, one draw saves nothing unless it is shorter."""
     one = {"served": "tiny-bonbon-0000", "served_k": 1, "served_tokens": 20.0}
     longer = judge(evaluation(best_of_k=best_of_k(0.6, 0.7), **one), GATE)
     assert failed(longer) == ["saved"]
@@ -161,9 +161,9 @@ def test_what_is_not_finite_fails(value: float) -> None:
     verdict = judge(evaluation(**changes, best_of_k=best_of_k(value, value)), GATE)
     assert not verdict.passed
     missing = ["win_rate", "win_rate_served", "gain", "kl", "length_ratio_min", "length_ratio_max"]
-    # An infinite win rate is no number either, however high.
+    # An infinite win rate does not count as a number either.
     assert failed(verdict) == missing
-    assert "is no number" in reason(verdict, "kl").text
+    assert "is not a number" in reason(verdict, "kl").text
 
 
 def test_a_verdict_survives_json() -> None:
@@ -182,7 +182,7 @@ def test_a_verdict_of_an_older_release_is_read() -> None:
 
 
 def test_too_few_prompts_are_no_evidence_however_good_they_look() -> None:
-    """The interval leans on the central limit theorem, the betting test on nothing."""
+    """The interval relies on the central limit theorem, the betting test does not."""
     few = judge(evaluation(win_rate_shares=[0.8, 0.9, 0.85]), GATE)
     assert failed(few) == ["p_value"]
     assert reason(few, "p_value").text.startswith("p-value of a win rate of at most 0.500: ")
@@ -192,7 +192,7 @@ def test_too_few_prompts_are_no_evidence_however_good_they_look() -> None:
 
 
 def test_a_version_at_the_threshold_rarely_passes() -> None:
-    """At most 5 % of such versions: of 300 at most 26 (P < .003 at .05)."""
+    """At most 5 % of such versions pass: of 300 at most 26 (P < .003 at .05)."""
     rng = np.random.default_rng(0)
     passed = 0
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""The KL estimator against the exact sum over every completion of tiny random models."""
+"""Tests of the KL estimator against the exact sum over every completion of tiny random models."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ def enumerate_completions(prefix: tuple[int, ...] = ()) -> Iterator[tuple[int, .
 
 @torch.inference_mode()
 def logprobs(model: Any, prompt: tuple[int, ...], completions: list[tuple[int, ...]]) -> Rows:
-    """Without padding, shortest first: independent of the code under test."""
+    """Returns log-probabilities computed without padding, shortest first, independently of the code under test."""
     sums: list[float] = []
     for _, alike in groupby(completions, key=len):
         tokens = torch.tensor(list(alike))
@@ -141,7 +141,7 @@ def test_estimates_agree_with_the_exact_sum(versions: dict[str, VersionFiles], v
 
 
 def covers(estimate: Estimate, truth: float) -> bool:
-    """Within 1.5 of its 95 % half-widths: 99.7 %, for the many intervals that are tried here."""
+    """Returns whether the truth is within 1.5 of the 95 % half-widths: 99.7 %, because many intervals are checked."""
     return abs(estimate.value - truth) <= 1.5 * (estimate.high - estimate.value)
 
 
@@ -167,7 +167,7 @@ MIXED = [
 
 
 def test_a_batch_is_each_completion_alone(versions: dict[str, VersionFiles]) -> None:
-    """Mixed lengths and temperatures, in the order in which they were given; one that is empty diverges by nothing."""
+    """Lengths and temperatures are mixed, the order is kept, and an empty completion has divergence 0."""
     together, alone = (
         KL(versions["base"], versions["adapter"], batch_size=size)(MIXED, lambda steps: None) for size in (5, 1)
     )
@@ -195,7 +195,7 @@ def test_a_token_the_policy_never_draws_adds_nothing() -> None:
 
 
 def test_half_precision_logits_are_not_what_is_compared(versions: dict[str, VersionFiles], tmp_path: Path) -> None:
-    """Weights in bf16 are computed with in 32 bits, and what somebody has asked of matrix products is his again."""
+    """Weights in bf16 are computed with in 32 bits, and the caller's matrix precision is restored afterwards."""
     for kind in ("base", "full"):
         LlamaForCausalLM.from_pretrained(versions[kind].directory).to(torch.bfloat16).save_pretrained(tmp_path / kind)
     half = [VersionFiles(kind, VersionKind(kind), tmp_path / kind) for kind in ("base", "full")]

@@ -1,4 +1,4 @@
-"""What is made of an evaluation's samples, against enumeration of everything that could have been drawn."""
+"""Tests of the estimates from an evaluation's samples, against enumeration of all possible draws."""
 
 import random
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from trainer.evaluation.samples import Judge, Samples, Scored, by_held_out, by_r
 
 
 def draws(rng: random.Random, count: int) -> list[Scored]:
-    """Few different rewards, so that there are ties; sorted as `Samples` wants them, ties at random."""
+    """Returns draws with few distinct rewards, so that there are ties, sorted as `Samples` requires."""
     made = [
         Scored(tuple(range(rng.randint(1, 9))), rng.random() < 0.3, float(rng.randrange(4)), float(rng.randrange(3)))
         for _ in range(count)
@@ -37,7 +37,7 @@ def wins(ours: Scored, theirs: Scored, judge: Judge) -> float:
 
 
 def best_of(candidates: Sequence[Scored], k: int) -> list[Scored]:
-    """The best of every set of k: they are in the order of the reward."""
+    """Returns the best of every set of k; candidates are in the order of the reward."""
     return [candidates[max(chosen)] for chosen in combinations(range(len(candidates)), k)]
 
 
@@ -138,7 +138,7 @@ def test_the_interval_of_best_of_k_against_what_is_served_holds_its_error_rate()
 
 
 def uniform(rng: np.random.Generator, m: int, version: int, base: int) -> Samples:
-    """A version that answers with the best of `m` draws of a base whose rewards are uniform."""
+    """Returns samples of a version that answers with the best of `m` draws of a base with uniform rewards."""
     ours, theirs = np.sort(rng.random(version) ** (1 / m)), np.sort(rng.random(base))
     made = [[Scored((1,), False, float(reward)) for reward in rewards] for rewards in (ours, theirs)]
     return Samples((1,), 1.0, made[0], made[1], made[1])

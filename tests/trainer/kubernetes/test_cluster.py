@@ -175,7 +175,7 @@ async def main():
     (settings.runs_dir / "round-1").mkdir(parents=True)
     (settings.runs_dir / "round-1" / "round.json").write_text("{}")
     third = await find_work(settings)
-    print(json.dumps([[w.is_due, w.why] for w in (first, second, third)]))
+    print(json.dumps([[w.is_ready, w.why] for w in (first, second, third)]))
 asyncio.run(main())
 """
     from bonbon.demo.tiny_models import tiny_models

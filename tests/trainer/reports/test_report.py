@@ -1,4 +1,4 @@
-"""The report: everything it must show, from the files of a run directory."""
+"""Tests of the report's contents, from the files of a run directory."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ GATE = GateSettings()
 
 
 def write_run(run_dir: Path, steps: int = 120) -> None:
-    """What a training of both stages leaves: logged groups first, and then the policy's own draws."""
+    """Writes what a training of both stages leaves: logged groups first, then the policy's own draws."""
     target = pair_target(8)
     lines: list[dict[str, float]] = [{"step": 0, "epoch": 0.0, "stage": 0, "validation_gain": 0.0}]
     for step in range(1, steps + 1):
@@ -154,11 +154,11 @@ def test_an_evaluation_alone_names_the_version_and_why_it_was_refused(tmp_path: 
     measured.save(tmp_path)
     page = write_report(tmp_path, GATE, version="<tiny>", verdict=judge(measured, GATE)).read_text()
     assert "gate refused it" in page
-    assert "is no number; it must be at least 0.470" in page
+    assert "is not a number; it must be at least 0.470" in page
     assert "It answers with" not in page
     assert "&lt;tiny&gt;" in page
     assert "<tiny>" not in page
-    assert "3 prompts left no room" in page
+    assert "3 prompts were left out" in page
 
 
 def test_the_terminal_shows_the_evaluation_and_what_the_gate_has_chosen() -> None:

@@ -1,4 +1,4 @@
-"""The known ways to fail, each provoked by real training, and what is said of them."""
+"""Tests of the signatures of failed distillations, each provoked by real training."""
 
 import asyncio
 import random
@@ -45,19 +45,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def logged(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160 groups of the base, scored by what can be learned."""
+    """160 groups of the base, scored by a reward that can be learnt."""
     data_dir = tmp_path_factory.mktemp("logged") / "data"
     asyncio.run(answer(make_settings(base, data_dir), 160))
     return data_dir
 
 
 def noise(prompt: Prompt, completions: Sequence[str]) -> list[float]:
-    """A reward that says nothing of one prompt by another."""
+    """A reward whose scores for one prompt reveal nothing about another prompt."""
     return [random.Random(sha256(f"{prompt.digest}/{text}".encode()).digest()).random() for text in completions]
 
 
 async def run(settings: Settings) -> tuple[list[Signature], list[Any], dict[str, Any], Path]:
-    """Train, evaluate and register; signatures, warnings, the version's training record, the run directory."""
+    """Trains, evaluates and registers; returns signatures, warnings, the training record and the run directory."""
     async with open_context(settings, progress=False) as context:
         round_ = await Round.create(context, settings.runs_dir / "run")
         with capture_logs() as logs:
@@ -68,7 +68,7 @@ async def run(settings: Settings) -> tuple[list[Signature], list[Any], dict[str,
 
 
 async def assert_told(settings: Settings, name: str) -> list[Signature]:
-    """The signature is found, and stands in the log, the record, the metrics and the report, with its remedy."""
+    """Checks that the signature with its remedy is found and is in the log, the record, the metrics and the report."""
     found, warnings, record, directory = await run(settings)
     by_name = {signature.name: signature for signature in found}
     assert name in by_name, by_name
@@ -85,7 +85,7 @@ async def assert_told(settings: Settings, name: str) -> list[Signature]:
 
 
 async def test_a_reward_that_cannot_be_learnt_is_learnt_by_heart(base: Path, tmp_path: Path) -> None:
-    """The training groups' own noise is all that there is to learn."""
+    """The only thing to learn is the noise of the training groups."""
     train = {"refine": "off", "learning_rate": 1e-2, "epochs": 30}
     settings = make_settings(
         base, tmp_path / "data", train=train, reward="python:tests.trainer.reports.test_signatures:noise"
@@ -103,7 +103,7 @@ async def test_a_few_cautious_steps_learn_too_little(base: Path, logged: Path, t
 
 
 def steps(count: int = 30, **last: float) -> list[dict[str, float]]:
-    """An offline stage in which every metric rises from 0 to this in a straight line."""
+    """Returns metrics of an offline stage in which every metric rises linearly from 0 to the given value."""
     return [
         {
             "step": step,
@@ -137,7 +137,7 @@ def test_nothing_is_said_of_a_good_run(tmp_path: Path) -> None:
 
 
 def test_a_win_rate_that_is_had_for_far_less_is_flat() -> None:
-    """On the bounds that speak for the version; wide intervals accuse nobody."""
+    """The bounds that favour the version decide, so wide intervals give no signature."""
     (flat,) = signatures([], evaluation(kl=estimate(1.0, 0.1), win_rate=estimate(0.55, 0.02)))
     assert flat.name == FLAT
     assert "0.550 (at most 0.570)" in flat.seen
@@ -186,7 +186,7 @@ def test_answers_that_are_cut_off_are_told_with_how_many_tokens_would_do() -> No
 
 
 def test_a_gain_that_the_held_out_reward_does_not_see_is_reward_hacking() -> None:
-    """Unless best-of-n loses as much of its gain by that reward: then the rewards are strangers."""
+    """If best-of-n loses as much of its gain by that reward, the two rewards are unrelated."""
     shares = {"held_out_share": estimate(0.2, 0.1), "best_of_n_held_out_share": estimate(0.8)}
     (found,) = signatures([], evaluation(**shares))
     assert found.name == HACKED

@@ -1,4 +1,4 @@
-"""Orders for draws, and errors, on their way between two processes of a run."""
+"""Tests of draw orders, which a training gives through files in its run directory."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def box(tmp_path: Path) -> DrawBox:
 
 @pytest.fixture
 def training(box: DrawBox) -> Iterator[ThreadPoolExecutor]:
-    """Where somebody waits, until the test is over."""
+    """Yields a thread pool in which trainings wait, until the test is over."""
     with ThreadPoolExecutor() as pool:
         yield pool
         for order in box.open_orders():
@@ -106,7 +106,7 @@ def test_orders_are_open_until_they_are_fulfilled_or_have_failed(box: DrawBox, t
 
 
 def test_what_a_training_that_was_cut_off_left_open_is_withdrawn(box: DrawBox, training: ThreadPoolExecutor) -> None:
-    """It gives the order again when it gets there; what was fulfilled stays so."""
+    """The training gives the order again when it gets there; fulfilled orders stay fulfilled."""
     box.directory.mkdir()
     orders = [DrawOrder(number, "", VersionKind.BASE, (0,), 4, 0) for number in (1, 2)]
     for order in orders:
@@ -151,7 +151,7 @@ def test_an_error_arrives_as_it_left(error: Exception, kind: type[BonbonError], 
 
 
 def test_a_run_that_has_ended_leaves_no_order_open(box: DrawBox, training: ThreadPoolExecutor) -> None:
-    """Not while its draws are being deleted either: nobody may take up an order whose groups went first."""
+    """No order appears open while its draws are being deleted either."""
     for number in range(200):
         order = DrawOrder(number, "", VersionKind.BASE, (0,), 4, 0)
         box.directory.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
-"""GVPO on policies that are tables: its minimum is the best policy, and on fresh draws its gradient is that of J.
+"""Tests of GVPO on tabular policies: its minimum is the best policy, and its gradient on fresh draws is that of J.
 
-A prompt has a few answers, a policy is a softmax over them, and where every group that can be drawn is in the batch, as
-often as it is likely, nothing is left to chance.
+A prompt has a few answers, and a policy is a softmax over them. Tests whose batch holds every possible group, as often
+as it is likely, leave nothing to chance.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from trainer.data.groups import win_chances
 from trainer.training.learning.loss import GroupLogprobs, gvpo
 
 BASE = (0, 0, 1, 2)
-"""Answers of the base, by what they are worth: each of these places is drawn equally often."""
+"""The base's answers by value; each position is drawn equally often."""
 
 
 def probabilities(places: Sequence[int], answers: int) -> Tensor:
@@ -25,16 +25,16 @@ def probabilities(places: Sequence[int], answers: int) -> Tensor:
 
 
 def win_rates(base: Tensor) -> Tensor:
-    """Of each answer against one draw of the base, ties as half."""
+    """Returns the win rate of each answer against one draw of the base, ties as half."""
     return base.cumsum(0) - base / 2
 
 
 def in_groups(answers: Tensor, wins: Tensor, policy: Tensor, base: Tensor) -> GroupLogprobs:
-    """A batch of groups.
+    """Returns a batch of groups.
 
     Args:
-        answers: [groups, n], in the order of their worth; `wins` their estimated chances to win.
-        policy, base: log-probabilities of every answer.
+        answers: [groups, n], in the order of their value; `wins` are their estimated win chances.
+        policy, base: Log-probabilities of every answer.
     """
     groups, n = answers.shape
     return GroupLogprobs(
@@ -48,18 +48,18 @@ def in_groups(answers: Tensor, wins: Tensor, policy: Tensor, base: Tensor) -> Gr
 
 
 def every_group(places: Sequence[int], n: int) -> Tensor:
-    """All that n draws may give, [groups, n]."""
+    """Returns all possible results of n draws, [groups, n]."""
     return torch.tensor([sorted(drawn) for drawn in product(places, repeat=n)])
 
 
 def chances(answers: Tensor, opponents: Tensor) -> Tensor:
-    """Estimated chances to win of each group's answers against as many opponents in the same row, [groups, n]."""
+    """Returns win chances of each group's answers estimated against the opponents in the same row, [groups, n]."""
     pairs = zip(answers.numpy().astype(float), opponents.numpy().astype(float), strict=True)
     return torch.tensor(np.array([win_chances(ours, theirs) for ours, theirs in pairs]))
 
 
 def minimum(answers: Tensor, wins: Tensor, base: Tensor, *, c: float, sft_weight: float = 0.0) -> Tensor:
-    """Log-probabilities of the table that minimises the loss on these groups."""
+    """Returns the log-probabilities of the tabular policy that minimises the loss on these groups."""
     logits = torch.zeros(len(base), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-10, line_search_fn="strong_wolfe")
 
@@ -75,13 +75,13 @@ def minimum(answers: Tensor, wins: Tensor, base: Tensor, *, c: float, sft_weight
 
 
 def tilted(base: Tensor, c: float) -> Tensor:
-    """Log-probabilities of the best policy."""
+    """Returns the log-probabilities of the best policy."""
     return (base.double().log() + c * win_rates(base).double()).log_softmax(0)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
 def test_from_the_bases_own_groups_the_minimum_is_the_tilted_base(n: int) -> None:
-    """However many candidates a group has, and although each of them is one of its own opponents."""
+    """This holds for every group size, although each candidate is one of its own opponents."""
     base, answers = probabilities(BASE, 3), every_group(BASE, n)
     wins = chances(answers, answers)
     found = minimum(answers, wins, base.double(), c=tilt(8))
@@ -90,7 +90,7 @@ def test_from_the_bases_own_groups_the_minimum_is_the_tilted_base(n: int) -> Non
 
 @pytest.mark.parametrize("sampler", [(0, 1, 2), (0, 1, 2, 2, 2, 2), (0, 0, 0, 0, 1, 2)], ids=["even", "best", "worst"])
 def test_whoever_drew_the_candidates_the_minimum_is_the_tilted_base(sampler: tuple[int, ...]) -> None:
-    """Their chances to win are estimated from two draws of the base, all that these may be."""
+    """The win chances are estimated from all possible pairs of draws of the base."""
     base = probabilities(BASE, 3)
     drawn, opponents = every_group(sampler, 3), every_group(BASE, 2)
     answers = drawn.repeat_interleave(len(opponents), 0)
@@ -117,7 +117,7 @@ def test_many_simulated_groups_reach_the_kl_and_the_win_rate_of_best_of_n() -> N
 
 
 def test_the_supervised_term_holds_the_policy_nearer_to_the_base() -> None:
-    """Weighted like the contrast it costs little of the objective, and a quarter of the KL is not spent."""
+    """With the same weight as the contrast, it costs little of the objective and saves a quarter of the KL."""
     count, n = 160, 8
     answers = torch.from_numpy(np.sort(np.random.default_rng(0).integers(0, count, (10_000, n)), axis=1))
     base = torch.full((count,), 1 / count, dtype=torch.float64)
@@ -129,14 +129,14 @@ def test_the_supervised_term_holds_the_policy_nearer_to_the_base() -> None:
 
 
 def objective(logits: Tensor, base: Tensor, c: float) -> Tensor:
-    """J as it is defined."""
+    """Returns J by its definition."""
     policy = logits.log_softmax(0)
     return (policy.exp() * (c * win_rates(base) - policy + base.log())).sum()
 
 
 @pytest.mark.parametrize("n", [2, 3])
 def test_on_the_policys_own_draws_the_gradient_is_that_of_j(n: int) -> None:
-    """Of every group that the policy may draw, and every one that it may be compared with."""
+    """The batch holds every group that the policy may draw, with all possible opponents."""
     policy, c = (0, 0, 1, 2, 2, 2), 5.0
     base = probabilities(BASE, 3).double()
     logits = probabilities(policy, 3).double().log().requires_grad_()
@@ -167,7 +167,7 @@ def test_one_group_of_fresh_draws_is_reinforce_with_the_others_mean_as_baseline(
 
 
 def test_candidates_of_one_chance_are_pulled_together() -> None:
-    """A tied group teaches that its candidates are as good as each other."""
+    """A tied group teaches that its candidates are equally good."""
     policy = torch.tensor([-3.0, -1.0], requires_grad=True)
     ones = torch.ones(2)
     batch = GroupLogprobs(policy, -2 * ones, ones / 2, 1.5 * ones, 2 * ones.long(), 0 * ones.long())

@@ -1,4 +1,4 @@
-"""How far on the way from the base a policy is kept, by what it draws there."""
+"""Tests of the interpolation between the base and the trained policy, by the policy's draws."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ FAR = 1000.0
 
 
 def tried(linear: float, square: float, spread: float, *, error: float = 0.1, noise: float = 0.0) -> list[Tried]:
-    """At every share s: a gain of linear s - square s^2, a KL of spread s^2."""
+    """Returns a gain of linear s - square s^2 and a KL of spread s^2 at every share s."""
     rng = np.random.default_rng(0)
     return [Tried(s, linear * s - square * s**2 + noise * rng.normal(), error, 0.5, spread * s**2) for s in SHARES]
 
@@ -44,14 +44,14 @@ def test_no_further_than_the_divergence_that_is_allowed() -> None:
 
 
 def test_what_is_known_better_counts_for_more() -> None:
-    """One gain is an outlier, and known as badly as that."""
+    """One gain is an outlier with a correspondingly large error."""
     some = tried(1.0, 1.0, 2.0, error=0.01)
     some[0] = Tried(1.0, 3.0, 10.0, 0.5, 2.0)
     assert best_share(some, FAR).share == pytest.approx(0.5, abs=0.05)
 
 
 class Draws(Drawer):
-    """Says of a policy how far it is from the base by its weights, and that gains fall with the distance from 0.6."""
+    """Computes a policy's distance from the base from its weights; gains fall with the distance from 0.6."""
 
     def __init__(self, whole: Weights) -> None:
         self.whole, self.asked = whole, list[tuple[int, float, int]]()
@@ -76,7 +76,7 @@ def test_it_is_drawn_at_every_share_and_remembered(tmp_path: Path) -> None:
             np.arange(9),
             draws=8,
             tilt=2.0,
-            most_kl=FAR,
+            max_kl=FAR,
             run_dir=tmp_path,
             progress=Bars(show=False),
         )

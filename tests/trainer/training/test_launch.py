@@ -1,4 +1,4 @@
-"""Training in several processes: real ones, started by torchrun, on gloo."""
+"""Tests of training in several processes, started by torchrun, on gloo."""
 
 import asyncio
 import json
@@ -36,20 +36,20 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tied, for sharding must keep embedding and output layer one tensor."""
+    """A base with tied weights, because sharding must keep embedding and output layer one tensor."""
     return make_base(tmp_path_factory.mktemp("models") / "tiny", tied=True)
 
 
 @pytest.fixture(scope="module")
 def snapshot(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """77 groups to train on and none to validate, so that every run goes on to its end."""
+    """77 groups to train on and none for validation, so that every run has the same number of steps."""
     directory, fractions = tmp_path_factory.mktemp("snapshots") / "first", Fractions(test=1 / 6, validation=0)
     return make_snapshot(directory, base, temperatures=(1.0, 0.8), ns=(4, 3), fractions=fractions)
 
 
 @pytest.fixture(scope="module")
 def alone(base: Path, snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The run of one process, by method."""
+    """The runs of a single process, by method."""
     torch.set_num_threads(1)
     runs = tmp_path_factory.mktemp("alone")
     for method in ("lora", "full"):
@@ -85,7 +85,7 @@ def losses(run_dir: Path) -> list[float]:
 def test_sharded_over_two_processes_is_one_run(
     base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """FSDP2: every step's loss is that of one process within 1e-4 of it, and so are the weights.
+    """With FSDP2, every step's loss and the weights equal those of one process within 1e-4.
 
     The working directory has modules of the names that the workers' own packages have.
     """
@@ -102,7 +102,7 @@ def test_sharded_over_two_processes_is_one_run(
 def test_a_model_that_reads_more_than_text_is_trained_in_two_processes(
     tmp_path: Path, method: str, sharding: str
 ) -> None:
-    """Its vision tower gets no gradient, which replicas would wait for; and it names layers that it has not."""
+    """Its vision tower gets no gradient, and it names layer classes that it does not contain."""
     base = POLICIES["Gemma 3, multimodal"].save(tmp_path / "base")
     snapshot = make_snapshot(tmp_path / "snapshot", base, groups=8, fractions=Fractions(test=0, validation=0))
     config = RATES[method] | {"epochs": 1, "batch_size": 8, "min_pairs": 1}
@@ -131,7 +131,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_sharded_means_that_each_process_holds_its_share(tmp_path: Path) -> None:
-    """accelerate passes over FSDP on CPUs in silence; then every process would hold the whole."""
+    """accelerate silently ignores FSDP on CPUs, and then every process would hold the whole model."""
     script = tmp_path / "shares.py"
     script.write_text(SHARES)
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
@@ -143,7 +143,7 @@ def test_sharded_means_that_each_process_holds_its_share(tmp_path: Path) -> None
 def test_resumed_by_another_number_of_processes_is_the_same_run(
     base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path, first: int, then: int
 ) -> None:
-    """Cut off before step 12 the run goes on from the checkpoint of step 8, with `then` processes."""
+    """Interrupted before step 12, the run continues from the checkpoint of step 8 with `then` processes."""
     run_dir = tmp_path / "run"
     launch(base, snapshot, run_dir, processes=first, sharding="full", keep_checkpoints=9)
     for step in (12, 16, 18):
@@ -156,13 +156,13 @@ def test_resumed_by_another_number_of_processes_is_the_same_run(
 
 
 def test_a_number_of_processes_that_does_not_fit_is_refused(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
-    """What the processes raise is what the caller sees."""
-    with pytest.raises(UserError, match=r"batch_size = 8 is no multiple of train.micro_batch_size = 4 times 3 proc"):
+    """The caller gets the error that the processes raised."""
+    with pytest.raises(UserError, match=r"batch_size = 8 is not a multiple of train.micro_batch_size = 4 times 3 proc"):
         launch(base, snapshot, tmp_path / "run", processes=3)
 
 
 def test_a_launcher_of_ones_own(base: Path, snapshot: Snapshot, alone: dict[str, Path], tmp_path: Path) -> None:
-    """accelerate launch; and commands that are not there, or do not train."""
+    """The launchers are accelerate launch, a missing command, and a command that does not train."""
     accelerate = Path(sys.executable).parent / "accelerate"
     command = f"{accelerate} launch" if accelerate.exists() else f"{sys.executable} -m accelerate.commands.launch"
     options = "--cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
@@ -192,7 +192,7 @@ asyncio.run(run_training(settings, read_snapshot(Path(arguments["snapshot"])), r
 
 
 async def test_the_processes_end_with_the_one_that_started_them(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
-    """SIGKILL: it cannot tell them. They must not train on while the next holder of the lease does."""
+    """SIGKILL gives the starter no time to stop them, but they must not continue under the next holder of the lease."""
     config = settings(base, micro_batch_size=4, processes=2, epochs=500)
     arguments = as_arguments(base, snapshot, tmp_path / "run", config)
     owner = subprocess.Popen([sys.executable, "-c", OWNER, arguments], env=environment())
@@ -210,7 +210,7 @@ async def test_the_processes_end_with_the_one_that_started_them(base: Path, snap
 
 
 async def test_the_loop_trains_in_two_processes_and_registers_once(tmp_path: Path) -> None:
-    """Lease, database and registry are the business of the process that launched the others."""
+    """Lease, database and registry belong to the process that launched the others."""
     config = {"processes": 2, "sharding": "full", "micro_batch_size": 8, "epochs": 1}
     settings = make_settings(make_base(tmp_path / "base"), tmp_path / "data", train=config)
     await answer(settings, 200)
@@ -223,10 +223,10 @@ async def test_the_loop_trains_in_two_processes_and_registers_once(tmp_path: Pat
 
 
 def test_one_of_several_started_processes_is_refused() -> None:
-    """`torchrun -m bonbon train` would start several that each want the lease."""
+    """`torchrun -m bonbon train` would start several processes that each want the lease."""
     command = [sys.executable, "-m", "bonbon", "train"]
     done = subprocess.run(
         command, env=environment(RANK="0", WORLD_SIZE="2"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "this is one of 2 processes of a launcher: start bonbon once" in done.stderr
+    assert "this process is one of 2 that a launcher started: start bonbon once" in done.stderr

@@ -1,4 +1,4 @@
-"""A policy that learns: its optimiser steps, its weights on the way from the base, and what is saved of them."""
+"""Tests of the learner: optimiser steps, interpolated weights, and saved files."""
 
 import json
 import math
@@ -40,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def half_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In bf16, with a generation config that transformers would refuse to save again."""
+    """A base in bf16, with a generation config that transformers would refuse to save again."""
     directory = make_base(tmp_path_factory.mktemp("models") / "tiny")
     model = AutoModelForCausalLM.from_pretrained(directory).to(torch.bfloat16)
     model.save_pretrained(directory)
@@ -51,7 +51,7 @@ def half_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def groups(tmp_path: Path) -> Groups:
-    """Eight groups of four random candidates, each for a prompt of its own."""
+    """Eight groups of four random candidates, each for a distinct prompt."""
     rng = np.random.default_rng(0)
     rows = [
         group_row(
@@ -72,7 +72,7 @@ def every(groups: Groups) -> NDArray[np.int64]:
 def update(
     learner: Learner, groups: Groups, *, rate: float = RATE, seed: int = 0, shift: float = 0.0
 ) -> dict[str, float]:
-    """A step on all groups; `shift` is added to the log-probability of the first group's best under the base."""
+    """Takes a step on all groups; `shift` is added to the reference log-probability of the first group's best."""
     reference = learner.of_base(groups, every(groups), "")
     reference[groups.n[0] - 1] += shift
     chosen = [groups.candidates_of(row) for row in range(len(groups))]
@@ -92,7 +92,7 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
 
 
 def moment(learner: Learner) -> float:
-    """The norm of AdamW's mean of gradients."""
+    """Returns the norm of AdamW's first moment."""
     states = learner.optimiser.optimizer.state.values()
     return math.sqrt(sum(float(state["exp_avg"].double().square().sum()) for state in states))
 
@@ -113,7 +113,7 @@ def test_a_step_lowers_the_loss(base: Path, groups: Groups, settings: TrainSetti
 def test_a_policy_that_has_learnt_nothing_is_its_reference_in_training_mode(
     groups: Groups, tmp_path: Path, settings: TrainSettings
 ) -> None:
-    """On a base whose own dropout would tell them apart."""
+    """The base's own dropout would make them differ."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=EOS,
@@ -138,7 +138,7 @@ def test_the_reference_is_the_base_wherever_the_policy_is(base: Path, groups: Gr
 
 
 def test_a_version_is_no_reference(base: Path, groups: Groups, tmp_path: Path) -> None:
-    """Training that goes on from a version measures its distance from the base, by an adapter and by whole weights."""
+    """Training from a version measures the distance from the base, with an adapter and with whole weights."""
     first = learner_of(base, LORA)
     expected = first.of_base(groups, every(groups), "")
     nudge(first)
@@ -153,7 +153,7 @@ def test_a_version_is_no_reference(base: Path, groups: Groups, tmp_path: Path) -
 
 
 def test_only_a_gradient_far_above_the_latest_ones_is_shortened(base: Path, groups: Groups) -> None:
-    """To four times their median, whatever that is: AdamW's mean of gradients takes in a tenth of each."""
+    """It is clipped to four times their median, because AdamW's first moment takes in a tenth of each gradient."""
     learner = learner_of(base, LORA)
     norms = [update(learner, groups, rate=1e-12)["gradient_norm"] for _ in range(12)]
     usual = norms[0]
@@ -178,7 +178,7 @@ def test_there_is_no_limit_before_it_is_known_what_is_usual(base: Path, groups: 
 def test_what_is_not_finite_changes_nothing_and_is_forgotten(
     base: Path, groups: Groups, settings: TrainSettings
 ) -> None:
-    """A rate that was too high must not spoil the attempts at lower ones after it."""
+    """A learning rate that is too high must not affect later attempts with lower ones."""
     learner, fresh = learner_of(base, settings), learner_of(base, settings)
     start = learner.weights()
     with pytest.raises(BonbonError, match=r"the loss is (nan|inf) at a learning rate of 0\.01"):
@@ -263,7 +263,7 @@ def test_a_whole_model_is_saved_with_its_tokenizer(tmp_path: Path, tied: bool) -
 
 @METHODS
 def test_learning_goes_on_after_a_save(base: Path, groups: Groups, tmp_path: Path, settings: TrainSettings) -> None:
-    """As if there had been none; and what was saved stays what it was."""
+    """Learning continues as without the save, and the saved files do not change."""
     learner, other = learner_of(base, settings), learner_of(base, settings)
     for one in (learner, other):
         update(one, groups, seed=0)
@@ -276,7 +276,7 @@ def test_learning_goes_on_after_a_save(base: Path, groups: Groups, tmp_path: Pat
 
 
 def test_a_save_that_was_cut_off_is_made_again(base: Path, tmp_path: Path) -> None:
-    """A policy that waited to be drawn from when the training was killed lies there already, whole."""
+    """The complete policy of an interrupted training may already exist in its place."""
     learner = learner_of(base, LORA)
     learner.save(learner.weights(), tmp_path / "policy", base_name="tiny")
     nudge(learner)
@@ -299,7 +299,7 @@ def test_weights_that_are_not_finite_are_never_saved(base: Path, tmp_path: Path)
 def test_on_a_half_precision_base_the_weights_that_are_measured_are_those_that_are_served(
     half_base: Path, groups: Groups, tmp_path: Path
 ) -> None:
-    """A step of training is mostly lost in rounding to bf16: what is left of it must be the same everywhere."""
+    """Rounding to bf16 removes most of a training step; what remains must be the same everywhere."""
     learner = learner_of(half_base, FULL)
     for seed in range(3):
         update(learner, groups, rate=1e-4, seed=seed)
@@ -331,7 +331,8 @@ def completions(count: int = 6, length: int = 160) -> list[Completion]:
 
 @pytest.mark.parametrize("size", [0.0, 1e-5])
 def test_a_policy_that_is_all_but_the_base_diverges_by_nothing(half_base: Path, tmp_path: Path, size: float) -> None:
-    """In 16 bits two computations of one policy seem .002 nats a token apart, .2 to .3 in as long an answer."""
+    """In 16 bits, two computations of one policy seem .002 nats per token apart, .2 to .3 for an answer of this
+    length."""
     learner = learner_of(half_base, LORA)
     torch.manual_seed(0)
     weights = {

@@ -1,4 +1,4 @@
-"""Log-probabilities of candidates against independent computations, prompts shared among them or not."""
+"""Tests of candidates' log-probabilities against independent computations, with and without shared prompts."""
 
 import math
 from collections.abc import Callable
@@ -37,14 +37,14 @@ ENDS = {"bos_token_id": 2, "eos_token_id": EOS, "pad_token_id": 0}
 
 
 def gpt2() -> Any:
-    """Learnt positions, and dropout, which evaluation leaves out."""
+    """A model with learnt positions, and with dropout, which evaluation disables."""
     return GPT2LMHeadModel(
         GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2, **ENDS)
     )
 
 
 def sliding_window() -> Any:
-    """Every token sees the six before it, which a mask that says who sees whom makes it forget."""
+    """A model whose tokens see the six before them, but which ignores that window when it gets a custom mask."""
     config = MistralConfig(
         vocab_size=VOCABULARY, num_key_value_heads=2, initializer_range=0.2, sliding_window=6, **SHAPE, **ENDS
     )
@@ -52,13 +52,13 @@ def sliding_window() -> Any:
 
 
 def linear_biases() -> Any:
-    """ALiBi: the farther apart two tokens lie in the sequence, the less they see of each other."""
+    """A model with ALiBi: attention falls with the distance in the sequence."""
     config = MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64, initializer_range=0.2)
     return MptForCausalLM(config)
 
 
 def strict_about_masks() -> Any:
-    """ALiBi, made from a mask of two dimensions; one of four is an error."""
+    """A model whose ALiBi requires a two-dimensional mask and fails for a four-dimensional one."""
     config = BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2, **ENDS)
     return BloomForCausalLM(config)
 
@@ -70,7 +70,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def groups(tmp_path: Path) -> Groups:
-    """Mixed temperatures, lengths and numbers of candidates; the first group is short and some candidates are empty."""
+    """Groups of mixed temperatures, lengths and sizes; the first is short, and some candidates are empty."""
     rng = np.random.default_rng(0)
 
     def group(prompt: list[int], lengths: list[int], temperature: float) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def chosen(groups: Groups) -> list[Any]:
 
 
 def one_by_one(model: Any, groups: Groups) -> list[float]:
-    """Token by token in 64 bits, without padding, batches or the code under test."""
+    """Returns log-probabilities computed token by token in 64 bits, without padding, batches or the code under test."""
     sums = []
     for candidate in range(len(groups.owners)):
         row = int(groups.owners[candidate])
@@ -115,7 +115,7 @@ def logprobs_of(model: Any, *, size: int = 2) -> Logprobs:
 def test_a_batch_equals_one_sequence_at_a_time(
     model: Any, groups: Groups, share: bool, make: Callable[[], Any] | None
 ) -> None:
-    """Whether candidates share their prompt's sequence or each has one of its own."""
+    """Candidates either share their prompt's sequence or have their own."""
     torch.manual_seed(0)
     some = make().eval() if make else model
     batch = make_batch(groups, chosen(groups), share_prompts=share)
@@ -137,7 +137,7 @@ def test_neither_padding_nor_company_changes_anything(model: Any, groups: Groups
 
 @torch.no_grad()
 def test_some_candidates_of_a_group_in_any_order(model: Any, groups: Groups) -> None:
-    """As the losses on pairs take them."""
+    """The losses on pairs use candidates this way."""
     everything = candidate_logprobs(model, make_batch(groups, chosen(groups), share_prompts=False))
     places = [np.array([1, 2]), np.array([3, 6])]
     batch = make_batch(groups, places, share_prompts=True)
@@ -174,7 +174,7 @@ def test_prompts_are_shared_where_that_changes_nothing(
 @torch.no_grad()
 @pytest.mark.parametrize("make", [sliding_window, linear_biases, strict_about_masks])
 def test_a_model_that_cannot_share_prompts_is_found_out(groups: Groups, make: Callable[[], Any]) -> None:
-    """By the groups that are long enough to tell, wherever they are among the others."""
+    """Only long groups reveal it, wherever they are among the others."""
     torch.manual_seed(0)
     model = make().eval()
     logprobs = logprobs_of(model)
@@ -185,7 +185,7 @@ def test_a_model_that_cannot_share_prompts_is_found_out(groups: Groups, make: Ca
 
 @torch.no_grad()
 def test_longer_candidates_than_were_tried_do_not_share_their_prompt(tmp_path: Path, groups: Groups) -> None:
-    """What is drawn later may reach beyond a window that nothing logged had reached."""
+    """Later draws may exceed a window that no logged text had reached."""
     torch.manual_seed(0)
     model = sliding_window().eval()
     short = groups_of(tmp_path / "short.parquet", [group_row([0.0, 1.0], prompt_token_ids=[2, 7])])
@@ -198,7 +198,7 @@ def test_longer_candidates_than_were_tried_do_not_share_their_prompt(tmp_path: P
 
 @torch.no_grad()
 def test_a_text_that_changes_the_rotary_embedding_of_others_is_refused(tmp_path: Path) -> None:
-    """LongRoPE turns the positions of all texts in a forward pass by the longest one."""
+    """LongRoPE rotates the positions of all texts in a forward pass according to the longest one."""
     base = POLICIES["Phi-3, LongRoPE"].save(tmp_path / "base")
     learner = learner_of(base, TrainSettings(lora_rank=2, micro_batch_size=2))
 
@@ -234,7 +234,7 @@ def test_every_row_is_looked_at_once_the_longest_first(model: Any, groups: Group
 @torch.no_grad()
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.4])
 def test_equals_what_the_sampler_summed_while_drawing(model: Any, tmp_path: Path, temperature: float) -> None:
-    """Truncated draws too: no end of sequence is added to them."""
+    """This includes truncated draws, to which no end of sequence is added."""
     torch.manual_seed(1)
     prompt = [2, 17, 5]
     drawn = draw(model, prompt, 32, temperature=temperature, max_tokens=12)

@@ -1,4 +1,4 @@
-"""The losses on pairs against hand-computed values, the theory's numbers and simulated best-of-n groups."""
+"""Tests of the losses on pairs against hand-computed values, theory and simulated best-of-n groups."""
 
 import math
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def loss_of(name: LossName, **options: float) -> Loss:
 def pairs(
     chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, n: Tensor
 ) -> GroupLogprobs:
-    """Worst and best of groups of n."""
+    """Returns groups of the worst and the best candidate of n."""
 
     def interleaved(worst: Tensor, best: Tensor) -> Tensor:
         return torch.stack([worst, best], dim=1).flatten()
@@ -114,8 +114,8 @@ def test_by_hand(loss: Loss, value: float, contrast: float | None) -> None:
 def test_gvpo_by_hand() -> None:
     """Two groups, of three candidates and of two, at a tilt of 6.
 
-    Log ratios 1, 2, 3 and targets 1, 3, 5: the residuals 0, -1, -2 have a variance of 1. Log ratios 0, 4 and targets
-    0, 3: the residuals 0, 1 have a variance of 1/2.
+    Log ratios 1, 2, 3 and targets 1, 3, 5: the residuals 0, -1, -2 have a variance of 1. Log ratios 0, 4 and targets 0,
+    3: the residuals 0, 1 have a variance of 1/2.
     """
     some = GroupLogprobs(
         policy=torch.tensor([-9.0, -8.0, -7.0, -5.0, -1.0]),
@@ -137,7 +137,7 @@ def test_gvpo_by_hand() -> None:
 
 
 def test_best_of_n_itself_is_the_target_of_vbon_and_bond() -> None:
-    """The one draw of a group of eight with rank r has best-of-8's ratio 8 U^7, with U the rank over eight."""
+    """A draw with rank r in a group of eight has best-of-8's ratio 8 U^7, with U the rank divided by eight."""
     ranks = torch.arange(1.0, 9.0)
     best_of_n = math.log(8) + 7 * (ranks / 8).log()
     eight = GroupLogprobs(
@@ -174,7 +174,7 @@ def test_names_and_weights() -> None:
 
 
 def gradients(loss: Loss, margin: float, n: int = 8) -> tuple[float, float]:
-    """Gradients by chosen and rejected log-probability of one pair with this margin."""
+    """Returns the gradients by chosen and rejected log-probability of one pair with this margin."""
     chosen, rejected = torch.tensor([margin - 50.0]).requires_grad_(), torch.tensor([-50.0]).requires_grad_()
     reference = torch.tensor([-50.0])
     loss(pairs(chosen, rejected, reference, reference, torch.tensor([n]))).loss.backward()  # type: ignore[no-untyped-call]
@@ -205,7 +205,7 @@ def test_at_the_target_only_sft_pulls() -> None:
 @pytest.mark.parametrize("name", EVERY_LOSS)
 @pytest.mark.parametrize("far", [120.0, 1e4])
 def test_no_gradient_is_nan_however_far_the_policy_is_from_its_reference(name: LossName, far: float) -> None:
-    """Both ways, in one batch with a group that is not: exp(120) is beyond 32-bit numbers."""
+    """The distance has either sign, beside a normal group in the batch; exp(120) exceeds 32-bit floats."""
     for chosen, rejected in ((far, -far), (-far, far), (far, far)):
         policy = torch.tensor([rejected, chosen, 0.1, 0.2], requires_grad=True)
         some = best_and_worst([8, 8])._replace(policy=policy)
@@ -227,7 +227,8 @@ def test_a_hopeless_group_beside_a_sure_one_spoils_nothing(n: int) -> None:
 
 
 def simulated(n: int, groups: int = 200_000) -> GroupLogprobs:
-    """Best and worst of groups under best-of-n's own distribution: log pi_n/pi_0 = log n + (n - 1) log U."""
+    """Returns the best and worst of groups under best-of-n's own distribution: log pi_n/pi_0 = log n + (n - 1) log
+    U."""
     generator = torch.Generator().manual_seed(n)
     u = torch.rand(groups, n, generator=generator, dtype=torch.float64)
     reference_chosen, reference_rejected = torch.full((groups,), -40.0), torch.full((groups,), -60.0)
@@ -256,7 +257,8 @@ def test_best_of_n_itself_has_the_target_margin_and_a_contrast_of_one(n: int) ->
 
 @pytest.mark.parametrize("name", ["bonbon", "paper", "ipo"])
 def test_gradient_descent_on_one_shift_ends_at_the_target(name: LossName) -> None:
-    """The constant shift of the rejected log-probabilities that minimises the loss puts the margins' mean on target."""
+    """A constant shift of the rejected log-probabilities that minimises the loss moves the margins' mean to the
+    target."""
     some = simulated(8, groups=2000)
     rejected = torch.zeros(len(some.policy)).index_fill(0, some.worst, 1.0)
     shift = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,4 @@
-"""The offline stage: which learning rate it takes, which step it keeps, and that it goes on where it was."""
+"""Tests of the offline stage: its learning rate, the step that it keeps, and its resumption."""
 
 import json
 import math
@@ -22,7 +22,7 @@ from trainer.training.learning.learner import Learner
 from trainer.training.metrics import MetricsLog, read_metrics
 from trainer.training.stages.offline import PROBED, Offline, climb
 from trainer.training.stages.schedule import default_learning_rate
-from trainer.training.stages.validation import look, validation_rows
+from trainer.training.stages.validation import logged_gain, validation_rows
 
 
 @pytest.fixture(autouse=True)
@@ -37,13 +37,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def groups(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Groups:
-    """52 groups to train on and 25 to look at."""
+    """52 groups for training and 25 for validation."""
     snapshot = make_snapshot(tmp_path_factory.mktemp("snapshots") / "first", base, temperatures=(1.0, 0.8))
     return Groups.read(snapshot.groups_file, base="tiny")
 
 
 class Stage:
-    """An offline stage on a learner of its own; `learns` and `wants` are the n of what it learns and is judged by."""
+    """An offline stage with its own learner; `learns` and `wants` are the n of the loss and of the validation."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Stage:
         looks: bool = True,
         **config: Any,
     ) -> None:
-        # The bare contrast, whose minimum is what it is judged by.
+        # The bare contrast, whose minimum is the policy that validation prefers.
         defaults = {"lora_rank": 4, "lora_alpha": 8, "batch_size": 8, "micro_batch_size": 8, "precision": "no"}
         config = {"sft_weight": 0.0} | config
         settings = TrainSettings.model_validate(defaults | config)
@@ -87,10 +87,10 @@ class Stage:
     def gain(self, weights: dict[str, Tensor]) -> float:
         self.learner.load(weights)
         policy = self.learner.of_policy(self.groups, self.validation, "")
-        return look(self.groups, self.validation, policy, self.reference, self.c).gain
+        return logged_gain(self.groups, self.validation, policy, self.reference, self.c).gain
 
     def reported(self, name: str) -> dict[int, float]:
-        """By step."""
+        """Returns a reported value by step."""
         return {line["step"]: line[name] for line in read_metrics(self.run_dir) if name in line}
 
 
@@ -99,7 +99,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 def test_the_best_step_is_kept_and_not_the_last(base: Path, groups: Groups, tmp_path: Path) -> None:
-    """It learns to go far, and is judged by who wants to stay near: what it gains rises, and falls."""
+    """The loss asks for a larger distance than validation prefers, so the gain rises and then falls."""
     stage = Stage(base, groups, tmp_path / "run", learns=32, wants=3, learning_rate=3e-3, epochs=10)
     kept = stage.run()
     gains = stage.reported("validation_gain")
@@ -112,7 +112,7 @@ def test_the_best_step_is_kept_and_not_the_last(base: Path, groups: Groups, tmp_
 
 
 def test_it_ends_when_nothing_more_is_gained(base: Path, groups: Groups, tmp_path: Path) -> None:
-    """A rate at which the first look is the best; three more, and 48 of 60 steps are saved."""
+    """The first validation is the best; three more follow, and 48 of 60 steps are saved."""
     stage = Stage(base, groups, tmp_path / "run", learning_rate=3e-2, epochs=10)
     kept = stage.run()
     assert stage.offline.steps == 60
@@ -149,7 +149,7 @@ def test_without_validation_groups_the_last_step_is_kept_at_a_middling_rate(
 
 
 def test_the_probe_takes_the_rate_that_gains_most(base: Path, groups: Groups, tmp_path: Path) -> None:
-    """And leaves nothing behind: the run is that of somebody who has named this rate."""
+    """The probe has no side effects: the run equals one with this rate configured."""
     stage = Stage(base, groups, tmp_path / "run")
     kept = stage.run()
     probe = json.loads((tmp_path / "run" / "probe.json").read_text())
@@ -171,7 +171,7 @@ def test_the_probe_is_made_once(base: Path, groups: Groups, tmp_path: Path) -> N
 def test_a_rate_that_is_far_too_high_is_survived(
     base: Path, groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its weights and its gradient are not finite: the rates below it and the run itself must not inherit them."""
+    """Its weights and gradient are not finite, which must not affect lower rates and the run itself."""
     monkeypatch.setattr("trainer.training.stages.offline.PROBED", (0.03, 0.1, 1e30))
     stage = Stage(base, groups, tmp_path / "run")
     kept = stage.run()
@@ -199,7 +199,7 @@ def test_no_rate_that_is_named_is_survived_when_it_is_far_too_high(base: Path, g
     ids=["middle", "up", "down", "not finite", "flat"],
 )
 def test_climbing(values: list[float], tried: set[int], best: int) -> None:
-    """From the middle upwards, and downwards where that did not help, no further than it helps."""
+    """The search goes upwards from the middle, and downwards if that did not help, while the values rise."""
     calls: list[int] = []
 
     def value(place: int) -> float:
@@ -215,7 +215,7 @@ def test_climbing(values: list[float], tried: set[int], best: int) -> None:
 def test_cut_off_after_any_step_it_goes_on_to_the_same_end(
     base: Path, groups: Groups, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From its last checkpoint, whatever is random in a step."""
+    """The run continues from its last checkpoint, including the random numbers of a step."""
     options: dict[str, Any] = {
         "learning_rate": 1e-3, "epochs": 2, "checkpoint_every": 4, "lora_dropout": 0.1, "weight_decay": 0.01, "seed": 3,
     }  # fmt: skip

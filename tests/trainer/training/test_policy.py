@@ -1,4 +1,4 @@
-"""The policy that training starts from: what is loaded, what of it is trained, and what is refused."""
+"""Tests of the policy that training starts from: its files, its trained weights, and refused starts."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def model(base: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trained: it is not the base any more."""
+    """A trained adapter, which differs from the base."""
     directory = tmp_path_factory.mktemp("versions") / "adapter"
     learner = learner_of(base, LORA)
     nudge(learner)
@@ -74,7 +74,7 @@ def test_a_seed_gives_the_same_fresh_adapter(base: Path) -> None:
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")  # peft mends it
 @pytest.mark.parametrize("settings", [LORA, FULL], ids=["adapter", "full"])
 def test_the_bases_own_dropout_is_off_in_training(tmp_path: Path, settings: TrainSettings) -> None:
-    """GPT-2 drops a tenth of everything: a policy that has learnt nothing must be its reference even so."""
+    """GPT-2 has a dropout of a tenth, but an untrained policy must equal its reference."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=1, pad_token_id=0
@@ -113,14 +113,14 @@ def test_a_full_version_is_continued_by_full_training_alone(base: Path, tmp_path
     learner.save(learner.weights(), tmp_path / "full", base_name="tiny")
     version = VersionFiles("tiny-bonbon-0001", VersionKind.FULL, tmp_path / "full")
     assert torch.equal(logits(load_policy(base, version, FULL)), logits(learner.policy))
-    with pytest.raises(UserError, match=r"train\.method = 'lora' cannot go on from tiny-bonbon-0001: it has"):
+    with pytest.raises(UserError, match=r"train\.method = 'lora' cannot continue from tiny-bonbon-0001: it has"):
         load_policy(base, version, LORA)
 
 
 @pytest.mark.parametrize("module", ["model.embed_tokens", "lm_head"])
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 def test_an_adapter_on_tied_embeddings_is_not_merged(module: str, tmp_path: Path) -> None:
-    """Merged, it would change the input and the output; an adapter on either changes one of them."""
+    """A merged adapter would change input and output, while an adapter on either changes only one."""
     tied, untied = (make_base(tmp_path / name, tied=name == "tied") for name in ("tied", "untied"))
     for base in (tied, untied):
         torch.manual_seed(1)
@@ -134,7 +134,9 @@ def test_an_adapter_on_tied_embeddings_is_not_merged(module: str, tmp_path: Path
             torch.testing.assert_close(logits(load_policy(base, start, FULL)), logits(adapted), rtol=1e-4, atol=1e-3)
             continue
         for check in (check_start, load_policy):
-            with pytest.raises(UserError, match=f"train.method = 'full' cannot go on from .*on {module}, ") as refused:
+            with pytest.raises(
+                UserError, match=f"train.method = 'full' cannot continue from .*on {module}, "
+            ) as refused:
                 check(base, start, FULL)
             assert refused.value.param == "train.method"
 

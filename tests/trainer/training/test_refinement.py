@@ -1,4 +1,4 @@
-"""Whole runs that draw from their own policy and learn from it, with the real engine and a reward."""
+"""Tests of whole runs that learn from their own policy's draws, with the real engine and a reward."""
 
 import asyncio
 from collections.abc import Sequence
@@ -45,12 +45,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def snapshot(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """72 groups."""
+    """A snapshot of 72 groups."""
     return make_snapshot(tmp_path_factory.mktemp("snapshots") / "first", base, groups=72, ns=(8,))
 
 
 def refining(base: Path, **changes: Any) -> Settings:
-    """Two steps on logged groups, then at most 9,000 tokens."""
+    """Returns settings for two steps on logged groups, then at most 9,000 tokens."""
     defaults = {
         "epochs": 0.5,
         "learning_rate": 3e-3,
@@ -71,7 +71,7 @@ async def train_with_draws(
     reward: Any = score,
     **options: Any,
 ) -> TrainingResult:
-    """Train in a thread, as a round does, while its orders are served."""
+    """Trains in a thread, as a round does, while its orders are fulfilled."""
     run_dir.mkdir(exist_ok=True)
     async with open_database(f"sqlite+aiosqlite:///{snapshot.path}.db") as database:
         log = PairLog(database)
@@ -132,9 +132,9 @@ async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
 
 
 async def test_cut_off_it_goes_on_without_drawing_twice(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
-    """The reward goes away after two thirds of the draws; with it back, the end is that of a run in one piece.
+    """The reward fails after two thirds of the draws. Once it is back, the run ends like an uninterrupted one.
 
-    At so low a limit the policy is brought back to it meanwhile.
+    The limit of the KL is so low that the policy is moved back to it meanwhile.
     """
     config = refining(base, refine_tokens=3_000, refine_replay=1, kl=0.1)
     calls = {"all": 0, "until": 10**9}
@@ -164,7 +164,7 @@ async def test_cut_off_it_goes_on_without_drawing_twice(base: Path, snapshot: Sn
 async def test_without_refinement_the_policy_is_brought_to_where_its_draws_are_best(
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
-    """The version that is kept is that share of the way from the base to what logged groups have taught."""
+    """The kept version is at the chosen share of the way from the base to the policy trained on logged groups."""
     config = refining(base, refine="off", epochs=2)
     whole = train(config, snapshot, tmp_path / "whole", base)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base)
@@ -177,7 +177,7 @@ async def test_without_refinement_the_policy_is_brought_to_where_its_draws_are_b
 
 
 async def test_the_base_draws_for_prompts_that_only_a_version_has_answered(base: Path, tmp_path: Path) -> None:
-    """Its candidates are what theirs are compared with; without them such prompts are of no use."""
+    """Candidates of a version need opponents from the base; without them such prompts are useless."""
     learner = learner_of(base, TrainSettings(lora_rank=4, lora_alpha=8))
     nudge(learner, 0.08)
     learner.save(learner.weights(), tmp_path / "adapter", base_name="tiny")
@@ -200,7 +200,7 @@ async def test_the_base_draws_for_prompts_that_only_a_version_has_answered(base:
 
 
 def groups_of_version(base: Path, learner: Any) -> list[Any]:
-    """For most prompts of the version alone."""
+    """Returns groups of the version, most of them for prompts that the base has not drawn for."""
     torch.manual_seed(0)
     own, policy = AutoModelForCausalLM.from_pretrained(base).eval(), learner.policy.eval()
     rng, found = np.random.default_rng(0), []

@@ -1,4 +1,4 @@
-"""Which modules get an adapter, and what is refused before anything is trained."""
+"""Tests of the modules that get an adapter, and of targets that are refused before training."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,12 @@ def settings(targets: str = "all-linear", **changes: Any) -> TrainSettings:
 
 
 def adapted(policy: Any) -> set[str]:
-    """The last part of the names of modules with an adapter."""
+    """Returns the last parts of the names of modules with an adapter."""
     return {name.split(".lora_")[0].rpartition(".")[2] for name, one in policy.named_parameters() if one.requires_grad}
 
 
 def backward(policy: Any) -> list[str]:
-    """The trained parameters that text gives no gradient."""
+    """Returns the trained parameters that receive no gradient from text."""
     ids = torch.arange(20, 60)[None]
     policy(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.float().logsumexp(
         -1
@@ -61,7 +61,7 @@ def test_all_linear_layers_that_engines_serve_and_text_goes_through(name: str, e
 
 
 def test_named_modules_are_those_that_text_goes_through(tmp_path: Path) -> None:
-    """The vision tower has a q_proj, too."""
+    """The vision tower also has a q_proj."""
     base = POLICIES["Gemma 3, multimodal"].save(tmp_path / "base")
     policy = load_policy(base, None, settings("q_proj"))
     assert adapted(policy) == {"q_proj"}

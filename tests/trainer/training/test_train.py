@@ -1,4 +1,4 @@
-"""Whole training runs on logged groups of a tiny model."""
+"""Tests of whole training runs on logged groups of a tiny model."""
 
 import json
 import os
@@ -50,12 +50,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def snapshot(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """96 groups with two temperatures and two n, of which 52 are for training and 25 for validation."""
+    """Returns 96 groups with two temperatures and two n: 52 for training and 25 for validation."""
     return make_snapshot(tmp_path_factory.mktemp("snapshots") / "first", base, temperatures=(1.0, 0.8), ns=(4, 3))
 
 
 def settings(base: Path, **changes: Any) -> Settings:
-    """Twelve steps of 8 groups."""
+    """Returns settings for twelve steps of 8 groups."""
     config: dict[str, Any] = {
         "lora_rank": 4,
         "learning_rate": 1e-3,
@@ -71,7 +71,7 @@ def settings(base: Path, **changes: Any) -> Settings:
 
 
 def train(config: Settings, snapshot: Snapshot, run_dir: Path, base: Path, **options: Any) -> TrainingResult:
-    """For best-of-4, without draws."""
+    """Trains for best-of-4, without draws."""
     return train_run(config, snapshot, run_dir, base=base, n=4, progress=False, **options)
 
 
@@ -88,7 +88,7 @@ def assert_same(
 
 
 def version(name: str, kind: VersionKind, directory: Path) -> Version:
-    """As the registry would return it."""
+    """Returns the version as the registry would."""
     digest, now = make_manifest(directory).digest, datetime.now(UTC)
     return Version(name, "tiny", "tiny", kind, digest, directory, VersionState.PROMOTED, now, {}, {}, None)
 
@@ -164,7 +164,7 @@ def test_one_draw_of_the_trained_policy_beats_the_base(base: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_killed_and_resumed_is_the_same_run(base: Path, snapshot: Snapshot, tmp_path: Path, method: str) -> None:
-    """SIGKILL just after step 10 is reported: the run goes on from the checkpoint of step 8."""
+    """SIGKILL follows the report of step 10, and the run continues from the checkpoint of step 8."""
     config = settings(base, method=method, learning_rate=1e-3 if method == "lora" else 1e-4, lora_dropout=0.1)
     straight = train(config, snapshot, tmp_path / "straight", base)
     killed = tmp_path / "killed"
@@ -224,7 +224,7 @@ run()
 
 
 def test_two_processes_are_one_run(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
-    """Each of two processes takes half of every batch; the result is that of one process, up to rounding."""
+    """Each process takes half of every batch; the result equals that of one process up to rounding."""
     alone = train(settings(base), snapshot, tmp_path / "alone", base)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -273,7 +273,7 @@ def test_a_finished_run_is_kept_and_another_is_refused(base: Path, snapshot: Sna
 
 
 def test_reference_logprobs_are_computed_once(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:
-    """What is cached is used: shifting it in the file shifts every margin of the run that reads it."""
+    """Shifting the cached log-probabilities shifts every margin of the run that reads them."""
     config = settings(base, epochs=1)
     train(config, snapshot, tmp_path / "run", base)
     cached = load_file(tmp_path / "run" / "reference.safetensors")["logprobs"]
@@ -284,7 +284,7 @@ def test_reference_logprobs_are_computed_once(base: Path, snapshot: Snapshot, tm
     shifted[groups.starts + groups.n - 1] -= 0.01
     for run_dir, key, margin in (
         ("same", f"{snapshot.hash} {snapshot.base_digest}", 0.01),
-        ("other", "another snapshot", 0.0),
+        ("other", "does not hold the snapshot", 0.0),
     ):
         (tmp_path / run_dir).mkdir()
         save_file({"logprobs": shifted}, tmp_path / run_dir / "reference.safetensors", metadata={"key": key})
@@ -295,7 +295,7 @@ def test_reference_logprobs_are_computed_once(base: Path, snapshot: Snapshot, tm
 
 @pytest.fixture(scope="module")
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a version that is some way from the base."""
+    """An adapter of a version at some distance from the base."""
     directory = tmp_path_factory.mktemp("versions") / "adapter"
     learner = learner_of(base, TrainSettings(lora_rank=4, lora_alpha=8))
     nudge(learner, 0.08)
@@ -344,7 +344,7 @@ def test_a_base_whose_files_were_edited_is_refused(base: Path, snapshot: Snapsho
 def test_a_base_is_the_same_whatever_lies_beside_what_it_draws_with(
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
-    """A base registered with what it draws with, then given a model card, pickled weights and other sampling."""
+    """The base is registered, and then given a model card, pickled weights and other sampling settings."""
     same = shutil.copytree(base, tmp_path / "same")
     (same / "README.md").write_text("# A card")
     (same / "pytorch_model.bin").write_bytes(b"never read")
@@ -362,7 +362,7 @@ def test_a_base_is_the_same_whatever_lies_beside_what_it_draws_with(
 
 @pytest.mark.parametrize("from_base", [False, True], ids=["without a start", "started from the base"])
 def test_a_run_of_an_earlier_release_goes_on(base: Path, snapshot: Snapshot, tmp_path: Path, from_base: bool) -> None:
-    """What it recorded as the base's digest was over every file."""
+    """The earlier release recorded a digest of every file of the base."""
     start = replace(version("tiny", VersionKind.BASE, base), digest=base_digest(base)) if from_base else None
     train(settings(base, epochs=1), snapshot, tmp_path, base, start=start)
     path = tmp_path / "run.json"
@@ -379,7 +379,7 @@ def test_a_run_of_an_earlier_release_goes_on(base: Path, snapshot: Snapshot, tmp
 def test_a_versions_groups_are_checked_against_the_version(
     base: Path, adapter: Path, later: Snapshot, tmp_path: Path
 ) -> None:
-    """Here they were drawn from other weights than it has."""
+    """The version's groups were drawn from other weights here."""
     changed = shutil.copytree(adapter, tmp_path / "changed")
     file = changed / "adapter_model.safetensors"
     save_file({name: 3 * tensor for name, tensor in load_file(file).items()}, file)
@@ -401,9 +401,9 @@ def test_a_changed_snapshot_is_refused(base: Path, snapshot: Snapshot, tmp_path:
     shutil.copytree(snapshot.path, tmp_path / "changed")
     table = pq.read_table(snapshot.groups_file)
     pq.write_table(table.slice(1), tmp_path / "changed" / "groups.parquet")
-    with pytest.raises(UserError, match="is not what"):
+    with pytest.raises(UserError, match="does not match"):
         train(settings(base), replace(snapshot, path=tmp_path / "changed"), tmp_path / "run", base)
-    with pytest.raises(UserError, match="another snapshot"):
+    with pytest.raises(UserError, match="does not hold the snapshot"):
         train(settings(base), replace(snapshot, hash="0" * 64), tmp_path / "run", base)
     assert not (tmp_path / "run").exists()
 
@@ -412,7 +412,7 @@ def test_a_changed_snapshot_is_refused(base: Path, snapshot: Snapshot, tmp_path:
     ("changes", "match"),
     [
         ({"min_pairs": 53}, r"52 groups to train on, fewer than train\.min_pairs = 53"),
-        ({"micro_batch_size": 5}, r"batch_size = 8 is no multiple of train\.micro_batch_size = 5"),
+        ({"micro_batch_size": 5}, r"batch_size = 8 is not a multiple of train\.micro_batch_size = 5"),
         ({"batch_size": 96, "micro_batch_size": 96}, r"batch_size = 96 is more than the snapshot's 52 groups"),
     ],
 )
@@ -430,7 +430,7 @@ def test_another_base_is_refused(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_groups_of_another_sampler_are_refused(base: Path, tmp_path: Path) -> None:
-    """Whatever the groups say of themselves: the log-probabilities they were logged with tell."""
+    """The logged log-probabilities reveal the sampler, whatever name the groups carry."""
     stranger = AutoModelForCausalLM.from_pretrained(make_base(tmp_path / "other", seed=1))
     snapshot = make_snapshot(tmp_path / "snapshot", base, model=stranger)
     with pytest.raises(UserError, match=r"96 groups were logged with .* nats an answer higher than tiny gives them"):

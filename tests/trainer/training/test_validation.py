@@ -1,4 +1,4 @@
-"""What logged groups and fresh draws say of a policy, against policies whose gain is known exactly."""
+"""Tests of gains measured on logged groups and on fresh draws, against policies with exactly known gains."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from bonbon.pairs.reading.snapshot import Split
 from bonbon.theory import best_gain, objective_gain, tilt, tilted_kl, tilted_win_rate
 from tests.support.data.written_groups import group_row, groups_of, write_groups
 from trainer.data.groups import Groups, Rows
-from trainer.training.stages.validation import drawn_gain, look, validation_rows
+from trainer.training.stages.validation import drawn_gain, logged_gain, validation_rows
 
 N = 8
 GROUPS = 3000
@@ -21,28 +21,28 @@ Array = NDArray[np.float64]
 
 @pytest.fixture(scope="module")
 def chances() -> Array:
-    """Of candidates that the base drew, [groups, n]: their rewards are their true chances to win."""
+    """Returns true win chances of the base's candidates, which are also their rewards, [groups, n]."""
     return np.sort(np.random.default_rng(0).random((GROUPS, N)))
 
 
 @pytest.fixture(scope="module")
 def groups(chances: Array, tmp_path_factory: pytest.TempPathFactory) -> Groups:
-    """Each for a prompt of its own: a candidate is compared with its own group alone."""
+    """Returns groups of distinct prompts, so that a candidate is compared with its own group only."""
     rows = [group_row(row.tolist(), prompt_digest=str(number)) for number, row in enumerate(chances)]
     return groups_of(tmp_path_factory.mktemp("groups") / "groups.parquet", rows)
 
 
 def seen(groups: Groups, log_ratio: Array, *, c: float = tilt(N), rows: Rows | None = None) -> dict[str, float]:
-    """What `look` says of the policy with these log ratios to the base."""
+    """Returns the gain on logged groups of the policy with these log ratios to the base."""
     reference = torch.full((len(groups.owners),), -50.0)
     some = np.arange(len(groups)) if rows is None else rows
-    found = look(groups, some, reference + torch.from_numpy(log_ratio.ravel()).float(), reference, c)
+    found = logged_gain(groups, some, reference + torch.from_numpy(log_ratio.ravel()).float(), reference, c)
     return {name: getattr(found, name) for name in ("gain", "forward", "margin", "target")}
 
 
 @pytest.mark.parametrize("share", [0.02, 0.05, 0.1, 0.15])
 def test_the_gain_of_a_policy_near_the_base_needs_no_draws(groups: Groups, chances: Array, share: float) -> None:
-    """c Cov(U, h) - Var(h) / 2, for the base tilted by a share of c: its exact gain to a tenth and less.
+    """The gain is c Cov(U, h) - Var(h) / 2, for the base tilted by a share of c, within a tenth of its exact value.
 
     Under the tilted base the win chances' mean and KL are known. The standard error of the mean of 3,000 groups is less
     than a hundredth of the gain.
@@ -55,14 +55,14 @@ def test_the_gain_of_a_policy_near_the_base_needs_no_draws(groups: Groups, chanc
 
 
 def test_what_helps_nobody_costs_its_variance(groups: Groups) -> None:
-    """A log ratio that has nothing to do with the reward."""
+    """The log ratio is independent of the reward."""
     noise = np.random.default_rng(1).normal(0, 0.5, (GROUPS, N))
     assert seen(groups, noise)["gain"] == pytest.approx(-0.125, abs=0.01)
     assert seen(groups, 0 * noise)["gain"] == pytest.approx(0, abs=1e-6)
 
 
 def test_a_constant_changes_nothing_but_the_forward_gain(groups: Groups, chances: Array) -> None:
-    """A policy's log ratio is known but for what it lost on answers that nobody has drawn: `forward` sees that."""
+    """Logged answers do not reveal what a policy lost on other answers, except through `forward`."""
     there, lost = seen(groups, chances), seen(groups, chances - 2.0)
     assert lost["gain"] == pytest.approx(there["gain"], abs=1e-4)
     assert lost["margin"] == pytest.approx(there["margin"], abs=1e-4)
@@ -83,7 +83,7 @@ def test_only_the_groups_that_were_asked_for_are_looked_at(groups: Groups, chanc
 
 
 def drawn(path: Path, rewards: Array, logged: Groups) -> Groups:
-    """A policy's draws for the prompts of `logged`, as many for each as `rewards` has, [prompts, count]."""
+    """Returns a policy's draws for the prompts of `logged`, one per reward, [prompts, count]."""
     rows = [
         group_row(sorted(row.tolist()), prompt_digest=str(number), version="round-1-0")
         for number, row in enumerate(rewards)
@@ -92,7 +92,7 @@ def drawn(path: Path, rewards: Array, logged: Groups) -> Groups:
 
 
 def test_draws_of_the_best_policy_have_the_best_gain(groups: Groups, tmp_path: Path) -> None:
-    """Two draws for each of 3,000 prompts, compared with the base's eight: within three standard errors."""
+    """Two draws for each of 3,000 prompts are compared with the base's eight, within three standard errors."""
     c, rng = tilt(N), np.random.default_rng(2)
     u = np.log1p(rng.random((GROUPS, 2)) * math.expm1(c)) / c
     some = drawn(tmp_path / "drawn.parquet", u, groups)
@@ -109,7 +109,7 @@ def test_draws_of_the_best_policy_have_the_best_gain(groups: Groups, tmp_path: P
 
 
 def test_the_standard_error_is_over_prompts(groups: Groups, tmp_path: Path) -> None:
-    """Draws for one prompt go together: their number makes nothing surer."""
+    """Draws for one prompt are correlated, so more of them do not reduce the error."""
     rng = np.random.default_rng(3)
     rewards = np.where(rng.random((400, 1)) < 0.5, 0.0, 1.0) + np.zeros((400, 6))
     some = drawn(tmp_path / "drawn.parquet", rewards, groups)
@@ -127,10 +127,10 @@ def test_validation_groups_are_the_bases_and_the_same_ones_for_a_seed(tmp_path: 
         for number in range(400)
     ]
     groups = groups_of(tmp_path / "groups.parquet", rows)
-    every = validation_rows(groups, 0, most=1000)
+    every = validation_rows(groups, 0, limit=1000)
     assert every.tolist() == [row for row in range(400) if row % 4 == 1 or row % 8 == 7]
-    some = validation_rows(groups, 0, most=32)
+    some = validation_rows(groups, 0, limit=32)
     assert some.tolist() == sorted(set(some.tolist()))
     assert set(some.tolist()) < set(every.tolist())
-    assert some.tolist() == validation_rows(groups, 0, most=32).tolist()
-    assert some.tolist() != validation_rows(groups, 1, most=32).tolist()
+    assert some.tolist() == validation_rows(groups, 0, limit=32).tolist()
+    assert some.tolist() != validation_rows(groups, 1, limit=32).tolist()

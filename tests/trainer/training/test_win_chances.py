@@ -1,4 +1,4 @@
-"""What is learnt from a candidate's place among the base's draws: its chance to win, estimated without bias."""
+"""Tests of unbiased estimates of a candidate's chance to win against the base's draws."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ RUNS = 20_000
 
 
 def centred(values: Array) -> Array:
-    """Less the mean of the last axis."""
+    """Subtracts the mean of the last axis."""
     return np.asarray(values - values.mean(-1, keepdims=True))
 
 
 def test_by_hand() -> None:
-    """A candidate of the base beats those below it, and ties with itself."""
+    """A candidate of the base beats those below it and ties with itself."""
     np.testing.assert_allclose(win_chances(np.arange(4.0), np.arange(4.0)), [0.125, 0.375, 0.625, 0.875])
     np.testing.assert_allclose(win_chances(np.array([1.0, 1.0, 2.0]), np.array([1.0, 1.0, 2.0])), [1 / 3, 1 / 3, 5 / 6])
     np.testing.assert_allclose(win_chances(np.array([-1.0, 0.5, 9.0]), np.array([0.0, 1.0])), [0.0, 0.5, 1.0])
@@ -31,7 +31,7 @@ def test_by_hand() -> None:
 @pytest.mark.parametrize("levels", [None, 3], ids=["continuous", "ties"])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_differences_among_the_bases_own_candidates_are_unbiased(groups: int, levels: int | None) -> None:
-    """Each candidate's chance less its group's mean, averaged over all that it may have been drawn with.
+    """Each candidate's chance minus its group's mean is averaged over all other candidates that it may be drawn with.
 
     Whatever the group's size: ranks over n + 1 would give 4/5 of every difference for groups of four. An error of more
     than five standard errors happens once in a million.
@@ -50,7 +50,7 @@ def test_differences_among_the_bases_own_candidates_are_unbiased(groups: int, le
 
 
 def test_chances_of_others_against_the_bases_candidates_are_unbiased() -> None:
-    """Somebody else's candidate is not among those it is compared with."""
+    """A candidate of another policy is not among its opponents."""
     rng = np.random.default_rng(1)
     ours, base = rng.random(RUNS) ** 0.2, np.sort(rng.random((RUNS, 4)))
     error = np.array([win_chances(ours[i : i + 1], base[i])[0] for i in range(RUNS)]) - ours
@@ -60,7 +60,7 @@ def test_chances_of_others_against_the_bases_candidates_are_unbiased() -> None:
 
 
 def test_all_groups_of_a_prompt_are_one_pool(tmp_path: Path) -> None:
-    """The other prompt's groups are not in it, nor those of a version, which are compared with it."""
+    """The pool contains neither groups of other prompts nor groups of a version, which are compared with it."""
     groups = groups_of(
         tmp_path / "groups.parquet",
         [
@@ -83,7 +83,7 @@ def test_all_groups_of_a_prompt_are_one_pool(tmp_path: Path) -> None:
     ids=["stop", "stops", "max_tokens", "temperature", "prompt"],
 )
 def test_what_was_drawn_otherwise_is_another_pool(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """Not even a version's candidates are compared with it: nobody knows their chances."""
+    """Groups with other sampling settings are not compared, so the chances of a version's candidates are unknown."""
     rows = [
         group_row([0.0, 2.0], stop=["."]),
         group_row([1.0, 3.0], **{"stop": ["."], **changes}),
@@ -98,7 +98,7 @@ def test_what_was_drawn_otherwise_is_another_pool(tmp_path: Path, changes: dict[
 
 
 def test_draws_of_a_training_are_compared_with_what_is_logged(tmp_path: Path) -> None:
-    """A file of its own, which has nothing of the base."""
+    """The draws are in a separate file without groups of the base."""
     logged = groups_of(tmp_path / "logged.parquet", [group_row([0.0, 1.0, 2.0, 3.0])])
     file = write_groups(tmp_path / "drawn.parquet", [group_row([2.5, 9.0], version="round-1-100")])
     drawn = Groups.read(file, base="tiny", opponents=logged.opponents)

@@ -1,4 +1,4 @@
-"""Which candidates of a group a loss learns from."""
+"""Selects the candidates of a group that a loss learns from."""
 
 from typing import Literal
 
@@ -12,10 +12,10 @@ Partner = Literal["random", "worst"]
 
 
 def trainable_rows(groups: Groups, loss: LossName) -> Rows:
-    """The training groups that a loss can learn from.
+    """Returns the training groups that a loss can learn from.
 
-    Losses of all candidates need to know what the base draws for the prompt. The others need a best candidate above
-    another one, and targets that follow from ranks among draws of the base alone.
+    Losses over all candidates need draws of the base for the prompt. The others need a best candidate strictly above
+    another, and their targets are only valid for ranks among draws of the base.
     """
     rows = groups.rows_of(Split.TRAIN)
     usable = groups.comparable if loss in OF_ALL_CANDIDATES else groups.by_base & (groups.below > 0)
@@ -23,11 +23,11 @@ def trainable_rows(groups: Groups, loss: LossName) -> Rows:
 
 
 def candidates(groups: Groups, rows: Rows, loss: LossName, *, seed: int, step: int) -> list[Rows]:
-    """The candidates of each row, by their places in the flat arrays, worst first.
+    """Returns the candidates of each row by their position in the flat arrays, worst first.
 
-    `gvpo`, `vbon` and `bond` learn from all. `bonbon` pairs the best with one drawn from those strictly below it, anew
-    for every step, as a function of seed, step and row: neither resuming a run nor splitting a batch changes it. The
-    other losses take the worst.
+    `gvpo`, `vbon` and `bond` use all candidates. `bonbon` pairs the best with one sampled from those strictly below it.
+    The sample is a function of seed, step and row, so neither resuming a run nor splitting a batch changes it. The
+    other losses use the best and the worst.
     """
     if loss in OF_ALL_CANDIDATES:
         return [groups.candidates_of(int(row)) for row in rows]

@@ -1,4 +1,4 @@
-"""A policy that learns: optimiser steps on groups, its log-probabilities and the base's, its weights."""
+"""Trains a policy by optimiser steps on groups, and computes log-probabilities under it and under the base."""
 
 import math
 import shutil
@@ -36,23 +36,23 @@ Weights = dict[str, Tensor]
 GATHERED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=False)
 SPREAD = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, ignore_frozen_params=True, strict=False)
 NORMS = 50
-"""Gradient norms whose median a gradient is compared with."""
+"""Number of recent gradient norms whose median a gradient is compared with."""
 
 
 class Learner:
-    """Every process of a distributed run makes one and calls the same methods with the same arguments.
+    """A policy in training. Every process of a distributed run creates one and calls the same methods alike.
 
     Args:
-        policy: where learning starts; see `load_policy`.
-        base: directory of the base, which is the reference policy.
-        base_weights: what the base has in the place of the weights that are trained, on the main process (none in the
-            others). None for an adapter, without which the model is the base.
-        loss: what is minimised.
+        policy: The policy to start from; see `load_policy`.
+        base: Directory of the base, which is the reference policy.
+        base_weights: The base's values of the weights that are trained, on the main process only. None for an adapter,
+            without which the model is the base.
+        loss: The loss to minimise.
 
     Attributes:
-        model: the policy as the accelerator has prepared it.
-        optimiser: AdamW; `restart` makes a new one.
-        gradient_norms: the latest norms, before they were limited.
+        model: The policy as prepared by the accelerator.
+        optimiser: AdamW; `restart` creates a new one.
+        gradient_norms: The latest norms, before clipping.
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class Learner:
 
     @property
     def trains_adapter(self) -> bool:
-        """Whether an adapter is trained, not the whole model."""
+        """Whether an adapter is trained instead of the whole model."""
         return self._base_weights is None
 
     @property
     def policy(self) -> "PreTrainedModel | PeftModel":
-        """The model itself."""
+        """The unwrapped model."""
         unwrapped: PreTrainedModel | PeftModel = self.accelerator.unwrap_model(self.model)
         return unwrapped
 
     def restart(self, weights: Weights) -> None:
-        """Go back to these weights, with an optimiser that remembers nothing."""
+        """Restores these weights and creates an optimiser without state."""
         self.load(weights)
         self.optimiser.optimizer.state.clear()
         self.gradient_norms.clear()
@@ -94,20 +94,20 @@ class Learner:
     def update(
         self, groups: Groups, chosen: Sequence[Rows], reference: Tensor, *, rate: float, seed: int
     ) -> dict[str, float]:
-        """One optimiser step.
+        """Takes one optimiser step.
 
         Args:
-            chosen: the candidates that are learnt from, by their places in the flat arrays of `groups`: some of one
-                group, for each of as many groups as all processes take in whole forward passes.
-            reference: log-probabilities of all candidates of `groups` under the base.
-            rate: the learning rate.
-            seed: of the random numbers (dropout).
+            chosen: Candidates to learn from, by their position in the flat arrays of `groups`. Each entry holds
+                candidates of one group. The number of entries must fill the forward passes of all processes.
+            reference: Log-probabilities of all candidates of `groups` under the base.
+            rate: The learning rate.
+            seed: Seed of the random numbers (dropout).
 
         Returns:
-            The terms of the loss, the gradient's norm, the learning rate and the tokens read per second.
+            The terms of the loss, the norm of the gradient, the learning rate and the tokens read per second.
 
         Raises:
-            BonbonError: the loss or the gradient is not finite; the weights are what they were.
+            BonbonError: The loss or the gradient is not finite; the weights are unchanged.
         """
         start = perf_counter()
         for parameters in self.optimiser.param_groups:
@@ -117,7 +117,7 @@ class Learner:
         processes, mine = self.accelerator.num_processes, self.accelerator.process_index
         batches = self.logprobs.batches(groups, chosen)[mine::processes]
         self.accelerator.gradient_accumulation_steps, self.accelerator.step = len(batches), 0
-        self.optimiser.optimizer.zero_grad()  # a step that was refused has left its gradient
+        self.optimiser.optimizer.zero_grad()  # a refused step leaves its gradient behind
         terms, tokens, norm = [], 0, torch.zeros(())
         means = [math.nan]
         for batch in batches:
@@ -143,49 +143,49 @@ class Learner:
         }
 
     def whole(self, groups: int) -> int:
-        """The most of so many groups that fill every process's forward passes alike."""
+        """Returns the largest number of groups, up to `groups`, that fills every process's forward passes equally."""
         unit: int = self.config.micro_batch_size * self.accelerator.num_processes
         return groups // unit * unit
 
     def of_policy(self, groups: Groups, rows: Rows, title: str, *, transient: bool = False) -> Tensor:
-        """Log-probabilities of all candidates of `rows` under the policy; see `Logprobs.of`."""
+        """Returns the log-probabilities of all candidates of `rows` under the policy; see `Logprobs.of`."""
         return self.logprobs.of(groups, rows, title, transient=transient)
 
     def of_base(self, groups: Groups, rows: Rows, title: str, *, transient: bool = False) -> Tensor:
-        """The same under the base."""
+        """Returns the log-probabilities of all candidates of `rows` under the base."""
         with self._as_base():
             return self.logprobs.of(groups, rows, title, transient=transient)
 
     def weights(self) -> Weights:
-        """What is trained, by name, gathered on the CPU of the main process; empty in the others."""
+        """Returns the trained weights by name, gathered on the CPU of the main process; empty in the others."""
         weights: Any = get_model_state_dict(self.model, options=GATHERED)
         return {name: weight.detach().clone() for name, weight in weights.items()}
 
     def load(self, weights: Weights) -> None:
-        """Put weights into the model; only the main process need have them."""
+        """Loads weights into the model. Only the main process needs to pass them."""
         several = self.accelerator.num_processes > 1
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # what no layer owns is left whole after a forward pass, and then takes no share
-        # A copy of the dictionary: torch adds the frozen weights to the one that it is given.
+                module.reshard()  # weights outside the layers stay gathered after a forward pass
+        # A copy of the dictionary, because torch adds the frozen weights to the one it is given.
         set_model_state_dict(self.model, {**weights}, options=SPREAD if several else GATHERED)
 
     def interpolated(self, weights: Weights, share: float) -> Weights:
-        """`share` of the way from the base to `weights`, as they are stored."""
+        """Returns the weights at `share` of the way from the base to `weights`, as they are stored."""
         return stored(self.policy, self._base, self.towards_base(weights, share))
 
     def towards_base(self, weights: Weights, share: float) -> Weights:
-        """`share` of the way from the base to `weights`, with the precision of the weights that are trained."""
+        """Returns the weights at `share` of the way from the base to `weights`, in the precision of training."""
         if self._base_weights is None:
             # The adapter's output is linear in its second matrix.
             return {name: weight * share if _is_second_matrix(name) else weight for name, weight in weights.items()}
         return {name: self._base_weights[name].lerp(weight, share) for name, weight in weights.items()}
 
     def save(self, weights: Weights, directory: Path, *, base_name: str) -> None:
-        """Write weights as what an engine loads; `directory` appears when it is whole, in the place of an earlier one.
+        """Writes weights in the format that an engine loads. `directory` is replaced once the files are complete.
 
         Raises:
-            BonbonError: a weight is not finite; nothing is written.
+            BonbonError: A weight is not finite; nothing is written.
         """
         if self.accelerator.is_main_process:
             refuse_non_finite(weights)
@@ -212,7 +212,8 @@ class Learner:
             self.load(trained)
 
     def _longest(self) -> float:
-        """The norm that longer gradients are shortened to: `max_grad_norm` times the median of the latest ones."""
+        """Returns the norm to which longer gradients are clipped: `max_grad_norm` times the median of the latest
+        norms."""
         norms = self.gradient_norms
         return self.config.max_grad_norm * median(norms) if len(norms) >= NORMS // 5 else math.inf
 
@@ -222,12 +223,12 @@ class Learner:
 
 
 def beside_reference(groups: Groups, candidates: Tensor, policy: Tensor, reference: Tensor) -> GroupLogprobs:
-    """Candidates with what the loss needs to know of them.
+    """Returns candidates with all fields that the loss needs.
 
     Args:
-        candidates: their places in the flat arrays of `groups`, those of a group side by side, [candidates].
-        policy: their log-probabilities under the policy, [candidates].
-        reference: log-probabilities of all candidates of `groups` under the base.
+        candidates: Positions in the flat arrays of `groups`, those of one group adjacent, [candidates].
+        policy: Their log-probabilities under the policy, [candidates].
+        reference: Log-probabilities of all candidates of `groups` under the base.
     """
     places = candidates.cpu().numpy()
     rows = groups.owners[places]
@@ -242,7 +243,7 @@ def beside_reference(groups: Groups, candidates: Tensor, policy: Tensor, referen
 
 
 def refuse_non_finite(weights: Weights) -> None:
-    """Raise BonbonError naming the first tensor with a NaN or an infinity in it."""
+    """Raises BonbonError, which names the first tensor with a NaN or an infinity."""
     for name, tensor in weights.items():
         if not bool(tensor.isfinite().all()):
             raise BonbonError(f"the trained weight {name} is not finite; lower train.learning_rate")

@@ -1,4 +1,5 @@
-"""Log-probabilities of groups' candidates under the policy as it is, shared among the processes of a run."""
+"""Computes log-probabilities of groups' candidates under the current policy, distributed over the processes of a
+run."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Self
@@ -18,17 +19,19 @@ from trainer.progress_bars import Bars
 log = structlog.get_logger(__name__)
 
 SHARING_TOLERANCE = {"bf16": 0.02, "no": 0.001}
-"""Nats a token by which log-probabilities may differ when candidates share their prompt's sequence, by the precision of
-the arithmetic. A model that cannot be asked so is off by more."""
+"""Largest difference in nats per token, by arithmetic precision, for candidates that share their prompt's sequence.
+
+The difference is larger for a model that does not support custom attention masks.
+"""
 LONGEST_SHARED = 8192
-"""Tokens of a sequence that several candidates share; where a group needs more, attention would cost too much."""
+"""Longest sequence in tokens that several candidates share. Attention over a longer one would cost too much."""
 
 
 def candidate_logprobs(model: nn.Module, batch: Batch) -> Tensor:
-    """Log-probability of each candidate, in nats, summed over exactly its tokens, at its sampling temperature.
+    """Returns the log-probability of each candidate, in nats, summed over its tokens at its sampling temperature.
 
     Returns:
-        32-bit, [candidates], whatever the model computes in.
+        A 32-bit tensor, [candidates], whatever precision the model computes in.
     """
     logits = model(**batch.inputs()).logits
     chosen = logits.reshape(-1, logits.shape[-1])[batch.predictors].float()
@@ -39,7 +42,7 @@ def candidate_logprobs(model: nn.Module, batch: Batch) -> Tensor:
 
 
 class _Sizes(NamedTuple):
-    """Tokens of a prompt with the longest of some of its candidates, and with all of them."""
+    """Token counts of a prompt with the longest of some of its candidates, and with all of them."""
 
     text: int
     sequence: int
@@ -51,16 +54,16 @@ class _Sizes(NamedTuple):
 
 
 class Logprobs:
-    """Computes them for whole groups, `size` groups in a forward pass.
+    """Computes log-probabilities of whole groups, `size` groups per forward pass.
 
-    Candidates of a group share their prompt's sequence where the model gives the same log-probabilities so: that saves
-    reading the prompt again for each of them.
+    Candidates of a group share their prompt's sequence when the model gives the same log-probabilities that way, so
+    that the prompt is not read once per candidate.
 
     Args:
-        model: a causal language model, as the accelerator has prepared it.
-        size: groups in a forward pass of each process.
-        longest: tokens that prompt and candidate may have together, where a longer text would change the
-            log-probabilities of those beside it; see `bonbon.engines.text.context_length.rotary_limit`.
+        model: A causal language model, as prepared by the accelerator.
+        size: Groups per forward pass of each process.
+        longest: The most tokens of a prompt with its candidate, if a longer text would change the log-probabilities of
+            others in its batch; see `bonbon.engines.text.context_length.rotary_limit`.
     """
 
     def __init__(
@@ -72,19 +75,19 @@ class Logprobs:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether candidates share their prompt's sequence, where they are not longer than what was tried."""
+        """Whether candidates share their prompt's sequence, up to the length that was tried."""
         return self._longest_text > 0
 
     @torch.no_grad()
     def try_sharing_prompts(self, groups: Groups) -> None:
-        """Share prompts from now on, in texts of the lengths that are here, if that changes nothing for the longest.
+        """Shares prompts from now on, up to the lengths tried here, if that does not change the log-probabilities.
 
-        A model whose attention is bounded by distance, not only by what its mask allows, is found out by long texts
-        alone. One that keeps a state of what it has read is not tried: in it, candidates would follow each other.
+        The longest texts are tried, because only they reveal a model whose attention is limited by distance as well as
+        by its mask. A model with a recurrent state is not tried: its candidates would follow each other in that state.
         Every process must call it.
 
         Raises:
-            UserError: a text is too long for the model's rotary position embedding.
+            UserError: A text exceeds the limit of the model's rotary position embedding.
         """
         sizes = [_Sizes.of(groups, groups.candidates_of(row)) for row in range(len(groups))]
         self._refuse_long(sizes)
@@ -110,10 +113,10 @@ class Logprobs:
             log.info("the model reads a prompt again for each of its candidates", gap_per_token=gap)
 
     def batches(self, groups: Groups, chosen: Sequence[Rows]) -> list[Batch]:
-        """Forward passes that cover `chosen`, some candidates of each of several groups; the longest ones first.
+        """Returns forward passes that cover `chosen`, which are candidates of several groups, the longest first.
 
         Raises:
-            UserError: a text is too long for the model's rotary position embedding.
+            UserError: A text exceeds the limit of the model's rotary position embedding.
         """
         sizes = [_Sizes.of(groups, some) for some in chosen]
         self._refuse_long(sizes)
@@ -139,7 +142,7 @@ class Logprobs:
 
     @torch.no_grad()
     def of(self, groups: Groups, rows: Rows, title: str, *, transient: bool = False) -> Tensor:
-        """Of all candidates of `rows` under the policy as it is, [candidates of all groups]; zero for other rows."""
+        """Returns log-probabilities under the current policy, [candidates of all groups], zero outside `rows`."""
         self.model.eval()
         device = self.accelerator.device
         processes, mine = self.accelerator.num_processes, self.accelerator.process_index
@@ -147,7 +150,8 @@ class Logprobs:
         result = torch.zeros(len(groups.owners), device=device)
         with self.progress.task(title, len(rows), transient=transient) as bar:
             for start in range(0, len(batches), processes):
-                # Sharded models need all processes in every forward pass: who has no batch left repeats the last.
+                # Sharded models need all processes in every forward pass, so a process without a batch repeats its last
+                # one.
                 batch = batches[min(start + mine, len(batches) - 1)].to(device)
                 logprobs = candidate_logprobs(self.model, batch)
                 if start + mine < len(batches):

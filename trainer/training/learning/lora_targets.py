@@ -1,4 +1,4 @@
-"""Which modules of a model get an adapter, and which of its weights are trained as a whole."""
+"""Chooses the modules of a model that get an adapter, and freezes the weights that text does not reach."""
 
 import re
 import warnings
@@ -24,26 +24,27 @@ ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
 TOKENS = 16
-"""Tokens of the text that shows which modules a model calls."""
+"""Number of tokens of the text that reveals which modules a model calls."""
 
 
 def check_targets(base: Path, settings: TrainSettings) -> None:
-    """Raise UserError when `train.lora_targets` cannot be trained on the model in `base`. Reads no weights of it."""
+    """Raises UserError when the model in `base` does not allow `train.lora_targets`. Does not read its weights."""
     if settings.method == "lora" and settings.lora_targets != ALL_LINEAR:
-        read_config(base)  # says what is wrong with it
+        read_config(base)  # raises an error that explains an invalid configuration
         model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
         _named(model, settings, lambda name: True)
 
 
 def choose_targets(model: "PreTrainedModel", settings: TrainSettings) -> list[str]:
-    """The names of the modules that get an adapter, such that every engine can serve it.
+    """Returns the names of the modules that get an adapter which every engine can serve.
 
-    `all-linear` is every linear layer that the model calls when it reads text, apart from its output layer. Left out
-    are routers of experts that return more than a tensor, layers whose weights the model uses without calling them,
-    and layers that peft refuses or, in some mixtures of experts, takes for experts whose weights are one tensor.
+    `all-linear` selects every linear layer that the model calls when it reads text, apart from its output layer. It
+    leaves out routers of experts that return more than a tensor, layers whose weights the model uses without calling
+    them, and layers that peft refuses or, in some mixtures of experts, mistakes for experts whose weights are one
+    tensor.
 
     Raises:
-        UserError: a named module is not there, cannot be adapted, or is not used for text.
+        UserError: A named module does not exist, cannot be adapted, or is not used for text.
     """
     called = _called(model)
     if settings.lora_targets != ALL_LINEAR:
@@ -66,7 +67,7 @@ def choose_targets(model: "PreTrainedModel", settings: TrainSettings) -> list[st
 
 
 def freeze_unread(model: "PreTrainedModel") -> None:
-    """Set what only other inputs than text go through, such as a vision tower, to require no gradients."""
+    """Freezes weights that only inputs other than text reach, such as a vision tower."""
     read = {id(parameter) for parameter in model.get_decoder().parameters()}
     output = model.get_output_embeddings()
     if output is not None:
@@ -77,7 +78,7 @@ def freeze_unread(model: "PreTrainedModel") -> None:
 
 
 def lora_config(settings: TrainSettings, targets: list[str]) -> LoraConfig:
-    """The configuration of an adapter on the modules `targets`."""
+    """Returns the configuration of an adapter on the modules `targets`."""
     return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
@@ -96,7 +97,7 @@ def _misfit(settings: TrainSettings, why: str) -> UserError:
 
 
 def _named(model: "PreTrainedModel", settings: TrainSettings, usable: Callable[[str], bool]) -> list[str]:
-    """The modules that the setting names one by one: by these names where they mean no other module."""
+    """Returns the modules that the setting lists by name, by short names where these are unambiguous."""
     names = [name.strip() for name in settings.lora_targets.split(",") if name.strip()]
     chosen: list[str] = []
     others = False
@@ -116,11 +117,11 @@ def _named(model: "PreTrainedModel", settings: TrainSettings, usable: Callable[[
 
 
 def _problem(config: Any, settings: TrainSettings, targets: list[str]) -> str:
-    """Why peft cannot adapt the modules `targets` of a model with this configuration; empty where it can."""
+    """Returns why peft cannot adapt the modules `targets` of a model with this configuration, or an empty string."""
     if not targets:
         return "no module is named"
     try:
-        with warnings.catch_warnings(action="ignore"):  # peft's words on what is only tried
+        with warnings.catch_warnings(action="ignore"):  # peft's warnings about a configuration that is only being tried
             adapted = PeftModel(without_weights(config), lora_config(settings, targets))
     except ValueError as error:
         return str(error)
@@ -143,7 +144,7 @@ def _refuse_module(model: "PreTrainedModel", module: nn.Module, target: str, set
 
 
 def _called(model: "PreTrainedModel") -> set[str]:
-    """Patterns of the names of modules that the model calls when it reads text, and that return one tensor."""
+    """Returns patterns of the names of modules that the model calls when it reads text and that return one tensor."""
     called: set[str] = set()
 
     def note(name: str) -> Callable[..., None]:
@@ -166,5 +167,5 @@ def _called(model: "PreTrainedModel") -> set[str]:
 
 
 def _pattern(name: str) -> str:
-    """A module's name without its numbers: not every expert reads every text."""
+    """Returns a module's name without its numbers, because not every expert reads every text."""
     return re.sub(r"\.\d+(?=\.|$)", ".#", name)

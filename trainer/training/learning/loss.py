@@ -2,8 +2,8 @@
 
 "BoNBoN" is Gui, Garbacea and Veitch, arXiv 2406.00832; "IPO" Azar et al., arXiv 2310.12036; "DPO" Rafailov et al.,
 arXiv 2305.18290; "GVPO" Zhang et al., arXiv 2504.19599; "vBoN" Amini et al., arXiv 2407.06057; "BOND" Sessa et al.,
-arXiv 2407.14622. Log-probabilities are in nats, summed over a candidate's
-tokens: a mean over tokens is another loss, to which the targets do not belong.
+arXiv 2407.14622. Log-probabilities are in nats and summed over a candidate's tokens. A mean over tokens would be
+another loss, for which the targets do not hold.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,18 @@ from bonbon import theory
 
 LossName = Literal["gvpo", "vbon", "bond", "bonbon", "paper", "sft", "ipo", "dpo"]
 OF_ALL_CANDIDATES: tuple[LossName, ...] = ("gvpo", "vbon", "bond")
-"""The losses that learn from all candidates of a group; the others learn from two."""
+"""The losses that learn from all candidates of a group. The others learn from two."""
 ALPHAS: dict[LossName, float] = {"bonbon": 0.5, "paper": 0.005}
 """Weights of the supervised term in the losses that have one."""
 
 
 class GroupLogprobs(NamedTuple):
-    """The candidates of a batch of groups, those of one group side by side and worst first; every field [candidates].
+    """The candidates of a batch of groups. Those of one group are adjacent, worst first; every field is [candidates].
 
-    `policy` and `reference` are log-probabilities under the policy and its reference. `wins` estimates the chance to
-    win against one draw of the reference (`trainer.data.groups.win_chances`), `rank` (1 the lowest, fractions for ties)
-    is among the `n` candidates that the group has, of which only some may be here. `group` numbers the groups from 0.
+    `policy` and `reference` are log-probabilities under the policy and its reference. `wins` estimates the probability
+    of winning against one draw of the reference (`trainer.data.groups.win_chances`). `rank` (1 the lowest, fractions
+    for ties) is the rank among the `n` candidates of the group, of which a batch may hold only some. `group` numbers
+    the groups from 0.
     """
 
     policy: Tensor
@@ -45,12 +46,12 @@ class GroupLogprobs(NamedTuple):
 
     @property
     def worst(self) -> Tensor:
-        """Place of each group's first candidate, [groups]."""
+        """Position of each group's first candidate, [groups]."""
         return torch.cat([self._sizes.new_zeros(1), self._sizes.cumsum(0)[:-1]])
 
     @property
     def best(self) -> Tensor:
-        """Place of each group's last candidate, [groups]."""
+        """Position of each group's last candidate, [groups]."""
         return self._sizes.cumsum(0) - 1
 
     @property
@@ -58,34 +59,34 @@ class GroupLogprobs(NamedTuple):
         return torch.bincount(self.group)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over each group of a value per candidate, [groups]."""
+        """Returns the mean over each group of a value per candidate, [groups]."""
         return self.sum(values) / self._sizes
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum over each group of a value per candidate, [groups]."""
+        """Returns the sum over each group of a value per candidate, [groups]."""
         return values.new_zeros(len(self._sizes)).index_add(0, self.group, values)
 
     def centred(self, values: Tensor) -> Tensor:
-        """A value per candidate less its group's mean, [candidates]."""
+        """Returns a value per candidate minus its group's mean, [candidates]."""
         return values - self.mean(values)[self.group]
 
     def softmax(self, values: Tensor) -> Tensor:
-        """Softmax over each group of a value per candidate, [candidates]."""
-        # Each group by its own highest value: by another group's, all of its weights could become 0.
+        """Returns the softmax over each group of a value per candidate, [candidates]."""
+        # Subtracts the group's own maximum. With another group's maximum, all weights of a group could underflow to 0.
         highest = values.new_full((len(self._sizes),), -torch.inf).scatter_reduce(0, self.group, values, "amax")
         weights = (values - highest[self.group]).exp()
         return weights / self.sum(weights)[self.group]
 
     def covariance(self, left: Tensor, right: Tensor) -> Tensor:
-        """Unbiased covariance within each group, [groups]."""
+        """Returns the unbiased covariance within each group, [groups]."""
         return self.sum(self.centred(left) * self.centred(right)) / (self._sizes - 1)
 
 
 class LossTerms(NamedTuple):
-    """Scalars. Only `loss` carries a gradient; the others are for reports.
+    """The loss and its parts, all scalars. Only `loss` carries a gradient; the others are for reports.
 
-    `sft` is the supervised term and `contrast` the other one, before their weights. `margin` is the mean of
-    log pi/pi_0 (best) - log pi/pi_0 (worst of those in the batch) and `target` what the loss wants it to be.
+    `sft` is the supervised term and `contrast` the contrastive one, before weighting. `margin` is the mean of log
+    pi/pi_0 (best) - log pi/pi_0 (worst of those in the batch), and `target` is the loss's target for it.
     """
 
     loss: Tensor
@@ -101,25 +102,25 @@ Loss = Callable[[GroupLogprobs], LossTerms]
 
 
 def gvpo(batch: GroupLogprobs, *, tilt: float, sft_weight: float = 0.0) -> LossTerms:
-    """Half the squared difference of log pi/pi_0 from `tilt` times the win chance, both less their group's mean.
+    """Half the squared difference between log pi/pi_0 and `tilt` times the win chance, both minus their group's mean.
 
-    All candidates of a group take part. The minimum is the reference tilted by exp(tilt U), the best policy at its KL
-    (`bonbon.theory.objective`), whichever policy drew the candidates (GVPO, theorems 1 and 2). On the policy's own
-    fresh draws the gradient is an unbiased estimate of that of -J.
+    All candidates of a group contribute. The minimum is the reference tilted by exp(tilt U), which is the best policy
+    at its KL (`bonbon.theory.objective`), whichever policy drew the candidates (GVPO, theorems 1 and 2). On the
+    policy's own fresh draws, the gradient is an unbiased estimate of the gradient of -J.
 
     Args:
-        sft_weight: of a supervised term, the mean of -log pi over candidates weighted by exp(tilt U), which keeps the
-            policy on what the reference says. Its own minimum is nearer to the reference.
+        sft_weight: Weight of a supervised term, the mean of -log pi over candidates weighted by exp(tilt U). It keeps
+            the policy on text that is likely under the reference. Its own minimum is nearer to the reference.
     """
     return _regression(batch, tilt * batch.wins, contrast_weight=1.0, sft_weight=sft_weight)
 
 
 def vbon(batch: GroupLogprobs, *, n: int) -> LossTerms:
-    """`gvpo` towards best-of-n itself, (n - 1) log U, where `gvpo` is towards the best policy at best-of-n's KL.
+    """`gvpo` with best-of-n itself as the target, (n - 1) log U; `gvpo` targets the best policy at best-of-n's KL.
 
-    On the policy's own fresh draws the gradient is that of KL(policy || best-of-n) (vBoN, section 3). The win chance U
-    is smoothed as (n U + 1/2) / (n + 1/2), because a candidate that lost against all that was drawn may still win; in a
-    group of the base that is the logarithm of the rank.
+    On the policy's own fresh draws, the gradient is that of KL(policy || best-of-n) (vBoN, section 3). The win chance U
+    is smoothed as (n U + 1/2) / (n + 1/2), because a candidate that lost every comparison may still win others. For a
+    group drawn from the base, that is the logarithm of the rank.
     """
     return _regression(batch, _log_best_of_n(batch, n), contrast_weight=1.0, sft_weight=0.0)
 
@@ -132,26 +133,26 @@ def bond(batch: GroupLogprobs, *, n: int) -> LossTerms:
 def bonbon(batch: GroupLogprobs, *, alpha: float = ALPHAS["bonbon"]) -> LossTerms:
     """alpha SFT + (1 - alpha) IPO / Var: BoNBoN with each contrast in units of its own variance.
 
-    The division makes alpha mean the same at every n and rank: best-of-n itself leaves a contrast of exactly 1.
+    The division gives alpha the same meaning at every n and rank: best-of-n itself leaves a contrast of exactly 1.
     """
     sft, contrast = _sft(batch), (_squared_error(batch) / pair_variances(batch)).mean()
     return _terms(batch, alpha * sft + (1 - alpha) * contrast, sft=sft, contrast=contrast)
 
 
 def paper(batch: GroupLogprobs, *, alpha: float = ALPHAS["paper"]) -> LossTerms:
-    """alpha SFT + (1 - alpha) IPO, as printed (BoNBoN, section 4)."""
+    """alpha SFT + (1 - alpha) IPO, as printed in the paper (BoNBoN, section 4)."""
     sft, contrast = _sft(batch), _squared_error(batch).mean()
     return _terms(batch, alpha * sft + (1 - alpha) * contrast, sft=sft, contrast=contrast)
 
 
 def sft(batch: GroupLogprobs) -> LossTerms:
-    """-log pi(best). The contrast of `bonbon` is reported, not trained on."""
+    """-log pi(best). The contrast of `bonbon` is reported but not trained on."""
     loss = _sft(batch)
     return _terms(batch, loss, sft=loss, contrast=(_squared_error(batch) / pair_variances(batch)).mean())
 
 
 def ipo(batch: GroupLogprobs) -> LossTerms:
-    """(margin - target)^2 with best-of-n's own target in the place of 1 / (2 beta)."""
+    """(margin - target)^2, where best-of-n's own target replaces 1 / (2 beta)."""
     contrast = _squared_error(batch).mean()
     return _terms(batch, contrast, sft=_sft(batch), contrast=contrast)
 
@@ -165,9 +166,9 @@ def dpo(batch: GroupLogprobs, *, beta: float = 0.1) -> LossTerms:
 def make_loss(
     name: LossName, *, n: int, sft_weight: float = 0.0, alpha: float | None = None, dpo_beta: float = 0.1
 ) -> Loss:
-    """The loss of this name, for the n of best-of-n.
+    """Returns the loss of this name, for the n of best-of-n.
 
-    Those that are not `OF_ALL_CANDIDATES` are for pairs: two candidates of each group, the best one last.
+    Losses outside `OF_ALL_CANDIDATES` expect pairs: two candidates of each group, the best one last.
     """
     weight = ALPHAS.get(name, 0.0) if alpha is None else alpha
     losses: dict[LossName, Loss] = {
@@ -184,31 +185,33 @@ def make_loss(
 
 
 def margins(batch: GroupLogprobs) -> Tensor:
-    """log pi/pi_0 (best) - log pi/pi_0 (worst of those in the batch), [groups]."""
+    """Returns log pi/pi_0 (best) - log pi/pi_0 (worst of those in the batch), [groups]."""
     return batch.log_ratio[batch.best] - batch.log_ratio[batch.worst]
 
 
 def pair_targets(batch: GroupLogprobs) -> Tensor:
-    """`bonbon.theory.rank_pair_target` of each pair, [groups], float32: (n - 1) (psi(upper) - psi(lower))."""
+    """Returns `bonbon.theory.rank_pair_target` of each pair, (n - 1) (psi(upper) - psi(lower)), [groups], float32."""
     digamma = torch.digamma(batch.rank.double())
     return ((batch.n[batch.best] - 1) * (digamma[batch.best] - digamma[batch.worst])).float()
 
 
 def pair_variances(batch: GroupLogprobs) -> Tensor:
-    """`bonbon.theory.rank_pair_variance` of each pair, [groups], float32: (n - 1)^2 (psi'(lower) - psi'(upper))."""
+    """Returns `bonbon.theory.rank_pair_variance` of each pair, (n - 1)^2 (psi'(lower) - psi'(upper)), [groups],
+    float32.
+    """
     trigamma = torch.polygamma(1, batch.rank.double())
     return ((batch.n[batch.best] - 1) ** 2 * (trigamma[batch.worst] - trigamma[batch.best])).float()
 
 
 def _log_best_of_n(batch: GroupLogprobs, n: int) -> Tensor:
-    """log best-of-n/pi_0 up to a constant, [candidates]."""
+    """Returns log best-of-n/pi_0 up to a constant, [candidates]."""
     return (n - 1) * ((n * batch.wins + 0.5) / (n + 0.5)).log()
 
 
 def _regression(batch: GroupLogprobs, target: Tensor, *, contrast_weight: float, sft_weight: float) -> LossTerms:
-    """The weighted sum of two terms whose minima are the base tilted by exp(target).
+    """Returns the weighted sum of two terms, both minimised by the base tilted by exp(target).
 
-    The contrast is half the squared difference of log pi/pi_0 from the target, both less their group's mean. The
+    The contrast is half the squared difference between log pi/pi_0 and the target, both minus their group's mean. The
     supervised term is the mean of -log pi over candidates weighted by exp(target).
     """
     residual = batch.log_ratio - target

@@ -1,4 +1,4 @@
-"""The policy that is trained: loading it and saving it."""
+"""Loads and saves the policy that is trained."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 def load_policy(
     base: Path, start: VersionFiles | None, settings: TrainSettings, *, dtype: torch.dtype = torch.float32
 ) -> "PreTrainedModel | PeftModel":
-    """The policy that training starts from, with the weights that `settings.method` trains set to require gradients.
+    """Loads the policy that training starts from, with the weights that `settings.method` trains set to require
+    gradients.
 
-    It is the start exactly: a fresh adapter adds nothing, an adapter version is continued where it ends. The base's own
-    dropout is off for good, so that training mode changes nothing but the adapter's dropout.
+    The policy equals the start exactly: a fresh adapter adds nothing, and an adapter version continues from its
+    weights. The base's own dropout stays disabled, so that training mode changes nothing but the adapter's dropout.
 
     Args:
-        base: directory of the base model.
-        start: the version to start from; None or a base version: the base.
-        dtype: of the frozen weights; those that are trained are always 32-bit.
+        base: Directory of the base model.
+        start: The version to start from; None or a base version for the base.
+        dtype: Type of the frozen weights; trained weights are always 32-bit.
 
     Raises:
-        UserError: the files cannot be loaded, or the method does not fit the start.
+        UserError: The files cannot be loaded, or the method does not fit the start.
     """
     check_start(base, start, settings)
     kind = VersionKind.BASE if start is None else start.kind
@@ -59,27 +60,28 @@ def load_policy(
 def save_policy(
     model: "PreTrainedModel | PeftModel", directory: Path, *, base: Path, base_name: str, weights: dict[str, Tensor]
 ) -> None:
-    """Write what an engine loads: the adapter alone, or the whole model with the base's configuration and tokenizer.
+    """Writes what an engine loads: the adapter alone, or the whole model with the base's configuration and tokenizer.
 
-    Safetensors only. The model stays as it is.
+    The files are in safetensors format. The model is not changed.
 
     Args:
-        weights: the model's state dictionary, gathered from all processes; see `stored`.
-        base_name: what the adapter says it belongs to: a name, for a path would be another machine's.
+        weights: The model's state dictionary, gathered from all processes; see `stored`.
+        base_name: The base that the adapter's configuration names. It is a name, because a path would not be valid
+            elsewhere.
     """
     if isinstance(model, PeftModel):
         for config in model.peft_config.values():
             config.base_model_name_or_path = base_name
-        # The vocabulary never changes here; peft would ask the hub whether it did.
+        # The vocabulary never changes here, and peft would query the hub to find out.
         model.save_pretrained(directory, state_dict=weights, safe_serialization=True, save_embedding_layers=False)
-        # peft's model card is a form nobody has filled in.
+        # peft's model card is an empty template.
         (directory / "README.md").unlink(missing_ok=True)
         return
     save_whole_model(model, directory, base=base, weights=_with_frozen(model, base, weights))
 
 
 def _with_frozen(model: "PreTrainedModel", base: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`weights` and those of the model that are not trained, such as a vision tower's, as the base has them."""
+    """Returns `weights` with the base's values of the weights that are not trained, such as a vision tower's."""
     if all(parameter.requires_grad for parameter in model.parameters()):
         return weights
     dtype = next(iter(weights.values())).dtype
@@ -88,7 +90,7 @@ def _with_frozen(model: "PreTrainedModel", base: Path, weights: dict[str, Tensor
 
 
 def stored(model: "PreTrainedModel | PeftModel", base: Path, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as they are stored: an adapter's as they are, whole ones in the base's precision.
+    """Returns the weights as they are stored: an adapter's unchanged, whole ones in the base's precision.
 
     What is measured must be what is served, and 16-bit weights round a small update away.
     """
@@ -99,7 +101,7 @@ def stored(model: "PreTrainedModel | PeftModel", base: Path, weights: dict[str, 
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """Some models drop by a module, others by a rate that they pass to a function."""
+    """Disables dropout that models apply by a module or by a rate that they pass to a function."""
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
@@ -110,7 +112,7 @@ def _disable_dropout(model: nn.Module) -> None:
 
 def _load_adapter(model: "PreTrainedModel", start: VersionFiles) -> PeftModel:
     if not (start.directory / "adapter_model.safetensors").is_file():
-        raise UserError(f"{start.name} has no adapter_model.safetensors in {start.directory}")
+        raise UserError(f"{start.name} is missing adapter_model.safetensors in {start.directory}")
     try:
         return PeftModel.from_pretrained(model, start.directory, is_trainable=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -1,8 +1,8 @@
-"""How a training that runs anywhere asks for draws of its policy: by files in the run directory.
+"""Files in the run directory through which a training orders draws of its policy, wherever it runs.
 
-The training process writes what is to be drawn, beside the policy to draw from, and waits. The process that launched
-it draws with the engine, scores with the reward and writes the groups (`trainer.drawing`). Draws are kept until the run
-has ended, so that a training which is resumed does not pay for them again.
+The training process writes the order and the policy's weights, and waits. The process that launched it draws with the
+engine, scores with the reward and writes the groups (`trainer.drawing`). Draws are kept until the run ends, so that a
+resumed training does not pay for them again.
 """
 
 import json
@@ -19,15 +19,16 @@ from trainer.result_files import read_json, write_json
 from trainer.training.failure import Failure
 
 POLL = 0.02
-"""Seconds between looks at what is written in another process."""
+"""Seconds between checks for files from the other process."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrawOrder:
-    """Draw `count` candidates from the policy in `policy` (an adapter or whole weights, as `kind` says), or the base.
+    """An order to draw `count` candidates per row from the policy in `policy`, or from the base.
 
-    One group for each of `rows`, which are rows of the run's snapshot: with that row's prompt and sampling settings.
-    `number` names the order in its run, and `seed` decides its draws as far as the engine allows.
+    `kind` says whether `policy` is an adapter or whole weights. The order asks for one group for each of `rows`, which
+    are rows of the run's snapshot, with that row's prompt and sampling settings. `number` identifies the order in its
+    run, and `seed` determines its draws as far as the engine allows.
     """
 
     number: int
@@ -39,31 +40,31 @@ class DrawOrder:
 
 
 class DrawBox:
-    """The orders of a run and what was drawn for them."""
+    """The orders of a run and the groups drawn for them."""
 
     def __init__(self, run_dir: Path) -> None:
         self.directory = run_dir / "draws"
 
     def policy(self, number: int) -> Path:
-        """Where the policy of an order is put before the order is given."""
+        """Returns the directory where the policy of an order is stored before the order is given."""
         return self.directory / f"policy-{number:06d}"
 
     def groups(self, number: int) -> Path:
-        """The Parquet file with an order's groups, which is there when they are drawn."""
+        """Returns the Parquet file of an order's groups, which exists once they are drawn."""
         return self.directory / f"groups-{number:06d}.parquet"
 
     def fulfilled(self, order: DrawOrder) -> bool:
-        """Whether this very order was given before, and its groups are there."""
+        """Returns whether this order was given before and its groups exist."""
         given = read_json(self._order(order.number)) == json.loads(json.dumps(asdict(order)))
         return given and self.groups(order.number).exists()
 
     def wait(self, order: DrawOrder) -> Path:
-        """Give the order, wait until it is fulfilled, and return the file with its groups. The policy is deleted then.
+        """Gives the order, waits until it is fulfilled, and returns the file with its groups. Then deletes the policy.
 
         An order that was fulfilled before is not given again.
 
         Raises:
-            BonbonError: what kept the other process from drawing.
+            BonbonError: The other process failed to draw; the error is its own.
         """
         groups = self.groups(order.number)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -81,23 +82,23 @@ class DrawBox:
         return groups
 
     def open_orders(self) -> Sequence[DrawOrder]:
-        """Orders that are neither fulfilled nor failed, the first one first."""
+        """Returns the orders that are neither fulfilled nor failed, oldest first."""
         try:
             names = sorted(os.listdir(self.directory))
-        except FileNotFoundError:  # none was given yet, or the run has ended
+        except FileNotFoundError:  # no order was given yet, or the run has ended
             return []
         found = []
         for name in names:
             number = _number(name)
             if number is None or self.groups(number).exists() or self._failure(number).exists():
                 continue
-            # Read last: an order that is still there after that has no groups because nobody has drawn them.
+            # Reading the files last ensures that an order which is still present without groups has not been fulfilled.
             if (order := _read(self.directory / name)) is not None:
                 found.append(order)
         return found
 
     def remove(self) -> None:
-        """Delete all orders and draws, at once for whoever looks for open orders."""
+        """Deletes all orders and draws in one step, so that other processes see either all of them or none."""
         gone = self.directory.with_name(f".{self.directory.name}.removed")
         shutil.rmtree(gone, ignore_errors=True)
         if self.directory.exists():
@@ -105,12 +106,12 @@ class DrawBox:
             shutil.rmtree(gone, ignore_errors=True)
 
     def withdraw_open(self) -> None:
-        """Forget the orders that a training which was cut off has left open; it gives them again if it needs them."""
+        """Deletes the unfulfilled orders of an interrupted training, which gives them again if it needs them."""
         for order in self.open_orders():
             self._order(order.number).unlink(missing_ok=True)
 
     def fail(self, order: DrawOrder, error: Exception) -> None:
-        """Tell the training why its order cannot be fulfilled."""
+        """Reports to the training why its order cannot be fulfilled."""
         write_json(self._failure(order.number), asdict(Failure.of(error)))
 
     def _order(self, number: int) -> Path:
@@ -121,13 +122,13 @@ class DrawBox:
 
 
 def _number(name: str) -> int | None:
-    """Of the order in the file of this name; None when it holds none."""
+    """Returns the number of the order in the file of this name, or None when the file is not an order."""
     found = re.fullmatch(r"order-(\d+)\.json", name)
     return int(found[1]) if found else None
 
 
 def _read(path: Path) -> DrawOrder | None:
-    """None where the order is no longer there."""
+    """Returns the order, or None when the file no longer exists."""
     values = read_json(path)
     if values is None:
         return None

@@ -1,7 +1,7 @@
-"""The offline stage: learning from the groups that are logged, at a rate that a short probe has chosen.
+"""The offline stage: learns from logged groups, at a learning rate chosen by a short probe.
 
-Nothing is drawn. Logged groups that are not trained on decide about the learning rate and about the step that is kept,
-because a policy learns its training groups by heart long before it stops improving on them.
+The stage draws nothing. Logged groups held out for validation choose the learning rate and the step that is kept,
+because a policy memorises its training groups long before it stops improving on them.
 """
 
 import math
@@ -23,29 +23,29 @@ from trainer.training.learning.candidate_selection import candidates
 from trainer.training.learning.learner import Learner, Weights
 from trainer.training.metrics import MetricsLog
 from trainer.training.stages.schedule import count_steps, default_learning_rate, learning_rate_factor, step_seed
-from trainer.training.stages.validation import Look, look
+from trainer.training.stages.validation import LoggedGain, logged_gain
 
 logger = structlog.get_logger(__name__)
 
 STAGE = 0
 PROBE = "probe.json"
 PROBED = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Shares of the highest learning rate worth trying."""
+"""The learning rates to probe, as fractions of the highest one."""
 PROBE_STEPS = 20
-LOOKS = 10
-"""Looks at the validation groups in the course of the stage."""
+VALIDATIONS = 10
+"""Number of validations during the stage."""
 PATIENCE = 3
-"""Looks without a higher gain after which the stage ends."""
+"""Consecutive validations without a higher gain after which the stage ends."""
 
 
 class Offline:
-    """Every process of a run makes one.
+    """Learns from logged groups. Every process of a run creates one.
 
     Args:
-        start: the weights that learning starts from.
-        rows: groups to train on; at least `config.batch_size`.
-        validation: groups to look at, which the base has drawn; there may be none.
-        reference: log-probabilities of all candidates of `groups` under the base.
+        start: The weights that learning starts from.
+        rows: Groups to train on; at least `config.batch_size`.
+        validation: Validation groups drawn from the base; may be empty.
+        reference: Log-probabilities of all candidates of `groups` under the base.
         tilt: c of the objective.
     """
 
@@ -74,13 +74,13 @@ class Offline:
         self._epoch: tuple[int, list[Rows]] = (-1, [])
 
     def run(self, log: MetricsLog) -> Weights:
-        """The weights of the step with the highest gain on validation groups; of the last one where there are none.
+        """Returns the weights of the step with the highest gain on validation groups, or of the last step without them.
 
         Raises:
-            BonbonError: the loss, the gradient or a weight is not finite; the last checkpoint is kept.
+            BonbonError: The loss, the gradient or a weight is not finite; the last checkpoint is kept.
         """
         rate = self.rate()
-        every = max(1, self.steps // LOOKS)
+        every = max(1, self.steps // VALIDATIONS)
         state = self._resume(log)
         with self.progress.task("learning from logged groups", self.steps, done=state.step) as bar:
             while state.step < self.steps and state.looks_since_mark < PATIENCE:
@@ -88,7 +88,7 @@ class Offline:
                 state.step += 1
                 note = f"loss {metrics['loss']:.3f}  margin {metrics['margin']:.2f} of {metrics['target']:.2f}"
                 if len(self.validation) and (state.step % every == 0 or state.step == self.steps):
-                    seen = self._look()
+                    seen = self._validate()
                     state.see(seen.gain, self.learner.weights)
                     metrics |= _named(seen)
                     note += f"  validation gain {seen.gain:.3f}"
@@ -109,14 +109,16 @@ class Offline:
             self.learner.restart(self.start)
             state = Checkpoint(best=self.start)
             if len(self.validation):
-                seen = self._look()
+                seen = self._validate()
                 state.see(seen.gain, lambda: self.start)
                 self._write(log, 0, **_named(seen))
         return state
 
     def rate(self) -> float:
-        """The peak of the learning rate: the configured one, or else the one whose first steps gain most on validation
-        groups, which is found once and kept in the run directory."""
+        """The peak learning rate: the configured one, or the one whose first steps gain most on validation groups.
+
+        The latter is searched once and kept in the run directory.
+        """
         if self.config.learning_rate:
             return self.config.learning_rate
         width = self.learner.policy.config.get_text_config().hidden_size
@@ -132,7 +134,7 @@ class Offline:
         best = max(gains, key=lambda place: gains[place])
         found = {
             "learning_rate": highest * PROBED[best],
-            # JSON has no infinity.
+            # JSON cannot represent infinity.
             "gains": {
                 f"{highest * PROBED[place]:.3g}": gain if math.isfinite(gain) else None
                 for place, gain in sorted(gains.items())
@@ -144,15 +146,15 @@ class Offline:
         return highest * PROBED[best]
 
     def _probe(self, rate: float, steps: int, bar: Advance) -> float:
-        """The value of a look at validation groups after so many steps at this rate."""
+        """Returns the value of a validation after `steps` steps at this rate."""
         self.learner.restart(self.start)
         try:
             for step in range(steps):
                 self._step(step, rate, steps)
                 bar(step + 1, f"at {rate:.2g}")
-            return self._look().value
+            return self._validate().value
         except BonbonError:
-            return -math.inf  # not finite any more: too high a rate
+            return -math.inf  # no longer finite, so the rate is too high
 
     def _step(self, step: int, rate: float, steps: int) -> dict[str, float]:
         epoch, position = divmod(step, self.steps_per_epoch)
@@ -164,9 +166,9 @@ class Offline:
         seed = step_seed(self.config.seed, STAGE, step)
         return self.learner.update(self.groups, chosen, self.reference, rate=rate * factor, seed=seed)
 
-    def _look(self) -> Look:
+    def _validate(self) -> LoggedGain:
         policy = self.learner.of_policy(self.groups, self.validation, "validation groups", transient=True)
-        seen = look(self.groups, self.validation, policy, self.reference, self.tilt)
+        seen = logged_gain(self.groups, self.validation, policy, self.reference, self.tilt)
         if not math.isfinite(seen.gain):
             raise BonbonError(f"the gain on validation groups is {seen.gain}; lower train.learning_rate")
         return seen
@@ -176,7 +178,8 @@ class Offline:
 
 
 def climb(start: int, count: int, value: Callable[[int], float]) -> dict[int, float]:
-    """Values of neighbours from `start` on, upwards and then downwards among `count`, as long as they rise."""
+    """Returns the values at `start` and at its neighbours among `count`, upwards and then downwards, while they
+    rise."""
     found = {start: value(start)}
     for way in (1, -1):
         here = start
@@ -190,5 +193,5 @@ def climb(start: int, count: int, value: Callable[[int], float]) -> dict[int, fl
     return found
 
 
-def _named(seen: Look) -> dict[str, float]:
+def _named(seen: LoggedGain) -> dict[str, float]:
     return {f"validation_{name}": value for name, value in asdict(seen).items()}

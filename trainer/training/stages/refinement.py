@@ -1,10 +1,10 @@
-"""The on-policy stage: learning from the policy's own draws, which logged groups say too little about.
+"""The on-policy stage: the policy learns from its own draws, which logged groups do not cover well.
 
-Every step draws for some training prompts from the policy as it is and learns from these groups, with the same loss as
-before. Its gradient on fresh draws is that of the objective J itself; and because its minimum does not depend on who
-drew the candidates, earlier draws are learnt from again (`train.refine_replay`). Fresh draws for validation prompts
-decide which step is kept and when the stage ends. A policy that they show to diverge more from the base than it may is
-brought back on the straight way to the base, and learns on from there.
+Every step draws from the current policy for some training prompts and learns from these groups with the same loss as
+before. On fresh draws its gradient is that of the objective J itself. Because the minimum of the loss does not depend
+on the policy that drew the candidates, earlier draws are replayed (`train.refine_replay`). Fresh draws for validation
+prompts decide which step is kept and when the stage ends. A policy whose measured divergence from the base exceeds the
+limit is moved back along the straight line to the base and continues to learn from there.
 """
 
 import math
@@ -27,32 +27,36 @@ from trainer.training.stages.validation import Drawer
 
 STAGE = 1
 FIRST_ORDER = 100
-"""Number of the stage's first draws: smaller numbers are for what comes before it."""
+"""Number of the stage's first order. Smaller numbers belong to the stages before it."""
 ORDERS_PER_STEP = 4
-"""Orders of draws that a step may give: one to learn from, one to look at the policy, and two more to look at it after
-it was brought back."""
-LOOK_EVERY = 10
-"""Steps between looks at draws for validation prompts."""
+"""Orders of draws that a step may give: one to learn from, one to validate the policy, and two to validate it after it
+was moved back.
+"""
+VALIDATE_EVERY = 10
+"""Steps between validations on fresh draws."""
 PLATEAU = 2
-"""Looks in a row without a gain of `LEAST_GAIN` after which the learning rate is halved; again after as many more."""
+"""Consecutive validations without a gain of `MIN_GAIN` after which the learning rate is halved, and halved again."""
 PATIENCE = 6
-"""Looks in a row without a gain of `LEAST_GAIN` after which the stage ends; each is known to a tenth of a nat only."""
-LEAST_GAIN = 0.05
-"""Nats."""
+"""Consecutive validations without a gain of `MIN_GAIN` after which the stage ends. A gain has an error of about a
+tenth of a nat, so one validation alone decides nothing.
+"""
+MIN_GAIN = 0.05
+"""The smallest gain that counts as progress, in nats."""
 WARMUP = 5
 TOLERANCE = 1.1
-"""Times the limit of the KL that a policy may have by its draws, whose KL is known to a tenth of a nat."""
+"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat."""
 
 
 class Refinement:
-    """Every process of a run makes one.
+    """Learns from draws of the policy. Every process of a run creates one.
 
     Args:
-        start: the weights that the stage starts from, and `gain` what they have gained on validation draws.
-        groups: the snapshot's.
-        validation: rows of the prompts that are drawn for at every look, `draws` times each.
-        offset: optimiser steps of the stages before, and `epochs` their passes over the data, for the run's metrics.
-        rate: the learning rate.
+        start: The weights that the stage starts from; `gain` is their gain on validation draws.
+        groups: The snapshot's groups.
+        validation: Rows of the prompts that every validation draws for, `draws` times each.
+        offset: Optimiser steps of the earlier stages; `epochs` are their passes over the data. Both are for the run's
+            metrics.
+        rate: The learning rate.
         tilt: c of the objective.
     """
 
@@ -68,37 +72,37 @@ class Refinement:
         config: TrainSettings,
         rate: float,
         tilt: float,
-        most_kl: float,
+        max_kl: float,
         offset: int,
         epochs: float,
         run_dir: Path,
         progress: Bars,
     ) -> None:
         self.learner, self.drawer, self.start, self.groups = learner, drawer, start, groups
-        self.draws, self.config, self.rate, self.tilt, self.most_kl = draws, config, rate, tilt, most_kl
+        self.draws, self.config, self.rate, self.tilt, self.max_kl = draws, config, rate, tilt, max_kl
         self.validation, self.offset, self.epochs, self.progress = validation, offset, epochs, progress
         rows = groups.rows_of(Split.TRAIN)
-        # One row a prompt: a prompt that was asked often is drawn for as often as any other.
+        # One row per prompt, so that a frequently requested prompt is drawn for as often as any other.
         first = {groups.distributions[row]: row for row in rows[groups.comparable[rows]][::-1]}
         self.rows: Rows = np.sort(np.array(list(first.values()), dtype=np.int64))
         self.checkpoints = Checkpoints(
             run_dir / "checkpoints" / "refinement", config.keep_checkpoints, learner.accelerator
         )
         self.drawn: Groups
-        self.reference = torch.zeros(0)  # log-probabilities of all that was drawn, under the base
+        self.reference = torch.zeros(0)  # log-probabilities of all draws under the base
         self.tokens = 0
 
     def run(self, log: MetricsLog) -> Weights:
-        """The weights of the step that gained most on validation draws.
+        """Returns the weights of the step with the highest gain on validation draws.
 
         Raises:
-            BonbonError: drawing failed, or the loss is not finite; the last checkpoint and all draws are kept.
+            BonbonError: Drawing failed, or the loss is not finite; the last checkpoint and all draws are kept.
         """
         budget, state = self.config.refine_tokens, self.checkpoints.load(self.learner)
         if state is None:
             self.learner.restart(self.start)
             state = Checkpoint(best=self.start)
-            self._look(state, log)
+            self._validate(state, log)
         else:
             self._take_again(state.step)
         with self.progress.task("learning from its own draws", budget, done=self.tokens) as bar:
@@ -107,11 +111,11 @@ class Refinement:
                 state.step += 1
                 self._write(log, state.step, **metrics)
                 bar(min(self.tokens, budget), f"gain {metrics['drawn_gain']:.3f}  best {state.best_gain:.3f}")
-                if state.step % LOOK_EVERY == 0:
-                    self._look(state, log)
+                if state.step % VALIDATE_EVERY == 0:
+                    self._validate(state, log)
                     self.checkpoints.save(state, self.learner)
-        if state.step % LOOK_EVERY:
-            self._look(state, log)
+        if state.step % VALIDATE_EVERY:
+            self._validate(state, log)
         self._write(log, state.step, kept_step=self.offset + state.best_step, kept_gain=state.best_gain)
         return state.best
 
@@ -121,7 +125,7 @@ class Refinement:
         updates = 1 + self.config.refine_replay
         rng = np.random.default_rng([self.config.seed, STAGE, step])
         for update in range(updates):
-            # What is fresh comes first, then some of all that was drawn so far.
+            # The fresh draws come first, then a sample of all earlier draws.
             some = rows if update == 0 else rng.permutation(len(self.drawn))[: len(rows)]
             chosen = [self.drawn.candidates_of(int(row)) for row in some]
             seed = step_seed(self.config.seed, STAGE, step * updates + update)
@@ -133,7 +137,7 @@ class Refinement:
         return metrics | {"drawn_gain": float(gain.mean()), "drawn_tokens": float(self.tokens)}
 
     def _draw(self, step: int) -> tuple[Groups, Rows]:
-        """What a step draws, and its rows among all that was drawn, which have it at their end from now on."""
+        """Returns the draws of a step, and their rows among all draws, to which they are appended."""
         size = self.learner.whole(min(self.config.batch_size, len(self.rows)))
         epoch, position = divmod(step, max(1, len(self.rows) // size))
         rows = epoch_steps(self.rows, size, seed=self.config.seed + STAGE, epoch=epoch)[position]
@@ -142,7 +146,7 @@ class Refinement:
         )
         usable = self.learner.whole(len(fresh))
         if not usable:
-            raise BonbonError("none of the prompts to draw for fits the engine's context: raise its length")
+            raise BonbonError("none of the training's prompts fits the engine's context: raise the context length")
         self.tokens += int(fresh.tokens.sum())
         every = np.arange(len(fresh))
         reference = self.learner.of_base(fresh, every, "log-probabilities under the base", transient=True)
@@ -151,26 +155,26 @@ class Refinement:
         return fresh, np.arange(len(self.drawn) - len(fresh), len(self.drawn))[:usable]
 
     def _take_again(self, steps: int) -> None:
-        """What was drawn before the run was cut off."""
+        """Loads the draws from before the interruption."""
         for step in range(steps):
             self._draw(step)
-        for step in range(0, steps + 1, LOOK_EVERY):
+        for step in range(0, steps + 1, VALIDATE_EVERY):
             for number in range(1, ORDERS_PER_STEP):
                 self.tokens += self.drawer.kept_tokens(FIRST_ORDER + ORDERS_PER_STEP * step + number)
 
-    def _look(self, state: Checkpoint, log: MetricsLog) -> None:
-        """Draw for the validation prompts, and keep the policy if it gains more than the best one before it."""
+    def _validate(self, state: Checkpoint, log: MetricsLog) -> None:
+        """Draws for the validation prompts, and keeps the policy if it gains more than the best one so far."""
         weights, first, share = self.learner.weights(), FIRST_ORDER + ORDERS_PER_STEP * state.step, 1.0
         for number in range(first + 1, first + ORDERS_PER_STEP):
             found = self.drawer.gain(number, weights, self.validation, self.draws, self.tilt)
             self.tokens += found.tokens
-            allowed = found.kl <= self.most_kl * TOLERANCE
+            allowed = found.kl <= self.max_kl * TOLERANCE
             if allowed or number == first + ORDERS_PER_STEP - 1:
                 break
-            back = math.sqrt(self.most_kl / found.kl)  # the KL grows with the square of the share of the way
+            back = math.sqrt(self.max_kl / found.kl)  # the KL grows with the square of the share of the way
             share, weights = share * back, self.learner.towards_base(weights, back)
         gain = found.gain if allowed else -math.inf
-        state.see(gain, lambda: weights, least=LEAST_GAIN)
+        state.see(gain, lambda: weights, min_gain=MIN_GAIN)
         if state.looks_since_mark and state.looks_since_mark % PLATEAU == 0:
             state.halvings += 1
         self._write(

@@ -1,4 +1,4 @@
-"""How good a policy is on validation prompts: what learning rates, steps and stages are chosen by."""
+"""Measures policies on validation prompts, in order to choose learning rates, steps and stages."""
 
 import math
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from trainer.training.learning.learner import Learner, Weights, beside_reference
 from trainer.training.learning.loss import margins
 from trainer.training.stages.draws import DrawBox, DrawOrder
 
-MOST_GROUPS = 128
-"""Validation groups that are looked at: their gain is then known well enough to order policies."""
+MAX_GROUPS = 128
+"""The most validation groups that are used. Their gain is then precise enough to rank policies."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class LoggedGain:
     """A policy's gain in J over the base on logged groups, in nats, to second order in the distance from the base.
 
-    `forward` is how many nats nearer to the best policy, the base tilted by exp(c U), it is than the base, by
-    KL(best || policy): it falls when a policy moves to what the base would hardly say, which `gain` does not see.
-    `margin` and `target` are the training's own (`LossTerms`), on validation groups.
+    `forward` is the reduction of KL(best || policy), in nats, where the best policy is the base tilted by exp(c U). It
+    falls when the policy moves to text that is unlikely under the base, which `gain` cannot detect. `margin` and
+    `target` are the fields of the training's `LossTerms`, on validation groups.
     """
 
     gain: float
@@ -34,19 +34,20 @@ class Look:
 
     @property
     def value(self) -> float:
-        """The lower of `gain` and `forward`, by which learning rates are ordered.
+        """The lower of `gain` and `forward`, by which learning rates are compared.
 
-        A rate that is too high may raise `gain` while it moves the policy to what the base would hardly say.
+        A learning rate that is too high may raise `gain` while it moves the policy to text that is unlikely under the
+        base.
         """
         return min(self.gain, self.forward)
 
 
 @dataclass(frozen=True, slots=True)
 class DrawnGain:
-    """A policy's gain in J over the base on fresh draws of its own, and what it is made of.
+    """A policy's gain in J over the base on its own fresh draws, with its components.
 
-    `gain` is c (win rate - 1/2) - KL in nats, with the standard error of its mean over prompts; `kl` is the mean log
-    ratio. `tokens` were drawn for it.
+    `gain` is c (win rate - 1/2) - KL in nats, with the standard error of its mean over prompts, and `kl` is the mean
+    log ratio. `tokens` is the number of tokens drawn.
     """
 
     gain: float
@@ -56,26 +57,26 @@ class DrawnGain:
     tokens: int
 
 
-def validation_rows(groups: Groups, seed: int, most: int = MOST_GROUPS) -> Rows:
-    """At most so many of the validation groups that the base has drawn, the same ones for the same seed."""
+def validation_rows(groups: Groups, seed: int, limit: int = MAX_GROUPS) -> Rows:
+    """Returns at most `limit` of the validation groups drawn from the base; the same seed gives the same groups."""
     rows = groups.rows_of(Split.VALIDATION)
     rows = rows[groups.by_base[rows]]
-    return np.sort(np.random.default_rng(seed).permutation(rows)[:most])
+    return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
 
 
-def look(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: float) -> Look:
-    """What logged groups say of a policy.
+def logged_gain(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: float) -> LoggedGain:
+    """Returns the gain of a policy on logged groups.
 
     Args:
-        rows: of groups that the base has drawn.
-        policy, reference: log-probabilities of all candidates of `groups` under the policy and under the base.
+        rows: Groups that were drawn from the base.
+        policy, reference: Log-probabilities of all candidates of `groups` under the policy and under the base.
         tilt: c of the objective.
     """
     candidates = np.concatenate([groups.candidates_of(row) for row in rows])
     batch = beside_reference(groups, torch.from_numpy(candidates), policy[candidates], reference)
     log_ratio, target = batch.log_ratio, tilt * batch.wins
     gains = batch.covariance(target, log_ratio) - batch.covariance(log_ratio, log_ratio) / 2
-    return Look(
+    return LoggedGain(
         gain=float(gains.mean()),
         forward=float(batch.sum(batch.softmax(target) * log_ratio).mean()),
         margin=float(margins(batch).mean()),
@@ -84,11 +85,11 @@ def look(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: fl
 
 
 def drawn_gain(groups: Groups, policy: Tensor, reference: Tensor, tilt: float) -> DrawnGain:
-    """What a policy's own draws say of it.
+    """Returns the gain of a policy on its own draws.
 
     Args:
-        groups: drawn from the policy, for prompts that the base has drawn for.
-        policy, reference: log-probabilities of their candidates under the policy and under the base.
+        groups: Drawn from the policy, for prompts that the base has drawn for.
+        policy, reference: Log-probabilities of their candidates under the policy and under the base.
     """
     log_ratio = (policy - reference).double().numpy()
     gains = np.add.reduceat(tilt * (groups.wins - 0.5) - log_ratio, groups.starts) / groups.n
@@ -102,29 +103,30 @@ def drawn_gain(groups: Groups, policy: Tensor, reference: Tensor, tilt: float) -
 
 
 class Drawer:
-    """Draws from a learner's policy by way of the process that has the engine; every process must call it.
+    """Draws from a learner's policy through the process that runs the engine. Every process must call it.
 
     Args:
-        groups: the run's snapshot, and what the base has drawn for its prompts; draws are compared with the base's.
-        base: the base's name.
+        groups: The run's snapshot and the base's draws for its prompts, with which draws are compared.
+        base: The base's name.
     """
 
     def __init__(self, learner: Learner, groups: Groups, box: DrawBox, *, base: str, seed: int) -> None:
         self._learner, self._groups, self._box = learner, groups, box
         self._base, self._seed = base, seed
-        # Orders name rows of the snapshot: what the base has drawn in this run comes after these.
+        # Orders refer to rows of the snapshot; draws of the base in this run come after these rows.
         self._first: dict[Distribution, int] = {}
         for number, distribution in zip(groups.numbers.tolist(), groups.distributions, strict=True):
             self._first.setdefault(distribution, number)
 
     def __call__(self, number: int, weights: Weights, rows: Rows, count: int) -> Groups:
-        """`count` draws of the policy with these weights for the prompt of each row; those that fit the context.
+        """Returns `count` draws of the policy with these weights for each row's prompt, without those that exceed the
+        context.
 
         Args:
-            number: names the draws in their run: the same ones are not drawn twice.
+            number: Identifies the draws in their run, so that they are not drawn twice.
 
         Raises:
-            BonbonError: what kept the other process from drawing.
+            BonbonError: The other process failed to draw; the error is its own.
         """
         learner, policy = self._learner, self._box.policy(number)
         kind = VersionKind.ADAPTER if learner.trains_adapter else VersionKind.FULL
@@ -138,7 +140,7 @@ class Drawer:
         return self.kept(number)
 
     def kept(self, number: int) -> Groups:
-        """What was drawn under this number."""
+        """Returns the draws of this number."""
         return Groups.read(
             self._box.groups(number),
             base=self._base,
@@ -147,11 +149,11 @@ class Drawer:
         )
 
     def kept_tokens(self, number: int) -> int:
-        """How many tokens were drawn under this number; 0 where nothing was."""
+        """Returns the number of tokens drawn under this number, 0 when there are no draws."""
         return int(self.kept(number).tokens.sum()) if self._box.groups(number).exists() else 0
 
     def gain(self, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
-        """The gain of the policy with these weights, which the learner has afterwards."""
+        """Returns the gain of the policy with these weights, which the learner holds afterwards."""
         drawn = self(number, weights, rows, count)
         self._learner.load(weights)
         every = np.arange(len(drawn))

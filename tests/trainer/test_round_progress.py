@@ -1,4 +1,4 @@
-"""How far a round is, told to the database from the run directory."""
+"""Tests of a round's progress, reported to the database from the run directory."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def test_a_round_is_told_while_it_trains_and_how_it_ended(database: Databa
                 await asyncio.sleep(0.01)
     assert (rounds[0].stage, rounds[0].epoch, rounds[0].epochs, rounds[0].ended) == ("training", 0.03, 3.0, False)
     write_steps(run, 300)
-    await reporter.tell(RoundStage.FINISHED, version="tiny-bonbon-0001", outcome="promoted")
+    await reporter.report(RoundStage.FINISHED, version="tiny-bonbon-0001", outcome="promoted")
     (ended,) = await read_rounds(database)
     assert (ended.run, ended.sampler, ended.version, ended.outcome) == (
         "round-1",
@@ -59,8 +59,8 @@ async def test_a_database_that_is_away_does_not_stop_the_round(tmp_path: Path) -
     with capture_logs() as lines:
         async with ProgressReporter(away, "id", tmp_path, "tiny", 3.0).training():
             await asyncio.sleep(0.05)
-        await ProgressReporter(away, "id", tmp_path, "tiny", 3.0).tell(RoundStage.EVALUATING)
-    assert {line["event"] for line in lines} == {"how far the round is could not be told"}
+        await ProgressReporter(away, "id", tmp_path, "tiny", 3.0).report(RoundStage.EVALUATING)
+    assert {line["event"] for line in lines} == {"the progress of the round could not be stored"}
 
 
 async def test_metrics_that_cannot_be_read_do_not_stop_the_round(database: Database, tmp_path: Path) -> None:
@@ -68,4 +68,4 @@ async def test_metrics_that_cannot_be_read_do_not_stop_the_round(database: Datab
     with capture_logs() as lines:
         async with ProgressReporter(database, "id", tmp_path, "tiny", 3.0).training():
             await asyncio.sleep(0.2)
-    assert [line["event"] for line in lines] == ["how far the round is could not be told"]
+    assert [line["event"] for line in lines] == ["the progress of the round could not be stored"]

@@ -1,4 +1,4 @@
-"""What the next round waits for: more groups while it can lower k, and nothing where one draw answers."""
+"""Tests of the start of the next round: it waits for more groups while it can lower k, and never starts at one draw."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ async def registry(database: Database, tmp_path: Path) -> Registry:
 
 
 async def log(registry: Registry, version: str, count: int, **changes: Any) -> str:
-    """So many groups of `version`; the last one's id."""
+    """Logs `count` groups of `version` and returns the last one's id."""
     pair_log = PairLog(registry.database)
     await pair_log.start()
     for number in range(count):
@@ -36,7 +36,7 @@ async def log(registry: Registry, version: str, count: int, **changes: Any) -> s
     return group.id
 
 
-async def due(registry: Registry) -> NextRound:
+async def upcoming(registry: Registry) -> NextRound:
     champion = await registry.champion()
     assert champion is not None
     return await next_round(registry, await registry.get(champion), SETTINGS)
@@ -49,22 +49,22 @@ async def trained(registry: Registry, weights: int, *, start: str, groups: int, 
 
 async def test_a_round_of_the_base_waits_for_so_many_groups(registry: Registry) -> None:
     await log(registry, BASE, 3)
-    waiting = await due(registry)
-    assert not waiting.is_due
+    waiting = await upcoming(registry)
+    assert not waiting.is_ready
     assert waiting.waits_for == f"The next round waits for 1 more clean group of {BASE} (3 of 4)."
     await log(registry, BASE, 1)
-    assert (await due(registry)).is_due
+    assert (await upcoming(registry)).is_ready
 
 
 async def test_the_count_stops_where_more_groups_say_nothing_more(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await log(registry, BASE, 6)
-    monkeypatch.setattr("bonbon.registry.next_round.MOST_COUNTED", 5)
-    assert (await due(registry)).groups == 5
-    monkeypatch.setattr("bonbon.registry.next_round.MOST_COUNTED", 2)
-    stopped = await due(registry)
-    assert (stopped.groups, stopped.is_due) == (4, True)
+    monkeypatch.setattr("bonbon.registry.next_round.MAX_COUNTED", 5)
+    assert (await upcoming(registry)).groups == 5
+    monkeypatch.setattr("bonbon.registry.next_round.MAX_COUNTED", 2)
+    stopped = await upcoming(registry)
+    assert (stopped.groups, stopped.is_ready) == (4, True)
 
 
 async def test_after_one_that_was_refused_the_next_waits_for_twice_as_many(registry: Registry) -> None:
@@ -72,11 +72,11 @@ async def test_after_one_that_was_refused_the_next_waits_for_twice_as_many(regis
     name = await trained(registry, 1, start=BASE, groups=6, last=last)
     await registry.refuse(name, {"passed": False, "reasons": []})
     await log(registry, BASE, 5)
-    waiting = await due(registry)
-    assert (waiting.groups, waiting.needed, waiting.is_due) == (5, 6, False)
+    waiting = await upcoming(registry)
+    assert (waiting.groups, waiting.needed, waiting.is_ready) == (5, 6, False)
     assert "(5 of 6, because the last round learned too little from 6)" in waiting.waits_for
     await log(registry, BASE, 1)
-    assert (await due(registry)).is_due
+    assert (await upcoming(registry)).is_ready
 
 
 async def test_where_one_draw_answers_none_begins_by_itself_until_more_have_to(registry: Registry) -> None:
@@ -85,30 +85,30 @@ async def test_where_one_draw_answers_none_begins_by_itself_until_more_have_to(r
     await registry.approve(name, {"passed": True, "reasons": [], "k": 1})
     await registry.promote(name)
     await log(registry, name, 8)
-    none = await due(registry)
-    assert (none.champion, none.needed, none.is_due) == (name, None, False)
-    assert none.waits_for.startswith(f"No round begins by itself: {name} answers with one draw")
+    none = await upcoming(registry)
+    assert (none.champion, none.needed, none.is_ready) == (name, None, False)
+    assert none.waits_for.startswith(f"No round starts automatically: {name} answers with one draw")
     await registry.raise_k(name, 2, actor="test", reason="to see")
-    assert (await due(registry)).is_due
+    assert (await upcoming(registry)).is_ready
     await registry.promote(name)
-    assert not (await due(registry)).is_due
+    assert not (await upcoming(registry)).is_ready
     await registry.fall_back(name, name, actor="test", reason="to see")
-    assert (await due(registry)).is_due
+    assert (await upcoming(registry)).is_ready
 
 
 async def test_a_new_reward_makes_groups_count_that_a_round_by_another_one_was_trained_on(registry: Registry) -> None:
-    """They are scored again when it begins; with `train.rescore` off, only those count that the new one has scored."""
+    """The round scores these groups again; with `train.rescore` off, only groups scored by the new reward count."""
     last = await log(registry, BASE, 6)
     reward = {"name": "helpful", "version": "1"}
     training = {"start": BASE, "groups": 6, "last_group": last, "reward": reward}
     version = await new_version(registry, 1, base=BASE, parent=BASE, training=training)
     await registry.refuse(version.name, {"passed": False, "reasons": []})
     await log(registry, BASE, 1)
-    waiting = await due(registry)
+    waiting = await upcoming(registry)
     assert (waiting.groups, waiting.needed) == (1, 6)
     await log(registry, BASE, 1, reward_version="2")
-    begins = await due(registry)
-    assert (begins.groups, begins.needed, begins.is_due) == (8, 4, True)
+    begins = await upcoming(registry)
+    assert (begins.groups, begins.needed, begins.is_ready) == (8, 4, True)
     without = SETTINGS.model_copy(update={"train": SETTINGS.train.model_copy(update={"rescore": False})})
     waiting = await next_round(registry, await registry.get(BASE), without)
-    assert (waiting.groups, waiting.needed, waiting.is_due) == (1, 4, False)
+    assert (waiting.groups, waiting.needed, waiting.is_ready) == (1, 4, False)
