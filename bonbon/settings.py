@@ -25,7 +25,7 @@ from pydantic_settings import (
 
 from bonbon.concurrency.deadlines import Timeouts
 from bonbon.errors import UserError
-from bonbon.secret_files import SUFFIX, with_files
+from bonbon.files.secret_files import SUFFIX, with_files
 from bonbon.shown_values import shown_input
 
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")

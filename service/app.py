@@ -14,8 +14,8 @@ from bonbon.best_of_n import BestOfN
 from bonbon.engines import build_engine
 from bonbon.engines.engine import Engine
 from bonbon.errors import Conflict, UserError
+from bonbon.files.model_files import resolve_model, served_name
 from bonbon.keys.key_records import Scope
-from bonbon.model_files import resolve_model, served_name
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.spool.spool import Spool
 from bonbon.registry.registry import Registry

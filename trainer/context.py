@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bonbon.engines import build_engine
 from bonbon.engines.engine import Engine, VersionFiles, VersionKind
 from bonbon.errors import UserError
-from bonbon.model_files import resolve_model, served_name
+from bonbon.files.model_files import resolve_model, served_name
 from bonbon.pairs.reading.snapshot import Split
 from bonbon.registry.registry import Registry
 from bonbon.registry.version_paths import refuse_missing

@@ -20,7 +20,7 @@ from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.engines import build_engine
 from bonbon.engines.engine import Sampling
 from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
-from bonbon.manifest import names_base
+from bonbon.files.manifest import names_base
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt

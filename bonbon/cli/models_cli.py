@@ -22,7 +22,7 @@ from bonbon.cli.database_options import (
     table_of,
 )
 from bonbon.engines.engine import VersionKind
-from bonbon.model_files import resolve_model, served_name
+from bonbon.files.model_files import resolve_model, served_name
 from bonbon.pairs.live.savings import Savings, read_savings
 from bonbon.progress import bar
 from bonbon.registry.next_round import NextRound, next_round

@@ -41,7 +41,7 @@ def build_engine(settings: Settings, *, base: str) -> Engine:
 def _embedded(settings: Settings, base: str) -> Engine:
     from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
     from bonbon.engines.embedded.embedded_options import EmbeddedOptions
-    from bonbon.model_files import resolve_model
+    from bonbon.files.model_files import resolve_model
 
     options = EmbeddedOptions(**settings.engine_options)
     model = resolve_model(settings.model, settings.revision)
@@ -51,7 +51,7 @@ def _embedded(settings: Settings, base: str) -> Engine:
 def _vllm(settings: Settings, base: str) -> Engine:
     from bonbon.engines.vllm.vllm_engine import build_vllm
     from bonbon.engines.vllm.vllm_options import VllmOptions
-    from bonbon.model_files import resolve_model
+    from bonbon.files.model_files import resolve_model
 
     options = VllmOptions(**settings.engine_options)
     model = resolve_model(settings.model, settings.revision, extra="vllm")

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from bonbon.errors import UserError
-from bonbon.secret_files import secret
+from bonbon.files.secret_files import secret
 
 
 def check_url(text: str) -> str:

@@ -12,8 +12,8 @@ from sqlalchemy import delete, insert, select, update
 
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import Conflict, UnknownVersion, UserError
+from bonbon.files.manifest import base_digest, base_digest_of_every_file, verify
 from bonbon.ids import time_ordered_id
-from bonbon.manifest import base_digest, base_digest_of_every_file, verify
 from bonbon.registry.version_files import store
 from bonbon.registry.version_paths import files_directory, refuse_missing, stored_path
 from bonbon.registry.version_records import (
@@ -113,8 +113,8 @@ class Registry:
         other files from getting a name that a service still has loaded.
 
         Raises:
-            UserError: The files are refused (see `bonbon.manifest.make_manifest`), the parent has another base, or the
-                name that begins with `prefix` is taken.
+            UserError: The files are refused (see `bonbon.files.manifest.make_manifest`), the parent has another base, or
+                the name that begins with `prefix` is taken.
             UnknownVersion: Base or parent is not registered.
         """
         if (await self.get(base)).kind is not VersionKind.BASE:

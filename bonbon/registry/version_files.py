@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bonbon.errors import UserError
-from bonbon.fsync import fsync
-from bonbon.manifest import MANIFEST, Manifest, make_manifest, verify
+from bonbon.files.fsync import fsync
+from bonbon.files.manifest import MANIFEST, Manifest, make_manifest, verify
 
 INCOMING = ".incoming-"
 """Prefix of directories whose copy is not complete."""

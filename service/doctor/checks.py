@@ -14,8 +14,8 @@ from bonbon.engines import build_engine
 from bonbon.engines.golden_prompts import check_base
 from bonbon.errors import BonbonError
 from bonbon.extras import install
+from bonbon.files.model_files import is_hub_name, resolve_model, served_name
 from bonbon.keys.key_store import all_keys
-from bonbon.model_files import is_hub_name, resolve_model, served_name
 from bonbon.rewards import build_reward
 from bonbon.rewards.reward_check import check_reward
 from bonbon.settings import RewardSpec, ServiceSettings, Settings

@@ -18,7 +18,7 @@ from bonbon.engines.candidates import collect
 from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
 from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import DrawRequest, Sampling, VersionFiles, VersionKind
-from bonbon.manifest import make_manifest, verify
+from bonbon.files.manifest import make_manifest, verify
 from bonbon.registry.registry import Registry
 from bonbon.registry.transfer.exported_version import BESIDE
 from bonbon.registry.version_records import Version, VersionState

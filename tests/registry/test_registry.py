@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from bonbon.engines.engine import VersionFiles, VersionKind
 from bonbon.errors import Conflict, StoreError, UnknownVersion, UserError
-from bonbon.manifest import base_digest_of_every_file
+from bonbon.files.manifest import base_digest_of_every_file
 from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.store.database import Database, open_database

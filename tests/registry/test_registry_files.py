@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from bonbon.errors import UserError
-from bonbon.manifest import MANIFEST, REFUSED, FileEntry, Manifest, base_digest, make_manifest, verify, version_files
+from bonbon.files.manifest import (
+    MANIFEST,
+    REFUSED,
+    FileEntry,
+    Manifest,
+    base_digest,
+    make_manifest,
+    verify,
+    version_files,
+)
 from bonbon.registry.version_files import store
 from tests.support.service.running_service import write_adapter
 

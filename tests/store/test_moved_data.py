@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select, update
 
 from bonbon.errors import UserError
-from bonbon.model_files import resolve_model
+from bonbon.files.model_files import resolve_model
 from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import Version
 from bonbon.settings import Settings

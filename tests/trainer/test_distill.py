@@ -17,7 +17,7 @@ from bonbon.demo.tiny_models import TinyModels
 from bonbon.demo.world import requests
 from bonbon.engines.engine import Sampling
 from bonbon.errors import Conflict, RewardError, UserError
-from bonbon.manifest import base_digest_of_every_file
+from bonbon.files.manifest import base_digest_of_every_file
 from bonbon.pairs.reading.reader import stats
 from bonbon.prompt import Prompt
 from bonbon.registry.version_records import Version

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from bonbon.fsync import fsync
+from bonbon.files.fsync import fsync
 from trainer.result_files import read_json, write_json
 from trainer.training.learning.learner import Learner, Weights, refuse_non_finite
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bonbon import __version__
 from bonbon.errors import UserError
-from bonbon.manifest import names_base
+from bonbon.files.manifest import names_base
 from bonbon.pairs.reading.snapshot import Snapshot, Split
 from bonbon.settings import TrainSettings
 from trainer.result_files import read_json, write_json

@@ -10,8 +10,8 @@ import torch
 from bonbon.engines.engine import VersionKind
 from bonbon.engines.text.model_config import read_config
 from bonbon.errors import UserError
-from bonbon.manifest import base_digest, make_manifest, names_base
-from bonbon.model_files import served_name
+from bonbon.files.manifest import base_digest, make_manifest, names_base
+from bonbon.files.model_files import served_name
 from bonbon.pairs.reading.snapshot import Snapshot, Split, read_snapshot
 from bonbon.settings import Settings, TrainSettings
 from trainer.data.groups import Groups

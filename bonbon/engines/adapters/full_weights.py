@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.core_model_loading import revert_weight_conversion
 
-from bonbon.manifest import MANIFEST
+from bonbon.files.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -20,7 +20,7 @@ from bonbon.engines.text.context_length import context_length
 from bonbon.engines.text.model_config import keeps_state
 from bonbon.engines.text.tokenizer import load_tokenizer
 from bonbon.errors import EngineError, UserError
-from bonbon.load_errors import needs_code, why
+from bonbon.files.load_errors import needs_code, why
 
 POSITIONS = 256
 """The number of positions whose log-probabilities are in memory at a time."""

@@ -7,7 +7,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from bonbon.errors import UserError
-from bonbon.load_errors import why
+from bonbon.files.load_errors import why
 
 
 def read_config(directory: Path) -> Any:

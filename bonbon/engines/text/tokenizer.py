@@ -6,7 +6,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bonbon.errors import UserError
-from bonbon.load_errors import needs_code, why
+from bonbon.files.load_errors import needs_code, why
 
 SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 VOCABULARIES = (*SENTENCEPIECE, "tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "*.tiktoken")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from bonbon.fsync import fsync
+from bonbon.files.fsync import fsync
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.group_rows import group_document, group_of_document
 

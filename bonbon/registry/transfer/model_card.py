@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bonbon.engines.engine import VersionKind
-from bonbon.manifest import MANIFEST
+from bonbon.files.manifest import MANIFEST
 from bonbon.registry.evaluation_figures import evaluation_figures
 from bonbon.registry.transfer.exported_version import EVALUATION, RECORD, Record
 

@@ -12,7 +12,7 @@ from bonbon import __version__
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import UserError
 from bonbon.extras import need
-from bonbon.manifest import MANIFEST, make_manifest, version_files
+from bonbon.files.manifest import MANIFEST, make_manifest, version_files
 from bonbon.progress import Bar
 from bonbon.registry.registry import Registry
 from bonbon.registry.transfer.exported_version import BESIDE, CARD, EVALUATION, IMPORTED, RECORD, Record

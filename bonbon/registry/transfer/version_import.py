@@ -11,8 +11,8 @@ from typing import Any
 
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import UserError
-from bonbon.manifest import base_digest, names_base, verify
-from bonbon.model_files import LONGEST_NAME
+from bonbon.files.manifest import base_digest, names_base, verify
+from bonbon.files.model_files import LONGEST_NAME
 from bonbon.registry.registry import Registry
 from bonbon.registry.transfer.exported_version import BESIDE, EVALUATION, IMPORTED, RECORD, Record, read_object
 from bonbon.registry.version_paths import refuse_missing

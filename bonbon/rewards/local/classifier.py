@@ -12,7 +12,7 @@ from pydantic import Field
 from bonbon.concurrency.micro_batcher import MicroBatcher
 from bonbon.errors import RewardError, RewardNotStarted, UserError
 from bonbon.extras import install
-from bonbon.model_files import resolve_model
+from bonbon.files.model_files import resolve_model
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.reward_options import Options

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from bonbon.errors import UserError
-from bonbon.load_errors import needs_code, why
+from bonbon.files.load_errors import needs_code, why
 
 DIGESTED = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bonbon.errors import UserError
-from bonbon.model_files import resolve_model, served_name
+from bonbon.files.model_files import resolve_model, served_name
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -23,7 +23,7 @@ def model_directory(directory: Path, *names: str) -> Path:
 
 def resolve_offline(cache: Path, name: str, revision: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs in a separate process, because huggingface_hub reads its environment when it is imported."""
-    code = f"from bonbon.model_files import resolve_model; print(resolve_model({name!r}, {revision!r}))"
+    code = f"from bonbon.files.model_files import resolve_model; print(resolve_model({name!r}, {revision!r}))"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
@@ -113,7 +113,7 @@ def test_a_name_without_letters_is_refused() -> None:
 
 def test_importing_it_loads_no_model_library() -> None:
     code = (
-        "import sys, json, bonbon.model_files, bonbon.engines, bonbon.engines.embedded.embedded_engine;"
+        "import sys, json, bonbon.files.model_files, bonbon.engines, bonbon.engines.embedded.embedded_engine;"
         "print(json.dumps([m for m in ('torch', 'transformers', 'peft', 'huggingface_hub') if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

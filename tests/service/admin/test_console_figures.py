@@ -10,7 +10,7 @@ import pytest_asyncio
 from playwright.async_api import Browser, Locator, expect
 
 from bonbon.engines.engine import VersionKind
-from bonbon.manifest import MANIFEST, make_manifest
+from bonbon.files.manifest import MANIFEST, make_manifest
 from bonbon.pairs.live.savings import TokenCounts, add_savings
 from bonbon.registry.transfer.version_import import Source, import_version
 from bonbon.registry.version_records import Version

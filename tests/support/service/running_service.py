@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from bonbon.engines.engine import Delta, DrawRequest, Engine, Started, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import UserError
-from bonbon.manifest import make_manifest
+from bonbon.files.manifest import make_manifest
 from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import Version
 from bonbon.rewards.reward import Reward

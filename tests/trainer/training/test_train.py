@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import BonbonError, UserError
-from bonbon.manifest import base_digest, base_digest_of_every_file, make_manifest
+from bonbon.files.manifest import base_digest, base_digest_of_every_file, make_manifest
 from bonbon.pairs.reading.snapshot import Snapshot
 from bonbon.prompt import Prompt
 from bonbon.registry.version_records import Version, VersionState

@@ -8,7 +8,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 
 from bonbon.errors import UserError
-from bonbon.model_files import PATTERNS
+from bonbon.files.model_files import PATTERNS
 
 MANIFEST = "manifest.json"
 # Formats that contain code, or that can run code when they are loaded.
