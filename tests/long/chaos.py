@@ -14,7 +14,7 @@ from time import perf_counter
 from rich.console import Console
 from rich.progress import track
 
-from tests.long.load import SERVED, Compared, Load
+from tests.support.service.load import SERVED, Compared, Load
 from tests.support.service.forked_service import ForkedService
 
 LONGEST_LIFE = 0.15

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.long.targets import told
+from tests.support.targets import told
 from tests.support.service.forked_service import ForkedService
 from tests.support.service.raw_http import request
 

@@ -15,7 +15,7 @@ import httpx2
 import numpy as np
 import psutil
 
-from tests.long.targets import told
+from tests.support.targets import told
 from tests.support.service.forked_service import ForkedService
 
 INSIDE = 8

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.long.chaos import chaos
-from tests.long.load import Compared
+from tests.support.service.load import Compared
 
 
 async def test_every_answered_request_is_logged_once_however_often_it_is_killed(tmp_path: Path) -> None:

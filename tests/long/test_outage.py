@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.long.load import Compared
+from tests.support.service.load import Compared
 from tests.long.outage import metric, outage
 from tests.support.servers.postgresql_server import PostgresqlServer
 from tests.support.service.forked_service import ForkedService

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 
 from bonbon.cli.pairs_cli import app as pairs_app
-from tests.long.load import SERVED, Compared, Load
+from tests.support.service.load import SERVED, Compared, Load
 from tests.long.outage import metric
 from tests.support.data.stores import as_json
 from tests.support.servers.postgresql_server import PostgresqlServer

@@ -122,7 +122,7 @@ async def attempt(base: Path, out: Path, prompts: list[Prompt] = PROMPTS, **chan
 
 
 async def test_a_failing_reward_keeps_what_was_drawn_and_another_task_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(RewardError, match=r"prompt \d+: .*the reward is away.*is kept"):
+    with pytest.raises(RewardError, match=r"prompt \d+: .*the reward is away.*are kept"):
         await attempt(base, tmp_path, reward="python:tests.trainer.test_distill:away_after_a_while")
     async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
         kept = (await stats(database)).groups

@@ -267,7 +267,7 @@ async def test_a_champion_promoted_meanwhile_is_not_replaced(resumed: Settings) 
         result = await Loop(open_).once()
         assert result is not None
         assert await open_.registry.champion() == other.name
-        assert "somebody else" in (round_.directory / "finished.json").read_text()
+        assert "another version has replaced it" in (round_.directory / "finished.json").read_text()
 
 
 async def test_a_round_that_was_cut_off_after_its_promotion_leaves_a_rollback_as_it_is(resumed: Settings) -> None:

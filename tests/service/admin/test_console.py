@@ -88,7 +88,7 @@ async def test_what_the_service_refuses_is_said(browser: Browser, tmp_path: Path
         await console.page.get_by_role("button", name=f"Promote {BASE}").click()
         await console.state.registry.rollback()  # somebody else is faster
         await console.page.locator("#ask-yes").click()
-        await expect(console.page.locator(".news.bad")).to_contain_text("somebody else promoted first")
+        await expect(console.page.locator(".news.bad")).to_contain_text("another promotion came first")
         await expect(console.page.locator("tr.champion")).to_contain_text(BASE)
         await console.page.get_by_role("button", name=f"Promote {version.name}").wait_for()
         await expect(console.page.get_by_role("button", name="Promote")).to_have_count(1)  # none for what is refused
