@@ -113,8 +113,8 @@ class Registry:
         other files from getting a name that a service still has loaded.
 
         Raises:
-            UserError: The files are refused (see `bonbon.files.manifest.make_manifest`), the parent has another base, or
-                the name that begins with `prefix` is taken.
+            UserError: The files are refused (see `bonbon.files.manifest.make_manifest`), the parent has another base,
+                or the name that begins with `prefix` is taken.
             UnknownVersion: Base or parent is not registered.
         """
         if (await self.get(base)).kind is not VersionKind.BASE:

@@ -262,7 +262,7 @@ def _name_keys(directory: Path) -> None:
     assert revoked(directory) == []
     shared = first[: next(i for i in range(32) if first[i] != second[i])]
     said = refusal(keys_app, "revoke", shared, "--data-dir", directory / "data")
-    assert said.startswith(f"'{shared}' may be any of 2 keys: {first} (nightly, made ")
+    assert said.startswith(f"'{shared}' matches 2 keys: {first} (nightly, made ")
     assert f"{second} (frontend, made " in said
     assert said.endswith("; give the id of one")
     assert refusal(keys_app, "revoke", "night", "--data-dir", directory / "data").startswith("there is no key 'night'")
@@ -272,7 +272,7 @@ def _name_keys(directory: Path) -> None:
     assert revoked(directory) == [first]
     keys(directory, "rotate", "frontend")
     # Both of them open for now: the name alone does not tell them apart.
-    assert "may be any of 2 keys" in refusal(keys_app, "revoke", "frontend", "--data-dir", directory / "data")
+    assert "matches 2 keys" in refusal(keys_app, "revoke", "frontend", "--data-dir", directory / "data")
     keys(directory, "revoke", second)
     keys(directory, "rotate", "frontend", "--overlap", "0s")
     assert len(revoked(directory)) == 2

@@ -14,8 +14,8 @@ from time import perf_counter
 from rich.console import Console
 from rich.progress import track
 
-from tests.support.service.load import SERVED, Compared, Load
 from tests.support.service.forked_service import ForkedService
+from tests.support.service.load import SERVED, Compared, Load
 
 LONGEST_LIFE = 0.15
 """Most seconds between a start and its kill."""

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.support.targets import told
 from tests.support.service.forked_service import ForkedService
 from tests.support.service.raw_http import request
+from tests.support.targets import told
 
 CLIENTS = 48
 BODIES: list[dict[str, Any]] = [

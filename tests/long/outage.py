@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx2
 import psycopg
 
-from tests.support.service.load import SERVED, Compared, Load
 from tests.support.servers.postgresql_server import PostgresqlServer, postgresql_server
 from tests.support.service.forked_service import ForkedService
+from tests.support.service.load import SERVED, Compared, Load
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import httpx2
 import numpy as np
 import psutil
 
-from tests.support.targets import told
 from tests.support.service.forked_service import ForkedService
+from tests.support.targets import told
 
 INSIDE = 8
 """Requests that are processed concurrently; as many may wait."""

@@ -21,9 +21,9 @@ from rich.progress import Progress
 
 from bonbon.registry.registry import Registry
 from bonbon.store.database import open_database
-from tests.support.targets import told
 from tests.support.service.forked_service import ForkedService
 from tests.support.service.running_service import new_version
+from tests.support.targets import told
 
 CLIENTS = 8
 SWAP_WINDOW = 0.5

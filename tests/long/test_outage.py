@@ -7,10 +7,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.support.service.load import Compared
 from tests.long.outage import metric, outage
 from tests.support.servers.postgresql_server import PostgresqlServer
 from tests.support.service.forked_service import ForkedService
+from tests.support.service.load import Compared
 
 BODY = {"model": "bonbon", "messages": [{"role": "user", "content": "x" * 1000}], "max_tokens": 12}
 

@@ -10,12 +10,12 @@ import httpx2
 import pytest
 
 from bonbon.cli.pairs_cli import app as pairs_app
-from tests.support.service.load import SERVED, Compared, Load
 from tests.long.outage import metric
 from tests.support.data.stores import as_json
 from tests.support.servers.postgresql_server import PostgresqlServer
 from tests.support.service.fake_service import BODY, CHAT, in_thread
 from tests.support.service.forked_service import ForkedService
+from tests.support.service.load import SERVED, Compared, Load
 
 READ_ONLY = ("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
 WRITABLE = ("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
