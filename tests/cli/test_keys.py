@@ -219,7 +219,7 @@ async def test_what_the_commands_cannot_do_is_said(tenants: Tenants) -> None:
     assert in_thread(refusal, keys_app, "revoke", "none", "--data-dir", data).startswith("there is no key 'none'")
     gone, _ = new_key(tenants.directory, "gone")
     keys(tenants.directory, "revoke", gone)
-    assert "make a new one" in in_thread(refusal, keys_app, "rotate", gone, "--data-dir", data)
+    assert "create a new one" in in_thread(refusal, keys_app, "rotate", gone, "--data-dir", data)
     said = in_thread(refusal, keys_app, "create", "x", "--expires-in", "soon", "--data-dir", data)
     assert said.startswith("--expires-in is 'soon'")
 
