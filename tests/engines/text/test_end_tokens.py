@@ -103,7 +103,7 @@ def test_the_setting_replaces_what_the_files_say(tmp_path: Path) -> None:
     assert end_ids(directory, tokenizer, VOCABULARY, ["<|im_end|>", 7]) == {names["<|im_end|>"], 7}
     assert end_ids(directory, tokenizer, VOCABULARY, []) == frozenset()
     for wrong in ("<|eot_id|>", VOCABULARY, -1):
-        with pytest.raises(UserError, match="no token of the model") as caught:
+        with pytest.raises(UserError, match="not a token of the model") as caught:
             end_ids(directory, tokenizer, VOCABULARY, [wrong])
         assert caught.value.param == "end_tokens"
 
