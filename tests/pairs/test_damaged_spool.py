@@ -138,7 +138,7 @@ def test_what_is_set_aside_is_replayed_when_it_can_be_read_and_deleted_when_told
     asked = run(pairs_app, "spool", "--replay", *options)
     assert "there is no database" in str(asked.exception)
     made = run(pairs_app, "spool", "--replay", *options, "--database", f"sqlite+aiosqlite:///{a_database(tmp_path)}")
-    assert "1 groups are in the log now; 2 are still set aside" in made.stdout
+    assert "1 groups are now in the log; 2 are still set aside" in made.stdout
     kept = run(pairs_app, "spool", "--delete", *options, input="n\n")
     assert kept.exit_code == 1
     assert set_aside_in(tmp_path / "spool").recount() == 2

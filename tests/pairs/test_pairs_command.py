@@ -108,7 +108,7 @@ def test_purge_asks_before_it_deletes(database_url: str) -> None:
     arguments = ("purge", "--user", "user 1", "--older-than", "2d", "--database", database_url)
     refused = run(app, *arguments, input="n\n")
     assert refused.exit_code == 1
-    assert "Delete 2 groups older than 20" in refused.stderr
+    assert "Permanently delete 2 groups older than 20" in refused.stderr
     assert "UTC of user 'user 1'? [y/N]" in refused.stderr
     assert as_json(app, "stats", "--database", database_url)["groups"] == 6
     agreed = run(app, *arguments, input="y\n")

@@ -157,7 +157,7 @@ def test_an_export_overwrites_nothing_and_leaves_nothing_behind(version: Version
     (out / "mine").write_text("kept")
     export = ("export", version.name, "--data-dir", tmp_path / "data", "--out")
     assert refusal(app, *export, out) == f"{out} already exists: name another --out, or delete it first"
-    assert refusal(app, *export, out / "mine").startswith(f"{out}/mine is there already")
+    assert refusal(app, *export, out / "mine").startswith(f"{out}/mine already exists")
     assert (out / "mine").read_text() == "kept"
     weights = version.directory / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
@@ -171,7 +171,7 @@ def test_what_cannot_be_exported_is_refused(version: Version, base: Path, tmp_pa
     assert "there is no version 'gone'" in refusal(app, "export", "gone", *data)
     whole = register(tmp_path / "data", base, base, VersionKind.FULL)
     assert refusal(app, "export", whole.name, "--merged", *data) == (
-        f"{whole.name} has whole weights already: export it without --merged"
+        f"{whole.name} already has whole weights: export it without --merged"
     )
     assert as_json(app, "export", whole.name, *data)["kind"] == "full"
 
@@ -269,12 +269,12 @@ def test_an_import_needs_the_files_of_a_base(version: Version, adapter: Path, tm
         ("bonbon.json", "[]", "is not a JSON object"),
         ("bonbon.json", '{"format": 9}', "has a format that this release does not know"),
         ("bonbon.json", '{"format": 1}', "export the version again"),
-        ("evaluation.json", '{"win_rate": "high"}', "figures that are no numbers"),
-        ("evaluation.json", '{"best_of_k": [3]}', "figures that are no numbers"),
-        ("evaluation.json", '{"best_of_k": [{"k": true}]}', "figures that are no numbers"),
-        ("evaluation.json", '{"truncated": [1]}', "figures that are no numbers"),
-        ("evaluation.json", '{"kl": {"value": NaN}}', "figures that are no numbers"),
-        ("evaluation.json", '{"served_k": "x"}', "figures that are no numbers"),
+        ("evaluation.json", '{"win_rate": "high"}', "figures that are not numbers"),
+        ("evaluation.json", '{"best_of_k": [3]}', "figures that are not numbers"),
+        ("evaluation.json", '{"best_of_k": [{"k": true}]}', "figures that are not numbers"),
+        ("evaluation.json", '{"truncated": [1]}', "figures that are not numbers"),
+        ("evaluation.json", '{"kl": {"value": NaN}}', "figures that are not numbers"),
+        ("evaluation.json", '{"served_k": "x"}', "figures that are not numbers"),
         ("evaluation.json", "{", "cannot be read"),
         ("evaluation.json", '{"a": ' * 9000, "cannot be read"),
         ("more.pkl", "x", "files can contain code"),
@@ -294,11 +294,11 @@ def test_a_damaged_export_is_not_registered(
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("version", "x[/red]", "which is no name of a version"),
+        ("version", "x[/red]", "which is not a valid version name"),
         ("kind", "base", "holds an adapter, but its bonbon.json records kind = base"),
         ("kind", "full", "holds an adapter, but its bonbon.json records kind = full"),
-        ("training", {"settings": [1]}, "figures that are no numbers"),
-        ("verdict", {"reasons": [1]}, "figures that are no numbers"),
+        ("training", {"settings": [1]}, "figures that are not numbers"),
+        ("verdict", {"reasons": [1]}, "figures that are not numbers"),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(
@@ -327,7 +327,7 @@ def test_a_distillation_is_imported_from_its_directory(version: Version, base: P
     """The output of `bonbon distill` is a data directory with the registered version."""
     out, there = tmp_path / "data", tmp_path / "there"
     (out / "distill.json").write_text("{}")
-    assert "has not ended" in refusal(app, "import", out, "--model", base, "--data-dir", there)
+    assert "has not finished" in refusal(app, "import", out, "--model", base, "--data-dir", there)
     (out / "registered.json").write_text(json.dumps({"version": version.name, "passed": True}))
     told = as_json(app, "import", out, "--model", base, "--data-dir", there)
     assert (told["digest"], told["k"], told["state"]) == (version.digest, 3, "registered")
