@@ -30,7 +30,7 @@ async def test_while_the_database_is_down_requests_are_answered_and_afterwards_t
     assert found.statuses.keys() == {200}
     assert found.spooled > 10
     assert found.ready[0] == 200
-    assert "database does not answer" in found.ready[1]
+    assert "database is unavailable" in found.ready[1]
     assert found.compared == Compared()
 
 
