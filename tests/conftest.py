@@ -14,6 +14,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 import pytest_asyncio
+import structlog
 from sqlalchemy.engine import URL, make_url
 
 from bonbon.demo.tiny_models import TinyModels
@@ -40,6 +41,14 @@ LONGEST = ("test_demo.py", "test_trainer_chaos.py", "test_launch.py", "test_dist
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; otherwise in the order of their names."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What a test configures of structlog ends with the test: the next one may read what is logged."""
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

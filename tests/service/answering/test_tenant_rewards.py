@@ -159,8 +159,8 @@ async def test_a_reward_that_is_dead_at_the_start_keeps_its_own_tenants_waiting_
 @pytest.mark.parametrize(
     ("service", "message"),
     [
-        ({"tenants": {"ada": {"reward": "strict"}}}, "tenants.ada.reward is 'strict'.* has: none"),
-        ({"rewards": {"a": "fake:"}, "tenants": {"ada": {"reward": "b"}}}, "it has: 'a'"),
+        ({"tenants": {"ada": {"reward": "strict"}}}, "tenants.ada.reward is 'strict'.* known rewards are: none"),
+        ({"rewards": {"a": "fake:"}, "tenants": {"ada": {"reward": "b"}}}, "known rewards are: 'a'"),
         ({"rewards": {"fake": "fake:"}}, "service.rewards contains 'fake'.*choose another name"),
         ({"rewards": {"x": "telepathy:"}}, "reward kind 'telepathy' is unknown"),
     ],
