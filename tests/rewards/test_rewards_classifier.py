@@ -423,6 +423,6 @@ async def test_positions_that_begin_after_the_padding_token_bound_the_length(tmp
         alone = [(await reward.score(PROMPT, [reply]))[0] for reply in ("It is.", "please wait " * 60)]
         assert await reward.score(PROMPT, ["It is.", "please wait " * 60]) == pytest.approx(alone, abs=1e-5)
         assert reward.truncated == 2
-    with pytest.raises(UserError, match="max_length = 63 exceeds the maximum of .*, 62 tokens"):
+    with pytest.raises(UserError, match=r"max_length = 63 exceeds the maximum of .*, 62 tokens"):
         async with started(directory, max_length=63):
             pass
