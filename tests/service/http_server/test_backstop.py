@@ -10,7 +10,7 @@ from service.http_server.exit_deadline import Backstop
 STUCK = """
 import signal, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from service.backstop import Backstop
+from service.http_server.exit_deadline import Backstop
 
 ThreadPoolExecutor(1).submit(time.sleep, 600)  # as a disk that hangs: the interpreter would wait for it
 backstop = Backstop()
