@@ -96,7 +96,7 @@ async def test_streams_that_wait_are_kept_alive_and_too_many_are_told_to_come_ba
             waiting = asyncio.create_task(service.ask(stream=True))
             await eventually(lambda: gate.waiting == 1)
             await asyncio.sleep(0.2)
-            monkeypatch.setattr(serving, "MOST_WAITING", 1)
+            monkeypatch.setattr(serving, "MAX_WAITING", 1)
             refused = await service.ask()
         streamed = await waiting
         assert gate.waiting == 0
