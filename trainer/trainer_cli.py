@@ -179,7 +179,7 @@ async def _create_job(settings: Settings, cronjob: str) -> None:
     cluster = Cluster.of_this_pod(os.environ)
     work = await find_work(settings)
     typer.echo(work.why)
-    if work.is_due:
+    if work.is_ready:
         typer.echo(await cluster.create_job(cronjob))
 
 

@@ -13,7 +13,7 @@ from trainer.run_directory import unfinished_rounds
 class Work:
     """Whether a trainer that looks now has something to do, and why, as a sentence."""
 
-    is_due: bool
+    is_ready: bool
     why: str
 
 
