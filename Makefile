@@ -71,7 +71,7 @@ forget-coverage: $(VENV)/.dev
 CHECKED := cli curve engines/structured engines/text pairs registry rewards service/answering service/api theory trainer/evaluation
 
 check: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PROCESSES) -k 'not postgresql and not full_disk' $(CHECKED:%=tests/%) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PROCESSES) -k 'not postgresql and not full_disk and not api_clients' $(CHECKED:%=tests/%) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
