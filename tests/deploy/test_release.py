@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,8 @@ def test_every_image_that_compose_builds_is_released() -> None:
 
 
 def test_the_release_is_of_the_distribution_that_hints_name() -> None:
-    assert f"https://pypi.org/project/{DISTRIBUTION}/" in (ROOT / ".github/workflows/release.yml").read_text()
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"] == DISTRIBUTION
+    assert f"a trusted publisher of `{DISTRIBUTION}` on PyPI" in (ROOT / "CONTRIBUTING.md").read_text()
 
 
 def test_a_release_gets_the_notes_of_its_version() -> None:
