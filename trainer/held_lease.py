@@ -12,6 +12,7 @@ from typing import Self
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from bonbon.concurrency.shielded import end
 from bonbon.errors import Conflict, StoreError
 from bonbon.registry.leases import Lease, LeaseHeld, acquire, release, renew
 from bonbon.store.database import Database
@@ -74,8 +75,7 @@ class HeldLease:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._renewing.cancel()
-        await asyncio.wait({self._renewing})
+        await end(self._renewing)
         if self._lost is None:
             try:
                 await release(self._database, self._lease)

@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 
 import structlog
 from sqlalchemy import ColumnElement, insert, select
 
-from bonbon.concurrency.shielded import shielded
+from bonbon.concurrency.shielded import end, shielded
 from bonbon.errors import StoreError, StoreUnavailable, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.deletion.conditions import Conditions
@@ -82,9 +81,7 @@ class PairLog:
         writer, self._writer = self._writer, None
         replayer, self._replayer = self._replayer, None
         if replayer is not None:
-            replayer.cancel()
-            with suppress(asyncio.CancelledError):
-                await replayer
+            await end(replayer)
         if writer is not None:
             self._waiting.put_nowait(None)
             await asyncio.wait({writer}, timeout=LAST_COMMIT)

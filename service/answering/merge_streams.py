@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
+from bonbon.concurrency.shielded import end
+
 T = TypeVar("T")
 
 
@@ -50,9 +52,7 @@ async def merge(
                 else:
                     yield item
     finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        await end(*readers)
         # A task that ended with an exception refers to the frame of `read`, and so to these items. The cycle would keep
         # the request's data until the next full garbage collection.
         items.clear()

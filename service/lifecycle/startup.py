@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 
+from bonbon.concurrency.shielded import end
 from bonbon.engines.engine import Engine
 from bonbon.errors import BonbonError, EngineError, RewardError, UserError
 from bonbon.rewards.reward import Reward
@@ -63,9 +63,7 @@ class Startup:
     async def stop(self) -> None:
         """Stop everything that was started."""
         if self._trying is not None:
-            self._trying.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._trying
+            await end(self._trying)
         await self._audits.stop()
         await self._savings.stop()
         await self._swapper.stop()
