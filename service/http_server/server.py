@@ -15,6 +15,7 @@ from service.http_server.connections import SPARE, SWEEP, Connections
 from service.http_server.exit_deadline import MARGIN, Backstop
 from service.http_server.file_descriptors import raise_file_limit
 from service.http_server.http_protocol import HttpProtocol
+from service.lifecycle.startup import Startup
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TICKS_A_SECOND = 10
@@ -70,7 +71,7 @@ async def run_server(
     With a `backstop` the process ends `MARGIN` seconds after the requests' time is over, or `GOODBYE` seconds after a
     third signal, even if the shutdown is not complete.
 
-    Raises UserError when the engine, which could not be started at first, turns out never to start; see `Startup`.
+    Raises UserError when a later try shows that the engine can never start; see `Startup`.
 
     Args:
         drain_timeout: Seconds that running requests have to finish.
@@ -119,13 +120,8 @@ async def run_server(
             cut_off.set()
             loop.call_later(GOODBYE, serving.cancel)
 
-    given_up: list[UserError] = []
-
-    def give_up(error: UserError) -> None:
-        given_up.append(error)
-        stop()
-
-    app.state.bonbon.startup.give_up = give_up
+    startup: Startup = app.state.bonbon.startup
+    startup.give_up = stop
     before = {number: signal.getsignal(number) for number in SIGNALS}
     for number in SIGNALS:
         loop.add_signal_handler(number, stop)
@@ -139,8 +135,8 @@ async def run_server(
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
         listener.close()
-    if given_up:
-        raise given_up[0]
+    if startup.fatal is not None:
+        raise startup.fatal
 
 
 async def _serve(app: FastAPI, server: Server, listener: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""Bringing up what answers; the service answers meanwhile, and says why it is not ready."""
+"""Starts the engine and checks the rewards while the service already listens and reports why it is not ready."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,19 +18,22 @@ from service.routing.tenant_rewards import TenantRewards
 log = structlog.get_logger(__name__)
 
 RETRY_FIRST, RETRY_LONGEST = 5.0, 600.0
-"""Seconds before the engine is started again, doubling from the first to the longest."""
+"""Seconds before the next try to start the engine: the first and the longest delay, which doubles in between."""
 RETRY_REWARD = 30.0
-"""The longest where only a reward is missing: to ask it costs little."""
+"""The longest delay, in seconds, when only a reward is missing, because a check of it costs little."""
 
 
 class Startup:
-    """Starts the engine, serves what the registry names, and sees that the rewards score.
+    """Starts the engine, serves the versions that the registry names, and checks that the rewards can score.
 
-    What may pass by itself, such as a server that is not there yet, is tried again until it works. A UserError of the
-    engine does not pass: the model's files or the settings must be changed, and they are read by a new process only.
+    A failure that may pass by itself, such as a server that is not available yet, is retried until it has passed. A
+    UserError of the engine cannot pass: the model's files or the settings must be changed, and only a new process reads
+    them again.
 
-    `retry` is the time in seconds before the first new try, and `give_up` is called with the UserError where a new try
-    raises one.
+    Attributes:
+        retry: Seconds before the first retry.
+        fatal: The UserError that a retry raised. There are no more retries after it.
+        give_up: Called when `fatal` has been set.
     """
 
     def __init__(
@@ -45,15 +48,16 @@ class Startup:
         self._engine, self._swapper, self._audits, self._savings = engine, swapper, audits, savings
         self._reward, self._tenant_rewards = reward, tenant_rewards
         self.retry = RETRY_FIRST
-        self.give_up: Callable[[UserError], None] = lambda _error: None
+        self.fatal: UserError | None = None
+        self.give_up: Callable[[], None] = lambda: None
         self._trying: asyncio.Task[None] | None = None
         self._engine_failure: str | None = "it is not started"
         self._reward_failure: str | None = "it is not checked"
 
     async def start(self) -> None:
-        """Try once; where something fails that may pass by itself, go on trying in the background.
+        """Tries once, and keeps trying in the background after a failure that may pass by itself.
 
-        Raises UserError where the engine can never start as it is, and what is no error of the engine.
+        Raises UserError when the engine can never start as it is. Errors that are not the engine's are raised as well.
         """
         if await self._start_engine():
             await self._serve()
@@ -61,7 +65,7 @@ class Startup:
             self._trying = asyncio.create_task(self._try_again(), name="startup")
 
     async def stop(self) -> None:
-        """Stop everything that was started."""
+        """Stops everything that was started."""
         if self._trying is not None:
             await end(self._trying)
         await self._audits.stop()
@@ -71,9 +75,9 @@ class Startup:
 
     @property
     def failure(self) -> str | None:
-        """Why nothing can be answered yet; None when something can.
+        """The reason why the service cannot answer yet, or None when it can.
 
-        Where the alias answers with one draw, the reward is not waited for.
+        When the alias answers with one draw, the service does not wait for the reward.
         """
         if self._engine_failure is not None:
             return f"the engine cannot draw yet: {self._engine_failure}"
@@ -82,7 +86,7 @@ class Startup:
         return None
 
     def check(self) -> None:
-        """Raise EngineError while nothing can be answered yet. What a reward's server said is not for clients."""
+        """Raises EngineError while the service cannot answer. Clients do not learn what a reward's server reported."""
         if self.failure is not None:
             waits_for_reward = self._engine_failure is None
             raise EngineError("the reward cannot score yet: see /health/ready" if waits_for_reward else self.failure)
@@ -92,7 +96,7 @@ class Startup:
         return self._engine_failure is None and self._reward_failure is None and not self._tenant_rewards.failures
 
     async def _start_engine(self) -> bool:
-        """Whether it is started. Raises UserError where it never will be."""
+        """Returns whether the engine has started. Raises UserError when it can never start."""
         try:
             await self._engine.start()
         except UserError:
@@ -134,12 +138,13 @@ class Startup:
                     await self._serve()
             except UserError as error:
                 self._fail(str(error))
-                self.give_up(error)
+                self.fatal = error
+                self.give_up()
                 return
             except BonbonError as error:
                 self._fail(str(error))
             except Exception as error:
-                # Nobody waits for this task: if it ended, the service would never become ready, and never say why.
+                # Nothing awaits this task. If it ended here, the service would never become ready or report why.
                 self._fail(f"{type(error).__name__}: see the log")
                 log.exception("the service cannot be started completely")
         log.info("everything is started now", base=self._engine.base, reward=self._reward.name)
