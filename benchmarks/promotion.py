@@ -30,7 +30,7 @@ async def measure(database: str, gateways: int, promotions: int, directory: Path
             await registry.promote(version.name, actor="benchmark", force=True)
             start = perf_counter()
             while any(  # noqa: ASYNC110
-                service.state.serving.champion != version.name for service in services
+                service.state.router.champion != version.name for service in services
             ):
                 await asyncio.sleep(0.002)
             seconds.append(perf_counter() - start)

@@ -132,16 +132,16 @@ def build_state(settings: Settings, engine: Engine | None = None, reward: Reward
     registry = Registry(database, settings.versions_dir)
     prometheus = Metrics()
     admission = Admission(service.max_tokens_in_flight, max_waiting=service.max_waiting, max_wait=service.max_wait)
-    serving = Router(engine.base, alias=service.alias, n=settings.n, k=service.k)
+    router = Router(engine.base, alias=service.alias, n=settings.n, k=service.k)
     swapper = Swapper(
-        engine, registry, serving, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
+        engine, registry, router, prometheus, poll=service.registry_poll, drain_deadline=service.drain_timeout
     )
-    fallback = Fallback(registry, serving, prometheus, service.win_rate_floor)
-    savings = SavingsCounter(database, serving, prometheus)
+    fallback = Fallback(registry, router, prometheus, service.win_rate_floor)
+    savings = SavingsCounter(database, router, prometheus)
     audits = Audits(
         best_of_n,
         pair_log,
-        serving,
+        router,
         prometheus,
         fallback,
         savings,
@@ -151,7 +151,7 @@ def build_state(settings: Settings, engine: Engine | None = None, reward: Reward
         audit_queue=service.audit_queue,
     )
     connections, send_buffers = Connections(service, prometheus), SendBuffers(service.stream_buffer_bytes)
-    _watch(prometheus, pair_log, connections, admission, send_buffers, serving, swapper, audits)
+    _watch(prometheus, pair_log, connections, admission, send_buffers, router, swapper, audits)
     return AppState(
         settings=settings,
         database=database,
@@ -161,7 +161,7 @@ def build_state(settings: Settings, engine: Engine | None = None, reward: Reward
         tenant_rewards=tenant_rewards,
         pair_log=pair_log,
         registry=registry,
-        serving=serving,
+        router=router,
         swapper=swapper,
         audits=audits,
         savings=savings,
@@ -172,7 +172,7 @@ def build_state(settings: Settings, engine: Engine | None = None, reward: Reward
         admission=admission,
         send_buffers=send_buffers,
         metrics=prometheus,
-        stored_metrics=StoredMetrics(prometheus.families, registry, serving, fallback, settings),
+        stored_metrics=StoredMetrics(prometheus.families, registry, router, fallback, settings),
         champion=OneAtATime(registry.champion, CHAMPION_WITHIN),
     )
 
@@ -183,7 +183,7 @@ def _watch(
     connections: Connections,
     admission: Admission,
     send_buffers: SendBuffers,
-    serving: Router,
+    router: Router,
     swapper: Swapper,
     audits: Audits,
 ) -> None:
@@ -217,7 +217,7 @@ def _watch(
     watch(
         "bonbon_answers_in_flight",
         "References that requests and audits hold to versions now.",
-        lambda: serving.in_flight,
+        lambda: router.in_flight,
     )
     watch(
         "bonbon_versions_refused",
@@ -229,14 +229,14 @@ def _watch(
         "Versions that are unloaded when their last request has finished.",
         lambda: len(swapper.draining),
     )
-    watch("bonbon_best_of_n", "1 while the alias answers with best-of-n.", lambda: serving.routes.best_of_n)
+    watch("bonbon_best_of_n", "1 while the alias answers with best-of-n.", lambda: router.routes.best_of_n)
     watch(
         "bonbon_fallen_back",
         "1 after a fallback to best-of-n, until the next promotion or rollback.",
-        lambda: serving.routes.fallen_back,
+        lambda: router.routes.fallen_back,
     )
-    watch("bonbon_n", "Candidates that best-of-n samples.", lambda: serving.n)
-    watch("bonbon_k", "Candidates that the alias samples for one answer now.", lambda: serving.k)
+    watch("bonbon_n", "Candidates that best-of-n samples.", lambda: router.n)
+    watch("bonbon_k", "Candidates that the alias samples for one answer now.", lambda: router.k)
 
 
 def base_name(settings: Settings) -> str:
@@ -306,7 +306,7 @@ async def _start(state: AppState, stack: AsyncExitStack) -> None:
         "service started",
         ready=state.startup.failure is None,
         base=state.engine.base,
-        champion=state.serving.champion,
+        champion=state.router.champion,
         reward=state.reward.name,
         n=settings.n,
     )
@@ -338,6 +338,6 @@ async def _drain(state: AppState) -> None:
     try:
         # Requests that were cut off have used up their time.
         async with asyncio.timeout(GOODBYE if state.cut_off.is_set() else state.settings.service.drain_timeout):
-            await state.serving.all_drained()
+            await state.router.all_drained()
     except TimeoutError:
-        log.warning("requests cut off because they did not finish in time", in_flight=state.serving.in_flight)
+        log.warning("requests cut off because they did not finish in time", in_flight=state.router.in_flight)

@@ -2,7 +2,9 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from bonbon.best_of_n import BestOfN
@@ -44,7 +46,7 @@ class AppState:
     tenant_rewards: TenantRewards
     pair_log: PairLog
     registry: Registry
-    serving: Router
+    router: Router
     swapper: Swapper
     audits: Audits
     savings: SavingsCounter
@@ -64,3 +66,7 @@ def get_state(connection: HTTPConnection) -> AppState:
     """Returns the state of the service that received a request; a FastAPI dependency."""
     state: AppState = connection.app.state.bonbon
     return state
+
+
+CurrentState = Annotated[AppState, Depends(get_state)]
+"""The type of a route's parameter that FastAPI fills with the state of the service."""

@@ -24,16 +24,16 @@ Event = PromptLogprobs | Started | Delta | Answer
 
 async def answer(
     state: AppState,
-    ask: CompletionRequest,
-    plan: Route,
+    completion_request: CompletionRequest,
+    route: Route,
     charge: Charge,
     *,
     live: bool = False,
     tick: float | None = None,
 ) -> AsyncGenerator[tuple[int, Event] | None]:
-    """Answers every prompt of `ask` by `plan`, concurrently, and yields events with the index of their prompt.
+    """Answers every prompt of a request by `route`, concurrently, and yields events with the index of their prompt.
 
-    The events of a prompt are its log-probabilities (only if `ask` requests them), `Started`, its deltas (only if
+    The events of a prompt are its log-probabilities (only if the request asks for them), `Started`, its deltas (only if
     `live`), and the `Answer`, whose group is durable by then. None is yielded whenever nothing has happened for `tick`
     seconds. `charge` is updated with the tokens that were generated. Closing the generator aborts generation, and
     nothing of it is logged.
@@ -43,10 +43,18 @@ async def answer(
         EngineError, UserError: As raised by `Engine.draw`.
     """
     prompts = [
-        _answer(state, ask, plan, charge, prompt, live=live, idempotency=ask.idempotency_of(index))
-        for index, prompt in enumerate(ask.prompts)
+        _answer(
+            state,
+            completion_request,
+            route,
+            charge,
+            prompt,
+            live=live,
+            idempotency=completion_request.idempotency_of(index),
+        )
+        for index, prompt in enumerate(completion_request.prompts)
     ]
-    with naming_fields(ask.field_names):
+    with naming_fields(completion_request.field_names):
         async with aclosing(merge(prompts, tick)) as events:
             async for event in events:
                 yield event
@@ -54,8 +62,8 @@ async def answer(
 
 async def _answer(
     state: AppState,
-    ask: CompletionRequest,
-    plan: Route,
+    completion_request: CompletionRequest,
+    route: Route,
     charge: Charge,
     prompt: Prompt,
     *,
@@ -63,26 +71,33 @@ async def _answer(
     idempotency: str | None,
 ) -> AsyncGenerator[Event]:
     if idempotency is not None and (first := await state.pair_log.repeated(idempotency)) is not None:
-        async for event in repeat(state.engine, ask, prompt, first):
+        async for event in repeat(state.engine, completion_request, prompt, first):
             yield event
         return
-    best_of_n = state.tenant_rewards.best_of_n(ask.tenant)
-    request = DrawRequest(prompt, plan.version, plan.best_of, ask.sampling, deltas=live, salt=salt_of(ask.tenant))
-    if ask.prompt_logprobs:
+    best_of_n = state.tenant_rewards.best_of_n(completion_request.tenant)
+    request = DrawRequest(
+        prompt,
+        route.version,
+        route.best_of,
+        completion_request.sampling,
+        deltas=live,
+        salt=salt_of(completion_request.tenant),
+    )
+    if completion_request.prompt_logprobs:
         prompt_logprobs = await state.engine.prompt_logprobs(request)
         charge.drawn += len(prompt_logprobs.started.token_ids)
         yield prompt_logprobs
-        if not ask.draws_any:
+        if not completion_request.draws_any:
             async for event in _undrawn(best_of_n, request, prompt_logprobs.started):
                 yield event
             return
-    draws = Draws(plan.best_of)
+    draws = Draws(route.best_of)
     with span(Name.DRAW, **_drawing(request)) as drawing:
         events = state.engine.draw(request)
         try:
             started = await _first(events)
         except PromptTooLong:
-            if not ask.fit:
+            if not completion_request.fit:
                 raise
             request = await _fitted(state.engine, request)
             events = state.engine.draw(request)
@@ -99,27 +114,34 @@ async def _answer(
         finally:
             charge.drawn += sum(_drawn(draw, request) for draw in draws.draws)
         drawing.set(Key.OUTPUT_TOKENS, sum(len(draw.token_ids) for draw in draws.draws))
-    answer = await best_of_n.rank(prompt, draws, version=plan.version, sampling=request.sampling, keep=ask.n)
+    answer = await best_of_n.rank(
+        prompt, draws, version=route.version, sampling=request.sampling, keep=completion_request.n
+    )
     group = replace(
         answer.group,
-        tenant=ask.tenant,
-        user=ask.user,
-        request_id=ask.request_id,
-        metadata=dict(ask.metadata),
+        tenant=completion_request.tenant,
+        user=completion_request.user,
+        request_id=completion_request.request_id,
+        metadata=dict(completion_request.metadata),
         idempotency=idempotency,
-        fingerprint=ask.fingerprint,
+        fingerprint=completion_request.fingerprint,
     )
-    own_reward = state.tenant_rewards.has_own(ask.tenant)
+    own_reward = state.tenant_rewards.has_own(completion_request.tenant)
     if own_reward and group.unclean in (None, Unclean.TIED):
         group = replace(group, unclean=Unclean.REWARD)
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine stopped before the answer was complete; try again")
-    state.metrics.answered(plan, group)
-    state.savings.answered(plan, group)
+    state.metrics.answered(route, group)
+    state.savings.answered(route, group)
     if answer.failure is not None:
         state.metrics.degraded(group, answer.failure)
-    if ask.store:
-        if ask.retry and idempotency is None and group.unclean is None and await state.pair_log.seen(group):
+    if completion_request.store:
+        if (
+            completion_request.retry
+            and idempotency is None
+            and group.unclean is None
+            and await state.pair_log.seen(group)
+        ):
             group = replace(group, unclean=Unclean.REPEATED)
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
             kept = await state.pair_log.append(group)
@@ -129,10 +151,10 @@ async def _answer(
             if first is None:
                 raise StoreError("the first answer to this request cannot be read at the moment")
             if not live:
-                async for event in repeat(state.engine, ask, prompt, first):
+                async for event in repeat(state.engine, completion_request, prompt, first):
                     yield event
                 return
-            ask.check_same(first, prompt)
+            completion_request.check_same(first, prompt)
             # The client already has most of this answer, so it is logged in addition to the first one.
             group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
             kept = await state.pair_log.append(group)

@@ -13,14 +13,14 @@ from service.answering.completion_request import CompletionRequest
 
 
 async def repeat(
-    engine: Engine, ask: CompletionRequest, prompt: Prompt, group: Group
+    engine: Engine, completion_request: CompletionRequest, prompt: Prompt, group: Group
 ) -> AsyncGenerator[Started | Delta | Answer]:
     """Yields the events of `group`'s answer. Nothing is generated, except to learn how the engine reads the prompt.
 
     Raises:
         UserError: The group answers a different request, because the client used the same key twice.
     """
-    ask.check_same(group, prompt)
+    completion_request.check_same(group, prompt)
     yield await _read(engine, prompt, group.salt)
     for candidate in group.served:
         yield Delta(0, candidate.text, candidate.token_ids, finish_reason=candidate.finish_reason)

@@ -10,7 +10,7 @@ from service.routing.router import Route
 
 
 @asynccontextmanager
-async def let_in(state: AppState, ask: CompletionRequest) -> AsyncIterator[tuple[Route, Charge]]:
+async def let_in(state: AppState, completion_request: CompletionRequest) -> AsyncIterator[tuple[Route, Charge]]:
     """Charges the tenant, waits until the request is admitted, and holds its version while the block runs.
 
     Raises:
@@ -18,12 +18,16 @@ async def let_in(state: AppState, ask: CompletionRequest) -> AsyncIterator[tuple
         Overloaded: Too many requests are waiting, or the request has waited too long.
         UnknownVersion: The model is not served.
     """
-    learned = not state.tenant_rewards.has_own(ask.tenant)
-    draws = state.serving.draws(ask.model, n=ask.n, best_of=ask.drawn, learned=learned)
-    longest = min(max(1, ask.sampling.max_tokens), state.engine.context_length)
-    max_tokens = ask.read_tokens + len(ask.prompts) * draws * longest
-    with state.limits.charged(ask.tenant, max_tokens) as charge:
-        async with state.admission.admit(ask.tenant, max_tokens):
-            await state.serving.admitted()
-            with state.serving.plan(ask.model, n=ask.n, best_of=ask.drawn, learned=learned) as plan:
-                yield plan, charge
+    learned = not state.tenant_rewards.has_own(completion_request.tenant)
+    draws = state.router.draws(
+        completion_request.model, n=completion_request.n, best_of=completion_request.drawn, learned=learned
+    )
+    longest = min(max(1, completion_request.sampling.max_tokens), state.engine.context_length)
+    max_tokens = completion_request.read_tokens + len(completion_request.prompts) * draws * longest
+    with state.limits.charged(completion_request.tenant, max_tokens) as charge:
+        async with state.admission.admit(completion_request.tenant, max_tokens):
+            await state.router.admitted()
+            with state.router.route(
+                completion_request.model, n=completion_request.n, best_of=completion_request.drawn, learned=learned
+            ) as route:
+                yield route, charge

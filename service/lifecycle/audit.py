@@ -46,7 +46,7 @@ class Audits:
         self,
         best_of_n: BestOfN,
         pair_log: PairLog,
-        serving: Router,
+        router: Router,
         metrics: Metrics,
         fallback: Fallback,
         savings: SavingsCounter,
@@ -57,7 +57,7 @@ class Audits:
         audit_queue: int,
         rng: random.Random | None = None,
     ) -> None:
-        self.best_of_n, self.pair_log, self.serving, self.metrics = best_of_n, pair_log, serving, metrics
+        self.best_of_n, self.pair_log, self.router, self.metrics = best_of_n, pair_log, router, metrics
         self.fallback, self.savings = fallback, savings
         self.n = n
         self._fraction, self._budget = audit_fraction, audit_budget
@@ -82,12 +82,12 @@ class Audits:
     @property
     def fraction(self) -> float:
         """Share of the champion's answers that is audited now; 0 while the champion is the base."""
-        if not self.serving.routes.distilled:
+        if not self.router.routes.distilled:
             return 0.0
         if self._fraction is not None:
             return self._fraction
-        known = self.savings.known(self.serving.champion)
-        return audit_rate(self._budget, k=self.serving.k, n=self.n, savings=known)
+        known = self.savings.known(self.router.champion)
+        return audit_rate(self._budget, k=self.router.k, n=self.n, savings=known)
 
     async def idle(self) -> None:
         """Waits until every audit accepted so far has ended."""
@@ -99,7 +99,7 @@ class Audits:
         Only complete answers of a distilled champion with at least as many candidates as the alias samples are audited.
         The caller leaves out groups that must not be stored.
         """
-        routes, k = self.serving.routes, self.serving.k
+        routes, k = self.router.routes, self.router.k
         if not routes.distilled or group.version != routes.champion or group.n < k:
             return
         if any(candidate.finish_reason == "abort" for candidate in group.candidates[:k]):
@@ -128,9 +128,9 @@ class Audits:
                 self._queue.task_done()
 
     async def _audit(self, group: Group, k: int) -> None:
-        await self.serving.admitted()
-        base = self.serving.routes.base
-        with self.serving.hold(group.version), self.serving.hold(base):
+        await self.router.admitted()
+        base = self.router.routes.base
+        with self.router.hold(group.version), self.router.hold(base):
             await self._compare(group, base, k)
             if group.n == 1 and group.sampling.unmodified:
                 await self._draw_group(group)

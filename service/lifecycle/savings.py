@@ -25,8 +25,8 @@ class SavingsCounter:
     best-of-n of the base would not have generated more for them.
     """
 
-    def __init__(self, database: Database, serving: Router, metrics: Metrics, *, period: float = PERIOD) -> None:
-        self.database, self.serving, self.metrics, self.period = database, serving, metrics, period
+    def __init__(self, database: Database, router: Router, metrics: Metrics, *, period: float = PERIOD) -> None:
+        self.database, self.router, self.metrics, self.period = database, router, metrics, period
         self._new: dict[str, TokenCounts] = {}
         self._known: dict[str, Savings] = {}
         self._worker: asyncio.Task[None] | None = None
@@ -41,12 +41,12 @@ class SavingsCounter:
             await end(self._worker)
         await self._write()
 
-    def answered(self, plan: Route, group: Group) -> None:
+    def answered(self, route: Route, group: Group) -> None:
         """Counts an answer."""
-        routes = self.serving.routes
-        if plan.asked is not Asked.ALIAS or not routes.distilled or plan.version != routes.champion:
+        routes = self.router.routes
+        if route.asked is not Asked.ALIAS or not routes.distilled or route.version != routes.champion:
             return
-        if group.n == self.serving.k and group.sampling.temperature > 0:
+        if group.n == self.router.k and group.sampling.temperature > 0:
             self._add(group.version, TokenCounts(answers=1, answer_tokens=group.drawn_tokens))
 
     def audit_drew(self, group: Group, count: int, *, best_of_n: bool) -> None:
@@ -73,7 +73,7 @@ class SavingsCounter:
         for version in list(self._new):
             drawn = self._new.pop(version)
             try:
-                self._known[version] = await add_savings(self.database, version, self.serving.n, drawn)
+                self._known[version] = await add_savings(self.database, version, self.router.n, drawn)
             except BaseException:
                 self._add(version, drawn)
                 raise

@@ -81,7 +81,7 @@ class Startup:
         """
         if self._engine_failure is not None:
             return f"the engine cannot draw yet: {self._engine_failure}"
-        if self._reward_failure is not None and self._swapper.serving.k > 1:
+        if self._reward_failure is not None and self._swapper.router.k > 1:
             return f"best-of-n cannot answer yet: {self._reward_failure}"
         return None
 

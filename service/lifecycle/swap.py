@@ -63,18 +63,18 @@ class Swapper:
         self,
         engine: Engine,
         registry: Registry,
-        serving: Router,
+        router: Router,
         metrics: Metrics,
         *,
         poll: float,
         golden_deadline: float = 60.0,
         drain_deadline: float = 30.0,
     ) -> None:
-        self.engine, self.registry, self.serving, self.metrics = engine, registry, serving, metrics
+        self.engine, self.registry, self.router, self.metrics = engine, registry, router, metrics
         self.poll, self.golden_deadline, self.drain_deadline = poll, golden_deadline, drain_deadline
         self.refused: dict[str, Refusal] = {}
         self._aliases: dict[str, str] = {}
-        self._checked: dict[str, Loaded] = dict(serving.routes.loaded)
+        self._checked: dict[str, Loaded] = dict(router.routes.loaded)
         self._routed = False
         self._settled: dict[str, Target] | None = None
         self._used: dict[str, str] = {}
@@ -158,7 +158,7 @@ class Swapper:
     async def _choose_champion(self, aliases: dict[str, str], pause: AsyncExitStack) -> str:
         """Returns the champion that the registry names if it can be served, else the current one, else the last good
         one."""
-        serving_now = self.serving.champion if self._routed else None
+        serving_now = self.router.champion if self._routed else None
         for name in (aliases.get(CHAMPION), serving_now, aliases.get(PREVIOUS), self.engine.base):
             if name is not None and await self._bring_up(name, pause):
                 return name
@@ -170,21 +170,21 @@ class Swapper:
             del self._checked[name]
             self._retire(name)
         routes = replace(
-            self.serving.routes,
+            self.router.routes,
             champion=champion,
             loaded=dict(self._checked),
             previous=self._servable(PREVIOUS),
             challenger=self._servable(CHALLENGER),
             fallen_back=self._aliases.get(BEST_OF_N) == champion,
         )
-        if routes != self.serving.routes:
-            if champion != self.serving.champion:
-                log.info("champion changed", version=champion, before=self.serving.champion)
-            elif (k := self._checked[champion].k) != self.serving.routes.loaded[champion].k:
+        if routes != self.router.routes:
+            if champion != self.router.champion:
+                log.info("champion changed", version=champion, before=self.router.champion)
+            elif (k := self._checked[champion].k) != self.router.routes.loaded[champion].k:
                 log.info("champion samples another number of candidates", version=champion, k=k)
-            self.serving.publish(routes)
+            self.router.publish(routes)
         self._routed = True
-        self.metrics.routed(self.serving.aliases(), len(routes.loaded))
+        self.metrics.routed(self.router.aliases(), len(routes.loaded))
 
     def _servable(self, alias: str) -> str | None:
         name = self._aliases.get(alias)
@@ -225,7 +225,7 @@ class Swapper:
             self._check_base(version)
             self._check_name(version)
             displaced = self.engine.displaces(version.files)
-            if displaced and not self.serving.resting:
+            if displaced and not self.router.resting:
                 await pause.enter_async_context(self._pause(name))
             try:
                 await self.engine.load(version.files)
@@ -244,14 +244,14 @@ class Swapper:
     async def _pause(self, name: str) -> AsyncIterator[None]:
         """Waits for running requests, and lets new ones wait until the block ends."""
         start = time.monotonic()
-        log.info("pausing requests to load other weights", version=name, in_flight=self.serving.in_flight)
+        log.info("pausing requests to load other weights", version=name, in_flight=self.router.in_flight)
         try:
-            async with self.serving.paused(self.drain_deadline):
+            async with self.router.paused(self.drain_deadline):
                 yield
         finally:
             seconds = time.monotonic() - start
             self.metrics.paused(seconds)
-            log.info("requests resumed", version=name, paused=round(seconds, 3), waiting=self.serving.waiting)
+            log.info("requests resumed", version=name, paused=round(seconds, 3), waiting=self.router.waiting)
 
     def _check_base(self, version: Version) -> None:
         base = version.name if version.kind is VersionKind.BASE else version.base
@@ -285,10 +285,10 @@ class Swapper:
             self._retire(name)
         if not changed:
             return
-        candidates = (self.serving.champion, self.serving.routes.previous, self.engine.base)
+        candidates = (self.router.champion, self.router.routes.previous, self.engine.base)
         if (left := next((name for name in candidates if name in self._checked), None)) is not None:
             self._route(left, set(self._checked))
-        elif not self.serving.resting:
+        elif not self.router.resting:
             await pause.enter_async_context(self._pause(changed[0]))
 
     async def _refuse(self, name: str, reason: str, before: Refusal | None) -> None:
@@ -297,7 +297,7 @@ class Swapper:
             attempts = before.attempts + 1 if before else 1
             pause = min(RETRY_FIRST * 2 ** (attempts - 1), RETRY_LONGEST)
         self.refused[name] = Refusal(name, reason, datetime.now(UTC), attempts, time.monotonic() + pause)
-        log.error("version refused", version=name, reason=reason, serving=self.serving.champion, retry_in=pause)
+        log.error("version refused", version=name, reason=reason, router=self.router.champion, retry_in=pause)
         self._retire(name)
         if before is None:
             await self.registry.record("swap_failed", name, f"service on {gethostname()}", reason=reason)
@@ -315,10 +315,10 @@ class Swapper:
         task.add_done_callback(self._retiring.pop)
 
     async def _unload_when_drained(self, name: str) -> None:
-        await self.serving.drained(name)
+        await self.router.drained(name)
         async with self._lock:
             # It may be needed again, or may have been retired again since; then that retirement unloads it.
-            if name in self._checked or self.serving.references(name):
+            if name in self._checked or self.router.references(name):
                 return
             try:
                 await self.engine.unload(name)

@@ -150,17 +150,17 @@ class Metrics:
         """Counts a connection that the service closed because of its client's behaviour."""
         self._connections_closed.labels(reason).inc()
 
-    def first_token(self, plan: Route, seconds: float) -> None:
+    def first_token(self, route: Route, seconds: float) -> None:
         """Records that the first token of a streamed answer was sent `seconds` after its request arrived."""
-        self._ttft.labels(plan.asked).observe(seconds)
+        self._ttft.labels(route.asked).observe(seconds)
 
-    def answered(self, plan: Route, group: Group) -> None:
+    def answered(self, route: Route, group: Group) -> None:
         """Counts an answer and, if its candidates were ranked, their rewards."""
-        labels = (plan.asked, group.version)
+        labels = (route.asked, group.version)
         self._answers.labels(*labels).inc()
         self._tokens_drawn.labels(*labels).inc(group.drawn_tokens)
         self._tokens_returned.labels(*labels).inc(sum(len(c.token_ids) for c in group.served))
-        self._n.labels(plan.asked).observe(group.n)
+        self._n.labels(route.asked).observe(group.n)
         best, first, worst = group.best.reward, group.candidates[0].reward, group.worst.reward
         if best is not None and first is not None and worst is not None:
             self._over_first.labels(group.reward_name).observe(best - first)

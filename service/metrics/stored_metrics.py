@@ -43,9 +43,9 @@ class StoredMetrics:
     """Gauges that are set from the database on each scrape. While it is unavailable, they keep their values."""
 
     def __init__(
-        self, make: Families, registry: Registry, serving: Router, fallback: Fallback, settings: Settings
+        self, make: Families, registry: Registry, router: Router, fallback: Fallback, settings: Settings
     ) -> None:
-        self._registry, self._serving, self._settings = registry, serving, settings
+        self._registry, self._router, self._settings = registry, router, settings
         self._database = registry.database
         self._stored = OneAtATime(self._read, DEADLINE)
         self._up = make.gauge("bonbon_database_up", "1 if the database was available for this scrape.")
@@ -194,8 +194,8 @@ class StoredMetrics:
         self._show_rounds(rounds)
         if champion is not None:
             version, upcoming = champion
-            raised = version.raised_k is not None and not self._serving.k_is_fixed
-            self._k_raised.set(raised and not self._serving.routes.best_of_n)
+            raised = version.raised_k is not None and not self._router.k_is_fixed
+            self._k_raised.set(raised and not self._router.routes.best_of_n)
             self._next_groups.set(upcoming.groups)
             self._next_needed.set(math.nan if upcoming.needed is None else upcoming.needed)
         self._show_versions(versions)
@@ -203,7 +203,7 @@ class StoredMetrics:
     async def _read(self) -> Stored:
         return (
             await read_win_rates(self._database),
-            await find_savings(self._database, self._serving.champion, self._serving.n),
+            await find_savings(self._database, self._router.champion, self._router.n),
             await read_rounds(self._database, 50),
             await self._champion(),
             await self._registry.newest(NEWEST),
@@ -211,7 +211,7 @@ class StoredMetrics:
 
     async def _champion(self) -> Champion | None:
         try:
-            champion = await self._registry.get(self._serving.champion)
+            champion = await self._registry.get(self._router.champion)
         except UnknownVersion:  # the service has not registered its base yet
             return None
         return champion, await next_round(self._registry, champion, self._settings)
@@ -219,7 +219,7 @@ class StoredMetrics:
     def _show_win_rates(self, win_rates: Iterable[LiveWinRate]) -> None:
         self._win_rate.clear()
         self._compared.clear()
-        loaded, seen = self._serving.routes.loaded, set()
+        loaded, seen = self._router.routes.loaded, set()
         for live in win_rates:  # the most recently updated comes first, so the newest version of a reward is shown
             key = (live.version, live.opponent, live.reward_name)
             if live.version not in loaded or key in seen:

@@ -24,8 +24,8 @@ class ChatRendering(ChoicesRendering):
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, ask: CompletionRequest, plan: Route, *, parallel: bool, **options: bool) -> None:
-        super().__init__(ask, plan, **options)
+    def __init__(self, completion_request: CompletionRequest, route: Route, *, parallel: bool, **options: bool) -> None:
+        super().__init__(completion_request, route, **options)
         self.parallel = parallel
 
     def choice(self, index: int, prompt: str, candidate: Candidate, draw: Draw) -> dict[str, Any]:

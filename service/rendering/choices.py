@@ -27,8 +27,10 @@ class ChoicesRendering(Rendering):
     object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, ask: CompletionRequest, plan: Route, *, include_usage: bool, **options: bool) -> None:
-        super().__init__(ask, plan, **options)
+    def __init__(
+        self, completion_request: CompletionRequest, route: Route, *, include_usage: bool, **options: bool
+    ) -> None:
+        super().__init__(completion_request, route, **options)
         self.include_usage = include_usage
 
     @abstractmethod
@@ -69,7 +71,7 @@ class ChoicesRendering(Rendering):
         self.note(prompt, event)
         if isinstance(event, Answer):
             yield from self._chosen(prompt)
-        elif isinstance(event, PromptLogprobs) or self.plan.best_of > 1:
+        elif isinstance(event, PromptLogprobs) or self.route.best_of > 1:
             return
         elif isinstance(event, Started):
             yield from self._opened(prompt, event.text)
@@ -80,11 +82,11 @@ class ChoicesRendering(Rendering):
     def _chosen(self, prompt: int) -> Iterator[dict[str, Any]]:
         self.has_text = True
         for position, (index, _, draw) in enumerate(self._served(prompt), start=1):
-            if self.plan.best_of > 1:
+            if self.route.best_of > 1:
                 yield from self._opened(index, self.started[prompt].text)
                 yield self._chunk(self.piece(index, draw))
             last = self._chunk(self.ending(index, draw))
-            if position == self.ask.n and len(self.answers) == len(self.ask.prompts):
+            if position == self.completion_request.n and len(self.answers) == len(self.completion_request.prompts):
                 last["bonbon"] = self._extension()
             yield last
 
@@ -102,7 +104,7 @@ class ChoicesRendering(Rendering):
             "id": self.id,
             "object": kind,
             "created": self.created,
-            "model": self.plan.model,
+            "model": self.route.model,
             "system_fingerprint": None,
         }
 

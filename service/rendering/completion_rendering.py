@@ -23,8 +23,8 @@ class CompletionRendering(ChoicesRendering):
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, ask: CompletionRequest, plan: Route, *, echo: bool, **options: bool) -> None:
-        super().__init__(ask, plan, **options)
+    def __init__(self, completion_request: CompletionRequest, route: Route, *, echo: bool, **options: bool) -> None:
+        super().__init__(completion_request, route, **options)
         self.echo = echo
         self._offsets: defaultdict[int, TextOffsets] = defaultdict(TextOffsets)
 
@@ -52,7 +52,7 @@ class CompletionRendering(ChoicesRendering):
     def _prompt_logprobs(self, index: int) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        return completion_logprobs(self.prompt_logprobs[index // self.ask.n], self._offsets[index])
+        return completion_logprobs(self.prompt_logprobs[index // self.completion_request.n], self._offsets[index])
 
 
 def _part(

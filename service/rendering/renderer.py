@@ -30,8 +30,15 @@ class Rendering(ABC):
 
     prefix: ClassVar[str]
 
-    def __init__(self, ask: CompletionRequest, plan: Route, *, logprobs: bool, candidates: bool) -> None:
-        self.ask, self.plan, self.logprobs, self.candidates = ask, plan, logprobs, candidates
+    def __init__(
+        self, completion_request: CompletionRequest, route: Route, *, logprobs: bool, candidates: bool
+    ) -> None:
+        self.completion_request, self.route, self.logprobs, self.candidates = (
+            completion_request,
+            route,
+            logprobs,
+            candidates,
+        )
         self.id, self.created = f"{self.prefix}{time_ordered_id()}", int(time.time())
         self.prompt_logprobs: dict[int, PromptLogprobs] = {}
         self.started: dict[int, Started] = {}
@@ -81,9 +88,9 @@ class Rendering(ABC):
 
     def _served(self, prompt: int) -> Iterator[tuple[int, Candidate, Draw]]:
         answer = self.answers[prompt]
-        for index, candidate in enumerate(answer.group.served, start=prompt * self.ask.n):
+        for index, candidate in enumerate(answer.group.served, start=prompt * self.completion_request.n):
             yield index, candidate, answer.draws[candidate.index]
 
     def _extension(self) -> dict[str, Any]:
         answers = [self.answers[prompt] for prompt in sorted(self.answers)]
-        return extension(answers, stored=self.ask.store, candidates=self.candidates)
+        return extension(answers, stored=self.completion_request.store, candidates=self.candidates)

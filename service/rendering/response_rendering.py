@@ -31,9 +31,15 @@ class ResponseRendering(Rendering):
     prefix = "resp_"
 
     def __init__(
-        self, ask: CompletionRequest, plan: Route, *, echo: Mapping[str, Any], parallel: bool, **options: bool
+        self,
+        completion_request: CompletionRequest,
+        route: Route,
+        *,
+        echo: Mapping[str, Any],
+        parallel: bool,
+        **options: bool,
     ) -> None:
-        super().__init__(ask, plan, **options)
+        super().__init__(completion_request, route, **options)
         self.echo = echo
         self._output = Output(parallel=parallel, logprobs=self.logprobs)
         self._numbers = count()
@@ -67,13 +73,13 @@ class ResponseRendering(Rendering):
             yield from self._opening()
         elif isinstance(event, Answer):
             draw = self._draw
-            if self.plan.best_of > 1:
+            if self.route.best_of > 1:
                 yield from self._output.grow(draw)
             status = _status(draw)
             yield from self._output.end(status)
             self.has_text = True
             yield {"type": f"response.{status}", "response": self._response(status)}
-        elif isinstance(event, Delta) and self.plan.best_of == 1:
+        elif isinstance(event, Delta) and self.route.best_of == 1:
             for grown in self._output.grow(event):
                 self.has_text = True
                 yield grown
@@ -102,7 +108,7 @@ class ResponseRendering(Rendering):
             "status": status,
             "error": None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "model": self.plan.model,
+            "model": self.route.model,
             "output": [] if status == "in_progress" else self._output.to_list(status),
             "usage": self._usage() if answered else None,
             "background": False,

@@ -21,9 +21,9 @@ async def create_chat_completion(body: ChatBody, request: Request) -> Response:
     return await respond(
         request,
         body,
-        lambda ask, plan: ChatRendering(
-            ask,
-            plan,
+        lambda completion_request, route: ChatRendering(
+            completion_request,
+            route,
             parallel=body.parallel_tool_calls is not False,
             logprobs=bool(body.logprobs),
             candidates=body.bonbon.candidates,

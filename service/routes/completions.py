@@ -21,9 +21,9 @@ async def create_completion(body: CompletionBody, request: Request) -> Response:
     return await respond(
         request,
         body,
-        lambda ask, plan: CompletionRendering(
-            ask,
-            plan,
+        lambda completion_request, route: CompletionRendering(
+            completion_request,
+            route,
             echo=bool(body.echo),
             logprobs=body.logprobs is not None,
             candidates=body.bonbon.candidates,

@@ -1,13 +1,12 @@
 """FastAPI dependencies that control who may call a route."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials
 
 from bonbon.keys.key_records import Scope
-from service.app_state import AppState, get_state
+from service.app_state import CurrentState, get_state
 from service.auth.access import Credentials, identify
 from service.auth.keyring import ANYBODY, Caller
 from service.auth.local_requests import is_loopback, why_not_local
@@ -36,7 +35,7 @@ def allow(scope: Scope) -> Callable[[Request, HTTPAuthorizationCredentials | Non
     return check
 
 
-def require_admin(request: Request, state: Annotated[AppState, Depends(get_state)], credentials: Credentials) -> None:
+def require_admin(request: Request, state: CurrentState, credentials: Credentials) -> None:
     """A FastAPI dependency that answers a 401 for a missing or invalid key and a 403 for a key without the scope
     `admin`.
 

@@ -1,13 +1,11 @@
 """`/health`: reports whether the process is alive and whether it should get requests."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Response
 from pydantic import BaseModel
 from starlette.requests import Request
 
 from bonbon.errors import EngineError, StoreError, StoreUnavailable
-from service.app_state import AppState, get_state
+from service.app_state import AppState, CurrentState
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -39,7 +37,7 @@ async def live() -> Live:
 
 
 @router.get("/ready", responses={503: {"model": Ready}})
-async def ready(request: Request, state: Annotated[AppState, Depends(get_state)], response: Response) -> Ready:
+async def ready(request: Request, state: CurrentState, response: Response) -> Ready:
     champion, reason = None, "the service is stopping" if request.app.state.stopping else None
     serving = False
     if reason is None:
@@ -59,7 +57,7 @@ async def ready(request: Request, state: Annotated[AppState, Depends(get_state)]
         status="unready" if reason and not serving else "ready",
         reason=reason,
         champion=champion,
-        serving=state.serving.champion,
+        serving=state.router.champion,
         refused={name: refusal.reason for name, refusal in state.swapper.refused.items()},
     )
 

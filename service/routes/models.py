@@ -17,7 +17,7 @@ async def list_models(request: Request) -> Response:
     """List every model name that a request may use: the aliases, `base`, and the loaded versions."""
     state = get_state(request)
     length = state.engine.context_length
-    models = ModelList(data=[_model(served, length) for served in state.serving.models()])
+    models = ModelList(data=[_model(served, length) for served in state.router.models()])
     return JSONResponse(models.model_dump())
 
 
@@ -29,7 +29,7 @@ async def list_models(request: Request) -> Response:
 async def retrieve_model(model: str, request: Request) -> Response:
     """Return the version to which a model name refers now."""
     state = get_state(request)
-    models = state.serving.models()
+    models = state.router.models()
     for served in models:
         if served.id == model:
             return JSONResponse(_model(served, state.engine.context_length).model_dump())

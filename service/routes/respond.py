@@ -28,37 +28,38 @@ Render = Callable[[CompletionRequest, Route], Rendering]
 async def respond(request: Request, body: AnswerBody, render: Render) -> Response:
     """Answers `body` in the form that `render` returns. Generation is aborted if the client disconnects.
 
-    Raises what `AnswerBody.ask` raises and, until the first byte is sent, what `service.answering.answer` raises.
+    Raises what `AnswerBody.completion_request` raises and, until the first byte is sent, what
+    `service.answering.answer` raises.
     """
     state = get_state(request)
     limits = state.settings.service
-    ask = body.ask(
+    completion_request = body.completion_request(
         default_max_tokens=limits.default_max_tokens,
         tenant=caller(request).tenant,
         request_id=request_id(request),
         headers=request.headers,
     )
-    ask.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
-    if ask.store:
+    completion_request.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
+    if completion_request.store:
         state.pair_log.check()
     response: Response
     if body.stream:
-        written, buffer = _Stream(state, ask, render), state.send_buffers.open()
+        written, buffer = _Stream(state, completion_request, render), state.send_buffers.open()
         response = await sse.EventStream.open(written.write, written.failure, buffer, request.receive, state.cut_off)
     else:
-        response = await unless_disconnected(request.receive, _whole(state, ask, render), state.cut_off)
-    response.headers.update(state.limits.headers(ask.tenant))
+        response = await unless_disconnected(request.receive, _whole(state, completion_request, render), state.cut_off)
+    response.headers.update(state.limits.headers(completion_request.tenant))
     return response
 
 
-async def _whole(state: AppState, ask: CompletionRequest, render: Render) -> Response:
-    async with let_in(state, ask) as (plan, charge):
-        rendering = render(ask, plan)
-        async with aclosing(answer(state, ask, plan, charge)) as events:
+async def _whole(state: AppState, completion_request: CompletionRequest, render: Render) -> Response:
+    async with let_in(state, completion_request) as (route, charge):
+        rendering = render(completion_request, route)
+        async with aclosing(answer(state, completion_request, route, charge)) as events:
             async for item in events:
                 if item is not None:
                     rendering.note(*item)
-    if ask.prompt_logprobs:  # large to serialise
+    if completion_request.prompt_logprobs:  # large to serialise
         return await asyncio.to_thread(lambda: JSONResponse(rendering.whole()))
     return JSONResponse(rendering.whole())
 
@@ -66,8 +67,8 @@ async def _whole(state: AppState, ask: CompletionRequest, render: Render) -> Res
 class _Stream:
     """Writes one streamed answer, and its last event if it fails."""
 
-    def __init__(self, state: AppState, ask: CompletionRequest, render: Render) -> None:
-        self._parts, self._ask, self._render = state, ask, render
+    def __init__(self, state: AppState, completion_request: CompletionRequest, render: Render) -> None:
+        self._state, self._completion_request, self._render = state, completion_request, render
         self._rendering: Rendering | None = None
 
     async def write(self, put: Callable[[bytes], None]) -> None:
@@ -75,18 +76,18 @@ class _Stream:
 
         Admission and version are released when the last candidate is complete, whatever the client has read by then.
         """
-        state, ask = self._parts, self._ask
+        state, completion_request = self._state, self._completion_request
         start: float | None = perf_counter()
         tick = state.settings.service.ping_interval
-        async with aclosing(state.serving.admission(tick)) as ticks:
+        async with aclosing(state.router.admission(tick)) as ticks:
             async for _ in ticks:
                 put(sse.comment("waiting for another version to load"))
-        async with let_in(state, ask) as (plan, charge):
-            rendering = self._rendering = self._render(ask, plan)
-            live, begun = plan.best_of == 1, False
-            ping = sse.comment(f"generating {plan.best_of} candidate{'' if live else 's'}")
+        async with let_in(state, completion_request) as (route, charge):
+            rendering = self._rendering = self._render(completion_request, route)
+            live, begun = route.best_of == 1, False
+            ping = sse.comment(f"generating {route.best_of} candidate{'' if live else 's'}")
             held = [] if live else [ping]
-            async with aclosing(answer(state, ask, plan, charge, live=live, tick=tick)) as events:
+            async with aclosing(answer(state, completion_request, route, charge, live=live, tick=tick)) as events:
                 async for item in events:
                     for piece in [ping] if item is None else rendering.events(*item):
                         if begun:
@@ -95,11 +96,11 @@ class _Stream:
                             held.append(piece)
                         if len(piece) > PIECE:
                             await asyncio.sleep(0)  # large to serialise, so let other tasks run
-                    if not begun and (item is None or len(rendering.started) == len(ask.prompts)):
+                    if not begun and (item is None or len(rendering.started) == len(completion_request.prompts)):
                         begun = True
                         put(b"".join(held))
                     if start is not None and rendering.has_text:
-                        state.metrics.first_token(plan, perf_counter() - start)
+                        state.metrics.first_token(route, perf_counter() - start)
                         start = None
         put(rendering.end())
 

@@ -21,9 +21,9 @@ async def create_response(body: ResponseBody, request: Request) -> Response:
     return await respond(
         request,
         body,
-        lambda ask, plan: ResponseRendering(
-            ask,
-            plan,
+        lambda completion_request, route: ResponseRendering(
+            completion_request,
+            route,
             echo=body.echo,
             parallel=body.parallel_tool_calls is not False,
             logprobs=body.wants_logprobs,

@@ -14,7 +14,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Tokenized:
     """Return the tokens of a prompt or a chat as the model reads it."""
     state = get_state(request)
     if body.model is not None:
-        state.serving.resolve(body.model)
+        state.router.resolve(body.model)
     found = await state.engine.tokenize(body.read, add_special_tokens=body.add_special_tokens)
     return Tokenized(
         count=len(found.ids),
@@ -29,5 +29,5 @@ async def detokenize(body: DetokenizeBody, request: Request) -> Detokenized:
     """Return the text of tokens."""
     state = get_state(request)
     if body.model is not None:
-        state.serving.resolve(body.model)
+        state.router.resolve(body.model)
     return Detokenized(prompt=await state.engine.detokenize(body.tokens))

@@ -40,19 +40,19 @@ class Fallback:
     0 nothing is ever done.
     """
 
-    def __init__(self, registry: Registry, serving: Router, metrics: FallbackMetrics, win_rate_floor: float) -> None:
-        self.registry, self.serving, self.metrics = registry, serving, metrics
+    def __init__(self, registry: Registry, router: Router, metrics: FallbackMetrics, win_rate_floor: float) -> None:
+        self.registry, self.router, self.metrics = registry, router, metrics
         self._win_rate_floor = win_rate_floor
 
     @property
     def opponent(self) -> str:
         """The opponent with which the champion's answers are compared."""
-        return self.serving.routes.base if self.serving.k_is_fixed else best_of(self.serving.n)
+        return self.router.routes.base if self.router.k_is_fixed else best_of(self.router.n)
 
     @property
     def value(self) -> float:
         """The minimum win rate of the champion against `opponent`."""
-        return EVEN if self.serving.k_is_fixed and self._win_rate_floor else self._win_rate_floor
+        return EVEN if self.router.k_is_fixed and self._win_rate_floor else self._win_rate_floor
 
     async def check(self, live: LiveWinRate) -> None:
         """Acts if `live` is below the minimum and no other gateway has acted yet.
@@ -60,7 +60,7 @@ class Fallback:
         Raises:
             StoreError: The registry is not available.
         """
-        routes, k = self.serving.routes, self.serving.k
+        routes, k = self.router.routes, self.router.k
         if (live.version, live.opponent, live.k) != (routes.champion, self.opponent, k):
             return
         if not routes.distilled or not live.is_below(self.value):
@@ -71,7 +71,7 @@ class Fallback:
             f"{live.band.high:.3f}), which is below the minimum win rate of {self.value:.3f}"
         )
         try:
-            if 2 * k < self.serving.n and not self.serving.k_is_fixed:
+            if 2 * k < self.router.n and not self.router.k_is_fixed:
                 await self._raise_k(live.version, 2 * k, reason)
             else:
                 await self._fall_back(live, reason)
@@ -90,7 +90,7 @@ class Fallback:
         log.error("champion is below the minimum win rate; falling back to best-of-n", version=to, reason=reason)
 
     async def _last_good(self, live: LiveWinRate) -> str:
-        routes = self.serving.routes
+        routes = self.router.routes
         if routes.previous is not None and routes.previous != routes.base:
             for known in await read_win_rates(self.registry.database, routes.previous):
                 same = (known.opponent, known.reward_name, known.reward_version)

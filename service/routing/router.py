@@ -194,7 +194,7 @@ class Router:
             self.waiting -= 1
 
     @contextmanager
-    def plan(self, model: str, *, n: int = 1, best_of: int | None = None, learned: bool = True) -> Iterator[Route]:
+    def route(self, model: str, *, n: int = 1, best_of: int | None = None, learned: bool = True) -> Iterator[Route]:
         """Routes a request for `model` with `n` choices. The version stays loaded until the block ends.
 
         The alias samples n candidates while the champion is the base or has fallen back to best-of-n, and otherwise the
@@ -212,7 +212,7 @@ class Router:
             yield Route(model, version, self.draws(model, n=n, best_of=best_of, learned=learned), asked)
 
     def draws(self, model: str, *, n: int = 1, best_of: int | None = None, learned: bool = True) -> int:
-        """Returns how many candidates to sample for a request for `model`; see `plan`."""
+        """Returns how many candidates to sample for a request for `model`; see `route`."""
         if best_of is not None:
             return best_of
         if model == self.alias and not learned:

@@ -78,10 +78,10 @@ class ChatBody(AnswerBody, TemplateBody):
     def field_names(self) -> Mapping[str, str]:
         return {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
 
-    def ask(
+    def completion_request(
         self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
     ) -> CompletionRequest:
-        return self._ask(
+        return self._completion_request(
             (self.prompt,),
             max_tokens=self.max_completion_tokens or self.max_tokens,
             default_max_tokens=default_max_tokens,

@@ -42,11 +42,11 @@ class CompletionBody(AnswerBody):
     def wants_logprobs(self) -> bool:
         return self.logprobs is not None
 
-    def ask(
+    def completion_request(
         self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
     ) -> CompletionRequest:
         prompts: tuple[Prompt, ...] = self.prompt
-        return self._ask(
+        return self._completion_request(
             prompts,
             max_tokens=self.max_tokens,
             default_max_tokens=default_max_tokens,

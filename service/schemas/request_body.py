@@ -182,7 +182,7 @@ class AnswerBody(Body):
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def ask(
+    def completion_request(
         self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
     ) -> CompletionRequest:
         """What this body asks for. Raises UserError for values that do not go together."""
@@ -194,7 +194,7 @@ class AnswerBody(Body):
         asked = {"prompts": [prompt.digest for prompt in prompts]} | fields
         return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
-    def _ask(
+    def _completion_request(
         self,
         prompts: tuple[Prompt, ...],
         *,

@@ -143,5 +143,5 @@ async def test_a_champion_that_answers_with_one_draw_does_not_wait_for_the_rewar
         assert answered.json()["bonbon"]["version"] == champion
         await service.state.registry.rollback(actor="test")
         await service.state.swapper.converge()
-        assert service.state.serving.champion == BASE
+        assert service.state.router.champion == BASE
         assert (await service.client.get("/health/ready")).status_code == 503

@@ -127,7 +127,7 @@ async def test_the_base_is_registered_and_promoted_once(tmp_path: Path) -> None:
 async def test_a_request_in_flight_ends_before_the_service_does(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=FakeEngine(BASE, delay=0.02)) as service:
         asked = asyncio.create_task(service.ask())
-        while not service.state.serving.in_flight:
+        while not service.state.router.in_flight:
             await asyncio.sleep(0.001)
         async with service.app.router.lifespan_context(service.app):
             pass  # stopping this lifespan drains the parts that both share
@@ -140,9 +140,9 @@ async def test_a_request_that_does_not_end_is_cut_off(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, drain_timeout=0.1)
     app = create_app(settings, engine=engine)
     async with asyncio.timeout(10), app.router.lifespan_context(app):
-        hold = app.state.bonbon.serving.hold(BASE)
+        hold = app.state.bonbon.router.hold(BASE)
         hold.__enter__()
-    assert app.state.bonbon.serving.in_flight == 1
+    assert app.state.bonbon.router.in_flight == 1
     assert await engine.loaded() == frozenset()
 
 

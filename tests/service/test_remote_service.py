@@ -58,7 +58,7 @@ async def ready(running: Running) -> dict[str, Any]:
 
 
 async def serving(running: Running, version: str) -> None:
-    while running.state.serving.champion != version:
+    while running.state.router.champion != version:
         await asyncio.sleep(0.01)
 
 

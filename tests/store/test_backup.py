@@ -82,7 +82,7 @@ async def test_what_was_backed_up_is_served_again(database_url: str, tmp_path: P
         assert await copy.group(before[-1].id) == before[-1]
         await copy.stop()
     async with running(settings_on(restored, url), engine=WatchedEngine()) as service:
-        assert service.state.serving.champion == version.name
+        assert service.state.router.champion == version.name
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
 
 

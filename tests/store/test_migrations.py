@@ -204,7 +204,7 @@ async def test_every_gateway_follows_a_promotion_by_its_own_look(database_url: s
         for weights in (1, 2):
             version = await gateways[weights].promoted(weights)
             async with asyncio.timeout(60):
-                while any(gateway.state.serving.champion != version.name for gateway in gateways):
+                while any(gateway.state.router.champion != version.name for gateway in gateways):
                     await asyncio.sleep(0.02)
             answers = [(await gateway.ask()).json()["bonbon"]["version"] for gateway in gateways]
             assert answers == [version.name] * 4

@@ -38,7 +38,7 @@ async def promoted(settings: Settings) -> Version:
     async with running(settings, engine=WatchedEngine()) as service:
         version = await service.promoted(1)
         await service.state.swapper.converge()
-        assert service.state.serving.champion == version.name
+        assert service.state.router.champion == version.name
     return version
 
 
@@ -51,13 +51,13 @@ async def test_a_copy_under_another_path_serves_its_own_files(database_url: str,
     copied(live, restored)
     engine = WatchedEngine()
     async with running(settings_on(restored, database_url), engine=engine) as service:
-        assert service.state.serving.champion == version.name
+        assert service.state.router.champion == version.name
         assert engine.directories[version.name] == restored / "versions" / version.digest
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
         assert (await service.state.registry.verify(version.name)).digest == version.digest
     async with running(settings_on(live, database_url), engine=WatchedEngine()) as service:
         # The files of the original are other ones, and their digests say so.
-        assert service.state.serving.champion == BASE
+        assert service.state.router.champion == BASE
         assert version.name in service.state.swapper.refused
 
 
@@ -66,14 +66,14 @@ async def test_a_default_database_moves_with_its_directory(tmp_path: Path) -> No
     copied(tmp_path / "live", tmp_path / "moved")
     shutil.rmtree(tmp_path / "live")
     async with running(settings_in(tmp_path / "moved"), engine=WatchedEngine()) as service:
-        assert service.state.serving.champion == version.name
+        assert service.state.router.champion == version.name
 
 
 async def test_files_that_were_not_copied_are_named_with_the_remedy(database_url: str, tmp_path: Path) -> None:
     live, elsewhere = tmp_path / "live", tmp_path / "elsewhere"
     version = await promoted(settings_on(live, database_url))
     async with running(settings_on(elsewhere, database_url), engine=WatchedEngine()) as service:
-        assert service.state.serving.champion == BASE
+        assert service.state.router.champion == BASE
         with pytest.raises(UserError) as refusal:
             await service.state.registry.verify(version.name)
     assert str(refusal.value) == (

@@ -11,12 +11,11 @@ from bonbon.curve.best_of_k import make_curve
 from bonbon.curve.group_selection import select_groups
 from bonbon.pairs.live.win_rate_history import read_win_rate_history
 from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
-from service.app_state import AppState, get_state
+from service.app_state import CurrentState
 from service.routes.dependencies import require_admin
 
 router = APIRouter(prefix="/admin/charts", tags=["admin"], dependencies=[Depends(require_admin)])
 
-TheParts = Annotated[AppState, Depends(get_state)]
 STEPS = 80
 
 
@@ -98,10 +97,10 @@ def frontier(kl: Annotated[float, Query(gt=0, le=20)] = 3.0) -> FrontierBody:
 
 
 @router.get("/win-rate")
-async def win_rate(state: TheParts, version: str | None = None, opponent: str | None = None) -> HistoryBody:
+async def win_rate(state: CurrentState, version: str | None = None, opponent: str | None = None) -> HistoryBody:
     """Return the history of a live win rate, by default the champion's against the base."""
     history = await read_win_rate_history(
-        state.database, version=version or state.serving.champion, opponent=opponent or state.serving.routes.base
+        state.database, version=version or state.router.champion, opponent=opponent or state.router.routes.base
     )
     return HistoryBody(
         version=history.version,
@@ -116,7 +115,7 @@ async def win_rate(state: TheParts, version: str | None = None, opponent: str | 
 
 @router.get("/best-of-k")
 async def best_of_k(
-    state: TheParts, version: str | None = None, newest: Annotated[int, Query(ge=2, le=10_000)] = 2000
+    state: CurrentState, version: str | None = None, newest: Annotated[int, Query(ge=2, le=10_000)] = 2000
 ) -> CurveBody:
     """Return the curve of best-of-k over the newest groups in the log. With too few groups the answer is a 400."""
     curve = await make_curve(state.database, await select_groups(state.database, version=version, newest=newest))

@@ -1,7 +1,5 @@
 """`/admin/playground`: answers one prompt with best-of-n and with a version, side by side, without logging it."""
 
-from typing import Annotated
-
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -12,7 +10,7 @@ from bonbon.errors import RewardError, UserError
 from bonbon.prompt import Prompt
 from bonbon.store.storable_text import REASON_LENGTH, clean_name
 from bonbon.theory import win_fraction
-from service.app_state import AppState, get_state
+from service.app_state import AppState, CurrentState
 from service.middleware.disconnect import unless_disconnected
 from service.middleware.readiness import require_engine
 from service.routes.dependencies import require_admin
@@ -20,7 +18,7 @@ from service.routes.dependencies import require_admin
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin), Depends(require_engine)])
 
 
-class AskBody(BaseModel):
+class PlaygroundBody(BaseModel):
     """`version` generates the candidate that is shown beside the base's n candidates; by default it is the champion."""
 
     model_config = ConfigDict(extra="forbid")
@@ -58,20 +56,20 @@ class PlayedBody(BaseModel):
 
 
 @router.post("/playground")
-async def play(body: AskBody, request: Request, state: Annotated[AppState, Depends(get_state)]) -> PlayedBody:
+async def play(body: PlaygroundBody, request: Request, state: CurrentState) -> PlayedBody:
     return await unless_disconnected(request.receive, _play(body, state), state.cut_off)
 
 
-async def _play(body: AskBody, state: AppState) -> PlayedBody:
+async def _play(body: PlaygroundBody, state: AppState) -> PlayedBody:
     if body.n > state.settings.service.max_best_of:
         raise UserError(f"n {body.n} is above this service's limit of {state.settings.service.max_best_of}", param="n")
     best_of_n, prompt = state.best_of_n, Prompt.user(body.prompt)
     sampling = Sampling(max_tokens=body.max_tokens, temperature=body.temperature)
     async with state.admission.admit("", (body.n + 1) * body.max_tokens):
-        await state.serving.admitted()
-        routes = state.serving.routes
+        await state.router.admitted()
+        routes = state.router.routes
         version = body.version or routes.champion
-        with state.serving.hold(routes.base), state.serving.hold(version):
+        with state.router.hold(routes.base), state.router.hold(version):
             group = (await best_of_n(prompt, body.n, version=routes.base, sampling=sampling)).group
             drawn = (await collect(best_of_n.engine, DrawRequest(prompt, version, 1, sampling))).draws[0]
     problem, reward = group.degraded, None

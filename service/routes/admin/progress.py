@@ -1,7 +1,6 @@
 """`/admin/pairs` and `/admin/rounds`: statistics of the pair log and the progress of training rounds."""
 
 from datetime import datetime
-from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
@@ -9,12 +8,10 @@ from pydantic import BaseModel
 from bonbon.pairs.reading.reader import stats
 from bonbon.registry.next_round import next_round
 from bonbon.registry.round_progress import RoundStage, read_rounds
-from service.app_state import AppState, get_state
+from service.app_state import CurrentState
 from service.routes.dependencies import require_admin
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)])
-
-TheParts = Annotated[AppState, Depends(get_state)]
 
 
 class PairsBody(BaseModel):
@@ -60,14 +57,14 @@ class RoundsBody(BaseModel):
 
 
 @router.get("/pairs")
-async def show_pairs(state: TheParts) -> PairsBody:
+async def show_pairs(state: CurrentState) -> PairsBody:
     found = await stats(state.database)
     return PairsBody(**{name: getattr(found, name) for name in PairsBody.model_fields})
 
 
 @router.get("/rounds")
-async def show_rounds(state: TheParts) -> RoundsBody:
-    champion = await state.registry.get(state.serving.champion)
+async def show_rounds(state: CurrentState) -> RoundsBody:
+    champion = await state.registry.get(state.router.champion)
     upcoming = await next_round(state.registry, champion, state.settings)
     rounds = await read_rounds(state.database)
     return RoundsBody(

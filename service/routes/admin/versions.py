@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import Conflict
 from bonbon.registry.version_records import Version, VersionState
-from service.app_state import AppState, get_state
+from service.app_state import AppState, CurrentState
 from service.routes.dependencies import require_admin
 
 router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(require_admin)])
@@ -18,8 +18,6 @@ router = APIRouter(prefix="/admin", tags=["admin"], dependencies=[Depends(requir
 ACTOR = "admin api"
 SERVED_WITHIN = 60.0
 """Seconds that the response to a promotion waits until this process serves the version."""
-
-TheParts = Annotated[AppState, Depends(get_state)]
 
 
 class VersionBody(BaseModel):
@@ -73,35 +71,35 @@ class PromotedBody(BaseModel):
 
 
 @router.get("/versions")
-async def list_versions(state: TheParts) -> VersionsBody:
+async def list_versions(state: CurrentState) -> VersionsBody:
     versions = await state.registry.list()
     return VersionsBody(versions=[_body(state, version) for version in versions])
 
 
 @router.get("/versions/{name}")
-async def show_version(name: str, state: TheParts) -> VersionBody:
+async def show_version(name: str, state: CurrentState) -> VersionBody:
     return _body(state, await state.registry.get(name))
 
 
 @router.get("/aliases")
-async def show_aliases(state: TheParts) -> AliasesBody:
+async def show_aliases(state: CurrentState) -> AliasesBody:
     return AliasesBody(
         aliases=await state.registry.aliases(),
-        serving=state.serving.aliases(),
+        serving=state.router.aliases(),
         refused={name: refusal.reason for name, refusal in state.swapper.refused.items()},
         draining=sorted(state.swapper.draining),
     )
 
 
 @router.post("/promote", responses={202: {"model": PromotedBody}})
-async def promote(body: PromoteBody, state: TheParts, response: Response) -> PromotedBody:
+async def promote(body: PromoteBody, state: CurrentState, response: Response) -> PromotedBody:
     """Make a version the champion. The status is 202 if it is not served yet, 409 if this process cannot serve it."""
     version = await state.registry.promote(body.version, expected=body.expected, actor=ACTOR)
     return await _served(state, version.name, response)
 
 
 @router.post("/rollback", responses={202: {"model": PromotedBody}})
-async def rollback(state: TheParts, response: Response) -> PromotedBody:
+async def rollback(state: CurrentState, response: Response) -> PromotedBody:
     """Make the previous champion the champion again. It is still loaded, so this takes effect at once."""
     version = await state.registry.rollback(actor=ACTOR)
     return await _served(state, version.name, response)
@@ -110,11 +108,11 @@ async def rollback(state: TheParts, response: Response) -> PromotedBody:
 async def _served(state: AppState, name: str, response: Response) -> PromotedBody:
     if state.startup.failure is not None:
         response.status_code = 202
-        return PromotedBody(champion=name, serving=state.serving.champion, served=False)
+        return PromotedBody(champion=name, serving=state.router.champion, served=False)
     # The swap is shielded: it continues after the wait, or if the client disconnects.
     converging = asyncio.ensure_future(state.swapper.converge(retry=True))
     await asyncio.wait([converging], timeout=SERVED_WITHIN)
-    serving = state.serving.champion
+    serving = state.router.champion
     refusal = state.swapper.refused.get(name)
     if serving != name and refusal is not None:
         raise Conflict(
@@ -138,6 +136,6 @@ def _body(state: AppState, version: Version) -> VersionBody:
         training=version.training,
         evaluation=version.evaluation,
         verdict=version.verdict,
-        loaded=version.name in state.serving.routes.loaded,
-        references=state.serving.references(version.name),
+        loaded=version.name in state.router.routes.loaded,
+        references=state.router.references(version.name),
     )

@@ -1,14 +1,13 @@
 """`GET /admin/win-rate`: the live win rates, and whether the champion reaches the minimum."""
 
 from datetime import datetime
-from typing import Annotated
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from bonbon.pairs.live.savings import COUNTS, Savings, find_savings
 from bonbon.pairs.live.win_rates import LiveWinRate, read_win_rates
-from service.app_state import AppState, get_state
+from service.app_state import CurrentState
 from service.routes.dependencies import require_admin
 from service.routing.fallback import Fallback
 
@@ -94,15 +93,15 @@ class WinRatesBody(BaseModel):
 
 
 @router.get("/win-rate")
-async def show_win_rates(state: Annotated[AppState, Depends(get_state)]) -> WinRatesBody:
-    routes, fallback = state.serving.routes, state.audits.fallback
-    savings = await find_savings(state.database, routes.champion, state.serving.n)
+async def show_win_rates(state: CurrentState) -> WinRatesBody:
+    routes, fallback = state.router.routes, state.audits.fallback
+    savings = await find_savings(state.database, routes.champion, state.router.n)
     events = await state.registry.history(1, kind="fell_back")
     return WinRatesBody(
         champion=routes.champion,
         base=routes.base,
-        n=state.serving.n,
-        k=state.serving.k,
+        n=state.router.n,
+        k=state.router.k,
         best_of_n=routes.best_of_n,
         audit_fraction=state.audits.fraction,
         floor=fallback.value,

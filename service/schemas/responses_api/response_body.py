@@ -139,11 +139,11 @@ class ResponseBody(AnswerBody, TemplateBody):
             reasoning_effort=self.reasoning.effort,
         )
 
-    def ask(
+    def completion_request(
         self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
     ) -> CompletionRequest:
         with naming_fields(self.field_names):
-            return self._ask(
+            return self._completion_request(
                 (self.chat,),
                 max_tokens=self.max_output_tokens,
                 default_max_tokens=default_max_tokens,

@@ -20,7 +20,7 @@ def body(**fields: object) -> ChatBody:
 
 
 def sampling_of(body: ChatBody) -> Sampling:
-    return body.ask(tenant="", default_max_tokens=8, request_id="", headers={}).sampling
+    return body.completion_request(tenant="", default_max_tokens=8, request_id="", headers={}).sampling
 
 
 def test_a_body_carries_its_format_as_canonical_text() -> None:

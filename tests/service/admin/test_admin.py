@@ -55,7 +55,7 @@ async def test_versions_and_aliases_are_shown(tmp_path: Path) -> None:
         await promote(service, version.name)
         later = await approved(service, 2)
         await service.state.swapper.converge()
-        with service.state.serving.hold(version.name):
+        with service.state.router.hold(version.name):
             versions = (await service.client.get("/admin/versions")).json()["versions"]
         assert [(v["name"], v["state"], v["loaded"], v["references"]) for v in versions] == [
             (BASE, "retired", True, 0),
@@ -98,7 +98,7 @@ async def test_a_promotion_that_cannot_be_is_refused(
         response = await service.client.post("/admin/promote", json=body)
         assert response.status_code == status
         assert message in response.json()["error"]["message"]
-        assert service.state.serving.champion == BASE
+        assert service.state.router.champion == BASE
 
 
 async def test_there_is_nothing_to_roll_back_to_at_first(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ async def test_a_promotion_that_takes_long_is_accepted_and_goes_on(
         assert (response.status_code, response.json()["served"]) == (202, False)
         engine.gate.set()
         await service.state.swapper.converge()
-        assert service.state.serving.champion == version.name
+        assert service.state.router.champion == version.name
 
 
 def client_at(service: Running, host: str) -> httpx2.AsyncClient:

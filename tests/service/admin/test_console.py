@@ -78,7 +78,7 @@ async def test_promotion_and_rollback_by_keyboard(browser: Browser, tmp_path: Pa
         await page.locator("tr", has_text=version.name).get_by_role("button", name=f"Promote {version.name}").click()
         await page.locator("#ask-yes").click()
         await expect(page.locator("tr.champion")).to_contain_text(version.name)
-        assert console.state.serving.champion == version.name
+        assert console.state.router.champion == version.name
 
 
 async def test_what_the_service_refuses_is_said(browser: Browser, tmp_path: Path) -> None:

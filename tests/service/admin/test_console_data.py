@@ -163,4 +163,4 @@ async def test_versions_that_are_not_approved_are_not_promoted_from_the_page(tmp
         version = await new_version(service.state.registry, 1)
         response = await service.client.post("/admin/promote", json={"version": version.name, "expected": BASE})
         assert response.status_code == 400
-        assert version.name not in service.state.serving.routes.loaded
+        assert version.name not in service.state.router.routes.loaded

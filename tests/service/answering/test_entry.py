@@ -123,10 +123,10 @@ class Entries(RuleBasedStateMachine):
 
         async def paused() -> None:
             with suppress(EngineError):
-                async with self.state.serving.paused(MAX_WAIT):
+                async with self.state.router.paused(MAX_WAIT):
                     await resume.wait()
 
-        if not self.state.serving.resting:
+        if not self.state.router.resting:
             self.pauses.append(self.loop.create_task(paused()))
 
     @precondition(lambda self: self.resume is not None)
@@ -143,7 +143,7 @@ class Entries(RuleBasedStateMachine):
         """When nothing happens any more, nobody waits for room that is there."""
         for _ in range(20):
             self.loop.turn()
-        admission, serving = self.state.admission, self.state.serving
+        admission, serving = self.state.admission, self.state.router
         assert admission.waiting <= MOST_WAITING
         assert not admission.waiting or admission.in_flight > 0
         if not serving.resting:
@@ -155,7 +155,7 @@ class Entries(RuleBasedStateMachine):
         if not hasattr(self, "state"):
             return
         inside = [request for request in self.requests if request.inside]
-        assert self.state.serving.in_flight == len(inside)
+        assert self.state.router.in_flight == len(inside)
         assert self.state.admission.in_flight >= sum(request.tokens for request in inside)
         most = max((request.tokens for request in self.requests), default=0)
         assert self.state.admission.in_flight <= max(CAPACITY, most)
@@ -174,7 +174,7 @@ class Entries(RuleBasedStateMachine):
         for request in self.requests:
             error = None if request.task.cancelled() else request.task.exception()
             assert error is None or isinstance(error, EngineError | Overloaded | RateLimited), error
-        admission, serving = self.state.admission, self.state.serving
+        admission, serving = self.state.admission, self.state.router
         assert (admission.in_flight, admission.waiting, serving.in_flight, serving.waiting) == (0, 0, 0, 0)
         for tenant in TENANTS:
             paid = sum(r.paid for r in self.requests if r.tenant == tenant and not _failed(r))

@@ -45,8 +45,8 @@ def make(routes: Routes | None = None) -> Router:
 def test_while_the_base_is_champion_the_alias_draws_best_of_n(
     model: str, n: int, best_of: int | None, version: str, drawn: int, asked: Asked
 ) -> None:
-    with make().plan(model, n=n, best_of=best_of) as plan:
-        assert (plan.model, plan.version, plan.best_of, plan.asked) == (model, version, drawn, asked)
+    with make().route(model, n=n, best_of=best_of) as route:
+        assert (route.model, route.version, route.best_of, route.asked) == (model, version, drawn, asked)
 
 
 @pytest.mark.parametrize(
@@ -63,8 +63,8 @@ def test_while_the_base_is_champion_the_alias_draws_best_of_n(
 def test_a_distilled_champion_answers_with_one_draw(
     model: str, n: int, best_of: int | None, version: str, drawn: int
 ) -> None:
-    with make(DISTILLED).plan(model, n=n, best_of=best_of) as plan:
-        assert (plan.version, plan.best_of) == (version, drawn)
+    with make(DISTILLED).route(model, n=n, best_of=best_of) as route:
+        assert (route.version, route.best_of) == (version, drawn)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +81,8 @@ def test_a_distilled_champion_answers_with_one_draw(
 def test_a_champion_that_needs_several_draws_answers_with_the_best_of_them(
     model: str, n: int, best_of: int | None, drawn: int
 ) -> None:
-    with make(NEEDS_3).plan(model, n=n, best_of=best_of) as plan:
-        assert plan.best_of == drawn
+    with make(NEEDS_3).route(model, n=n, best_of=best_of) as route:
+        assert route.best_of == drawn
 
 
 def test_a_champion_that_fell_back_answers_with_best_of_n_whatever_it_needs() -> None:
@@ -109,20 +109,20 @@ def test_the_operator_decides_how_many_draws_a_distilled_champion_takes() -> Non
 def test_for_what_no_version_has_learnt_the_alias_is_best_of_n_of_the_base(
     model: str, best_of: int | None, version: str, drawn: int
 ) -> None:
-    with make(DISTILLED).plan(model, best_of=best_of, learned=False) as plan:
-        assert (plan.version, plan.best_of) == (version, drawn)
+    with make(DISTILLED).route(model, best_of=best_of, learned=False) as route:
+        assert (route.version, route.best_of) == (version, drawn)
 
 
 def test_and_of_the_champion_while_the_base_has_no_place() -> None:
     """Full weights have replaced the base's."""
     loaded = {"tiny-bonbon-0002": LOADED["tiny-bonbon-0002"]}
-    with make(Routes("tiny", "tiny-bonbon-0002", loaded)).plan("bonbon", learned=False) as plan:
-        assert (plan.version, plan.best_of) == ("tiny-bonbon-0002", 8)
+    with make(Routes("tiny", "tiny-bonbon-0002", loaded)).route("bonbon", learned=False) as route:
+        assert (route.version, route.best_of) == ("tiny-bonbon-0002", 8)
 
 
 @pytest.mark.parametrize("model", ["gpt-5", "challenger", "", "tiny-bonbon-0003"])
 def test_an_unknown_model_is_refused_with_what_there_is(model: str) -> None:
-    with pytest.raises(UnknownVersion) as refused, make(DISTILLED).plan(model):
+    with pytest.raises(UnknownVersion) as refused, make(DISTILLED).route(model):
         pass
     assert repr(model) in str(refused.value)
     for known in ("bonbon", "champion", "previous", "base", "tiny-bonbon-0001", "tiny-bonbon-0002"):
@@ -140,8 +140,8 @@ def test_the_model_list_names_every_alias_and_version() -> None:
 
 async def test_a_version_is_drained_when_its_last_holder_has_gone() -> None:
     serving = make(DISTILLED)
-    first, second = serving.plan("bonbon"), serving.plan("bonbon")
-    with first as plan:
+    first, second = serving.route("bonbon"), serving.route("bonbon")
+    with first as route:
         with second:
             assert serving.references("tiny-bonbon-0002") == serving.in_flight == 2
             drained = asyncio.create_task(serving.drained("tiny-bonbon-0002"))
@@ -149,7 +149,7 @@ async def test_a_version_is_drained_when_its_last_holder_has_gone() -> None:
         await asyncio.sleep(0)
         assert not drained.done()
         serving.publish(Routes("tiny", "tiny", {"tiny": LOADED["tiny"]}))
-        assert plan.version == "tiny-bonbon-0002"  # the plan keeps its version after the flip
+        assert route.version == "tiny-bonbon-0002"  # the plan keeps its version after the flip
     await asyncio.wait_for(drained, 1)
     assert serving.in_flight == 0
 
@@ -173,7 +173,7 @@ async def test_all_drained_waits_for_every_version() -> None:
 
 def test_a_reference_is_released_when_the_request_fails() -> None:
     serving = make()
-    with pytest.raises(RuntimeError), serving.plan("base"):
+    with pytest.raises(RuntimeError), serving.route("base"):
         raise RuntimeError
     assert serving.in_flight == 0
 

@@ -140,7 +140,7 @@ async def test_models_are_the_names_a_request_may_use(api: Api) -> None:
 
 
 async def test_a_distilled_champion_answers_with_one_draw(api: Api) -> None:
-    serving = api.state.serving
+    serving = api.state.router
     version = replace(serving.routes.loaded["fake"], name="fake-bonbon-0001", parent="fake")
     await api.engine.load(VersionFiles("fake-bonbon-0001", VersionKind.ADAPTER, Path("unused")))
     serving.publish(

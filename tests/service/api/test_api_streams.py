@@ -155,7 +155,7 @@ async def test_a_failure_mid_stream_is_an_error_event(tmp_path: Path, model: str
         assert "[DONE]" not in response.text
         assert '"finish_reason":"' not in response.text
         assert await api.groups() == 0
-        assert (engine.running, api.state.serving.in_flight) == (0, 0)
+        assert (engine.running, api.state.router.in_flight) == (0, 0)
 
 
 async def test_a_stream_whose_group_cannot_be_logged_never_ends_well(api: Api) -> None:
@@ -209,7 +209,7 @@ async def test_a_client_that_disconnects_aborts_every_draw(tmp_path: Path, model
     with serve(tmp_path, engine=engine) as server:
         await hang_up(server.url, body, when=lambda: engine.running == (1 if model == "base" else 8))
         await until(lambda: engine.running == 0)
-        await until(lambda: server.app.state.bonbon.serving.in_flight == 0)
+        await until(lambda: server.app.state.bonbon.router.in_flight == 0)
     assert count_groups(tmp_path) == 0
 
 
@@ -232,6 +232,6 @@ async def test_a_client_that_disconnects_while_the_reward_scores_leaves_no_group
 
         server.reward.function, server.reward.delay = score, 5.0
         await hang_up(server.url, {"model": "bonbon", "messages": MESSAGES}, when=lambda: len(server.reward.calls) == 1)
-        await until(lambda: server.app.state.bonbon.serving.in_flight == 0)
+        await until(lambda: server.app.state.bonbon.router.in_flight == 0)
         assert not scoring.is_set()
     assert count_groups(tmp_path) == 0

@@ -79,7 +79,7 @@ class Client:
 
     async def idle(self) -> None:
         """When it holds nothing, and has had some turns of the loop to forget."""
-        await until(lambda: not (self.state.admission.in_flight or self.state.serving.in_flight))
+        await until(lambda: not (self.state.admission.in_flight or self.state.router.in_flight))
         await until(lambda: self.state.connections.open == 0)
         for _ in range(20):
             await asyncio.sleep(0)

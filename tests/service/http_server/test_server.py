@@ -130,7 +130,7 @@ async def test_a_second_signal_cuts_off_what_is_in_flight(tmp_path: Path) -> Non
     async with served(app, drain_timeout=600) as server, httpx2.AsyncClient(timeout=None) as client:
         url = await server.url
         asked = asyncio.create_task(client.post(f"{url}/v1/completions", json={"model": "bonbon", "prompt": "Hi"}))
-        while not app.state.bonbon.serving.in_flight:
+        while not app.state.bonbon.router.in_flight:
             await asyncio.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
         while not app.state.stopping:

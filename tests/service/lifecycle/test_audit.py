@@ -40,16 +40,16 @@ class Bench:
         self.database, self.pair_log = database, pair_log
         self.engine, self.reward, self.metrics = FakeEngine(BASE), FakeReward(), Metrics()
         self.best_of_n = BestOfN(self.engine, self.reward)
-        self.serving = Router(BASE, alias="bonbon", n=4)
-        self.serving.publish(DISTILLED)
-        self.savings = SavingsCounter(database, self.serving, self.metrics)
-        self.floor = Fallback(Registry(database, Path("versions")), self.serving, self.metrics, 0.0)
+        self.router = Router(BASE, alias="bonbon", n=4)
+        self.router.publish(DISTILLED)
+        self.savings = SavingsCounter(database, self.router, self.metrics)
+        self.floor = Fallback(Registry(database, Path("versions")), self.router, self.metrics, 0.0)
 
     def audits(self, *, fraction: float | None = 1.0, waiting: int = 16) -> Audits:
         return Audits(
             self.best_of_n,
             self.pair_log,
-            self.serving,
+            self.router,
             self.metrics,
             self.floor,
             self.savings,
@@ -114,12 +114,12 @@ async def test_an_audit_stores_a_comparison_and_a_group_of_the_champion(bench: B
     assert logged.served == ()
     assert logged.prompt == group.prompt
     assert len({candidate.text for candidate in logged.candidates}) > 1  # the request's seed is not reused
-    assert bench.serving.in_flight == 0
+    assert bench.router.in_flight == 0
 
 
 async def test_what_is_compared_is_the_best_of_the_draws_that_the_champion_answers_from(bench: Bench) -> None:
     needs_2 = replace(DISTILLED, loaded={**DISTILLED.loaded, CHAMPION: replace(DISTILLED.loaded[CHAMPION], k=2)})
-    bench.serving.publish(needs_2)
+    bench.router.publish(needs_2)
     answer = await bench.best_of_n(PROMPT, 4, version=CHAMPION, sampling=Sampling(seed=1))
     await bench.pair_log.append(answer.group)
     single = await bench.answered()
@@ -158,7 +158,7 @@ async def test_only_whole_answers_of_a_distilled_champion_are_audited(bench: Ben
     for other in (await bench.answered(BASE), replace(group, version="fake-bonbon-0009"), aborted):
         audits.offer(other)
     assert audits.waiting == 0
-    bench.serving.publish(Routes(BASE, BASE, DISTILLED.loaded))
+    bench.router.publish(Routes(BASE, BASE, DISTILLED.loaded))
     audits.offer(await bench.answered(BASE))
     assert audits.waiting == 0
 
@@ -208,7 +208,7 @@ async def test_a_failed_audit_does_not_end_the_worker(bench: Bench) -> None:
 async def test_a_version_unloaded_before_its_audit_is_counted(bench: Bench) -> None:
     audits, group = bench.audits(), await bench.answered()
     audits.offer(group)
-    bench.serving.publish(Routes(BASE, BASE, {BASE: DISTILLED.loaded[BASE]}))
+    bench.router.publish(Routes(BASE, BASE, {BASE: DISTILLED.loaded[BASE]}))
     await run(audits)
     assert bench.count("bonbon_audits_dropped_total", reason="gone") == 1
 
@@ -222,9 +222,9 @@ async def test_an_audit_holds_its_versions_and_stopping_lets_them_go(bench: Benc
     await audits.start()
     audits.offer(replace(group, version=CHAMPION))
     await asyncio.sleep(0.01)
-    assert bench.serving.references(CHAMPION) == bench.serving.references(BASE) == 1
+    assert bench.router.references(CHAMPION) == bench.router.references(BASE) == 1
     await audits.stop()
-    assert bench.serving.in_flight == 0
+    assert bench.router.in_flight == 0
     assert bench.engine.running == 0
 
 

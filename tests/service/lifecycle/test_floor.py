@@ -101,10 +101,10 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     assert not live["below_floor"]
 
     drifting.bonus[second] = -3.0  # nobody touches the service: what the reward likes has changed
-    while one.state.serving.champion == second:
+    while one.state.router.champion == second:
         await audited(one, 10)
     # The last version known to be good, with best-of-n, in both gateways.
-    await until(lambda: two.state.serving.champion == first)
+    await until(lambda: two.state.router.champion == first)
     for service in (one, two):
         answer = (await service.ask()).json()["bonbon"]
         assert (answer["version"], answer["n"]) == (first, 4)
@@ -122,7 +122,7 @@ async def test_a_drifting_reward_brings_best_of_n_back_everywhere(gateway: Gatew
     assert all("bonbon_fallen_back 1.0" in scrape for scrape in scrapes)
 
     drifting.bonus[first] = -3.0  # what it answers is audited on; the base owes nothing to training
-    while one.state.serving.champion == first:
+    while one.state.router.champion == first:
         await audited(one, 10)
     answer = (await one.ask()).json()["bonbon"]
     assert (answer["version"], answer["n"]) == (BASE, 4)
@@ -141,18 +141,18 @@ async def test_a_drifting_reward_makes_k_rise_and_a_better_version_makes_it_fall
     await one.state.swapper.converge()
     drifting.bonus[name] = 3.0
     await audited(one, 30)
-    assert one.state.serving.k == 1
+    assert one.state.router.k == 1
 
     drifting.bonus[name] = 0.3  # the best of 4 draws is about as good as best-of-8 of the base now, 2 are not enough
     seen = [1]
     while seen[-1] < 4:
         await audited(one, 10)
-        if one.state.serving.k != seen[-1]:
-            seen.append(one.state.serving.k)
+        if one.state.router.k != seen[-1]:
+            seen.append(one.state.router.k)
     assert seen == [1, 2, 4]
     await audited(one, 60)
-    assert (one.state.serving.champion, one.state.serving.k) == (name, 4)
-    await until(lambda: two.state.serving.k == 4)
+    assert (one.state.router.champion, one.state.router.k) == (name, 4)
+    await until(lambda: two.state.router.k == 4)
     answer = (await two.ask()).json()["bonbon"]
     assert (answer["version"], answer["n"]) == (name, 4)
     shown = await win_rates(two)
@@ -166,7 +166,7 @@ async def test_a_drifting_reward_makes_k_rise_and_a_better_version_makes_it_fall
     drifting.bonus[better] = 3.0
     await one.state.swapper.converge()
     await audited(one, 30)
-    assert (one.state.serving.champion, one.state.serving.k) == (better, 1)
+    assert (one.state.router.champion, one.state.router.k) == (better, 1)
 
 
 async def test_where_a_setting_fixes_k_only_answers_worse_than_the_base_bring_best_of_n_back(
@@ -176,11 +176,11 @@ async def test_where_a_setting_fixes_k_only_answers_worse_than_the_base_bring_be
     name = await promote(service, 1)
     drifting.bonus[name] = 0.3  # better than the base, and much worse than best-of-4 of it
     await audited(service, 60)
-    assert (service.state.serving.champion, service.state.serving.k) == (name, 1)
+    assert (service.state.router.champion, service.state.router.k) == (name, 1)
     shown = await win_rates(service)
     assert (shown["floor"], shown["floor_opponent"]) == (0.5, BASE)
     drifting.bonus[name] = -3.0
-    while service.state.serving.champion == name:
+    while service.state.router.champion == name:
         await audited(service, 10)
     assert (await service.ask()).json()["bonbon"]["n"] == 4
 
@@ -224,10 +224,10 @@ async def test_a_restart_neither_forgets_the_counts_nor_the_fallback(
         champion = await promote(service, 1)
         drifting.bonus[champion] = -3.0
         await audited(service, 8)  # too few to tell
-        assert service.state.serving.champion == champion
+        assert service.state.router.champion == champion
     service = await gateway()
     assert (await win_rates(service))["win_rates"][0]["recent"] == 8
-    while service.state.serving.champion == champion:
+    while service.state.router.champion == champion:
         await audited(service, 5)
     again = await gateway()
     answer = (await again.ask()).json()["bonbon"]
@@ -262,4 +262,4 @@ async def test_a_floor_of_zero_never_acts(gateway: Gateway, drifting: Drifting) 
     await audited(service, 60)
     live = next(live for live in (await win_rates(service))["win_rates"] if live["opponent"] == "best-of-4")
     assert live["high"] < 0.45
-    assert service.state.serving.champion == name
+    assert service.state.router.champion == name

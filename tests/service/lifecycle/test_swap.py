@@ -73,7 +73,7 @@ async def test_the_alias_draws_as_many_candidates_as_the_champion_needs_and_lose
             assert f"bonbon_k {float(k)}" in metrics
         for raised in (2, 3):
             await service.state.registry.raise_k(version.name, raised, actor="test", reason="to see")
-            await eventually(lambda: service.state.serving.k > drawn[-1])
+            await eventually(lambda: service.state.router.k > drawn[-1])
             drawn.append((await service.ask()).json()["bonbon"]["n"])
     assert traffic.failures == []
     assert drawn == [3, 2, 1, 2, 3]
@@ -105,12 +105,12 @@ async def test_an_old_version_is_unloaded_only_when_its_last_stream_has_ended(tm
     engine = WatchedEngine()
     async with running(settings_in(tmp_path), engine=engine) as service:
         first = await service.promoted(1)
-        await eventually(lambda: service.state.serving.champion == first.name)
-        with service.state.serving.plan("bonbon") as plan:
+        await eventually(lambda: service.state.router.champion == first.name)
+        with service.state.router.route("bonbon") as plan:
             assert plan.version == first.name
             for weights in (2, 3):
                 version = await service.promoted(weights)
-                await eventually(lambda version=version: service.state.serving.champion == version.name)  # type: ignore[misc]
+                await eventually(lambda version=version: service.state.router.champion == version.name)  # type: ignore[misc]
             await eventually(lambda: service.state.swapper.draining == {first.name})
             await asyncio.sleep(0.05)
             assert first.name in await engine.loaded()
@@ -124,14 +124,14 @@ async def test_a_draining_version_that_is_promoted_again_stays(tmp_path: Path) -
     async with running(settings_in(tmp_path), engine=engine) as service:
         state = service.state
         first = await service.promoted(1)
-        await eventually(lambda: state.serving.champion == first.name)
-        with state.serving.hold(first.name):
+        await eventually(lambda: state.router.champion == first.name)
+        with state.router.hold(first.name):
             for weights in (2, 3):
                 await service.promoted(weights)
                 await state.swapper.converge()
             assert state.swapper.draining == {first.name}
             await state.registry.promote(first.name, force=True)
-            await eventually(lambda: state.serving.champion == first.name)
+            await eventually(lambda: state.router.champion == first.name)
         await eventually(lambda: first.name not in state.swapper.draining)
         assert ("unload", first.name) not in engine.events
         assert (await service.ask()).json()["bonbon"]["version"] == first.name
@@ -147,7 +147,7 @@ async def test_a_request_cut_off_at_any_step_lets_its_version_go(tmp_path: Path,
                 await asyncio.sleep(0)
             request.cancel()
             await asyncio.gather(request, return_exceptions=True)
-            assert service.state.serving.in_flight == 0, f"held after {steps} steps"
+            assert service.state.router.in_flight == 0, f"held after {steps} steps"
         assert engine.running == 0
 
 
@@ -213,7 +213,7 @@ async def test_a_version_of_another_base_is_refused(tmp_path: Path) -> None:
         await service.state.registry.promote(foreign.name, force=True)
         await eventually(lambda: foreign.name in service.state.swapper.refused)
         assert "belongs to the base 'other'" in service.state.swapper.refused[foreign.name].reason
-        assert service.state.serving.champion == BASE
+        assert service.state.router.champion == BASE
     assert engine.events == []
 
 
@@ -240,7 +240,7 @@ async def test_a_refused_version_is_tried_again_with_growing_pauses(
         loads = engine.events.count(("load", bad.name))
         assert loads == 3  # polls in between, every 0.02 s, did not try
         engine.nan.clear()
-        await eventually(lambda: service.state.serving.champion == bad.name)
+        await eventually(lambda: service.state.router.champion == bad.name)
         assert swapper.refused == {}
 
 
@@ -256,7 +256,7 @@ async def test_a_moved_alias_gives_a_refused_version_another_try_at_once(tmp_pat
         await state.swapper.converge()
         engine.nan.clear()
         await state.registry.promote(bad.name, force=True)
-        await eventually(lambda: state.serving.champion == bad.name)
+        await eventually(lambda: state.router.champion == bad.name)
 
 
 async def test_rollback_is_immediate_and_loads_nothing(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ async def test_a_restart_converges_to_the_registry(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=engine) as service:
         assert (await service.ask()).json()["bonbon"]["version"] == second.name
         assert await engine.loaded() == {BASE, first.name, second.name}
-        assert service.state.serving.aliases()["previous"] == first.name
+        assert service.state.router.aliases()["previous"] == first.name
 
 
 async def test_a_crash_while_swapping_leaves_a_registry_to_converge_to(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ async def test_a_crash_while_swapping_leaves_a_registry_to_converge_to(tmp_path:
     async with running(settings_in(tmp_path), engine=engine) as service:
         version = await service.promoted(1)
         await engine.loading.wait()
-        assert service.state.serving.champion == BASE
+        assert service.state.router.champion == BASE
         # The block ends with the load unfinished; nothing of this process's state is kept.
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         assert (await service.ask()).json()["bonbon"]["version"] == version.name
@@ -339,14 +339,14 @@ async def test_a_database_that_fails_leaves_the_routes_alone(tmp_path: Path) -> 
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
         state = service.state
         version = await service.promoted(1)
-        await eventually(lambda: state.serving.champion == version.name)
-        broken = Swapper(state.engine, Unreachable(state.registry), state.serving, state.metrics, poll=0.01)
+        await eventually(lambda: state.router.champion == version.name)
+        broken = Swapper(state.engine, Unreachable(state.registry), state.router, state.metrics, poll=0.01)
         await broken.start()
         broken.registry.down = True  # type: ignore[attr-defined]
         await asyncio.sleep(0.05)
         await broken.stop()
         assert broken.registry.asked > 0  # type: ignore[attr-defined]
-        assert state.serving.champion == version.name
+        assert state.router.champion == version.name
 
 
 class Unreachable(Registry):
@@ -370,7 +370,7 @@ async def test_a_promotion_by_an_outdated_view_moves_nothing(tmp_path: Path) -> 
         with pytest.raises(Conflict):
             await service.state.registry.promote(second.name, expected=BASE, force=True)
         await service.state.swapper.converge()
-        assert service.state.serving.champion == first.name
+        assert service.state.router.champion == first.name
 
 
 async def saved(database: Database) -> dict[str, list[dict[str, Any]]]:
@@ -399,7 +399,7 @@ async def test_a_registry_that_was_restored_gives_no_name_of_before_to_other_wei
         backup = await saved(state.database)
         lost = await service.promoted(1)
         await state.swapper.converge()
-        assert state.serving.champion == lost.name
+        assert state.router.champion == lost.name
         await restored(state.database, backup)
         new = await service.promoted(2)
         assert new.digest != lost.digest

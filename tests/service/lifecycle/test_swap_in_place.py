@@ -43,7 +43,7 @@ async def test_what_has_lost_its_place_is_not_served(tmp_path: Path) -> None:
     settings = settings_in(tmp_path, audit_fraction=1.0)
     async with running(settings, engine=WatchedEngine(one_place=True)) as service:
         version = await service.promoted(1, FULL)
-        await eventually(lambda: service.state.serving.champion == version.name)
+        await eventually(lambda: service.state.router.champion == version.name)
         served = {model["id"] for model in (await service.client.get("/v1/models")).json()["data"]}
         base = await service.ask("base")
         audited = service.state.metrics.registry.get_sample_value
@@ -91,7 +91,7 @@ async def test_streams_that_wait_are_kept_alive_and_too_many_are_told_to_come_ba
 ) -> None:
     settings = settings_in(tmp_path, ping_interval=0.05)
     async with running(settings, engine=WatchedEngine()) as service:
-        gate = service.state.serving
+        gate = service.state.router
         async with gate.paused(1.0):
             waiting = asyncio.create_task(service.ask(stream=True))
             await eventually(lambda: gate.waiting == 1)
@@ -108,7 +108,7 @@ async def test_streams_that_wait_are_kept_alive_and_too_many_are_told_to_come_ba
 
 async def test_a_client_that_hangs_up_while_it_waits_waits_no_more(tmp_path: Path) -> None:
     async with running(settings_in(tmp_path), engine=WatchedEngine()) as service:
-        gate = service.state.serving
+        gate = service.state.router
         async with gate.paused(1.0):
             waiting = [asyncio.create_task(service.ask(stream=stream)) for stream in (False, True)]
             await eventually(lambda: gate.waiting == 2)
