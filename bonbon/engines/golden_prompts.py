@@ -5,12 +5,13 @@ import math
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import structlog
 
 from bonbon.engines.candidates import Draw, Draws, collect
 from bonbon.engines.engine import DrawRequest, Engine, Sampling
-from bonbon.errors import EngineError, PromptTooLong
+from bonbon.errors import EngineError, PromptTooLong, UserError
 from bonbon.prompt import Prompt
 
 # Plain text, so that a base without a chat template is checked as well, and of different lengths, to mix in a batch.
@@ -54,6 +55,27 @@ async def check_base(engine: Engine, *, deadline: float = 300.0) -> None:
             ids, await _readable(engine, ids, min(engine.context_length, MAX_PROMPT_TOKENS) - GREEDY.max_tokens)
         )
         await _check_batched(engine, [(engine.base, Prompt(token_ids=prompt)) for prompt in (*prompts, longest)])
+
+
+async def check_started(engine: Engine, directory: Path, *, name: str, remedy: str) -> None:
+    """Runs `check_base` on an engine that has just started, and stops the engine when the check fails.
+
+    Args:
+        directory: The directory of the base, for the message.
+        name: What the message calls the engine.
+        remedy: What the message tells the user to do.
+
+    Raises:
+        UserError: The engine started, but cannot sample from its base.
+    """
+    try:
+        await check_base(engine)
+    except BaseException as error:
+        await engine.stop()
+        if isinstance(error, EngineError):
+            message = f"{name} cannot sample from model {directory} ({error}); {remedy}"
+            raise UserError(message, param="model") from error
+        raise
 
 
 async def _check_each(engine: Engine, version: str) -> list[tuple[int, ...]]:

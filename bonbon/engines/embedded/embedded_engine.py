@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bonbon.engines.embedded.embedded_candidate import EmbeddedCandidate, Job, Loaded
 from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
-from bonbon.engines.golden_prompts import check_base
+from bonbon.engines.golden_prompts import check_started
 from bonbon.engines.request_limits import check_bias, check_length, check_request
 from bonbon.errors import HOW_TO_START, BonbonError, EngineError, UnknownVersion, UserError
 from bonbon.extras import install
@@ -57,17 +57,8 @@ class EmbeddedEngine(Engine):
         if self._runtime is not None:
             return
         self._runtime = await asyncio.to_thread(self._open, asyncio.get_running_loop())
-        try:
-            await check_base(self)
-        except BaseException as error:
-            await self.stop()
-            if isinstance(error, EngineError):
-                raise UserError(
-                    f"the embedded engine cannot sample from model {self._directory} ({error}); serve it with "
-                    "engine = 'vllm', or serve another model",
-                    param="model",
-                ) from error
-            raise
+        remedy = "serve it with engine = 'vllm', or serve another model"
+        await check_started(self, self._directory, name="the embedded engine", remedy=remedy)
 
     async def stop(self) -> None:
         if self._runtime is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started, Tokens, VersionFiles
-from bonbon.engines.golden_prompts import check_base
+from bonbon.engines.golden_prompts import check_started
 from bonbon.engines.request_limits import check_bias, check_length, check_request
 from bonbon.errors import HOW_TO_START, EngineError, UnknownVersion, UserError
 from bonbon.extras import install
@@ -51,16 +51,7 @@ class VllmEngine(Engine):
         runtime = await asyncio.to_thread(self._open)
         await runtime.start()
         self._runtime = runtime
-        try:
-            await check_base(self)
-        except BaseException as error:
-            await self.stop()
-            if isinstance(error, EngineError):
-                raise UserError(
-                    f"vLLM cannot sample from model {self._directory} ({error}); serve another model",
-                    param="model",
-                ) from error
-            raise
+        await check_started(self, self._directory, name="vLLM", remedy="serve another model")
 
     async def stop(self) -> None:
         if self._runtime is not None:

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bonbon.engines.engine import VersionKind
 from bonbon.errors import UserError
+from bonbon.shown_values import first_problem
 
 RECORD, EVALUATION, CARD = "bonbon.json", "evaluation.json", "README.md"
 BESIDE = frozenset((RECORD, EVALUATION, CARD))
@@ -68,9 +69,7 @@ class Record:
         try:
             return TypeAdapter(cls).validate_python(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UserError(f"{path}: {where}: {first['msg']}; export the version again") from error
+            raise UserError(f"{path}: {first_problem(error)}; export the version again") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:

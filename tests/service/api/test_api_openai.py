@@ -9,7 +9,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
 from bonbon.engines.fake_engine import FakeEngine
-from tests.support.service.api import MESSAGES, Server, longest, openai_client, serve
+from tests.support.service.api import MESSAGES, Server, longest, serve
 
 CHAT_MESSAGES: list[ChatCompletionMessageParam] = [
     ChatCompletionUserMessageParam(role="user", content=str(message["content"])) for message in MESSAGES
@@ -21,12 +21,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("data"), engine=FakeEngine(delay=0.001), api_key="secret") as running:
         running.reward.function = longest
         yield running
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[OpenAI]:
-    with openai_client(server) as opened:
-        yield opened
 
 
 def test_a_chat(client: OpenAI) -> None:

@@ -9,7 +9,7 @@ from openai import OpenAI, pydantic_function_tool
 from openai.types.responses import FunctionToolParam, Response, ResponseFunctionToolCall, ResponseInputParam
 from pydantic import BaseModel
 
-from tests.support.service.api import Server, longest, openai_client, serve
+from tests.support.service.api import Server, longest, serve
 from tests.support.service.calling_engine import CALLED, CallingEngine
 
 QUESTION = "Where is my order?"
@@ -26,12 +26,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("data"), engine=CallingEngine(delay=0.001), api_key="secret") as running:
         running.reward.function = longest
         yield running
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[OpenAI]:
-    with openai_client(server) as opened:
-        yield opened
 
 
 def test_a_response(client: OpenAI) -> None:

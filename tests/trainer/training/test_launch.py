@@ -29,11 +29,6 @@ from trainer.training.metrics import read_metrics
 from trainer.training.train import TrainingResult
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base with tied weights, because sharding must keep embedding and output layer one tensor."""

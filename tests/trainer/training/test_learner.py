@@ -34,11 +34,6 @@ RATE = 1e-2
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def half_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base in bf16, with a generation config that transformers would refuse to save again."""
     directory = make_base(tmp_path_factory.mktemp("models") / "tiny")

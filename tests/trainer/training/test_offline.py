@@ -13,7 +13,7 @@ from torch import Tensor
 from bonbon.errors import BonbonError
 from bonbon.settings import TrainSettings
 from bonbon.theory import tilt
-from tests.support.data.sampled_groups import make_base, make_snapshot
+from tests.support.data.sampled_groups import make_snapshot
 from tests.support.models.learners import learner_of
 from trainer.data.groups import Groups
 from trainer.progress_bars import Bars
@@ -23,16 +23,6 @@ from trainer.training.metrics import MetricsLog, read_metrics
 from trainer.training.stages.offline import PROBED, Offline, climb
 from trainer.training.stages.schedule import default_learning_rate
 from trainer.training.stages.validation import logged_gain, validation_rows
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

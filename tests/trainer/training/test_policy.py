@@ -24,11 +24,6 @@ FULL = TrainSettings(method="full")
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def model(base: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(base).eval()
 

@@ -23,7 +23,7 @@ from bonbon.rewards.python_reward import PythonReward
 from bonbon.settings import Settings, TrainSettings
 from bonbon.store.database import open_database
 from bonbon.store.tables import groups as logged
-from tests.support.data.sampled_groups import VERSION, make_base, make_group, make_snapshot, score, snapshot_of
+from tests.support.data.sampled_groups import VERSION, make_group, make_snapshot, score, snapshot_of
 from tests.support.models.learners import learner_of, nudge
 from tests.trainer.training.test_train import settings, train, version, weights
 from trainer.data.groups import Groups
@@ -31,16 +31,6 @@ from trainer.drawing import Drawing
 from trainer.training.metrics import read_metrics
 from trainer.training.stages.draws import DrawBox
 from trainer.training.train import TrainingResult
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -38,16 +38,6 @@ from trainer.training.train import TrainingResult
 from trainer.training.train import train as train_run
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("models") / "tiny")
-
-
 @pytest.fixture(scope="module")
 def snapshot(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """Returns 96 groups with two temperatures and two n: 52 for training and 25 for validation."""
