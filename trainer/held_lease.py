@@ -115,7 +115,7 @@ class HeldLease:
 
 
 def _has_ended(holder: str) -> bool:
-    """Whether a holder was a process of this machine that is there no more."""
+    """Returns whether a holder was a process of this machine that has ended."""
     host, _, number = holder.rpartition(":")
     if host != socket.gethostname() or not number.isdecimal():
         return False

@@ -1,4 +1,4 @@
-"""The files by which a run directory says how far its round is."""
+"""Reads how far a round is from the files in its run directory."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ PLAN, TRAINING, REGISTERED, FINISHED, FAILED = (
 
 
 def is_unfinished(run: Path) -> bool:
-    """Whether there is something left to do for the round in `run`."""
+    """Returns whether stages are left to do for the round in `run`."""
     return not (run / FINISHED).exists() and not (run / FAILED).exists()
 
 

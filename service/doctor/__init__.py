@@ -1,1 +1,1 @@
-"""Checks of everything that the service needs, before it starts."""
+"""Checks everything that the service needs, without starting it."""

@@ -1,4 +1,4 @@
-"""What the service needs, checked one thing after the other without starting it."""
+"""Checks what the service needs, one thing after the other, without starting it."""
 
 import asyncio
 import os
@@ -25,13 +25,13 @@ from service.auth.keyring import needs_key
 from service.auth.local_requests import is_loopback
 
 LEAST_FREE = 5 * 2**30
-"""Bytes of the data directory's disk below which there is a warning."""
+"""The free space on the data directory's disk, in bytes, below which the check warns."""
 READS_MODEL = ("embedded", "vllm")
 """The engines that read the model's files on this machine; the extras that install them have the same names."""
 
 
 class State(StrEnum):
-    """How a check ended. Only a problem keeps the service from answering."""
+    """The outcome of a check. Only a problem keeps the service from answering."""
 
     GOOD = "good"
     WARNING = "warning"
@@ -40,7 +40,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found; a warning or a problem says what to do about it."""
+    """The result of a check. The text of a warning or a problem says what to do about it."""
 
     check: str
     state: State
@@ -48,7 +48,7 @@ class Finding:
 
 
 async def examine(settings: Settings, *, draw: bool = False) -> AsyncIterator[Finding]:
-    """The findings, each as soon as it is known.
+    """Yields each finding as soon as it is known.
 
     Args:
         draw: also start the engine and draw a few tokens, which loads the model.

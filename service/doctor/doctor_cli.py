@@ -27,8 +27,7 @@ def doctor(
 ) -> None:
     """Check model, device, rewards, database, disk, port and keys, and say what to do about what is wrong.
 
-    Nothing is served and nothing is changed. The exit status is 1 where something would keep the service from
-    answering.
+    Serves nothing and changes nothing. The exit status is 1 if a problem would keep the service from answering.
     """
     settings = load_settings(model=model, reward=reward, data_dir=data_dir, database_url=database, engine=engine)
     printer = console()

@@ -1,1 +1,1 @@
-"""HTTP bodies."""
+"""The bodies of HTTP requests and responses."""

@@ -1,4 +1,4 @@
-"""Body of a chat completion's request."""
+"""The body of a request for a chat completion."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -17,26 +17,27 @@ from service.schemas.without_effect import WHOLE, Ignored, Neutral
 
 
 class ChatBody(AnswerBody, TemplateBody):
-    """POST /v1/chat/completions."""
+    """The body of `POST /v1/chat/completions`."""
 
     messages: list[ChatMessage] = Field(min_length=1)
     tools: Tools | None = None
-    """Functions that the answer may call; only an engine that calls tools takes any."""
+    """Functions that the answer may call. The engine must support tool calls."""
     tool_choice: ToolChoice | None = None
     """auto by default. What forces a call constrains the sampler, so such groups are never trained on."""
     parallel_tool_calls: bool | None = None
-    """false: an answer has its first call only. true by default: how many calls it makes is the model's choice."""
+    """With false, an answer contains only its first call. With true, the default, the model decides how many calls it
+    makes."""
     max_completion_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     """The newer name of max_tokens."""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
-    """Likeliest tokens to report at each position; needs logprobs."""
+    """Number of most likely tokens to report at each position; needs logprobs."""
     response_format: ResponseFormat | None = None
-    """The shape of every candidate. Such groups are never trained on."""
+    """The format of every candidate. Such groups are never trained on."""
     safety_identifier: Identifier | None = None
     """The newer name of user."""
     reasoning_effort: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    """How long to think. Refused where the model's chat template does not know it, unless it is `none`."""
+    """How long the model thinks. Any value but `none` is refused if the model's chat template does not support it."""
     add_special_tokens: Annotated[None, Neutral(False)] = None
     audio: Annotated[None, Neutral()] = None
     echo: Annotated[None, Neutral(False)] = None
@@ -68,7 +69,7 @@ class ChatBody(AnswerBody, TemplateBody):
 
     @property
     def prompt(self) -> Prompt:
-        """Its messages, tools and options of the chat template."""
+        """The messages, tools and chat template options of this body, as a prompt."""
         choice = self.tool_choice if isinstance(self.tool_choice, str | None) else self.tool_choice.model_dump()
         return self.chat_prompt(
             self.messages, tools=self.tools or (), tool_choice=choice or "auto", reasoning_effort=self.reasoning_effort

@@ -1,4 +1,4 @@
-"""Body of a text completion's request."""
+"""The body of a request for a text completion."""
 
 from collections.abc import Mapping
 from typing import Annotated
@@ -14,16 +14,17 @@ from service.schemas.without_effect import WHOLE, Neutral
 
 
 class CompletionBody(AnswerBody):
-    """POST /v1/completions."""
+    """The body of `POST /v1/completions`."""
 
     prompt: PromptList
     """A string, a list of strings, token ids, or a list of lists of token ids."""
     logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
-    """Likeliest tokens to report at each position, besides the one drawn."""
+    """Number of most likely tokens to report at each position, besides the sampled one."""
     max_tokens: Annotated[int, Field(ge=0), WHOLE] | None = None
-    """As in chat completions; with `echo`, 0 draws nothing."""
+    """As in chat completions. With `echo`, 0 generates nothing."""
     echo: bool | None = None
-    """Put the prompt before each choice's text and, with `logprobs`, its tokens before the choice's."""
+    """Whether to put the prompt before each choice's text and, with `logprobs`, its tokens before the choice's
+    tokens."""
     add_special_tokens: Annotated[None, Neutral(True)] = None
     suffix: Annotated[None, Neutral("")] = None
 

@@ -1,4 +1,4 @@
-"""A person's word on an answer."""
+"""A person's judgement of an answer."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,17 +12,17 @@ from service.schemas.without_effect import WHOLE
 
 
 class FeedbackBody(Body):
-    """POST /v1/feedback: a score, a chosen candidate, a comment, or several of them."""
+    """The body of `POST /v1/feedback`: a score, a chosen candidate, a comment, or several of these."""
 
     group_id: Annotated[str, StringConstraints(min_length=1, max_length=64)]
-    """`bonbon.group_id` of the answer."""
+    """The `bonbon.group_id` of the answer."""
     score: float | None = None
-    """Higher is better, on any scale of your own."""
+    """A score on a scale of your own; higher is better."""
     chosen: Annotated[int, Field(ge=0), WHOLE] | None = None
     """The index of the candidate that should have been the answer."""
     comment: Annotated[str, StringConstraints(max_length=20_000)] | None = None
     user: Identifier | None = None
-    """Who says so."""
+    """The person who gives the feedback."""
 
     @model_validator(mode="after")
     def _says_something(self) -> "FeedbackBody":
@@ -31,5 +31,5 @@ class FeedbackBody(Body):
         return self
 
     def record(self) -> Feedback:
-        """What is stored."""
+        """The stored feedback."""
         return Feedback(self.group_id, datetime.now(UTC), self.score, self.chosen, self.comment, self.user or "")

@@ -1,4 +1,4 @@
-"""One message of a chat, as a request has it."""
+"""A message of a chat in a request."""
 
 from typing import Annotated, Any, Literal
 
@@ -20,11 +20,11 @@ class ChatMessage(Body):
     content: TextContent
     """A string, or a list of text parts, which are joined by line ends; null beside an assistant's tool calls."""
     name: Annotated[Text | None, BLANK] = None
-    """Who speaks. The model sees it where its chat template writes names; rewards do not."""
+    """The speaker's name. The model sees it if its chat template writes names; rewards do not."""
     tool_calls: Annotated[list[Call] | None, BLANK] = None
-    """What an assistant called."""
+    """The calls that an assistant made."""
     tool_call_id: Annotated[str | None, BLANK] = None
-    """Which call a tool's message answers."""
+    """The id of the call that a tool's message answers."""
     audio: Annotated[None, Neutral({})] = None
     function_call: Annotated[None, Neutral({})] = None
     reasoning: Annotated[None, Neutral("")] = None

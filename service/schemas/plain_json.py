@@ -8,7 +8,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 DEEPEST = 100
-"""How deep objects and lists may be nested: the code that reads them is recursive."""
+"""The maximum nesting of objects and lists, because the code that reads them is recursive."""
 
 
 def check_plain(value: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def check_plain(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(value: Any) -> Iterable[Any]:
-    """The objects and lists in an object or a list."""
+    """Returns the objects and lists in an object or a list."""
     parts = value.values() if isinstance(value, dict) else value
     return [part for part in parts if isinstance(part, dict | list)]
 

@@ -1,4 +1,4 @@
-"""The forms a prompt may have on the wire."""
+"""Reads prompts in each form that a request may give them."""
 
 from collections.abc import Collection
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 
 
 def parse_prompts(value: Any) -> tuple[Prompt, ...]:
-    """One prompt per string, or per list of token ids. Raises PydanticCustomError."""
+    """Returns one prompt per string, or per list of token ids. Raises PydanticCustomError."""
     if isinstance(value, list) and value and not _token_ids(value):
         return tuple(_prompt(entry, f"prompt[{i}]") for i, entry in enumerate(value))
     return (_prompt(value, "prompt"),)

@@ -38,7 +38,7 @@ of what is answered."""
 
 
 def _by_token_id(value: Any) -> Any:
-    """JSON's keys are texts."""
+    """Converts token ids from JSON, whose keys are strings."""
     if not isinstance(value, dict):
         return value
     try:
@@ -164,16 +164,17 @@ class AnswerBody(Body):
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether the answer is to have log-probabilities."""
+        """Whether the answer contains log-probabilities."""
         raise NotImplementedError
 
     @property
     def field_names(self) -> Mapping[str, str]:
-        """What this body calls those fields that have another name in it than in chat completions."""
+        """The fields that have a different name in this body than in chat completions, by their name in chat
+        completions."""
         return {}
 
     def _check_same(self, old: str, new: str) -> None:
-        """Raise UserError when both names of one field are given, with different values."""
+        """Raises UserError when both names of a field are given with different values."""
         values = getattr(self, old), getattr(self, new)
         if None not in values and values[0] != values[1]:
             raise UserError(f"{old} and {new} mean the same but differ: leave {old} out", param=new)
@@ -185,11 +186,11 @@ class AnswerBody(Body):
     def completion_request(
         self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
     ) -> CompletionRequest:
-        """What this body asks for. Raises UserError for values that do not go together."""
+        """Returns the request of this body. Raises UserError for values that contradict each other."""
         raise NotImplementedError
 
     def _fingerprint(self, prompts: tuple[Prompt, ...]) -> str:
-        """A digest of everything that decides the answer, whether it is streamed or not."""
+        """Returns a digest of everything that decides the answer. Streaming does not change it."""
         fields = self.model_dump(mode="json", exclude=UNDECISIVE, exclude_none=True)
         asked = {"prompts": [prompt.digest for prompt in prompts]} | fields
         return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""OpenAI's `response_format`."""
+"""OpenAI's `response_format` in the body of a request."""
 
 from typing import Annotated, Literal
 
@@ -14,24 +14,24 @@ FormatName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class JsonSchema(Body):
-    """A JSON schema under a name."""
+    """A JSON schema with a name."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
     name: FormatName
     description: Text | None = None
     schema_: PlainObject = Field(alias="schema")
-    """The schema itself. Every candidate is held to it."""
+    """The schema that every candidate conforms to."""
     strict: bool | None = None
-    """Accepted for compatibility: candidates are always held to the schema."""
+    """Accepted for compatibility. Candidates always conform to the schema."""
 
 
 class ResponseFormat(Body):
-    """The shape of every candidate's text: any text, any JSON object, or JSON by a schema."""
+    """The format of every candidate's text: any text, any JSON object, or JSON that conforms to a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
-    """Needed with type json_schema, and allowed with that only."""
+    """The schema. Required with the type json_schema, and allowed only with it."""
 
     @model_validator(mode="after")
     def _check_schema(self) -> "ResponseFormat":
@@ -44,5 +44,5 @@ class ResponseFormat(Body):
 
     @property
     def canonical(self) -> str | None:
-        """As `Sampling.response_format` carries it."""
+        """Returns the format as `Sampling.response_format` holds it."""
         return canonical(self.model_dump(mode="json", exclude_none=True))

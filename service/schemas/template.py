@@ -1,4 +1,4 @@
-"""What a chat's request says about how the model's chat template renders it."""
+"""The options of the model's chat template in a request for a chat."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -16,7 +16,7 @@ from service.schemas.tools import Tool
 from service.schemas.without_effect import asking_nothing
 
 FIELDS = frozenset({"add_generation_prompt", "continue_final_message"})
-"""Options of a template that are fields of their own."""
+"""The template options that have their own fields in a request."""
 
 
 def _check_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -32,11 +32,12 @@ class TemplateBody(Body):
     """Options of the chat template."""
 
     add_generation_prompt: bool | None = None
-    """true by default: the prompt ends with what begins an assistant's message."""
+    """With true, the default, the prompt ends with the beginning of an assistant's message."""
     continue_final_message: Annotated[bool | None, asking_nothing(False)] = None
-    """true: the answer continues the final message, an assistant's, instead of beginning a message."""
+    """With true, the answer continues the assistant's final message instead of beginning a new one."""
     chat_template_kwargs: Annotated[TemplateOptions | None, asking_nothing({})] = None
-    """What else the chat template is given, by name, such as `enable_thinking`. It ignores names it does not know."""
+    """Further variables for the chat template, such as `enable_thinking`. A template ignores variables that it does not
+    use."""
 
     @model_validator(mode="after")
     def _check_end(self) -> "TemplateBody":

@@ -1,4 +1,4 @@
-"""Bodies of `/tokenize` and `/detokenize`, as vLLM's servers have them."""
+"""The bodies of `/tokenize` and `/detokenize`, which are those of vLLM's servers."""
 
 from typing import Annotated
 
@@ -15,18 +15,18 @@ from service.schemas.without_effect import Neutral
 
 
 class TokenizeBody(TemplateBody):
-    """POST /tokenize: a prompt or messages."""
+    """The body of `POST /tokenize`: a prompt or messages."""
 
     model: str | None = None
-    """Any model's name: all versions of a model read prompts alike."""
+    """The name of any model, because all versions of a model tokenize prompts alike."""
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(None, min_length=1)
     tools: Tools | None = None
-    """Functions that the model is told it may call; only an engine that calls tools takes any."""
+    """Functions that the model may call. The engine must support tool calls."""
     add_special_tokens: bool | None = None
     """Add the tokenizer's special tokens: by default to a prompt, and not to messages, whose template writes them."""
     return_token_strs: bool | None = None
-    """Return each token as the tokenizer's vocabulary has it, too."""
+    """Whether to return each token as a string of the tokenizer's vocabulary as well."""
     chat_template: Annotated[None, Neutral()] = None
     media_io_kwargs: Annotated[None, Neutral({})] = None
     mm_processor_kwargs: Annotated[None, Neutral({})] = None
@@ -39,31 +39,31 @@ class TokenizeBody(TemplateBody):
 
     @property
     def read(self) -> Prompt:
-        """What is to be read."""
+        """The prompt of this body."""
         if self.messages is None:
             return Prompt(text=self.prompt)
         return self.chat_prompt(self.messages, tools=self.tools or ())
 
 
 class DetokenizeBody(Body):
-    """POST /detokenize."""
+    """The body of `POST /detokenize`."""
 
     model: str | None = None
     tokens: list[Annotated[int, Field(ge=0, lt=INT32)]]
 
 
 class Tokenized(BaseModel):
-    """How the model reads a prompt."""
+    """The tokens of a prompt."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     count: int
-    """How many tokens there are."""
+    """The number of tokens."""
     max_model_len: int
-    """Most tokens that prompt and completion may have together."""
+    """Maximum number of tokens in prompt and completion together."""
     tokens: list[int]
     token_strs: list[str] | None = None
-    """When they were asked for."""
+    """The tokens as strings, if the request asked for them."""
 
 
 class Detokenized(BaseModel):

@@ -1,4 +1,4 @@
-"""Tools in a chat's request: the functions offered, which of them to call, and the calls made before."""
+"""Tools in a request for a chat: the offered functions, the choice among them, and earlier calls."""
 
 from collections.abc import Collection
 from typing import Annotated, Literal
@@ -20,9 +20,9 @@ class Function(Body):
     name: FunctionName
     description: Text | None = None
     parameters: PlainObject | None = None
-    """JSON Schema of its arguments."""
+    """The JSON Schema of the arguments."""
     strict: bool | None = None
-    """true: arguments are forced to fit the schema. Such groups are never trained on."""
+    """With true, arguments always conform to the schema. Such groups are never trained on."""
     cache_control: Ignored = None
 
 

@@ -1,4 +1,4 @@
-"""Fields that clients send although nothing depends on them: which values are accepted, which are refused by name."""
+"""Defines the values that are accepted in fields that clients send although the service does not support them."""
 
 from typing import Annotated, Any
 
@@ -38,16 +38,16 @@ class _Ignored:
 
 
 Ignored = Annotated[None, _Ignored()]
-"""A field that changes no answer, whatever its value: it reads as None."""
+"""A field that changes no answer whatever its value is. It reads as None."""
 
 
 def _same(value: Any, neutral: Any) -> bool:
-    """Python takes false for 0, which JSON does not."""
+    """Compares values as JSON does. In Python, false equals 0."""
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def asking_nothing(*values: Any) -> BeforeValidator:
-    """For an optional field that is supported: these values ask for nothing, as null does."""
+    """For a supported optional field: these values request nothing, as null does."""
     return BeforeValidator(lambda value: None if any(_same(value, neutral) for neutral in values) else value)
 
 
@@ -60,6 +60,6 @@ def _whole(value: Any) -> Any:
 
 
 BLANK = BeforeValidator(_blank)
-"""For an optional field: an empty text or list is none."""
+"""For an optional field: an empty string or list counts as absent."""
 WHOLE = BeforeValidator(_whole)
-"""For an integer: 8.0 is 8, as in JSON, whose numbers have one type."""
+"""For an integer: accepts 8.0 as 8, because JSON's numbers have one type."""

@@ -1,1 +1,1 @@
-"""Training on Kubernetes in a Job that is made when there is work for it."""
+"""Creates a training Job on Kubernetes when a round can start."""

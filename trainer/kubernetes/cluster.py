@@ -1,6 +1,6 @@
-"""Training in a Job of its own on Kubernetes, made from a CronJob that is suspended.
+"""Creates training Jobs on Kubernetes from a suspended CronJob.
 
-What asks for GPUs exists only while a round is trained; whoever looks whether one is due needs none.
+Only the Job requests GPUs, and it exists only while a round is trained. The pod that checks for work needs none.
 """
 
 import ssl
@@ -16,15 +16,15 @@ from bonbon.errors import BonbonError, UserError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 DEADLINE = 30.0
-"""Seconds that a request to the API may take."""
+"""The maximum duration of a request to the API, in seconds."""
 FIRST_PAUSE, LONGEST_PAUSE = timedelta(minutes=15), timedelta(hours=12)
-"""Between a Job that failed and the next one; the pause doubles with each failure in a row."""
+"""The first and the longest pause between a failed Job and the next one. It doubles with each consecutive failure."""
 
 Resource = Mapping[str, Any]
 
 
 class ClusterError(BonbonError):
-    """The Kubernetes API refused a request, or could not be reached."""
+    """Raised when the Kubernetes API refuses a request or cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Cluster:
 
     @classmethod
     def of_this_pod(cls, environment: Mapping[str, str], account: Path = ACCOUNT) -> "Cluster":
-        """The one that this process runs on. Raises UserError where it is no pod, or has no service account's token."""
+        """Returns the cluster of this process. Raises UserError outside a pod or without a service account's token."""
         host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "443")
         if not host or not (account / "token").is_file():
             raise UserError(
@@ -53,7 +53,7 @@ class Cluster:
         )
 
     async def create_job(self, cronjob: str) -> str:
-        """Make a Job from the template of `cronjob`, unless one made from it is at work or failed just now.
+        """Creates a Job from the template of `cronjob`, unless a Job from it is running or has just failed.
 
         Returns:
             A sentence that says what was done.
@@ -90,7 +90,7 @@ class Cluster:
 
 
 def _job_of(cronjob: Resource) -> dict[str, Any]:
-    """As `kubectl create job --from=cronjob/...` makes it."""
+    """Returns the Job that `kubectl create job --from=cronjob/...` would create."""
     metadata, template = cronjob["metadata"], cronjob["spec"]["jobTemplate"]
     own = template.get("metadata", {})
     return {
@@ -114,13 +114,13 @@ def _is_made_from(job: Resource, cronjob: Resource) -> bool:
 
 
 def _ended(job: Resource) -> Resource | None:
-    """The condition that says how the Job ended; None while it has not."""
+    """Returns the condition that says how the Job ended, or None if it has not ended."""
     conditions = job.get("status", {}).get("conditions", [])
     return next((one for one in conditions if one["type"] in ("Complete", "Failed") and one["status"] == "True"), None)
 
 
 def _pause_after(jobs: list[Resource]) -> datetime | None:
-    """When a Job may be made again after these, which all ended; None: now."""
+    """Returns when the next Job may be created after these, which have all ended; None stands for now."""
     ends = [end for job in jobs if (end := _ended(job)) is not None]
     ends.sort(key=lambda end: datetime.fromisoformat(end["lastTransitionTime"]), reverse=True)
     failures = next((i for i, end in enumerate(ends) if end["type"] == "Complete"), len(ends))

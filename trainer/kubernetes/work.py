@@ -1,4 +1,4 @@
-"""Whether there is something to train, found out without what training needs: torch, an engine or a reward."""
+"""Finds out whether there is something to train, without torch, an engine or a reward."""
 
 from dataclasses import dataclass
 
@@ -11,16 +11,16 @@ from trainer.run_directory import unfinished_rounds
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Whether a trainer that looks now has something to do, and why, as a sentence."""
+    """Whether a trainer that starts now has something to do, and a sentence that says why."""
 
     is_ready: bool
     why: str
 
 
 async def find_work(settings: Settings) -> Work:
-    """What a trainer with these settings would do now.
+    """Returns what a trainer with these settings would do now.
 
-    Raises UserError or StoreError when there is no database, or it does not answer.
+    Raises UserError when there is no database, and StoreError when it does not answer.
     """
     if unfinished := unfinished_rounds(settings.runs_dir):
         return Work(True, f"The round in {unfinished[0]} was cut off and goes on.")
@@ -29,5 +29,5 @@ async def find_work(settings: Settings) -> Work:
         name = await registry.champion()
         if name is None:
             return Work(False, "Nothing is served yet: no gateway has registered its base model.")
-        due = await next_round(registry, await registry.get(name), settings)
-    return Work(due.is_ready, due.waits_for)
+        upcoming = await next_round(registry, await registry.get(name), settings)
+    return Work(upcoming.is_ready, upcoming.waits_for)

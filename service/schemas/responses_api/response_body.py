@@ -1,4 +1,4 @@
-"""Body of a response's request."""
+"""The body of a request for a response."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -50,7 +50,7 @@ Includable = Annotated[
 
 class ReasoningOptions(Body):
     effort: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
-    """How long to think. Refused where the model's chat template does not know it, unless it is `none`."""
+    """How long the model thinks. Any value but `none` is refused if the model's chat template does not support it."""
     context: Annotated[None, Neutral("auto")] = None
     generate_summary: Annotated[None, Neutral("auto")] = None
     mode: Annotated[None, Neutral("standard")] = None
@@ -63,27 +63,28 @@ class ResponseBody(AnswerBody, TemplateBody):
     input: Input
     """A user's message, or a list of messages, function calls and their outputs."""
     instructions: Text | None = None
-    """A system message before the input."""
+    """A system message that precedes the input."""
     tools: FunctionTools | None = None
-    """Functions that the answer may call; only an engine that calls tools takes any."""
+    """Functions that the answer may call. The engine must support tool calls."""
     tool_choice: FunctionToolChoice | None = None
     """auto by default. What forces a call constrains the sampler, so such groups are never trained on."""
     parallel_tool_calls: bool | None = None
-    """false: an answer has its first call only. true by default: how many calls it makes is the model's choice."""
+    """With false, an answer contains only its first call. With true, the default, the model decides how many calls it
+    makes."""
     max_output_tokens: Annotated[int, Field(ge=1), WHOLE] | None = None
     """Most tokens per candidate. Without it: the service's default, or less where the context has less room."""
     text: TextOptions = TextOptions()
-    """The shape of every candidate. Such groups are never trained on; not every engine can do it."""
+    """The format of every candidate. Such groups are never trained on. Not every engine supports formats."""
     reasoning: ReasoningOptions = ReasoningOptions()
     include: list[Includable] | None = None
     """`message.output_text.logprobs`. `reasoning.encrypted_content` is accepted and changes nothing: an answer has no
     reasoning apart from its text."""
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
-    """Likeliest tokens to report at each position; needs `message.output_text.logprobs` in include."""
+    """Number of most likely tokens to report at each position; needs `message.output_text.logprobs` in include."""
     safety_identifier: Identifier | None = None
     """The newer name of user."""
     store: Annotated[bool | None, BeforeValidator(_not_stored)] = None
-    """false: nothing of this request is logged. No response can be retrieved later, so true is refused."""
+    """With false, nothing of this request is logged. True is refused, because no response can be retrieved later."""
     access_programs: Annotated[None, Neutral()] = None
     background: Annotated[None, Neutral(False)] = None
     background_options: Annotated[None, Neutral({})] = None
@@ -125,7 +126,7 @@ class ResponseBody(AnswerBody, TemplateBody):
 
     @property
     def chat(self) -> Prompt:
-        """The chat that is asked for, with its tools and options of the chat template. Raises UserError."""
+        """The chat of this body, with its tools and chat template options. Raises UserError."""
         messages = messages_of(self.input, self.instructions)
         if not messages:
             raise UserError("the input has reasoning only: add a message", param="input")
@@ -157,7 +158,7 @@ class ResponseBody(AnswerBody, TemplateBody):
 
     @property
     def echo(self) -> dict[str, Any]:
-        """What the response repeats of its request, with the defaults of what was left out."""
+        """The fields that the response repeats from its request, with defaults for those that were left out."""
         choice = self.tool_choice or "auto"
         shape = self.text.format
         return {

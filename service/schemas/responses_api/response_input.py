@@ -1,4 +1,4 @@
-"""The `input` of a response's request, and the chat that it stands for."""
+"""Reads the `input` of a request for a response as a chat."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -19,7 +19,7 @@ CallId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class _TextOrParts:
-    """The schema of a content that is a string or a list of text parts."""
+    """Returns the schema of a content that is a string or a list of text parts."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         part = {
@@ -31,7 +31,7 @@ class _TextOrParts:
 
 
 class _OrText:
-    """The schema of a list that may be a string, too."""
+    """Returns the schema of a list that may also be a string."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"anyOf": [STRING, handler(schema)]}
@@ -42,7 +42,7 @@ Content = Annotated[str, BeforeValidator(partial(join_text, kinds=TEXT_PARTS)), 
 
 
 class InputMessage(Body):
-    """One turn. `developer` is read as `system`."""
+    """A message. The role `developer` is read as `system`."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -53,13 +53,13 @@ class InputMessage(Body):
 
 
 class InputCall(Body):
-    """A function that the model has called."""
+    """A call of a function by the model."""
 
     type: Literal["function_call"]
     call_id: CallId
     name: FunctionName
     arguments: Text
-    """JSON text, as the model wrote it."""
+    """The arguments as JSON text, as the model wrote it."""
     async_: Annotated[None, Neutral(False)] = Field(None, alias="async")
     caller: Annotated[None, Neutral({"type": "direct"})] = None
     namespace: Annotated[None, Neutral("")] = None
@@ -68,13 +68,13 @@ class InputCall(Body):
 
 
 class InputCallOutput(Body):
-    """What a function that the model has called gave back."""
+    """The output of a function that the model called."""
 
     type: Literal["function_call_output"]
     call_id: CallId
     output: Content
     name: Annotated[Text | None, BLANK] = None
-    """Which function it was. The model sees it where its chat template writes names."""
+    """The name of the function. The model sees it if its chat template writes names."""
     caller: Annotated[None, Neutral({"type": "direct"})] = None
     namespace: Annotated[None, Neutral("")] = None
     id: Ignored = None

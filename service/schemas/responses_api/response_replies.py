@@ -1,4 +1,7 @@
-"""Bodies and events of `/v1/responses`, as /docs shows them. The hot path writes its own without these."""
+"""Response bodies and events of `/v1/responses` as documented under /docs.
+
+The service writes its responses without these classes, for speed.
+"""
 
 from typing import Any, Literal
 
@@ -11,7 +14,7 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 class ResponseLogprob(TokenLogprob):
     bytes: list[int]
-    """Empty for a token that adds nothing to the text."""
+    """The token's bytes; empty for a token that adds nothing to the text."""
 
 
 class OutputText(Reply):
@@ -33,10 +36,10 @@ class OutputCall(Reply):
     type: Literal["function_call"]
     id: str
     call_id: str
-    """What the output of this call refers to."""
+    """The id that the output of this call refers to."""
     name: str
     arguments: str
-    """JSON text, as the model wrote it."""
+    """The arguments as JSON text, as the model wrote it."""
     status: Status
 
 
@@ -50,7 +53,7 @@ class OutputTokensDetails(Reply):
 
 
 class ResponseUsage(Reply):
-    """Tokens of the prompt and of the returned answer; what was drawn besides is in the `bonbon` object."""
+    """Tokens of the prompt and of the returned answer. The `bonbon` object counts the tokens of all candidates."""
 
     input_tokens: int
     input_tokens_details: InputTokensDetails
@@ -74,7 +77,7 @@ class ReasoningReply(Reply):
 
 
 class ResponseReply(Reply):
-    """A response. It is not stored, and repeats what its request asked for."""
+    """A response. It is not stored, and it repeats the fields of its request."""
 
     id: str
     object: Literal["response"]
@@ -82,13 +85,13 @@ class ResponseReply(Reply):
     completed_at: int | None
     status: Literal["in_progress", "completed", "incomplete", "failed"]
     error: ResponseError | None
-    """Of a stream that failed."""
+    """The error of a stream that failed."""
     incomplete_details: IncompleteDetails | None
     model: str
-    """The name that was asked for."""
+    """The model name in the request."""
     output: list[OutputMessage | OutputCall]
     usage: ResponseUsage | None
-    """null until the answer is there."""
+    """null until the answer is complete."""
     instructions: str | None
     max_output_tokens: int | None
     metadata: dict[str, str]
@@ -108,7 +111,7 @@ class ResponseReply(Reply):
     truncation: Literal["disabled"]
     user: str | None
     bonbon: ExtensionReply | None = None
-    """When the answer is there."""
+    """Sent when the answer is complete."""
 
 
 class NumberedEvent(Reply):
@@ -117,7 +120,7 @@ class NumberedEvent(Reply):
 
 
 class WholeEvent(NumberedEvent):
-    """The response begins, or ends."""
+    """Sent when the response begins or ends."""
 
     type: Literal[
         "response.created", "response.in_progress", "response.completed", "response.incomplete", "response.failed"
@@ -126,7 +129,7 @@ class WholeEvent(NumberedEvent):
 
 
 class ItemEvent(NumberedEvent):
-    """An item begins, or is whole."""
+    """Sent when an item begins or is complete."""
 
     type: Literal["response.output_item.added", "response.output_item.done"]
     output_index: int
@@ -134,7 +137,7 @@ class ItemEvent(NumberedEvent):
 
 
 class PartEvent(NumberedEvent):
-    """The content of a message begins, or is whole."""
+    """Sent when the content of a message begins or is complete."""
 
     type: Literal["response.content_part.added", "response.content_part.done"]
     output_index: int
@@ -155,7 +158,7 @@ class TextDelta(NumberedEvent):
 
 
 class TextDone(NumberedEvent):
-    """A message's text is whole."""
+    """Sent when a message's text is complete."""
 
     type: Literal["response.output_text.done"]
     output_index: int
@@ -175,7 +178,7 @@ class ArgumentsDelta(NumberedEvent):
 
 
 class ArgumentsDone(NumberedEvent):
-    """A call's arguments are whole."""
+    """Sent when the arguments of a call are complete."""
 
     type: Literal["response.function_call_arguments.done"]
     output_index: int

@@ -1,4 +1,4 @@
-"""The `text` of a response's request: the shape of the answer."""
+"""The `text` of a request for a response: the format of the answer."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from service.schemas.without_effect import Neutral
 
 
 class TextFormat(Body):
-    """The shape of every candidate's text: a `response_format` whose `json_schema` is no object of its own."""
+    """The format of every candidate's text: a `response_format` without the nested object `json_schema`."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
@@ -21,13 +21,13 @@ class TextFormat(Body):
     name: FormatName | None = None
     description: Text | None = None
     schema_: PlainObject | None = Field(None, alias="schema")
-    """Needed with type json_schema. Every candidate is held to it."""
+    """The schema that every candidate conforms to. Required with the type json_schema."""
     strict: bool | None = None
-    """Accepted for compatibility: candidates are always held to the schema."""
+    """Accepted for compatibility. Candidates always conform to the schema."""
 
     @property
     def response_format(self) -> ResponseFormat:
-        """As chat completions have it. Raises UserError when type and schema do not go together."""
+        """Returns the format as chat completions have it. Raises UserError when the schema contradicts the type."""
         if self.type != "json_schema":
             if self.schema_ is not None:
                 raise UserError(

@@ -1,4 +1,4 @@
-"""Tools in a response's request, which has no level between a tool and its function."""
+"""Tools in a request for a response, where a tool and its function are one object."""
 
 from typing import Annotated, Any, Literal
 
@@ -32,9 +32,9 @@ class FunctionTool(Body):
     name: FunctionName
     description: Text | None = None
     parameters: PlainObject | None = None
-    """JSON Schema of its arguments."""
+    """The JSON Schema of the arguments."""
     strict: bool | None = None
-    """true: arguments are forced to fit the schema. Such groups are never trained on."""
+    """With true, arguments always conform to the schema. Such groups are never trained on."""
     allowed_callers: Annotated[None, Neutral([], ["direct"])] = None
     async_: Annotated[None, Neutral(False)] = Field(None, alias="async")
     defer_loading: Annotated[None, Neutral(False)] = None
@@ -43,7 +43,7 @@ class FunctionTool(Body):
 
     @property
     def tool(self) -> Tool:
-        """As chat completions have it."""
+        """Returns the tool as chat completions have it."""
         function = Function(
             name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
         )
@@ -51,7 +51,7 @@ class FunctionTool(Body):
 
     @property
     def echo(self) -> dict[str, Any]:
-        """As the response repeats it."""
+        """Returns the tool as the response repeats it."""
         return {
             "type": "function",
             "name": self.name,
