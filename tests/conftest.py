@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import AsyncIterator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -41,6 +42,21 @@ LONGEST = ("test_demo.py", "test_trainer_chaos.py", "test_launch.py", "test_dist
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first; otherwise in the order of their names."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets warnings be warnings where vLLM is installed, whose own code raises many."""
+    if find_spec("vllm") is not None:
+        for kind in ("default", "error::RuntimeWarning", "error::pytest.PytestUnraisableExceptionWarning"):
+            config.addinivalue_line("filterwarnings", kind)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test that needs a missing program. On CI, such a test fails, because nobody would notice the skip."""
+    for mark in item.iter_markers("needs"):
+        found, remedy = mark.args
+        if not found:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(remedy)
 
 
 @pytest.fixture(autouse=True)

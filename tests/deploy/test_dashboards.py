@@ -34,6 +34,7 @@ from bonbon.store.database import open_database
 from service.app import build_state
 from tests.support.models.adapters import database_url, register_adapter
 from tests.support.models.evaluations import evaluation
+from tests.support.needs import needs_prometheus
 from tests.support.paths import ROOT
 from trainer.evaluation.gate import judge
 
@@ -177,9 +178,7 @@ async def evaluate(environment: dict[str, str], name: str) -> None:
         )
 
 
-@pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
-)
+@needs_prometheus
 async def test_a_real_prometheus_answers_every_query_of_every_panel(tiny_models: TinyModels, tmp_path: Path) -> None:
     environment = {
         "BONBON_MODEL": str(tiny_models.policy),

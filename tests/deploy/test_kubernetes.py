@@ -16,8 +16,11 @@ import yaml
 from bonbon.cli.main import app as bonbon_app
 from bonbon.settings import Settings, load_settings
 from service.app import create_app
+from tests.support.needs import needs_kustomize
 from tests.support.paths import DOCS, ROOT
 from tests.support.service.running_service import settings_in
+
+pytestmark = needs_kustomize
 
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ["overlays/cpu", "overlays/gpu", "train/cpu", "train/gpu", "download"]
@@ -31,13 +34,8 @@ Resource = dict[str, Any]
 
 
 def render(overlay: str) -> list[Resource]:
-    """What `kubectl apply -k` would send; skips the test where there is neither kubectl nor kustomize."""
-    if shutil.which("kubectl"):
-        command = ["kubectl", "kustomize"]
-    elif shutil.which("kustomize"):
-        command = ["kustomize", "build"]
-    else:
-        pytest.skip("neither kubectl nor kustomize is installed")
+    """Returns what `kubectl apply -k` would send."""
+    command = ["kubectl", "kustomize"] if shutil.which("kubectl") else ["kustomize", "build"]
     done = subprocess.run([*command, str(MANIFESTS / overlay)], check=True, capture_output=True, text=True)
     return list(yaml.safe_load_all(done.stdout))
 

@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import pytest
 
 from bonbon.pairs.group_records import Comparison
 from bonbon.pairs.live.savings import TokenCounts, add_savings
@@ -18,6 +16,7 @@ from bonbon.store.database import Database, open_database
 from tests.deploy.test_dashboards import GRAFANA, Prometheus
 from tests.support.data.groups import scored_group
 from tests.support.data.stores import sqlite
+from tests.support.needs import needs_prometheus
 from tests.support.service.fake_service import fake_service, started
 from tests.support.service.running_service import BASE, new_version
 
@@ -66,9 +65,7 @@ async def measured(database: Database, registry: Registry, weights: int, *, won:
     return version.name
 
 
-@pytest.mark.skipif(
-    shutil.which("prometheus") is None, reason="Prometheus is not installed: apt-get install prometheus"
-)
+@needs_prometheus
 async def test_the_first_tiles_speak_of_the_champion_alone(tmp_path: Path) -> None:
     # 0: a version that best-of-n beats is to go on answering.
     services = [fake_service(tmp_path, registry_poll=0.1, win_rate_floor=0) for _ in range(2)]

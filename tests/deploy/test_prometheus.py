@@ -1,21 +1,17 @@
 """Prometheus's configuration and rules: what promtool says of them, and that each alert says what to do."""
 
 import re
-import shutil
 import subprocess
 from typing import Any
 
-import pytest
 import yaml
 
+from tests.support.needs import needs_promtool
 from tests.support.paths import ROOT
 
 PROMETHEUS = ROOT / "deploy" / "prometheus"
 RULES = sorted((PROMETHEUS / "rules").glob("*.yml"))
 TESTS = sorted((PROMETHEUS / "tests").glob("*.yml"))
-needs_promtool = pytest.mark.skipif(
-    shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus"
-)
 
 
 def alerts() -> list[dict[str, Any]]:

@@ -20,11 +20,12 @@ import pytest
 from bonbon.demo.service_process import ServiceProcess
 from bonbon.errors import Conflict
 from bonbon.store.database import Database
+from tests.support.needs import needs
 from tests.support.service.fake_service import BODY, CHAT, client_of, fake_service, rows, started
 from trainer.held_lease import HeldLease
 
 LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
-pytestmark = pytest.mark.skipif(LIBRARY is None, reason="libfaketime is not installed here (Debian: libfaketime)")
+pytestmark = needs(LIBRARY, "libfaketime is not installed: apt-get install libfaketime")
 
 HOUR = timedelta(hours=1)
 

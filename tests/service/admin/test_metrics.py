@@ -2,11 +2,8 @@
 version."""
 
 import asyncio
-import shutil
 import subprocess
 from pathlib import Path
-
-import pytest
 
 from bonbon.registry.registry import Registry
 from bonbon.registry.round_progress import PROMOTED, REFUSED, CurvePoint, RoundStage, store_round_progress
@@ -15,6 +12,7 @@ from bonbon.settings import GateSettings
 from bonbon.store.database import Database
 from service.metrics_reference import reference
 from tests.support.models.evaluations import estimate, evaluation
+from tests.support.needs import needs_promtool
 from tests.support.paths import DOCS
 from tests.support.service.running_service import BASE, WatchedEngine, new_version, running, settings_in
 from trainer.evaluation.gate import judge
@@ -61,7 +59,7 @@ async def approved(registry: Registry, weights: int) -> str:
     return name
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed: apt-get install prometheus")
+@needs_promtool
 async def test_promtool_finds_nothing_to_mend(tmp_path: Path) -> None:
     text = await scraped(tmp_path)
     done = await asyncio.to_thread(

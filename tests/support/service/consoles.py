@@ -24,12 +24,13 @@ from service.app import create_app
 from service.app_state import AppState
 from tests.support.data.groups import scored_group
 from tests.support.models.evaluations import estimate, evaluation
+from tests.support.needs import needs
 from tests.support.service.running_service import BASE, WatchedEngine, new_version
 from trainer.evaluation.gate import judge
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 MARKS = [
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium"),
+    needs(CHROMIUM, "Chromium is not installed: apt-get install chromium"),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 """What every module of tests with a browser is marked with."""
