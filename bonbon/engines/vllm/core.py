@@ -226,8 +226,8 @@ class Core:
                 "= false, and train.method = full"
             )
         return (
-            "vLLM's output above has the cause; if memory is short, set kv_cache_memory_bytes, "
-            "gpu_memory_utilization or max_model_len in engine_options"
+            "vLLM's output above has the cause: set engine = 'embedded' if vLLM does not support the model, or "
+            "kv_cache_memory_bytes, gpu_memory_utilization or max_model_len in engine_options if memory is short"
         )
 
     async def _first_draw(self) -> None:

@@ -28,9 +28,10 @@ def translated() -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """Returns the first line of an error's message.
 
-    The first line of pydantic's errors only counts them, so their second line is returned.
+    The first line of pydantic's errors only counts them, so their second line is returned. vLLM's list of all the
+    architectures that it supports, thousands of characters long, is left out.
     """
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if len(lines) > 1 and re.fullmatch(r"\d+ validation errors? for \w+", lines[0]):
-        return lines[1].partition(" [type=")[0]
-    return next(iter(lines), "no message")
+        lines = [lines[1].partition(" [type=")[0]]
+    return next(iter(lines), "no message").partition(" Supported architectures:")[0]

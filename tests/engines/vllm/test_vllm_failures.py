@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, GPTNeoConfig, GPTNeoForCausalLM
 
 from bonbon.demo.tiny_models import TinyModels
 from bonbon.engines import build_engine
@@ -63,6 +64,15 @@ async def test_a_model_that_vllm_cannot_load_is_the_users_to_mend(tiny_models: T
         await engine.start()
     with pytest.raises(EngineError, match="not started"):
         await engine.check()
+    unsupported = GPTNeoConfig(
+        vocab_size=64, hidden_size=16, num_layers=2, attention_types=[[["global"], 2]], num_heads=2
+    )
+    GPTNeoForCausalLM(unsupported).save_pretrained(tmp_path / "gpt-neo")
+    AutoTokenizer.from_pretrained(tiny_models.policy).save_pretrained(tmp_path / "gpt-neo")
+    engine = build_engine(settings(tmp_path / "gpt-neo"), base="gpt-neo")
+    with pytest.raises(UserError, match=r"GPTNeoForCausalLM.*set engine = 'embedded'") as caught:
+        await engine.start()
+    assert "LlamaForCausalLM" not in str(caught.value)  # vLLM lists all the architectures that it supports.
 
 
 @pytest.fixture(scope="module")
