@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import re
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 
 from bonbon.engines.engine import (
@@ -23,7 +24,7 @@ from bonbon.engines.engine import (
     refuse_tools,
 )
 from bonbon.engines.fake_distribution import weights
-from bonbon.engines.request_limits import check_bias, check_length, check_sampling
+from bonbon.engines.request_limits import check_bias, check_length, check_request
 from bonbon.engines.structured import response_format
 from bonbon.errors import EngineError, UnknownVersion
 from bonbon.prompt import Prompt
@@ -82,7 +83,7 @@ class FakeEngine(Engine):
         sampling = request.sampling
         response_format.refuse(sampling, "fake")
         self._check_version(request.version)
-        check_sampling(sampling)
+        check_request(request)
         check_bias(sampling, END + 1)
         check_length(len(started.token_ids), request, self._context_length)
         self._raise_failure()
@@ -93,11 +94,18 @@ class FakeEngine(Engine):
                 _Candidate(index, self._generator(sampling, index), sampling, started.token_ids)
                 for index in range(request.n)
             ]
+            pieces: dict[int, list[Delta]] = defaultdict(list)
             while alive := [candidate for candidate in candidates if not candidate.finished]:
                 await asyncio.sleep(self._delay)
                 self._raise_failure()
                 for candidate in alive:
-                    yield candidate.step()
+                    delta = candidate.step()
+                    if request.deltas:
+                        yield delta
+                        continue
+                    pieces[delta.index].append(delta)
+                    if candidate.finished:
+                        yield _joined(pieces.pop(delta.index))
         finally:
             self.running -= request.n
 
@@ -173,12 +181,25 @@ def _likeliest(wanted: int) -> tuple[TokenAlternative, ...]:
     return tuple(TokenAlternative(other, Token.of(WORDS[other]), LOGPROB) for other in range(min(wanted, END)))
 
 
+def _joined(deltas: Sequence[Delta]) -> Delta:
+    """Returns the deltas of one candidate as a single delta."""
+    return Delta(
+        deltas[0].index,
+        "".join(delta.text for delta in deltas),
+        tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        tuple(token for delta in deltas for token in delta.tokens),
+        tuple(position for delta in deltas for position in delta.alternatives),
+        deltas[-1].finish_reason,
+    )
+
+
 class _Candidate:
     """One candidate while it is sampled."""
 
     def __init__(self, index: int, rng: random.Random, sampling: Sampling, prompt: tuple[int, ...]) -> None:
         self._index, self._rng, self._sampling, self._prompt = index, rng, sampling, frozenset(prompt)
-        self._text = ""
+        self._text, self._released = "", 0
         self._sampled: list[int] = []
         self.finished = False
 
@@ -192,14 +213,15 @@ class _Candidate:
         finish: FinishReason | None = (
             "stop" if ends else "length" if len(self._sampled) == sampling.max_tokens else None
         )
-        text = word
+        before, self._text = len(self._text), self._text + word
         if len(self._sampled) > sampling.min_tokens:
             for stop in sampling.stop:
-                at = (self._text + word).find(stop, max(0, len(self._text) - len(stop) + 1))
+                at = self._text.find(stop, max(0, before - len(stop) + 1))
                 if at >= 0:
-                    text, finish = (self._text + word)[len(self._text) : at], "stop"
-        self._text += text
+                    self._text, finish = self._text[:at], "stop"
         self.finished = finish is not None
+        end = len(self._text) - (0 if self.finished else self._held())
+        text, self._released = self._text[self._released : end], end
         others = _likeliest(sampling.top_logprobs)
         return Delta(
             self._index,
@@ -209,6 +231,13 @@ class _Candidate:
             (Token.of(word) if word else Token("<end>", None),),
             (others,) if sampling.top_logprobs else (),
             finish,
+        )
+
+    def _held(self) -> int:
+        """Returns the length of the longest end of the text with which a stop string may begin."""
+        return max(
+            (size for stop in self._sampling.stop for size in range(1, len(stop)) if self._text.endswith(stop[:size])),
+            default=0,
         )
 
     def _choose(self) -> int:

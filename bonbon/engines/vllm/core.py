@@ -19,12 +19,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
-from vllm.model_executor.models import ModelRegistry, supports_lora
-from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from bonbon.concurrency.shielded import end, shielded
+from bonbon.engines.vllm.adapter_support import takes_adapters
 from bonbon.engines.vllm.sampling_params import PROBE_PARAMS
 from bonbon.engines.vllm.vllm_errors import DIED, first_line, translated
 from bonbon.errors import BonbonError, EngineError, UserError
@@ -266,19 +265,6 @@ class Core:
         llm.shutdown()
         del llm  # Destroyed now, because its destructor would fail at the interpreter's exit.
         gc.collect()
-
-
-def takes_adapters(directory: Path, arguments: dict[str, Any]) -> bool:
-    """Returns whether vLLM supports LoRA adapters on a model; also true where vLLM does not tell."""
-    try:
-        config = AsyncEngineArgs(model=str(directory), **arguments).create_model_config()
-        if config.is_moe and current_platform.is_cpu():
-            return False  # With adapters, vLLM 0.32 computes experts with Triton, which does not run on CPUs.
-        architecture, _ = ModelRegistry.resolve_model_cls(config.architectures, config)
-    except Exception as error:  # noqa: BLE001 - this only affects the message about another failure
-        log.debug("cannot tell whether vLLM supports adapters on this model", error=f"{type(error).__name__}: {error}")
-        return True
-    return bool(supports_lora(architecture))
 
 
 @contextmanager

@@ -123,20 +123,6 @@ async def test_first_tokens_follow_the_policys_law(engine: EmbeddedEngine, base:
         assert chisquare([*observed, 3000 - sum(observed)], [*expected, rest]).pvalue > 1e-4
 
 
-async def test_unseeded_draws_differ(engine: EmbeddedEngine) -> None:
-    draws = await collect(engine, DrawRequest(PROMPT, "tiny", 8, Sampling(max_tokens=12)))
-    assert len({tuple(draw.token_ids) for draw in draws.draws}) > 4
-
-
-async def test_a_seed_gives_the_same_candidates_whatever_is_drawn_beside_them(engine: EmbeddedEngine) -> None:
-    request = DrawRequest(PROMPT, "tiny", 4, Sampling(max_tokens=20, seed=-17))
-    alone = await collect(engine, request)
-    others = [DrawRequest(Prompt(token_ids=(9,) * k), "tiny", 2, Sampling(max_tokens=30)) for k in (1, 5, 30)]
-    mixed = (await asyncio.gather(*(collect(engine, r) for r in [*others, request])))[-1]
-    assert [draw.token_ids for draw in alone.draws] == [draw.token_ids for draw in mixed.draws]
-    assert len({tuple(draw.token_ids) for draw in alone.draws}) == 4
-
-
 async def test_greedy_takes_the_likeliest_and_reports_its_law_at_temperature_one(
     engine: EmbeddedEngine, base: Path
 ) -> None:
@@ -201,33 +187,6 @@ async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(
         assert [draw.token_ids for draw in alone.draws] == [draw.token_ids for draw in draws.draws]
         assert_logprobs(reference(base, directory), draws)
     assert len({tuple(draws.draws[0].token_ids) for draws in mixed}) == 3
-
-
-async def test_streamed_deltas_add_up_to_the_answer_in_one_piece(engine: EmbeddedEngine) -> None:
-    sampling = Sampling(max_tokens=40, seed=2, stop=("w5 w6", "w9", "w11."), top_logprobs=1)
-    whole = await collect(engine, DrawRequest(PROMPT, "tiny", 6, sampling))
-    streamed = Draws(6)
-    deltas = [event async for event in engine.draw(DrawRequest(PROMPT, "tiny", 6, sampling, deltas=True))]
-    for event in deltas:
-        streamed.add(event)
-    assert streamed == whole
-    assert isinstance(deltas[0], Started)
-    assert len(deltas) - 1 == sum(len(draw.token_ids) for draw in whole.draws)
-    assert any(draw.text for draw in whole.draws)
-
-
-async def test_stop_strings_end_the_text_before_them(engine: EmbeddedEngine) -> None:
-    free = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=40, seed=8)))).draws[0]
-    words = free.text.split()
-    assert len(words) > 10
-    stop = " ".join(words[5:7])
-    held = Sampling(max_tokens=40, seed=8, stop=("never", stop))
-    for deltas in (False, True):
-        draw = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, held, deltas=deltas))).draws[0]
-        assert draw.text == free.text[: free.text.index(stop)]
-        assert draw.finish_reason == "stop"
-        assert draw.token_ids == free.token_ids[: len(draw.token_ids)]
-        assert len(draw.token_ids) < len(free.token_ids)
 
 
 async def test_each_candidate_arrives_when_it_is_finished(engine: EmbeddedEngine) -> None:
@@ -455,16 +414,6 @@ async def test_what_exceeds_the_context_is_refused_and_what_just_fits_is_drawn(e
     assert beside.draws[0].finish_reason
 
 
-async def test_nothing_to_draw_is_refused(engine: EmbeddedEngine) -> None:
-    for param, request in (
-        ("n", DrawRequest(PROMPT, "tiny", 0)),
-        ("max_tokens", DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=0))),
-    ):
-        with pytest.raises(UserError, match="at least 1") as caught:
-            await collect(engine, request)
-        assert caught.value.param == param
-
-
 async def test_saved_padding_and_truncation_do_not_change_prompts(base: Path, tmp_path: Path) -> None:
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -476,12 +425,6 @@ async def test_saved_padding_and_truncation_do_not_change_prompts(base: Path, tm
     draws = await collect(engine, DrawRequest(Prompt(text="w1 w2 w3"), "tiny", 1, Sampling(max_tokens=2)))
     assert draws.prompt.token_ids == (8, 9, 10)
     await engine.stop()
-
-
-async def test_an_unknown_version_is_refused(engine: EmbeddedEngine) -> None:
-    with pytest.raises(UnknownVersion, match="'nobody' is not loaded") as caught:
-        await collect(engine, DrawRequest(PROMPT, "nobody"))
-    assert caught.value.param == "model"
 
 
 async def test_a_version_that_gives_no_number_fails_its_own_draws_only(

@@ -15,7 +15,7 @@ from bonbon.engines.candidates import Draws, collect
 from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started, VersionFiles, VersionKind
 from bonbon.engines.text.prompt_reader import PromptReader
 from bonbon.engines.text.tokenizer import load_tokenizer
-from bonbon.errors import EngineError, PromptTooLong, UnknownVersion, UserError
+from bonbon.errors import EngineError, UnknownVersion, UserError
 from bonbon.prompt import Prompt
 from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
@@ -128,47 +128,6 @@ async def test_greedy_takes_the_likeliest_for_every_candidate(
     assert ids(greedy) == [distribution.argmax(-1).tolist()] * 3
     assert_logprobs(model, greedy)
     assert_logprobs(model, sampled, 2)
-
-
-async def test_a_seed_gives_the_same_candidates_whatever_is_drawn_beside_them(vllm_engine: "VllmEngine") -> None:
-    alone = await collect(vllm_engine, draw(n=4, seed=-17))
-    others = [draw(n=2, prompt=Prompt(token_ids=(300,) * size)) for size in (1, 5, 30)]
-    *_, mixed = await asyncio.gather(*(collect(vllm_engine, request) for request in [*others, draw(n=4, seed=-17)]))
-    assert ids(alone) == ids(mixed)
-    assert ids(await collect(vllm_engine, draw(n=2, seed=-17))) == ids(alone)[:2]
-    neighbour = await collect(vllm_engine, draw(n=4, seed=-16))
-    assert not {tuple(tokens) for tokens in ids(alone)} & {tuple(tokens) for tokens in ids(neighbour)}
-    free = [ids(await collect(vllm_engine, draw(n=4))) for _ in range(2)]
-    assert free[0] != free[1]
-
-
-async def test_streamed_deltas_add_up_to_the_answer_in_one_piece(vllm_engine: "VllmEngine") -> None:
-    options: dict[str, Any] = {"seed": 2, "stop": (" you", "order", ". I"), "top_logprobs": 1, "max_tokens": 40}
-    whole = await collect(vllm_engine, draw(n=6, **options))
-    streamed = Draws(6)
-    deltas = [event async for event in vllm_engine.draw(draw(n=6, deltas=True, **options))]
-    for event in deltas:
-        streamed.add(event)
-    assert ids(streamed) == ids(whole)
-    assert [(d.text, d.tokens, d.finish_reason) for d in streamed.draws] == [
-        (d.text, d.tokens, d.finish_reason) for d in whole.draws
-    ]
-    assert isinstance(deltas[0], Started)
-    assert len(deltas) - 1 == sum(len(candidate.token_ids) for candidate in whole.draws)
-    assert {candidate.finish_reason for candidate in whole.draws} == {"stop"}
-    assert not any(stop in candidate.text for candidate in whole.draws for stop in options["stop"])
-
-
-async def test_stop_strings_end_the_text_before_them(vllm_engine: "VllmEngine") -> None:
-    free = (await collect(vllm_engine, draw(seed=8, max_tokens=40))).draws[0]
-    words = free.text.split()
-    stop = " ".join(words[5:7])
-    for deltas in (False, True):
-        held = (await collect(vllm_engine, draw(seed=8, max_tokens=40, stop=("never", stop), deltas=deltas))).draws[0]
-        assert held.text == free.text[: free.text.index(stop)]
-        assert held.finish_reason == "stop"
-        assert held.token_ids == free.token_ids[: len(held.token_ids)]
-        assert len(held.token_ids) < len(free.token_ids)
 
 
 async def test_each_candidate_arrives_when_it_is_finished(vllm_engine: "VllmEngine") -> None:
@@ -319,22 +278,6 @@ async def test_prompts_are_read_as_the_policy_reads_them(vllm_engine: "VllmEngin
     for out_of_range in (-1, 10**6):
         with pytest.raises(UserError, match=f"token id {out_of_range} "):
             await collect(vllm_engine, draw(prompt=Prompt(token_ids=(out_of_range,))))
-
-
-async def test_what_cannot_be_drawn_is_refused_before_it_starts(vllm_engine: "VllmEngine") -> None:
-    most = vllm_engine.context_length
-    prompt = Prompt(token_ids=(300,) * (most - 3))
-    with pytest.raises(PromptTooLong, match=f"{most - 3} in the prompt, 4 in the completion"):
-        await anext(vllm_engine.draw(draw(prompt=prompt, max_tokens=4)))
-    assert (await collect(vllm_engine, draw(prompt=prompt, max_tokens=3))).draws[0].finish_reason
-    with pytest.raises(UnknownVersion, match="'nobody' is not loaded"):
-        await anext(vllm_engine.draw(draw("nobody")))
-    for param, request in (("n", draw(n=0)), ("max_tokens", draw(max_tokens=0))):
-        with pytest.raises(UserError, match="at least 1") as caught:
-            await anext(vllm_engine.draw(request))
-        assert caught.value.param == param
-    with pytest.raises(UserError, match="temperature"):
-        await anext(vllm_engine.draw(draw(temperature=3)))
 
 
 def schema(properties: dict[str, Any]) -> str:

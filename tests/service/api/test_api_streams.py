@@ -4,6 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class FailingMidway(FakeEngine):
     tokens = 2
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
-        async for event in super().draw(request):
+        async for event in super().draw(replace(request, deltas=True)):
             yield event
             self.tokens -= isinstance(event, Delta)
             if self.tokens == 0:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -452,7 +453,7 @@ class FailingMidway(FakeEngine):
         self.early = early
 
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
-        async for event in super().draw(request):
+        async for event in super().draw(replace(request, deltas=True)):
             if (self.early and isinstance(event, Delta)) or not self.early:
                 yield event
             if isinstance(event, Delta):

@@ -5,6 +5,7 @@ import json
 import math
 import random
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -154,24 +155,32 @@ class _Answer:
         self.double, self.request, self.body, self.ids, self.text = double, request, body, ids, text
         self.chat = "messages" in body
         self.most = body["max_completion_tokens" if self.chat else "max_tokens"]
+        self.texts: dict[int, int] = {}
+        """The length of the text of each candidate that a stop string ends."""
+        self.written: Counter[int] = Counter()
 
     def candidate(self, index: int) -> list[int]:
-        """Words until one says stop; the same for the same seed."""
+        """Words until one says stop or the text contains a stop string; the same for the same seed."""
         rng = random.Random(self.body["seed"] + index) if "seed" in self.body else random.Random()
-        if self.body["temperature"] == 0:
-            return [0, 1, END][: self.most]
         drawn: list[int] = []
         while len(drawn) < self.most and END not in drawn:
-            drawn.append(rng.randrange(END + 1))
+            greedy = (0, 1, END)[len(drawn)] if self.body["temperature"] == 0 else None
+            drawn.append(rng.randrange(END + 1) if greedy is None else greedy)
+            text = "".join(_words(drawn, first=True))
+            if found := [text.index(stop) for stop in self.body.get("stop") or () if stop in text]:
+                self.texts[index] = min(found)
+                break
         return drawn
 
     def piece(self, index: int, tokens: list[int], first: bool) -> dict[str, Any]:
-        texts = ["" if token == END else WORDS[token] if first and i == 0 else f" {WORDS[token]}"
-                 for i, token in enumerate(tokens)]  # fmt: skip
+        texts = _words(tokens, first=first)
         logprob = math.nan if self.body["model"] in self.double.nan else -math.log(END + 1)
         likeliest = self.likeliest()
         choice: dict[str, Any] = {"index": index, "token_ids": tokens, "finish_reason": None}
         text = "".join(texts)
+        before = self.written[index]
+        self.written[index] += len(text)
+        text = text[: max(0, self.texts.get(index, self.written[index]) - before)]
         if self.chat:
             content = [{"token": t, "logprob": logprob, "bytes": None, "top_logprobs":
                         [{"token": w, "logprob": p} for w, p in likeliest.items()]} for t in texts]  # fmt: skip
@@ -205,7 +214,7 @@ class _Answer:
             if not await self.wait(len(tokens)):
                 return {}
             choice = self.piece(index, tokens, first=True)
-            choices.append(choice | {"finish_reason": self.finish(tokens)})
+            choices.append(choice | {"finish_reason": self.finish(index, tokens)})
         return {"choices": choices} | self.head()
 
     async def chunks(self) -> AsyncIterator[str]:
@@ -228,7 +237,9 @@ class _Answer:
                     await asyncio.sleep(self.double.delay)
                     choice = self.piece(index, [tokens[position]], first=position == 0)
                     last = position + 1 == len(tokens)
-                    yield _event({"choices": [choice | ({"finish_reason": self.finish(tokens)} if last else {})]})
+                    yield _event(
+                        {"choices": [choice | ({"finish_reason": self.finish(index, tokens)} if last else {})]}
+                    )
                     sent += 1
             finished = True
             yield "data: [DONE]\n\n"
@@ -249,10 +260,17 @@ class _Answer:
         finally:
             self.double.drawing -= 1
 
-    def finish(self, tokens: list[int]) -> str:
+    def finish(self, index: int, tokens: list[int]) -> str:
         if self.double.tool_call and self.body.get("tools"):
             return "tool_calls"
-        return "stop" if END in tokens else "length"
+        return "stop" if END in tokens or index in self.texts else "length"
+
+
+def _words(tokens: list[int], *, first: bool) -> list[str]:
+    return [
+        "" if token == END else WORDS[token] if first and position == 0 else f" {WORDS[token]}"
+        for position, token in enumerate(tokens)
+    ]
 
 
 def _text(body: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Tests of the modules that get an adapter, and of targets that are refused before training."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,19 @@ def test_what_cannot_be_served_is_refused_without_weights(
         assert refused.value.param == "train.lora_targets"
         assert str(refused.value).startswith(f"train.lora_targets = {targets!r} cannot be trained on this model: ")
         assert "; set train.lora_targets to other linear layers, such as q_proj,v_proj, or " in str(refused.value)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj,gate_up_proj"])
+def test_layers_on_which_the_engine_serves_no_adapter_are_refused_with_the_others(targets: str, tmp_path: Path) -> None:
+    base = POLICIES["GLM-4"].save(tmp_path / "base")
+    check_targets(base, settings(targets))
+    with pytest.raises(UserError, match="includes gate_up_proj, on which this vLLM cannot serve") as refused:
+        check_targets(base, settings(targets), {"gate_up_proj"})
+    assert refused.value.param == "train.lora_targets"
+    remedy = re.search("set train.lora_targets = '(.*?)'", str(refused.value))
+    assert remedy is not None
+    check_targets(base, settings(remedy[1]), {"gate_up_proj"})
+    assert adapted(load_policy(base, None, settings(remedy[1]))) == set(remedy[1].split(","))
 
 
 def test_a_router_that_returns_more_than_a_tensor_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,26 @@ TOKENS = 16
 """Number of tokens of the text that reveals which modules a model calls."""
 
 
-def check_targets(base: Path, settings: TrainSettings) -> None:
-    """Raises UserError when the model in `base` does not allow `train.lora_targets`. Does not read its weights."""
-    if settings.method == "lora" and settings.lora_targets != ALL_LINEAR:
-        read_config(base)  # raises an error that explains an invalid configuration
-        model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
-        _named(model, settings, lambda name: True)
+def check_targets(base: Path, settings: TrainSettings, unadaptable: Collection[str] = ()) -> None:
+    """Raises UserError when the model in `base` does not allow `train.lora_targets`. Does not read its weights.
+
+    Args:
+        unadaptable: Names of layers on which the engine cannot serve adapters.
+    """
+    if settings.method != "lora" or (settings.lora_targets == ALL_LINEAR and not unadaptable):
+        return
+    read_config(base)  # raises an error that explains an invalid configuration
+    model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
+    every = settings.lora_targets == ALL_LINEAR
+    targets = _linear(model) if every else _named(model, settings, lambda name: True)
+    names = dict.fromkeys(name.rpartition(".")[2] for name in targets)
+    if refused := [name for name in names if name in unadaptable]:
+        others = ",".join(name for name in names if name not in unadaptable)
+        raise UserError(
+            f"train.lora_targets = {settings.lora_targets!r} includes {', '.join(refused)}, on which this vLLM cannot "
+            f"serve an adapter of this model; set train.lora_targets = {others!r}, or train.method = 'full'",
+            param="train.lora_targets",
+        )
 
 
 def choose_targets(model: "PreTrainedModel", settings: TrainSettings) -> list[str]:
@@ -49,12 +63,7 @@ def choose_targets(model: "PreTrainedModel", settings: TrainSettings) -> list[st
     called = _called(model)
     if settings.lora_targets != ALL_LINEAR:
         return _named(model, settings, lambda name: _pattern(name) in called)
-    output = model.get_output_embeddings()
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, LINEAR) and module is not output and _pattern(name) in called
-    ]
+    linear = [name for name in _linear(model) if _pattern(name) in called]
     if not _problem(model.config, settings, linear):
         return linear
     kinds: dict[str, list[str]] = {}
@@ -86,6 +95,11 @@ def lora_config(settings: TrainSettings, targets: list[str]) -> LoraConfig:
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
+
+
+def _linear(model: "PreTrainedModel") -> list[str]:
+    output = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if isinstance(module, LINEAR) and module is not output]
 
 
 def _misfit(settings: TrainSettings, why: str) -> UserError:
