@@ -206,8 +206,9 @@ async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(
 async def test_streamed_deltas_add_up_to_the_answer_in_one_piece(engine: EmbeddedEngine) -> None:
     sampling = Sampling(max_tokens=40, seed=2, stop=("w5 w6", "w9", "w11."), top_logprobs=1)
     whole = await collect(engine, DrawRequest(PROMPT, "tiny", 6, sampling))
-    streamed = Draws(6)
-    deltas = [event async for event in engine.draw(DrawRequest(PROMPT, "tiny", 6, sampling, deltas=True))]
+    request = DrawRequest(PROMPT, "tiny", 6, sampling, deltas=True)
+    streamed = Draws(request)
+    deltas = [event async for event in engine.draw(request)]
     for event in deltas:
         streamed.add(event)
     assert streamed == whole

@@ -145,8 +145,9 @@ async def test_a_seed_gives_the_same_candidates_whatever_is_drawn_beside_them(vl
 async def test_streamed_deltas_add_up_to_the_answer_in_one_piece(vllm_engine: "VllmEngine") -> None:
     options: dict[str, Any] = {"seed": 2, "stop": (" you", "order", ". I"), "top_logprobs": 1, "max_tokens": 40}
     whole = await collect(vllm_engine, draw(n=6, **options))
-    streamed = Draws(6)
-    deltas = [event async for event in vllm_engine.draw(draw(n=6, deltas=True, **options))]
+    request = draw(n=6, deltas=True, **options)
+    streamed = Draws(request)
+    deltas = [event async for event in vllm_engine.draw(request)]
     for event in deltas:
         streamed.add(event)
     assert ids(streamed) == ids(whole)
