@@ -10,8 +10,9 @@ from bonbon.engines.candidates import Draws
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started
 from bonbon.errors import EngineError, StoreError
 from bonbon.observability.tracing import Key, Name, span
-from bonbon.pairs.group_records import Unclean, salt_of
+from bonbon.pairs.group_records import salt_of
 from bonbon.pairs.group_store import Kept
+from bonbon.pairs.ranking import why_unclean
 from bonbon.prompt import Prompt
 from service.answering.completion_request import CompletionRequest, naming_fields
 from service.answering.idempotency import repeat
@@ -115,8 +116,7 @@ async def _answer(
         fingerprint=completion_request.fingerprint,
     )
     own_reward = state.tenant_rewards.has_own(completion_request.tenant)
-    if own_reward and group.unclean in (None, Unclean.TIED):
-        group = replace(group, unclean=Unclean.REWARD)
+    group = replace(group, unclean=why_unclean(group, own_reward=own_reward))
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine stopped before the answer was complete; try again")
     state.metrics.answered(route, group)
@@ -124,13 +124,8 @@ async def _answer(
     if answer.failure is not None:
         state.metrics.degraded(group, answer.failure)
     if completion_request.store:
-        if (
-            completion_request.retry
-            and idempotency is None
-            and group.unclean is None
-            and await state.pair_log.seen(group)
-        ):
-            group = replace(group, unclean=Unclean.REPEATED)
+        if completion_request.retry and idempotency is None and await state.pair_log.seen(group):
+            group = replace(group, unclean=why_unclean(group, repeated=True))
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
             kept = await state.pair_log.append(group)
             logging.set(Key.KEPT, kept)
@@ -144,7 +139,7 @@ async def _answer(
                 return
             completion_request.check_same(first, prompt)
             # The client already has most of this answer, so it is logged in addition to the first one.
-            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
+            group = replace(group, idempotency=None, unclean=why_unclean(group, repeated=True))
             kept = await state.pair_log.append(group)
         state.metrics.logged(group, kept)
         if kept is Kept.DROPPED:
