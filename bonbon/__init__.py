@@ -1,11 +1,23 @@
 """Serves best-of-n answers from a language model, and distils them into a model that needs one sample per answer."""
 
 from bonbon.best_of_n import Answer, BestOfN
-from bonbon.engines.engine import Engine, Sampling
+from bonbon.engines.engine import Delta, Engine, Sampling, Started
 from bonbon.pairs.group_records import Candidate, Group
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
 
 __version__ = "0.1.0"
 
-__all__ = ["Answer", "BestOfN", "Candidate", "Engine", "Group", "Prompt", "Reward", "Sampling", "__version__"]
+__all__ = [
+    "Answer",
+    "BestOfN",
+    "Candidate",
+    "Delta",
+    "Engine",
+    "Group",
+    "Prompt",
+    "Reward",
+    "Sampling",
+    "Started",
+    "__version__",
+]

@@ -2,7 +2,8 @@
 
 import math
 import random
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -10,11 +11,11 @@ from typing import Self
 
 import structlog
 
-from bonbon.engines.candidates import Draw, Draws, collect
-from bonbon.engines.engine import DrawRequest, Engine, Sampling
+from bonbon.engines.candidates import Draw, Draws, start_drawing
+from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started
 from bonbon.errors import RewardError, RewardNotStarted
 from bonbon.ids import time_ordered_id
-from bonbon.observability.tracing import Name, span
+from bonbon.observability.tracing import Key, Name, Value, span
 from bonbon.pairs.group_records import Candidate, Group
 from bonbon.pairs.ranking import rank, why_unclean
 from bonbon.prompt import Prompt
@@ -85,23 +86,56 @@ class BestOfN:
         Raises what `Engine.draw` raises, and RewardNotStarted. A reward that fails in another way raises nothing: it
         degrades the group.
         """
-        version = version or self.engine.base
-        draws = await collect(self.engine, DrawRequest(prompt, version, n, sampling, salt=salt))
-        return await self.rank(prompt, draws, version=version, sampling=sampling, keep=keep)
+        events = self.stream(prompt, n, version=version, sampling=sampling, keep=keep, salt=salt, deltas=False)
+        async with aclosing(events):
+            (answer,) = [event async for event in events if isinstance(event, Answer)]
+        return answer
 
-    async def rank(self, prompt: Prompt, draws: Draws, *, version: str, sampling: Sampling, keep: int = 1) -> Answer:
-        """Scores and ranks sampled candidates.
+    async def stream(
+        self,
+        prompt: Prompt,
+        n: int = 8,
+        *,
+        version: str | None = None,
+        sampling: Sampling = Sampling(),
+        keep: int = 1,
+        salt: str = "",
+        deltas: bool = True,
+        fit: bool = False,
+    ) -> AsyncGenerator[Started | Delta | Answer]:
+        """Yields `Started`, the deltas of the candidates as they are sampled, and at the end the `Answer`.
+
+        Takes the arguments of a call and raises what a call raises. Closing the generator aborts all candidates.
+
+        Args:
+            deltas: Whether to yield pieces of candidates. Otherwise each candidate is one delta when it is finished.
+            fit: Whether max_tokens may be reduced to the free space in the context. The answer's group has the sampling
+                parameters that were used.
+        """
+        request = DrawRequest(prompt, version or self.engine.base, n, sampling, deltas, salt)
+        with span(Name.DRAW, **_attributes(request)) as drawing:
+            draws, events = await start_drawing(self.engine, request, fit=fit)
+            drawing.set(Key.INPUT_TOKENS, len(draws.prompt.token_ids))
+            async with aclosing(events):
+                yield draws.prompt
+                async for event in events:
+                    draws.add(event)
+                    yield event
+            drawing.set(Key.OUTPUT_TOKENS, draws.token_count)
+        yield await self.rank(draws, keep=keep)
+
+    async def rank(self, draws: Draws, *, keep: int = 1) -> Answer:
+        """Scores and ranks sampled candidates, and marks the `keep` best as served.
 
         A single candidate is not scored, because there is nothing to choose from.
         """
+        request = draws.request
         candidates = tuple(_candidate(draw) for draw in draws.draws)
         failure: RewardError | None = None
         if len(candidates) > 1:
             try:
-                # Rewards read text; only the policy's tokenizer can read token ids.
-                readable = prompt if prompt.token_ids is None else Prompt(text=draws.prompt.text)
-                rewards = await self.score(readable, [candidate.text for candidate in candidates])
-                candidates = rank(candidates, rewards, random.Random(sampling.seed))
+                rewards = await self.score(draws.readable, [candidate.text for candidate in candidates])
+                candidates = rank(candidates, rewards, random.Random(request.sampling.seed))
             except RewardNotStarted:
                 raise
             except RewardError as error:
@@ -116,10 +150,10 @@ class BestOfN:
         group = Group(
             id=time_ordered_id(),
             time=datetime.now(UTC),
-            prompt=prompt,
+            prompt=request.prompt,
             prompt_token_ids=draws.prompt.token_ids,
-            version=version,
-            sampling=sampling,
+            version=request.version,
+            sampling=request.sampling,
             reward_name=self.reward.name,
             reward_version=self.reward.version,
             candidates=tuple(replace(c, served=c.index in kept) for c in candidates),
@@ -137,3 +171,14 @@ def _candidate(draw: Draw) -> Candidate:
     return Candidate(
         draw.index, draw.written, tuple(draw.token_ids), math.fsum(draw.logprobs), draw.finish_reason or "abort"
     )
+
+
+def _attributes(request: DrawRequest) -> dict[str, Value]:
+    return {
+        "OPERATION": "text_completion" if request.prompt.messages is None else "chat",
+        "PROVIDER": "bonbon",
+        "MODEL": request.version,
+        "CHOICES": request.n,
+        "MAX_TOKENS": request.sampling.max_tokens,
+        "TEMPERATURE": request.sampling.temperature,
+    }

@@ -26,6 +26,7 @@ from bonbon.pairs.reading.snapshot import Fractions, Split, split_of
 from bonbon.prompt import Prompt
 from bonbon.registry.version_records import Version
 from bonbon.rewards import build_reward
+from bonbon.rewards.scoring import OFFLINE_DEADLINE
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
 from trainer.context import RunContext
@@ -40,7 +41,6 @@ log = structlog.get_logger(__name__)
 TASK = "distill.json"
 CONCURRENCY = 32
 """Prompts processed concurrently."""
-REWARD_SECONDS = 600.0
 OF_A_PROMPT = ("prompt", "messages")
 """Parameters named by an engine's error when it concerns a single prompt, and other prompts may still be read."""
 
@@ -105,7 +105,6 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
     engine = await asyncio.to_thread(build_engine, settings, base=base.name)
     reward = build_reward(settings.reward)
     pair_log = PairLog(context.database)
-    best_of_n = BestOfN(engine, reward, deadline=REWARD_SECONDS)
     waiting = iter(left)
     skipped, unreadable = 0, None
 
@@ -128,18 +127,15 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
                 await pair_log.append(replace(group, id=_group_id(number)))
             advance(1)
 
-    await engine.start()
-    try:
-        await reward.start()
+    async with BestOfN(engine, reward, deadline=OFFLINE_DEADLINE) as best_of_n:
         await pair_log.start()
-        title = f"drawing {settings.n} candidates per prompt"
-        with bar(title, len(prompts), show=context.progress) as advance:
-            advance(len(prompts) - len(left))
-            await gather_or_cancel(draw_some() for _ in range(CONCURRENCY))
-    finally:
-        await pair_log.stop()
-        await reward.stop()
-        await engine.stop()
+        try:
+            title = f"drawing {settings.n} candidates per prompt"
+            with bar(title, len(prompts), show=context.progress) as advance:
+                advance(len(prompts) - len(left))
+                await gather_or_cancel(draw_some() for _ in range(CONCURRENCY))
+        finally:
+            await pair_log.stop()
     if unreadable is not None and skipped == len(prompts):
         raise unreadable
     if skipped:

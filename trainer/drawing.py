@@ -22,6 +22,7 @@ from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.snapshot import SCHEMA, Snapshot, snapshot_row
 from bonbon.pairs.reading.training_groups import TrainingGroup
 from bonbon.rewards.reward import Reward
+from bonbon.rewards.scoring import OFFLINE_DEADLINE
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
 from trainer.data.logged_prompts import LoggedPrompt, logged_prompts
@@ -31,8 +32,6 @@ log = structlog.get_logger(__name__)
 
 POLL = 0.02
 """Seconds between checks for a new order."""
-REWARD_DEADLINE = 600.0
-"""Deadline in seconds for a group's scores. It is long because no client waits for the answer."""
 
 
 MIN_VALIDATION_GROUPS = 8
@@ -170,12 +169,11 @@ class Drawing:
 
     async def _start(self) -> BestOfN:
         engine = await asyncio.to_thread(self._make_engine)
-        for part in (engine, self._reward):
-            await part.start()
-            self._running.push_async_callback(part.stop)
+        best_of_n = BestOfN(engine, self._reward, deadline=OFFLINE_DEADLINE)
+        await self._running.enter_async_context(best_of_n)
         self._prompts = await asyncio.to_thread(logged_prompts, self._snapshot)
-        self._best_of_n = BestOfN(engine, self._reward, deadline=REWARD_DEADLINE)
-        return self._best_of_n
+        self._best_of_n = best_of_n
+        return best_of_n
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -12,13 +12,12 @@ from bonbon.curve.group_selection import Selection
 from bonbon.errors import UserError
 from bonbon.pairs.reading.scored_groups import Kind, ScoredGroup, scored_groups
 from bonbon.rewards.reward import Reward
-from bonbon.rewards.scoring import score_texts
+from bonbon.rewards.scoring import OFFLINE_DEADLINE, score_texts
 from bonbon.store.database import Database
 from bonbon.theory import Estimate, best_of_k_means, best_of_k_win_rates, best_of_n_kl, clustered_ratio
 
 SHARE = 0.05
 BUCKETS = 4096
-JUDGE_SECONDS = 600.0
 JUDGED_TOGETHER = 16
 
 Array = NDArray[np.float64]
@@ -127,7 +126,7 @@ async def _judged(
     async def score(group: ScoredGroup) -> list[float] | None:
         if judge is None or group.prompt is None or group.prompt.token_ids is not None:
             return None
-        return await score_texts(judge, group.prompt, group.texts, deadline=JUDGE_SECONDS)
+        return await score_texts(judge, group.prompt, group.texts, deadline=OFFLINE_DEADLINE)
 
     waiting: list[ScoredGroup] = []
     async for group in groups:

@@ -1,10 +1,12 @@
 """Collects an engine's interleaved deltas into whole candidates."""
 
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bonbon.engines.engine import Delta, DrawRequest, Engine, FinishReason, Started, Token, TokenAlternative
-from bonbon.errors import EngineError
+from bonbon.errors import EngineError, PromptTooLong
+from bonbon.prompt import Prompt
 from bonbon.tools import ToolCall, ToolCallDelta, written
 
 
@@ -52,12 +54,12 @@ class Draw:
 class Draws:
     """The n candidates of one request, and the prompt as the policy read it."""
 
-    n: int
+    request: DrawRequest
     started: Started | None = None
     draws: list[Draw] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.draws = [Draw(index) for index in range(self.n)]
+        self.draws = [Draw(index) for index in range(self.request.n)]
 
     def add(self, event: Started | Delta) -> None:
         if isinstance(event, Started):
@@ -72,11 +74,59 @@ class Draws:
             raise EngineError("the engine ended the request before it started to sample; see the engine's log")
         return self.started
 
+    @property
+    def readable(self) -> Prompt:
+        """Returns the prompt for rewards, which read text: only the policy's tokenizer can read token ids."""
+        prompt = self.request.prompt
+        return prompt if prompt.token_ids is None else Prompt(text=self.prompt.text)
+
+    @property
+    def token_count(self) -> int:
+        """Returns the number of tokens of all candidates."""
+        return sum(len(draw.token_ids) for draw in self.draws)
+
 
 async def collect(engine: Engine, request: DrawRequest) -> Draws:
     """Samples all candidates of `request` until they end."""
-    draws = Draws(request.n)
+    draws = Draws(request)
     async with aclosing(engine.draw(request)) as events:
         async for event in events:
             draws.add(event)
     return draws
+
+
+async def start_drawing(
+    engine: Engine, request: DrawRequest, *, fit: bool = False
+) -> tuple[Draws, AsyncGenerator[Started | Delta]]:
+    """Starts to sample. Returns the draws, which have only their prompt so far, and the events that follow.
+
+    With `fit`, a request that exceeds the context is sampled with max_tokens reduced to the free space in it.
+
+    Raises what `Engine.draw` raises before `Started`; with `fit`, PromptTooLong only when the prompt fills the context.
+    """
+    events = engine.draw(request)
+    try:
+        started = await _first(events)
+    except PromptTooLong:
+        if not fit:
+            raise
+        # Only the engine knows how many tokens a prompt has, and says so when it starts.
+        free = engine.context_length - len((await read_prompt(engine, request)).token_ids)
+        request = replace(request, sampling=request.sampling.shortened(free))
+        events = engine.draw(request)
+        started = await _first(events)
+    return Draws(request, started), events
+
+
+async def read_prompt(engine: Engine, request: DrawRequest) -> Started:
+    """Returns the prompt as the policy reads it, by starting a draw of one token and aborting it."""
+    one = replace(request, n=1, sampling=request.sampling.shortened(1))
+    async with aclosing(engine.draw(one)) as events:
+        return await _first(events)
+
+
+async def _first(events: AsyncGenerator[Started | Delta]) -> Started:
+    async for event in events:
+        if isinstance(event, Started):
+            return event
+    raise EngineError("the engine ended the request before it started; see its log")

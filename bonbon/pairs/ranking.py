@@ -18,8 +18,16 @@ def rank(candidates: tuple[Candidate, ...], rewards: list[float], rng: random.Ra
     )
 
 
-def why_unclean(group: Group) -> Unclean | None:
-    """Returns why `group` must not be trained on, or None when it is clean."""
+def why_unclean(group: Group, *, own_reward: bool = False, repeated: bool = False) -> Unclean | None:
+    """Returns why `group` must not be trained on, or None when it is clean.
+
+    Args:
+        own_reward: Whether its tenant's own reward ranked it.
+        repeated: Whether an earlier attempt of its request may have been logged as well. This comes first, so that
+            scoring a degraded or tied group again does not make it clean beside that attempt's group.
+    """
+    if repeated:
+        return Unclean.REPEATED
     if group.n == 1:
         return Unclean.SINGLE
     if group.degraded is not None:
@@ -28,6 +36,8 @@ def why_unclean(group: Group) -> Unclean | None:
         return Unclean.ABORTED
     if not group.sampling.unmodified or group.prompt.constrains:
         return Unclean.SAMPLING
+    if own_reward:
+        return Unclean.REWARD
     if group.best.reward == group.worst.reward:
         return Unclean.TIED
     return None

@@ -8,6 +8,9 @@ from bonbon.errors import RewardError, RewardInvalid, RewardLate
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
 
+OFFLINE_DEADLINE = 600.0
+"""The seconds that a reward may take where no client waits for the scores."""
+
 
 async def score_texts(reward: Reward, prompt: Prompt, texts: Sequence[str], *, deadline: float) -> list[float]:
     """Returns one finite reward per text, scoring equal texts once. Raises RewardError for any failure of the reward.

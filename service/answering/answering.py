@@ -1,16 +1,18 @@
 """Answers a request: samples candidates, ranks them, and logs the group."""
 
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 
 from bonbon.best_of_n import Answer, BestOfN
-from bonbon.engines.candidates import Draw, Draws
+from bonbon.engines.candidates import Draws
 from bonbon.engines.engine import Delta, DrawRequest, Engine, PromptLogprobs, Started
-from bonbon.errors import EngineError, PromptTooLong, StoreError
-from bonbon.observability.tracing import Key, Name, Value, span
-from bonbon.pairs.group_records import Unclean, salt_of
+from bonbon.errors import EngineError, StoreError
+from bonbon.observability.tracing import Key, Name, span
+from bonbon.pairs.group_records import salt_of
 from bonbon.pairs.group_store import Kept
+from bonbon.pairs.ranking import why_unclean
 from bonbon.prompt import Prompt
 from service.answering.completion_request import CompletionRequest, naming_fields
 from service.answering.idempotency import repeat
@@ -75,15 +77,9 @@ async def _answer(
             yield event
         return
     best_of_n = state.tenant_rewards.best_of_n(completion_request.tenant)
-    request = DrawRequest(
-        prompt,
-        route.version,
-        route.best_of,
-        completion_request.sampling,
-        deltas=live,
-        salt=salt_of(completion_request.tenant),
-    )
+    salt = salt_of(completion_request.tenant)
     if completion_request.prompt_logprobs:
+        request = DrawRequest(prompt, route.version, 1, completion_request.sampling, salt=salt)
         prompt_logprobs = await state.engine.prompt_logprobs(request)
         charge.drawn += len(prompt_logprobs.started.token_ids)
         yield prompt_logprobs
@@ -91,32 +87,25 @@ async def _answer(
             async for event in _undrawn(best_of_n, request, prompt_logprobs.started):
                 yield event
             return
-    draws = Draws(route.best_of)
-    with span(Name.DRAW, **_drawing(request)) as drawing:
-        events = state.engine.draw(request)
-        try:
-            started = await _first(events)
-        except PromptTooLong:
-            if not completion_request.fit:
-                raise
-            request = await _fitted(state.engine, request)
-            events = state.engine.draw(request)
-            started = await _first(events)
-        drawing.set(Key.INPUT_TOKENS, len(started.token_ids))
-        try:
-            async with aclosing(events):
-                draws.add(started)
-                yield started
-                async for event in events:
-                    draws.add(event)
-                    if live:
-                        yield event
-        finally:
-            charge.drawn += sum(_drawn(draw, request) for draw in draws.draws)
-        drawing.set(Key.OUTPUT_TOKENS, sum(len(draw.token_ids) for draw in draws.draws))
-    answer = await best_of_n.rank(
-        prompt, draws, version=route.version, sampling=request.sampling, keep=completion_request.n
+    drawn = _DrawnTokens(state.engine, completion_request, route, charge, live=live)
+    stream = best_of_n.stream(
+        prompt,
+        route.best_of,
+        version=route.version,
+        sampling=completion_request.sampling,
+        keep=completion_request.n,
+        salt=salt,
+        deltas=live,
+        fit=completion_request.fit,
     )
+    async with aclosing(stream) as events:
+        async for event in events:
+            if isinstance(event, Answer):
+                answer = event
+                continue
+            drawn.add(event)
+            if live or isinstance(event, Started):
+                yield event
     group = replace(
         answer.group,
         tenant=completion_request.tenant,
@@ -127,8 +116,7 @@ async def _answer(
         fingerprint=completion_request.fingerprint,
     )
     own_reward = state.tenant_rewards.has_own(completion_request.tenant)
-    if own_reward and group.unclean in (None, Unclean.TIED):
-        group = replace(group, unclean=Unclean.REWARD)
+    group = replace(group, unclean=why_unclean(group, own_reward=own_reward))
     if any(candidate.finish_reason == "abort" for candidate in group.served):
         raise EngineError("the engine stopped before the answer was complete; try again")
     state.metrics.answered(route, group)
@@ -136,13 +124,8 @@ async def _answer(
     if answer.failure is not None:
         state.metrics.degraded(group, answer.failure)
     if completion_request.store:
-        if (
-            completion_request.retry
-            and idempotency is None
-            and group.unclean is None
-            and await state.pair_log.seen(group)
-        ):
-            group = replace(group, unclean=Unclean.REPEATED)
+        if completion_request.retry and idempotency is None and await state.pair_log.seen(group):
+            group = replace(group, unclean=why_unclean(group, repeated=True))
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
             kept = await state.pair_log.append(group)
             logging.set(Key.KEPT, kept)
@@ -156,7 +139,7 @@ async def _answer(
                 return
             completion_request.check_same(first, prompt)
             # The client already has most of this answer, so it is logged in addition to the first one.
-            group = replace(group, idempotency=None, unclean=Unclean.REPEATED)
+            group = replace(group, idempotency=None, unclean=why_unclean(group, repeated=True))
             kept = await state.pair_log.append(group)
         state.metrics.logged(group, kept)
         if kept is Kept.DROPPED:
@@ -169,48 +152,33 @@ async def _answer(
 async def _undrawn(best_of_n: BestOfN, request: DrawRequest, started: Started) -> AsyncGenerator[Started | Answer]:
     """Yields the events of a request that generates nothing. It has no group to log."""
     yield started
-    draws = Draws(1, started)
+    draws = Draws(request, started)
     draws.add(Delta(0, "", finish_reason="length"))
-    answer = await best_of_n.rank(request.prompt, draws, version=request.version, sampling=request.sampling)
+    answer = await best_of_n.rank(draws)
     yield replace(answer, group=replace(answer.group, id=""))
 
 
-def _drawn(draw: Draw, request: DrawRequest) -> int:
-    """Returns how many tokens the engine may have generated. Without deltas it reports them only at a candidate's
-    end."""
-    known = request.deltas or draw.finish_reason is not None
-    return len(draw.token_ids) if known else request.sampling.max_tokens
+class _DrawnTokens:
+    """Adds to `charge` the tokens that the engine has generated for one prompt, or may have.
 
-
-def _drawing(request: DrawRequest) -> dict[str, Value]:
-    return {
-        "OPERATION": "text_completion" if request.prompt.messages is None else "chat",
-        "PROVIDER": "bonbon",
-        "MODEL": request.version,
-        "CHOICES": request.n,
-        "MAX_TOKENS": request.sampling.max_tokens,
-        "TEMPERATURE": request.sampling.temperature,
-    }
-
-
-async def _fitted(engine: Engine, request: DrawRequest) -> DrawRequest:
-    """Returns `request` with max_tokens reduced to the free space in the context.
-
-    Only the engine knows how many tokens a prompt has, and reports it when generation starts; that generation is
-    aborted.
-
-    Raises:
-        PromptTooLong: The prompt fills the context.
+    Without deltas the engine reports a candidate's tokens only at its end. Until then, a candidate counts with the most
+    tokens that it can have.
     """
-    one = replace(request, n=1, sampling=request.sampling.shortened(1))
-    async with aclosing(engine.draw(one)) as events:
-        started = await _first(events)
-    free = engine.context_length - len(started.token_ids)
-    return replace(request, sampling=request.sampling.shortened(free))
 
+    def __init__(
+        self, engine: Engine, completion_request: CompletionRequest, route: Route, charge: Charge, *, live: bool
+    ) -> None:
+        self._context_length, self._max_tokens = engine.context_length, completion_request.sampling.max_tokens
+        self._best_of, self._charge, self._live = route.best_of, charge, live
+        self._tokens: Counter[int] = Counter()
 
-async def _first(events: AsyncGenerator[Started | Delta]) -> Started:
-    async for event in events:
+    def add(self, event: Started | Delta) -> None:
         if isinstance(event, Started):
-            return event
-    raise EngineError("the engine ended the request before it started; see its log")
+            self._longest = min(self._max_tokens, self._context_length - len(event.token_ids))
+            self._charge.drawn += 0 if self._live else self._best_of * self._longest
+        elif self._live:
+            self._charge.drawn += len(event.token_ids)
+        else:
+            self._tokens[event.index] += len(event.token_ids)
+            if event.finish_reason is not None:
+                self._charge.drawn -= self._longest - self._tokens[event.index]

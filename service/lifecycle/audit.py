@@ -139,10 +139,10 @@ class Audits:
         sampling = replace(group.sampling, seed=None, top_logprobs=0)
         n = 1 if sampling.temperature == 0 else self.n  # greedy candidates are all the same
         drawn = await collect(self.best_of_n.engine, DrawRequest(group.prompt, base, n, sampling, salt=group.salt))
-        self.savings.audit_drew(group, sum(len(draw.token_ids) for draw in drawn.draws), best_of_n=True)
+        self.savings.audit_drew(group, drawn.token_count, best_of_n=True)
         # Only the first k candidates, from which the alias answers, however many the request asked for.
         own = [candidate.text for candidate in group.candidates[:k]]
-        rewards = await self.best_of_n.score(group.prompt, [*own, *(draw.written for draw in drawn.draws)])
+        rewards = await self.best_of_n.score(drawn.readable, [*own, *(draw.written for draw in drawn.draws)])
         reward, opposed = max(rewards[: len(own)]), rewards[len(own) :]
         opponents = {base: opposed[0]} if n == 1 else {base: opposed[0], best_of(n): max(opposed)}
         for opponent, opponent_reward in opponents.items():

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from bonbon import BestOfN, Candidate, Prompt, Sampling
+from bonbon import Answer, BestOfN, Candidate, Prompt, Sampling
+from bonbon.engines.engine import Delta, Started
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, PromptTooLong, RewardError, UnknownVersion
 from bonbon.pairs.group_records import Group, Unclean
@@ -105,6 +106,48 @@ async def test_token_ids_reach_the_reward_as_text(engine: FakeEngine) -> None:
     group = (await BestOfN(engine, FakeReward(score))(prompt, 2, sampling=SAMPLING)).group
     assert set(seen) == {Prompt(text="please order")}
     assert group.prompt == prompt
+
+
+# Streams
+
+
+async def test_streaming_yields_the_deltas_of_every_candidate_and_then_the_answer(engine: FakeEngine) -> None:
+    sampling = replace(SAMPLING, seed=3)
+    best_of_n = BestOfN(engine, FakeReward())
+    started, *deltas, answer = [event async for event in best_of_n.stream(PROMPT, 4, sampling=sampling, keep=2)]
+    assert isinstance(started, Started)
+    assert isinstance(answer, Answer)
+    texts = [""] * 4
+    for delta in deltas:
+        assert isinstance(delta, Delta)
+        texts[delta.index] += delta.text
+    assert texts == [candidate.text for candidate in answer.group.candidates]
+    called = await best_of_n(PROMPT, 4, sampling=sampling, keep=2)
+    assert called.group == replace(answer.group, id=called.group.id, time=called.group.time)
+
+
+async def test_closing_a_stream_aborts_the_candidates(engine: FakeEngine) -> None:
+    reward = FakeReward()
+    stream = BestOfN(engine, reward).stream(PROMPT, 4, sampling=SAMPLING)
+    assert isinstance(await anext(stream), Started)
+    assert engine.running == 4
+    await stream.aclose()
+    assert engine.running == 0
+    assert reward.calls == []
+
+
+async def test_max_tokens_is_reduced_to_the_free_space_only_where_it_may_be() -> None:
+    engine = FakeEngine(context_length=20)
+    async with BestOfN(engine, FakeReward()) as best_of_n:
+        sampling = Sampling(max_tokens=24, seed=1)
+        with pytest.raises(PromptTooLong):
+            await anext(best_of_n.stream(PROMPT, 2, sampling=sampling))
+        *_, answer = [event async for event in best_of_n.stream(PROMPT, 2, sampling=sampling, fit=True)]
+        assert isinstance(answer, Answer)
+        assert answer.group.sampling == replace(sampling, max_tokens=16)
+        full = Prompt(text="word " * 20)
+        with pytest.raises(PromptTooLong):
+            await anext(best_of_n.stream(full, 2, sampling=sampling, fit=True))
 
 
 # A reward that fails

@@ -75,13 +75,27 @@ async def test_the_openai_client(service: ServiceProcess) -> None:
     assert "'n': 8" in extension
 
 
-def test_best_of_n_as_a_library(tiny_models: TinyModels) -> None:
-    script = block("import asyncio")
+def run_on_tiny_models(script: str, tiny_models: TinyModels) -> str:
     for name, directory in (("model", tiny_models.policy), ("reward", tiny_models.reward)):
         script = script.replace(f"path/of/{name}", str(directory))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) == pytest.approx(8 / 9)
+    return done.stdout
+
+
+def test_best_of_n_as_a_library(tiny_models: TinyModels) -> None:
+    told = run_on_tiny_models(block("import asyncio"), tiny_models)
+    assert float(told.split()[-1]) == pytest.approx(8 / 9)
+
+
+def test_best_of_n_as_a_stream(tiny_models: TinyModels) -> None:
+    (script,) = blocks("library.md", "python")
+    *deltas, best = run_on_tiny_models(script, tiny_models).splitlines()
+    texts = [""] * 4
+    for delta in deltas:
+        index, text = delta.split(" ", 1)
+        texts[int(index)] += text
+    assert best.removeprefix("best: ") in texts
 
 
 def blocks(page: str, language: str) -> list[str]:

@@ -12,13 +12,10 @@ from bonbon.engines.engine import DrawRequest, Engine
 from bonbon.errors import EngineError, PromptTooLong
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
-from bonbon.rewards.scoring import score_texts
+from bonbon.rewards.scoring import OFFLINE_DEADLINE, score_texts
 from trainer.data.logged_prompts import LoggedPrompt
 
 log = structlog.get_logger(__name__)
-
-REWARD_SECONDS = 600.0
-"""Deadline for the scores of one prompt. It is long because no client waits for the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,7 @@ class Sampler:
             return None
         if self._served is not None:
             drawn.append(await self._draw(asked, self._served, self._served_draws, "served"))
-        scored = [self._ranked(asked.prompt, some) for some in await self._score(asked.prompt, drawn)]
+        scored = [self._ranked(asked.prompt, some) for some in await self._score(drawn)]
         return Samples(
             prompt=drawn[0].prompt.token_ids,
             temperature=asked.sampling.temperature,
@@ -126,11 +123,12 @@ class Sampler:
             raise EngineError(f"the engine did not finish its draws of {version}; see its log")
         return draws
 
-    async def _score(self, prompt: Prompt, drawn: list[Draws]) -> list[list[Scored]]:
-        texts = [draw.written for draws in drawn for draw in draws.draws]
-        rewards = await score_texts(self._reward, prompt, texts, deadline=REWARD_SECONDS)
+    async def _score(self, drawn: list[Draws]) -> list[list[Scored]]:
+        # All in one call, because the scores of some rewards are comparable only within a call.
+        prompt, texts = drawn[0].readable, [draw.written for draws in drawn for draw in draws.draws]
+        rewards = await score_texts(self._reward, prompt, texts, deadline=OFFLINE_DEADLINE)
         held_out: list[float] | list[None] = (
-            await score_texts(self._held_out, prompt, texts, deadline=REWARD_SECONDS)
+            await score_texts(self._held_out, prompt, texts, deadline=OFFLINE_DEADLINE)
             if self._held_out
             else [None] * len(texts)
         )

@@ -22,7 +22,7 @@ from bonbon.pairs.rescoring.earlier_scores import SCORES, earlier_row
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.reward_check import check_reward
-from bonbon.rewards.scoring import score_texts
+from bonbon.rewards.scoring import OFFLINE_DEADLINE, score_texts
 from bonbon.store.database import Database
 from bonbon.store.storable_text import clean_name
 from bonbon.store.tables import candidates, earlier_scores, groups, versions
@@ -31,8 +31,6 @@ log = structlog.get_logger(__name__)
 
 AT_ONCE = 32
 """Groups that are scored concurrently and stored together. A killed process loses at most these."""
-REWARD_SECONDS = 600.0
-"""Deadline in seconds for the scores of a group. It is long because no client waits for the answer."""
 MAX_FAILURES = 64
 """Consecutive groups that fail before the reward is considered broken."""
 
@@ -202,7 +200,7 @@ async def _score(group: Group, prompt: Prompt | None, reward: Reward) -> Group |
         return None
     try:
         texts = [candidate.text for candidate in group.candidates]
-        scores = await score_texts(reward, prompt, texts, deadline=REWARD_SECONDS)
+        scores = await score_texts(reward, prompt, texts, deadline=OFFLINE_DEADLINE)
     except RewardError as error:
         log.warning("a group could not be scored again", group=group.id, reward=reward.name, error=str(error))
         return error.with_traceback(None)

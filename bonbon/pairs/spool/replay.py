@@ -13,9 +13,10 @@ from sqlalchemy.exc import DBAPIError
 from bonbon.concurrency.shielded import shielded
 from bonbon.errors import StoreError, StoreUnavailable
 from bonbon.pairs.deletion.erasures import without_erased
-from bonbon.pairs.group_records import Group, Unclean
+from bonbon.pairs.group_records import Group
 from bonbon.pairs.group_store import MAX_REFUSALS, Kept, Refusal, offer, store_groups
 from bonbon.pairs.health import Health
+from bonbon.pairs.ranking import why_unclean
 from bonbon.pairs.spool.segment import Line, Segment
 from bonbon.pairs.spool.spool import Spool
 from bonbon.store.database import Database
@@ -166,7 +167,7 @@ async def store_late(database: Database, found: Sequence[Group]) -> dict[str, Ke
     kept = await store_groups(database, wanted)
     # Answered while the first attempt's group could not be looked up, so it is kept but not trained on.
     second = [
-        replace(group, idempotency=None, unclean=Unclean.REPEATED)
+        replace(group, idempotency=None, unclean=why_unclean(group, repeated=True))
         for group in wanted
         if kept[group.id] is Kept.REPEATED
     ]

@@ -53,8 +53,8 @@ async def test_text_goes_on_where_the_prompt_ends(tmp_path: Path) -> None:
     async with started(POLICIES["Llama 2"].save(tmp_path)) as engine:
         tokenizer = POLICIES["Llama 2"].tokenizer()
         text = await drawn(engine, Prompt(text="The cat"), 40, max_tokens=6)
-        streamed = Draws(40)
         request = DrawRequest(Prompt(text="The cat"), "base", 40, Sampling(max_tokens=6, seed=1), deltas=True)
+        streamed = Draws(request)
         async for event in engine.draw(request):
             streamed.add(event)
         chat = await drawn(engine, Prompt.user("The cat"), 40, max_tokens=6)

@@ -191,3 +191,14 @@ async def test_a_retry_without_a_key_is_not_trained_on_beside_its_first_attempt(
         assert group is not None
         unclean.append(group.unclean)
     assert unclean == [None, "repeated", None, None]
+
+
+async def test_a_degraded_retry_cannot_become_clean_beside_its_first_attempt(api: Api) -> None:
+    """Scoring groups again makes degraded ones clean, but leaves repeated ones alone."""
+    assert (await ask(api, headers={})).status_code == 200
+    api.reward.failure = "down"
+    response = await ask(api, headers={"x-stainless-retry-count": "1"})
+    group = await api.state.pair_log.group(told(response)[1]["group_id"])
+    assert group is not None
+    assert group.degraded is not None
+    assert group.unclean == "repeated"

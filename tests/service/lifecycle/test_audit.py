@@ -131,6 +131,21 @@ async def test_what_is_compared_is_the_best_of_the_draws_that_the_champion_answe
     assert [row["origin"] for row in await bench.rows(groups)] == ["request", "request"]  # such groups train already
 
 
+async def test_a_reward_reads_the_text_of_a_prompt_of_token_ids(bench: Bench) -> None:
+    seen: set[Prompt] = set()
+
+    def score(prompt: Prompt, text: str) -> float:
+        seen.add(prompt)
+        return len(text)
+
+    bench.reward.function = score
+    answer = await bench.best_of_n(Prompt(token_ids=(0, 3)), 1, version=CHAMPION, sampling=Sampling(seed=1))
+    await bench.pair_log.append(answer.group)
+    await run(bench.audits(), answer.group)
+    assert len(await bench.rows(comparisons)) == 2
+    assert seen == {Prompt(text="please order")}
+
+
 async def test_equal_answers_are_ties(bench: Bench) -> None:
     greedy = Sampling(temperature=0)
     await run(bench.audits(), await bench.answered(sampling=greedy))

@@ -79,7 +79,7 @@ def gap_in_trainer(base: Path, version: VersionFiles, settings: TrainSettings, d
         version.directory.with_name("drawn.parquet"),
         [
             group_row(
-                range(draws.n),
+                range(draws.request.n),
                 prompt_token_ids=list(draws.prompt.token_ids),
                 candidates=[list(draw.token_ids) for draw in draws.draws],
                 logprobs=[sum(draw.logprobs) for draw in draws.draws],

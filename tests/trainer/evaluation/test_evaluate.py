@@ -250,6 +250,19 @@ async def test_each_distinct_text_of_a_prompt_is_scored_once() -> None:
     assert len(scored) == len(set(scored)) > 100
 
 
+async def test_rewards_read_the_text_of_prompts_of_token_ids() -> None:
+    seen: set[Prompt] = set()
+
+    def score(prompt: Prompt, text: str) -> float:
+        seen.add(prompt)
+        return len(text)
+
+    prompts = [PROMPTS[0]._replace(prompt=Prompt(token_ids=(0, number))) for number in range(3)]
+    reward = FakeReward(score)
+    await measure(prompts=prompts, reward=reward, held_out_reward=reward, settings=EvaluateSettings(prompts=3))
+    assert seen == {Prompt(text=f"please {word}") for word in ("please", "check", "your")}
+
+
 async def test_prompts_without_room_are_left_out_and_counted() -> None:
     long = [asked("word " * 60 + str(number)) for number in range(40)]
     result = await measure(
