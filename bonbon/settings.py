@@ -79,7 +79,8 @@ class Limits(Section):
     requests_per_minute: int | None = Field(None, ge=1)
     """Maximum number of requests per minute."""
     tokens_per_minute: int | None = Field(None, ge=1)
-    """Maximum number of generated tokens per minute, counted over all candidates."""
+    """Maximum number of tokens per minute: those generated, counted over all candidates, and those of prompts that are
+    read for their tokens or log-probabilities."""
 
 
 class Tenant(Limits):
