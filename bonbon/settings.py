@@ -30,6 +30,8 @@ from bonbon.shown_values import shown_input
 
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
+MOST_PROMPTS = 4096
+"""The largest `max_prompts`: more prompts would take too long to read on the event loop."""
 # Kubernetes sets these variables in every pod of a namespace that has a Service whose name begins with "bonbon".
 _SERVICE_LINK = re.compile(r".*(_SERVICE_HOST|_SERVICE_PORT(_.*)?|_PORT(_\d+_.*)?)")
 
@@ -79,7 +81,8 @@ class Limits(Section):
     requests_per_minute: int | None = Field(None, ge=1)
     """Maximum number of requests per minute."""
     tokens_per_minute: int | None = Field(None, ge=1)
-    """Maximum number of generated tokens per minute, counted over all candidates."""
+    """Maximum number of tokens per minute: those generated, counted over all candidates, and those of prompts that are
+    read for their tokens or log-probabilities."""
 
 
 class Tenant(Limits):
@@ -113,7 +116,7 @@ class ServiceSettings(Section):
     """Largest n that a request may ask for."""
     default_max_tokens: int = Field(256, ge=1)
     """max_tokens of a request that does not set it. It is reduced where the rest of the model's context is shorter."""
-    max_prompts: int = Field(64, ge=1)
+    max_prompts: int = Field(64, ge=1, le=MOST_PROMPTS)
     """Maximum number of prompts in one request to /v1/completions."""
     max_tokens_in_flight: int = Field(2**20, ge=1)
     """Maximum number of tokens that may be generated for all requests at once, counted as candidates times max_tokens.

@@ -21,6 +21,14 @@ def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+def estimated_tokens(prompt: Prompt) -> int:
+    """Returns about how many tokens a prompt has: texts are assumed to have one token per four characters."""
+    if prompt.token_ids is not None:
+        return len(prompt.token_ids)
+    texts = [prompt.text or "", prompt.tools or "", *(message["content"] for message in prompt.messages or ())]
+    return sum(map(len, texts)) // 4 + 1
+
+
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
     """A request for `n` choices for each prompt.
@@ -99,16 +107,8 @@ class CompletionRequest:
 
     @property
     def read_tokens(self) -> int:
-        """The approximate number of prompt tokens whose log-probabilities are computed.
-
-        A text is assumed to have one token per four characters.
-        """
-        if not self.prompt_logprobs:
-            return 0
-        return sum(
-            len(prompt.token_ids) if prompt.token_ids is not None else len(prompt.text or "") // 4 + 1
-            for prompt in self.prompts
-        )
+        """The approximate number of prompt tokens whose log-probabilities are computed."""
+        return sum(map(estimated_tokens, self.prompts)) if self.prompt_logprobs else 0
 
     @property
     def drawn(self) -> int | None:

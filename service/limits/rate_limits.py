@@ -57,7 +57,7 @@ class Charge:
 
     Attributes:
         tokens: Tokens charged when the request was admitted.
-        drawn: Tokens that were generated, or may have been.
+        drawn: Tokens that were generated, or may have been, and those of prompts that are part of the answer.
     """
 
     tokens: int

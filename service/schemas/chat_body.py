@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
 from service.answering.completion_request import CompletionRequest
-from service.schemas.message import ChatMessage
+from service.schemas.message import Messages
 from service.schemas.request_body import AnswerBody, Identifier
 from service.schemas.response_format import ResponseFormat
 from service.schemas.template import TemplateBody
@@ -19,7 +19,7 @@ from service.schemas.without_effect import WHOLE, Ignored, Neutral
 class ChatBody(AnswerBody, TemplateBody):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Messages
     tools: Tools | None = None
     """Functions that the answer may call. The engine must support tool calls."""
     tool_choice: ToolChoice | None = None

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from bonbon.errors import UserError
 from bonbon.prompt import Message
@@ -10,6 +11,9 @@ from service.schemas.prompts import Text, TextContent
 from service.schemas.request_body import Body
 from service.schemas.tools import Call
 from service.schemas.without_effect import BLANK, Ignored, Neutral
+
+MAX_TURNS = 4096
+"""Maximum number of messages and tool calls of a chat: checking a thousand takes about 20 ms of the event loop."""
 
 
 class ChatMessage(Body):
@@ -21,7 +25,7 @@ class ChatMessage(Body):
     """A string, or a list of text parts, which are joined by line ends; null beside an assistant's tool calls."""
     name: Annotated[Text | None, BLANK] = None
     """The speaker's name. The model sees it if its chat template writes names; rewards do not."""
-    tool_calls: Annotated[list[Call] | None, BLANK] = None
+    tool_calls: Annotated[Annotated[list[Call], Field(fail_fast=True)] | None, BLANK] = None
     """The calls that an assistant made."""
     tool_call_id: Annotated[str | None, BLANK] = None
     """The id of the call that a tool's message answers."""
@@ -61,3 +65,26 @@ class ChatMessage(Body):
         if self.tool_call_id is not None:
             message["tool_call_id"] = self.tool_call_id
         return message
+
+
+def check_turns(value: Any) -> Any:
+    """Returns a chat's messages, or the items of an input, as they are.
+
+    Raises PydanticCustomError if they and their tool calls are more than `MAX_TURNS`.
+    """
+    if not isinstance(value, list):
+        return value
+    calls = [turn["tool_calls"] for turn in value if isinstance(turn, dict) and "tool_calls" in turn]
+    count = len(value) + sum(len(made) for made in calls if isinstance(made, list))
+    if count > MAX_TURNS:
+        raise PydanticCustomError(
+            "too_many_turns",
+            "{count} messages and tool calls are more than a chat may have, which is {most}: leave the oldest out",
+            {"count": count, "most": MAX_TURNS},
+        )
+    return value
+
+
+Messages = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=MAX_TURNS, fail_fast=True), BeforeValidator(check_turns)
+]

@@ -9,16 +9,22 @@ from pydantic_core import PydanticCustomError
 
 DEEPEST = 100
 """The maximum nesting of objects and lists, because the code that reads them is recursive."""
+MOST = 50_000
+"""The maximum number of values in all objects and lists, because the code that reads them runs on the event loop."""
 
 
 def check_plain(value: dict[str, Any]) -> dict[str, Any]:
     """`value` as it is.
 
     Raises PydanticCustomError for what JSON cannot hold, although Python's parser lets it in, and for what is nested
-    too deeply.
+    too deeply or too large.
     """
     level: list[Any] = [value]
+    count = 0
     for _ in range(DEEPEST):
+        count += sum(map(len, level))
+        if count > MOST:
+            raise PydanticCustomError("too_many_values", f"there may be {MOST} values in it at most")
         level = [part for one in level for part in _parts(one)]
     if level:
         raise PydanticCustomError("nested", f"the values may be nested {DEEPEST} levels deep at most")

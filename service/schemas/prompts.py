@@ -7,6 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainValidator, WithJsonSc
 from pydantic_core import PydanticCustomError
 
 from bonbon.prompt import Prompt
+from bonbon.settings import MOST_PROMPTS
 
 INT32 = 2**31
 
@@ -17,6 +18,12 @@ TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 def parse_prompts(value: Any) -> tuple[Prompt, ...]:
     """Returns one prompt per string, or per list of token ids. Raises PydanticCustomError."""
     if isinstance(value, list) and value and not _token_ids(value):
+        if len(value) > MOST_PROMPTS:
+            raise PydanticCustomError(
+                "too_many_prompts",
+                "{count} prompts are more than a request may have, which is {most}: send several requests",
+                {"count": len(value), "most": MOST_PROMPTS},
+            )
         return tuple(_prompt(entry, f"prompt[{i}]") for i, entry in enumerate(value))
     return (_prompt(value, "prompt"),)
 
@@ -36,7 +43,7 @@ def _prompt(value: Any, name: str) -> Prompt:
 
 
 def _token_ids(value: list[Any]) -> bool:
-    return all(type(token) is int and 0 <= token < INT32 for token in value)
+    return set(map(type, value)) == {int} and min(value) >= 0 and max(value) < INT32
 
 
 def join_text(value: Any, kinds: Collection[str] = ("text",)) -> str:

@@ -19,6 +19,8 @@ from bonbon.prompt import Prompt
 from service.answering.completion_request import CompletionRequest
 from service.schemas.without_effect import WHOLE, Ignored, Neutral, asking_nothing
 
+MAX_FIELDS = 256
+"""Fields that an object may have: each that is not known would be an error of its own."""
 INT32, INT64 = 2**31, 2**63
 RETRY_COUNT = "x-stainless-retry-count"
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -35,6 +37,19 @@ UNDECISIVE = {
 }
 """Fields that are left out of a request's fingerprint: the prompt is there as a digest, and the others change nothing
 of what is answered."""
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """For an object of any keys: refuses one with more than `most` before each of its values can be an error."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            raise PydanticCustomError(
+                "too_long", "{count} keys are more than the {most} allowed", {"count": len(value), "most": most}
+            )
+        return value
+
+    return BeforeValidator(check)
 
 
 def _by_token_id(value: Any) -> Any:
@@ -57,6 +72,7 @@ LogitBias = Annotated[
     dict[int, Annotated[float, Field(ge=-100, le=100)]],
     Field(max_length=MAX_LOGIT_BIASES),
     BeforeValidator(_by_token_id),
+    _at_most(MAX_LOGIT_BIASES),
 ]
 MetadataKey = Annotated[str, StringConstraints(max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -73,6 +89,12 @@ class Body(BaseModel):
     def _drop_nulls(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
+        if len(value) > MAX_FIELDS:
+            raise PydanticCustomError(
+                "too_many_fields",
+                "{count} fields are more than any object of a request has: leave out what is not in /openapi.json",
+                {"count": len(value)},
+            )
         required = {field.alias or name for name, field in cls.model_fields.items() if field.is_required()}
         return {name: field for name, field in value.items() if field is not None or name in required}
 
@@ -133,7 +155,7 @@ class AnswerBody(Body):
     stream_options: StreamOptions | None = None
     user: Identifier | None = None
     """The end user. It is logged with the group, so that `bonbon pairs purge --user` finds it."""
-    metadata: dict[MetadataKey, MetadataValue] | None = Field(None, max_length=16)
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16), _at_most(16)] | None = None
     """Key-value pairs to log with the group."""
     store: bool | None = None
     """Whether to log this request."""

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
-from service.schemas.message import ChatMessage
+from service.schemas.message import Messages
 from service.schemas.prompts import Text
 from service.schemas.request_body import INT32, Body
 from service.schemas.template import TemplateBody
@@ -20,7 +20,7 @@ class TokenizeBody(TemplateBody):
     model: str | None = None
     """The name of any model, because all versions of a model tokenize prompts alike."""
     prompt: Text | None = None
-    messages: list[ChatMessage] | None = Field(None, min_length=1)
+    messages: Messages | None = None
     tools: Tools | None = None
     """Functions that the model may call. The engine must support tool calls."""
     add_special_tokens: bool | None = None
@@ -49,7 +49,7 @@ class DetokenizeBody(Body):
     """The body of `POST /detokenize`."""
 
     model: str | None = None
-    tokens: list[Annotated[int, Field(ge=0, lt=INT32)]]
+    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=INT32)]], Field(fail_fast=True)]
 
 
 class Tokenized(BaseModel):

@@ -58,7 +58,7 @@ class Call(Body):
     function: CalledFunction
 
 
-Tools = Annotated[list[Tool], Field(max_length=128)]
+Tools = Annotated[list[Tool], Field(max_length=128, fail_fast=True)]
 ToolChoice = Literal["none", "auto", "required"] | NamedTool
 
 

@@ -19,7 +19,24 @@ TURNS = 3
 """The number of compile timeouts that a request waits for its turn, before the client is asked to retry."""
 REMEMBERED = 600.0
 """Seconds for which a grammar that exceeded a limit is refused at once; afterwards the machine may be less busy."""
-UNSUPPORTED = re.compile(r"Unimplemented keys: \[(.*?)\]")
+PLACE = re.compile(r"^at \d+\(\d+\): (?:failed to compile JSON schema: )?")
+EXCERPT = re.compile(r"\n *\d+ \| .*|\n<non-verbose/>.*", re.DOTALL)
+MEANINGS = [
+    (re.compile(pattern, re.DOTALL), meaning)
+    for pattern, meaning in (
+        (r"Unimplemented keys: \[(.*?)\]", r"keywords that are not supported, \1: leave them out"),
+        (r"regex parse error:\n *(.*?)\n[ ^]*\nerror: (.*)", r"the pattern \1 is not supported: \2"),
+        (r"lookarounds not supported yet; \w+ in regex /(.*)/", r"the pattern \1 is not supported: it looks around"),
+        (r"oneOf constraints are not supported", r"its oneOf may match several alternatives at once: use anyOf"),
+        (r"Pointer '(.*)' does not exist", r"it refers to '#\1', which it does not have"),
+        (r"Resource '(.*?)' is not present", r"it refers to '\1', and nothing outside the schema is fetched"),
+        (r"Expected f64 for (.*)", r"expected a number for \1"),
+        (r"Unknown format: (.*)", r"the format \1 is not known: leave it out"),
+        (r"Unsatisfiable schema: (.*)", r"nothing can match it, because \1"),
+        (r"NoExtensionBias", r"its references lead back to themselves without end"),
+    )
+]
+"""llguidance's errors, and what they mean for the author of a schema."""
 
 
 class Grammars:
@@ -152,7 +169,10 @@ def _unreadable(why: str) -> UserError:
 
 
 def _message(error: str, param: str) -> str:
-    if found := UNSUPPORTED.search(error):
-        keywords = found[1].replace('"', "")
-        return f"a schema in {param} has unsupported keywords, {keywords}: leave them out"
-    return f"a schema in {param} cannot be used ({' '.join(error.split())[:300]}): correct or simplify it"
+    """Returns a message about a schema from llguidance's `error`, which quotes the grammar that it was made part of."""
+    cause = EXCERPT.sub("", PLACE.sub("", error))
+    for pattern, meaning in MEANINGS:
+        if found := pattern.search(cause):
+            cause = found.expand(meaning)
+            break
+    return f"a schema in {param} cannot be used: {' '.join(cause.split())[:300]}"

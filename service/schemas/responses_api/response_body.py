@@ -76,7 +76,7 @@ class ResponseBody(AnswerBody, TemplateBody):
     text: TextOptions = TextOptions()
     """The format of every candidate. Such groups are never trained on. Not every engine supports formats."""
     reasoning: ReasoningOptions = ReasoningOptions()
-    include: list[Includable] | None = None
+    include: Annotated[list[Includable], Field(max_length=16, fail_fast=True)] | None = None
     """`message.output_text.logprobs`. `reasoning.encrypted_content` is accepted and changes nothing: an answer has no
     reasoning apart from its text."""
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None

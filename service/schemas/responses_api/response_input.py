@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, GetJsonSchemaHandler, StringConstraints, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
-from service.schemas.message import ChatMessage
+from service.schemas.message import MAX_TURNS, ChatMessage, check_turns
 from service.schemas.prompts import STRING, Text, join_text
 from service.schemas.request_body import Body
 from service.schemas.tools import Call, CalledFunction, FunctionName
@@ -123,7 +123,8 @@ def _parse_item(value: Any) -> Body:
 Item = Annotated[InputMessage | InputCall | InputCallOutput | InputReasoning, BeforeValidator(_parse_item)]
 Input = Annotated[
     list[Item],
-    Field(min_length=1),
+    Field(min_length=1, max_length=MAX_TURNS, fail_fast=True),
+    BeforeValidator(check_turns),
     BeforeValidator(lambda value: [{"role": "user", "content": value}] if isinstance(value, str) else value),
     _OrText(),
 ]

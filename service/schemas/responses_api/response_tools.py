@@ -77,5 +77,5 @@ def _parse_choice(value: Any) -> Any:
     return value
 
 
-FunctionTools = Annotated[list[FunctionTool], Field(max_length=128)]
+FunctionTools = Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)]
 FunctionToolChoice = Annotated[Literal["none", "auto", "required"] | NamedFunctionTool, BeforeValidator(_parse_choice)]

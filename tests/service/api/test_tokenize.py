@@ -1,9 +1,19 @@
 """`/tokenize` and `/detokenize`, compatible with vLLM's server."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from tests.support.service.api import MESSAGES, error_of, open_api
+from fastapi import FastAPI
+
+from bonbon.settings import Limits
+from service.limits.rate_limits import RateLimits
+from tests.support.service.api import COMPLETIONS, MESSAGES, error_of, open_api
 from tests.support.service.embedded_api import embedded_api
+
+
+def limit(app: FastAPI, **limits: int) -> None:
+    """Gives every tenant these limits, by a clock that stands still."""
+    app.state.bonbon = replace(app.state.bonbon, limits=RateLimits(Limits(**limits), {}, clock=lambda: 0.0))
 
 
 async def test_the_tokens_are_those_that_the_model_reads(tmp_path: Path) -> None:
@@ -64,3 +74,44 @@ async def test_a_key_is_needed_where_one_is_needed_to_draw(tmp_path: Path) -> No
             assert (await api.post(path, **body)).status_code == 401
             headers = {"authorization": "Bearer secret"}
             assert (await api.client.post(path, json=body, headers=headers)).status_code == 200
+
+
+async def test_reading_a_prompt_is_charged_against_the_rate_limits(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as api:
+        limit(api.app, requests_per_minute=4, tokens_per_minute=60)
+        left = []
+        for path, body in (
+            ("/tokenize", {"prompt": "please check " * 10}),  # 20 tokens
+            ("/tokenize", {"messages": MESSAGES}),  # 4 tokens
+            ("/detokenize", {"tokens": [0, 1] * 8}),
+        ):
+            response = await api.post(path, **body)
+            left.append(int(response.headers["x-ratelimit-remaining-tokens"]))
+        assert left == [40, 36, 20]
+        for path, body in (
+            ("/tokenize", {"prompt": "please " * 200}),
+            ("/tokenize", {"messages": [{"role": "user", "content": "please " * 200}]}),
+            ("/detokenize", {"tokens": [1] * 100}),
+        ):
+            response = await api.post(path, **body)
+            assert (response.status_code, error_of(response)["code"]) == (429, "rate_limit_exceeded")
+            assert response.headers["retry-after"] == "40"
+            assert response.headers["x-ratelimit-remaining-requests"] == "1"
+
+
+async def test_a_prompt_that_cannot_be_read_costs_nothing(tmp_path: Path) -> None:
+    async with embedded_api(tmp_path) as api:
+        limit(api.app, requests_per_minute=1, tokens_per_minute=60)
+        await api.post("/detokenize", 400, tokens=[5, 1024])
+        await api.post("/detokenize", tokens=[5])
+        await api.post("/detokenize", 429, tokens=[5])
+
+
+async def test_a_prompt_whose_log_probabilities_are_computed_is_charged_beside_the_draws(tmp_path: Path) -> None:
+    async with open_api(tmp_path) as api:
+        for max_tokens in (0, 3):
+            limit(api.app, tokens_per_minute=60)
+            asked = {"model": "base", "prompt": "please check " * 10, "seed": 1, "ignore_eos": True}
+            response = await api.post(COMPLETIONS, **asked, echo=True, logprobs=1, max_tokens=max_tokens)
+            assert response.status_code == 200, response.text
+            assert api.state.limits.headers("")["x-ratelimit-remaining-tokens"] == str(40 - max_tokens)
