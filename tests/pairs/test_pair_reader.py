@@ -13,7 +13,8 @@ from bonbon.pairs.deletion.purge import count_purgeable, purge
 from bonbon.pairs.group_records import Comparison, Feedback, Group, Unclean
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.newest_reward import newest_reward
-from bonbon.pairs.reading.reader import RewardKey, count_clean, pairs, stats
+from bonbon.pairs.reading.pair_stats import stats
+from bonbon.pairs.reading.reader import RewardKey, count_clean, pairs
 from bonbon.store.database import Database
 from tests.support.data.groups import scored_group
 

@@ -15,7 +15,7 @@ from sqlalchemy.engine import URL, make_url
 
 from bonbon.demo.tiny_models import tiny_models
 from bonbon.pairs.pair_log import PairLog
-from bonbon.pairs.reading.reader import stats
+from bonbon.pairs.reading.pair_stats import stats
 from bonbon.settings import Settings
 from bonbon.store.database import open_database
 from tests.support.data.groups import scored_group

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from bonbon.erase import erase
 from bonbon.errors import UserError
 from bonbon.pairs.deletion.conditions import Conditions
-from bonbon.pairs.reading.reader import stats
+from bonbon.pairs.reading.pair_stats import stats
 from bonbon.store.database import Database, open_database
 from bonbon.store.schema import known_revisions
 from tests.store.test_migrations import fill

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from bonbon.engines.engine import VersionKind
 from bonbon.pairs.pair_log import PairLog
-from bonbon.pairs.reading.reader import count_clean, pairs, stats
+from bonbon.pairs.reading.pair_stats import stats
+from bonbon.pairs.reading.reader import count_clean, pairs
 from bonbon.registry.leases import acquire
 from bonbon.registry.registry import Registry
 from bonbon.registry.version_records import CHAMPION, PREVIOUS, VersionState
