@@ -159,15 +159,12 @@ async def test_purge_deletes_by_age_and_user_with_everything_that_hangs_on_it(da
     assert (found.candidates, found.feedback, found.comparisons[0]["win"]) == (8, 2, 2)
 
 
-async def test_purge_needs_a_condition_and_tells_how_far_it_is(
-    database: Database, log: PairLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_purge_needs_a_condition_and_tells_how_far_it_is(database: Database, log: PairLog) -> None:
     with pytest.raises(ValueError, match="no condition"):
         await purge(database, Conditions())
-    monkeypatch.setattr("bonbon.pairs.deletion.purge.CHUNK", 2)
     await fill(log, 5, user="me")
     told: list[int] = []
-    assert await purge(database, Conditions(user="me"), progress=told.append) == 5
+    assert await purge(database, Conditions(user="me"), progress=told.append, chunk=2) == 5
     assert told == [2, 4, 5]
     assert await purge(database, Conditions(user="me")) == 0
 
