@@ -149,6 +149,7 @@ docs: $(VENV)/.dev
 	$(BIN)/python deploy/grafana/generate.py
 	$(BIN)/python -m bonbon.cli.settings_reference > docs/settings.md
 	$(BIN)/python deploy/kubernetes/prometheus_rule.py
+	$(BIN)/python benchmarks/scale_table.py
 
 # The versions that constraints.txt pins are the ones the tests ran with; requirements.lock has their hashes
 # (docs/decisions/0008-locked-with-hashes.md).

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bonbon.pairs.deletion.conditions import Conditions
+from bonbon.pairs.deletion.migration_copies import purge_copies
 from bonbon.pairs.deletion.purge import purge
 from bonbon.pairs.spool.set_aside import set_aside_in
 from bonbon.registry.lineage import Lineage, lineage
@@ -37,8 +38,9 @@ async def erase(
 ) -> Erased:
     """Deletes the groups that match `conditions`, and every snapshot under `runs_dir` that contains one of them.
 
-    See `purge` for the conditions. Matching groups that the spool in `spool_dir` has set aside are deleted, too. Groups
-    that still wait in the spool are skipped when the spool is replayed.
+    See `purge` for the conditions. Matching groups that the spool in `spool_dir` has set aside are deleted, too, and
+    those in copies of an SQLite database from before migrations. Groups that still wait in the spool are skipped when
+    the spool is replayed.
 
     Raises:
         ValueError: No condition is given.
@@ -52,6 +54,7 @@ async def erase(
     learnt = await lineage(database, conditions)
     deleted = await purge(database, conditions, progress=progress)
     snapshots = await delete_stale_snapshots(database, runs_dir) if deleted else []
+    await asyncio.to_thread(purge_copies, database.url, conditions)
     set_aside = await asyncio.to_thread(set_aside_in(spool_dir).erase, conditions)
     # This runs last because it may fail, and even if nothing was deleted because an earlier call may have failed here.
     await database.overwrite_deleted()

@@ -17,6 +17,7 @@ from bonbon.errors import Conflict, UserError
 from bonbon.files.model_files import resolve_model, served_name
 from bonbon.keys.key_records import Scope
 from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.pair_stats import stats
 from bonbon.pairs.spool.spool import Spool
 from bonbon.registry.registry import Registry
 from bonbon.rewards import build_reward
@@ -71,6 +72,9 @@ log = structlog.get_logger(__name__)
 
 CHAMPION_WITHIN = 2.0
 """Seconds that a readiness check waits for the registry."""
+STATS_KEPT = 20.0
+"""How long the pair log's counts are shown again, as a multiple of the time that counting took: the console asks for
+them every few seconds, and a large log takes minutes to read."""
 
 
 def create_app(settings: Settings, *, engine: Engine | None = None, reward: Reward | None = None) -> FastAPI:
@@ -174,6 +178,7 @@ def build_state(settings: Settings, engine: Engine | None = None, reward: Reward
         metrics=prometheus,
         stored_metrics=StoredMetrics(prometheus.families, registry, router, fallback, settings),
         champion=OneAtATime(registry.champion, CHAMPION_WITHIN),
+        pair_stats=OneAtATime(lambda: stats(database), settings.database_bulk_timeout, keep=STATS_KEPT),
     )
 
 

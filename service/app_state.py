@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from bonbon.best_of_n import BestOfN
 from bonbon.engines.engine import Engine
 from bonbon.pairs.pair_log import PairLog
+from bonbon.pairs.reading.pair_stats import PairStats
 from bonbon.registry.registry import Registry
 from bonbon.rewards.reward import Reward
 from bonbon.settings import Settings
@@ -59,6 +60,7 @@ class AppState:
     metrics: Metrics
     stored_metrics: StoredMetrics
     champion: OneAtATime[str | None]
+    pair_stats: OneAtATime[PairStats]
     cut_off: asyncio.Event = field(default_factory=asyncio.Event)
 
 

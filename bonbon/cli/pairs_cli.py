@@ -25,7 +25,8 @@ from bonbon.errors import UserError
 from bonbon.extras import need
 from bonbon.pairs.deletion.conditions import Conditions
 from bonbon.pairs.deletion.purge import count_purgeable
-from bonbon.pairs.reading.reader import PairStats, count_clean, stats
+from bonbon.pairs.reading.pair_stats import MARGIN_GROUPS, PairStats, stats
+from bonbon.pairs.reading.reader import count_clean
 from bonbon.pairs.spool.set_aside import set_aside_in
 from bonbon.progress import bar
 from bonbon.rewards import build_reward
@@ -260,7 +261,7 @@ def _print_stats(found: PairStats) -> None:
         table.add_row("scored again", str(found.rescored))
     out.print(table)
     if found.mean_margin is not None:
-        out.print(f"mean reward of chosen minus rejected: {found.mean_margin:.4g}")
+        out.print(f"mean reward of chosen minus rejected, newest {MARGIN_GROUPS:,} groups: {found.mean_margin:.4g}")
     if found.comparisons:
         audits = Table("version", "k", "against", "win", "tie", "loss", title="audits", box=None, pad_edge=False)
         for row in found.comparisons:

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from alembic.util import CommandError
+import structlog
 from sqlalchemy import Connection, Dialect, Engine, Insert, Table, create_engine, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
@@ -19,12 +19,16 @@ from sqlalchemy.pool import QueuePool
 from bonbon.concurrency.deadlines import Timeouts, give_up, within
 from bonbon.errors import StoreError, UserError
 from bonbon.extras import install
-from bonbon.store.schema import is_current, migrate
+from bonbon.store.migration_copy import copy_before_migration
+from bonbon.store.newer_schema import refuse_newer
+from bonbon.store.schema import current_revision, known_revisions, migrate
 from bonbon.store.sqlite_file import SqliteFile, empty_log
 from bonbon.store.store_errors import store_errors
 from bonbon.store.transaction import GRACE, Transaction, late
 
 T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 _migrating = Lock()
 """Serialises migrations, because Alembic passes the connection to them through a global variable."""
@@ -95,11 +99,6 @@ class Database:
                 case ModuleNotFoundError():
                     remedy = f"{url} needs {error.name}: {install('postgres')}"
                     raise UserError(remedy, param="database_url") from error
-                case CommandError():
-                    raise UserError(
-                        f"{url} was made by a newer bonbon ({error}); upgrade bonbon or name another database",
-                        param="database_url",
-                    ) from error
             raise
         if self._file is not None:
             self._file.opened = True
@@ -129,8 +128,13 @@ class Database:
     async def _migrate(self) -> None:
         # Checked first, because a current database needs no write lock, which a busy service may hold.
         async with self.read() as connection:
-            current = await connection.run_sync(is_current)
-        if not current:
+            current = await connection.run_sync(current_revision)
+        known = known_revisions()
+        if current is not None and current not in known:
+            raise refuse_newer(self.url, current, known)
+        if current != known[0]:
+            if current is not None:
+                await self._prepare_migration(current, known[0])
             # In a thread, so that two databases on one event loop can take turns without blocking it.
             migrating = asyncio.get_running_loop().run_in_executor(self._thread, self._migrate_blocking)
             try:
@@ -138,6 +142,13 @@ class Database:
                     await within(self.timeouts.bulk + GRACE, migrating)
             except TimeoutError as error:
                 raise late(self.timeouts.bulk) from error
+
+    async def _prepare_migration(self, current: str, newest: str) -> None:
+        if self._file is None:
+            backup = "the one that pg_dump has made, if any"
+        else:
+            backup = str(await asyncio.to_thread(copy_before_migration, self._file.path, current))
+        log.warning("migrating the database", revision=current, to=newest, backup=backup)
 
     def _migrate_blocking(self) -> None:
         if self._blocking is not None:

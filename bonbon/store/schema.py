@@ -1,4 +1,4 @@
-"""Migrates the database schema to the newest revision."""
+"""The schema's revisions: which one a database has, and migrating it to the newest."""
 
 from alembic import command
 from alembic.config import Config
@@ -8,16 +8,20 @@ from sqlalchemy import Connection
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:
-    """Migrates the schema to `revision`. Raises alembic's CommandError when the schema belongs to a newer release."""
+    """Migrates the schema to `revision`."""
     config = _alembic()
     config.attributes["connection"] = connection
     command.upgrade(config, revision)
 
 
-def is_current(connection: Connection) -> bool:
-    """Returns whether the schema is at the newest revision."""
-    heads = ScriptDirectory.from_config(_alembic()).get_heads()
-    return set(MigrationContext.configure(connection).get_current_heads()) == set(heads)
+def current_revision(connection: Connection) -> str | None:
+    """Returns the revision that the schema has, or None when the database is empty."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def known_revisions() -> list[str]:
+    """Returns the revisions that this release knows, the newest first."""
+    return [script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()]
 
 
 def _alembic() -> Config:

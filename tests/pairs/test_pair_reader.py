@@ -13,7 +13,8 @@ from bonbon.pairs.deletion.purge import count_purgeable, purge
 from bonbon.pairs.group_records import Comparison, Feedback, Group, Unclean
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.newest_reward import newest_reward
-from bonbon.pairs.reading.reader import RewardKey, count_clean, pairs, stats
+from bonbon.pairs.reading.pair_stats import stats
+from bonbon.pairs.reading.reader import RewardKey, count_clean, pairs
 from bonbon.store.database import Database
 from tests.support.data.groups import scored_group
 
@@ -158,15 +159,12 @@ async def test_purge_deletes_by_age_and_user_with_everything_that_hangs_on_it(da
     assert (found.candidates, found.feedback, found.comparisons[0]["win"]) == (8, 2, 2)
 
 
-async def test_purge_needs_a_condition_and_tells_how_far_it_is(
-    database: Database, log: PairLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_purge_needs_a_condition_and_tells_how_far_it_is(database: Database, log: PairLog) -> None:
     with pytest.raises(ValueError, match="no condition"):
         await purge(database, Conditions())
-    monkeypatch.setattr("bonbon.pairs.deletion.purge.CHUNK", 2)
     await fill(log, 5, user="me")
     told: list[int] = []
-    assert await purge(database, Conditions(user="me"), progress=told.append) == 5
+    assert await purge(database, Conditions(user="me"), progress=told.append, chunk=2) == 5
     assert told == [2, 4, 5]
     assert await purge(database, Conditions(user="me")) == 0
 

@@ -29,7 +29,7 @@ def test_stats_are_printed_for_people_and_for_programs(database_url: str) -> Non
     lines = [line.split() for line in printed.splitlines()]
     for line in ("clean 3", "unclean tied 1", "version tiny 4", "reward helpful 1 3", "reward a[0] 1 1"):
         assert line.split() in lines
-    assert "mean reward of chosen minus rejected: 2.5" in printed
+    assert "mean reward of chosen minus rejected, newest 10,000 groups: 2.5" in printed
     assert ["v1", "1", "tiny", "4", "0", "0"] in lines
 
 

@@ -18,7 +18,7 @@ from bonbon.demo.world import requests
 from bonbon.engines.engine import Sampling
 from bonbon.errors import Conflict, RewardError, UserError
 from bonbon.files.manifest import base_digest_of_every_file
-from bonbon.pairs.reading.reader import stats
+from bonbon.pairs.reading.pair_stats import stats
 from bonbon.prompt import Prompt
 from bonbon.registry.version_records import Version
 from bonbon.store.database import open_database

@@ -1,11 +1,11 @@
-"""Reads the pair log: preference pairs and counts."""
+"""Reads the pair log: preference pairs, and which groups are clean or trainable."""
 
 from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, case, func, literal, or_, select, true
+from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, func, literal, or_, select, true
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from bonbon.pairs.group_records import Unclean
@@ -13,15 +13,12 @@ from bonbon.pairs.group_rows import prompt_of
 from bonbon.prompt import Prompt
 from bonbon.store.database import Database
 from bonbon.store.storable_text import clean_text
-from bonbon.store.tables import candidates, comparisons, earlier_scores, feedback, groups
+from bonbon.store.tables import candidates, groups
 
 CHUNK = 500
 Tenants = Collection[str] | None
 # Created once: an alias copies every column, in reference cycles that accumulate if each query creates its own.
-_BEST, _WORST = candidates.alias("best"), candidates.alias("worst")
-
-
-_RESCORED = select(func.count(earlier_scores.c.group_id.distinct()))
+BEST, WORST = candidates.alias("best"), candidates.alias("worst")
 
 
 class RewardKey(NamedTuple):
@@ -54,24 +51,6 @@ class Pair:
     temperature: float
     max_tokens: int
     reward: RewardKey
-
-
-@dataclass(frozen=True, slots=True)
-class PairStats:
-    """Counts of the log's contents. `rescored` counts groups whose first scores have been replaced."""
-
-    groups: int
-    clean: int
-    unclean: dict[str, int]
-    versions: dict[str, int]
-    rewards: dict[str, int]
-    rescored: int
-    candidates: int
-    mean_margin: float | None
-    comparisons: list[dict[str, Any]]
-    feedback: int
-    first: datetime | None
-    last: datetime | None
 
 
 async def count_clean(
@@ -138,45 +117,6 @@ async def logged_versions(database: Database) -> list[str]:
     query = select(groups.c.version).distinct().order_by(groups.c.version)
     async with database.read(bulk=True) as connection:
         return list((await connection.execute(query)).scalars())
-
-
-async def stats(database: Database) -> PairStats:
-    """Returns counts over the whole log."""
-    margin = _with_pair(select(func.avg(_BEST.c.reward - _WORST.c.reward)).select_from(groups), groups.c)
-    margin = margin.where(groups.c.unclean.is_(None))
-    won = comparisons.c.reward - comparisons.c.opponent_reward
-    sides = (comparisons.c.version, comparisons.c.k, comparisons.c.opponent)
-    compared = select(
-        *sides,
-        func.sum(case((won > 0, 1), else_=0)).label("win"),
-        func.sum(case((won == 0, 1), else_=0)).label("tie"),
-        func.sum(case((won < 0, 1), else_=0)).label("loss"),
-    )
-    compared = compared.group_by(*sides).order_by(*sides)
-    async with database.read(bulk=True) as connection:
-
-        async def counts(*columns: Any) -> dict[str, int]:
-            query = select(*columns, func.count()).group_by(*columns).order_by(*columns)
-            rows = (await connection.execute(query)).all()
-            return {" ".join(map(str, row[:-1])): row[-1] for row in rows}
-
-        unclean = await counts(groups.c.unclean)
-        clean = unclean.pop("None", 0)
-        span = (await connection.execute(select(func.min(groups.c.time), func.max(groups.c.time)))).one()
-        return PairStats(
-            groups=clean + sum(unclean.values()),
-            clean=clean,
-            unclean=unclean,
-            versions=await counts(groups.c.version),
-            rewards=await counts(groups.c.reward_name, groups.c.reward_version),
-            rescored=(await connection.execute(_RESCORED)).scalar_one(),
-            candidates=(await connection.execute(select(func.coalesce(func.sum(groups.c.n), 0)))).scalar_one(),
-            mean_margin=(await connection.execute(margin)).scalar_one(),
-            comparisons=[dict(row) for row in (await connection.execute(compared)).mappings()],
-            feedback=(await connection.execute(select(func.count()).select_from(feedback))).scalar_one(),
-            first=span[0],
-            last=span[1],
-        )
 
 
 def clean(
@@ -246,7 +186,7 @@ def _pairs_query(version: str | None, tenants: Tenants, chunk: int, own_rewards:
     chosen = next_clean(version, tenants, chunk, own_rewards).c
     columns = [
         column
-        for side, name in ((_BEST, "chosen"), (_WORST, "rejected"))
+        for side, name in ((BEST, "chosen"), (WORST, "rejected"))
         for column in (
             side.c.token_ids.label(name),
             side.c.text.label(f"{name}_text"),
@@ -268,13 +208,13 @@ def _pairs_query(version: str | None, tenants: Tenants, chunk: int, own_rewards:
         chosen.reward_version,
         *columns,
     )
-    return _with_pair(query, chosen).order_by(chosen.id)
+    return with_pair(query, chosen).order_by(chosen.id)
 
 
-def _with_pair(query: Select[Any], group: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
+def with_pair(query: Select[Any], group: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
     """Joins a query on groups with these columns with the best and the worst candidate of each."""
-    return query.join(_BEST, and_(_BEST.c.group_id == group.id, _BEST.c.rank == group.n)).join(
-        _WORST, and_(_WORST.c.group_id == group.id, _WORST.c.rank == 1)
+    return query.join(BEST, and_(BEST.c.group_id == group.id, BEST.c.rank == group.n)).join(
+        WORST, and_(WORST.c.group_id == group.id, WORST.c.rank == 1)
     )
 
 

@@ -5,7 +5,6 @@ from datetime import datetime
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from bonbon.pairs.reading.reader import stats
 from bonbon.registry.next_round import next_round
 from bonbon.registry.round_progress import RoundStage, read_rounds
 from service.app_state import CurrentState
@@ -58,7 +57,7 @@ class RoundsBody(BaseModel):
 
 @router.get("/pairs")
 async def show_pairs(state: CurrentState) -> PairsBody:
-    found = await stats(state.database)
+    found = await state.pair_stats()
     return PairsBody(**{name: getattr(found, name) for name in PairsBody.model_fields})
 
 

@@ -15,7 +15,7 @@ from bonbon.engines.engine import Sampling, VersionFiles, VersionKind
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.pairs.group_records import Group
 from bonbon.pairs.pair_log import PairLog
-from bonbon.pairs.reading.reader import stats
+from bonbon.pairs.reading.pair_stats import stats
 from bonbon.prompt import Prompt
 from bonbon.registry.registry import Registry
 from bonbon.rewards.fake_reward import FakeReward
