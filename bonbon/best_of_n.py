@@ -114,13 +114,13 @@ class BestOfN:
         """
         request = DrawRequest(prompt, version or self.engine.base, n, sampling, deltas, salt)
         with span(Name.DRAW, **_attributes(request)) as drawing:
-            draws, events = await start_drawing(self.engine, request, fit=fit)
+            draws, following = await start_drawing(self.engine, request, fit=fit)
             drawing.set(Key.INPUT_TOKENS, len(draws.prompt.token_ids))
-            async with aclosing(events):
+            async with aclosing(following):
                 yield draws.prompt
-                async for event in events:
-                    draws.add(event)
-                    yield event
+                async for delta in following:
+                    draws.add(delta)
+                    yield delta
             drawing.set(Key.OUTPUT_TOKENS, draws.token_count)
         yield await self.rank(draws, keep=keep)
 

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bonbon.engines import build_engine, unadaptable_layers
+from bonbon.engines import build_engine
 from bonbon.engines.engine import Engine, VersionFiles, VersionKind
 from bonbon.errors import UserError
 from bonbon.files.model_files import resolve_model, served_name
@@ -49,8 +49,10 @@ class RunContext:
         from trainer.training.learning.lora_targets import check_targets
         from trainer.training.start import check_start
 
-        unadaptable = await asyncio.to_thread(unadaptable_layers, self.settings, self.base.directory)
-        await asyncio.to_thread(check_targets, self.base.directory, self.settings.train, unadaptable)
+        if self.settings.train.method == "lora":
+            engine = await asyncio.to_thread(self.build_engine)
+            unadaptable = await asyncio.to_thread(engine.unadaptable_layers)
+            await asyncio.to_thread(check_targets, self.base.directory, self.settings.train, unadaptable)
         files = None if start is None else start.files
         await asyncio.to_thread(check_start, self.base.directory, files, self.settings.train)
 

@@ -1,7 +1,6 @@
 """Engines sample candidates from a language model."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -10,7 +9,7 @@ from bonbon.errors import UserError
 from bonbon.settings import Settings
 from bonbon.shown_values import describe_problem
 
-__all__ = ["Engine", "build_engine", "unadaptable_layers"]
+__all__ = ["Engine", "build_engine"]
 
 READERS = ("embedded", "vllm")
 """The engines that read the model's files themselves."""
@@ -37,21 +36,6 @@ def build_engine(settings: Settings, *, base: str) -> Engine:
     except ValidationError as error:
         problems = "; ".join(describe_problem(item, unknown="is not an option") for item in error.errors())
         raise UserError(f"engine_options of {settings.engine}: {problems}", param="engine_options") from error
-
-
-def unadaptable_layers(settings: Settings, base: Path) -> frozenset[str]:
-    """Returns the names of layers of the model in `base` on which the engine cannot serve adapters.
-
-    Empty for a fleet, whose servers do not tell. May import a heavy library.
-    """
-    if settings.engine != "vllm":
-        return frozenset()
-    from bonbon.engines.vllm.vllm_options import VllmOptions  # first, because it sets what vLLM reads when imported
-
-    arguments = VllmOptions(**settings.engine_options).arguments
-    from bonbon.engines.vllm.adapter_support import split_layers
-
-    return split_layers(base, arguments)
 
 
 def _embedded(settings: Settings, base: str) -> Engine:

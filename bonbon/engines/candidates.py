@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 from bonbon.engines.engine import Delta, DrawRequest, Engine, FinishReason, Started, Token, TokenAlternative
 from bonbon.errors import EngineError, PromptTooLong
@@ -55,24 +56,14 @@ class Draws:
     """The n candidates of one request, and the prompt as the policy read it."""
 
     request: DrawRequest
-    started: Started | None = None
+    prompt: Started
     draws: list[Draw] = field(init=False)
 
     def __post_init__(self) -> None:
         self.draws = [Draw(index) for index in range(self.request.n)]
 
-    def add(self, event: Started | Delta) -> None:
-        if isinstance(event, Started):
-            self.started = event
-        else:
-            self.draws[event.index].add(event)
-
-    @property
-    def prompt(self) -> Started:
-        """Returns the prompt as the policy read it. Raises EngineError when the engine never yielded `Started`."""
-        if self.started is None:
-            raise EngineError("the engine ended the request before it started to sample; see the engine's log")
-        return self.started
+    def add(self, delta: Delta) -> None:
+        self.draws[delta.index].add(delta)
 
     @property
     def readable(self) -> Prompt:
@@ -88,17 +79,17 @@ class Draws:
 
 async def collect(engine: Engine, request: DrawRequest) -> Draws:
     """Samples all candidates of `request` until they end."""
-    draws = Draws(request)
-    async with aclosing(engine.draw(request)) as events:
-        async for event in events:
-            draws.add(event)
+    draws, deltas = await start_drawing(engine, request)
+    async with aclosing(deltas):
+        async for delta in deltas:
+            draws.add(delta)
     return draws
 
 
 async def start_drawing(
     engine: Engine, request: DrawRequest, *, fit: bool = False
-) -> tuple[Draws, AsyncGenerator[Started | Delta]]:
-    """Starts to sample. Returns the draws, which have only their prompt so far, and the events that follow.
+) -> tuple[Draws, AsyncGenerator[Delta]]:
+    """Starts to sample. Returns the draws, which have only their prompt so far, and the deltas that follow.
 
     With `fit`, a request that exceeds the context is sampled with max_tokens reduced to the free space in it.
 
@@ -115,7 +106,7 @@ async def start_drawing(
         request = replace(request, sampling=request.sampling.shortened(free))
         events = engine.draw(request)
         started = await _first(events)
-    return Draws(request, started), events
+    return Draws(request, started), cast("AsyncGenerator[Delta]", events)
 
 
 async def read_prompt(engine: Engine, request: DrawRequest) -> Started:
@@ -129,4 +120,4 @@ async def _first(events: AsyncGenerator[Started | Delta]) -> Started:
     async for event in events:
         if isinstance(event, Started):
             return event
-    raise EngineError("the engine ended the request before it started; see its log")
+    raise EngineError("the engine ended the request before it started to sample; see the engine's log")

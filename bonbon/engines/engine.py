@@ -258,6 +258,13 @@ class Engine(Protocol):
         """
         return frozenset()
 
+    def unadaptable_layers(self) -> frozenset[str]:
+        """Returns the names of the base's layers on which the engine cannot serve adapters, where it knows any.
+
+        The engine need not be started. The call may import a heavy library.
+        """
+        return frozenset()
+
     async def load(self, version: VersionFiles) -> None:
         """Loads a version beside those already loaded, except for those that it displaces. Idempotent.
 

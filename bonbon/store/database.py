@@ -20,7 +20,7 @@ from bonbon.concurrency.deadlines import Timeouts, give_up, within
 from bonbon.errors import StoreError, UserError
 from bonbon.extras import install
 from bonbon.store.migration_copy import copy_before_migration
-from bonbon.store.newer_schema import refuse_newer
+from bonbon.store.newer_schema import newer_schema_error
 from bonbon.store.schema import current_revision, known_revisions, migrate
 from bonbon.store.sqlite_file import SqliteFile, empty_log
 from bonbon.store.store_errors import store_errors
@@ -131,7 +131,7 @@ class Database:
             current = await connection.run_sync(current_revision)
         known = known_revisions()
         if current is not None and current not in known:
-            raise refuse_newer(self.url, current, known)
+            raise newer_schema_error(self.url, current, known)
         if current != known[0]:
             if current is not None:
                 await self._prepare_migration(current, known[0])

@@ -1,4 +1,4 @@
-"""Refuses a database whose schema a newer release has migrated."""
+"""The error for a database whose schema a newer release has migrated."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from bonbon.errors import UserError
 from bonbon.store.migration_copy import copies_of, revision_of
 
 
-def refuse_newer(url: URL, revision: str, known: Sequence[str]) -> UserError:
+def newer_schema_error(url: URL, revision: str, known: Sequence[str]) -> UserError:
     """Returns the error for a database at `revision`, which is none of `known`, whose newest is the first.
 
     It names the backup that leads back to this release.

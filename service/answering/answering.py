@@ -1,6 +1,5 @@
 """Answers a request: samples candidates, ranks them, and logs the group."""
 
-from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -170,15 +169,11 @@ class _DrawnTokens:
     ) -> None:
         self._context_length, self._max_tokens = engine.context_length, completion_request.sampling.max_tokens
         self._best_of, self._charge, self._live = route.best_of, charge, live
-        self._tokens: Counter[int] = Counter()
+        self._longest = 0
 
     def add(self, event: Started | Delta) -> None:
         if isinstance(event, Started):
             self._longest = min(self._max_tokens, self._context_length - len(event.token_ids))
             self._charge.drawn += 0 if self._live else self._best_of * self._longest
-        elif self._live:
-            self._charge.drawn += len(event.token_ids)
         else:
-            self._tokens[event.index] += len(event.token_ids)
-            if event.finish_reason is not None:
-                self._charge.drawn -= self._longest - self._tokens[event.index]
+            self._charge.drawn += len(event.token_ids) - (0 if self._live else self._longest)

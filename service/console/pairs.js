@@ -21,7 +21,7 @@ export function render({ pairs, rounds: { rounds, needed, new_groups: fresh, wai
       tile("Groups logged", count(pairs.groups), pairs.first ? ["Since ", when(pairs.first), "."] : "Send a request to log the first one."),
       tile("Usable for training", pairs.groups ? percent(pairs.clean / pairs.groups) : NONE, `${plural(pairs.clean, "group")} in all.`,
         { kind: "accent", mark: pairs.groups ? bar(pairs.clean / pairs.groups) : null }),
-      tile("Mean reward margin", decimal(pairs.mean_margin), "Between the best and the worst candidate of a group, in the newest 10,000."),
+      tile("Mean reward margin", decimal(pairs.mean_margin), "Between the best and the worst candidate of each of the newest groups."),
       tile("Candidates logged", count(pairs.candidates), `Users have rated ${plural(pairs.feedback, "answer")}.`),
       tile("Next round", needed === null ? NONE : `${count(fresh)} of ${count(needed)}`, prose(waitsFor),
         { mark: needed ? bar(fresh / needed) : null })),

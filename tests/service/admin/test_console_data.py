@@ -1,5 +1,6 @@
 """The console's files and headers, and the data that it reads from /admin."""
 
+import asyncio
 import re
 from datetime import UTC, datetime
 from functools import partial
@@ -130,6 +131,20 @@ async def test_rounds_are_told_newest_first(tmp_path: Path) -> None:
             ("round-1", "training", 1),
         ]
         assert body["rounds"][1]["curve"] == [[0.5, 2, 1, 18.2], [1, None, 4, 18.2]]
+
+
+async def test_a_log_that_takes_too_long_to_count_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never = asyncio.Event()
+    monkeypatch.setattr("service.app.stats", lambda database: never.wait())
+    async with running(settings_in(tmp_path), engine=WatchedEngine(), reward=FakeReward()) as service:
+        monkeypatch.setattr(service.state.pair_stats, "_seconds", 0.01)
+        response = await service.client.get("/admin/pairs")
+        assert (response.status_code, response.json()["error"]["message"]) == (
+            503,
+            "the pair log is still being counted; try again later",
+        )
 
 
 async def test_the_playground_ranks_candidates_beside_one_draw_and_logs_nothing(tmp_path: Path) -> None:
