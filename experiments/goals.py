@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from bonbon.theory import best_of_n_kl
-from experiments import budgets, methods, text
+from experiments import budgets, methods, real, text
 from experiments.cells import Row
 from experiments.tables import table
 
@@ -26,8 +26,13 @@ def shortcomings(rows: Mapping[str, Sequence[Row]]) -> str:
 
 What no figure here says: the exact world's model is tiny and its prompts are eight, each asked hundreds of times. Its
 losses share one learning rate and one number of steps, and neither was chosen by a search. There is one world and one
-seed, so that small differences between losses may be chance. Nothing here was measured on models of a size that is of
-use."""
+seed, so that small differences between losses may be chance. {_real(rows)}"""
+
+
+def _real(rows: Mapping[str, Sequence[Row]]) -> str:
+    if not rows.get(real.NAME):
+        return "Nothing here was measured on a real language model."
+    return "The real language model is small, was distilled once, and its answers were cut off after few tokens."
 
 
 def _exact(rows: Mapping[str, Sequence[Row]]) -> Iterator[Line]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from bonbon.chart_style import FAINT, INK, STYLE
 from bonbon.theory import best_of_n_kl, best_of_n_win_rate, frontier_win_rate
-from experiments import best_of_n, budgets, methods, rounds, text
+from experiments import best_of_n, budgets, methods, real, rounds, text
 from experiments.cells import Row
 from experiments.training import METHODS
 
@@ -81,7 +81,34 @@ def _over_groups(axis: Axes, rows: Sequence[Row], name: str, scale: float, title
 
 def _text(axis: Axes, rows: Sequence[Row]) -> None:
     shown = [row for row in rows if row["prompts"] == rows[0]["prompts"] and row["seed"] == rows[0]["seed"]]
-    for row, colour, marker in zip(shown, COLOURS, MARKERS, strict=False):
+    _evaluated(axis, shown, "Text world, 95 % intervals")
+
+
+def _real(axis: Axes, rows: Sequence[Row]) -> None:
+    _evaluated(axis, _of_first_model(rows), f"{rows[0]['model']}, 95 % intervals")
+
+
+def _real_draws(axis: Axes, rows: Sequence[Row]) -> None:
+    for row, colour, marker in zip(_of_first_model(rows), COLOURS, MARKERS, strict=False):
+        ks = [one["k"] for one in row["evaluation"]["best_of_k"]]
+        wins = [one["win_rate_served"] for one in row["evaluation"]["best_of_k"]]
+        errors = [[one["value"] - one["low"] for one in wins], [one["high"] - one["value"] for one in wins]]
+        axis.errorbar(
+            ks, [one["value"] for one in wins], yerr=errors, fmt=f"{marker}-", color=colour, label=row["name"]
+        )
+    n = rows[0]["n"]
+    axis.axhline(0.5, color=FAINT, linestyle="--", label=f"best-of-{n} of the base")
+    axis.set_xlabel("draws of the version")
+    axis.set_ylabel(f"win rate against best-of-{n} of the base")
+    axis.set_title("How many draws are as good")
+
+
+def _of_first_model(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if (row["model"], row["form"]) == (rows[0]["model"], rows[0]["form"])]
+
+
+def _evaluated(axis: Axes, rows: Sequence[Row], title: str) -> None:
+    for row, colour, marker in zip(rows, COLOURS, MARKERS, strict=False):
         win, kl = row["evaluation"]["win_rate"], row["evaluation"]["kl"]
         errors = [[[one["value"] - one["low"]], [one["high"] - one["value"]]] for one in (kl, win)]
         axis.errorbar(
@@ -89,7 +116,7 @@ def _text(axis: Axes, rows: Sequence[Row]) -> None:
         )
     n = rows[0]["evaluation"]["n"]
     axis.plot(best_of_n_kl(n), best_of_n_win_rate(n), "+", color=INK, markersize=11, label=f"best-of-{n}, no ties")
-    _frontier(axis, "Text world, 95 % intervals")
+    _frontier(axis, title)
 
 
 def _round_quality(axis: Axes, rows: Sequence[Row]) -> None:
@@ -136,4 +163,5 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     budgets.NAME: (_budget_gap, _budget_distance),
     text.NAME: (_text,),
     rounds.NAME: (_round_quality, _round_tokens),
+    real.NAME: (_real, _real_draws),
 }

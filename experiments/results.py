@@ -69,7 +69,10 @@ def page(found: Found, pictures_at: str = "pictures") -> str:
             parts += [section(rows), f"![{title}]({pictures_at}/{pictures.file_name(name)})"]
     parts.append("## Real language models")
     measured = found.rows[real.NAME]
-    parts.append(real.section(measured) if measured else "Not measured yet (`python -m experiments.real --help`).")
+    if measured:
+        parts += [real.section(measured), f"![Real language models]({pictures_at}/{pictures.file_name(real.NAME)})"]
+    else:
+        parts.append("Not measured yet (`python -m experiments.real --help`).")
     return "\n\n".join(parts) + "\n"
 
 

@@ -30,7 +30,7 @@ class Watched(FakeEngine):
     async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
         self.requests += 1
         try:
-            async for event in super().draw(request):
+            async for event in super().draw(replace(request, deltas=True)):
                 if isinstance(event, Started):
                     self.lengths.append(len(event.token_ids))
                     self.asked.append((request.version, self.requests))
