@@ -47,8 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Lets warnings be warnings where vLLM is installed, whose own code raises many."""
     if find_spec("vllm") is not None:
-        kinds = ("default", "ignore::ResourceWarning", "error::RuntimeWarning")
-        for kind in (*kinds, "error::pytest.PytestUnraisableExceptionWarning"):
+        for kind in ("default", "error::RuntimeWarning", "error::pytest.PytestUnraisableExceptionWarning"):
             config.addinivalue_line("filterwarnings", kind)
 
 
