@@ -89,7 +89,9 @@ def lines_of(run_dir: Path, name: str) -> list[dict[str, float]]:
 async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_taught_it(
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
-    result = await train_with_draws(refining(base, refine_tokens=16_000), snapshot, tmp_path / "run", base)
+    # With 512 draws the standard error of a validation gain is about 0.05; three seeds gained 0.25 to 0.38.
+    config = refining(base, refine_tokens=40_000, validation_draws=512)
+    result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     assert result.kind is VersionKind.ADAPTER
     steps = lines_of(result.run_dir, "drawn_gain")
     looks = lines_of(result.run_dir, "validation_drawn_gain")
@@ -98,7 +100,7 @@ async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_t
     assert [line["step"] for line in steps] == list(range(offline + 1, offline + 1 + len(steps)))
     tokens = [line["drawn_tokens"] for line in steps]
     assert tokens == sorted(tokens)
-    assert tokens[-2] < 16_000, "it has not drawn on once they were spent"
+    assert tokens[-2] < 40_000, "it has not drawn on once they were spent"
     (kept,) = lines_of(result.run_dir, "kept_gain")[1:]
     gains = {line["step"]: line["validation_drawn_gain"] for line in looks}
     assert kept["kept_gain"] == gains[kept["kept_step"]]
