@@ -147,6 +147,12 @@ class Core:
             with translated():
                 await self._llm.remove_lora(adapter.lora_int_id)
 
+    async def clear_nonfinite_cache(self) -> None:
+        """Removes from the cache what a version that gave no number left there, which would break other requests."""
+        if self._llm is not None and not self._llm.errored:
+            with translated():
+                await self._llm.collective_rpc("clear_nonfinite_cache")
+
     async def check(self) -> None:
         """Raises EngineError when vLLM's processes have died."""
         with translated():

@@ -30,6 +30,10 @@ def read_prompt(output: Any, token_ids: Sequence[int], wanted: int) -> tuple[lis
     return logprobs, tops
 
 
+class NonFiniteLogprobError(EngineError):
+    """A version gave a token a log-probability that is no finite number."""
+
+
 class Reading:
     """The candidates of one request, read from vLLM's outputs.
 
@@ -56,7 +60,12 @@ class Reading:
         return all(candidate.finished for candidate in self._candidates)
 
     def read(self, output: Any) -> Iterator[Delta]:
-        """Yields the deltas of one of vLLM's `RequestOutput`s. Raises EngineError when vLLM ended a candidate early."""
+        """Yields the deltas of one of vLLM's `RequestOutput`s.
+
+        Raises:
+            NonFiniteLogprobError: A token's log-probability is not finite.
+            EngineError: vLLM ended a candidate early.
+        """
         for piece in output.outputs:
             for delta in self._read(piece):
                 yield from (replace(delta, index=delta.index + copy) for copy in range(self._copies))
@@ -80,7 +89,7 @@ class Reading:
         start, end = logprobs.start_indices[at], logprobs.end_indices[at]
         distribution = dict(zip(logprobs.token_ids[start:end], logprobs.logprobs[start:end], strict=True))
         if not math.isfinite(distribution[token]):
-            raise EngineError(
+            raise NonFiniteLogprobError(
                 f"version {self._version} gave a token the log-probability {distribution[token]}, which is not finite"
             )
         likeliest = sorted(distribution, key=lambda token: -distribution[token])[: self._top]

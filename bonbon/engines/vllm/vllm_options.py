@@ -20,7 +20,7 @@ OWNED: dict[str, Any] = {
     "logprobs_mode": "processed_logprobs",
     "runner": "generate",
     "trust_remote_code": False,
-    "worker_extension_cls": "bonbon.engines.vllm.logprobs_patch.UntruncatedLogprobs",
+    "worker_extension_cls": "bonbon.engines.vllm.worker_extension.WorkerExtension",
 }
 """The arguments of vLLM that the engine sets itself, because its guarantees depend on them."""
 

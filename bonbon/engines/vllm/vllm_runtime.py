@@ -12,6 +12,7 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
+from bonbon.concurrency.shielded import shielded
 from bonbon.engines.adapters.adapter_files import Adapter, read_adapter
 from bonbon.engines.adapters.base_check import check_fit
 from bonbon.engines.engine import Delta, DrawRequest, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
@@ -22,7 +23,7 @@ from bonbon.engines.text.model_config import keeps_state, read_config
 from bonbon.engines.text.prompt_reader import PromptReader
 from bonbon.engines.text.tokenizer import load_tokenizer
 from bonbon.engines.vllm.core import Core
-from bonbon.engines.vllm.outputs import Reading, read_prompt
+from bonbon.engines.vllm.outputs import NonFiniteLogprobError, Reading, read_prompt
 from bonbon.engines.vllm.sampling_params import prompt_logprobs_params, salted_prompt, sampling_params
 from bonbon.engines.vllm.vllm_errors import translated
 from bonbon.engines.vllm.vllm_options import VllmOptions
@@ -111,12 +112,16 @@ class VllmRuntime:
         """Samples while the block runs, and yields the deltas, to be read within the block."""
         params = sampling_params(request, self._reader)
         prompt = salted_prompt(started.token_ids, request.salt)
-        async with loaded.core.draw(prompt, params, loaded.adapter) as collector:
-            loaded.running.add(collector)
-            try:
-                yield self._deltas(collector, Reading(request, started.token_ids, self._reader))
-            finally:
-                loaded.running.discard(collector)
+        try:
+            async with loaded.core.draw(prompt, params, loaded.adapter) as collector:
+                loaded.running.add(collector)
+                try:
+                    yield self._deltas(collector, Reading(request, started.token_ids, self._reader))
+                finally:
+                    loaded.running.discard(collector)
+        except NonFiniteLogprobError:
+            await shielded(loaded.core.clear_nonfinite_cache())
+            raise
 
     async def prompt_logprobs(self, loaded: Loaded, started: Started, request: DrawRequest) -> PromptLogprobs:
         """Computes the log-probabilities of a prompt; see `Engine.prompt_logprobs`."""

@@ -257,7 +257,12 @@ async def test_unsound_adapters_are_refused_and_leave_nothing_behind(
 async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
     vllm_engine: "VllmEngine", adapters: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Writes weights that are finite, but so large that the activations overflow."""
+    """Writes weights that are finite, but so large that the activations overflow.
+
+    Later requests get the blocks of the cache that the overflowed activations were in.
+    """
+    later = [draw(n=8, seed=seed) for seed in range(4)]
+    expected = [ids(await collect(vllm_engine, request)) for request in later]
     shutil.copytree(adapters["two"], tmp_path / "huge")
     edit_weights(lambda weights: [weight.fill_(1e30) for weight in weights.values()])(tmp_path / "huge")
     await load(vllm_engine, "huge", tmp_path / "huge")
@@ -267,6 +272,9 @@ async def test_a_version_that_gives_no_number_fails_its_own_draws_only(
     assert isinstance(broken, EngineError)
     assert "huge gave a token the log-probability" in str(broken)
     assert isinstance(sound, Draws)
+    assert [
+        ids(draws) for draws in await asyncio.gather(*(collect(vllm_engine, request) for request in later))
+    ] == expected
     await vllm_engine.unload("huge")
 
 

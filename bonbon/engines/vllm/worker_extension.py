@@ -1,4 +1,5 @@
-"""Runs in vLLM's worker process: reports log-probabilities before top_p and top_k, and ends with the service.
+"""Runs in vLLM's worker process: reports log-probabilities before top_p and top_k, clears what a broken version leaves
+in the cache, and ends with the service.
 
 vLLM reports log-probabilities either of the model's own logits (`raw_logprobs`), or of the distribution after
 temperature, top_k and top_p (`processed_logprobs`). An engine reports them after the temperature and before the limits.
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 
-class UntruncatedLogprobs:
+class WorkerExtension:
     """Mixed into vLLM's worker class by the argument `worker_extension_cls`."""
 
     model_runner: Any
@@ -36,6 +37,20 @@ class UntruncatedLogprobs:
             sampler.topk_topp_sampler = BeforeLimits(sampler.topk_topp_sampler)
         else:  # vLLM's model runner V2
             sampler._sample_random = before_limits(sampler._sample_random)
+
+    def clear_nonfinite_cache(self) -> None:
+        """Replaces what is not finite in the key-value cache by numbers that are.
+
+        Attention multiplies the unused slots of a block by zero on some platforms, such as CPUs, and zero times NaN is
+        NaN: what a version with overflowing activations left in a block would break the next request that gets it.
+        """
+        caches = list(self.model_runner.kv_caches)
+        while caches:
+            cache = caches.pop()
+            if not isinstance(cache, Tensor):  # A layer may have several.
+                caches.extend(cache)
+            elif cache.dtype in (torch.float32, torch.bfloat16, torch.float16):
+                torch.nan_to_num_(cache)
 
 
 def _end_with(watched: int, ours: list[int]) -> None:
