@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bonbon.chart_style import FAINT, INK, STYLE
-from bonbon.theory import best_of_n_kl, best_of_n_win_rate, frontier_win_rate
+from bonbon.theory import best_gain, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
 from experiments import best_of_n, budgets, methods, real, rounds, text
 from experiments.cells import Row
 from experiments.training import METHODS
@@ -103,6 +103,42 @@ def _real_draws(axis: Axes, rows: Sequence[Row]) -> None:
     axis.set_title("How many draws are as good")
 
 
+def _gain_over_prompts(axis: Axes, rows: Sequence[Row]) -> None:
+    for name, colour, marker in zip(text.GOALS, COLOURS, MARKERS, strict=False):
+        found = [row for row in rows if row["name"] == name]
+        if found:
+            gains = [row["evaluation"]["gain"] for row in found]
+            errors = [[one["value"] - one["low"] for one in gains], [one["high"] - one["value"] for one in gains]]
+            beside = 1 + 0.05 * text.GOALS.index(name)  # so that intervals at the same number of prompts stay apart
+            counts = [row["prompts"] * beside for row in found]
+            values = [one["value"] for one in gains]
+            axis.errorbar(counts, values, yerr=errors, fmt=marker, color=colour, capsize=3, label=name)
+    _most_gain(axis, rows)
+    ticks = sorted({row["prompts"] for row in rows})
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{count:,}" for count in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("prompts, with a group each")
+    axis.set_title("Gain in J on test prompts")
+
+
+def _gain_over_tokens(axis: Axes, rows: Sequence[Row]) -> None:
+    for row, colour, marker in zip([row for row in rows if row["own_draws"]], COLOURS, MARKERS, strict=False):
+        name = f"{row['prompts']:,} prompts, seed {row['seed']}"
+        tokens = [one["tokens"] / 1e6 for one in row["own_draws"]]
+        gains = [one["gain"] for one in row["own_draws"]]
+        axis.plot(tokens, gains, f"{marker}-", color=colour, markersize=4, label=name)
+    _most_gain(axis, rows)
+    axis.set_xlabel("tokens that the policy has drawn in training, millions")
+    axis.set_title("Gain in J on validation prompts")
+
+
+def _most_gain(axis: Axes, rows: Sequence[Row]) -> None:
+    most = best_gain(rows[0]["evaluation"]["n"])
+    axis.axhline(most, color=FAINT, linestyle="--", label="no policy gains more")
+    axis.set_ylim(bottom=min(0, axis.get_ylim()[0]))
+
+
 def _of_first_model(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row["model"], row["form"]) == (rows[0]["model"], rows[0]["form"])]
 
@@ -161,7 +197,7 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     best_of_n.NAME: (_best_of_n,),
     methods.NAME: (_methods,),
     budgets.NAME: (_budget_gap, _budget_distance),
-    text.NAME: (_text,),
+    text.NAME: (_text, _gain_over_prompts, _gain_over_tokens),
     rounds.NAME: (_round_quality, _round_tokens),
     real.NAME: (_real, _real_draws),
 }

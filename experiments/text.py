@@ -106,7 +106,11 @@ policy itself, until they bring nothing more. Everything is measured on the same
 The same with other numbers of prompts and with other seeds:
 
 {comparison([_named(other) for other in others])}"""
-    return text
+    return f"""{text}
+
+The picture also shows how the gain in J grows with the number of prompts that are answered with best-of-{n}, and how it
+grows with the tokens that the policy itself draws in training. The second is measured on validation prompts while the
+run trains; the run keeps the policy of its best point."""
 
 
 def _named(row: Row) -> Row:
