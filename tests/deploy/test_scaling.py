@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from bonbon.store.database import open_database
 from tests.support.paths import DOCS, ROOT
+from tests.support.servers.postgresql_server import PostgresqlServer
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +38,15 @@ def test_the_page_names_what_is_assumed(scale: dict[str, Any]) -> None:
     assert scale["PEAK"] == 3
     assert scale["PROMPT"] == scale["ANSWER"]
     assert "a peak of three times the mean" in assumed
+
+
+async def test_postgresql_takes_the_statements_for_large_logs(one_server: PostgresqlServer) -> None:
+    (statements,) = re.findall(r"```sql\n(.*?)```", (DOCS / "scaling.md").read_text(), re.DOTALL)
+    async with open_database(one_server.url):
+        one_server.execute(*statements.strip().splitlines())
+    options = one_server.rows("SELECT relname, reloptions FROM pg_class WHERE reloptions IS NOT NULL AND relkind = 'r'")
+    factors = ["autovacuum_vacuum_scale_factor=0.01", "autovacuum_vacuum_insert_scale_factor=0.01"]
+    assert {name: found for name, found in options if name in ("groups", "candidates")} == {
+        "groups": factors,
+        "candidates": factors,
+    }
