@@ -20,6 +20,7 @@ from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from bonbon.concurrency.shielded import end, shielded
@@ -177,6 +178,9 @@ class Core:
                 pause = MIN_RETRY_DELAY
             log.error("vLLM's process died", model=str(self.directory), start_in=pause)
             self._reason = DIED
+            if self._llm is not None:
+                # vLLM's task that would tell them may not have noticed yet, and ends with the next line.
+                self._llm.output_processor.propagate_error(EngineDeadError())
             await asyncio.to_thread(self._close)
             await asyncio.sleep(pause)
             pause = min(2 * pause, MAX_RETRY_DELAY)

@@ -165,6 +165,15 @@ async def test_when_its_process_dies_draws_fail_and_it_is_started_again(
             await asyncio.sleep(0.5)
     request = DrawRequest(PROMPT, "one", 3, Sampling(max_tokens=20, seed=3))
     assert_logprobs(reference(tiny_models.policy, adapter), await collect(engine, request))
+    # bonbon may notice a death before vLLM's own task does, which would tell the requests.
+    drawing = asyncio.create_task(collect(engine, endless))
+    await asyncio.sleep(0.3)
+    for task in asyncio.all_tasks():
+        if getattr(task.get_coro(), "__qualname__", "").endswith("output_handler"):
+            task.cancel()
+    async with asyncio.timeout(60):
+        with pytest.raises(EngineError, match="process died"):
+            await drawing
     await engine.stop()
 
 
