@@ -28,7 +28,10 @@ def engine_on(base: Path, **options: Any) -> Engine:
     from bonbon.engines.vllm.vllm_engine import build_vllm
     from bonbon.engines.vllm.vllm_options import VllmOptions
 
-    if not hasattr(AutoConfig.from_pretrained(base), "max_position_embeddings"):
+    config = AutoConfig.from_pretrained(base)
+    if chunk := getattr(config, "attention_chunk_size", None):
+        options["block_size"] = chunk  # vLLM's blocks must not be longer than a chunk, of which this model's are short
+    if not hasattr(config, "max_position_embeddings"):
         options["max_model_len"] = CONTEXT  # vLLM assumes a length of its own for a model that names none
     given = VLLM_OPTIONS | {"kv_cache_memory_bytes": 2**27, "max_num_seqs": 16} | options
     return build_vllm("base", base, VllmOptions.model_validate(given))

@@ -37,7 +37,9 @@ time, in 32 bits. A difference of more than {NEAR:g} fails the test.
   merged by peft.
 
 vLLM's columns are of its build for the CPU, which lacks some kernels that GPUs have: mixtures of experts take no
-adapters there, and some of them and most models with a recurrent state do not run.
+adapters there, and some of them and most models with a recurrent state do not run. vLLM 0.32's own output gives these
+causes: there is no kernel for the selective scan (Jamba, Mamba), Qwen3-Next's linear attention runs in bfloat16 only,
+the router of Phi-3.5-MoE fails, and the layers of Bamba and MiniMax are not supported at all.
 
 Where a model is **refused**, the engine does not start, and its message says what to do: see
 [below](#what-refusals-say). Models that are not in the table are checked when an engine starts, too: it draws for a few

@@ -118,8 +118,8 @@ LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT = {
     "num_key_value_heads": HEADS,
     "q_lora_rank": 32,
-    "kv_lora_rank": 64,
-    "qk_rope_head_dim": HEAD,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": HEAD,
     "v_head_dim": HEAD,
     "n_routed_experts": 4,
@@ -195,6 +195,7 @@ POLICIES: dict[str, Policy] = {
         text,
         {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": 2, "n_head": HEADS, "seq_length": CONTEXT}
         | {"initializer_range": 0.1},
+        tied=True,
     ),
     "Falcon": Policy("falcon", text, sizes(num_key_value_heads=None), tied=True),
     "MPT": Policy(
@@ -219,7 +220,13 @@ POLICIES: dict[str, Policy] = {
     "Qwen2-MoE": Policy("qwen2_moe", chatml, sizes(**EXPERTS, shared_expert_intermediate_size=32)),
     "Qwen3-MoE": Policy("qwen3_moe", chatml, sizes(**EXPERTS, head_dim=HEAD), targets=ATTENTION),
     "OLMoE": Policy("olmoe", text, sizes(num_experts=4, num_experts_per_tok=2), targets=ATTENTION),
-    "DeepSeek-V3": Policy("deepseek_v3", chatml, sizes(**LATENT), targets=["q_a_proj", "q_b_proj", "o_proj"]),
+    "DeepSeek-V3": Policy(
+        "deepseek_v3",
+        chatml,
+        # As in the hub's config.json; transformers does not read these two, vLLM does.
+        sizes(**LATENT, topk_method="noaux_tc", scoring_func="sigmoid"),
+        targets=["q_a_proj", "q_b_proj", "o_proj"],
+    ),
     "Llama 4": Policy(
         "llama4_text",
         headers,
@@ -237,7 +244,12 @@ POLICIES: dict[str, Policy] = {
     "Granite-MoE": Policy("granitemoe", chatml, sizes(**LOCAL_EXPERTS), tied=True, targets=ATTENTION),
     # Models with a state besides keys and values
     "LFM2": Policy(
-        "lfm2", chatml, sizes(layer_types=["conv", "full_attention"], conv_dim=WIDTH), tied=True, targets=ATTENTION[:3]
+        "lfm2",
+        chatml,
+        # As in the hub's config.json; transformers does not read block_dim, vLLM does.
+        sizes(layer_types=["conv", "full_attention"], conv_dim=WIDTH, block_dim=WIDTH),
+        tied=True,
+        targets=ATTENTION[:3],
     ),
     "Jamba": Policy(
         "jamba",
