@@ -115,13 +115,13 @@ class BestOfN:
         request = DrawRequest(prompt, version or self.engine.base, n, sampling, deltas, salt)
         with span(Name.DRAW, **_attributes(request)) as drawing:
             draws, following = await start_drawing(self.engine, request, fit=fit)
-            drawing.set(Key.INPUT_TOKENS, len(draws.prompt.token_ids))
+            drawing.set_attribute(Key.INPUT_TOKENS, len(draws.prompt.token_ids))
             async with aclosing(following):
                 yield draws.prompt
                 async for delta in following:
                     draws.add(delta)
                     yield delta
-            drawing.set(Key.OUTPUT_TOKENS, draws.token_count)
+            drawing.set_attribute(Key.OUTPUT_TOKENS, draws.token_count)
         yield await self.rank(draws, keep=keep)
 
     async def rank(self, draws: Draws, *, keep: int = 1) -> Answer:

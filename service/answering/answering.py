@@ -127,7 +127,7 @@ async def _answer(
             group = replace(group, unclean=why_unclean(group, repeated=True))
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
             kept = await state.pair_log.append(group)
-            logging.set(Key.KEPT, kept)
+            logging.set_attribute(Key.KEPT, kept)
         if kept is Kept.REPEATED and idempotency is not None:
             first = await state.pair_log.repeated(idempotency)
             if first is None:
