@@ -631,7 +631,7 @@ async def test_settings_build_engines(base: Path) -> None:
     assert all(draw.finish_reason for draw in draws.draws)
     await engine.stop()
     for changes, message in (
-        ({"engine_options": {"max_row": 4}}, "max_row is not an option"),
+        ({"engine_options": {"max_row": 4}}, "max_row: there is no such option"),
         ({"engine_options": {"max_rows": 0}}, "max_rows = 0"),
         ({"engine": "steam"}, "'steam' is unknown; choose one of embedded, fake"),
         ({"engine": "fake", "engine_options": {"speed": 1}}, "speed"),
