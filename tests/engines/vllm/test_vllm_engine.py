@@ -61,7 +61,7 @@ async def load(engine: "VllmEngine", name: str, directory: Path) -> None:
     await engine.load(VersionFiles(name, VersionKind.ADAPTER, directory))
 
 
-async def test_logprobs_are_those_of_the_law_at_the_sampling_temperature(
+async def test_logprobs_are_those_of_the_distribution_at_the_sampling_temperature(
     vllm_engine: "VllmEngine", tiny_models: TinyModels
 ) -> None:
     model = reference(tiny_models.policy)
@@ -77,7 +77,7 @@ async def test_logprobs_are_those_of_the_law_at_the_sampling_temperature(
                 assert ended or len(candidate.token_ids) == 32
 
 
-async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(
+async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_distribution(
     vllm_engine: "VllmEngine", tiny_models: TinyModels
 ) -> None:
     model = reference(tiny_models.policy)

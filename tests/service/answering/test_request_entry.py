@@ -80,10 +80,10 @@ class Entries(RuleBasedStateMachine):
         self.pauses: list[asyncio.Task[None]] = []
 
     async def _ask(self, request: Request) -> None:
-        ask = CompletionRequest(
+        asked = CompletionRequest(
             "bonbon", (Prompt(text="Hi"),), Sampling(max_tokens=request.max_tokens), tenant=request.tenant
         )
-        async with let_in(self.state, ask) as (route, charge):
+        async with let_in(self.state, asked) as (route, charge):
             request.inside, request.best_of = True, route.best_of
             assert charge.tokens == request.tokens
             try:
@@ -157,14 +157,14 @@ class Entries(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        """When nothing happens any more, nobody waits for room that is there."""
+        """When nothing happens any more, nobody waits for tokens that are free."""
         for _ in range(20):
             self.loop.turn()
-        admission, serving = self.state.admission, self.state.router
+        admission, router = self.state.admission, self.state.router
         assert admission.waiting <= MOST_WAITING
         assert not admission.waiting or admission.in_flight > 0
-        if not serving.resting:
-            assert serving.waiting == 0
+        if not router.resting:
+            assert router.waiting == 0
             assert admission.in_flight == sum(request.tokens for request in self.requests if request.inside)
 
     @invariant()
@@ -191,8 +191,8 @@ class Entries(RuleBasedStateMachine):
         for request in self.requests:
             error = None if request.task.cancelled() else request.task.exception()
             assert error is None or isinstance(error, EngineError | Overloaded | RateLimited), error
-        admission, serving = self.state.admission, self.state.router
-        assert (admission.in_flight, admission.waiting, serving.in_flight, serving.waiting) == (0, 0, 0, 0)
+        admission, router = self.state.admission, self.state.router
+        assert (admission.in_flight, admission.waiting, router.in_flight, router.waiting) == (0, 0, 0, 0)
         for tenant in TENANTS:
             paid = sum(r.paid for r in self.requests if r.tenant == tenant and not _failed(r))
             left = int(self.state.limits.headers(tenant)["x-ratelimit-remaining-tokens"])
@@ -220,8 +220,8 @@ async def _entered(k: int, then: int) -> tuple[int, int, int]:
     seen: list[int] = []
 
     async def request() -> None:
-        ask = CompletionRequest("bonbon", (Prompt(text="Hi"),), Sampling(max_tokens=10), tenant="a")
-        async with let_in(state, ask) as (route, charge):
+        asked = CompletionRequest("bonbon", (Prompt(text="Hi"),), Sampling(max_tokens=10), tenant="a")
+        async with let_in(state, asked) as (route, charge):
             left = int(state.limits.headers("a")["x-ratelimit-remaining-tokens"])
             assert left == 1000 - charge.tokens
             seen.extend((route.best_of, charge.tokens, state.admission.in_flight))
