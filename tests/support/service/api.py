@@ -4,7 +4,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def make_app(directory: Path, engine: FakeEngine | None, **service: Any) -> tupl
 
 def count_groups(directory: Path, group_id: str = "%") -> int:
     """Returns the number of committed groups, read by another connection."""
-    with sqlite3.connect(directory / "bonbon.db") as connection:
+    with closing(sqlite3.connect(directory / "bonbon.db")) as connection:
         count: int = connection.execute("SELECT count(*) FROM groups WHERE id LIKE ?", (group_id,)).fetchone()[0]
     return count
 
