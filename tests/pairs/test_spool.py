@@ -103,7 +103,8 @@ def test_it_takes_no_more_than_it_may(tmp_path: Path) -> None:
             spool.append([scored_group(number)])
     kept = len(taken(spool))
     assert 1 <= kept < 10
-    spool.append([scored_group(0)])  # there is room again
+    spool.append([scored_group(0)])  # there is space again
+    spool.close()
 
 
 def test_groups_are_on_disk_when_the_segment_was_deleted_or_the_directory_moved(tmp_path: Path) -> None:

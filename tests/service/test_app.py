@@ -23,6 +23,7 @@ from bonbon.settings import Settings
 from service.app import create_app
 from service.http_server.server import bind
 from tests.support.paths import ROOT
+from tests.support.service.hosting import in_process
 from tests.support.service.running_service import BASE, WatchedEngine, running, settings_in
 
 
@@ -164,11 +165,7 @@ async def test_an_engine_that_cannot_start_yet_leaves_the_service_up_and_saying_
     engine = Broken(problem)
     app = create_app(settings_in(tmp_path), engine=engine)
     app.state.bonbon.startup.retry = 0.01
-    transport = httpx2.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-    ):
+    async with in_process(app) as client:
         assert (await client.get("/health/live")).status_code == 200
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "unready")
