@@ -23,8 +23,8 @@ from bonbon.settings import Settings
 from service.app import create_app
 from service.http_server.server import bind
 from tests.support.paths import ROOT
-from tests.support.service.hosting import in_process
-from tests.support.service.running_service import BASE, WatchedEngine, running, settings_in
+from tests.support.service.hosting import client_in_process, in_process
+from tests.support.service.running_service import BASE, Running, WatchedEngine, running, settings_in
 
 
 @pytest.mark.parametrize(("spool_bytes", "status"), [(0, 503), (10_000, 200)])
@@ -126,12 +126,12 @@ async def test_the_base_is_registered_and_promoted_once(tmp_path: Path) -> None:
 
 
 async def test_a_request_in_flight_ends_before_the_service_does(tmp_path: Path) -> None:
-    async with running(settings_in(tmp_path), engine=FakeEngine(BASE, delay=0.02)) as service:
-        asked = asyncio.create_task(service.ask())
-        while not service.state.router.in_flight:
-            await asyncio.sleep(0.001)
-        async with service.app.router.lifespan_context(service.app):
-            pass  # stopping this lifespan drains the parts that both share
+    app = create_app(settings_in(tmp_path), engine=FakeEngine(BASE, delay=0.02))
+    async with client_in_process(app) as client:
+        async with app.router.lifespan_context(app):
+            asked = asyncio.create_task(Running(app, app.state.bonbon, client).ask())
+            while not app.state.bonbon.router.in_flight:
+                await asyncio.sleep(0.001)
         assert asked.done()
         assert asked.result().status_code == 200
 
