@@ -89,7 +89,7 @@ async def _run(sizes: list[int], appends: int, snapshots: int, tokens: int, serv
             bar = bars.add_task("appends", total=appends * len(logs))
             for turn in range(appends):
                 for log in random.sample(logs, len(logs)):
-                    group = _group(turn, tokens)
+                    group = make_group(turn, tokens)
                     start = perf_counter()
                     await log.pair_log.append(group)
                     log.append.append(perf_counter() - start)
@@ -166,7 +166,7 @@ async def _fill(database: Database, pair_log: PairLog, size: int, tokens: int, t
     copies = -(-size // TEMPLATE)
     start = time_ns() // 1_000_000 - copies
     prefixes = [f"{start + copy:012x}" for copy in range(copies)]
-    template = [_group(number, tokens) for number in range(min(size, TEMPLATE))]
+    template = [make_group(number, tokens) for number in range(min(size, TEMPLATE))]
     template = [replace(group, id=prefixes[0] + group.id[12:]) for group in template]
     await asyncio.gather(*(pair_log.append(group) for group in template))
     with Progress(console=Console(stderr=True)) as bars:
@@ -183,7 +183,7 @@ async def _fill(database: Database, pair_log: PairLog, size: int, tokens: int, t
             bars.advance(bar, wanted)
 
 
-def _group(number: int, tokens: int) -> Group:
+def make_group(number: int, tokens: int) -> Group:
     """Returns a clean group of N distinct candidates."""
     rng = random.Random(number)
     drawn = tuple(

@@ -24,7 +24,7 @@ from typing import Any
 
 import psycopg
 import typer
-from pairlog import VERSION, N, _group
+from pairlog import VERSION, N, make_group
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -201,7 +201,7 @@ async def _measure_deletion(
 
 async def _append(log: PairLog, tokens: int, until: asyncio.Task[Any], *, pause: float = 0.02) -> list[float]:
     taken: list[float] = []
-    template = _group(0, tokens)
+    template = make_group(0, tokens)
     while not until.done():
         group = replace(template, id=time_ordered_id(), time=datetime.now(UTC))
         start = perf_counter()

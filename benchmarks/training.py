@@ -31,9 +31,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bonbon.pairs.reading.snapshot import SCHEMA
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from trainer.data.groups import Groups, Tokens
-from trainer.progress_bars import Bars
 from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.candidate_selection import candidates
 from trainer.training.learning.learner import Learner

@@ -1,7 +1,7 @@
 """Serves best-of-n answers from a language model, and distils them into a model that needs one sample per answer."""
 
 from bonbon.best_of_n import Answer, BestOfN
-from bonbon.engines.engine import Delta, Engine, Sampling, Started
+from bonbon.engines.engine import Delta, DrawRequest, Engine, Sampling, Started
 from bonbon.pairs.group_records import Candidate, Group
 from bonbon.prompt import Prompt
 from bonbon.rewards.reward import Reward
@@ -13,6 +13,7 @@ __all__ = [
     "BestOfN",
     "Candidate",
     "Delta",
+    "DrawRequest",
     "Engine",
     "Group",
     "Prompt",

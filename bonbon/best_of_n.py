@@ -86,42 +86,31 @@ class BestOfN:
         Raises what `Engine.draw` raises, and RewardNotStarted. A reward that fails in another way raises nothing: it
         degrades the group.
         """
-        events = self.stream(prompt, n, version=version, sampling=sampling, keep=keep, salt=salt, deltas=False)
-        async with aclosing(events):
+        request = DrawRequest(prompt, version or self.engine.base, n, sampling, salt=salt)
+        async with aclosing(self.stream(request, keep=keep)) as events:
             (answer,) = [event async for event in events if isinstance(event, Answer)]
         return answer
 
     async def stream(
-        self,
-        prompt: Prompt,
-        n: int = 8,
-        *,
-        version: str | None = None,
-        sampling: Sampling = Sampling(),
-        keep: int = 1,
-        salt: str = "",
-        deltas: bool = True,
-        fit: bool = False,
+        self, request: DrawRequest, *, keep: int = 1, fit: bool = False
     ) -> AsyncGenerator[Started | Delta | Answer]:
-        """Yields `Started`, the deltas of the candidates as they are sampled, and at the end the `Answer`.
+        """Yields `Started`, the deltas of the candidates, and at the end the `Answer`, with the `keep` best as served.
 
-        Takes the arguments of a call and raises what a call raises. Closing the generator aborts all candidates.
+        Raises what a call raises. Closing the generator aborts all candidates.
 
         Args:
-            deltas: Whether to yield pieces of candidates. Otherwise each candidate is one delta when it is finished.
             fit: Whether max_tokens may be reduced to the free space in the context. The answer's group has the sampling
                 parameters that were used.
         """
-        request = DrawRequest(prompt, version or self.engine.base, n, sampling, deltas, salt)
         with span(Name.DRAW, **_attributes(request)) as drawing:
             draws, following = await start_drawing(self.engine, request, fit=fit)
-            drawing.set(Key.INPUT_TOKENS, len(draws.prompt.token_ids))
+            drawing.set_attribute(Key.INPUT_TOKENS, len(draws.prompt.token_ids))
             async with aclosing(following):
                 yield draws.prompt
                 async for delta in following:
                     draws.add(delta)
                     yield delta
-            drawing.set(Key.OUTPUT_TOKENS, draws.token_count)
+            drawing.set_attribute(Key.OUTPUT_TOKENS, draws.token_count)
         yield await self.rank(draws, keep=keep)
 
     async def rank(self, draws: Draws, *, keep: int = 1) -> Answer:

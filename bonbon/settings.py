@@ -26,7 +26,7 @@ from pydantic_settings import (
 from bonbon.concurrency.deadlines import Timeouts
 from bonbon.errors import UserError
 from bonbon.files.secret_files import SUFFIX, with_files
-from bonbon.shown_values import shown_input
+from bonbon.shown_values import describe_problems
 
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
@@ -514,18 +514,11 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         return Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
-        raise UserError("settings: " + "; ".join(map(_problem, error.errors()))) from error
+        raise UserError("settings: " + describe_problems(error, unknown="there is no such setting")) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"settings: {config or 'bonbon.toml'} is not valid TOML: {error}") from error
     except SettingsError as error:
         raise UserError(f"settings: {error}: {error.__cause__}; write lists and objects as JSON") from error
-
-
-def _problem(item: Any) -> str:
-    key = ".".join(map(str, item["loc"]))
-    if item["type"] == "extra_forbidden":
-        return f"{key}: there is no such setting"
-    return f"{key}{shown_input(item)}: {item['msg']}"
 
 
 def _unknown_variables() -> list[str]:

@@ -23,11 +23,15 @@ def shown_input(item: Mapping[str, Any]) -> str:
     return f" = {CREDENTIALS.sub('//***@', repr(value))}"
 
 
-def describe_problem(item: Mapping[str, Any], *, unknown: str) -> str:
-    """Describes one of pydantic's errors in a user's options; `unknown` is what to say about an unknown name."""
+def describe_problems(error: ValidationError, *, unknown: str) -> str:
+    """Describes pydantic's errors in a user's options; `unknown` is what to say about an unknown name."""
+    return "; ".join(_describe(item, unknown) for item in error.errors())
+
+
+def _describe(item: Mapping[str, Any], unknown: str) -> str:
     where = ".".join(map(str, item["loc"]))
     if item["type"] == "extra_forbidden":
-        return f"{where} {unknown}"
+        return f"{where}: {unknown}"
     if item["type"] == "missing":
         return f"{where} is required"
     return f"{where}{shown_input(item)}: {item['msg']}" if where else str(item["msg"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bonbon import __version__
-from trainer.progress_bars import bar
+from bonbon.progress import bar
 from trainer.result_files import read_json, write_json
 
 Row = dict[str, Any]
@@ -73,15 +73,14 @@ def compute_missing(cells: Sequence[Cell], directory: Path, *, processes: int, p
     """
     left = [cell for cell in cells if cell.read(directory) is None]
     with (
-        bar("experiments", len(cells), show=progress) as advance,
+        bar("experiments", len(cells), done=len(cells) - len(left), show=progress, transient=False) as task,
         ProcessPoolExecutor(processes, get_context("spawn"), _one_thread) as pool,
     ):
-        advance(len(cells) - len(left))
         running = [pool.submit(cell.compute, directory) for cell in left]
         try:
             for done in as_completed(running):
                 done.result()
-                advance(1)
+                task.advance(1)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -23,6 +23,7 @@ from bonbon.errors import Conflict, PromptTooLong, RewardError, UserError
 from bonbon.files.manifest import names_base
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Fractions, Split, split_of
+from bonbon.progress import bar
 from bonbon.prompt import Prompt
 from bonbon.registry.version_records import Version
 from bonbon.rewards import build_reward
@@ -31,7 +32,6 @@ from bonbon.settings import Settings
 from bonbon.store.tables import groups
 from trainer.context import RunContext
 from trainer.drawing import MIN_VALIDATION_GROUPS
-from trainer.progress_bars import bar
 from trainer.result_files import read_json, write_json
 from trainer.rounds import Round, stages
 from trainer.run_directory import PLAN
@@ -125,14 +125,14 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
                 if group.degraded is not None:
                     raise RewardError(f"prompt {number + 1}: {group.degraded}; the groups drawn so far are kept")
                 await pair_log.append(replace(group, id=_group_id(number)))
-            advance(1)
+            task.advance(1)
 
     async with BestOfN(engine, reward, deadline=OFFLINE_DEADLINE) as best_of_n:
         await pair_log.start()
         try:
             title = f"drawing {settings.n} candidates per prompt"
-            with bar(title, len(prompts), show=context.progress) as advance:
-                advance(len(prompts) - len(left))
+            already = len(prompts) - len(left)
+            with bar(title, len(prompts), done=already, show=context.progress, transient=False) as task:
                 await gather_or_cancel(draw_some() for _ in range(CONCURRENCY))
         finally:
             await pair_log.stop()

@@ -4,9 +4,9 @@ import structlog
 
 from bonbon.pairs.reading.reader import RewardKey, count_trainable
 from bonbon.pairs.rescoring.rescore import Scope, count_rescorable, rescore, started
+from bonbon.progress import Bars
 from bonbon.rewards import build_reward
 from trainer.context import RunContext
-from trainer.progress_bars import bar
 
 log = structlog.get_logger(__name__)
 
@@ -37,24 +37,17 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
                 remedy="set the same reward for service and trainer, or run bonbon pairs rescore",
             )
             return
-        with bar(f"scoring older groups by {reward.name}", sum(missing.values()), show=context.progress) as advance:
+        with Bars(show=context.progress) as bars:
             for version, missing_groups in missing.items():
-                done = 0
-
-                def progress(count: int) -> None:
-                    nonlocal done
-                    advance(count - done)
-                    done = count
-
-                scope = Scope((version,), settings.train.tenants)
-                found = await rescore(
-                    context.database,
-                    configured,
-                    scope,
-                    limit=missing_groups,
-                    progress=progress,
-                    data_dir=settings.data_dir,
-                )
+                with bars.task(f"scoring older groups of {version} by {reward.name}", missing_groups) as task:
+                    found = await rescore(
+                        context.database,
+                        configured,
+                        Scope((version,), settings.train.tenants),
+                        limit=missing_groups,
+                        progress=task,
+                        data_dir=settings.data_dir,
+                    )
                 log.info(
                     "older groups were scored by the newest reward",
                     version=version,

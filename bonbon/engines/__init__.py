@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from bonbon.engines.engine import Engine
 from bonbon.errors import UserError
 from bonbon.settings import Settings
-from bonbon.shown_values import describe_problem
+from bonbon.shown_values import describe_problems
 
 __all__ = ["Engine", "build_engine"]
 
@@ -34,7 +34,7 @@ def build_engine(settings: Settings, *, base: str) -> Engine:
     try:
         return FACTORIES[settings.engine](settings, base)
     except ValidationError as error:
-        problems = "; ".join(describe_problem(item, unknown="is not an option") for item in error.errors())
+        problems = describe_problems(error, unknown="there is no such option")
         raise UserError(f"engine_options of {settings.engine}: {problems}", param="engine_options") from error
 
 

@@ -1,17 +1,17 @@
 """Traces: the names of all spans and attributes, and the functions that create spans.
 
-Until `trace_to` is called, every span is empty, and opentelemetry need not be installed. No attribute ever contains
-what a client or a model wrote. The `gen_ai` names are those of OpenTelemetry's semantic conventions for generative AI,
+Until `trace_to` is called, nothing is recorded, and only opentelemetry's API is needed. No attribute ever contains what
+a client or a model wrote. The `gen_ai` names are those of OpenTelemetry's semantic conventions for generative AI,
 which are still in development.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:
-    from opentelemetry.trace import Tracer, TracerProvider
+from opentelemetry import context, trace
+from opentelemetry.trace import NoOpTracerProvider, Span, StatusCode, TracerProvider
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 Value = str | bool | int | float
 
@@ -47,107 +47,61 @@ class Key(StrEnum):
     UNCLEAN = "bonbon.unclean"
 
 
-class Span(Protocol):
-    """A span that is being recorded."""
-
-    def set(self, key: Key, value: Value | None) -> None:
-        """Sets an attribute; None leaves it unset."""
-        ...
-
-    def rename(self, name: str) -> None:
-        """Changes the name of the span, where it is known only at its end."""
-        ...
+_propagator = TraceContextTextMapPropagator()
+_tracer = NoOpTracerProvider().get_tracer("bonbon")
 
 
-class _EmptySpan:
-    def set(self, key: Key, value: Value | None) -> None:
-        return
-
-    def rename(self, name: str) -> None:
-        return
-
-
-class _RecordedSpan:
-    def __init__(self, span: Any) -> None:
-        self._span = span
-
-    def set(self, key: Key, value: Value | None) -> None:
-        if value is not None:
-            self._span.set_attribute(key, value)
-
-    def rename(self, name: str) -> None:
-        self._span.update_name(name)
-
-
-EMPTY_SPAN: Span = _EmptySpan()
-_tracer: "Tracer | None" = None
-
-
-def trace_to(provider: "TracerProvider | None") -> None:
+def trace_to(provider: TracerProvider | None) -> None:
     """Sends spans to `provider` from now on; None stops tracing."""
     global _tracer
-    _tracer = None if provider is None else provider.get_tracer("bonbon")
+    _tracer = (provider or NoOpTracerProvider()).get_tracer("bonbon")
 
 
 @contextmanager
 def span(name: str, **attributes: Value | None) -> Iterator[Span]:
     """Opens a span below the request's span until the block ends; `attributes` are named after the members of `Key`.
 
-    An exception marks the span as failed, with only its type, because messages may quote what clients wrote. The span
-    never becomes the current span, so the block may yield, as generators do.
+    The span never becomes the current span, so the block may yield, as generators do.
     """
-    if _tracer is None:
-        yield EMPTY_SPAN
-        return
-    started = _tracer.start_span(name, record_exception=False, set_status_on_exception=False)
-    recorded = _RecordedSpan(started)
-    for key, value in attributes.items():
-        recorded.set(Key[key], value)
-    try:
-        yield recorded
-    except BaseException as error:
-        _failed(started, type(error).__name__)
-        raise
-    finally:
-        started.end()
+    known: dict[str, Value] = {Key[key]: value for key, value in attributes.items() if value is not None}
+    with _ended(_tracer.start_span(name, attributes=known)) as opened:
+        yield opened
 
 
 @contextmanager
 def request_span(name: str, headers: Mapping[str, str]) -> Iterator[Span]:
     """Opens the span of a whole request, current until the block ends; continues the trace that `traceparent` names."""
-    if _tracer is None:
-        yield EMPTY_SPAN
-        return
-    from opentelemetry import context, trace
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    parent = TraceContextTextMapPropagator().extract(dict(headers))
-    started = _tracer.start_span(name, parent, kind=trace.SpanKind.SERVER, record_exception=False)
-    token = context.attach(trace.set_span_in_context(started, parent))
-    try:
-        yield _RecordedSpan(started)
-    except BaseException as error:
-        _failed(started, type(error).__name__)
-        raise
-    finally:
-        context.detach(token)
-        started.end()
+    parent = _propagator.extract(headers)
+    with _ended(_tracer.start_span(name, parent, kind=trace.SpanKind.SERVER)) as opened:
+        token = context.attach(trace.set_span_in_context(opened, parent))
+        try:
+            yield opened
+        finally:
+            context.detach(token)
 
 
 def current_ids() -> dict[str, str]:
-    """Returns the `trace_id` and `span_id` of the current request for its log lines; empty when it is not traced."""
-    if _tracer is None:
-        return {}
-    from opentelemetry import trace
+    """Returns the `trace_id` and `span_id` of the current request for its log lines; empty when it is in no trace.
 
+    They are those of the client's `traceparent` while nothing is recorded here.
+    """
     found = trace.get_current_span().get_span_context()
     if not found.is_valid:
         return {}
     return {"trace_id": trace.format_trace_id(found.trace_id), "span_id": trace.format_span_id(found.span_id)}
 
 
-def _failed(started: Any, error: str) -> None:
-    from opentelemetry.trace import StatusCode
+@contextmanager
+def _ended(opened: Span) -> Iterator[Span]:
+    """Ends the span with the block.
 
-    started.set_attribute(Key.ERROR, error)
-    started.set_status(StatusCode.ERROR)
+    An exception marks it as failed, with only its type, because messages may quote what clients wrote.
+    """
+    try:
+        yield opened
+    except BaseException as error:
+        opened.set_attribute(Key.ERROR, type(error).__name__)
+        opened.set_status(StatusCode.ERROR)
+        raise
+    finally:
+        opened.end()

@@ -89,6 +89,8 @@ class PairLog:
             if self._commit is not None:
                 self._commit.cancel()
             await writer
+        if self.spool is not None:
+            self.spool.close()
 
     @property
     def waiting(self) -> int:

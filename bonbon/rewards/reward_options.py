@@ -6,7 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bonbon.errors import UserError
-from bonbon.shown_values import describe_problem
+from bonbon.shown_values import describe_problems
 
 
 class Options(BaseModel):
@@ -23,6 +23,5 @@ class Options(BaseModel):
         try:
             return cls(**options)
         except ValidationError as error:
-            unknown = f"is not an option; the options are {', '.join(cls.model_fields)}"
-            problems = "; ".join(describe_problem(item, unknown=unknown) for item in error.errors())
-            raise UserError(f"reward {kind}: {problems}", param="reward") from error
+            unknown = f"there is no such option; the options are {', '.join(cls.model_fields)}"
+            raise UserError(f"reward {kind}: {describe_problems(error, unknown=unknown)}", param="reward") from error

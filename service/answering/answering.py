@@ -77,26 +77,18 @@ async def _answer(
         return
     best_of_n = state.tenant_rewards.best_of_n(completion_request.tenant)
     salt = salt_of(completion_request.tenant)
+    request = DrawRequest(prompt, route.version, route.best_of, completion_request.sampling, live, salt)
     if completion_request.prompt_logprobs:
-        request = DrawRequest(prompt, route.version, 1, completion_request.sampling, salt=salt)
-        prompt_logprobs = await state.engine.prompt_logprobs(request)
+        only_prompt = replace(request, n=1, deltas=False)
+        prompt_logprobs = await state.engine.prompt_logprobs(only_prompt)
         charge.drawn += len(prompt_logprobs.started.token_ids)
         yield prompt_logprobs
         if not completion_request.draws_any:
-            async for event in _undrawn(best_of_n, request, prompt_logprobs.started):
+            async for event in _undrawn(best_of_n, only_prompt, prompt_logprobs.started):
                 yield event
             return
     drawn = _DrawnTokens(state.engine, completion_request, route, charge, live=live)
-    stream = best_of_n.stream(
-        prompt,
-        route.best_of,
-        version=route.version,
-        sampling=completion_request.sampling,
-        keep=completion_request.n,
-        salt=salt,
-        deltas=live,
-        fit=completion_request.fit,
-    )
+    stream = best_of_n.stream(request, keep=completion_request.n, fit=completion_request.fit)
     async with aclosing(stream) as events:
         async for event in events:
             if isinstance(event, Answer):
@@ -127,7 +119,7 @@ async def _answer(
             group = replace(group, unclean=why_unclean(group, repeated=True))
         with span(Name.LOG, GROUP=group.id, UNCLEAN=group.unclean) as logging:
             kept = await state.pair_log.append(group)
-            logging.set(Key.KEPT, kept)
+            logging.set_attribute(Key.KEPT, kept)
         if kept is Kept.REPEATED and idempotency is not None:
             first = await state.pair_log.repeated(idempotency)
             if first is None:

@@ -13,21 +13,37 @@ from service.routing.router import Route
 async def let_in(state: AppState, completion_request: CompletionRequest) -> AsyncIterator[tuple[Route, Charge]]:
     """Charges the tenant, waits until the request is admitted, and holds its version while the block runs.
 
+    While a request waits, another version may become champion that samples more or fewer candidates. The request is
+    then charged for the candidates of this version. What it does not need is returned; if it needs more, it waits
+    again.
+
     Raises:
         RateLimited: The tenant exceeds a rate limit.
         Overloaded: Too many requests are waiting, or the request has waited too long.
         UnknownVersion: The model is not served.
     """
-    learned = not state.tenant_rewards.has_own(completion_request.tenant)
-    draws = state.router.draws(
-        completion_request.model, n=completion_request.n, best_of=completion_request.drawn, learned=learned
+    tenant, model, n, best_of = (
+        completion_request.tenant,
+        completion_request.model,
+        completion_request.n,
+        completion_request.drawn,
     )
+    learned = not state.tenant_rewards.has_own(tenant)
+    draws = state.router.draws(model, n=n, best_of=best_of, learned=learned)
+    with state.limits.charged(tenant, _most_tokens(state, completion_request, draws)) as charge:
+        while True:
+            async with state.admission.admit(tenant, charge.tokens) as reservation:
+                await state.router.admitted()
+                with state.router.route(model, n=n, best_of=best_of, learned=learned) as route:
+                    needed = _most_tokens(state, completion_request, route.best_of)
+                    state.limits.correct(charge, needed)
+                    if needed <= reservation.tokens:
+                        state.admission.reduce(reservation, needed)
+                        yield route, charge
+                        return
+
+
+def _most_tokens(state: AppState, completion_request: CompletionRequest, draws: int) -> int:
+    """Returns how many tokens a request may use if it samples `draws` candidates for each prompt."""
     longest = min(max(1, completion_request.sampling.max_tokens), state.engine.context_length)
-    max_tokens = completion_request.read_tokens + len(completion_request.prompts) * draws * longest
-    with state.limits.charged(completion_request.tenant, max_tokens) as charge:
-        async with state.admission.admit(completion_request.tenant, max_tokens):
-            await state.router.admitted()
-            with state.router.route(
-                completion_request.model, n=completion_request.n, best_of=completion_request.drawn, learned=learned
-            ) as route:
-                yield route, charge
+    return completion_request.read_tokens + len(completion_request.prompts) * draws * longest

@@ -21,6 +21,14 @@ class _Waiter:
     admitted: bool = False
 
 
+@dataclass(eq=False)
+class Reservation:
+    """The tokens that may be generated for an admitted request."""
+
+    tenant: str
+    tokens: int
+
+
 class Admission:
     """Admits requests by the tokens that may be generated for them: candidates times max_tokens.
 
@@ -47,18 +55,27 @@ class Admission:
         return sum(map(len, self._queues.values()))
 
     @asynccontextmanager
-    async def admit(self, tenant: str, tokens: int) -> AsyncIterator[None]:
+    async def admit(self, tenant: str, tokens: int) -> AsyncIterator[Reservation]:
         """Runs the block when the request is admitted.
 
         Raises:
             Overloaded: The request cannot wait, or has waited too long.
         """
         await self._enter(tenant, tokens)
+        reservation = Reservation(tenant, tokens)
         try:
-            yield
+            yield reservation
         finally:
-            self.in_flight -= tokens
+            self.in_flight -= reservation.tokens
             self._admit_next()
+
+    def reduce(self, reservation: Reservation, tokens: int) -> None:
+        """Keeps `tokens` of a reservation and lets other requests have the rest."""
+        returned = reservation.tokens - tokens
+        reservation.tokens = tokens
+        self.in_flight -= returned
+        self._finish[reservation.tenant] -= returned
+        self._admit_next()
 
     async def _enter(self, tenant: str, tokens: int) -> None:
         if not self._queues and self._fits(tokens):

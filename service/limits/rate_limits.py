@@ -56,10 +56,11 @@ class Charge:
     """The tokens that a tenant was charged for a request.
 
     Attributes:
-        tokens: Tokens charged when the request was admitted.
+        tokens: Tokens that may be generated for the request, all of them charged until it is answered.
         drawn: Tokens that were generated, or may have been, and those of prompts that are part of the answer.
     """
 
+    tenant: str
     tokens: int
     drawn: int = 0
 
@@ -88,14 +89,14 @@ class RateLimits:
             RateLimited: The tenant exceeds a limit and is charged nothing. The headers contain the time to wait.
         """
         self.charge(tenant, tokens)
-        charge, failed = Charge(tokens), False
+        charge, failed = Charge(tenant, tokens), False
         try:
             yield charge
         except Exception as error:
             failed = not isinstance(error, ClientTooSlow)  # the client caused it, as if it had disconnected
             raise
         finally:
-            self.refund(tenant, tokens if failed else tokens - charge.drawn, request=failed)
+            self.refund(tenant, charge.tokens - (0 if failed else charge.drawn), request=failed)
 
     def charge(self, tenant: str, tokens: int) -> None:
         """Charges for a request.
@@ -115,6 +116,14 @@ class RateLimits:
             )
         for _, bucket, amount in kinds:
             bucket.take(amount)
+
+    def correct(self, charge: Charge, tokens: int) -> None:
+        """Changes what a request is charged to `tokens`.
+
+        The request was admitted within its limits, so this never refuses it; the following minutes pay for more tokens.
+        """
+        self.refund(charge.tenant, charge.tokens - tokens)
+        charge.tokens = tokens
 
     def refund(self, tenant: str, tokens: int, *, request: bool = False) -> None:
         """Refunds tokens that were not generated and, with `request`, a request that was not answered."""

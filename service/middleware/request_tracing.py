@@ -28,12 +28,12 @@ class TraceRequests:
             return
         method = scope["method"]
         with request_span(method, Headers(scope=scope)) as span:
-            span.set(Key.METHOD, method)
-            span.set(Key.REQUEST_ID, name_of(scope))
+            span.set_attribute(Key.METHOD, method)
+            span.set_attribute(Key.REQUEST_ID, name_of(scope))
 
             async def observe(message: Message) -> None:
                 if message["type"] == "http.response.start":
-                    span.set(Key.STATUS, message["status"])
+                    span.set_attribute(Key.STATUS, message["status"])
                 await send(message)
 
             try:
@@ -41,8 +41,9 @@ class TraceRequests:
             finally:
                 # The router stores the matched route in the scope. An unmatched path is not recorded.
                 route = getattr(scope.get("route"), "path", None)
-                span.set(Key.ROUTE, route)
-                span.rename(f"{method} {route or 'unmatched'}")
+                if route is not None:
+                    span.set_attribute(Key.ROUTE, route)
+                span.update_name(f"{method} {route or 'unmatched'}")
 
 
 @contextmanager
@@ -53,12 +54,12 @@ def exported_traces(settings: ServiceSettings) -> Iterator[None]:
     (OTEL_TRACES_SAMPLER, OTEL_TRACES_SAMPLER_ARG).
 
     Raises:
-        UserError: opentelemetry is not installed.
+        UserError: opentelemetry's SDK or exporter is not installed.
     """
     if settings.traces == "off":
         yield
         return
-    need("service.traces", "otel", "opentelemetry", "opentelemetry.exporter", param="service.traces")
+    need("service.traces", "otel", "opentelemetry.sdk", "opentelemetry.exporter", param="service.traces")
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider

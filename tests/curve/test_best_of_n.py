@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from bonbon import Answer, BestOfN, Candidate, Prompt, Sampling
-from bonbon.engines.engine import Delta, Started
+from bonbon.engines.engine import Delta, DrawRequest, Started
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, PromptTooLong, RewardError, UnknownVersion
 from bonbon.pairs.group_records import Group, Unclean
@@ -114,7 +114,8 @@ async def test_token_ids_reach_the_reward_as_text(engine: FakeEngine) -> None:
 async def test_streaming_yields_the_deltas_of_every_candidate_and_then_the_answer(engine: FakeEngine) -> None:
     sampling = replace(SAMPLING, seed=3)
     best_of_n = BestOfN(engine, FakeReward())
-    started, *deltas, answer = [event async for event in best_of_n.stream(PROMPT, 4, sampling=sampling, keep=2)]
+    request = DrawRequest(PROMPT, engine.base, 4, sampling, deltas=True)
+    started, *deltas, answer = [event async for event in best_of_n.stream(request, keep=2)]
     assert isinstance(started, Started)
     assert isinstance(answer, Answer)
     texts = [""] * 4
@@ -128,7 +129,7 @@ async def test_streaming_yields_the_deltas_of_every_candidate_and_then_the_answe
 
 async def test_closing_a_stream_aborts_the_candidates(engine: FakeEngine) -> None:
     reward = FakeReward()
-    stream = BestOfN(engine, reward).stream(PROMPT, 4, sampling=SAMPLING)
+    stream = BestOfN(engine, reward).stream(DrawRequest(PROMPT, engine.base, 4, SAMPLING))
     assert isinstance(await anext(stream), Started)
     assert engine.running == 4
     await stream.aclose()
@@ -140,14 +141,15 @@ async def test_max_tokens_is_reduced_to_the_free_space_only_where_it_may_be() ->
     engine = FakeEngine(context_length=20)
     async with BestOfN(engine, FakeReward()) as best_of_n:
         sampling = Sampling(max_tokens=24, seed=1)
+        request = DrawRequest(PROMPT, engine.base, 2, sampling)
         with pytest.raises(PromptTooLong):
-            await anext(best_of_n.stream(PROMPT, 2, sampling=sampling))
-        *_, answer = [event async for event in best_of_n.stream(PROMPT, 2, sampling=sampling, fit=True)]
+            await anext(best_of_n.stream(request))
+        *_, answer = [event async for event in best_of_n.stream(request, fit=True)]
         assert isinstance(answer, Answer)
         assert answer.group.sampling == replace(sampling, max_tokens=16)
-        full = Prompt(text="word " * 20)
+        full = replace(request, prompt=Prompt(text="word " * 20))
         with pytest.raises(PromptTooLong):
-            await anext(best_of_n.stream(full, 2, sampling=sampling, fit=True))
+            await anext(best_of_n.stream(full, fit=True))
 
 
 # A reward that fails

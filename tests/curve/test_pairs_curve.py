@@ -48,7 +48,7 @@ async def curve_of(database: Database, *, share: float = 0.05, judge: Any = None
     return await make_curve(database, await select_groups(database, **selection), share=share, judge=judge)
 
 
-async def test_the_curve_of_a_known_law(database: Database, log: PairLog) -> None:
+async def test_the_curve_of_a_known_distribution(database: Database, log: PairLog) -> None:
     """Gumbel rewards have E max of k = log k + gamma. All six intervals hold but with probability < .01 at 4 errors."""
     await append(log, drawn(150, 6, gumbel))
     curve = await curve_of(database)

@@ -112,7 +112,7 @@ async def test_differences_that_training_allows_are_none() -> None:
     await check_base(await started(Watched(spoil)))
 
 
-async def test_prompts_that_the_context_has_no_room_for_are_left_out() -> None:
+async def test_prompts_that_do_not_fit_into_the_context_are_left_out() -> None:
     await check_base(await started(Watched(context_length=18)))
     with pytest.raises(UserError, match="maximum context length is 8 tokens"):
         await check_base(await started(Watched(context_length=8)))

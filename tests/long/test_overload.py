@@ -43,7 +43,7 @@ async def test_a_tenant_that_asks_too_much_is_told_when_to_come_back(tmp_path: P
 
 
 async def test_what_is_over_capacity_waits_and_what_is_over_the_queue_is_refused(tmp_path: Path) -> None:
-    """Room for 2 requests of 4 candidates and 12 tokens each, 5 may wait."""
+    """Admits 2 requests of 4 candidates and 12 tokens each, 5 may wait."""
     limited = slow_service(tmp_path, max_tokens_in_flight=96, max_waiting=5)
     async with started(limited) as service, client_of(service) as client:
         answers = await asyncio.gather(*(client.post(CHAT, json=BODY | {"seed": 1}) for _ in range(30)))

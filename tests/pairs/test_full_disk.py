@@ -43,7 +43,7 @@ async def trained(open_: RunContext) -> list[Version]:
 
 # TensorBoard writes in a thread of its own, which has nobody to tell.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_no_room_at_any_stage_costs_nothing_but_time(settings: Settings, small_disk: Path) -> None:
+async def test_a_full_disk_at_any_stage_costs_nothing_but_time(settings: Settings, small_disk: Path) -> None:
     """The disk fills up at the plan, the snapshot, a checkpoint during training, the result or the version's
     directory."""
     async with context(settings) as open_:

@@ -11,9 +11,11 @@ import pytest
 
 from bonbon.errors import StoreError
 from bonbon.pairs.group_records import Group
+from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.spool.segment import read_segment
 from bonbon.pairs.spool.spool import SEGMENT_BYTES, Spool
 from bonbon.prompt import Prompt
+from bonbon.store.database import open_database
 from tests.support.data.groups import scored_group
 from tests.support.paths import ROOT
 
@@ -74,6 +76,14 @@ def test_a_segment_that_a_living_process_holds_is_left_to_it(tmp_path: Path) -> 
     assert len(taken(one)) == 1
 
 
+async def test_a_pair_log_that_stops_releases_the_segment_of_its_spool(tmp_path: Path) -> None:
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
+        spool, other = Spool(tmp_path / "spool", PLENTY), Spool(tmp_path / "spool", PLENTY)
+        spool.append([scored_group(1)])
+        await PairLog(database, spool).stop()
+        assert len(taken(other)) == 1
+
+
 def test_a_line_that_was_never_finished_is_left_out_and_a_damaged_one_too(tmp_path: Path) -> None:
     spool = Spool(tmp_path, PLENTY)
     groups = [scored_group(number) for number in range(4)]
@@ -82,7 +92,7 @@ def test_a_line_that_was_never_finished_is_left_out_and_a_damaged_one_too(tmp_pa
     lines = path.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1].replace(b"question", b"quEstion")
     path.write_bytes(b"".join(lines)[:-20])
-    del spool  # lets go of the segment
+    spool.close()
     assert taken(Spool(tmp_path, PLENTY)) == [groups[0], groups[2]]
 
 
@@ -93,7 +103,8 @@ def test_it_takes_no_more_than_it_may(tmp_path: Path) -> None:
             spool.append([scored_group(number)])
     kept = len(taken(spool))
     assert 1 <= kept < 10
-    spool.append([scored_group(0)])  # there is room again
+    spool.append([scored_group(0)])  # there is space again
+    spool.close()
 
 
 def test_groups_are_on_disk_when_the_segment_was_deleted_or_the_directory_moved(tmp_path: Path) -> None:

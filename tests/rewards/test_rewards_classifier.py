@@ -240,7 +240,7 @@ async def test_a_broken_checkpoint_is_refused(model: Path, tmp_path: Path) -> No
         ({}, "target is required"),
         ({"target": "m", "device": "tpu"}, "device = 'tpu'"),
         ({"target": "m", "batch_size": 0}, "batch_size = 0"),
-        ({"target": "m", "trust_remote_code": True}, "trust_remote_code is not an option"),
+        ({"target": "m", "trust_remote_code": True}, "trust_remote_code: there is no such option"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:

@@ -193,7 +193,7 @@ async def test_must_be_started() -> None:
         ({"target": "http://scores.example/", "timeout": 0}, "timeout = 0"),
         (
             {"target": "http://scores.example/", "timeuot": 3},
-            "timeuot is not an option; the options are target, timeout",
+            "timeuot: there is no such option; the options are target, timeout",
         ),
         ({}, "target is required"),
     ],

@@ -23,7 +23,8 @@ from bonbon.settings import Settings
 from service.app import create_app
 from service.http_server.server import bind
 from tests.support.paths import ROOT
-from tests.support.service.running_service import BASE, WatchedEngine, running, settings_in
+from tests.support.service.hosting import client_in_process, in_process
+from tests.support.service.running_service import BASE, Running, WatchedEngine, running, settings_in
 
 
 @pytest.mark.parametrize(("spool_bytes", "status"), [(0, 503), (10_000, 200)])
@@ -125,12 +126,12 @@ async def test_the_base_is_registered_and_promoted_once(tmp_path: Path) -> None:
 
 
 async def test_a_request_in_flight_ends_before_the_service_does(tmp_path: Path) -> None:
-    async with running(settings_in(tmp_path), engine=FakeEngine(BASE, delay=0.02)) as service:
-        asked = asyncio.create_task(service.ask())
-        while not service.state.router.in_flight:
-            await asyncio.sleep(0.001)
-        async with service.app.router.lifespan_context(service.app):
-            pass  # stopping this lifespan drains the parts that both share
+    app = create_app(settings_in(tmp_path), engine=FakeEngine(BASE, delay=0.02))
+    async with client_in_process(app) as client:
+        async with app.router.lifespan_context(app):
+            asked = asyncio.create_task(Running(app, app.state.bonbon, client).ask())
+            while not app.state.bonbon.router.in_flight:
+                await asyncio.sleep(0.001)
         assert asked.done()
         assert asked.result().status_code == 200
 
@@ -164,11 +165,7 @@ async def test_an_engine_that_cannot_start_yet_leaves_the_service_up_and_saying_
     engine = Broken(problem)
     app = create_app(settings_in(tmp_path), engine=engine)
     app.state.bonbon.startup.retry = 0.01
-    transport = httpx2.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-    ):
+    async with in_process(app) as client:
         assert (await client.get("/health/live")).status_code == 200
         ready = await client.get("/health/ready")
         assert (ready.status_code, ready.json()["status"]) == (503, "unready")

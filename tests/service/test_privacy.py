@@ -144,7 +144,7 @@ async def test_what_comes_late_from_a_spool_is_not_brought_back(database: Databa
     ]
     before = Spool(tmp_path / "spool", 2**20)
     before.append(late)
-    del before
+    before.close()
     await erase(database, tmp_path, Conditions(user="ada"), spool_dir=tmp_path / "spool")
     await erase(database, tmp_path, Conditions(request_id="r2"), spool_dir=tmp_path / "spool")
     log = PairLog(database, Spool(tmp_path / "spool", 2**20), retry=0.01)

@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from bonbon.pairs.group_records import Unclean
@@ -19,6 +18,7 @@ from bonbon.store.database import open_database
 from service.app import create_app
 from tests.support.servers.vllm_double import Double, doubles
 from tests.support.service.api import CHAT, MESSAGES, events
+from tests.support.service.hosting import in_process
 from tests.support.service.running_service import Running, new_version, version_name
 
 TOOLS: list[dict[str, Any]] = [
@@ -44,10 +44,8 @@ async def gateway(directory: Path, servers: list[Double]) -> AsyncIterator[Runni
         service=ServiceSettings(registry_poll=0.02, audit_fraction=0, drain_timeout=5, default_max_tokens=8),
     )
     app = create_app(settings, reward=FakeReward())
-    async with app.router.lifespan_context(app):
-        transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield Running(app, app.state.bonbon, client)
+    async with in_process(app) as client:
+        yield Running(app, app.state.bonbon, client)
 
 
 async def ready(running: Running) -> dict[str, Any]:

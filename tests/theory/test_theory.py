@@ -82,7 +82,7 @@ def test_tied_win_rate_of_sampled_groups() -> None:
     assert levels == pytest.approx(theory.best_level_masses(masses.tolist(), 6), abs=4 * 0.5 / math.sqrt(best.size))
 
 
-def test_levels_that_are_no_law_are_refused() -> None:
+def test_levels_that_are_no_distribution_are_refused() -> None:
     assert theory.tied_kl([1.0], 8) == 0
     assert theory.tied_win_rate([1.0], 8) == 0.5
     assert theory.tied_kl([0.0, 1.0], 8) == 0

@@ -44,7 +44,7 @@ def test_the_reward_as_its_own_judge_says_nothing_without_ties(rewards: list[flo
 
 
 @given(st.integers(1, 128).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))))
-def test_weights_are_the_law_of_the_best_rank(sizes: tuple[int, int]) -> None:
+def test_weights_are_the_distribution_of_the_best_rank(sizes: tuple[int, int]) -> None:
     n, k = sizes
     weights = theory.best_of_k_weights(n, k)
     assert weights.sum() == pytest.approx(1)

@@ -22,7 +22,7 @@ def steps_until_below(rolling: RollingSequence, observations: list[float], floor
     return None
 
 
-def test_a_win_rate_on_the_floor_rarely_falls_through_it_however_long_one_looks() -> None:
+def test_a_win_rate_at_the_minimum_is_rarely_judged_below_it_however_long_one_looks() -> None:
     """Each run may err with probability at most .05 over 2500 checks: of 100 runs, at most 12 (P < .003 at .05)."""
     rng = np.random.default_rng(0)
     fell = [steps_until_below(RollingSequence(), outcomes(rng, 0.5, 2500), 0.5) for _ in range(100)]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.engines.engine import Engine, VersionFiles
 from bonbon.errors import UserError
+from bonbon.progress import bar
 from bonbon.rewards.reward import Reward
 from bonbon.settings import EvaluateSettings
 from trainer.data.logged_prompts import LoggedPrompt
@@ -18,7 +19,6 @@ from trainer.evaluation import measures
 from trainer.evaluation.divergence import Completion, DivergenceEstimator
 from trainer.evaluation.evaluation import Evaluation
 from trainer.evaluation.samples import Sampler, Samples, choose
-from trainer.progress_bars import bar
 
 CONCURRENCY = 16
 """Prompts processed concurrently."""
@@ -109,8 +109,8 @@ async def evaluate(
         )
     answers = min(KL_DRAWS, draws)
     completions = _completions(samples, answers, seed)
-    with bar("estimating the KL from the base", len(completions), show=progress) as advance:
-        divergences = await asyncio.to_thread(divergence, completions, advance)
+    with bar("estimating the KL from the base", len(completions), show=progress, transient=False) as task:
+        divergences = await asyncio.to_thread(divergence, completions, task.advance)
     commonest = Counter((one.sampling.temperature, one.sampling.max_tokens) for one in chosen).most_common(1)[0][0]
     return Evaluation(
         version=version.name,
@@ -152,10 +152,10 @@ async def _draw_all(sampler: Sampler, prompts: Sequence[LoggedPrompt], title: st
     async def draw(prompt: LoggedPrompt) -> Samples | None:
         async with slots:
             samples = await sampler(prompt)
-        advance(1)
+        task.advance(1)
         return samples
 
-    with bar(title, len(prompts), show=progress) as advance:
+    with bar(title, len(prompts), show=progress, transient=False) as task:
         drawn = await gather_or_cancel(draw(prompt) for prompt in prompts)
     return [samples for samples in drawn if samples is not None]
 

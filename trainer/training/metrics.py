@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,8 +28,11 @@ class MetricsLog:
         partial = path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
         partial.replace(path)
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume + 1 if resume else 0)
+        with ExitStack() as stack:
+            self._file = stack.enter_context(path.open("a"))
+            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume + 1 if resume else 0)
+            stack.callback(self._board.close)
+            self._files = stack.pop_all()
 
     def write(self, step: int, epoch: float, **values: float) -> None:
         """Writes one line with `step`, `epoch` and the named values."""
@@ -47,9 +51,8 @@ class MetricsLog:
     ) -> None:
         if not self.enabled:
             return
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._board.close()
+        with self._files:
+            os.fsync(self._file.fileno())
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import VersionKind
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from bonbon.theory import best_of_n_kl, tilt
 from trainer.data.groups import Groups, Rows
-from trainer.progress_bars import Bars
 from trainer.training.checkpoint import Checkpoints
 from trainer.training.learning.learner import Learner, Weights
 from trainer.training.learning.loss import make_loss

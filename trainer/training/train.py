@@ -13,9 +13,9 @@ from bonbon.errors import UserError
 from bonbon.files.manifest import base_digest, make_manifest, names_base
 from bonbon.files.model_files import served_name
 from bonbon.pairs.reading.snapshot import Snapshot, Split, read_snapshot
+from bonbon.progress import Bars
 from bonbon.settings import Settings, TrainSettings
 from trainer.data.groups import Groups
-from trainer.progress_bars import Bars
 from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.candidate_selection import trainable_rows
 from trainer.training.metrics import latest_metrics

@@ -91,8 +91,12 @@ class Segment:
 def create_segment(path: Path) -> Segment:
     """Creates an empty file. Raises OSError when it exists."""
     file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+")
-    fcntl.flock(file, fcntl.LOCK_EX)  # the name is new, so nobody holds the lock
-    fsync(path.parent)  # without this, a power cut may lose the file's name
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the name is new, so nobody holds the lock
+        fsync(path.parent)  # without this, a power cut may lose the file's name
+    except OSError:
+        file.close()
+        raise
     return Segment(path, file)
 
 
@@ -114,6 +118,9 @@ def lock_segment(path: Path) -> Segment | None:
     except BlockingIOError:
         file.close()
         return None
+    except OSError:
+        file.close()
+        raise
     if os.fstat(file.fileno()).st_nlink == 0:
         file.close()
         return None

@@ -108,6 +108,13 @@ class Spool:
             segment.keep(lines)
             self._refused = False
 
+    def close(self) -> None:
+        """Releases the segment that is being written, so that another process may adopt it."""
+        with self._lock:
+            if self._active is not None:
+                self._active.close()
+                self._active = None
+
     def measure(self) -> None:
         """Measures how much is waiting and set aside, because other processes add and remove groups, too."""
         with self._lock:

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -13,6 +13,7 @@ from bonbon.concurrency.gather import gather_or_cancel
 from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.remote.scoring_client import HttpClient, HttpOptions
+from bonbon.rewards.reward import Reward
 from bonbon.shown_values import first_problem
 
 
@@ -113,6 +114,30 @@ class ChatModel:
             raise RewardError(f"the judge's answer is not a chat completion: {first_problem(error)}") from error
         tokens = (choice.logprobs and choice.logprobs.content) or []
         return Verdict(choice.message.content or "", tuple((token.token, _probabilities(token)) for token in tokens))
+
+
+class ChatReward(Reward):
+    """A reward that puts questions to a chat model; a subclass gives the templates of its prompts."""
+
+    system: str
+    question: str
+
+    def __init__(self, options: ChatOptions) -> None:
+        self.chat = ChatModel(options)
+
+    @property
+    def version(self) -> str:
+        return self.chat.version(self.system, self.question)
+
+    async def start(self) -> None:
+        await self.chat.start()
+
+    async def stop(self) -> None:
+        await self.chat.stop()
+
+    async def verdicts(self, questions: Iterable[Mapping[str, str]]) -> list[Verdict]:
+        """Returns one verdict per question, in order, each given by the fields of `question`. Raises RewardError."""
+        return await self.chat.verdicts(self.system, (self.question.format(**fields) for fields in questions))
 
 
 def _probabilities(token: _Token) -> dict[str, float]:

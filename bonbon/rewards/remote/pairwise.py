@@ -17,7 +17,7 @@ from pydantic import field_validator
 from bonbon.errors import RewardError
 from bonbon.prompt import Prompt
 from bonbon.rewards.local.classifier import ModelOptions, ModelReader
-from bonbon.rewards.remote.chat_model import ChatModel, ChatOptions, Verdict, as_text, fenced, first_of
+from bonbon.rewards.remote.chat_model import ChatOptions, ChatReward, Verdict, as_text, fenced, first_of
 from bonbon.rewards.reward import Reward
 
 TEMPLATE = "{prompt}\n\n[Reply A]\n{a}\n\n[Reply B]\n{b}"
@@ -91,26 +91,16 @@ class PairwiseModel(PairwiseReward):
         return [_sigmoid(value) if self._logit else exp(value) for value in values]
 
 
-class PairwiseJudge(PairwiseReward):
+class PairwiseJudge(PairwiseReward, ChatReward):
     """Compares with a chat model that answers A or B; the score uses the probabilities of both letters."""
 
-    def __init__(self, options: ChatOptions) -> None:
-        self.chat = ChatModel(options)
-
-    @property
-    def version(self) -> str:
-        return self.chat.version(SYSTEM, USER)
-
-    async def start(self) -> None:
-        await self.chat.start()
-
-    async def stop(self) -> None:
-        await self.chat.stop()
+    system = SYSTEM
+    question = USER
 
     async def win_probabilities(self, prompt: str, pairs: Sequence[tuple[str, str]]) -> list[float]:
         conversation = fenced("conversation", prompt)
-        questions = [USER.format(prompt=conversation, a=fenced("reply A", a), b=fenced("reply B", b)) for a, b in pairs]
-        return [first_wins(verdict) for verdict in await self.chat.verdicts(SYSTEM, questions)]
+        questions = [{"prompt": conversation, "a": fenced("reply A", a), "b": fenced("reply B", b)} for a, b in pairs]
+        return [first_wins(verdict) for verdict in await self.verdicts(questions)]
 
 
 async def mean_wins(

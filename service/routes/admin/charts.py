@@ -1,7 +1,5 @@
 """`/admin/charts`: data for the console's charts of win rates, divergences and the pair log."""
 
-from dataclasses import asdict
-from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -9,7 +7,7 @@ from pydantic import BaseModel
 
 from bonbon.curve.best_of_k import make_curve
 from bonbon.curve.group_selection import select_groups
-from bonbon.pairs.live.win_rate_history import read_win_rate_history
+from bonbon.pairs.live.win_rate_history import WinRateHistory, read_win_rate_history
 from bonbon.theory import Estimate, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
 from service.app_state import CurrentState
 from service.routes.dependencies import require_admin
@@ -34,44 +32,13 @@ class FrontierBody(BaseModel):
     best_of_n: list[PointBody]
 
 
-class BandBody(BaseModel):
-    """The win rate after `count` comparisons, with ties as half, and its 95 % confidence band, which holds at all
-    times."""
-
-    count: int
-    time: datetime
-    win_rate: float
-    low: float
-    high: float
-
-
-class HistoryBody(BaseModel):
-    """The audits of best-of-`k` of `version` against `opponent`: the newest 2000 in the log."""
-
-    version: str
-    opponent: str
-    k: int
-    wins: int
-    ties: int
-    losses: int
-    points: list[BandBody]
-
-
-class EstimateBody(BaseModel):
-    """An estimate with its 95 % confidence interval."""
-
-    value: float
-    low: float
-    high: float
-
-
 class BestOfKBody(BaseModel):
     """Best-of-k: the expected reward, the gain of the k-th candidate, and the win rate against one candidate."""
 
     k: int
-    reward: EstimateBody
-    gain: EstimateBody | None
-    win_rate: EstimateBody | None
+    reward: Estimate
+    gain: Estimate | None
+    win_rate: Estimate | None
 
 
 class CurveBody(BaseModel):
@@ -97,19 +64,10 @@ def frontier(kl: Annotated[float, Query(gt=0, le=20)] = 3.0) -> FrontierBody:
 
 
 @router.get("/win-rate")
-async def win_rate(state: CurrentState, version: str | None = None, opponent: str | None = None) -> HistoryBody:
+async def win_rate(state: CurrentState, version: str | None = None, opponent: str | None = None) -> WinRateHistory:
     """Return the history of a live win rate, by default the champion's against the base."""
-    history = await read_win_rate_history(
+    return await read_win_rate_history(
         state.database, version=version or state.router.champion, opponent=opponent or state.router.routes.base
-    )
-    return HistoryBody(
-        version=history.version,
-        opponent=history.opponent,
-        k=history.k,
-        wins=history.wins,
-        ties=history.ties,
-        losses=history.losses,
-        points=[BandBody(**asdict(point)) for point in history.points],
     )
 
 
@@ -125,16 +83,7 @@ async def best_of_k(
         groups=curve.groups,
         stops_at=curve.stops_at,
         points=[
-            BestOfKBody(
-                k=point.k,
-                reward=_estimate(point.reward),
-                gain=point.gain and _estimate(point.gain),
-                win_rate=point.win_rate and _estimate(point.win_rate),
-            )
+            BestOfKBody(k=point.k, reward=point.reward, gain=point.gain, win_rate=point.win_rate)
             for point in curve.points
         ],
     )
-
-
-def _estimate(estimate: Estimate) -> EstimateBody:
-    return EstimateBody(value=estimate.value, low=estimate.low, high=estimate.high)

@@ -107,7 +107,7 @@ async def test_rows_that_join_while_others_run_are_drawn_as_if_alone(engine: Emb
         assert_logprobs(model, other)
 
 
-async def test_first_tokens_follow_the_policys_law(engine: EmbeddedEngine, base: Path) -> None:
+async def test_first_tokens_follow_the_policys_distribution(engine: EmbeddedEngine, base: Path) -> None:
     """Runs a chi-square test at error rate 1e-4 on fixed seeds, for seeded samples at two temperatures."""
     model = reference(base)
     for temperature in (1.0, 0.5):
@@ -123,7 +123,7 @@ async def test_first_tokens_follow_the_policys_law(engine: EmbeddedEngine, base:
         assert chisquare([*observed, 3000 - sum(observed)], [*expected, rest]).pvalue > 1e-4
 
 
-async def test_greedy_takes_the_likeliest_and_reports_its_law_at_temperature_one(
+async def test_greedy_takes_the_likeliest_and_reports_its_distribution_at_temperature_one(
     engine: EmbeddedEngine, base: Path
 ) -> None:
     model = reference(base)
@@ -137,7 +137,9 @@ async def test_greedy_takes_the_likeliest_and_reports_its_law_at_temperature_one
     assert_logprobs(model, sampled, 2)
 
 
-async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(engine: EmbeddedEngine, base: Path) -> None:
+async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_distribution(
+    engine: EmbeddedEngine, base: Path
+) -> None:
     distribution = logprobs(reference(base), PROMPT.token_ids or (), [0])[0].exp()
     ordered, order = distribution.sort(descending=True)
     nucleus = int((ordered.cumsum(0) < 0.6).sum()) + 1
@@ -550,7 +552,9 @@ async def test_other_architectures_agree_with_a_plain_forward_pass(
     await engine.stop()
 
 
-async def test_the_generation_config_ends_sequences_but_does_not_change_the_law(base: Path, tmp_path: Path) -> None:
+async def test_the_generation_config_ends_sequences_but_does_not_change_the_distribution(
+    base: Path, tmp_path: Path
+) -> None:
     shutil.copytree(base, tmp_path, dirs_exist_ok=True)
     config = {"eos_token_id": [EOS, 5], "do_sample": True, "temperature": 0.1, "top_k": 2, "repetition_penalty": 3.0}
     (tmp_path / "generation_config.json").write_text(json.dumps(config))
@@ -631,7 +635,7 @@ async def test_settings_build_engines(base: Path) -> None:
     assert all(draw.finish_reason for draw in draws.draws)
     await engine.stop()
     for changes, message in (
-        ({"engine_options": {"max_row": 4}}, "max_row is not an option"),
+        ({"engine_options": {"max_row": 4}}, "max_row: there is no such option"),
         ({"engine_options": {"max_rows": 0}}, "max_rows = 0"),
         ({"engine": "steam"}, "'steam' is unknown; choose one of embedded, fake"),
         ({"engine": "fake", "engine_options": {"speed": 1}}, "speed"),

@@ -60,7 +60,7 @@ def test_a_row_that_asks_for_nothing_keeps_its_logits() -> None:
 
 
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_tokens_follow_the_changed_law_beside_rows_that_ask_for_something_else(case: int) -> None:
+def test_tokens_follow_the_changed_distribution_beside_rows_that_ask_for_something_else(case: int) -> None:
     """Returns the total variation distance of 2,000 samples from the fake engine's distribution; noise gives 0.03."""
     draws = 2_000
     samplings = [CASES[case] if row % 2 else CASES[(case + 1) % len(CASES)] for row in range(2 * draws)]

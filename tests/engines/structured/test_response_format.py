@@ -35,7 +35,7 @@ def test_a_body_carries_its_format_as_canonical_text() -> None:
         assert sampling_of(body(response_format=nothing)).response_format is None
 
 
-def test_a_format_is_not_the_policys_own_law() -> None:
+def test_a_format_is_not_the_policys_own_distribution() -> None:
     assert Sampling().unmodified
     assert not replace(Sampling(), response_format='{"type":"json_object"}').unmodified
 

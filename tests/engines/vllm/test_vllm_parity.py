@@ -80,7 +80,7 @@ async def test_lengths_and_rewards_of_2000_draws_have_the_same_distribution(
     await reward.stop()
 
 
-async def test_the_test_can_tell_another_law(vllm_engine: "VllmEngine") -> None:
+async def test_the_test_can_tell_another_distribution(vllm_engine: "VllmEngine") -> None:
     """The same test fails on samples at another temperature, which shows that it can fail."""
     samples = [
         await collect(vllm_engine, DrawRequest(PROMPT, "tiny", 2000, Sampling(max_tokens=48, seed=7, temperature=t)))

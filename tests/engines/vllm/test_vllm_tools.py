@@ -68,7 +68,7 @@ async def test_forced_calls_are_calls_whole_and_streamed(engine: "VllmEngine") -
     assert [called(draw) for draw in named.draws] == [[("cancel", {})]] * 3
 
 
-async def test_a_free_choice_draws_from_the_whole_law(engine: "VllmEngine") -> None:
+async def test_a_free_choice_draws_from_the_whole_distribution(engine: "VllmEngine") -> None:
     free, none = await asyncio.gather(
         collect(engine, request("auto", max_tokens=40)), collect(engine, request("none", max_tokens=40))
     )

@@ -12,6 +12,7 @@ from bonbon.engines.engine import VersionFiles
 from bonbon.registry.version_records import Version
 from service.app import create_app
 from service.routes.admin import versions as admin
+from tests.support.service.hosting import client_in_process
 from tests.support.service.running_service import (
     BASE,
     Running,
@@ -151,8 +152,7 @@ async def test_a_promotion_that_takes_long_is_accepted_and_goes_on(
 
 
 def client_at(service: Running, host: str) -> httpx2.AsyncClient:
-    transport = httpx2.ASGITransport(app=service.app, client=(host, 50000))
-    return httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080")
+    return client_in_process(service.app, host=host, base_url="http://127.0.0.1:8080")
 
 
 LOCAL: list[tuple[str, dict[str, str] | list[tuple[str, str]], str | None]] = [
@@ -214,8 +214,7 @@ async def test_where_anything_else_needs_a_key_so_does_admin(tmp_path: Path, set
     made = settings_in(tmp_path, **settings)
     app = create_app(made, engine=WatchedEngine())
     await app.state.bonbon.database.start()
-    transport = httpx2.ASGITransport(app=app)
-    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8080") as client:
+    async with client_in_process(app, base_url="http://127.0.0.1:8080") as client:
         response = await client.get("/admin/aliases")
     await app.state.bonbon.database.stop()
     assert response.status_code == 403

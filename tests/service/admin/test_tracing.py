@@ -178,7 +178,7 @@ def test_without_a_provider_a_span_costs_nothing_and_is_nothing() -> None:
 def test_traces_need_what_the_extra_brings() -> None:
     program = """
 import sys
-sys.modules["opentelemetry"] = None
+sys.modules["opentelemetry.sdk"] = sys.modules["opentelemetry.exporter"] = None
 from bonbon.errors import UserError
 from bonbon.settings import ServiceSettings
 from service.app import create_app
@@ -193,7 +193,7 @@ except UserError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == (
-        "service.traces needs opentelemetry, opentelemetry.exporter: run pip install 'bonbon-serve[otel]'\n"
+        "service.traces needs opentelemetry.sdk, opentelemetry.exporter: run pip install 'bonbon-serve[otel]'\n"
     )
 
 

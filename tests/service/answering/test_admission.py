@@ -33,7 +33,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_no_more_than_the_capacity_is_let_in_and_all_get_their_turn() -> None:
+async def test_no_more_than_the_capacity_is_admitted_and_all_get_their_turn() -> None:
     rng = random.Random(0)
     admission = Admission(100, max_waiting=1000, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
@@ -68,7 +68,7 @@ async def test_tenants_that_wait_share_by_tokens_not_by_requests() -> None:
     assert half.count("a") == pytest.approx(half.count("b") / 10, abs=2)
 
 
-async def test_what_is_larger_than_the_capacity_is_let_in_alone() -> None:
+async def test_what_is_larger_than_the_capacity_is_admitted_alone() -> None:
     admission = Admission(10, max_waiting=10, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     tasks = [asyncio.create_task(crowd.ask(name, tokens, leave)) for name, tokens in (("small", 1), ("large", 99))]
@@ -125,7 +125,7 @@ async def test_whoever_leaves_at_any_moment_leaves_nothing_behind() -> None:
         assert (admission.in_flight, admission.waiting) == (0, 0)
 
 
-async def test_who_leaves_in_the_turn_in_which_it_is_let_in_leaves_nothing_behind() -> None:
+async def test_who_leaves_in_the_turn_in_which_it_is_admitted_leaves_nothing_behind() -> None:
     admission = Admission(10, max_waiting=4, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()
     inside = asyncio.create_task(crowd.ask("a", 10, leave))
@@ -209,7 +209,7 @@ def test_a_minute_holds_so_many_requests_and_tokens_for_each_tenant() -> None:
     limits.charge("a", 600)
 
 
-def test_what_asks_for_more_than_a_minutes_worth_is_let_in_when_it_is_full_and_paid_off() -> None:
+def test_what_asks_for_more_than_a_minutes_worth_is_admitted_when_it_is_full_and_paid_off() -> None:
     clock = Clock()
     limits = RateLimits(Limits(tokens_per_minute=100), {}, clock=clock)
     limits.charge("a", 250)

@@ -68,7 +68,7 @@ def client_of(service: ForkedService) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(base_url=service.url, timeout=60.0)
 
 
-async def test_a_full_disk_is_a_503_and_passes_when_there_is_room(small_disk: Path) -> None:
+async def test_a_full_disk_is_a_503_and_passes_when_there_is_space(small_disk: Path) -> None:
     """The log and the spool are on this disk."""
     service = ForkedService(small_disk)
     await service.start()

@@ -193,7 +193,7 @@ async def test_echo_puts_the_prompt_before_the_text(api: Api) -> None:
     assert [c["text"] for c in echoed["choices"]] == ["Dear customer" + c["text"] for c in plain["choices"]]
 
 
-async def test_max_tokens_shrinks_to_the_room_that_is_left_when_nobody_asked_for_more(tmp_path: Path) -> None:
+async def test_max_tokens_shrinks_to_the_free_space_when_nobody_asked_for_more(tmp_path: Path) -> None:
     async with open_api(tmp_path, engine=FakeEngine(context_length=20), default_max_tokens=100) as api:
         body = await api.complete(prompt="word " * 17, best_of=3, bonbon={"candidates": True})
         assert all(candidate["tokens"] <= 3 for candidate in body["bonbon"]["candidates"])

@@ -5,8 +5,6 @@ from collections.abc import AsyncGenerator, Iterable
 from pathlib import Path
 from typing import Any
 
-import httpx2
-
 from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
 from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Delta, DrawRequest, Started, Token, TokenAlternative
@@ -15,6 +13,7 @@ from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
 from tests.support.service.api import CHAT, COMPLETIONS, MESSAGES, events, open_api
+from tests.support.service.hosting import in_process
 from tests.support.zoo.policies import POLICIES
 
 PIECES = (b"a", b" \xe8", b"\xaa", b"\x9e!", "é".encode(), b"\xf0\x9f\x98", b"\x80")
@@ -79,11 +78,7 @@ async def test_the_embedded_engine_knows_the_bytes_of_its_tokens(tmp_path: Path)
     """A policy with random weights usually generates bytes that form no character."""
     engine = EmbeddedEngine("base", POLICIES["Qwen2"].save(tmp_path / "model"), EmbeddedOptions(threads=1))
     app = create_app(Settings(engine="fake", data_dir=tmp_path), engine=engine, reward=FakeReward())
-    transport = httpx2.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-    ):
+    async with in_process(app) as client:
         asked = {"model": "base", "n": 20, "seed": 1, "max_tokens": 12}
         chat = (await client.post(CHAT, json=asked | {"messages": MESSAGES, "logprobs": True})).json()
         text = (await client.post(COMPLETIONS, json=asked | {"prompt": "The cat", "logprobs": 0})).json()

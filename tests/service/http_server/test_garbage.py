@@ -131,7 +131,7 @@ class Ways:
         assert b" 200 OK" in await first
         self.client.engine._delay = 0.001
 
-    async def waited_too_long_or_found_no_room_to_wait(self) -> None:
+    async def waited_too_long_or_found_the_queue_full(self) -> None:
         self.client.engine._delay = 0.1
         answers = await asyncio.gather(*(self.client.ask(LONG) for _ in range(4)))
         assert sum(b" 503 " in answer for answer in answers) == 3

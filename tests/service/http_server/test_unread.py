@@ -47,12 +47,13 @@ async def until_metric(service: ForkedService, sample: str, value: float) -> Non
 
 
 async def read_all(opened: socket.socket) -> bytes:
-    """Reads until the service closes the connection."""
+    """Reads until the service closes the connection, and closes the socket."""
     opened.setblocking(False)
     loop, answer = asyncio.get_running_loop(), bytearray()
-    async with asyncio.timeout(60):
-        while piece := await loop.sock_recv(opened, 2**20):
-            answer += piece
+    with opened:
+        async with asyncio.timeout(60):
+            while piece := await loop.sock_recv(opened, 2**20):
+                answer += piece
     return bytes(answer)
 
 

@@ -6,8 +6,8 @@ import torch
 
 from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import VersionFiles
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
-from trainer.progress_bars import Bars
 from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.learner import Learner
 from trainer.training.learning.loss import make_loss

@@ -2,15 +2,13 @@
 
 import json
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
 from fastapi import FastAPI
 from openai import OpenAI
 
@@ -20,6 +18,7 @@ from bonbon.rewards.fake_reward import FakeReward, digest_score
 from bonbon.settings import Settings
 from service.app import create_app
 from service.app_state import AppState
+from tests.support.service.hosting import in_process, served_in_a_thread
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -65,11 +64,7 @@ class Api:
 async def open_api(directory: Path, *, engine: FakeEngine | None = None, **service: Any) -> AsyncIterator[Api]:
     """Opens a service; `service` are settings of its section."""
     app, engine, reward = make_app(directory, engine, **service)
-    transport = httpx2.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-    ):
+    async with in_process(app) as client:
         reward.calls.clear()  # calls of the check at the start
         yield Api(app, engine, reward, client)
 
@@ -89,7 +84,7 @@ class Server:
 def serve(directory: Path, *, engine: FakeEngine | None = None, **service: Any) -> Iterator[Server]:
     """Serves in a thread; `service` are settings of the section `service`."""
     app, engine, reward = make_app(directory, engine, **service)
-    with listening(app) as url:
+    with served_in_a_thread(app) as url:
         reward.calls.clear()  # calls of the check at the start
         yield Server(url, app, engine, reward, directory)
 
@@ -108,23 +103,6 @@ def openai_client(server: Server) -> Iterator[OpenAI]:
         yield opened
 
 
-@contextmanager
-def listening(app: FastAPI) -> Iterator[str]:
-    """Yields the URL of a real server with this service, in a separate thread."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        threading.Event().wait(0.005)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 def make_app(directory: Path, engine: FakeEngine | None, **service: Any) -> tuple[FastAPI, FakeEngine, FakeReward]:
     engine, reward = engine or FakeEngine(), FakeReward()
     settings = Settings(engine="fake", data_dir=directory, service=service)
@@ -133,7 +111,7 @@ def make_app(directory: Path, engine: FakeEngine | None, **service: Any) -> tupl
 
 def count_groups(directory: Path, group_id: str = "%") -> int:
     """Returns the number of committed groups, read by another connection."""
-    with sqlite3.connect(directory / "bonbon.db") as connection:
+    with closing(sqlite3.connect(directory / "bonbon.db")) as connection:
         count: int = connection.execute("SELECT count(*) FROM groups WHERE id LIKE ?", (group_id,)).fetchone()[0]
     return count
 

@@ -1,19 +1,16 @@
 """A real service on the fakes, and its console in a real Chromium."""
 
-import asyncio
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-import uvicorn
 from playwright.async_api import Browser, ConsoleMessage, Locator, Page, Request, async_playwright, expect
 
-from bonbon.demo.service_process import free_port
 from bonbon.pairs.group_records import Comparison
 from bonbon.pairs.live.savings import TokenCounts, add_savings
 from bonbon.registry.round_progress import REFUSED, CurvePoint, RoundStage, store_round_progress
@@ -25,6 +22,7 @@ from service.app_state import AppState
 from tests.support.data.groups import scored_group
 from tests.support.models.evaluations import estimate, evaluation
 from tests.support.needs import needs
+from tests.support.service.hosting import served_on_this_loop
 from tests.support.service.running_service import BASE, WatchedEngine, new_version
 from trainer.evaluation.gate import judge
 
@@ -64,29 +62,8 @@ class Console:
 @asynccontextmanager
 async def served(settings: Settings) -> AsyncIterator[tuple[AppState, str]]:
     app = create_app(settings, engine=WatchedEngine(), reward=FakeReward())
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
-    with uncaught(server):
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
-            await asyncio.sleep(0.01)
-        try:
-            yield app.state.bonbon, f"http://127.0.0.1:{port}"
-        finally:
-            server.should_exit = True
-            await serving
-
-
-@contextmanager
-def uncaught(server: uvicorn.Server) -> Iterator[None]:
-    """pytest's own handlers stay."""
-
-    @contextmanager
-    def nothing() -> Iterator[None]:
-        yield
-
-    server.capture_signals = nothing  # type: ignore[method-assign]
-    yield
+    async with served_on_this_loop(app) as url:
+        yield app.state.bonbon, url
 
 
 @asynccontextmanager

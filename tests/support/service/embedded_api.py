@@ -18,7 +18,8 @@ from bonbon.rewards.fake_reward import FakeReward
 from bonbon.settings import Settings
 from service.app import create_app
 from service.app_state import AppState
-from tests.support.service.api import CHAT, COMPLETIONS, listening
+from tests.support.service.api import CHAT, COMPLETIONS
+from tests.support.service.hosting import in_process, served_in_a_thread
 
 
 @dataclass
@@ -58,11 +59,7 @@ async def embedded_api(directory: Path, *, chat_template: str | None = None) -> 
     """On the policy that ships with the package; `chat_template` replaces its own."""
     reward = FakeReward()
     app = embedded_app(directory, reward, chat_template=chat_template)
-    transport = httpx2.ASGITransport(app=app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
-    ):
+    async with in_process(app) as client:
         reward.calls.clear()  # those of the check at the start
         yield EmbeddedApi(app, reward, client)
 
@@ -70,7 +67,7 @@ async def embedded_api(directory: Path, *, chat_template: str | None = None) -> 
 @contextmanager
 def serve_embedded(directory: Path, *, chat_template: str, **service: Any) -> Iterator[str]:
     """The URL of a real server on that policy; `service`: settings of its section."""
-    with listening(embedded_app(directory, FakeReward(), chat_template=chat_template, **service)) as url:
+    with served_in_a_thread(embedded_app(directory, FakeReward(), chat_template=chat_template, **service)) as url:
         yield url
 
 

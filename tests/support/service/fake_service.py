@@ -4,7 +4,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -69,5 +69,5 @@ def new_key(directory: Path, name: str, *options: object) -> tuple[str, str]:
 
 def rows(directory: Path, query: str, *values: object) -> list[tuple[Any, ...]]:
     """Returns committed rows of the service's database, read by another connection."""
-    with sqlite3.connect(directory / "data" / "bonbon.db") as connection:
+    with closing(sqlite3.connect(directory / "data" / "bonbon.db")) as connection:
         return connection.execute(query, values).fetchall()

@@ -1,13 +1,10 @@
 """A client that disconnects from a service in front of vLLM, and measures how long vLLM keeps drawing."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import httpx2
-import uvicorn
-from fastapi import FastAPI
 from prometheus_client import Metric
 
 from bonbon.settings import ServiceSettings
@@ -36,21 +33,6 @@ streams of tokens a few: more would keep everyone on the way from seeing that th
 TRIES = 5
 WHILE = 60.0
 """Seconds that ending all draws may take on a busy machine: fewer than half may come to their end by themselves."""
-
-
-@asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
-    """The URL of `app` behind a real server on this event loop, which is the one that an engine of ours serves."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        assert not serving.done(), "the server did not start"
-        await asyncio.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await serving
 
 
 async def hang_up(url: str, kind: str, metrics: Callable[[], Awaitable[Iterable[Metric]]]) -> None:

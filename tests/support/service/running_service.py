@@ -24,6 +24,7 @@ from bonbon.rewards.reward import Reward
 from bonbon.settings import ServiceSettings, Settings
 from service.app import create_app
 from service.app_state import AppState
+from tests.support.service.hosting import in_process
 
 BASE = "fake"
 
@@ -115,10 +116,8 @@ async def running(
     """
     app = create_app(settings, engine=engine, reward=reward)
     app.state.bonbon.startup.retry = retry
-    async with app.router.lifespan_context(app):
-        transport = httpx2.ASGITransport(app=app)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
-            yield Running(app, app.state.bonbon, client)
+    async with in_process(app) as client:
+        yield Running(app, app.state.bonbon, client)
 
 
 async def new_version(

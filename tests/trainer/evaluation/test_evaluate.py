@@ -263,7 +263,7 @@ async def test_rewards_read_the_text_of_prompts_of_token_ids() -> None:
     assert seen == {Prompt(text=f"please {word}") for word in ("please", "check", "your")}
 
 
-async def test_prompts_without_room_are_left_out_and_counted() -> None:
+async def test_prompts_that_do_not_fit_are_left_out_and_counted() -> None:
     long = [asked("word " * 60 + str(number)) for number in range(40)]
     result = await measure(
         FakeEngine(context_length=64), prompts=PROMPTS[:10] + long, settings=EvaluateSettings(prompts=50)

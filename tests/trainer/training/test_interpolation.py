@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from tests.support.data.sampled_groups import make_base
 from tests.support.models.learners import learner_of, nudge
 from trainer.data.groups import Rows
-from trainer.progress_bars import Bars
 from trainer.training.learning.learner import Weights
 from trainer.training.stages.interpolation import GRID, SHARES, Interpolated, Tried, best_share, interpolate
 from trainer.training.stages.validation import Drawer, DrawnGain

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from bonbon.errors import UserError
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from tests.support.data.sampled_groups import EOS, VOCABULARY, draw, make_base
 from tests.support.data.written_groups import group_row, groups_of
@@ -28,7 +29,6 @@ from tests.support.models.learners import learner_of
 from tests.support.zoo.policies import POLICIES
 from trainer.data.batches import make_batch
 from trainer.data.groups import Groups
-from trainer.progress_bars import Bars
 from trainer.training.accelerator import make_accelerator
 from trainer.training.learning.logprobs import Logprobs, candidate_logprobs
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from bonbon.errors import BonbonError
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from bonbon.theory import tilt
 from tests.support.data.sampled_groups import make_snapshot
 from tests.support.models.learners import learner_of
 from trainer.data.groups import Groups
-from trainer.progress_bars import Bars
 from trainer.training.learning.candidate_selection import trainable_rows
 from trainer.training.learning.learner import Learner
 from trainer.training.metrics import MetricsLog, read_metrics

@@ -1,5 +1,6 @@
 """Tests of whole training runs on logged groups of a tiny model."""
 
+import gc
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -442,6 +444,16 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(
 def test_metrics_cut_short_by_a_crash_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_metrics_that_cannot_be_written_leave_no_file_open(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("not a directory")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(OSError, match="tensorboard"):
+            MetricsLog(tmp_path)
+        gc.collect()
+    assert [str(warning.message) for warning in caught if warning.category is ResourceWarning] == []
 
 
 def test_metrics_after_the_step_that_a_run_goes_on_from_come_again(tmp_path: Path) -> None:

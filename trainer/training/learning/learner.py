@@ -20,9 +20,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from bonbon.engines.text.context_length import rotary_limit
 from bonbon.errors import BonbonError
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from trainer.data.groups import Groups, Rows
-from trainer.progress_bars import Bars
 from trainer.training.accelerator import name_layers
 from trainer.training.learning.logprobs import Logprobs, candidate_logprobs
 from trainer.training.learning.loss import GroupLogprobs, Loss, LossTerms

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from bonbon.engines.text.context_length import refuse_long_texts
 from bonbon.engines.text.model_config import keeps_state
+from bonbon.progress import Bars
 from trainer.data.batches import Batch, by_length, make_batch
 from trainer.data.groups import Groups, Rows
-from trainer.progress_bars import Bars
 
 log = structlog.get_logger(__name__)
 

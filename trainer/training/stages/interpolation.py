@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from bonbon.progress import Bars
 from trainer.data.groups import Rows, Values
-from trainer.progress_bars import Bars
 from trainer.result_files import read_json, write_json
 from trainer.training.learning.learner import Learner, Weights
 from trainer.training.stages.validation import Drawer

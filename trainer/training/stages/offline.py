@@ -13,10 +13,10 @@ import structlog
 from torch import Tensor
 
 from bonbon.errors import BonbonError
+from bonbon.progress import Bars, Task
 from bonbon.settings import TrainSettings
 from trainer.data.batches import epoch_steps
 from trainer.data.groups import Groups, Rows
-from trainer.progress_bars import Advance, Bars
 from trainer.result_files import read_json, write_json
 from trainer.training.checkpoint import Checkpoint, Checkpoints
 from trainer.training.learning.candidate_selection import candidates
@@ -145,7 +145,7 @@ class Offline:
         logger.info("learning rate chosen", **found)
         return highest * PROBED[best]
 
-    def _probe(self, rate: float, steps: int, bar: Advance) -> float:
+    def _probe(self, rate: float, steps: int, bar: Task) -> float:
         """Returns the value of a validation after `steps` steps at this rate."""
         self.learner.restart(self.start)
         try:

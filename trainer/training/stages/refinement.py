@@ -15,10 +15,10 @@ import torch
 
 from bonbon.errors import BonbonError
 from bonbon.pairs.reading.snapshot import Split
+from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from trainer.data.batches import epoch_steps
 from trainer.data.groups import Groups, Rows
-from trainer.progress_bars import Bars
 from trainer.training.checkpoint import Checkpoint, Checkpoints
 from trainer.training.learning.learner import Learner, Weights
 from trainer.training.metrics import MetricsLog

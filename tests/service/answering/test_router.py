@@ -23,10 +23,10 @@ NEEDS_3 = replace(
 
 
 def make(routes: Routes | None = None) -> Router:
-    serving = Router("tiny", alias="bonbon", n=8)
+    router = Router("tiny", alias="bonbon", n=8)
     if routes is not None:
-        serving.publish(routes)
-    return serving
+        router.publish(routes)
+    return router
 
 
 @pytest.mark.parametrize(
@@ -86,15 +86,15 @@ def test_a_champion_that_needs_several_draws_answers_with_the_best_of_them(
 
 
 def test_a_champion_that_fell_back_answers_with_best_of_n_whatever_it_needs() -> None:
-    serving = make(replace(NEEDS_3, fallen_back=True))
-    assert (serving.k, serving.champion_k) == (8, 3)
+    router = make(replace(NEEDS_3, fallen_back=True))
+    assert (router.k, router.champion_k) == (8, 3)
 
 
 def test_the_operator_decides_how_many_draws_a_distilled_champion_takes() -> None:
-    serving = Router("tiny", alias="bonbon", n=8, k=1)
-    assert serving.k == 8  # of the base: nothing is distilled yet
-    serving.publish(NEEDS_3)
-    assert serving.k == 1
+    router = Router("tiny", alias="bonbon", n=8, k=1)
+    assert router.k == 8  # of the base: nothing is distilled yet
+    router.publish(NEEDS_3)
+    assert router.k == 1
 
 
 @pytest.mark.parametrize(
@@ -139,32 +139,32 @@ def test_the_model_list_names_every_alias_and_version() -> None:
 
 
 async def test_a_version_is_drained_when_its_last_holder_has_gone() -> None:
-    serving = make(DISTILLED)
-    first, second = serving.route("bonbon"), serving.route("bonbon")
+    router = make(DISTILLED)
+    first, second = router.route("bonbon"), router.route("bonbon")
     with first as route:
         with second:
-            assert serving.references("tiny-bonbon-0002") == serving.in_flight == 2
-            drained = asyncio.create_task(serving.drained("tiny-bonbon-0002"))
+            assert router.references("tiny-bonbon-0002") == router.in_flight == 2
+            drained = asyncio.create_task(router.drained("tiny-bonbon-0002"))
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not drained.done()
-        serving.publish(Routes("tiny", "tiny", {"tiny": LOADED["tiny"]}))
+        router.publish(Routes("tiny", "tiny", {"tiny": LOADED["tiny"]}))
         assert route.version == "tiny-bonbon-0002"  # the plan keeps its version after the flip
     await asyncio.wait_for(drained, 1)
-    assert serving.in_flight == 0
+    assert router.in_flight == 0
 
 
 async def test_what_nobody_holds_is_drained_at_once() -> None:
-    serving = make()
-    await asyncio.wait_for(serving.drained("tiny"), 1)
-    await asyncio.wait_for(serving.all_drained(), 1)
+    router = make()
+    await asyncio.wait_for(router.drained("tiny"), 1)
+    await asyncio.wait_for(router.all_drained(), 1)
 
 
 async def test_all_drained_waits_for_every_version() -> None:
-    serving = make(DISTILLED)
-    with serving.hold("tiny"):
-        with serving.hold("tiny-bonbon-0001"):
-            drained = asyncio.create_task(serving.all_drained())
+    router = make(DISTILLED)
+    with router.hold("tiny"):
+        with router.hold("tiny-bonbon-0001"):
+            drained = asyncio.create_task(router.all_drained())
             await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert not drained.done()
@@ -172,14 +172,14 @@ async def test_all_drained_waits_for_every_version() -> None:
 
 
 def test_a_reference_is_released_when_the_request_fails() -> None:
-    serving = make()
-    with pytest.raises(RuntimeError), serving.route("base"):
+    router = make()
+    with pytest.raises(RuntimeError), router.route("base"):
         raise RuntimeError
-    assert serving.in_flight == 0
+    assert router.in_flight == 0
 
 
 def test_a_version_that_is_not_loaded_cannot_be_held() -> None:
-    serving = make()
-    with pytest.raises(UnknownVersion), serving.hold("tiny-bonbon-0001"):
+    router = make()
+    with pytest.raises(UnknownVersion), router.hold("tiny-bonbon-0001"):
         pass
-    assert serving.in_flight == 0
+    assert router.in_flight == 0
