@@ -1,7 +1,6 @@
 """A checked request, in one form for all endpoints."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -9,16 +8,6 @@ from bonbon.engines.engine import Sampling
 from bonbon.errors import UserError
 from bonbon.pairs.group_records import Group
 from bonbon.prompt import Prompt
-
-
-@contextmanager
-def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
-    """Renames the parameter of every UserError in the block to the client's name for it, as given by `names`."""
-    try:
-        yield
-    except UserError as error:
-        error.param = names.get(error.param or "", error.param)
-        raise
 
 
 def estimated_tokens(prompt: Prompt) -> int:
