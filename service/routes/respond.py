@@ -41,7 +41,9 @@ async def respond(request: Request, body: AnswerBody, render: Render) -> Respons
             request_id=request_id(request),
             headers=request.headers,
         )
-    completion_request.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
+    completion_request.limit(
+        max_best_of=limits.max_best_of, max_prompts=limits.max_prompts, context_length=state.engine.context_length
+    )
     if completion_request.store:
         state.pair_log.check()
     response: Response

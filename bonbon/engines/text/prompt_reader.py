@@ -178,7 +178,9 @@ class PromptReader:
         return token_ids
 
     def _unknown(self, token_ids: Sequence[int]) -> int | None:
-        return next((token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary), None)
+        if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary):
+            return None
+        return next(token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary)
 
     def _beginning(self) -> tuple[int, ...]:
         if self._tokenizer.bos_token_id is None:
