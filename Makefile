@@ -84,13 +84,23 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 # LlamaIndex needs an older openai package than the one used everywhere else.
-clients: .venv-clients/.stamp
+clients: .venv-clients/.stamp .venv-lm-eval/.stamp
 
 .venv-clients/.stamp: tests/clients/requirements.txt
 	@echo "== 1 of 2: an environment in .venv-clients (seconds)"
 	$(PYTHON) -m venv .venv-clients
 	@echo "== 2 of 2: client libraries for the tests (some minutes)"
 	.venv-clients/bin/pip install --disable-pip-version-check $(PIP_ARGS) -r $<
+	touch $@
+
+# lm-evaluation-harness with what it needs beyond $(VENV), whose torch and transformers it finds there: 320 MB.
+.venv-lm-eval/.stamp: tests/clients/requirements-lm-eval.txt $(VENV)/.dev
+	@echo "== 1 of 2: an environment in .venv-lm-eval (seconds)"
+	$(BIN)/python -m venv .venv-lm-eval
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
+		> $$(.venv-lm-eval/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beyond.pth
+	@echo "== 2 of 2: lm-evaluation-harness for the tests (half a minute)"
+	.venv-lm-eval/bin/pip install --disable-pip-version-check $(PIP_ARGS) -r $<
 	touch $@
 
 # vLLM on the CPU, in an environment of its own: it pins torch, llguidance and, through numba, an older numpy. The three
@@ -196,4 +206,4 @@ $(VENV)/.dev: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) $(VENV_VLLM) .venv-clients .venv-examples .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .venv-clients .venv-lm-eval .venv-examples .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,6 +8,7 @@ from types import FrameType
 
 import typer
 
+from bonbon.observability.logs import configure_logs
 from bonbon.settings import load_settings
 
 
@@ -35,6 +36,7 @@ def serve(
     # Until the server handles signals, there is nothing to finish. Without a handler, SIGTERM would not stop the first
     # process of a container at all.
     signal.signal(signal.SIGTERM, _leave)
+    configure_logs(json=json_logs)
     given = {"host": host, "port": port, "auth": None if auth is None else "on" if auth else "off"}
     settings = load_settings(
         model=model,
@@ -50,14 +52,12 @@ def serve(
     import structlog
     import uvicorn
 
-    from bonbon.observability.logs import configure_logs
     from service.app import create_app
     from service.http_server.exit_deadline import Backstop
     from service.http_server.garbage_collection import settle_garbage
     from service.http_server.server import run_server
     from service.middleware.request_tracing import exported_traces
 
-    configure_logs(json=json_logs)
     log = structlog.get_logger(__name__)
     app = create_app(settings)
     service = settings.service

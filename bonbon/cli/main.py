@@ -4,14 +4,17 @@ import logging
 import sys
 from importlib.metadata import entry_points
 
+import structlog
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from bonbon import __version__
 from bonbon.errors import BonbonError
-from bonbon.observability.logs import configure_logs
+from bonbon.observability.logs import configure_logs, writes_json
 from bonbon.observability.tracebacks import format_traceback
+
+log = structlog.get_logger(__name__)
 
 app = typer.Typer(
     name="bonbon",
@@ -49,9 +52,15 @@ def main() -> None:
     try:
         app()
     except BonbonError as error:
+        if writes_json():
+            log.error(str(error))
+            sys.exit(2)
         message = Text.assemble(("error:", "bold red"), f" {error}")  # no markup: the message quotes user input
         Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
-    except Exception as error:  # noqa: BLE001 - nothing above this function reports it
+    except Exception as error:
+        if writes_json():
+            log.error("unexpected failure", exc_info=error)
+            sys.exit(1)
         print(format_traceback(error), file=sys.stderr)
         sys.exit(1)

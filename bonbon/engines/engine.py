@@ -303,6 +303,7 @@ def refuse_tools(prompt: Prompt) -> None:
     """Raises UserError when `prompt` has tools; for engines that do not support tool calls."""
     if prompt.has_tools:
         raise UserError(
-            "this engine does not support tools: remove the tools and tool messages, or choose another engine",
+            "this engine does not support tools: remove tools, and calls and their results from messages, or choose "
+            "another engine",
             param="tools",
         )

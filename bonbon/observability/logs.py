@@ -1,6 +1,7 @@
 """Configures one log for every command and its libraries. No line contains the value of a local variable."""
 
 import logging
+import os
 import sys
 from collections.abc import MutableMapping
 from typing import Any, TextIO
@@ -41,6 +42,10 @@ def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: 
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer]
         )
     )
+    if json:
+        # Progress bars are no lines. Processes that this one starts, such as vLLM's, draw none either.
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    logging.captureWarnings(json)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(libraries)
@@ -49,6 +54,16 @@ def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: 
     # Below warnings, these report each request and each migration step.
     for chatty in ("alembic", "uvicorn"):
         logging.getLogger(chatty).setLevel(max(libraries, logging.WARNING))
+
+
+def writes_json() -> bool:
+    """Returns whether log lines are JSON objects."""
+    formatters = [handler.formatter for handler in logging.getLogger().handlers]
+    return any(
+        isinstance(formatter, structlog.stdlib.ProcessorFormatter)
+        and isinstance(formatter.processors[-1], structlog.processors.JSONRenderer)
+        for formatter in formatters
+    )
 
 
 def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -13,7 +13,8 @@ from bonbon.pairs.group_records import salt_of
 from bonbon.pairs.group_store import Kept
 from bonbon.pairs.ranking import why_unclean
 from bonbon.prompt import Prompt
-from service.answering.completion_request import CompletionRequest, naming_fields
+from service.answering.completion_request import CompletionRequest
+from service.answering.field_names import naming_fields
 from service.answering.idempotency import repeat
 from service.answering.merge_streams import merge
 from service.app_state import AppState

@@ -1,24 +1,14 @@
 """A checked request, in one form for all endpoints."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from bonbon.engines.engine import Sampling
+from bonbon.engines.engine import DrawRequest, Sampling
+from bonbon.engines.request_limits import check_length
 from bonbon.errors import UserError
 from bonbon.pairs.group_records import Group
 from bonbon.prompt import Prompt
-
-
-@contextmanager
-def naming_fields(names: Mapping[str, str]) -> Iterator[None]:
-    """Renames the parameter of every UserError in the block to the client's name for it, as given by `names`."""
-    try:
-        yield
-    except UserError as error:
-        error.param = names.get(error.param or "", error.param)
-        raise
 
 
 def estimated_tokens(prompt: Prompt) -> int:
@@ -115,8 +105,11 @@ class CompletionRequest:
         """`best_of`, or 1 if all candidates are the same or nothing is generated."""
         return 1 if self.sampling.temperature == 0 or not self.draws_any else self.best_of
 
-    def limit(self, *, max_best_of: int, max_prompts: int) -> None:
-        """Raises UserError, naming the limit, if the request exceeds one."""
+    def limit(self, *, max_best_of: int, max_prompts: int, context_length: int) -> None:
+        """Raises UserError, naming the limit, if the request exceeds one.
+
+        Token ids that are more than the context are refused here, before the engine looks at each of them.
+        """
         for name, value in (("n", self.n), ("best_of", self.best_of or 1)):
             if value > max_best_of:
                 raise UserError(f"{name} {value} is above this service's limit of {max_best_of}", param=name)
@@ -125,3 +118,7 @@ class CompletionRequest:
                 f"{len(self.prompts)} prompts are more than this service's limit of {max_prompts} per request",
                 param="prompt",
             )
+        for prompt in self.prompts:
+            if prompt.token_ids is not None:
+                request = DrawRequest(prompt, self.model, self.n, self.sampling)
+                check_length(len(prompt.token_ids), request, context_length, max_tokens=0)

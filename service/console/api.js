@@ -15,7 +15,7 @@ export const key = {
   set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
 };
 
-async function call(method, path, body) {
+async function ask(method, path, body) {
   const headers = {};
   if (key.get() && path.startsWith("admin/")) headers.authorization = `Bearer ${key.get()}`;
   if (body !== undefined) headers["content-type"] = "application/json";
@@ -26,11 +26,29 @@ async function call(method, path, body) {
   } catch {
     throw new ApiError(0, "The service does not answer. The page tries again every few seconds.");
   }
+  if (response.ok || (path === "health/ready" && response.status === 503)) return response;
   const content = await response.json().catch(() => ({}));
-  if (!response.ok && !(path === "health/ready" && response.status === 503)) {
-    throw new ApiError(response.status, content.error?.message ?? `The service answered with the status ${response.status}.`);
+  throw new ApiError(response.status, content.error?.message ?? `The service answered with the status ${response.status}.`);
+}
+
+async function call(method, path, body) {
+  return (await ask(method, path, body)).json().catch(() => ({}));
+}
+
+// The events of a stream, one after the other. An error among them is thrown.
+export async function* events(path, body) {
+  const reader = (await ask("POST", path, body)).body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ""; ; ) {
+    const { value, done } = await reader.read().catch(() => ({ done: true }));
+    if (done) return;
+    const whole = (text + value).split("\n\n");
+    text = whole.pop();
+    for (const one of whole.filter((lines) => lines.startsWith("data: "))) {
+      const event = JSON.parse(one.slice("data: ".length));
+      if (event.error) throw new ApiError(0, event.error.message);
+      yield event;
+    }
   }
-  return content;
 }
 
 export const get = (path) => call("GET", path);

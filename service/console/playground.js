@@ -1,6 +1,6 @@
 // One prompt answered both ways: n candidates of the base as the reward ranks them, beside one draw of a version.
 
-import { get, post } from "./api.js";
+import { ApiError, events, get } from "./api.js";
 import { bar, card, empty, h, replace } from "./dom.js";
 import { decimal, percent, plural } from "./format.js";
 import { say } from "./talk.js";
@@ -27,11 +27,19 @@ export function render({ loaded, champion }) {
     event.preventDefault();
     if (!form.reportValidity()) return;
     button.disabled = true;
-    replace(result, h("p", { class: "empty", role: "status" }, `Drawing ${draws.value} candidates of the base, and one draw of ${version.value}…`));
+    const written = h("p", { class: "text" });
+    replace(result, h("p", { class: "empty", role: "status" }, `Drawing ${draws.value} candidates of the base, and one draw of ${version.value}…`),
+      card("One draw", version.value, h("ul", { class: "answers" }, h("li", { class: "answer single", "aria-live": "off" }, written))));
     try {
-      replace(result, ...show(await post("admin/playground", {
-        prompt: prompt.value, n: Number(draws.value), version: version.value, max_tokens: Number(tokens.value), temperature: Number(heat.value),
-      })));
+      let played = null;
+      for await (const event of events("admin/playground", {
+        prompt: prompt.value, n: Number(draws.value), version: version.value, max_tokens: Number(tokens.value), temperature: Number(heat.value), stream: true,
+      })) {
+        written.append(event.text ?? "");
+        played = event.played ?? played;
+      }
+      if (!played) throw new ApiError(0, "The service stopped before the answers were complete. Try again.");
+      replace(result, ...show(played));
     } catch (error) {
       replace(result, empty(error.message));
       say(error.message, true);

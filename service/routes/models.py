@@ -41,6 +41,7 @@ def _model(served: ServedModel, context_length: int) -> Model:
     return Model(
         id=served.id,
         created=served.created,
+        root=served.version,
         max_model_len=context_length,
         bonbon=ModelExtension(version=served.version, parent=served.parent),
     )

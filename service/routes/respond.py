@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from service.answering import sse
 from service.answering.answering import answer
 from service.answering.completion_request import CompletionRequest
+from service.answering.field_names import naming_fields
 from service.answering.request_entry import let_in
 from service.app_state import AppState, get_state
 from service.auth.access import caller
@@ -33,13 +34,16 @@ async def respond(request: Request, body: AnswerBody, render: Render) -> Respons
     """
     state = get_state(request)
     limits = state.settings.service
-    completion_request = body.completion_request(
-        default_max_tokens=limits.default_max_tokens,
-        tenant=caller(request).tenant,
-        request_id=request_id(request),
-        headers=request.headers,
+    with naming_fields(body.field_names):
+        completion_request = body.completion_request(
+            default_max_tokens=limits.default_max_tokens,
+            tenant=caller(request).tenant,
+            request_id=request_id(request),
+            headers=request.headers,
+        )
+    completion_request.limit(
+        max_best_of=limits.max_best_of, max_prompts=limits.max_prompts, context_length=state.engine.context_length
     )
-    completion_request.limit(max_best_of=limits.max_best_of, max_prompts=limits.max_prompts)
     if completion_request.store:
         state.pair_log.check()
     response: Response

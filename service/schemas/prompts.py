@@ -17,7 +17,8 @@ TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
 
 def parse_prompts(value: Any) -> tuple[Prompt, ...]:
     """Returns one prompt per string, or per list of token ids. Raises PydanticCustomError."""
-    if isinstance(value, list) and value and not _token_ids(value):
+    token_ids = _token_ids(value)
+    if token_ids is None and isinstance(value, list) and value:
         if len(value) > MOST_PROMPTS:
             raise PydanticCustomError(
                 "too_many_prompts",
@@ -25,14 +26,15 @@ def parse_prompts(value: Any) -> tuple[Prompt, ...]:
                 {"count": len(value), "most": MOST_PROMPTS},
             )
         return tuple(_prompt(entry, f"prompt[{i}]") for i, entry in enumerate(value))
-    return (_prompt(value, "prompt"),)
+    return (_prompt(value, "prompt") if token_ids is None else Prompt(token_ids=token_ids),)
 
 
 def _prompt(value: Any, name: str) -> Prompt:
     if isinstance(value, str) and value:
         return Prompt(text=_encodable(value))
-    if isinstance(value, list) and value and _token_ids(value):
-        return Prompt(token_ids=tuple(value))
+    token_ids = _token_ids(value)
+    if token_ids is not None:
+        return Prompt(token_ids=token_ids)
     if value == "" or value == []:
         raise PydanticCustomError("prompt_empty", "{name} is empty: there is nothing to continue", {"name": name})
     raise PydanticCustomError(
@@ -42,8 +44,12 @@ def _prompt(value: Any, name: str) -> Prompt:
     )
 
 
-def _token_ids(value: list[Any]) -> bool:
-    return set(map(type, value)) == {int} and min(value) >= 0 and max(value) < INT32
+def _token_ids(value: Any) -> tuple[int, ...] | None:
+    """Returns the token ids of a list of nothing else, and None for any other value."""
+    if not isinstance(value, list) or not value or type(value[0]) is not int:
+        return None
+    found = set(map(type, value)) == {int} and min(value) >= 0 and max(value) < INT32
+    return tuple(value) if found else None
 
 
 def join_text(value: Any, kinds: Collection[str] = ("text",)) -> str:

@@ -208,6 +208,8 @@ class Model(Reply):
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "bonbon"
+    root: str
+    """The version behind the name, for clients of vLLM. It is no path, because files of a server are its own affair."""
     max_model_len: int
     """Maximum number of tokens in prompt and completion together."""
     bonbon: ModelExtension

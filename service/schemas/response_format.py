@@ -13,23 +13,36 @@ from service.schemas.request_body import Body
 FormatName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-class JsonSchema(Body):
-    """A JSON schema with a name."""
+class Typed(Body):
+    """What every format has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+
+
+class JsonSchemaFields(Body):
+    """What a JSON schema may have."""
 
     model_config = ConfigDict(serialize_by_alias=True)
 
-    name: FormatName
+    name: FormatName | None = None
     description: Text | None = None
-    schema_: PlainObject = Field(alias="schema")
-    """The schema that every candidate conforms to."""
+    schema_: PlainObject | None = Field(None, alias="schema")
+    """The schema that every candidate conforms to. Required with the type json_schema."""
     strict: bool | None = None
     """Accepted for compatibility. Candidates always conform to the schema."""
 
 
-class ResponseFormat(Body):
+class JsonSchema(JsonSchemaFields):
+    """A JSON schema with a name."""
+
+    name: FormatName
+    schema_: PlainObject = Field(alias="schema")
+    """The schema that every candidate conforms to."""
+
+
+class ResponseFormat(Typed):
     """The format of every candidate's text: any text, any JSON object, or JSON that conforms to a schema."""
 
-    type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
     """The schema. Required with the type json_schema, and allowed only with it."""
 

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 from bonbon import __version__
+from bonbon.demo.tiny_models import tiny_models
 from bonbon.engines.fake_engine import FakeEngine
 from bonbon.errors import EngineError, UserError
 from bonbon.rewards.fake_reward import FakeReward
@@ -269,6 +270,29 @@ async def test_with_json_logs_every_line_is_an_object(tmp_path: Path) -> None:
             output, errors = await service.process.communicate()
     assert output == b""
     assert all(json.loads(line)["event"] for line in errors.splitlines())
+
+
+async def test_with_json_logs_the_models_that_are_loaded_write_objects_only(tmp_path: Path) -> None:
+    """The progress bars of transformers are no objects."""
+    models = tiny_models()
+    given = ("--model", str(models.policy), "--reward", str(models.reward), "--port", "0", "--json-logs")
+    async with command(tmp_path, *given, OMP_NUM_THREADS="1") as service:
+        assert service.process.stderr is not None
+        events: list[str] = []
+        async with asyncio.timeout(120):
+            while not events or events[-1] != "bonbon is ready":
+                events.append(json.loads(await service.process.stderr.readline())["event"])
+
+
+@pytest.mark.parametrize("wrong", ["./none", "tests"])
+async def test_with_json_logs_the_error_that_ends_it_is_an_object(tmp_path: Path, wrong: str) -> None:
+    async with command(tmp_path, "--json-logs", "--port", "0", "--model", wrong, "--reward", "length") as service:
+        async with asyncio.timeout(60):
+            output, errors = await service.process.communicate()
+        assert (service.process.returncode, output) == (2, b"")
+        lines = [json.loads(line) for line in errors.splitlines()]
+        assert lines[-1]["level"] == "error"
+        assert wrong in lines[-1]["event"]
 
 
 @asynccontextmanager

@@ -14,6 +14,11 @@ HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|pa
 NAME = re.compile(r"([a-zA-Z0-9_.-]{1,64})(?:\[ARGS\])?\s*(?=\{)")
 """Matches a function's name before its arguments."""
 NAME_BEGUN = re.compile(r"[a-zA-Z0-9_.-]{1,64}(?:\[A?R?G?S?\]?)?\s*")
+LONGEST_HEAD = 512
+"""The maximum length of what HEAD and NAME match, so that each piece of a long text takes the same time to read."""
+BLANK = re.compile(rf"[{SPACE}]*")
+INSIGNIFICANT = re.compile(rf"[{SPACE},:+.\w-]*")
+"""Matches what may stand between the strings, arrays and objects of an object: separators, keywords and numbers."""
 
 
 class CallReader:
@@ -29,15 +34,19 @@ class CallReader:
 
     def __init__(self, tool_format: ToolFormat) -> None:
         self._format = tool_format
-        self._buffer = ""
+        self._buffer, self._at = "", 0
+        """Text that no step has taken yet begins at `_at`. A step leaves no more than LONGEST_HEAD characters for the
+        next piece."""
         self._begun = False
         """Whether there has been content or a call."""
-        self._opened = ""
+        self._opened: list[str] = []
         """The text taken for the beginning of a call, which becomes content if it proves not to be one."""
+        self._written: list[str] = []
+        """The part of a call's object that was taken before its end."""
         self._calls = 0
         self._listed = False
         self._scanner, self._scanned = JsonScanner(), 0
-        """The scanner of the JSON that the step reads, and how many characters of the buffer it has seen."""
+        """The scanner of the JSON that the step reads, and how many characters after `_at` it has seen."""
         self._content: list[str] = []
         self._deltas: list[ToolCallDelta] = []
         self._step: Callable[[bool], bool] = self._text
@@ -47,7 +56,7 @@ class CallReader:
 
         No text may follow after `final`.
         """
-        self._buffer += text
+        self._buffer, self._at = self._buffer[self._at :] + text, 0
         while self._step(final):
             pass
         content, deltas = "".join(self._content), tuple(self._deltas)
@@ -59,55 +68,61 @@ class CallReader:
     def _text(self, final: bool) -> bool:
         """Reads content, up to the beginning of a call."""
         if self._format.bare and not self._begun:
-            lead = len(self._buffer) - len(self._buffer.lstrip(SPACE))
-            if lead == len(self._buffer) and not final:
+            self._opened.append(self._take_all(BLANK))
+            if self._is_empty and not final:
                 return False
-            if self._buffer[lead : lead + 1] == "{":
-                self._opened = self._take(lead)
+            if self._follows("{"):
                 return self._then(self._object)
+            self._close()
         start = self._format.start
-        at = self._buffer.find(start)
-        if at < 0:
-            held = 0 if final else _held(self._buffer, start)
-            self._add_content(self._take(len(self._buffer) - held))
+        found = self._buffer.find(start, self._at)
+        if found < 0:
+            held = 0 if final else _held(self._buffer[-len(start) :], start)
+            self._add_content(self._take(len(self._buffer) - self._at - held))
             return False
-        self._add_content(self._take(at))
-        self._opened = self._take(len(start))
+        self._add_content(self._take(found - self._at))
+        self._opened = [self._take(len(start))]
         return self._then(self._first)
 
     def _first(self, final: bool) -> bool:
         """Reads what follows the text that begins calls."""
-        self._opened += self._take(len(self._buffer) - len(self._buffer.lstrip(SPACE)))
-        if not self._buffer and not final:
+        self._opened.append(self._take_all(BLANK))
+        if self._is_empty and not final:
             return False
-        if self._buffer.startswith("{"):
+        if self._follows("{"):
             return self._then(self._object)
         if self._format.name == "mistral":
-            if self._buffer.startswith("[") and not self._listed:
+            if self._follows("[") and not self._listed:
                 self._listed = True
-                self._opened += self._take(1)
+                self._opened.append(self._take(1))
                 return True
-            if name := NAME.match(self._buffer):
-                self._take(name.end())
+            most = self._at + LONGEST_HEAD
+            if name := NAME.match(self._buffer, self._at, most):
+                self._at = name.end()
                 self._call(name[1])
                 return self._then(self._arguments_alone)
-            if not final and NAME_BEGUN.fullmatch(self._buffer):
+            if not final and len(self._buffer) < most and NAME_BEGUN.fullmatch(self._buffer, self._at):
                 return False
-        return self._give_up("")
+        return self._give_up()
 
     def _object(self, final: bool) -> bool:
         """Reads the object of a call, from its opening brace."""
-        if head := HEAD.match(self._buffer):
-            self._take(head.end())
+        if not self._written and (head := HEAD.match(self._buffer, self._at, self._at + LONGEST_HEAD)):
+            self._at = head.end()
             self._call(_string(head[1]))
             return self._then(self._arguments)
-        self._scanned += self._scanner.scan(self._buffer[self._scanned :])
-        if not self._scanner.over and not final:
+        self._scanned += self._scanner.scan(self._buffer, self._at + self._scanned)
+        over = self._scanner.over or final
+        if over or self._written or self._scanned >= LONGEST_HEAD:
+            self._written.append(self._take(self._scanned))
+            self._scanned = 0
+        if not over:
             return False
-        written = self._take(self._scanned)
+        written, self._written = "".join(self._written), []
         called = _called(written)
         if called is None:
-            return self._give_up(written)
+            self._opened.append(written)
+            return self._give_up()
         name, arguments = called
         self._call(name)
         self._add_arguments(arguments)
@@ -115,89 +130,101 @@ class CallReader:
 
     def _arguments(self, final: bool) -> bool:
         """Reads the arguments within a call's object."""
-        self._add_arguments(self._take(self._scanner.scan(self._buffer)))
+        self._add_arguments(self._take_value())
         return self._scanner.over and self._then(self._rest)
 
     def _arguments_alone(self, final: bool) -> bool:
         """Reads the arguments of a call that is not written as an object."""
-        self._add_arguments(self._take(self._scanner.scan(self._buffer)))
+        self._add_arguments(self._take_value())
         return self._scanner.over and self._then(self._next)
 
     def _rest(self, final: bool) -> bool:
         """Skips what a call's object has after its arguments, such as an id, up to its closing brace."""
-        inner = JsonScanner()
-        at = 0
-        while at < len(self._buffer) and self._buffer[at] in SPACE + ",:":
-            at += 1
-        if at == len(self._buffer):
+        self._take_all(INSIGNIFICANT)
+        if self._is_empty:
             return False
-        if self._buffer[at] == "}":
-            self._take(at + 1)
-            return self._then(self._next)
-        if self._buffer[at] in '"{[':
-            size = inner.scan(self._buffer[at:])
-            if not inner.over:
-                return False
-            self._take(at + size)
-            return True
-        scalar = re.match(r"[-+.\w]+", self._buffer[at:])
-        if scalar is None:
-            return self._then(self._next)
-        if at + scalar.end() == len(self._buffer) and not final:
-            return False
-        self._take(at + scalar.end())
-        return True
+        if self._follows('"', "{", "["):
+            return self._then(self._skipped)
+        if self._follows("}"):
+            self._take(1)
+        return self._then(self._next)
+
+    def _skipped(self, final: bool) -> bool:
+        """Skips a string, an array or an object after the arguments."""
+        self._take_value()
+        return self._scanner.over and self._then(self._rest)
 
     def _next(self, final: bool) -> bool:
         """Reads what follows a call: its end, another call, or content."""
-        blank = len(self._buffer) - len(self._buffer.lstrip(SPACE))
-        ahead = self._buffer[blank:]
-        marks = [mark for mark in (self._format.end, self._format.start) if mark]
-        separators = ",]" if self._listed else ";" if self._format.bare else ""
-        if not ahead:
-            if final:
-                self._take(blank)
+        self._opened.append(self._take_all(BLANK))
+        if self._is_empty:
             return False
-        if ahead[0] in separators:
-            self._take(blank + 1)
+        if self._follows(*(",]" if self._listed else ";" if self._format.bare else "")):
+            self._take(1)
+            self._opened = []
             return True
-        if ahead[0] == "{" and (self._listed or self._format.bare):
-            self._opened = self._take(blank)
+        if self._follows("{") and (self._listed or self._format.bare):
             return self._then(self._object)
-        for mark in marks:
-            if ahead.startswith(mark):
-                opened = self._take(blank + len(mark))
-                if mark == self._format.start:
-                    self._opened, self._listed = opened, False
-                    return self._then(self._first)
-                return True
+        if self._format.end and self._follows(self._format.end):
+            self._take(len(self._format.end))
+            self._opened = []
+            return True
+        if self._follows(self._format.start):
+            self._opened.append(self._take(len(self._format.start)))
+            self._listed = False
+            return self._then(self._first)
+        marks = self._format.start, self._format.end
+        ahead = self._buffer[self._at : self._at + max(map(len, marks))]
         if any(mark.startswith(ahead) for mark in marks):
             if final:  # The text was truncated within a mark.
-                self._take(len(self._buffer))
+                self._at = len(self._buffer)
             return False
+        self._close()
         return self._then(self._text)
 
     def _then(self, step: Callable[[bool], bool]) -> bool:
         self._step, self._scanner, self._scanned = step, JsonScanner(), 0
         return True
 
+    @property
+    def _is_empty(self) -> bool:
+        return self._at == len(self._buffer)
+
+    def _follows(self, *texts: str) -> bool:
+        return self._buffer.startswith(texts, self._at)
+
     def _take(self, size: int) -> str:
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        taken = self._buffer[self._at : self._at + size]
+        self._at += size
         return taken
+
+    def _take_all(self, pattern: re.Pattern[str]) -> str:
+        found = pattern.match(self._buffer, self._at)
+        return self._take(found.end() - self._at if found else 0)
+
+    def _take_value(self) -> str:
+        """Takes the JSON value that the scanner follows, as far as it is written."""
+        return self._take(self._scanner.scan(self._buffer, self._at))
 
     def _add_content(self, text: str) -> None:
         if text:
             self._begun = True
             self._content.append(text)
 
-    def _give_up(self, written: str) -> bool:
-        """Turns what was taken for a call into content."""
-        self._add_content(self._opened + written)
-        self._opened, self._listed = "", False
-        return self._then(self._text) and bool(self._buffer)
+    def _close(self) -> None:
+        """Turns what was taken for the beginning of a call into content."""
+        self._add_content("".join(self._opened))
+        self._opened = []
+
+    def _give_up(self) -> bool:
+        """Turns what was taken for a call into content, and reads on."""
+        self._close()
+        self._listed = False
+        return self._then(self._text) and not self._is_empty
 
     def _call(self, name: str) -> None:
         self._begun = True
+        self._opened = []
         self._deltas.append(ToolCallDelta(self._calls, self._format.new_id(), name))
         self._calls += 1
 

@@ -13,12 +13,13 @@ class JsonScanner:
         self._in_string = self._escaped = False
         self.over = False
 
-    def scan(self, text: str) -> int:
-        """Returns how many of the next characters belong to the value. Then `over` is whether it ends with them.
+    def scan(self, text: str, start: int = 0) -> int:
+        """Returns how many characters from `start` belong to the value. Then `over` is whether it ends with them.
 
         A broken value, whose brackets are not closed, ends before a mark.
         """
-        for at, character in enumerate(text):
+        for at in range(start, len(text)):
+            character = text[at]
             if self._in_string:
                 if self._escaped:
                     self._escaped = False
@@ -34,8 +35,8 @@ class JsonScanner:
                 self._depth -= 1
             elif character == MARK:
                 self.over = True
-                return at
+                return at - start
             if self._depth <= 0 and not self._in_string:
                 self.over = True
-                return at + 1
-        return len(text)
+                return at + 1 - start
+        return len(text) - start

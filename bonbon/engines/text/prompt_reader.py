@@ -97,7 +97,7 @@ class PromptReader:
     def _render(self, prompt: Prompt) -> str:
         if not self._tokenizer.chat_template:
             raise UserError(
-                "the model's tokenizer has no chat template, so the model cannot read messages; send a text prompt "
+                "the model's tokenizer has no chat template, so the model cannot read a chat; send a text prompt "
                 "(/v1/completions), or add a chat_template to the tokenizer",
                 param="messages",
             )
@@ -109,12 +109,12 @@ class PromptReader:
             text: str = self._tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, **options)
         except TemplateError as error:
             raise UserError(
-                f"the model's chat template refuses these messages ({error}); change their roles or order",
+                f"the model's chat template refuses the messages ({error}); change the roles or their order",
                 param="messages",
             ) from error
         except Exception as error:
             raise UserError(
-                f"the model's chat template cannot render these messages ({type(error).__name__}: {error}); change "
+                f"the model's chat template cannot render the messages ({type(error).__name__}: {error}); change "
                 "the messages, or correct the template in the model's directory",
                 param="messages",
             ) from error
@@ -127,8 +127,8 @@ class PromptReader:
         param = "messages" if prompt.tools is None else "tools"
         if not re.search(r"\btools\b|\btool_calls\b" if prompt.tools is None else r"\btools\b", self._template):
             raise UserError(
-                "the model's chat template does not support tools: remove the tools and tool messages, or serve a "
-                "model that calls functions",
+                "the model's chat template does not support tools: remove tools, and calls and their results from "
+                "messages, or serve a model that calls functions",
                 param=param,
             )
         if prompt.tools is not None and prompt.tool_choice != '"none"' and self._tool_format is None:
@@ -178,7 +178,9 @@ class PromptReader:
         return token_ids
 
     def _unknown(self, token_ids: Sequence[int]) -> int | None:
-        return next((token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary), None)
+        if not token_ids or (min(token_ids) >= 0 and max(token_ids) < self._vocabulary):
+            return None
+        return next(token_id for token_id in token_ids if not 0 <= token_id < self._vocabulary)
 
     def _beginning(self) -> tuple[int, ...]:
         if self._tokenizer.bos_token_id is None:

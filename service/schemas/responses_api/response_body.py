@@ -8,7 +8,7 @@ from pydantic_core import PydanticCustomError
 
 from bonbon.errors import UserError
 from bonbon.prompt import Prompt
-from service.answering.completion_request import CompletionRequest, naming_fields
+from service.answering.completion_request import CompletionRequest
 from service.schemas.prompts import Text
 from service.schemas.request_body import AnswerBody, Body, Identifier
 from service.schemas.responses_api.response_input import Input, messages_of
@@ -118,10 +118,15 @@ class ResponseBody(AnswerBody, TemplateBody):
     @property
     def field_names(self) -> Mapping[str, str]:
         return {
+            "logprobs": "include",
+            "max_completion_tokens": "max_output_tokens",
             "max_tokens": "max_output_tokens",
             "messages": "input",
             "reasoning_effort": "reasoning.effort",
             "response_format": "text.format",
+            "response_format.json_schema": "text.format",
+            "tool_choice.function": "tool_choice",
+            "tools[].function": "tools[]",
         }
 
     @property
@@ -143,18 +148,17 @@ class ResponseBody(AnswerBody, TemplateBody):
     def completion_request(
         self, *, default_max_tokens: int, tenant: str, request_id: str, headers: Mapping[str, str]
     ) -> CompletionRequest:
-        with naming_fields(self.field_names):
-            return self._completion_request(
-                (self.chat,),
-                max_tokens=self.max_output_tokens,
-                default_max_tokens=default_max_tokens,
-                top_logprobs=self.top_logprobs or 0,
-                response_format=self.text.format.response_format.canonical if self.text.format else None,
-                user=self.user or self.safety_identifier or "",
-                tenant=tenant,
-                request_id=request_id,
-                headers=headers,
-            )
+        return self._completion_request(
+            (self.chat,),
+            max_tokens=self.max_output_tokens,
+            default_max_tokens=default_max_tokens,
+            top_logprobs=self.top_logprobs or 0,
+            response_format=self.text.format.response_format.canonical if self.text.format else None,
+            user=self.user or self.safety_identifier or "",
+            tenant=tenant,
+            request_id=request_id,
+            headers=headers,
+        )
 
     @property
     def echo(self) -> dict[str, Any]:

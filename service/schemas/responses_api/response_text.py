@@ -1,29 +1,16 @@
 """The `text` of a request for a response: the format of the answer."""
 
-from typing import Annotated, Literal
-
-from pydantic import ConfigDict, Field
+from typing import Annotated
 
 from bonbon.errors import UserError
-from service.schemas.plain_json import PlainObject
-from service.schemas.prompts import Text
 from service.schemas.request_body import Body
-from service.schemas.response_format import FormatName, JsonSchema, ResponseFormat
+from service.schemas.response_format import JsonSchema, JsonSchemaFields, ResponseFormat, Typed
 from service.schemas.without_effect import Neutral
 
 
-class TextFormat(Body):
+# In this order of the bases the type is the first field, and an error in it the first error.
+class TextFormat(JsonSchemaFields, Typed):
     """The format of every candidate's text: a `response_format` without the nested object `json_schema`."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
-
-    type: Literal["text", "json_object", "json_schema"]
-    name: FormatName | None = None
-    description: Text | None = None
-    schema_: PlainObject | None = Field(None, alias="schema")
-    """The schema that every candidate conforms to. Required with the type json_schema."""
-    strict: bool | None = None
-    """Accepted for compatibility. Candidates always conform to the schema."""
 
     @property
     def response_format(self) -> ResponseFormat:

@@ -5,11 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from service.schemas.plain_json import PlainObject
-from service.schemas.prompts import Text
 from service.schemas.request_body import Body
 from service.schemas.tools import Function, FunctionName, Tool
-from service.schemas.without_effect import Ignored, Neutral
+from service.schemas.without_effect import Neutral
 
 
 def _function_only(kind: Any) -> Any:
@@ -22,49 +20,37 @@ def _function_only(kind: Any) -> Any:
     return kind
 
 
-FunctionType = Annotated[Literal["function"], BeforeValidator(_function_only)]
+class Typed(Body):
+    """What every tool has."""
+
+    type: Annotated[Literal["function"], BeforeValidator(_function_only)]
 
 
-class FunctionTool(Body):
+# In this order of the bases the type is the first field, and an error in it the first error.
+class FunctionTool(Function, Typed):
     """A function that may be called."""
 
-    type: FunctionType
-    name: FunctionName
-    description: Text | None = None
-    parameters: PlainObject | None = None
-    """The JSON Schema of the arguments."""
-    strict: bool | None = None
-    """With true, arguments always conform to the schema. Such groups are never trained on."""
     allowed_callers: Annotated[None, Neutral([], ["direct"])] = None
     async_: Annotated[None, Neutral(False)] = Field(None, alias="async")
     defer_loading: Annotated[None, Neutral(False)] = None
     output_schema: Annotated[None, Neutral({})] = None
-    cache_control: Ignored = None
 
     @property
     def tool(self) -> Tool:
         """Returns the tool as chat completions have it."""
-        function = Function(
-            name=self.name, description=self.description, parameters=self.parameters, strict=self.strict
-        )
+        function = Function.model_validate({name: getattr(self, name) for name in Function.model_fields})
         return Tool(type="function", function=function)
 
     @property
     def echo(self) -> dict[str, Any]:
         """Returns the tool as the response repeats it."""
-        return {
-            "type": "function",
-            "name": self.name,
-            "description": self.description,
-            "parameters": self.parameters,
-            "strict": bool(self.strict),
-        }
+        shown = {"type", "name", "description", "parameters", "strict"}
+        return self.model_dump(include=shown) | {"strict": bool(self.strict)}
 
 
-class NamedFunctionTool(Body):
+class NamedFunctionTool(Typed):
     """The function that must be called."""
 
-    type: FunctionType
     name: FunctionName
 
 

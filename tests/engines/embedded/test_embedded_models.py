@@ -268,8 +268,8 @@ RAISING = {
     "{{ messages[0].content + 1 }}": "TypeError",
     "{{ messages[0].content | int // 0 }}": "ZeroDivisionError",
     "{{ '%d' % messages[0].content }}": "TypeError",
-    "{{ messages[9].content.strip() }}": "refuses these messages",
-    "{% for m in messages %}{% endblock %}": "TemplateSyntaxError|refuses these messages",
+    "{{ messages[9].content.strip() }}": "refuses the messages",
+    "{% for m in messages %}{% endblock %}": "TemplateSyntaxError|refuses the messages",
 }
 
 
@@ -306,6 +306,6 @@ async def test_roles_that_the_template_refuses_are_named(tmp_path: Path) -> None
     assert (base / "chat_template.jinja").read_text() == INST
     twice: list[Message] = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     async with started(base) as engine:
-        with pytest.raises(UserError, match=r"refuses these messages \(Conversation roles must alternate") as caught:
+        with pytest.raises(UserError, match=r"refuses the messages \(Conversation roles must alternate") as caught:
             await drawn(engine, Prompt.chat(*twice))
     assert caught.value.param == "messages"

@@ -1,6 +1,8 @@
 """Tests that tool calls are read the same however a text is cut into pieces, and that other text is kept."""
 
 import json
+from collections.abc import Callable
+from time import process_time
 from typing import Any
 
 import pytest
@@ -104,10 +106,10 @@ def test_a_long_text_that_is_no_call_is_read_once(monkeypatch: pytest.MonkeyPatc
     """A long object is scanned once, not again from its beginning for each piece."""
     scanned, scan = 0, JsonScanner.scan
 
-    def counted(self: JsonScanner, text: str) -> int:
+    def counted(self: JsonScanner, text: str, start: int = 0) -> int:
         nonlocal scanned
-        scanned += len(text)
-        return scan(self, text)
+        scanned += len(text) - start
+        return scan(self, text, start)
 
     monkeypatch.setattr(JsonScanner, "scan", counted)
     text = json.dumps({"answer": "a word " * 200})
@@ -115,6 +117,45 @@ def test_a_long_text_that_is_no_call_is_read_once(monkeypatch: pytest.MonkeyPatc
     content = "".join(reader.read(piece)[0] for piece in text) + reader.read("", final=True)[0]
     assert content == text
     assert scanned <= len(text)
+
+
+LONG: dict[str, tuple[ToolFormat, Callable[[int], str]]] = {
+    "content": (HERMES, lambda size: "a" * size),
+    "blanks before": (LLAMA3_JSON, lambda size: " " * size),
+    "blanks in a call": (HERMES, lambda size: "<tool_call>" + " " * size),
+    "blanks in an object": (HERMES, lambda size: "<tool_call>{" + " " * size),
+    "blanks after a name": (MISTRAL_NAMED, lambda size: "[TOOL_CALLS]f" + " " * size),
+    "blanks after a call": (HERMES, lambda size: f"<tool_call>{ONE}</tool_call>" + " " * size),
+    "no call": (LLAMA3_JSON, lambda size: '{"answer": "' + "a" * size),
+    "a name": (HERMES, lambda size: '<tool_call>{"name": "' + "a" * size),
+    "arguments": (HERMES, lambda size: '<tool_call>{"name": "f", "arguments": {"a": "' + "a" * size),
+    "a string after them": (HERMES, lambda size: f'<tool_call>{ONE[:-1]}, "id": "' + "a" * size),
+    "a number after them": (HERMES, lambda size: f'<tool_call>{ONE[:-1]}, "id": ' + "1" * size),
+    "separators after them": (HERMES, lambda size: f"<tool_call>{ONE[:-1]}" + ", " * (size // 2)),
+    "many calls": (HERMES, lambda size: f"<tool_call>{ONE}</tool_call>" * (size // 64)),
+    "many objects": (HERMES, lambda size: '<tool_call>{"a": {}}</tool_call>' * (size // 32)),
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_time_of_a_text_grows_with_its_length(name: str, whole: bool) -> None:
+    format_, text = LONG[name]
+    short, long = (text(size) for size in ((16_384, 262_144) if whole else (4_096, 65_536)))
+
+    def seconds(text: str) -> float:
+        """Returns the shortest of some attempts, because other processes only add to it."""
+        attempts = []
+        for _ in range(3):
+            reader, begin = CallReader(format_), process_time()
+            for piece in [text] if whole else text:
+                reader.read(piece)
+            reader.read("", final=True)
+            attempts.append(process_time() - begin)
+        return min(attempts)
+
+    # Sixteen times as long; with the square of the length it would take 256 times as long.
+    assert seconds(long) < 64 * max(seconds(short), 1e-4)
 
 
 def test_arguments_come_as_they_are_written() -> None:

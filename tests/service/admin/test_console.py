@@ -1,8 +1,10 @@
 """The console in a real Chromium, against a real service on the fakes."""
 
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 from pydantic import SecretStr
@@ -114,14 +116,20 @@ async def test_the_key_is_asked_for_and_stays_in_the_tab(browser: Browser, tmp_p
         await expect(other.locator("#key-dialog")).to_be_visible()
 
 
-async def test_the_playground_shows_the_candidates_beside_one_draw(browser: Browser, tmp_path: Path) -> None:
+async def test_the_playground_shows_the_candidates_beside_one_draw(
+    browser: Browser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened(browser, settings_in(tmp_path)) as console:
         page = console.page
         version = await filled(console.state)
         await console.open("playground")
         await page.get_by_label("Prompt").fill("Where is my order?")
         await page.get_by_label("Candidates").fill("5")
+        monkeypatch.setattr(console.state.engine, "_delay", 2.0)  # seconds for each token
         await page.get_by_label("Prompt").press("Control+Enter")
+        await expect(page.locator(".answer .text")).to_contain_text(re.compile(r"\w"))
+        await expect(page.locator(".answer")).to_have_count(1)
+        monkeypatch.setattr(console.state.engine, "_delay", 0.0)
         await expect(page.locator(".answer")).to_have_count(6)
         await expect(page.locator(".answer.best")).to_have_count(1)
         await expect(page.locator("#result .card").last).to_contain_text(version.name)

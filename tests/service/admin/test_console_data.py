@@ -1,7 +1,9 @@
 """The console's files and headers, and the data that it reads from /admin."""
 
 import asyncio
+import json
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from bonbon.pairs.group_records import Comparison
+from bonbon.prompt import Prompt
 from bonbon.registry.round_progress import CurvePoint, RoundStage, store_round_progress
 from bonbon.rewards.fake_reward import FakeReward
 from service.routes.console_files import FILES, SERVED
@@ -162,6 +165,44 @@ async def test_the_playground_ranks_candidates_beside_one_draw_and_logs_nothing(
         assert (await service.client.get("/admin/pairs")).json()["groups"] == 0
         other = await service.client.post("/admin/playground", json=asked | {"version": BASE})
         assert other.json()["version"] == BASE
+
+
+class Against(FakeReward):
+    """A pairwise reward: a text's score is the share of the texts in the call that are no longer than it."""
+
+    async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[float]:
+        await super().score(prompt, completions)
+        return [sum(len(one) >= len(other) for other in completions) / len(completions) for one in completions]
+
+
+async def test_the_playground_scores_all_answers_in_one_call(tmp_path: Path) -> None:
+    reward = Against()
+    async with running(settings_in(tmp_path), engine=WatchedEngine(), reward=reward) as service:
+        reward.calls.clear()
+        asked = {"prompt": "Where is my order?", "n": 6, "max_tokens": 12}
+        body = (await service.client.post("/admin/playground", json=asked)).json()
+        [scored] = reward.calls
+        texts, drawn = [one["text"] for one in body["candidates"]], body["draw"]["text"]
+        assert set(scored) == {*texts, drawn}
+        beaten = sum((len(drawn) > len(text)) + (len(drawn) == len(text)) / 2 for text in texts) / 6
+        assert body["draw"]["win_probability"] == pytest.approx(beaten)
+        reward.failure = "it is away"
+        body = (await service.client.post("/admin/playground", json=asked)).json()
+        assert body["problem"] == "it is away"
+        assert {one["reward"] for one in (*body["candidates"], body["draw"])} == {None}
+
+
+async def test_the_playground_streams_the_draw_and_then_everything(tmp_path: Path) -> None:
+    async with running(settings_in(tmp_path), engine=WatchedEngine(), reward=FakeReward()) as service:
+        asked = {"prompt": "Where is my order?", "n": 3, "max_tokens": 12, "stream": True}
+        response = await service.client.post("/admin/playground", json=asked)
+        assert response.headers["content-type"].startswith("text/event-stream")
+        *pieces, last = [json.loads(one.removeprefix("data: ")) for one in response.text.split("\n\n") if one]
+        assert len(pieces) > 1
+        assert "".join(piece["text"] for piece in pieces) == last["played"]["draw"]["text"]
+        assert len(last["played"]["candidates"]) == 3
+        gone = await service.client.post("/admin/playground", json=asked | {"version": "gone"})
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "model_not_found")
 
 
 async def test_the_playground_refuses_what_the_service_cannot_draw(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Popular client libraries, each in its own environment.
 
-They are openai 2, LangChain on openai 2 and 3, LlamaIndex, the Agents SDK, instructor and pydantic-ai.
+They are openai 2, LangChain on openai 2 and 3, LlamaIndex, the Agents SDK, instructor, pydantic-ai and lm_eval.
 """
 
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bonbon.demo.tiny_models import tiny_models
 from bonbon.engines.fake_engine import FakeEngine
 from tests.support.paths import ROOT
 from tests.support.service.api import Server, longest, serve
@@ -80,11 +81,19 @@ def test_structured_outputs_and_tools_on_the_embedded_engine(tmp_path: Path, pyt
     assert "instructor" in passed
 
 
-def check(url: str, python: Path, name: str, **environment: str) -> str:
+def test_lm_eval_measures_what_it_measures_without_the_service(tmp_path: Path) -> None:
+    subprocess.run(["make", "--silent", ".venv-lm-eval/.stamp"], cwd=ROOT, check=True)
+    python = ROOT / ".venv-lm-eval" / "bin" / "python"
+    with serve_embedded(tmp_path, chat_template=HERMES, api_key="secret") as url:
+        figures = check(url, python, "lm_eval", str(tiny_models().policy), HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    assert "support_perplexity byte_perplexity" in figures
+
+
+def check(url: str, python: Path, name: str, *arguments: str, **environment: str) -> str:
     """Returns the output of the client's script, which must succeed."""
     script = ROOT / "tests" / "clients" / f"check_{name}.py"
     done = subprocess.run(
-        [python, script, f"{url}/v1", "secret"],
+        [python, script, f"{url}/v1", "secret", *arguments],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,

@@ -133,7 +133,7 @@ async def test_models_are_the_names_a_request_may_use(api: Api) -> None:
     for model in listed.data:
         assert Model.model_validate((await api.client.get(f"/v1/models/{model.id}")).json()) == model
         assert model.bonbon.version == "fake"
-        assert model.max_model_len == api.engine.context_length
+        assert (model.root, model.max_model_len) == ("fake", api.engine.context_length)
         assert (await api.chat(model=model.id))["model"] == model.id
     response = await api.client.get("/v1/models/no/such")
     assert (response.status_code, error_of(response)["code"]) == (404, "model_not_found")
