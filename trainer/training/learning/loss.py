@@ -209,10 +209,11 @@ def _log_best_of_n(batch: GroupLogprobs, n: int) -> Tensor:
 
 
 def _regression(batch: GroupLogprobs, target: Tensor, *, contrast_weight: float, sft_weight: float) -> LossTerms:
-    """Returns the weighted sum of two terms, both minimised by the base tilted by exp(target).
+    """Returns the weighted sum of two terms, both minimised by the base tilted by exp(target) on draws of the base.
 
-    The contrast is half the squared difference between log pi/pi_0 and the target, both minus their group's mean. The
-    supervised term is the mean of -log pi over candidates weighted by exp(target).
+    The contrast is half the squared difference between log pi/pi_0 and the target, both minus their group's mean. It
+    has the same minimum whoever drew. The supervised term is the mean of -log pi over candidates weighted by
+    exp(target). On draws of a policy that is tilted already it asks for one that is tilted further.
     """
     residual = batch.log_ratio - target
     contrast = batch.covariance(residual, residual).mean() / 2
