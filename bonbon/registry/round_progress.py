@@ -38,7 +38,8 @@ class CurvePoint(NamedTuple):
 class RoundProgress:
     """The progress of the round in the run directory `run`, trained from `sampler`: `epoch` of `epochs` are done.
 
-    `version` is the version that it registered, and `outcome` its result once it has ended.
+    `curve` has points of epoch, loss, margin in nats and the margin's target. `version` is the version that it
+    registered, and `outcome` its result once it has ended.
     """
 
     id: str

@@ -22,7 +22,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean with its 95 % interval, from `count` comparisons on `clusters` prompts."""
+    """A mean with its 95 % interval, from `count` comparisons or samples on `clusters` prompts."""
 
     value: float
     low: float

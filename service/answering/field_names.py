@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from bonbon.errors import UserError
 
 INDEX = re.compile(r"\[\d+\]")
+QUOTED = r"(?<!\w)'[^']*'(?!\w)" + '|"[^"]*"'
+"""Matches what a message quotes, which may be the client's own text."""
 
 
 @contextmanager
@@ -32,9 +34,11 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
     fields = "|".join(re.escape(name).replace(r"\[\]", INDEX.pattern) for name in longest_first)
 
     def new(found: re.Match[str]) -> str:
+        if found["quoted"]:
+            return found[0]
         name = names[INDEX.sub("[]", found[0])]
         for index in INDEX.findall(found[0]):
             name = name.replace("[]", index, 1)
         return name
 
-    return re.sub(rf"(?<![\w.])(?:{fields})(?!\w)", new, text)
+    return re.sub(rf"(?P<quoted>{QUOTED})|(?<![\w.])(?:{fields})(?!\w)", new, text)

@@ -15,7 +15,7 @@ async def let_in(state: AppState, completion_request: CompletionRequest) -> Asyn
 
     While a request waits, another version may become champion that samples more or fewer candidates. The request is
     then charged for the candidates of this version. What it does not need is returned; if it needs more, it waits
-    again.
+    again, as the next one, and for no longer than `service.max_wait` in all.
 
     Raises:
         RateLimited: The tenant exceeds a rate limit.
@@ -31,8 +31,8 @@ async def let_in(state: AppState, completion_request: CompletionRequest) -> Asyn
     learned = not state.tenant_rewards.has_own(tenant)
     draws = state.router.draws(model, n=n, best_of=best_of, learned=learned)
     with state.limits.charged(tenant, _most_tokens(state, completion_request, draws)) as charge:
-        while True:
-            async with state.admission.admit(tenant, charge.tokens) as reservation:
+        async with state.admission.admit(tenant, charge.tokens) as reservation:
+            while True:
                 await state.router.admitted()
                 with state.router.route(model, n=n, best_of=best_of, learned=learned) as route:
                     needed = _most_tokens(state, completion_request, route.best_of)
@@ -41,6 +41,7 @@ async def let_in(state: AppState, completion_request: CompletionRequest) -> Asyn
                         state.admission.reduce(reservation, needed)
                         yield route, charge
                         return
+                await state.admission.enlarge(reservation, needed)
 
 
 def _most_tokens(state: AppState, completion_request: CompletionRequest, draws: int) -> int:

@@ -1,6 +1,7 @@
 """Limits how many tokens are generated at once, with a bounded queue that is fair to tenants."""
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -23,10 +24,15 @@ class _Waiter:
 
 @dataclass(eq=False)
 class Reservation:
-    """The tokens that may be generated for an admitted request."""
+    """The tokens that may be generated for an admitted request.
+
+    Attributes:
+        deadline: The time on the loop's clock until which the request may wait.
+    """
 
     tenant: str
     tokens: int
+    deadline: float
 
 
 class Admission:
@@ -61,8 +67,9 @@ class Admission:
         Raises:
             Overloaded: The request cannot wait, or has waited too long.
         """
-        await self._enter(tenant, tokens)
-        reservation = Reservation(tenant, tokens)
+        deadline = asyncio.get_running_loop().time() + self.max_wait
+        await self._enter(tenant, tokens, deadline)
+        reservation = Reservation(tenant, tokens, deadline)
         try:
             yield reservation
         finally:
@@ -77,18 +84,38 @@ class Admission:
         self._finish[reservation.tenant] -= returned
         self._admit_next()
 
-    async def _enter(self, tenant: str, tokens: int) -> None:
+    async def enlarge(self, reservation: Reservation, tokens: int) -> None:
+        """Waits until a reservation may have `tokens`, which are more than it has.
+
+        What it has goes to other requests meanwhile. It comes next, because it was admitted before those that wait,
+        and its deadline stays.
+
+        Raises:
+            Overloaded: The request has waited too long; nothing is reserved for it any more.
+        """
+        self.in_flight -= reservation.tokens
+        self._finish[reservation.tenant] += tokens - reservation.tokens
+        reservation.tokens = 0
+        waiter = _Waiter(reservation.tenant, tokens, -math.inf)
+        self._queues.setdefault(reservation.tenant, deque()).appendleft(waiter)
+        await self._wait(waiter, reservation.deadline)
+        reservation.tokens = tokens
+
+    async def _enter(self, tenant: str, tokens: int, deadline: float) -> None:
         if not self._queues and self._fits(tokens):
             self._count(tenant, tokens)
             return
         self._free_place(tenant)
         waiter = _Waiter(tenant, tokens, self._start(tenant, tokens))
         self._queues.setdefault(tenant, deque()).append(waiter)
+        await self._wait(waiter, deadline)
+
+    async def _wait(self, waiter: _Waiter, deadline: float) -> None:
         self._admit_next()
         decided = False
         try:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self.max_wait):
+                async with asyncio.timeout_at(deadline):
                     await waiter.decided.wait()
                     decided = True
         finally:
@@ -127,7 +154,7 @@ class Admission:
             if not self._fits(first.tokens):
                 return  # smaller requests wait, too; otherwise a large one might wait forever
             self._remove(first)
-            self._virtual_time = first.start
+            self._virtual_time = max(self._virtual_time, first.start)
             self.in_flight += first.tokens
             first.admitted = True
             first.decided.set()

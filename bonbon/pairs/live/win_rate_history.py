@@ -14,7 +14,10 @@ POINTS = 150
 
 @dataclass(frozen=True, slots=True)
 class WinRatePoint:
-    """Win rate and 95 % band after `count` comparisons; see `RollingSequence`."""
+    """The win rate over the newest comparisons after `count` of them, ties as half, with its 95 % band.
+
+    The band covers the win rate at all points at once with a probability of 95 %.
+    """
 
     count: int
     time: datetime

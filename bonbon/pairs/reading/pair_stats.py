@@ -21,8 +21,9 @@ _RESCORED = select(func.count(earlier_scores.c.group_id.distinct()))
 class PairStats:
     """Counts of the log's contents.
 
-    `rescored` counts groups whose first scores have been replaced. `mean_margin` is of the newest `MARGIN_GROUPS` clean
-    groups.
+    `unclean` counts groups by why they are not trained on, `versions` and `rewards` by what drew and scored them.
+    `rescored` counts groups whose first scores have been replaced. `mean_margin` is the mean difference between the
+    best and the worst reward of the newest 10,000 clean groups. `comparisons` counts audits by version, k and opponent.
     """
 
     groups: int

@@ -170,6 +170,18 @@ async def test_log_lines_are_json_with_the_request_and_without_what_was_written(
     assert SECRET not in json.dumps(lines)
 
 
+@pytest.mark.parametrize("headers", [{"traceparent": f"00-{TRACE}-{PARENT}-01"}, {}])
+async def test_log_lines_name_the_clients_trace_while_traces_are_off(
+    api: Api, capsys: pytest.CaptureFixture[str], headers: dict[str, str]
+) -> None:
+    configure_logs(json=True)
+    api.reward.failure = "it is away"
+    await api.client.post(CHAT, json=ASK, headers=headers)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (line,) = [line for line in lines if line["event"].startswith("the reward failed")]
+    assert line.get("trace_id") == (TRACE if headers else None)
+
+
 def test_without_a_provider_a_span_costs_nothing_and_is_nothing() -> None:
     with pytest.raises(ValueError, match="mine"), span("draw", MODEL="tiny"):
         raise ValueError("mine")

@@ -139,6 +139,48 @@ async def test_who_leaves_in_the_turn_in_which_it_is_admitted_leaves_nothing_beh
     await crowd.ask("b", 10, leave)
 
 
+async def test_who_needs_more_than_expected_keeps_its_place_and_no_newcomer_takes_it() -> None:
+    admission = Admission(10, max_waiting=1, max_wait=60)
+    crowd, leave, grow, grown = Crowd(admission), asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def growing() -> None:
+        async with admission.admit("a", 4) as reservation:
+            await grow.wait()
+            await admission.enlarge(reservation, 8)
+            assert (reservation.tokens, admission.in_flight) == (8, 8)
+            crowd.order.append("a")
+            grown.set()
+            await leave.wait()
+
+    inside = asyncio.create_task(crowd.ask("b", 6, leave))
+    grower = asyncio.create_task(growing())
+    await settled()
+    newcomer = asyncio.create_task(crowd.ask("c", 10, leave))  # takes the only place in the queue
+    await settled()
+    grow.set()
+    await settled()
+    assert (admission.in_flight, admission.waiting) == (6, 2)
+    leave.set()
+    await asyncio.gather(inside, grower, newcomer)
+    assert crowd.order == ["b", "a", "c"]
+    assert (admission.in_flight, admission.waiting) == (0, 0)
+
+
+async def test_who_needs_more_has_no_longer_than_the_others_and_leaves_nothing_behind() -> None:
+    admission = Admission(10, max_waiting=4, max_wait=60)
+    leave = asyncio.Event()
+    inside = asyncio.create_task(Crowd(admission).ask("b", 6, leave))
+    await settled()
+    async with admission.admit("a", 4) as reservation:
+        reservation.deadline = asyncio.get_running_loop().time()
+        with pytest.raises(Overloaded, match="too long"):
+            await admission.enlarge(reservation, 8)
+    assert (admission.in_flight, admission.waiting) == (6, 0)
+    leave.set()
+    await inside
+    assert admission.in_flight == 0
+
+
 async def test_who_is_displaced_in_the_turn_in_which_it_leaves_fails_nobody_else() -> None:
     admission = Admission(10, max_waiting=4, max_wait=60)
     crowd, leave = Crowd(admission), asyncio.Event()

@@ -68,6 +68,14 @@ def test_a_place_is_renamed_in_parameter_and_message(chat: str, response: str) -
     assert str(caught.value) == f"{response} = 3 is too much ({response}); lower {response}."
 
 
+def test_what_is_quoted_may_be_the_clients_and_stays() -> None:
+    """An apostrophe quotes nothing."""
+    text = "'max_tokens: 5' is the client's text, \"max_tokens\" too; the model's {0} isn't {0}"
+    with pytest.raises(UserError) as caught, naming_fields({"max_tokens": "max_output_tokens"}):
+        raise UserError(text.format("max_tokens"))
+    assert str(caught.value) == text.format("max_output_tokens")
+
+
 def test_without_other_names_nothing_changes() -> None:
     with pytest.raises(UserError, match=r"^max_tokens is 3$") as caught, naming_fields({}):
         raise UserError("max_tokens is 3")
