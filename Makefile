@@ -68,7 +68,7 @@ forget-coverage: $(VENV)/.dev
 	$(BIN)/coverage erase
 
 # Lint, types, and the tests that need nothing but Python and SQLite and train nothing: what to run before each commit.
-CHECKED := cli curve engines/structured engines/text pairs registry rewards service/answering service/api theory trainer/evaluation
+CHECKED := cli/test_structure.py curve engines/text pairs registry rewards service/answering service/api theory trainer/evaluation
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(IN_PROCESSES) -k 'not postgresql and not full_disk and not api_clients' $(CHECKED:%=tests/%) $(ARGS)
