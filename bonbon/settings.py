@@ -357,9 +357,13 @@ class GateSettings(Section):
     """Conditions that a version must meet before it is promoted. Win rates and divergences are judged by their 95 %
     confidence bounds. `bonbon models show` prints which conditions a version met."""
 
+    opponent: Literal["best_of_n", "served"] = "best_of_n"
+    """What a version has to be as good as. `best_of_n` is best-of-n of the base. `served` is the policy that answers
+    requests now, which may be better than that: with it a promotion never lowers quality, but the number of draws
+    rarely falls to one."""
     margin: float = Field(0.03, ge=0, lt=0.5)
-    """Maximum loss in win rate against the policy that answers requests now. The version answers with the smallest k
-    whose best-of-k has a win rate of at least 0.5 less this margin, by its lower bound."""
+    """Maximum loss in win rate against `opponent`. The version answers with the smallest k whose best-of-k has a win
+    rate of at least 0.5 less this margin, by its lower bound."""
     min_saved: float = Field(0.05, ge=0, lt=1)
     """Minimum share of tokens per answer that the version must save at that k. A version that needs as many candidates
     as the distilled version that answers now is promoted as well if it is significantly better, unless it uses more

@@ -26,6 +26,10 @@ KL_DRAWS = 2
 """Draws per prompt from which the KL is estimated. Two suffice, because an answer's divergence varies less than its
 reward.
 """
+BASE_GROUPS = 4
+"""Groups of n draws of the base per prompt. A group shows best-of-n of the base once, so this number bounds the
+precision of comparisons with it.
+"""
 
 
 class Served(NamedTuple):
@@ -95,7 +99,7 @@ async def evaluate(
             served=served.version.name if served.version else None,
             draws=draws,
             served_draws=max(draws, served.k),
-            base_draws=2 * n,
+            base_draws=BASE_GROUPS * n,
             seed=seed,
         )
         samples = await _draw_all(sampler, chosen, "drawing for test prompts", progress)
@@ -127,7 +131,7 @@ async def evaluate(
         reward=reward.name,
         reward_version=reward.version,
         held_out_reward=held_out_reward.name if held_out_reward else None,
-        best_of_k=measures.best_of_k(samples, served_k=served.k),
+        best_of_k=measures.best_of_k(samples, n=n, served_k=served.k),
         kl_estimator=divergence.name,
         **measures.win_rates(samples, n),
         **measures.rewards(samples, n),

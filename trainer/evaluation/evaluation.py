@@ -18,13 +18,15 @@ FILE = "evaluation.json"
 class BestOfK:
     """The figures of answering with the best of k draws of a version.
 
-    `win_rate` is against one draw of the base, and `win_rate_served` against the version that answers requests now. In
-    `held_out_win_rate_served` the held-out reward compares, while the reward still selects. `tokens` is the mean number
-    of tokens drawn per answer.
+    `win_rate` is against one draw of the base, `win_rate_best_of_n` against best-of-n of the base, and
+    `win_rate_served` against the version that answers requests now. In the `held_out_...` fields the held-out reward
+    compares, while the reward still selects. `tokens` is the mean number of tokens drawn per answer.
     """
 
     k: int
     win_rate: Estimate
+    win_rate_best_of_n: Estimate
+    held_out_win_rate_best_of_n: Estimate | None
     win_rate_served: Estimate
     held_out_win_rate_served: Estimate | None
     tokens: float

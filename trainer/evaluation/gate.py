@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any, Self
 
 from bonbon.settings import GateSettings
-from bonbon.theory import BettingTest, best_of_n_kl
+from bonbon.theory import BettingTest, Estimate, best_of_n_kl
 from trainer.evaluation.evaluation import BestOfK, Evaluation
 
 
@@ -86,32 +86,41 @@ def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
 
 
 def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list[Check]]:
-    """Returns the smallest k that is as good as what is served, or None, and the checks that led to it."""
-    served = f"best-of-{e.served_k} of {e.served}" if e.served_k > 1 else f"one draw of {e.served}"
-    minimum = 0.5 - gate.margin
-    good = [one for one in e.best_of_k if _is_as_good(one, minimum)]
-    chosen = good[0] if good else max(e.best_of_k, key=lambda one: one.win_rate_served.low)
-    title = f"win rate of best-of-{chosen.k} against {served}"
-    checks = [_at_least(title, "win_rate_served", chosen.win_rate_served.low, minimum, "lower bound")]
-    if chosen.held_out_win_rate_served is not None:
+    """Returns the smallest k that is as good as the gate's opponent, or None, and the checks that led to it."""
+    served, minimum = _best_of(e.served_k, e.served), 0.5 - gate.margin
+    opponent = served if gate.opponent == "served" else _best_of(e.n, e.base)
+    name = f"win_rate_{gate.opponent}"
+    good = [one for one in e.best_of_k if _is_as_good(one, name, minimum)]
+    chosen = good[0] if good else max(e.best_of_k, key=lambda one: getattr(one, name).low)
+    title = f"win rate of {_draws(chosen.k)} against {opponent}"
+    checks = [_at_least(title, name, getattr(chosen, name).low, minimum, "lower bound")]
+    if (held_out := getattr(chosen, f"held_out_{name}")) is not None:
         title += " by the held-out reward"
-        high = chosen.held_out_win_rate_served.high
-        checks.append(_at_least(title, "held_out_win_rate_served", high, 0.5, "upper bound"))
-    title = f"share of the tokens of {served} that best-of-{chosen.k} saves"
+        checks.append(_at_least(title, f"held_out_{name}", held_out.high, 0.5, "upper bound"))
+    title = f"share of the tokens of {served} that {_draws(chosen.k)} saves"
     saved = 1 - chosen.tokens / e.served_tokens
     if e.served != e.base and chosen.k == e.served_k and abs(saved) < gate.min_saved:
         # A better version with as many draws can still start the next round, which may lower the number of draws.
-        draws = f"best-of-{chosen.k}" if chosen.k > 1 else "one draw"
-        title = f"win rate of {draws} against {served}, at the same cost"
+        title = f"win rate of {_draws(chosen.k)} against {served}, at the same cost"
         checks.append(_at_least(title, "better", chosen.win_rate_served.low, 0.5, "lower bound"))
     else:
         checks.append(_at_least(title, "saved", saved, gate.min_saved))
     return (chosen if good else None), checks
 
 
-def _is_as_good(one: BestOfK, minimum: float) -> bool:
-    held_out = one.held_out_win_rate_served
-    return one.win_rate_served.low >= minimum and (held_out is None or held_out.high >= 0.5)
+def _best_of(k: int, version: str) -> str:
+    return f"{_draws(k)} of {version}"
+
+
+def _draws(k: int) -> str:
+    return f"best-of-{k}" if k > 1 else "one draw"
+
+
+def _is_as_good(one: BestOfK, name: str, minimum: float) -> bool:
+    """Returns whether best-of-k is as good as the opponent of the win rate `name`."""
+    held_out: Estimate | None = getattr(one, f"held_out_{name}")
+    win_rate: Estimate = getattr(one, name)
+    return win_rate.low >= minimum and (held_out is None or held_out.high >= 0.5)
 
 
 def _p_value(shares: Sequence[float], null: float) -> float:

@@ -1,7 +1,7 @@
 """Computes the estimates of an evaluation from its samples, by the names of the evaluation's fields."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -23,6 +23,7 @@ from trainer.evaluation.evaluation import BestOfK
 from trainer.evaluation.samples import Judge, Samples, Scored, by_held_out, by_reward
 
 Array = NDArray[np.float64]
+Opponents = Callable[[Samples], Sequence[Scored]]
 
 
 def win_rates(samples: Sequence[Samples], n: int) -> dict[str, Any]:
@@ -60,24 +61,30 @@ def win_rates(samples: Sequence[Samples], n: int) -> dict[str, Any]:
     return found
 
 
-def best_of_k(samples: Sequence[Samples], *, served_k: int) -> list[BestOfK]:
-    """Returns the figures of the version's best-of-k for every possible k, against one draw of the base and what is
-    served.
+def best_of_k(samples: Sequence[Samples], *, n: int, served_k: int) -> list[BestOfK]:
+    """Returns the figures of the version's best-of-k for every possible k, against one draw and best-of-n of the base
+    and against what is served.
     """
     draws, prompts = len(samples[0].version), len(samples)
     lengths = [fmean(len(draw.tokens) for draw in one.version) for one in samples]
-    by_judge = {judge: _by_k(samples, served_k, judge) for judge in _judges(samples)}
-    found = []
-    for k in range(1, draws + 1):
-        against_base, against_served = (
-            estimates.win_rate(rates[:, k - 1].tolist(), draws * prompts) for rates in by_judge[by_reward]
-        )
-        held_out = None
-        if by_held_out in by_judge:
-            held_out = estimates.win_rate(by_judge[by_held_out][1][:, k - 1].tolist(), draws * prompts)
-        tokens = clustered_mean([k * length for length in lengths], draws * prompts)
-        found.append(BestOfK(k, against_base, against_served, held_out, tokens.value))
-    return found
+
+    def against(opponents: Opponents, best_of: int, judge: Judge) -> list[Estimate]:
+        rates = _win_rates_by_k(samples, opponents, best_of, judge)
+        return [estimates.win_rate(column.tolist(), draws * prompts) for column in rates.T]
+
+    def held_out(opponents: Opponents, best_of: int) -> Sequence[Estimate | None]:
+        return against(opponents, best_of, by_held_out) if _has_held_out(samples) else [None] * draws
+
+    found = zip(
+        against(_base, 1, by_reward),
+        against(_base, n, by_reward),
+        held_out(_base, n),
+        against(_served, served_k, by_reward),
+        held_out(_served, served_k),
+        strict=True,
+    )
+    tokens = clustered_mean(lengths, draws * prompts).value
+    return [BestOfK(k, *rates, tokens=k * tokens) for k, rates in enumerate(found, 1)]
 
 
 def rewards(samples: Sequence[Samples], n: int) -> dict[str, Any]:
@@ -157,17 +164,25 @@ def sufficient_max_tokens(draws: Iterable[Scored]) -> int | None:
     return math.ceil(longest + math.log(share / MAX_TRUNCATED) * exposed / ended)
 
 
-def _by_k(samples: Sequence[Samples], served_k: int, judge: Judge) -> tuple[Array, Array]:
-    """Returns unbiased win rates of best-of-k against one draw of the base and against what is served, [prompts, k].
+def _base(one: Samples) -> Sequence[Scored]:
+    return one.base
 
-    The reward selects the best of k; `judge` compares it with the opponent.
+
+def _served(one: Samples) -> Sequence[Scored]:
+    return one.served
+
+
+def _win_rates_by_k(samples: Sequence[Samples], opponents: Opponents, best_of: int, judge: Judge) -> Array:
+    """Returns unbiased win rates of best-of-k against the best of `best_of` of the opponents' draws, [prompts, k].
+
+    The reward selects the best on both sides; `judge` compares the two.
     """
-    base, served = [], []
+    found = []
     for one in samples:
-        opponent = best_of_k_weights(len(one.served), served_k)
-        base.append(best_of_k_means(_wins(one.version, one.base, judge).mean(1).tolist()))
-        served.append(best_of_k_means((_wins(one.version, one.served, judge) @ opponent).tolist()))
-    return np.stack(base), np.stack(served)
+        theirs = opponents(one)
+        wins = _wins(one.version, theirs, judge) @ best_of_k_weights(len(theirs), best_of)
+        found.append(best_of_k_means(wins.tolist()))
+    return np.stack(found)
 
 
 def _own_win_rate(draws: Sequence[Scored], n: int, judge: Judge) -> float:
@@ -185,10 +200,6 @@ def _gain_ratio(held_out: Sequence[float], trained: Sequence[float]) -> Estimate
     """Returns the win rate above one half by the held-out reward, divided by the win rate above one half by the
     reward."""
     return clustered_ratio([rate - 0.5 for rate in held_out], [rate - 0.5 for rate in trained])
-
-
-def _judges(samples: Sequence[Samples]) -> tuple[Judge, ...]:
-    return (by_reward, by_held_out) if _has_held_out(samples) else (by_reward,)
 
 
 def _has_held_out(samples: Sequence[Samples]) -> bool:

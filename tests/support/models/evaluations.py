@@ -1,5 +1,6 @@
 """A valid evaluation that tests modify."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +12,28 @@ def estimate(value: float, half: float = 0.02, count: int = 400) -> Estimate:
     return Estimate(value, value - half, value + half, count, 200)
 
 
-def best_of_k(*served: float, half: float = 0.02, length: float = 22.0, held_out: float | None = None) -> list[BestOfK]:
-    """For k = 1, 2, ...: these win rates against what is served, `length` tokens a draw."""
+def best_of_k(
+    *rates: float,
+    served: Sequence[float] | None = None,
+    half: float = 0.02,
+    length: float = 22.0,
+    held_out: float | None = None,
+) -> list[BestOfK]:
+    """For k = 1, 2, ...: these win rates against best-of-n of the base and, by default, against what is served;
+    `length` tokens a draw.
+    """
+    by_held_out = None if held_out is None else estimate(held_out)
     return [
         BestOfK(
             k=k,
             win_rate=estimate(1 - 0.16 / k),
-            win_rate_served=estimate(rate, half, 1600),
-            held_out_win_rate_served=None if held_out is None else estimate(held_out),
+            win_rate_best_of_n=estimate(rate, half, 1600),
+            held_out_win_rate_best_of_n=by_held_out,
+            win_rate_served=estimate(rate if served is None else served[k - 1], half, 1600),
+            held_out_win_rate_served=by_held_out,
             tokens=k * length,
         )
-        for k, rate in enumerate(served, 1)
+        for k, rate in enumerate(rates, 1)
     ]
 
 

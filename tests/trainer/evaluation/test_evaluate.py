@@ -170,7 +170,7 @@ async def test_counts_lengths_and_divergences_are_reported() -> None:
     assert (result.prompts, result.skipped, result.draws, result.n) == (120, 0, 8, 8)
     assert (result.version, result.base, result.served, result.served_k) == (VERSION.name, "fake", "fake", 8)
     assert (result.temperature, result.max_tokens) == (1.0, 24)
-    assert result.win_rate.count == 120 * 8 * 16
+    assert result.win_rate.count == 120 * 8 * 32
     assert result.win_rate.clusters == len(result.win_rate_shares) == 120
     assert result.win_rate.value == pytest.approx(np.mean(result.win_rate_shares))
     assert result.held_out_win_rate is not None

@@ -13,6 +13,9 @@ from trainer.evaluation.gate import Check, Verdict, judge
 from trainer.evaluation.samples import Samples, Scored
 
 GATE = GateSettings()
+CHAMPION = {"served": "tiny-bonbon-0000", "served_k": 2, "served_tokens": 44.9}
+"""The best of two of this champion is better than best-of-8 of the base."""
+ONE_DRAW = {"served": "tiny-bonbon-0000", "served_k": 1, "served_tokens": 21.9}
 
 
 def failed(verdict: Verdict) -> list[str]:
@@ -29,7 +32,7 @@ def test_a_good_version_passes_with_a_reason_for_each_check() -> None:
     assert [reason.check for reason in verdict.reasons] == [
         "win_rate",
         "p_value",
-        "win_rate_served",
+        "win_rate_best_of_n",
         "saved",
         "gain",
         "kl",
@@ -39,7 +42,7 @@ def test_a_good_version_passes_with_a_reason_for_each_check() -> None:
         "distinct_2_ratio",
     ]
     assert reason(verdict, "win_rate").text == "win rate of one draw: lower bound 0.820 is at least 0.500"
-    assert reason(verdict, "win_rate_served").text == (
+    assert reason(verdict, "win_rate_best_of_n").text == (
         "win rate of best-of-2 against best-of-8 of tiny: lower bound 0.510 is at least 0.470"
     )
     assert reason(verdict, "saved").text == (
@@ -47,7 +50,7 @@ def test_a_good_version_passes_with_a_reason_for_each_check() -> None:
     )
 
 
-def test_the_smallest_k_that_is_as_good_as_what_is_served_is_chosen() -> None:
+def test_the_smallest_k_that_is_as_good_as_best_of_n_is_chosen() -> None:
     for margin, k in ((0.0, 2), (0.03, 2), (0.11, 1)):
         verdict = judge(evaluation(), GateSettings(margin=margin))
         assert (verdict.passed, verdict.k) == (True, k)
@@ -56,9 +59,9 @@ def test_the_smallest_k_that_is_as_good_as_what_is_served_is_chosen() -> None:
     assert judge(wider, GATE).k == 3  # its lower bound decides, .50, and not the .53 of two draws
 
 
-def test_a_version_that_is_worse_than_what_is_served_at_every_k_is_refused() -> None:
+def test_a_version_that_is_worse_than_best_of_n_at_every_k_is_refused() -> None:
     verdict = judge(evaluation(best_of_k=best_of_k(0.2, 0.3, 0.4, 0.45)), GATE)
-    assert failed(verdict) == ["win_rate_served"]
+    assert failed(verdict) == ["win_rate_best_of_n"]
     assert (verdict.k, verdict.saved) == (None, None)
     assert "win rate of best-of-4 against best-of-8 of tiny: lower bound 0.430 is below 0.470" in (
         reason.text for reason in verdict.reasons
@@ -77,21 +80,43 @@ def test_a_version_that_saves_nothing_is_refused_for_that() -> None:
 
 def test_a_version_whose_answers_are_longer_saves_less() -> None:
     """Where one draw is served, one draw saves nothing unless it is shorter."""
-    one = {"served": "tiny-bonbon-0000", "served_k": 1, "served_tokens": 20.0}
+    one = ONE_DRAW | {"served_tokens": 20.0}
     longer = judge(evaluation(best_of_k=best_of_k(0.6, 0.7), **one), GATE)
     assert failed(longer) == ["saved"]
-    assert "the tokens of one draw of tiny-bonbon-0000 that best-of-1 saves: -0.100" in reason(longer, "saved").text
+    assert "the tokens of one draw of tiny-bonbon-0000 that one draw saves: -0.100" in reason(longer, "saved").text
     shorter = judge(evaluation(best_of_k=best_of_k(0.6, 0.7, length=15.0), **one), GATE)
     assert (shorter.k, shorter.saved) == (1, 0.25)
 
 
+def test_one_draw_that_is_as_good_as_best_of_n_replaces_a_champion_that_is_better() -> None:
+    """What a user pays for with n draws is what one draw has to give, not what two draws of a good version give."""
+    measured = evaluation(best_of_k=best_of_k(0.5, 0.7, served=(0.3, 0.5)), **CHAMPION)
+    verdict = judge(measured, GATE)
+    assert (verdict.passed, verdict.k) == (True, 1)
+    assert verdict.saved == pytest.approx(1 - 22 / 44.9)
+    assert reason(verdict, "win_rate_best_of_n").text == (
+        "win rate of one draw against best-of-8 of tiny: lower bound 0.480 is at least 0.470"
+    )
+
+
+def test_what_is_served_can_be_the_opponent() -> None:
+    gate = GateSettings(opponent="served")
+    measured = evaluation(best_of_k=best_of_k(0.5, 0.7, served=(0.3, 0.5)), **CHAMPION)
+    verdict = judge(measured, gate)
+    assert failed(verdict) == ["better"]  # two draws are as good as the champion's two, but not better
+    assert reason(verdict, "win_rate_served").text == (
+        "win rate of best-of-2 against best-of-2 of tiny-bonbon-0000: lower bound 0.480 is at least 0.470"
+    )
+    shorter = evaluation(best_of_k=best_of_k(0.5, 0.7, served=(0.3, 0.5), length=15.0, held_out=0.47), **CHAMPION)
+    assert failed(judge(shorter, gate)) == ["held_out_win_rate_served"]
+
+
 def test_a_better_version_with_as_many_draws_as_the_champion_is_worth_promoting() -> None:
-    two = {"served": "tiny-bonbon-0000", "served_k": 2, "served_tokens": 44.9}
-    better = judge(evaluation(best_of_k=best_of_k(0.4, 0.53, 0.7), **two), GATE)
+    better = judge(evaluation(best_of_k=best_of_k(0.4, 0.53, 0.7), **CHAMPION), GATE)
     assert (better.passed, better.k) == (True, 2)
-    as_good = judge(evaluation(best_of_k=best_of_k(0.4, 0.51, 0.7), **two), GATE)
+    as_good = judge(evaluation(best_of_k=best_of_k(0.4, 0.51, 0.7), **CHAMPION), GATE)
     assert failed(as_good) == ["better"]
-    longer = judge(evaluation(best_of_k=best_of_k(0.4, 0.53, length=30.0), **two), GATE)
+    longer = judge(evaluation(best_of_k=best_of_k(0.4, 0.53, length=30.0), **CHAMPION), GATE)
     assert failed(longer) == ["saved"]
     # Best-of-n of the base is no version that a round could start from in its place.
     base = judge(evaluation(best_of_k=best_of_k(0.3, 0.53, length=80.0), served_k=2, served_tokens=160.0), GATE)
@@ -99,15 +124,14 @@ def test_a_better_version_with_as_many_draws_as_the_champion_is_worth_promoting(
 
 
 def test_where_one_draw_is_served_a_better_one_is_worth_promoting() -> None:
-    one = {"served": "tiny-bonbon-0000", "served_k": 1, "served_tokens": 21.9}
-    better = judge(evaluation(best_of_k=best_of_k(0.53, 0.7), **one), GATE)
+    better = judge(evaluation(best_of_k=best_of_k(0.53, 0.7), **ONE_DRAW), GATE)
     assert (better.passed, better.k) == (True, 1)
-    as_good = judge(evaluation(best_of_k=best_of_k(0.51, 0.7), **one), GATE)
+    as_good = judge(evaluation(best_of_k=best_of_k(0.51, 0.7), **ONE_DRAW), GATE)
     assert failed(as_good) == ["better"]
     assert reason(as_good, "better").text == (
         "win rate of one draw against one draw of tiny-bonbon-0000, at the same cost: lower bound 0.490 is below 0.500"
     )
-    more_draws = judge(evaluation(best_of_k=best_of_k(0.4, 0.7), **one), GATE)
+    more_draws = judge(evaluation(best_of_k=best_of_k(0.4, 0.7), **ONE_DRAW), GATE)
     assert failed(more_draws) == ["saved"]
 
 
@@ -115,9 +139,10 @@ def test_the_held_out_reward_may_contradict_a_k() -> None:
     """It need not prove the version as good, but must not show that it is worse."""
     assert judge(evaluation(best_of_k=best_of_k(0.42, 0.53, held_out=0.485)), GATE).k == 2
     verdict = judge(evaluation(best_of_k=best_of_k(0.42, 0.53, held_out=0.47)), GATE)
-    assert failed(verdict) == ["held_out_win_rate_served"]
+    assert failed(verdict) == ["held_out_win_rate_best_of_n"]
     assert (
-        "by the held-out reward: upper bound 0.490 is below 0.500" in reason(verdict, "held_out_win_rate_served").text
+        "by the held-out reward: upper bound 0.490 is below 0.500"
+        in reason(verdict, "held_out_win_rate_best_of_n").text
     )
 
 
@@ -160,7 +185,7 @@ def test_what_is_not_finite_fails(value: float) -> None:
     changes = {name: estimate(value) for name in ("win_rate", "gain", "kl", "length_ratio")}
     verdict = judge(evaluation(**changes, best_of_k=best_of_k(value, value)), GATE)
     assert not verdict.passed
-    missing = ["win_rate", "win_rate_served", "gain", "kl", "length_ratio_min", "length_ratio_max"]
+    missing = ["win_rate", "win_rate_best_of_n", "gain", "kl", "length_ratio_min", "length_ratio_max"]
     # An infinite win rate does not count as a number either.
     assert failed(verdict) == missing
     assert "is not a number" in reason(verdict, "kl").text
@@ -226,5 +251,5 @@ def _chosen(rng: np.random.Generator, gate: GateSettings, n: int, prompts: int =
         version, base = np.sort(rng.random(8) ** 0.5), np.sort(rng.random(2 * n))
         ours, theirs = ([Scored((1,), False, float(reward)) for reward in rewards] for rewards in (version, base))
         samples.append(Samples((1,), 1.0, ours, theirs, theirs))
-    measured = evaluation(best_of_k=measures.best_of_k(samples, served_k=n), n=n, served_k=n)
+    measured = evaluation(best_of_k=measures.best_of_k(samples, n=n, served_k=n), n=n, served_k=n)
     return judge(measured, gate).k
