@@ -38,7 +38,9 @@ def _figures(e: Mapping[str, Any], k: int) -> Iterator[Figure]:
     answers = "one draw" if k == 1 else f"best-of-{k}"
     if k > 1:
         yield from _figure(measured, "win_rate", f"win rate of {answers}", "the base")
-    yield from _figure(measured, "win_rate_served", f"win rate of {answers}", _served(e))
+    yield from _figure(measured, "win_rate_best_of_n", f"win rate of {answers}", f"{best} of the base")
+    if (e.get("served"), e.get("served_k")) != (e.get("base"), e.get("n")):
+        yield from _figure(measured, "win_rate_served", f"win rate of {answers}", _served(e))
     yield from _figure(e, "best_of_n_win_rate", f"win rate of {best} (base)", "the base")
     yield from _figure(e, "held_out_win_rate", "win rate, held-out reward", str(e.get("held_out_reward") or ""))
     yield from _figure(e, "recovered", f"{best}'s gain recovered")

@@ -378,7 +378,7 @@ PAIRS = [
         [
             Query(evaluated("bonbon_evaluation_win_rate", "low", opponent="base")),
             Query(evaluated("bonbon_evaluation_win_rate", "high", opponent="base")),
-            Query(evaluated("bonbon_evaluation_best_of_k_win_rate", "value", opponent="served")),
+            Query(evaluated("bonbon_evaluation_best_of_k_win_rate", "value", opponent="best_of_n")),
             Query("max by (model_version) (bonbon_gate_k)"),
             Query("max by (model_version) (bonbon_gate_saved_ratio)"),
             Query(evaluated("bonbon_evaluation_kl_nats", "value")),
@@ -391,7 +391,7 @@ PAIRS = [
         transformations=columns(
             "win rate, low",
             "win rate, high",
-            "against what was served",
+            "against best-of-n",
             "draws an answer",
             "tokens saved",
             "KL, nats",

@@ -6,7 +6,7 @@ import { decimal, interval, percent, when } from "./format.js";
 import { against, allowed, share } from "./measured.js";
 import { ask, say } from "./talk.js";
 
-const COLUMNS = ["Version", "Win rate against the base", "Against what was served", "Draws (k)", "Tokens saved",
+const COLUMNS = ["Version", "Win rate against the base", "Against best-of-n", "Draws (k)", "Tokens saved",
   "KL, nats", "Gain recovered", "Gate", ""];
 const PROMOTABLE = ["approved", "promoted", "retired"]; // others only by the command line, with --force
 

@@ -27,14 +27,14 @@ export function liveChart({ version, opponent, points }, { par, colour }) {
   });
 }
 
-// The measured win rate of the best of k draws against what was served; null where it was not measured.
+// The measured win rate of the best of k draws against best-of-n of the base; null where it was not measured.
 export function drawsChart(version, found) {
   const { best_of_k: curve } = version?.evaluation ?? {};
-  if (!curve?.length || curve.some((p) => !p.win_rate_served)) return null;
-  const rates = curve.map((p) => p.win_rate_served);
+  if (!curve?.length || curve.some((p) => !p.win_rate_best_of_n)) return null;
+  const rates = curve.map((p) => p.win_rate_best_of_n);
   const range = [Math.max(0, Math.min(PAR, ...rates.map((r) => r.low)) - 0.06), Math.min(1, Math.max(PAR, ...rates.map((r) => r.high)) + 0.06)];
   return chart({
-    label: `Measured win rate of the best of k draws of ${version.name} against what was served, for k up to ${curve.length}`,
+    label: `Measured win rate of the best of k draws of ${version.name} against best-of-n of the base, for k up to ${curve.length}`,
     x: { label: "k, draws per answer", values: (u, values) => values.map((k) => (Number.isInteger(k) ? k : "")) },
     y: { label: "win rate", values: share },
     data: [curve.map((p) => p.k), rates.map((r) => r.value), rates.map((r) => r.low), rates.map((r) => r.high),
@@ -44,11 +44,11 @@ export function drawsChart(version, found) {
       series: [{ label: "k", value: told(count) }, line("win rate", "accent", { value: told(percent), points: { show: true, size: 6 } }), bound("low"), bound("high"),
         { ...dots("the gate's choice", "amber", "amber", 11), value: told(percent) }],
       bands: [band(3, 2, "accent-soft")],
-      hooks: { draw: [level(PAR, "par: as good as what was served")] },
+      hooks: { draw: [level(PAR, "par: as good as best-of-n")] },
     }),
     table: {
       head: ["k", "Win rate", "95% interval"],
-      rows: curve.map((p) => [count(p.k), percent(p.win_rate_served.value), interval(p.win_rate_served)]),
+      rows: curve.map((p) => [count(p.k), percent(p.win_rate_best_of_n.value), interval(p.win_rate_best_of_n)]),
     },
   });
 }

@@ -143,7 +143,7 @@ class StoredMetrics:
         self._best_of_k = make.gauge(
             "bonbon_evaluation_best_of_k_win_rate",
             "Win rate of best-of-k, where k is bonbon_gate_k or the higher number that the fallback set; opponent: "
-            "base (one candidate), served (the policy that answered at the time).",
+            "base (one candidate), best_of_n (of the base), served (the policy that answered at the time).",
             "model_version",
             "opponent",
             "bound",
@@ -272,6 +272,7 @@ class StoredMetrics:
             _set_bounds(self._evaluated, (name, "base"), measured.get("win_rate"))
             answers = _answers(version)
             _set_bounds(self._best_of_k, (name, "base"), answers.get("win_rate"))
+            _set_bounds(self._best_of_k, (name, "best_of_n"), answers.get("win_rate_best_of_n"))
             _set_bounds(self._best_of_k, (name, "served"), answers.get("win_rate_served"))
             _set_bounds(self._kl, (name,), measured.get("kl"))
             _set_bounds(self._recovered, (name,), measured.get("recovered"))

@@ -119,6 +119,16 @@ class Evaluation:
         return _over(self.distinct_2, self.base_distinct_2)
 
     @property
+    def opponents(self) -> tuple[tuple[str, str], ...]:
+        """The names of the win rates of best-of-k against best-of-n of the base and, unless that answers requests,
+        against what is served, each with its opponent in words."""
+        best_of_n = f"best-of-{self.n} of {self.base}"
+        if (self.served, self.served_k) == (self.base, self.n):
+            return (("win_rate_best_of_n", best_of_n),)
+        served = f"best-of-{self.served_k} of {self.served}" if self.served_k > 1 else f"one draw of {self.served}"
+        return ("win_rate_best_of_n", best_of_n), ("win_rate_served", served)
+
+    @property
     def effective_n(self) -> float:
         """The n at which best-of-n wins as often as one draw of the version, W / (1 - W)."""
         return _over(self.win_rate.value, 1 - self.win_rate.value)

@@ -119,7 +119,7 @@ def _win_rates(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
     rows: list[tuple[str, Estimate | None, str]] = [
         ("against the base", e.win_rate, POLICY),
         (f"best-of-{e.n}\nagainst the base", e.best_of_n_win_rate, BEST_OF_N),
-        ("against what\nis served", e.best_of_k[0].win_rate_served, POLICY),
+        (f"against\nbest-of-{e.n}", e.best_of_k[0].win_rate_best_of_n, POLICY),
         ("against the base,\nheld-out reward", e.held_out_win_rate, HELD_OUT),
     ]
     shown = [(label, estimate, colour) for label, estimate, colour in rows if estimate is not None]
@@ -163,9 +163,10 @@ def _kl_plane(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
 
 def _best_of_k(axis: Axes, evaluation: Evaluation, gate: GateSettings) -> None:
     e = evaluation
-    axis.set_title("Best of k draws against what is served")
+    opponent = "what is served" if gate.opponent == "served" else f"best-of-{e.n} of the base"
+    axis.set_title(f"Best of k draws against {opponent}")
     for one in e.best_of_k:
-        _interval(axis, one.win_rate_served, one.k, POLICY, horizontal=False)
+        _interval(axis, getattr(one, f"win_rate_{gate.opponent}"), one.k, POLICY, horizontal=False)
     minimum = 0.5 - gate.margin
     axis.axhline(minimum, color=LIMIT, linestyle=":", linewidth=1.5, label=f"gate, lower bound {minimum:.2f}")
     axis.axhline(0.5, color=FAINT, linewidth=1)

@@ -48,11 +48,11 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["interval"] = _interval
     page = environment.get_template("report.html.j2").render(
         title=title,
         evaluation=evaluation,
         rows=evaluation_rows(evaluation) if evaluation else [],
-        served=served_name(evaluation) if evaluation else "",
         verdict=verdict,
         signatures=signatures(metrics, evaluation),
         run=read_json(run_dir / "run.json"),
@@ -70,15 +70,20 @@ def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, s
     """Returns rows for a table of an evaluation: a title, an estimate or a number (None if missing), and a remark."""
     ideal, bound = best_of_n_win_rate(e.n), best_of_n_kl(e.n)
     base, one, best = f"the base {e.base}", e.best_of_k[0], f"best-of-{e.n}"
-    served = served_name(e)
     cut_off = f"at {e.max_tokens} tokens; base {_number(e.base_truncated)}"
     if e.sufficient_max_tokens is not None:
         cut_off += f"; about {e.sufficient_max_tokens} tokens would let nine of ten end"
     return [
         (f"gain in the objective over {base}, nats", e.gain, f"the highest possible is {best_gain(e.n):.2f}"),
         (f"win rate against {base}", e.win_rate, f"{best} without ties: {ideal:.3f}"),
-        (f"win rate against {served}", one.win_rate_served, "0.5 is as good"),
-        ("the same by the held-out reward", one.held_out_win_rate_served, ""),
+        *(
+            row
+            for name, opponent in e.opponents
+            for row in (
+                (f"win rate against {opponent}", getattr(one, name), "0.5 is as good"),
+                ("the same by the held-out reward", getattr(one, f"held_out_{name}"), ""),
+            )
+        ),
         ("effective n", e.effective_n, f"one draw wins as often as the best of this many draws of {base}"),
         (f"win rate of {best} against {base}", e.best_of_n_win_rate, ""),
         (f"share of {best}'s reward gain recovered", e.recovered, ""),
@@ -100,16 +105,15 @@ def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, s
     ]
 
 
-def served_name(e: Evaluation) -> str:
-    """Returns what the version was compared with, in words."""
-    return f"best-of-{e.served_k} of {e.served}" if e.served_k > 1 else f"one draw of {e.served}"
-
-
 def _last(metrics: list[dict[str, Any]]) -> dict[str, float]:
     last: dict[str, float] = {}
     for entry in metrics:
         last |= entry
     return last
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{_number(estimate.value)} ({_number(estimate.low)} to {_number(estimate.high)})"
 
 
 def _number(value: float) -> str:

@@ -21,7 +21,7 @@ from bonbon.store.database import open_database
 
 REGISTERED, DATABASE = "registered.json", "bonbon.db"
 """Files in the directory of `bonbon distill`: the name of the registered version, and its registry."""
-ESTIMATES = ("win_rate", "win_rate_served", "kl", "recovered", "length_ratio", "gain")
+ESTIMATES = ("win_rate", "win_rate_best_of_n", "win_rate_served", "kl", "recovered", "length_ratio", "gain")
 SHARES = ("best_of_n_win_rate", "held_out_win_rate", "kl_k1", "truncated")
 """Figures that are either an estimate or a number."""
 MAX_DRAWS = 1024

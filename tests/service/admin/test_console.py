@@ -33,7 +33,7 @@ async def test_every_view_shows_what_the_service_knows(browser: Browser, tmp_pat
         await expect(page.locator(".tile .title").nth(1)).to_have_text("Tokens saved since promotion")
         await expect(tile(page, "Live win rate")).to_contain_text("80.0%")
         await expect(page.locator("canvas")).to_have_count(4)
-        served = tile(page, "Against what was served")
+        served = tile(page, "Against best-of-n")
         await expect(served).to_contain_text("53.0%")
         await expect(served).to_contain_text("The best of 2 draws against the best of 8 draws of tiny")
         await expect(tile(page, "Expected saving")).to_contain_text("72.5%")

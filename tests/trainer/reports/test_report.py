@@ -99,7 +99,7 @@ def test_a_whole_run_is_shown_in_one_self_contained_page(tmp_path: Path) -> None
 def test_the_page_says_what_k_draws_win_and_cost(tmp_path: Path) -> None:
     measured = evaluation(
         held_out_reward="classifier-2",
-        best_of_k=best_of_k(0.42, 0.53, held_out=0.55),
+        best_of_k=best_of_k(0.42, 0.53, served=(0.3, 0.4), held_out=0.55),
         served="tiny-bonbon-0000",
         served_k=3,
     )
@@ -110,10 +110,18 @@ def test_the_page_says_what_k_draws_win_and_cost(tmp_path: Path) -> None:
     assert "best-of-3 of tiny-bonbon-0000 takes 160 tokens an answer" in page
     curve = page[page.index("Best of k draws</h2>") : page.index("Evaluation</h2>")]
     rows = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in re.findall(r"<tr><td.*?</tr>", curve)]
+    held_out = "0.550 (0.530 to 0.570)"
     assert rows == [
-        ["1", "0.840 (0.820 to 0.860)", "0.420 (0.400 to 0.440)", "0.550 (0.530 to 0.570)", "22"],
-        ["2", "0.920 (0.900 to 0.940)", "0.530 (0.510 to 0.550)", "0.550 (0.530 to 0.570)", "44"],
+        ["1", "0.840 (0.820 to 0.860)", "0.420 (0.400 to 0.440)", held_out, "0.300 (0.280 to 0.320)", held_out, "22"],
+        ["2", "0.920 (0.900 to 0.940)", "0.530 (0.510 to 0.550)", held_out, "0.400 (0.380 to 0.420)", held_out, "44"],
     ]
+
+
+def test_what_is_served_is_not_named_twice(tmp_path: Path) -> None:
+    evaluation(best_of_k=best_of_k(0.42, 0.53)).save(tmp_path)
+    page = write_report(tmp_path, GATE).read_text()
+    assert page.count("<td>win rate against best-of-8 of tiny</td>") == 1
+    assert page.count('<th class="n">against best-of-8 of tiny</th>') == 1
 
 
 def test_an_unregistered_run_without_evaluation_shows_its_training(tmp_path: Path) -> None:
