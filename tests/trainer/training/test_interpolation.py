@@ -60,7 +60,7 @@ class Draws(Drawer):
         second = next(name for name in weights if "lora_B" in name)
         share = float((weights[second].norm() / self.whole[second].norm()).item())
         self.asked.append((number, round(share, 3), count))
-        return DrawnGain(1.2 * share - share**2, 0.01, 0.6, share**2, 10)
+        return DrawnGain(1.2 * share - share**2, 0.01, 0.6, share**2, 4, 10)
 
 
 def test_it_is_drawn_at_every_share_and_remembered(tmp_path: Path) -> None:

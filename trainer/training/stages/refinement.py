@@ -23,14 +23,14 @@ from trainer.training.checkpoint import Checkpoint, Checkpoints
 from trainer.training.learning.learner import Learner, Weights
 from trainer.training.metrics import MetricsLog
 from trainer.training.stages.schedule import step_seed
-from trainer.training.stages.validation import Drawer
+from trainer.training.stages.validation import Drawer, DrawnGain
 
 STAGE = 1
 FIRST_ORDER = 100
 """Number of the stage's first order. Smaller numbers belong to the stages before it."""
-ORDERS_PER_STEP = 4
-"""Orders of draws that a step may give: one to learn from, one to validate the policy, and two to validate it after it
-was moved back.
+ORDERS_PER_STEP = 6
+"""Orders of draws that a step may give: one to learn from, and the others to validate the policy, again after it was
+moved back and to confirm that it is the best.
 """
 VALIDATE_EVERY = 10
 """Steps between validations on fresh draws."""
@@ -39,6 +39,10 @@ PLATEAU = 2
 PATIENCE = 6
 """Consecutive validations without a gain of `MIN_GAIN` after which the stage ends. A gain has an error of about a
 tenth of a nat, so one validation alone decides nothing.
+"""
+CONFIRMING = 3
+"""Multiple of the draws of a validation with which a policy is validated again before it counts as the best. The best
+of many validations owes its place to luck in part, which would set a mark that no later policy reaches.
 """
 MIN_GAIN = 0.05
 """The smallest gain that counts as progress, in nats."""
@@ -165,25 +169,32 @@ class Refinement:
     def _validate(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draws for the validation prompts, and keeps the policy if it gains more than the best one so far."""
         weights, first, share = self.learner.weights(), FIRST_ORDER + ORDERS_PER_STEP * state.step, 1.0
+        found: DrawnGain | None = None
         for number in range(first + 1, first + ORDERS_PER_STEP):
-            found = self.drawer.gain(number, weights, self.validation, self.draws, self.tilt)
-            self.tokens += found.tokens
-            allowed = found.kl <= self.max_kl * TOLERANCE
-            if allowed or number == first + ORDERS_PER_STEP - 1:
+            draws = self.draws if found is None else CONFIRMING * self.draws
+            fresh = self.drawer.gain(number, weights, self.validation, draws, self.tilt)
+            self.tokens += fresh.tokens
+            confirmed = found is not None
+            measured = fresh if found is None else found.pooled(fresh)
+            allowed = measured.kl <= self.max_kl * TOLERANCE
+            if not allowed and number < first + ORDERS_PER_STEP - 1:
+                back = math.sqrt(self.max_kl / measured.kl)  # the KL grows with the square of the share of the way
+                share, weights, found = share * back, self.learner.towards_base(weights, back), None
+            elif confirmed or measured.gain <= state.best_gain:
                 break
-            back = math.sqrt(self.max_kl / found.kl)  # the KL grows with the square of the share of the way
-            share, weights = share * back, self.learner.towards_base(weights, back)
-        gain = found.gain if allowed else -math.inf
+            else:
+                found = measured
+        gain = measured.gain if allowed else -math.inf
         state.see(gain, lambda: weights, min_gain=MIN_GAIN)
         if state.looks_since_mark and state.looks_since_mark % PLATEAU == 0:
             state.halvings += 1
         self._write(
             log,
             state.step,
-            validation_drawn_gain=found.gain,
-            validation_drawn_gain_error=found.standard_error,
-            validation_win_rate=found.win_rate,
-            validation_kl=found.kl,
+            validation_drawn_gain=measured.gain,
+            validation_drawn_gain_error=measured.standard_error,
+            validation_win_rate=measured.win_rate,
+            validation_kl=measured.kl,
             share_kept=share,
         )
 

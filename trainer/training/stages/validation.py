@@ -47,14 +47,32 @@ class DrawnGain:
     """A policy's gain in J over the base on its own fresh draws, with its components.
 
     `gain` is c (win rate - 1/2) - KL in nats, with the standard error of its mean over prompts, and `kl` is the mean
-    log ratio. `tokens` is the number of tokens drawn.
+    log ratio. `draws` and `tokens` are the numbers of candidates and of tokens drawn.
     """
 
     gain: float
     standard_error: float
     win_rate: float
     kl: float
+    draws: int
     tokens: int
+
+    def pooled(self, other: "DrawnGain") -> "DrawnGain":
+        """Returns the gain on the draws of both, which come from the same policy for the same prompts."""
+        draws = self.draws + other.draws
+        share = self.draws / draws
+
+        def mean(name: str) -> float:
+            return float(share * getattr(self, name) + (1 - share) * getattr(other, name))
+
+        return DrawnGain(
+            gain=mean("gain"),
+            standard_error=math.hypot(share * self.standard_error, (1 - share) * other.standard_error),
+            win_rate=mean("win_rate"),
+            kl=mean("kl"),
+            draws=draws,
+            tokens=self.tokens + other.tokens,
+        )
 
 
 def validation_rows(groups: Groups, seed: int, limit: int = MAX_GROUPS) -> Rows:
@@ -98,6 +116,7 @@ def drawn_gain(groups: Groups, policy: Tensor, reference: Tensor, tilt: float) -
         standard_error=float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.nan,
         win_rate=float(groups.wins.mean()),
         kl=float(log_ratio.mean()),
+        draws=len(log_ratio),
         tokens=int(groups.tokens.sum()),
     )
 
