@@ -105,6 +105,13 @@ async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_t
     gains = {line["step"]: line["validation_drawn_gain"] for line in looks}
     assert kept["kept_gain"] == gains[kept["kept_step"]]
     assert kept["kept_gain"] > looks[0]["validation_drawn_gain"] + 0.1, "fresh draws have taught it something"
+    draws = {line["step"]: line["validation_draws"] for line in looks}
+    confirmed = draws[offline]
+    assert draws[kept["kept_step"]] == confirmed
+    best = -np.inf
+    for step, gain in gains.items():
+        assert draws[step] == confirmed or gain <= best, "only a policy that seems to be worse is not drawn from again"
+        best = max(best, gain)
     assert not (result.run_dir / "draws").exists()
 
 

@@ -12,7 +12,7 @@ from bonbon.pairs.reading.snapshot import Split
 from bonbon.theory import best_gain, objective_gain, tilt, tilted_kl, tilted_win_rate
 from tests.support.data.written_groups import group_row, groups_of, write_groups
 from trainer.data.groups import Groups, Rows
-from trainer.training.stages.validation import drawn_gain, logged_gain, validation_rows
+from trainer.training.stages.validation import DrawnGain, drawn_gain, logged_gain, validation_rows
 
 N = 8
 GROUPS = 3000
@@ -105,7 +105,23 @@ def test_draws_of_the_best_policy_have_the_best_gain(groups: Groups, tmp_path: P
     assert found.win_rate == pytest.approx(tilted_win_rate(c), abs=0.01)
     assert found.kl == pytest.approx(tilted_kl(c), abs=0.05)
     assert found.tokens == int(some.tokens.sum()) == 2 * 2 * GROUPS
+    assert found.draws == 2 * GROUPS
     assert found.gain == pytest.approx(objective_gain(found.win_rate, found.kl, N), abs=1e-6)
+
+
+def test_pooled_gains_are_those_of_all_draws(groups: Groups, tmp_path: Path) -> None:
+    c, rng = tilt(N), np.random.default_rng(4)
+    rewards, ratios = rng.random((GROUPS, 8)), torch.from_numpy(rng.normal(1, 0.5, (GROUPS, 8))).float()
+
+    def gain(name: str, first: int, last: int) -> DrawnGain:
+        some = drawn(tmp_path / f"{name}.parquet", rewards[:, first:last], groups)
+        ratio = torch.gather(ratios[:, first:last], 1, torch.from_numpy(rewards[:, first:last].argsort(1)))
+        return drawn_gain(some, ratio.flatten(), torch.zeros(ratio.numel()), c)
+
+    pooled, every = gain("two", 0, 2).pooled(gain("six", 2, 8)), gain("every", 0, 8)
+    for name in ("gain", "win_rate", "kl", "draws", "tokens"):
+        assert getattr(pooled, name) == pytest.approx(getattr(every, name)), name
+    assert pooled.standard_error >= every.standard_error
 
 
 def test_the_standard_error_is_over_prompts(groups: Groups, tmp_path: Path) -> None:

@@ -195,6 +195,7 @@ class Refinement:
             validation_drawn_gain_error=measured.standard_error,
             validation_win_rate=measured.win_rate,
             validation_kl=measured.kl,
+            validation_draws=measured.draws,
             share_kept=share,
         )
 

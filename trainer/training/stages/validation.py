@@ -58,7 +58,10 @@ class DrawnGain:
     tokens: int
 
     def pooled(self, other: "DrawnGain") -> "DrawnGain":
-        """Returns the gain on the draws of both, which come from the same policy for the same prompts."""
+        """Returns the gain on the draws of both, which come from the same policy for the same prompts.
+
+        Its standard error is an upper bound, because the prompts' share in the errors of both is the same.
+        """
         draws = self.draws + other.draws
         share = self.draws / draws
 
@@ -67,7 +70,7 @@ class DrawnGain:
 
         return DrawnGain(
             gain=mean("gain"),
-            standard_error=math.hypot(share * self.standard_error, (1 - share) * other.standard_error),
+            standard_error=mean("standard_error"),
             win_rate=mean("win_rate"),
             kl=mean("kl"),
             draws=draws,
