@@ -180,7 +180,7 @@ class Refinement:
             if not allowed and number < first + ORDERS_PER_STEP - 1:
                 back = math.sqrt(self.max_kl / measured.kl)  # the KL grows with the square of the share of the way
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
-            elif confirmed or measured.gain <= state.best_gain:
+            elif confirmed or measured.gain <= state.best_gain or not math.isfinite(state.best_gain):
                 break
             else:
                 found = measured
