@@ -21,6 +21,7 @@ from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.snapshot import SCHEMA, Snapshot, snapshot_row
 from bonbon.pairs.reading.training_groups import TrainingGroup
+from bonbon.pairs.rescoring.rescore import started
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.scoring import OFFLINE_DEADLINE
 from bonbon.settings import Settings
@@ -50,6 +51,22 @@ def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
             "choose a policy by: log more groups, or raise train.validation_fraction"
         )
     return None
+
+
+async def refuse_other_reward(reward: Reward, snapshot: Snapshot) -> None:
+    """Raises UserError when `reward`, which is not started, has not scored the groups of the snapshot.
+
+    Draws are compared with these groups, and scores of two rewards say nothing about each other. Raises RewardError
+    when the reward fails to score.
+    """
+    async with started(reward) as (_, key):
+        scored_by = RewardKey(snapshot.reward_name, snapshot.reward_version)
+    if key != scored_by:
+        raise UserError(
+            f"the settings name the reward {' '.join(key)!r}, and {' '.join(scored_by)!r} scored the groups last: set "
+            "the same reward for service and trainer, or run `bonbon pairs rescore` to score the groups again",
+            param="reward",
+        )
 
 
 class Drawing:

@@ -28,7 +28,7 @@ from bonbon.registry.version_paths import stored_path
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.rewards import build_reward
 from trainer.context import RunContext
-from trainer.drawing import Drawing, why_not_drawn
+from trainer.drawing import Drawing, refuse_other_reward, why_not_drawn
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.evaluation.gate import Verdict, judge
 from trainer.reports.report import write_report
@@ -250,7 +250,8 @@ class Round:
         """Fulfils the training's orders for draws inside the block if that is possible. Yields whether it is.
 
         Raises:
-            UserError: `train.refine` is "on", and drawing is not possible.
+            UserError: `train.refine` is "on", and drawing is not possible, or another reward has scored the groups.
+            RewardError: The reward fails to score.
         """
         context = self.context
         settings = context.settings
@@ -261,6 +262,7 @@ class Round:
             yield False
             return
         assert settings.reward is not None
+        await refuse_other_reward(build_reward(settings.reward), snapshot)
         pair_log = PairLog(context.database)
         await pair_log.start()
         try:

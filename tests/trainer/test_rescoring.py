@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from bonbon.errors import RewardError
+from bonbon.errors import RewardError, UserError
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.reader import RewardKey, count_trainable
 from bonbon.pairs.reading.snapshot import Snapshot
@@ -107,6 +107,16 @@ async def test_a_reward_that_is_not_the_newest_scores_nothing_and_is_named(base:
         assert taken.groups == 5
         (warning,) = [entry for entry in entries if entry["log_level"] == "warning"]
         assert (warning["settings"], warning["newest"]) == ("length over-0-words-1", "fake 1")
+
+
+async def test_draws_are_not_compared_with_groups_that_another_reward_has_scored(base: Path, tmp_path: Path) -> None:
+    async with opened(base, tmp_path, engine="embedded") as context:
+        await log(context, 120)
+        round_ = await Round.create(context, context.settings.runs_dir / "round-1", start="base")
+        assert (await round_.snapshot()).reward_name == "helpful"
+        with pytest.raises(UserError, match="the reward 'fake 1', and 'helpful 1' scored.*run `bonbon pairs rescore`"):
+            await round_.train()
+        assert not (round_.directory / "draws").exists()
 
 
 async def test_a_reward_that_fails_interrupts_the_round_and_the_round_goes_on_later(base: Path, tmp_path: Path) -> None:
