@@ -2,15 +2,16 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
 MAX_DELAY = 5.0
-"""The seconds that `end_relay` waits at most for other processes that still write."""
+"""The seconds that `end_relay` waits at most for whoever reads standard error."""
 
-_relay: subprocess.Popen[bytes] | None = None
+_relay: tuple[subprocess.Popen[bytes], socket.socket] | None = None
 
 
 def relay_output() -> None:
@@ -25,22 +26,26 @@ def relay_output() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
     try:
         script = Path(__file__).with_name("json_lines.py")
-        _relay = subprocess.Popen([sys.executable, "-I", "-S", str(script)], stdin=subprocess.PIPE, stdout=2)
+        # A socket, unlike a pipe, can be shut down while other processes still have it open.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen([sys.executable, "-I", "-S", str(script)], stdin=theirs.fileno(), stdout=2)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert _relay.stdin is not None
-    with _relay.stdin as pipe:
-        _redirect(pipe.fileno())
+    _redirect(ours.fileno())
+    _relay = process, ours
 
 
 def end_relay() -> None:
     """Waits until every line is written, if `relay_output` was called. What is written afterwards is dropped."""
     if _relay is None:
         return
+    process, ours = _relay
     with open(os.devnull, "wb") as nowhere:
         _redirect(nowhere.fileno())
+    ours.shutdown(socket.SHUT_WR)
     with suppress(subprocess.TimeoutExpired):
-        _relay.wait(MAX_DELAY)
+        process.wait(MAX_DELAY)
 
 
 def _redirect(descriptor: int) -> None:

@@ -289,6 +289,7 @@ async def test_with_json_logs_what_is_written_past_the_log_is_an_object(tmp_path
     (tmp_path / "loud.py").write_text(
         'import os, subprocess\n\nos.write(2, b"from C\\n\\n")\nprint("from Python")\n'
         'subprocess.run(["sh", "-c", "echo from a process; echo of its own >&2"])\n'
+        'print("outlives it:", subprocess.Popen(["sleep", "600"]).pid)\n'
         "def score(prompt, completions):\n    return [0.0] * len(completions)\n"
     )
     given = ("--engine", "fake", "--reward", "python:loud:score", "--port", "0", "--json-logs")
@@ -304,7 +305,9 @@ async def test_with_json_logs_what_is_written_past_the_log_is_an_object(tmp_path
     assert (service.process.returncode, output) == (0, b"")
     lines += map(json.loads, errors.splitlines())
     loud = [line["event"] for line in lines if line["logger"] == "output"]
-    assert sorted(loud) == ["from C", "from Python", "from a process", "of its own"]
+    outlives = next(event for event in loud if event.startswith("outlives it: "))
+    os.kill(int(outlives.split()[-1]), signal.SIGKILL)
+    assert sorted(loud) == ["from C", "from Python", "from a process", "of its own", outlives]
 
 
 @pytest.mark.parametrize("wrong", ["./none", "tests"])

@@ -8,10 +8,10 @@ from typing import Any
 from jinja2 import TemplateError
 
 from bonbon.engines.engine import Sampling, Started, Tokens, refuse_effort
-from bonbon.engines.request_limits import too_long
 from bonbon.engines.structured.call_reader import CallReader
 from bonbon.engines.structured.grammar import grammar_of
 from bonbon.engines.structured.tool_format import ToolParser, template_text, tool_format
+from bonbon.engines.text.long_texts import check_beginning
 from bonbon.engines.text.transcript import Detokenizer
 from bonbon.errors import UserError
 from bonbon.prompt import Message, Prompt
@@ -23,12 +23,6 @@ RESERVED = frozenset(
     }
 )
 """Arguments of transformers' `apply_chat_template` that are not passed to the template, or that clients may not set."""
-
-BEGINNING = 8
-"""The characters per token of the context after which the beginning of a text is tokenised by itself."""
-MARGIN = 128
-"""The tokens that what follows may at most change in the beginning, such as those of a long word that is not finished.
-WordPiece makes one token of a word of more than 100 characters."""
 
 
 class PromptReader:
@@ -110,21 +104,8 @@ class PromptReader:
         else:
             text, special, param = prompt.text or "", special is not False, "prompt"
         if limit is not None:
-            self._check_beginning(text, limit, param)
+            check_beginning(self._tokenizer, text, limit, param)
         return text, self._encode(text, special=special, param=param)
-
-    def _check_beginning(self, text: str, limit: int, param: str) -> None:
-        """Raises PromptTooLong when the beginning of a text is clearly too long, because all of it may take seconds.
-
-        What follows the beginning changes only the tokens where both meet, so that half as many tokens again as the
-        limit leave no doubt. Any other text is tokenised to its end.
-        """
-        beginning = text[: BEGINNING * limit]
-        if len(beginning) == len(text):
-            return
-        tokens = len(self._tokenizer.encode(beginning, add_special_tokens=False, verbose=False))
-        if tokens > limit + limit // 2 + MARGIN:
-            raise too_long(f"more than {limit}", limit, param)
 
     def _render(self, prompt: Prompt) -> str:
         if not self._tokenizer.chat_template:
