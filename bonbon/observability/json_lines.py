@@ -14,7 +14,7 @@ MAX_LINE = 2**20
 def main() -> None:
     """Copies until the last process that writes to standard input has ended."""
     for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE), b""):
-        text = line.decode(errors="replace").strip()
+        text = line.decode(errors="replace").rstrip()
         if text:
             print(text if _is_object(text) else _as_object(text), flush=True)
 
