@@ -9,6 +9,7 @@ from types import FrameType
 import typer
 
 from bonbon.observability.logs import configure_logs
+from bonbon.observability.output_relay import relay_output
 from bonbon.settings import load_settings
 
 
@@ -36,6 +37,8 @@ def serve(
     # Until the server handles signals, there is nothing to finish. Without a handler, SIGTERM would not stop the first
     # process of a container at all.
     signal.signal(signal.SIGTERM, _leave)
+    if json_logs:
+        relay_output()
     configure_logs(json=json_logs)
     given = {"host": host, "port": port, "auth": None if auth is None else "on" if auth else "off"}
     settings = load_settings(

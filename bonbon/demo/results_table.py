@@ -12,12 +12,20 @@ from bonbon.demo.traffic import Reply
 
 
 def figures_table(columns: dict[str, Figures], n: int) -> Table:
-    """Returns a table with one column per policy."""
-    table = Table(title=f"Best-of-{n}, and what was distilled from it", title_justify="left")
-    table.add_column("", no_wrap=True)
-    for title, figures in columns.items():
-        table.add_column(f"{title}\n[dim]{figures.version}[/]", justify="right", overflow="fold")
+    """Returns a table with one column per policy. Names, which are too long for its columns, are below it."""
     rows = list(columns.values())
+    versions = ", ".join(dict.fromkeys(f.version for f in rows))
+    estimators = "; ".join(f"{title}: {f.kl_estimator}" for title, f in columns.items() if f.kl_estimator)
+    table = Table(
+        title=f"Best-of-{n}, and what was distilled from it",
+        title_justify="left",
+        caption=f"Versions: {versions}.\nEstimators of the KL: {estimators}.",
+        caption_justify="left",
+        pad_edge=False,
+    )
+    table.add_column("", no_wrap=True)
+    for title in columns:
+        table.add_column(title, justify="right", min_width=max(map(len, title.split())))
 
     def row(title: str, cells: Sequence[str]) -> None:
         table.add_row(title, *cells)
@@ -29,7 +37,6 @@ def figures_table(columns: dict[str, Figures], n: int) -> Table:
     row(f"win rate against best-of-{n}", [_number(f.win_rate_best_of_n, 3) for f in rows])
     row("  95 % interval", [_interval(f.win_rate_best_of_n_low, f.win_rate_best_of_n_high) for f in rows])
     row("KL from base (nats)", [_number(f.kl, 2) for f in rows])
-    row("  estimator", [f.kl_estimator for f in rows])
     row("mean reward", [f"{f.reward_mean:.2f}" for f in rows])
     row("mean length, tokens", [f"{f.length_mean:.1f}" for f in rows])
     row("tokens per answer", [f"[bold]{f.tokens_per_answer:.1f}[/]" for f in rows])

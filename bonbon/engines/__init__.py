@@ -49,13 +49,14 @@ def _embedded(settings: Settings, base: str) -> Engine:
 
 
 def _vllm(settings: Settings, base: str) -> Engine:
-    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_engine import VllmEngine, check_options
     from bonbon.engines.vllm.vllm_options import VllmOptions
     from bonbon.files.model_files import resolve_model
 
     options = VllmOptions(**settings.engine_options)
+    check_options(options)  # before a model of gigabytes is downloaded
     model = resolve_model(settings.model, settings.revision, extra="vllm")
-    return build_vllm(base, model, options, end_tokens=settings.end_tokens)
+    return VllmEngine(base, model, options, end_tokens=settings.end_tokens)
 
 
 def _fake(settings: Settings, base: str) -> Engine:

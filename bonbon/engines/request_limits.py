@@ -71,14 +71,23 @@ def check_length(tokens: int, request: DrawRequest, limit: int, *, max_tokens: i
     if tokens + completion <= limit:
         return
     prompt = "messages" if request.prompt.messages is not None else "prompt"
-    maximum = f"This model's maximum context length is {limit} tokens."
     if tokens > limit:
-        raise PromptTooLong(
-            f"{maximum} However, your {prompt} resulted in {tokens} tokens. Please reduce the length of the {prompt}.",
-            param=prompt,
-        )
+        raise too_long(str(tokens), limit, prompt)
     raise PromptTooLong(
-        f"{maximum} However, you requested {tokens + completion} tokens ({tokens} in the {prompt}, {completion} in the "
-        f"completion). Please reduce the length of the {prompt} or completion.",
+        f"{_maximum(limit)} However, you requested {tokens + completion} tokens ({tokens} in the {prompt}, "
+        f"{completion} in the completion). Please reduce the length of the {prompt} or completion.",
         param=prompt if tokens == limit else "max_tokens",
     )
+
+
+def too_long(tokens: str, limit: int, prompt: str) -> PromptTooLong:
+    """Returns the error of a prompt of `tokens` that exceeds the context by itself; `prompt` names its field."""
+    return PromptTooLong(
+        f"{_maximum(limit)} However, your {prompt} resulted in {tokens} tokens. Please reduce the length of the "
+        f"{prompt}.",
+        param=prompt,
+    )
+
+
+def _maximum(limit: int) -> str:
+    return f"This model's maximum context length is {limit} tokens."

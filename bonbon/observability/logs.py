@@ -19,31 +19,15 @@ def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: 
         level: The level of bonbon's own lines.
         libraries: The level of all other lines.
     """
-    shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        _add_trace,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
     )
-    renderer: list[Any] = (
-        [structlog.processors.ExceptionRenderer(_traceback), structlog.processors.JSONRenderer()]
-        if json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)]
-    )
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer]
-        )
-    )
+    handler.setFormatter(json_formatter() if json else _formatter(_console()))
     if json:
-        # Progress bars are no lines. Processes that this one starts, such as vLLM's, draw none either.
+        # Progress bars are no lines. Processes that this one starts draw none either.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     logging.captureWarnings(json)
     root = logging.getLogger()
@@ -56,6 +40,11 @@ def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: 
         logging.getLogger(chatty).setLevel(max(libraries, logging.WARNING))
 
 
+def json_formatter() -> logging.Formatter:
+    """Returns a formatter that writes each record as a JSON object."""
+    return _formatter(structlog.processors.ExceptionRenderer(_traceback), structlog.processors.JSONRenderer())
+
+
 def writes_json() -> bool:
     """Returns whether log lines are JSON objects."""
     formatters = [handler.formatter for handler in logging.getLogger().handlers]
@@ -64,6 +53,17 @@ def writes_json() -> bool:
         and isinstance(formatter.processors[-1], structlog.processors.JSONRenderer)
         for formatter in formatters
     )
+
+
+def _formatter(*renderer: Any) -> logging.Formatter:
+    remove_meta = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[*SHARED, VLLM_PROCESS], processors=[remove_meta, *renderer]
+    )
+
+
+def _console() -> structlog.dev.ConsoleRenderer:
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
 
 
 def _add_trace(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -77,3 +77,16 @@ def _traceback(exc_info: Any) -> str:
 
 def _write_traceback(stream: TextIO, exc_info: Any) -> None:
     stream.write("\n" + format_traceback(exc_info[1]))
+
+
+SHARED: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    _add_trace,
+    structlog.stdlib.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+]
+"""What every line gets, bonbon's and those of libraries."""
+
+VLLM_PROCESS = structlog.stdlib.ExtraAdder(allow=("vllm_process_name",))
+"""Adds which of vLLM's processes writes a line."""

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from bonbon.engines import build_engine
 from bonbon.engines.golden_prompts import check_base
-from bonbon.errors import BonbonError
-from bonbon.extras import install
+from bonbon.errors import BonbonError, UserError
+from bonbon.extras import install, need
 from bonbon.files.model_files import is_hub_name, resolve_model, served_name
 from bonbon.keys.key_store import all_keys
 from bonbon.rewards import build_reward
@@ -26,8 +26,9 @@ from service.auth.local_requests import is_loopback
 
 LEAST_FREE = 5 * 2**30
 """The free space on the data directory's disk, in bytes, below which the check warns."""
-READS_MODEL = ("embedded", "vllm")
-"""The engines that read the model's files on this machine; the extras that install them have the same names."""
+READS_MODEL = {"embedded": ("torch", "transformers", "peft"), "vllm": ("vllm", "transformers")}
+"""The engines that read the model's files on this machine, and what each needs; the extras that install them have the
+same names."""
 
 
 class State(StrEnum):
@@ -69,6 +70,10 @@ async def examine(settings: Settings, *, draw: bool = False) -> AsyncIterator[Fi
 def _model(settings: Settings) -> Finding:
     if settings.engine not in READS_MODEL:
         return Finding("model", State.GOOD, f"the engine {settings.engine!r} reads no model's files on this machine")
+    try:
+        need(f"the engine {settings.engine!r}", settings.engine, *READS_MODEL[settings.engine])
+    except UserError as error:
+        return Finding("model", State.PROBLEM, str(error))
     if is_hub_name(settings.model) and not Path(settings.model).is_dir():
         return Finding(
             "model", State.WARNING, f"{settings.model} is not a directory here: it is downloaded from the model hub"
@@ -78,12 +83,6 @@ def _model(settings: Settings) -> Finding:
 
         directory = resolve_model(settings.model, settings.revision)
         tokenizer = load_tokenizer(directory)
-    except ModuleNotFoundError as error:
-        return Finding(
-            "model",
-            State.PROBLEM,
-            f"reading it needs {error.name}, which is not installed: {install(settings.engine)}",
-        )
     except BonbonError as error:
         return Finding("model", State.PROBLEM, str(error))
     gigabytes = sum(file.stat().st_size for file in directory.glob("*.safetensors")) / 1e9

@@ -1,6 +1,7 @@
 """`bonbon doctor`."""
 
 import asyncio
+import logging
 from dataclasses import asdict
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from rich.text import Text
 
 from bonbon.cli.database_options import AsJson, DatabaseUrl, DataDir, console, print_json
+from bonbon.observability.logs import configure_logs
 from bonbon.settings import load_settings
 from service.doctor.checks import Finding, State, examine
 
@@ -29,6 +31,8 @@ def doctor(
 
     Serves nothing and changes nothing. The exit status is 1 if a problem would keep the service from answering.
     """
+    # Among the findings, which say what went wrong, retries and truncated dummy answers would only confuse.
+    configure_logs(level=logging.ERROR, libraries=logging.ERROR)
     settings = load_settings(model=model, reward=reward, data_dir=data_dir, database_url=database, engine=engine)
     printer = console()
 

@@ -24,7 +24,7 @@ main()
         (["demo", "--exit"], ["jinja2"], "demo"),
         (["train", "--model", "unused"], ["accelerate"], "train"),
         (["serve", "--engine", "fake", "--reward", "owner/name", "--data-dir", "{tmp}"], ["torch"], "embedded"),
-        (["serve", "--engine", "vllm", "--model", "owner/name"], ["huggingface_hub"], "vllm"),
+        (["serve", "--engine", "vllm", "--model", "owner/name"], ["vllm"], "vllm"),
         (["serve", "--model", "owner/name"], ["huggingface_hub"], "embedded"),
         (["pairs", "curve", "--png", "curve.png"], ["matplotlib"], "train"),
         (["models", "list", "--database", "postgresql+psycopg://nobody@127.0.0.1:1/none"], ["psycopg"], "postgres"),

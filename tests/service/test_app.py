@@ -284,6 +284,32 @@ async def test_with_json_logs_the_models_that_are_loaded_write_objects_only(tmp_
                 events.append(json.loads(await service.process.stderr.readline())["event"])
 
 
+async def test_with_json_logs_what_is_written_past_the_log_is_an_object(tmp_path: Path) -> None:
+    """As a library in C or a process that it starts writes."""
+    (tmp_path / "loud.py").write_text(
+        'import os, subprocess\n\nos.write(2, b"from C\\n\\n")\nprint("from Python")\n'
+        'subprocess.run(["sh", "-c", "echo from a process; echo of its own >&2"])\n'
+        'print("outlives it:", subprocess.Popen(["sleep", "600"]).pid)\n'
+        "def score(prompt, completions):\n    return [0.0] * len(completions)\n"
+    )
+    given = ("--engine", "fake", "--reward", "python:loud:score", "--port", "0", "--json-logs")
+    async with command(tmp_path, *given, PYTHONPATH=str(tmp_path)) as service:
+        assert service.process.stderr is not None
+        lines: list[dict[str, Any]] = []
+        async with asyncio.timeout(60):
+            while not lines or lines[-1]["event"] != "bonbon is ready":
+                lines.append(json.loads(await service.process.stderr.readline()))
+        service.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(60):
+            output, errors = await service.process.communicate()
+    assert (service.process.returncode, output) == (0, b"")
+    lines += map(json.loads, errors.splitlines())
+    loud = [line["event"] for line in lines if line["logger"] == "output"]
+    outlives = next(event for event in loud if event.startswith("outlives it: "))
+    os.kill(int(outlives.split()[-1]), signal.SIGKILL)
+    assert sorted(loud) == ["from C", "from Python", "from a process", "of its own", outlives]
+
+
 @pytest.mark.parametrize("wrong", ["./none", "tests"])
 async def test_with_json_logs_the_error_that_ends_it_is_an_object(tmp_path: Path, wrong: str) -> None:
     async with command(tmp_path, "--json-logs", "--port", "0", "--model", wrong, "--reward", "length") as service:

@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from typer.testing import CliRunner
 from bonbon.cli.keys_cli import app as keys
 from bonbon.demo.tiny_models import tiny_models
 from service.doctor.doctor_cli import doctor
+from tests.support.paths import ROOT
 
 app = typer.Typer()
 app.command()(doctor)
@@ -78,6 +81,27 @@ def test_what_keeps_the_service_from_answering_is_a_problem(
     found = examined()
     assert found[check]["state"] == "problem"
     assert said in found[check]["text"]
+
+
+def test_an_engine_that_is_not_installed_is_a_problem_before_its_model_is_downloaded(
+    settings: pytest.MonkeyPatch,
+) -> None:
+    settings.setenv("BONBON_ENGINE", "vllm")
+    settings.setenv("BONBON_MODEL", "nobody/has-this-model")
+    settings.setitem(sys.modules, "vllm", None)
+    found = examined()
+    assert found["model"]["state"] == "problem"
+    assert found["model"]["text"] == "the engine 'vllm' needs vllm: run pip install 'bonbon-serve[vllm]'"
+
+
+def test_no_lines_of_the_log_are_among_the_findings() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bonbon", "doctor", "--reward", "http://127.0.0.1:9/score"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot score a short answer" in done.stdout
+    assert "[warning" not in done.stderr
 
 
 def test_a_port_that_is_taken_is_a_problem(settings: pytest.MonkeyPatch) -> None:

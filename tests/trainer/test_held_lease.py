@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from time import monotonic
 
 import pytest
@@ -23,8 +24,20 @@ def ended() -> str:
     return f"{socket.gethostname()}:{process.pid}"
 
 
-async def test_who_is_patient_says_at_once_for_whom_and_how_long_it_waits(database: Database) -> None:
-    holder = ended()
+@pytest.fixture
+def zombie() -> Iterator[str]:
+    """A process that has ended, as its parent has not noticed yet."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    yield f"{socket.gethostname()}:{process.pid}"
+    process.wait()
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+async def test_who_is_patient_says_at_once_for_whom_and_how_long_it_waits(
+    database: Database, zombie: str, reaped: bool
+) -> None:
+    holder = ended() if reaped else zombie
     await acquire(database, NAME, holder, 2.0)
     with capture_logs() as said:
         async with HeldLease(database, NAME, 60.0, patient=True):

@@ -95,7 +95,7 @@ def evaluation_rows(e: Evaluation) -> list[tuple[str, Estimate | float | None, s
         ("mean reward of the base", e.base_reward_mean, ""),
         (f"mean reward of {best}", e.best_of_n_reward_mean, ""),
         (f"KL from {base}, nats", e.kl, f"{e.kl_estimator}; {best} has at most {bound:.3f}"),
-        (f"KL from {base}, nats", e.kl_k1, "k1, the mean log ratio: for comparison"),
+        ("the same by the estimator k1", e.kl_k1, "the mean log ratio, for comparison"),
         ("mean length, tokens", e.length_mean, ""),
         ("mean length of the base, tokens", e.base_length_mean, ""),
         ("length over the base's", e.length_ratio, ""),

@@ -65,7 +65,7 @@ class Runtime:
 
     def read(self, prompt: Prompt) -> "Future[Started]":
         """Reads a prompt in a separate thread, because a long one takes a while."""
-        return self._readers.submit(self.reader.read, prompt)
+        return self._readers.submit(self.reader.read, prompt, self.context_length)
 
     def prompt_logprobs(self, loaded: Loaded, started: Started, alternatives: int) -> "Future[PromptLogprobs]":
         """Computes the log-probabilities of a prompt; see `Engine.prompt_logprobs`."""

@@ -11,6 +11,7 @@ from bonbon.engines.engine import Sampling, Started, Tokens, refuse_effort
 from bonbon.engines.structured.call_reader import CallReader
 from bonbon.engines.structured.grammar import grammar_of
 from bonbon.engines.structured.tool_format import ToolParser, template_text, tool_format
+from bonbon.engines.text.long_texts import check_beginning
 from bonbon.engines.text.transcript import Detokenizer
 from bonbon.errors import UserError
 from bonbon.prompt import Message, Prompt
@@ -67,32 +68,44 @@ class PromptReader:
             return None
         return CallReader(self._tool_format)
 
-    def read(self, prompt: Prompt) -> Started:
-        """Reads a prompt. Raises UserError when it cannot be read; see `Engine.draw`."""
-        text, token_ids = self._read(prompt)
+    def read(self, prompt: Prompt, context_length: int) -> Started:
+        """Reads a prompt.
+
+        Raises:
+            UserError: The prompt cannot be read; see `Engine.draw`.
+            PromptTooLong: Its beginning alone is far longer than `context_length` tokens.
+        """
+        text, token_ids = self._read(prompt, limit=context_length)
         return Started(token_ids or self._beginning(), text)
 
     def tokenize(self, prompt: Prompt, *, add_special_tokens: bool | None = None) -> Tokens:
         """Tokenises a prompt; see `Engine.tokenize`."""
-        _, token_ids = self._read(prompt, add_special_tokens)
+        _, token_ids = self._read(prompt, special=add_special_tokens)
         return Tokens(token_ids, tuple(map(str, self._tokenizer.convert_ids_to_tokens(list(token_ids)))))
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Decodes token ids; see `Engine.detokenize`."""
         return self.detokenizer.text(self._known(tuple(token_ids), param="tokens"), special=True)
 
-    def _read(self, prompt: Prompt, special: bool | None = None) -> tuple[str, tuple[int, ...]]:
+    def _read(
+        self, prompt: Prompt, *, special: bool | None = None, limit: int | None = None
+    ) -> tuple[str, tuple[int, ...]]:
         """Returns the prompt's text and tokens.
 
-        `special` adds special tokens to them; None adds them to text prompts only.
+        Args:
+            special: Whether to add special tokens to them; None adds them to text prompts only.
+            limit: The tokens of which a text may not have far more.
         """
+        if prompt.token_ids is not None:
+            token_ids = self._known(prompt.token_ids)
+            return self.detokenizer.text(token_ids, special=True), token_ids
         if prompt.messages is not None:
-            text = self._render(prompt)
-            return text, self._encode(text, special=bool(special), param="messages")
-        if prompt.text is not None:
-            return prompt.text, self._encode(prompt.text, special=special is not False, param="prompt")
-        token_ids = self._known(prompt.token_ids or ())
-        return self.detokenizer.text(token_ids, special=True), token_ids
+            text, special, param = self._render(prompt), bool(special), "messages"
+        else:
+            text, special, param = prompt.text or "", special is not False, "prompt"
+        if limit is not None:
+            check_beginning(self._tokenizer, text, limit, param)
+        return text, self._encode(text, special=special, param=param)
 
     def _render(self, prompt: Prompt) -> str:
         if not self._tokenizer.chat_template:

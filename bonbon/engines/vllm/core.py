@@ -25,6 +25,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from bonbon.concurrency.shielded import end, shielded
 from bonbon.engines.vllm.adapter_support import takes_adapters
+from bonbon.engines.vllm.json_logging import logging_arguments
 from bonbon.engines.vllm.sampling_params import PROBE_PARAMS
 from bonbon.engines.vllm.vllm_errors import DIED, first_line, translated
 from bonbon.errors import BonbonError, EngineError, UserError
@@ -206,8 +207,9 @@ class Core:
 
     def _open(self) -> None:
         try:
-            with _interrupts_held():
-                llm = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(self.directory), **self._arguments))
+            with _interrupts_held(), logging_arguments() as logging:
+                arguments = AsyncEngineArgs(model=str(self.directory), **logging | self._arguments)
+                llm = AsyncLLM.from_engine_args(arguments)
         except Exception as error:
             # This phrase is the only sign here of an error in vLLM's processes.
             elsewhere = "See root cause above" in str(error)

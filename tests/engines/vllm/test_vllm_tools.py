@@ -33,13 +33,13 @@ NAMED = {"type": "function", "function": {"name": "cancel"}}
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator["VllmEngine"]:
-    from bonbon.engines.vllm.vllm_engine import build_vllm
+    from bonbon.engines.vllm.vllm_engine import VllmEngine
     from bonbon.engines.vllm.vllm_options import VllmOptions
 
     model = tmp_path_factory.mktemp("tools") / "model"
     shutil.copytree(tiny_models.policy, model)
     (model / "chat_template.jinja").write_text(HERMES)
-    engine = build_vllm("tiny", model, VllmOptions.model_validate({**VLLM_OPTIONS, "tool_parser": "hermes"}))
+    engine = VllmEngine("tiny", model, VllmOptions.model_validate({**VLLM_OPTIONS, "tool_parser": "hermes"}))
     await engine.start()
     yield engine
     await engine.stop()

@@ -174,6 +174,7 @@ def test_the_terminal_shows_the_evaluation_and_what_the_gate_has_chosen() -> Non
     console = Console(file=out, width=160)
     show(console, evaluation(), judge(evaluation(), GATE))
     assert "win rate against best-of-8 of tiny" in out.getvalue()
+    assert out.getvalue().count("KL from the base tiny, nats") == 1  # the other is named by its estimator
     assert "The gate passed it to answer with the best of 2 draws, which saves 72% of the tokens." in out.getvalue()
     one = evaluation(best_of_k=best_of_k(0.6, 0.7))
     show(console, one, judge(one, GATE))
