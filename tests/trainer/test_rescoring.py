@@ -114,7 +114,7 @@ async def test_draws_are_not_compared_with_groups_that_another_reward_has_scored
         await log(context, 120)
         round_ = await Round.create(context, context.settings.runs_dir / "round-1", start="base")
         assert (await round_.snapshot()).reward_name == "helpful"
-        with pytest.raises(UserError, match="the reward 'fake 1', and 'helpful 1' scored.*run `bonbon pairs rescore`"):
+        with pytest.raises(UserError, match=r"the reward 'fake 1', and 'helpful 1' scored.*run `bonbon pairs rescore`"):
             await round_.train()
         assert not (round_.directory / "draws").exists()
 
