@@ -11,28 +11,31 @@ BEGIN, END = "<!-- rounds: begin -->", "<!-- rounds: end -->"
 
 
 def readme_table(row: Row) -> str:
-    """Returns the table in Markdown: the base, best-of-n of it, and the newest version that the gate approved.
+    """Returns the table in Markdown: the base, best-of-n of it, and every version that the gate approved as it answers.
 
     Args:
         row: the arguments and figures of the experiment `rounds`, with at least one version that was promoted.
     """
-    n, promoted = row["n"], [done for done in row["rounds"] if "after" in done][-1]
-    one_draw, answers, requests = promoted["one_draw"], promoted["after"], promoted["swap"]
-    columns = [row["base"], row["before"], one_draw, answers]
-    head = ("", "base, one draw", f"base, best of {n}", "distilled, one draw", f"distilled, best of {answers['k']:.0f}")
+    n, swap = row["n"], row["swap"]
+    columns = {"base, one draw": row["base"], f"base, best of {n}": row["before"]}
+    for number, done in enumerate(row["rounds"], 1):
+        if "after" in done:
+            k = done["after"]["k"]
+            columns[f"round {number}, best of {k:.0f}" if k > 1 else f"round {number}, one draw"] = done["after"]
+    failed = f"{swap['failed']} of {swap['requests']}"
 
     def line(title: str, cell: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:
-        return (title, *map(cell, columns))
+        return (title, *map(cell, columns.values()))
 
     return table(
-        head,
+        ("", *columns),
         [
             line("win rate against one draw of the base", lambda figures: _interval(figures, "win_rate")),
             line(f"win rate against best of {n}", lambda figures: _interval(figures, "win_rate_best_of_n")),
             line("KL from the base, nats", _divergence),
             line("mean reward", lambda figures: f"{figures['reward_mean']:.2f}"),
             line("tokens generated for an answer", lambda figures: f"{figures['tokens_per_answer']:.0f}"),
-            ("requests that failed during the swap", "", "", "", f"{requests['failed']} of {requests['requests']}"),
+            ("requests that failed during the swaps", *[""] * (len(columns) - 1), failed),
         ],
     )
 

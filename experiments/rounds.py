@@ -64,9 +64,10 @@ def section(rows: Sequence[Row]) -> str:
     requests = row["swap"].get("requests", 0)
     return f"""`bonbon demo --full-training --rounds {row["most_rounds"]}`: a service with an embedded engine answers
 {row["traffic"]:,} requests with best-of-{row["n"]}, `bonbon loop` trains on the groups with the settings' defaults, the
-gate decides, and the promoted version answers with as many draws as the gate has chosen. The next round learns from the
-groups that it draws. No round follows one after which one draw answers. Everything is measured from outside, over
-HTTP, on the same {measured} other requests, with 3 answers each; intervals of 95 % take the request as the cluster.
+gate decides, and the promoted version answers with as many draws as the gate has chosen; where these are several, one
+of its draws was measured, too. The next round learns from the groups that it draws. No round follows one after which
+one draw answers. Everything is measured from outside, over HTTP, on the same {measured} other requests, with 3 answers
+each; intervals of 95 % take the request as the cluster.
 Win rates are against one draw of the base and, in the next column, against best-of-{row["n"]} of the base. What is
 saved is the service's own count (`GET /admin/win-rate`) over the {row["traffic"]:,} requests after the promotion.
 {requests:,} requests were sent while versions were exchanged, of which {row["swap"].get("failed", 0)} failed.
@@ -83,7 +84,10 @@ def _lines(row: Row) -> Iterator[tuple[str, ...]]:
         if "after" in done:
             savings = done.get("live", {}).get("savings")
             saved = "" if savings is None or savings["saved_share"] is None else f"{100 * savings['saved_share']:.1f} %"
-            yield _line(f"round {number}", done["after"], f"{done['one_draw']['kl']:.2f}", saved)
+            kl = f"{done['one_draw']['kl']:.2f}"
+            if done["after"]["k"] > 1:
+                yield _line(f"one draw of round {number}", done["one_draw"], kl)
+            yield _line(f"round {number}", done["after"], kl, saved)
 
 
 def _line(name: str, figures: dict[str, Any], kl: str, saved: str = "") -> tuple[str, ...]:
