@@ -48,7 +48,8 @@ MIN_GAIN = 0.05
 """The smallest gain that counts as progress, in nats."""
 WARMUP = 5
 TOLERANCE = 1.1
-"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat."""
+"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat. A policy beyond it is
+moved back as far as this factor, and no farther, because each step back also costs win rate."""
 
 
 class Refinement:
@@ -178,7 +179,8 @@ class Refinement:
             measured = fresh if found is None else found.pooled(fresh)
             allowed = measured.kl <= self.max_kl * TOLERANCE
             if not allowed and number < first + ORDERS_PER_STEP - 1:
-                back = math.sqrt(self.max_kl / measured.kl)  # the KL grows with the square of the share of the way
+                # The KL grows at least with the square of the share of the way.
+                back = math.sqrt(self.max_kl * TOLERANCE / measured.kl)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
             elif confirmed or measured.gain <= state.best_gain or not math.isfinite(state.best_gain):
                 break
