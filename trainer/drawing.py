@@ -22,6 +22,7 @@ from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.snapshot import SCHEMA, Snapshot, snapshot_row
 from bonbon.pairs.reading.training_groups import TrainingGroup
 from bonbon.pairs.rescoring.rescore import started
+from bonbon.rewards import build_reward
 from bonbon.rewards.reward import Reward
 from bonbon.rewards.scoring import OFFLINE_DEADLINE
 from bonbon.settings import Settings
@@ -53,18 +54,21 @@ def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
     return None
 
 
-async def refuse_other_reward(reward: Reward, snapshot: Snapshot) -> None:
-    """Raises UserError when `reward`, which is not started, has not scored the groups of the snapshot.
+async def refuse_other_reward(settings: Settings, scored_by: RewardKey) -> None:
+    """Raises UserError when the reward of the settings is not the one that has scored the groups of a training.
 
-    Draws are compared with these groups, and scores of two rewards say nothing about each other. Raises RewardError
-    when the reward fails to score.
+    A training with draws compares them with these groups, and scores of two rewards say nothing about each other. Does
+    nothing when the settings rule out that a training draws. Raises RewardError when the reward fails to score.
     """
-    async with started(reward) as (_, key):
-        scored_by = RewardKey(snapshot.reward_name, snapshot.reward_version)
+    if settings.reward is None or settings.engine == "fake":
+        return
+    async with started(build_reward(settings.reward)) as (_, key):
+        pass
     if key != scored_by:
         raise UserError(
-            f"the settings name the reward {' '.join(key)!r}, and {' '.join(scored_by)!r} scored the groups last: set "
-            "the same reward for service and trainer, or run `bonbon pairs rescore` to score the groups again",
+            f"the settings name the reward {' '.join(key)!r}, but the groups were last scored by "
+            f"{' '.join(scored_by)!r}: set the same reward for the service and the trainer, or run `bonbon pairs "
+            "rescore` to score the groups again and take a new snapshot",
             param="reward",
         )
 

@@ -22,6 +22,7 @@ from bonbon.errors import Conflict, UserError
 from bonbon.ids import time_ordered_id
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.newest_reward import newest_reward_of
+from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
 from bonbon.registry.round_progress import NOT_PROMOTED, PROMOTED, REFUSED, RoundStage
 from bonbon.registry.version_paths import stored_path
@@ -262,7 +263,8 @@ class Round:
             yield False
             return
         assert settings.reward is not None
-        await refuse_other_reward(build_reward(settings.reward), snapshot)
+        if self.plan.snapshot is not None:  # `_take_snapshot` has not checked it
+            await refuse_other_reward(settings, RewardKey(snapshot.reward_name, snapshot.reward_version))
         pair_log = PairLog(context.database)
         await pair_log.start()
         try:
@@ -290,6 +292,7 @@ class Round:
         reward = await newest_reward_of(database, (self.context.base.name, plan.start), tenants=tenants)
         if reward is not None:
             await rescore_older(self.context, plan.start, reward)
+            await refuse_other_reward(self.context.settings, reward)
         snapshot = await take_snapshot(
             database,
             directory,

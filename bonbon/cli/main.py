@@ -12,7 +12,6 @@ from rich.text import Text
 from bonbon import __version__
 from bonbon.errors import BonbonError
 from bonbon.observability.logs import configure_logs, writes_json
-from bonbon.observability.output_relay import end_relay
 from bonbon.observability.tracebacks import format_traceback
 
 log = structlog.get_logger(__name__)
@@ -65,5 +64,3 @@ def main() -> None:
             sys.exit(1)
         print(format_traceback(error), file=sys.stderr)
         sys.exit(1)
-    finally:
-        end_relay()

@@ -1,28 +1,31 @@
-"""Copies lines to standard output, those that are no JSON objects as the `event` of one.
+"""Copies lines to standard output and wraps each line that is not a JSON object as the `event` of one.
 
 `output_relay.py` runs this file as a program, which imports nothing but the standard library, so that it starts fast.
 """
 
 import json
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 
 MAX_LINE = 2**20
-"""The bytes after which a line is cut."""
+"""The number of bytes after which a line is cut."""
 
 
 def main() -> None:
-    """Copies until the last process that writes to standard input has ended."""
-    for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE), b""):
-        text = line.decode(errors="replace").rstrip()
-        if text:
-            print(text if _is_object(text) else _as_object(text), flush=True)
+    """Copies until standard input ends. A line that cannot be written, because a disk is full, is lost."""
+    with open(1, "wb", buffering=0) as output:  # without a buffer, which would keep what a full disk refuses
+        for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE), b""):
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                with suppress(OSError):
+                    output.write((text if _is_object(text) else _as_object(text)).encode() + b"\n")
 
 
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

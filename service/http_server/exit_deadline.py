@@ -8,6 +8,8 @@ from threading import Condition, Thread
 
 import structlog
 
+from bonbon.observability.output_relay import end_relay
+
 log = structlog.get_logger(__name__)
 
 MARGIN = 15.0
@@ -44,5 +46,7 @@ class Backstop:
             while self._at is not None and (left := self._at - time.monotonic()) > 0:
                 self._changed.wait(left)
         log.error("shutdown exceeded its deadline; ending the process. Every answer is in the log or the spool")
+        # Where this is the first process of a container, its end kills the relay.
+        end_relay()
         sys.stderr.flush()
         self._end(1)

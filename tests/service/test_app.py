@@ -285,11 +285,12 @@ async def test_with_json_logs_the_models_that_are_loaded_write_objects_only(tmp_
 
 
 async def test_with_json_logs_what_is_written_past_the_log_is_an_object(tmp_path: Path) -> None:
-    """As a library in C or a process that it starts writes."""
+    """As a library in C or a process that it starts writes, until the very end."""
     (tmp_path / "loud.py").write_text(
-        'import os, subprocess\n\nos.write(2, b"from C\\n\\n")\nprint("from Python")\n'
+        'import atexit, os, subprocess\n\nos.write(2, b"from C\\n\\n")\nprint("from Python")\n'
         'subprocess.run(["sh", "-c", "echo from a process; echo of its own >&2"])\n'
-        'print("outlives it:", subprocess.Popen(["sleep", "600"]).pid)\n'
+        'print("[" * 20_000)\natexit.register(print, "at the end")\n'
+        'print("outlives it:", subprocess.Popen(["sleep", "60"], start_new_session=True).pid)\n'
         "def score(prompt, completions):\n    return [0.0] * len(completions)\n"
     )
     given = ("--engine", "fake", "--reward", "python:loud:score", "--port", "0", "--json-logs")
@@ -299,15 +300,16 @@ async def test_with_json_logs_what_is_written_past_the_log_is_an_object(tmp_path
         async with asyncio.timeout(60):
             while not lines or lines[-1]["event"] != "bonbon is ready":
                 lines.append(json.loads(await service.process.stderr.readline()))
-        service.process.send_signal(signal.SIGTERM)
+        # To every process of the service, as a terminal sends an interrupt.
+        os.killpg(service.process.pid, signal.SIGTERM)
         async with asyncio.timeout(60):
             output, errors = await service.process.communicate()
     assert (service.process.returncode, output) == (0, b"")
     lines += map(json.loads, errors.splitlines())
     loud = [line["event"] for line in lines if line["logger"] == "output"]
-    outlives = next(event for event in loud if event.startswith("outlives it: "))
-    os.kill(int(outlives.split()[-1]), signal.SIGKILL)
-    assert sorted(loud) == ["from C", "from Python", "from a process", "of its own", outlives]
+    (outlives,) = (event for event in loud if event.startswith("outlives it: "))
+    short = ["at the end", "from C", "from Python", "from a process", "of its own"]
+    assert sorted(loud) == sorted([*short, "[" * 20_000, outlives])
 
 
 @pytest.mark.parametrize("wrong", ["./none", "tests"])
@@ -326,6 +328,7 @@ async def command(directory: Path, *arguments: str, **environment: str) -> Async
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bonbon", "serve", "--data-dir", str(directory), *arguments,
         cwd=ROOT, env={**os.environ, **environment}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )  # fmt: skip
     try:
         yield Command(process)

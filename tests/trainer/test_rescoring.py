@@ -90,8 +90,10 @@ async def test_without_it_a_round_has_what_the_newest_reward_scored(
         assert (taken.groups, taken.other_rewards) == (5, 60)
 
 
-async def test_where_there_are_enough_the_reward_is_not_even_started(base: Path, tmp_path: Path) -> None:
-    async with opened(base, tmp_path, reward="http://127.0.0.1:9/score") as context:
+async def test_where_there_are_enough_and_nothing_is_drawn_the_reward_is_not_even_started(
+    base: Path, tmp_path: Path
+) -> None:
+    async with opened(base, tmp_path, engine="fake", engine_options={}, reward="http://127.0.0.1:9/score") as context:
         await log(context, 20)
         await log(context, 45, reward=FAKE)
         assert (await snapshot(context)).groups == 45
@@ -99,7 +101,7 @@ async def test_where_there_are_enough_the_reward_is_not_even_started(base: Path,
 
 async def test_a_reward_that_is_not_the_newest_scores_nothing_and_is_named(base: Path, tmp_path: Path) -> None:
     """Otherwise service and trainer would score the log again in turns."""
-    async with opened(base, tmp_path, reward={"kind": "length"}) as context:
+    async with opened(base, tmp_path, engine="fake", engine_options={}, reward={"kind": "length"}) as context:
         await log(context, 60)
         await log(context, 5, reward=FAKE)
         with capture_logs() as entries:
@@ -110,11 +112,23 @@ async def test_a_reward_that_is_not_the_newest_scores_nothing_and_is_named(base:
 
 
 async def test_draws_are_not_compared_with_groups_that_another_reward_has_scored(base: Path, tmp_path: Path) -> None:
-    async with opened(base, tmp_path, engine="embedded") as context:
+    async with opened(base, tmp_path) as context:
         await log(context, 120)
-        round_ = await Round.create(context, context.settings.runs_dir / "round-1", start="base")
-        assert (await round_.snapshot()).reward_name == "helpful"
-        with pytest.raises(UserError, match=r"the reward 'fake 1', and 'helpful 1' scored.*run `bonbon pairs rescore`"):
+        refused = r"the reward 'fake 1', but the groups were last scored by 'helpful 1'.*`bonbon pairs rescore`"
+        with pytest.raises(UserError, match=refused):
+            await snapshot(context)
+        assert not (context.settings.runs_dir / "round-1" / "snapshot").exists()
+
+
+async def test_draws_are_not_compared_with_a_given_snapshot_that_another_reward_has_scored(
+    base: Path, tmp_path: Path
+) -> None:
+    async with opened(base, tmp_path, engine="fake", engine_options={}) as context:
+        await log(context, 120)
+        path = (await snapshot(context)).path
+    async with opened(base, tmp_path) as context:
+        round_ = await Round.create(context, context.settings.runs_dir / "round-2", snapshot=path)
+        with pytest.raises(UserError, match="take a new snapshot"):
             await round_.train()
         assert not (round_.directory / "draws").exists()
 

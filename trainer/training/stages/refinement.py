@@ -28,7 +28,7 @@ from trainer.training.stages.validation import Drawer, DrawnGain
 STAGE = 1
 FIRST_ORDER = 100
 """Number of the stage's first order. Smaller numbers belong to the stages before it."""
-ORDERS_PER_STEP = 6
+ORDERS_PER_STEP = 8
 """Orders of draws that a step may give: one to learn from, and the others to validate the policy, again after it was
 moved back and to confirm that it is the best.
 """
@@ -48,8 +48,9 @@ MIN_GAIN = 0.05
 """The smallest gain that counts as progress, in nats."""
 WARMUP = 5
 TOLERANCE = 1.1
-"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat. A policy beyond it is
-moved back as far as this factor, and no farther, because each step back also costs win rate."""
+"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat. A policy beyond it
+is first moved back as far as this factor only, because the way back costs win rate.
+"""
 
 
 class Refinement:
@@ -169,25 +170,25 @@ class Refinement:
 
     def _validate(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draws for the validation prompts, and keeps the policy if it gains more than the best one so far."""
-        weights, first, share = self.learner.weights(), FIRST_ORDER + ORDERS_PER_STEP * state.step, 1.0
+        weights, share, settled = self.learner.weights(), 1.0, False
         found: DrawnGain | None = None
-        for number in range(first + 1, first + ORDERS_PER_STEP):
+        first = FIRST_ORDER + ORDERS_PER_STEP * state.step + 1
+        for number in range(first, first + ORDERS_PER_STEP - 1):
             draws = self.draws if found is None else CONFIRMING * self.draws
             fresh = self.drawer.gain(number, weights, self.validation, draws, self.tilt)
             self.tokens += fresh.tokens
-            confirmed = found is not None
             measured = fresh if found is None else found.pooled(fresh)
-            allowed = measured.kl <= self.max_kl * TOLERANCE
-            if not allowed and number < first + ORDERS_PER_STEP - 1:
-                # The KL grows at least with the square of the share of the way.
-                back = math.sqrt(self.max_kl * TOLERANCE / measured.kl)
+            if measured.kl > self.max_kl * TOLERANCE:
+                # The KL grows at least with the square of the share of the way. Once may be too little.
+                back = math.sqrt(self.max_kl * (TOLERANCE if share == 1 else 1) / measured.kl)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
-            elif confirmed or measured.gain <= state.best_gain or not math.isfinite(state.best_gain):
-                break
-            else:
+            elif found is None and math.isfinite(state.best_gain) and measured.gain > state.best_gain:
                 found = measured
-        gain = measured.gain if allowed else -math.inf
-        state.see(gain, lambda: weights, min_gain=MIN_GAIN)
+            else:
+                settled = True
+                break
+        # A gain that was not confirmed, or is too far from the base at every look, does not count.
+        state.see(measured.gain if settled else -math.inf, lambda: weights, min_gain=MIN_GAIN)
         if state.looks_since_mark and state.looks_since_mark % PLATEAU == 0:
             state.halvings += 1
         self._write(

@@ -60,7 +60,7 @@ class DrawnGain:
     def pooled(self, other: "DrawnGain") -> "DrawnGain":
         """Returns the gain on the draws of both, which come from the same policy for the same prompts.
 
-        Its standard error is an upper bound, because the prompts' share in the errors of both is the same.
+        Its standard error is an upper bound, because both contain the same variation between prompts.
         """
         draws = self.draws + other.draws
         share = self.draws / draws
