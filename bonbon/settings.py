@@ -358,9 +358,9 @@ class GateSettings(Section):
     confidence bounds. `bonbon models show` prints which conditions a version met."""
 
     opponent: Literal["best_of_n", "served"] = "best_of_n"
-    """What a version has to be as good as. `best_of_n` is best-of-n of the base. `served` is the policy that answers
-    requests now, which may be better than that: with it a promotion never lowers quality, but the number of draws
-    rarely falls to one."""
+    """The policy that a version must match, within `margin`. `best_of_n` is best-of-n of the base. `served` is the
+    policy that answers requests now, which may be better than that: a promotion then loses at most `margin` against it,
+    but the number of draws rarely falls to one."""
     margin: float = Field(0.03, ge=0, lt=0.5)
     """Maximum loss in win rate against `opponent`. The version answers with the smallest k whose best-of-k has a win
     rate of at least 0.5 less this margin, by its lower bound."""

@@ -64,8 +64,8 @@ def section(rows: Sequence[Row]) -> str:
     requests = row["swap"].get("requests", 0)
     return f"""`bonbon demo --full-training --rounds {row["most_rounds"]}`: a service with an embedded engine answers
 {row["traffic"]:,} requests with best-of-{row["n"]}, `bonbon loop` trains on the groups with the settings' defaults, the
-gate decides, and the promoted version answers with as many draws as the gate has chosen; where these are several, one
-of its draws was measured, too. The next round learns from the groups that it draws. No round follows one after which
+gate decides, and the promoted version answers with as many draws as the gate has chosen; where it uses several, a
+single draw was measured as well. The next round learns from the groups that it draws. No round follows one after which
 one draw answers. Everything is measured from outside, over HTTP, on the same {measured} other requests, with 3 answers
 each; intervals of 95 % take the request as the cluster.
 Win rates are against one draw of the base and, in the next column, against best-of-{row["n"]} of the base. What is

@@ -10,6 +10,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
@@ -164,6 +165,9 @@ async def _respond(request: Request, error: Exception) -> JSONResponse:
     problem = problem_of(error)
     if problem.status == 404 and "route" not in request.scope:
         problem = replace(problem, message=_no_route(request))
+    if problem.status == 405:
+        allowed = Headers(dict(problem.headers)).get("allow", "another method")
+        problem = replace(problem, message=f"{request.url.path[:100]} does not take {request.method}: use {allowed}")
     report(error, problem)
     return problem.response()
 
@@ -190,23 +194,29 @@ def _validation_problem(errors: Sequence[Mapping[str, Any]], body: Any) -> Probl
     if first["loc"] == ("body",) and isinstance(body, bytes | None):
         return Problem(400, "the body must be a JSON object, sent with content-type: application/json")
     place, *location = first["loc"]
-    param = (_path(location, body) if place == "body" else str(location[0])) or None
+    last = location.pop() if first["type"] == "missing" and place == "body" else None
+    param = (_path(location, body, missing=last) if place == "body" else str(location[0])) or None
     code = VALIDATION_CODES.get(first["type"], "invalid_value")
     message = "unknown field" if code == "unknown_parameter" else first["msg"]
     return Problem(400, f"{param}: {message}" if param else message, param, code)
 
 
-def _path(location: Sequence[str | int], body: Any) -> str:
-    """Converts pydantic's location into a path such as `messages[0].content`, leaving out steps that the body lacks."""
+def _path(location: Sequence[str | int], body: Any, *, missing: str | int | None) -> str:
+    """Converts pydantic's location into a path such as `messages[0].content`.
+
+    Steps that the body lacks are left out, because they name a type. `missing` is a field that the body lacks there.
+    """
     path, here = "", body
     for step in location:
         if isinstance(step, int) and isinstance(here, list):
             path += f"[{step}]"
             here = here[step] if step < len(here) else None
-        elif isinstance(step, str) and isinstance(here, dict):
+        elif isinstance(step, str) and isinstance(here, dict) and step in here:
             path += f".{step}" if path else step
-            here = here.get(step)
-    return path
+            here = here[step]
+    if missing is None:
+        return path
+    return f"{path}.{missing}" if path else str(missing)
 
 
 def _type(status: int) -> str:

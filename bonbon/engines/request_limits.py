@@ -81,7 +81,7 @@ def check_length(tokens: int, request: DrawRequest, limit: int, *, max_tokens: i
 
 
 def too_long(tokens: str, limit: int, prompt: str) -> PromptTooLong:
-    """Returns the error of a prompt of `tokens` that exceeds the context by itself; `prompt` names its field."""
+    """Returns the error for a prompt whose `tokens` alone exceed the context; `prompt` names its field."""
     return PromptTooLong(
         f"{_maximum(limit)} However, your {prompt} resulted in {tokens} tokens. Please reduce the length of the "
         f"{prompt}.",

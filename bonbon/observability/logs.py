@@ -27,7 +27,7 @@ def configure_logs(*, json: bool = False, level: int = logging.INFO, libraries: 
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(json_formatter() if json else _formatter(_console()))
     if json:
-        # Progress bars are no lines. Processes that this one starts draw none either.
+        # A progress bar is not a log line. Processes that this one starts draw none either.
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     logging.captureWarnings(json)
     root = logging.getLogger()
@@ -89,4 +89,4 @@ SHARED: list[Any] = [
 """What every line gets, bonbon's and those of libraries."""
 
 VLLM_PROCESS = structlog.stdlib.ExtraAdder(allow=("vllm_process_name",))
-"""Adds which of vLLM's processes writes a line."""
+"""Adds the name of the vLLM process that wrote the line."""

@@ -39,7 +39,9 @@ def _figures(e: Mapping[str, Any], k: int) -> Iterator[Figure]:
     if k > 1:
         yield from _figure(measured, "win_rate", f"win rate of {answers}", "the base")
     yield from _figure(measured, "win_rate_best_of_n", f"win rate of {answers}", f"{best} of the base")
-    if (e.get("served"), e.get("served_k")) != (e.get("base"), e.get("n")):
+    # Where best-of-n answered, the two are the same; an older release has stored only this one.
+    best_of_n_served = (e.get("served"), e.get("served_k")) == (e.get("base"), e.get("n"))
+    if not (best_of_n_served and "win_rate_best_of_n" in measured):
         yield from _figure(measured, "win_rate_served", f"win rate of {answers}", _served(e))
     yield from _figure(e, "best_of_n_win_rate", f"win rate of {best} (base)", "the base")
     yield from _figure(e, "held_out_win_rate", "win rate, held-out reward", str(e.get("held_out_reward") or ""))

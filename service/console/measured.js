@@ -2,14 +2,25 @@
 
 import { draws, interval, percent } from "./format.js";
 
-// The gate's k, one draw where it has not approved; null where nothing was measured, or by an older release.
+// Whether best-of-n of the base answered when the version was measured. Evaluations of older releases then have its
+// comparison with best-of-n under the name of what was served.
+const servedBestOfN = ({ served, served_k: k, base, n }) => served === base && k === n;
+
+// The win rates against best-of-n of the base, by k; none where they were not measured.
+export function againstBestOfN(evaluation) {
+  const rates = (evaluation?.best_of_k ?? []).map((one) =>
+    ({ k: one.k, rate: one.win_rate_best_of_n ?? (servedBestOfN(evaluation) ? one.win_rate_served : null) }));
+  return rates.every((one) => one.rate) ? rates : [];
+}
+
+// The gate's k, one draw where it has not approved; null where nothing was measured.
 export function allowed(version) {
-  const { best_of_k: curve, base, n } = version?.evaluation ?? {};
+  const { base, n } = version?.evaluation ?? {};
   const k = version?.verdict?.k ?? 1;
-  const found = (curve ?? []).find((one) => one.k === k);
-  if (!found?.win_rate_best_of_n) return null;
+  const found = againstBestOfN(version?.evaluation).find((one) => one.k === k);
+  if (!found) return null;
   const opponent = `${draws(n)} of ${base}`;
-  return { k, approved: Boolean(version.verdict?.k), rate: found.win_rate_best_of_n, opponent, saved: version.verdict?.saved ?? null };
+  return { k, approved: Boolean(version.verdict?.k), rate: found.rate, opponent };
 }
 
 export const against = ({ k, rate, opponent }) =>
@@ -17,8 +28,9 @@ export const against = ({ k, rate, opponent }) =>
 
 export const share = (found) => percent(found?.rate.value);
 
-const GATED = ["win_rate_best_of_n", "win_rate_served"];
-
-// The win rate that the lower bound has to reach by the gate's settings of that time.
-export const threshold = (version) =>
-  (version?.verdict?.reasons ?? []).find((reason) => GATED.includes(reason.check))?.threshold ?? null;
+// The win rate against best-of-n that the lower bound had to reach; null where the gate compared with something else.
+export function threshold(version) {
+  const reasons = version?.verdict?.reasons ?? [];
+  const check = servedBestOfN(version?.evaluation ?? {}) ? ["win_rate_best_of_n", "win_rate_served"] : ["win_rate_best_of_n"];
+  return reasons.find((reason) => check.includes(reason.check))?.threshold ?? null;
+}

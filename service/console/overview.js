@@ -5,7 +5,7 @@ import { drawsChart, liveChart } from "./win_rate_charts.js";
 import { frontierChart } from "./kl_chart.js";
 import { badge, bar, card, empty, h, NONE, prose, tile } from "./dom.js";
 import { count, decimal, draws, interval, percent, plural, when } from "./format.js";
-import { against, allowed, share, threshold } from "./measured.js";
+import { against, againstBestOfN, allowed, share, threshold } from "./measured.js";
 
 const history = (opponent) => get(`admin/charts/win-rate?opponent=${encodeURIComponent(opponent)}`);
 
@@ -35,8 +35,8 @@ export function render({ live, versions, measured, againstBestOfN, againstBase, 
       tile("Measured win rate", percent(rate?.value),
         rate ? `Against one draw of ${live.base}, before the promotion; 95% interval ${interval(rate)}.` : unmeasured(champion)),
       tile("Against best-of-n", share(found), found ? `${against(found)}.` : unmeasured(champion)),
-      tile("Expected saving", percent(found?.saved),
-        found?.approved ? `Of the tokens per answer with k\u00a0=\u00a0${found.k}, which the gate chose.` : unmeasured(champion)),
+      tile("Expected saving", percent(champion?.verdict?.saved),
+        champion?.verdict?.k ? `Of the tokens per answer with k\u00a0=\u00a0${champion.verdict.k}, which the gate chose.` : unmeasured(champion)),
       tile("Gain recovered", percent(recovered?.value),
         recovered ? `Of what best-of-${champion.evaluation.n} gains, at ${decimal(kl?.value)} nats from the base.` : unmeasured(champion))),
     h("div", { class: "two" },
@@ -58,10 +58,10 @@ const sides = ({ points, k, version }, opponent) =>
 
 function needed(version) {
   const least = threshold(version);
-  if (!version?.evaluation?.best_of_k) return null;
-  const { served, served_k: k } = version.evaluation;
+  if (!againstBestOfN(version?.evaluation).length) return null;
+  const { base, n } = version.evaluation;
   const chosen = least === null ? "" : ` The gate chooses the smallest k whose lower bound reaches ${percent(least)}.`;
-  return `Measured win rate of the best of k draws against ${draws(k)} of ${served}.${chosen}`;
+  return `Measured win rate of the best of k draws against ${draws(n)} of ${base}.${chosen}`;
 }
 
 // Why there is no live win rate, and what to do about it.

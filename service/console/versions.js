@@ -29,7 +29,7 @@ export function render({ versions, aliases }, again) {
 
 function row(version, champion, again) {
   const { win_rate: rate, kl, recovered } = version.evaluation;
-  const found = allowed(version), is = version.name === champion;
+  const found = allowed(version), passed = version.verdict, is = version.name === champion;
   const figure = (value) => (value === NONE ? NONE : h("span", { class: "number" }, value));
   const measured = (value, note, mark) => [h("strong", { class: "number" }, value), mark, note ? h("span", { class: "note block" }, note) : null];
   return {
@@ -40,8 +40,8 @@ function row(version, champion, again) {
           version.loaded ? "; loaded." : "; not loaded.")],
       rate ? measured(percent(rate.value), interval(rate), bar(rate.value, { par: 0.5 })) : NONE,
       found ? measured(share(found), `${against(found)}.`, bar(found.rate.value, { par: 0.5 })) : NONE,
-      figure(found?.approved ? String(found.k) : NONE),
-      found?.approved && found.saved !== null ? measured(percent(found.saved), null, bar(found.saved)) : NONE,
+      figure(passed?.k ? String(passed.k) : NONE),
+      passed?.k && typeof passed.saved === "number" ? measured(percent(passed.saved), null, bar(passed.saved)) : NONE,
       figure(decimal(kl?.value)),
       figure(percent(recovered?.value)),
       verdict(version),

@@ -2,6 +2,7 @@
 
 import { band, bound, chart, dots, level, line, share } from "./charts.js";
 import { count, interval, percent, told } from "./format.js";
+import { againstBestOfN } from "./measured.js";
 
 const PAR = 0.5;
 
@@ -29,9 +30,9 @@ export function liveChart({ version, opponent, points }, { par, colour }) {
 
 // The measured win rate of the best of k draws against best-of-n of the base; null where it was not measured.
 export function drawsChart(version, found) {
-  const { best_of_k: curve } = version?.evaluation ?? {};
-  if (!curve?.length || curve.some((p) => !p.win_rate_best_of_n)) return null;
-  const rates = curve.map((p) => p.win_rate_best_of_n);
+  const curve = againstBestOfN(version?.evaluation);
+  if (!curve.length) return null;
+  const rates = curve.map((p) => p.rate);
   const range = [Math.max(0, Math.min(PAR, ...rates.map((r) => r.low)) - 0.06), Math.min(1, Math.max(PAR, ...rates.map((r) => r.high)) + 0.06)];
   return chart({
     label: `Measured win rate of the best of k draws of ${version.name} against best-of-n of the base, for k up to ${curve.length}`,
@@ -48,7 +49,7 @@ export function drawsChart(version, found) {
     }),
     table: {
       head: ["k", "Win rate", "95% interval"],
-      rows: curve.map((p) => [count(p.k), percent(p.win_rate_best_of_n.value), interval(p.win_rate_best_of_n)]),
+      rows: curve.map((p) => [count(p.k), percent(p.rate.value), interval(p.rate)]),
     },
   });
 }

@@ -52,7 +52,7 @@ class ChatBody(AnswerBody, TemplateBody):
 
     @model_validator(mode="after")
     def _check_pairs(self) -> "ChatBody":
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise UserError("top_logprobs needs logprobs set to true", param="top_logprobs")
         self._check_same("max_tokens", "max_completion_tokens")
         self._check_same("user", "safety_identifier")

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from bonbon.errors import UserError
 from service.schemas.plain_json import PlainObject
@@ -59,7 +59,11 @@ class Call(Body):
 
 
 Tools = Annotated[list[Tool], Field(max_length=128, fail_fast=True)]
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("mode")] | Annotated[NamedTool, Tag("tool")],
+    # An object is always meant to name a tool, and its errors are then those of its fields.
+    Discriminator(lambda choice: "tool" if isinstance(choice, dict | NamedTool) else "mode"),
+]
 
 
 def check_choice(functions: Collection[str], choice: object, *, chosen: str | None) -> None:

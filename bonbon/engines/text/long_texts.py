@@ -5,7 +5,7 @@ from typing import Any
 from bonbon.engines.request_limits import too_long
 
 BEGINNING = 8
-"""The characters per token of the context after which the beginning of a text is tokenised by itself."""
+"""The beginning of a text has this many characters for each token of the context."""
 MARGIN = 128
 """The tokens that what follows may at most change in the beginning, such as those of a long word that is not finished.
 WordPiece makes one token of a word of more than 100 characters."""

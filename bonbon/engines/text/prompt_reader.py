@@ -94,7 +94,7 @@ class PromptReader:
 
         Args:
             special: Whether to add special tokens to them; None adds them to text prompts only.
-            limit: The tokens of which a text may not have far more.
+            limit: A text that clearly has more tokens than this is refused.
         """
         if prompt.token_ids is not None:
             token_ids = self._known(prompt.token_ids)

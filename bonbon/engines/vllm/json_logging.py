@@ -16,7 +16,8 @@ from bonbon.observability.logs import writes_json
 def logging_arguments() -> Iterator[dict[str, Any]]:
     """Yields the arguments of AsyncEngineArgs about output, for an engine that starts in the block.
 
-    There are none where log lines are not JSON objects. vLLM's processes read the file that they name when they start.
+    Yields no arguments unless log lines are JSON objects. vLLM's processes read the file that they name when they
+    start.
     """
     if not writes_json():
         yield {}

@@ -123,7 +123,7 @@ def _verdict(verdict: Mapping[str, Any] | None) -> str:
         return "No gate has judged it."
     if verdict.get("passed"):
         return "The gate passed it."
-    return "**The gate refused it:** its evaluation does not show that it is as good as what it was to replace."
+    return "**The gate refused it:** its evaluation does not show that it is as good as it had to be."
 
 
 def _best_of_k(k: int) -> str:

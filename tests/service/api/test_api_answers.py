@@ -271,6 +271,7 @@ async def test_null_and_neutral_values_ask_for_nothing(api: Api) -> None:
 
 
 async def test_whole_numbers_may_be_written_with_a_decimal_point(api: Api) -> None:
+    assert (await api.chat(top_logprobs=0))["choices"][0]["logprobs"] is None
     body = await api.chat(n=2.0, best_of=8.0, max_tokens=4.0, seed=1.0, logprobs=True, top_logprobs=2.0)
     assert (body["bonbon"]["n"], len(body["choices"])) == (8, 2)
     same = await api.chat(n=2, best_of=8, max_tokens=4, seed=1, logprobs=True, top_logprobs=2)

@@ -108,6 +108,14 @@ async def test_a_field_of_a_chat_is_refused_by_name(api: Api, param: str, value:
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "tools"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]}, "messages"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tool_choice": "any"}, "tool_choice"),
+        ({"tool_choice": 5}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+        ({"tool_choice": {"type": "allowed_tools", "function": {"name": "f"}}}, "tool_choice.type"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "f", "strict": True}}},
+            "tool_choice.function.strict",
+        ),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"messages": [*MESSAGES, {"role": "user"}]}, "messages[1].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
@@ -302,6 +310,7 @@ async def test_unknown_paths_and_methods_have_the_envelope_too(api: Api) -> None
         assert error["message"].endswith("describes all routes")
     response = await api.client.get(CHAT)
     assert (response.status_code, error_of(response)["code"]) == (405, "method_not_allowed")
+    assert error_of(response)["message"] == f"{CHAT} does not take GET: use POST"
     assert response.headers["allow"] == "POST"
 
 
