@@ -4,22 +4,46 @@
 """
 
 import json
+import os
+import select
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 
+INPUT, OUTPUT = 0, 1
 MAX_LINE = 2**20
 """The number of bytes after which a line is cut."""
 
 
-def main() -> None:
-    """Copies until standard input ends. A line that cannot be written, because a disk is full, is lost."""
-    with open(1, "wb", buffering=0) as output:  # without a buffer, which would keep what a full disk refuses
-        for line in iter(lambda: sys.stdin.buffer.readline(MAX_LINE), b""):
-            text = line.decode(errors="replace").rstrip()
-            if text:
-                with suppress(OSError):
-                    output.write((text if _is_object(text) else _as_object(text)).encode() + b"\n")
+def main(life: int) -> None:
+    """Copies until standard input ends, or `life` has ended and nothing is left to read.
+
+    A line that cannot be written, because a disk is full, is lost.
+    """
+    for line in _lines(life):
+        text = line.decode(errors="replace").rstrip()
+        if text:
+            _write((text if _is_object(text) else _as_object(text)).encode() + b"\n")
+
+
+def _lines(life: int) -> Iterator[bytes]:
+    rest = b""
+    while INPUT in select.select([INPUT, life], [], [])[0]:
+        read = os.read(INPUT, 2**16)
+        if not read:
+            break
+        *lines, rest = (rest + read).split(b"\n")
+        if len(rest) > MAX_LINE:
+            lines, rest = [*lines, rest], b""
+        yield from lines
+    yield rest
+
+
+def _write(data: bytes) -> None:
+    with suppress(OSError):
+        while data:
+            data = data[os.write(OUTPUT, data) :]
 
 
 def _is_object(text: str) -> bool:
@@ -37,4 +61,4 @@ def _as_object(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

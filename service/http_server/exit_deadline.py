@@ -8,7 +8,7 @@ from threading import Condition, Thread
 
 import structlog
 
-from bonbon.observability.output_relay import end_relay
+from bonbon.observability.output_relay import drain_relay
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class Backstop:
             while self._at is not None and (left := self._at - time.monotonic()) > 0:
                 self._changed.wait(left)
         log.error("shutdown exceeded its deadline; ending the process. Every answer is in the log or the spool")
-        # Where this is the first process of a container, its end kills the relay.
-        end_relay()
+        # Where this is the first process of a container, its end kills the relay of the output.
+        drain_relay()
         sys.stderr.flush()
         self._end(1)
