@@ -21,9 +21,10 @@ from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.snapshot import SCHEMA, Snapshot, snapshot_row
 from bonbon.pairs.reading.training_groups import TrainingGroup
-from bonbon.pairs.rescoring.rescore import started
+from bonbon.pairs.rescoring.rescore import reward_key
 from bonbon.rewards import build_reward
 from bonbon.rewards.reward import Reward
+from bonbon.rewards.reward_check import check_reward
 from bonbon.rewards.scoring import OFFLINE_DEADLINE
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
@@ -62,8 +63,14 @@ async def refuse_other_reward(settings: Settings, scored_by: RewardKey) -> None:
     """
     if settings.reward is None or settings.engine == "fake":
         return
-    async with started(build_reward(settings.reward)) as (_, key):
-        pass
+    reward = build_reward(settings.reward)
+    await reward.start()
+    try:
+        if reward_key(reward) != scored_by:
+            await check_reward(reward)  # some rewards learn their version with the first score
+        key = reward_key(reward)
+    finally:
+        await reward.stop()
     if key != scored_by:
         raise UserError(
             f"the settings name the reward {' '.join(key)!r}, but the groups were last scored by "

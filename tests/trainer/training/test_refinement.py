@@ -118,7 +118,7 @@ async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
     limit = 0.1
-    result = await train_with_draws(refining(base, kl=limit), snapshot, tmp_path / "run", base)
+    result = await train_with_draws(refining(base, kl=limit, refine_tokens=20_000), snapshot, tmp_path / "run", base)
     looks = lines_of(result.run_dir, "validation_drawn_gain")
     brought_back = [line for line in looks if line["share_kept"] < 1]
     assert brought_back
