@@ -21,6 +21,11 @@ class Figure(NamedTuple):
         return value, interval
 
 
+def best_of(k: int) -> str:
+    """Returns how a policy that answers with the best of k draws is called: `best-of-k`, or `one draw` when k is 1."""
+    return f"best-of-{k}" if k > 1 else "one draw"
+
+
 def evaluation_figures(evaluation: Mapping[str, Any], k: int) -> tuple[Figure, ...]:
     """Yields the figures of a stored evaluation and skips those that it lacks.
 
@@ -35,7 +40,7 @@ def _figures(e: Mapping[str, Any], k: int) -> Iterator[Figure]:
     best = f"best-of-{e['n']}" if "n" in e else "best-of-n"
     yield from _figure(e, "win_rate", "win rate of one draw", "the base")
     measured: Mapping[str, Any] = next((one for one in e.get("best_of_k") or () if one.get("k") == k), {})
-    answers = "one draw" if k == 1 else f"best-of-{k}"
+    answers = best_of(k)
     if k > 1:
         yield from _figure(measured, "win_rate", f"win rate of {answers}", "the base")
     yield from _figure(measured, "win_rate_best_of_n", f"win rate of {answers}", f"{best} of the base")
@@ -62,7 +67,4 @@ def _figure(values: Mapping[str, Any], name: str, title: str, note: str = "") ->
 
 
 def _served(e: Mapping[str, Any]) -> str:
-    if "served" not in e:
-        return ""
-    draws = e.get("served_k", 1)
-    return f"best-of-{draws} of {e['served']}" if draws > 1 else f"one draw of {e['served']}"
+    return f"{best_of(e.get('served_k', 1))} of {e['served']}" if "served" in e else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from bonbon.errors import UserError
+from bonbon.registry.evaluation_figures import best_of
 from bonbon.theory import Estimate
 from trainer.result_files import write_json
 
@@ -122,11 +123,10 @@ class Evaluation:
     def opponents(self) -> tuple[tuple[str, str], ...]:
         """The names of the win rates of best-of-k against best-of-n of the base and, unless that answers requests,
         against what is served, each with its opponent in words."""
-        best_of_n = f"best-of-{self.n} of {self.base}"
+        best_of_n = f"{best_of(self.n)} of {self.base}"
         if (self.served, self.served_k) == (self.base, self.n):
             return (("win_rate_best_of_n", best_of_n),)
-        served = f"best-of-{self.served_k} of {self.served}" if self.served_k > 1 else f"one draw of {self.served}"
-        return ("win_rate_best_of_n", best_of_n), ("win_rate_served", served)
+        return ("win_rate_best_of_n", best_of_n), ("win_rate_served", f"{best_of(self.served_k)} of {self.served}")
 
     @property
     def effective_n(self) -> float:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Self
 
+from bonbon.registry.evaluation_figures import best_of
 from bonbon.settings import GateSettings
 from bonbon.theory import BettingTest, Estimate, best_of_n_kl
 from trainer.evaluation.evaluation import BestOfK, Evaluation
@@ -87,33 +88,25 @@ def judge(evaluation: Evaluation, gate: GateSettings) -> Verdict:
 
 def _smallest_k(e: Evaluation, gate: GateSettings) -> tuple[BestOfK | None, list[Check]]:
     """Returns the smallest k that is as good as the gate's opponent, or None, and the checks that led to it."""
-    served, minimum = _best_of(e.served_k, e.served), 0.5 - gate.margin
-    opponent = served if gate.opponent == "served" else _best_of(e.n, e.base)
+    served, minimum = f"{best_of(e.served_k)} of {e.served}", 0.5 - gate.margin
+    opponent = served if gate.opponent == "served" else f"{best_of(e.n)} of {e.base}"
     name = f"win_rate_{gate.opponent}"
     good = [one for one in e.best_of_k if _is_as_good(one, name, minimum)]
     chosen = good[0] if good else max(e.best_of_k, key=lambda one: getattr(one, name).low)
-    title = f"win rate of {_draws(chosen.k)} against {opponent}"
+    title = f"win rate of {best_of(chosen.k)} against {opponent}"
     checks = [_at_least(title, name, getattr(chosen, name).low, minimum, "lower bound")]
     if (held_out := getattr(chosen, f"held_out_{name}")) is not None:
         title += " by the held-out reward"
         checks.append(_at_least(title, f"held_out_{name}", held_out.high, 0.5, "upper bound"))
-    title = f"share of the tokens of {served} that {_draws(chosen.k)} saves"
+    title = f"share of the tokens of {served} that {best_of(chosen.k)} saves"
     saved = 1 - chosen.tokens / e.served_tokens
     if e.served != e.base and chosen.k == e.served_k and abs(saved) < gate.min_saved:
         # A better version with as many draws can still start the next round, which may lower the number of draws.
-        title = f"win rate of {_draws(chosen.k)} against {served}, at the same cost"
+        title = f"win rate of {best_of(chosen.k)} against {served}, at the same cost"
         checks.append(_at_least(title, "better", chosen.win_rate_served.low, 0.5, "lower bound"))
     else:
         checks.append(_at_least(title, "saved", saved, gate.min_saved))
     return (chosen if good else None), checks
-
-
-def _best_of(k: int, version: str) -> str:
-    return f"{_draws(k)} of {version}"
-
-
-def _draws(k: int) -> str:
-    return f"best-of-{k}" if k > 1 else "one draw"
 
 
 def _is_as_good(one: BestOfK, name: str, minimum: float) -> bool:
