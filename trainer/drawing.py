@@ -21,10 +21,7 @@ from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.snapshot import SCHEMA, Snapshot, snapshot_row
 from bonbon.pairs.reading.training_groups import TrainingGroup
-from bonbon.pairs.rescoring.rescore import reward_key
-from bonbon.rewards import build_reward
 from bonbon.rewards.reward import Reward
-from bonbon.rewards.reward_check import check_reward
 from bonbon.rewards.scoring import OFFLINE_DEADLINE
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
@@ -55,22 +52,19 @@ def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
     return None
 
 
-async def refuse_other_reward(settings: Settings, scored_by: RewardKey) -> None:
+def may_draw(settings: Settings) -> bool:
+    """Returns False when the settings rule out that a training draws."""
+    return settings.reward is not None and settings.engine != "fake"
+
+
+def refuse_other_reward(key: RewardKey, scored_by: RewardKey) -> None:
     """Raises UserError when the reward of the settings is not the one that has scored the groups of a training.
 
-    A training with draws compares them with these groups, and scores of two rewards say nothing about each other. Does
-    nothing when the settings rule out that a training draws. Raises RewardError when the reward fails to score.
+    A training with draws compares them with these groups, and scores of two rewards say nothing about each other.
+
+    Args:
+        key: The reward of the settings.
     """
-    if settings.reward is None or settings.engine == "fake":
-        return
-    reward = build_reward(settings.reward)
-    await reward.start()
-    try:
-        if reward_key(reward) != scored_by:
-            await check_reward(reward)  # some rewards learn their version with the first score
-        key = reward_key(reward)
-    finally:
-        await reward.stop()
     if key != scored_by:
         raise UserError(
             f"the settings name the reward {' '.join(key)!r}, but the groups were last scored by "

@@ -7,6 +7,7 @@ from bonbon.pairs.rescoring.rescore import Scope, count_rescorable, rescore, sta
 from bonbon.progress import Bars
 from bonbon.rewards import build_reward
 from trainer.context import RunContext
+from trainer.drawing import may_draw, refuse_other_reward
 
 log = structlog.get_logger(__name__)
 
@@ -19,17 +20,19 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
     when the configured reward is not `reward`.
 
     Raises:
-        UserError: The configured reward cannot be loaded.
+        UserError: The configured reward cannot be loaded, or it is not `reward` and the training may draw.
         RewardError: The reward fails to score; the scores stored before are kept.
     """
     settings = context.settings
-    if not settings.train.rescore or settings.reward is None:
+    if settings.reward is None:
         return
-    missing = await _missing(context, start, reward)
-    if not missing:
+    missing = await _missing(context, start, reward) if settings.train.rescore else {}
+    if not (missing or may_draw(settings)):
         return
-    async with started(build_reward(settings.reward)) as (configured, key):
-        if key != reward:
+    async with started(build_reward(settings.reward), expected=reward) as (configured, key):
+        if may_draw(settings):
+            refuse_other_reward(key, reward)
+        if missing and key != reward:
             log.warning(
                 "older groups are not scored again, because the newest ones have another reward than the settings name",
                 settings=" ".join(key),

@@ -24,6 +24,7 @@ from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.newest_reward import newest_reward_of
 from bonbon.pairs.reading.reader import RewardKey
 from bonbon.pairs.reading.snapshot import GROUPS, Fractions, Snapshot, Split, read_snapshot, take_snapshot
+from bonbon.pairs.rescoring.rescore import started
 from bonbon.registry.round_progress import NOT_PROMOTED, PROMOTED, REFUSED, RoundStage
 from bonbon.registry.version_paths import stored_path
 from bonbon.registry.version_records import Version, VersionState
@@ -264,7 +265,9 @@ class Round:
             return
         assert settings.reward is not None
         if self.plan.snapshot is not None:  # `_take_snapshot` has not checked it
-            await refuse_other_reward(settings, RewardKey(snapshot.reward_name, snapshot.reward_version))
+            scored_by = RewardKey(snapshot.reward_name, snapshot.reward_version)
+            async with started(build_reward(settings.reward), expected=scored_by) as (_, key):
+                refuse_other_reward(key, scored_by)
         pair_log = PairLog(context.database)
         await pair_log.start()
         try:
@@ -292,7 +295,6 @@ class Round:
         reward = await newest_reward_of(database, (self.context.base.name, plan.start), tenants=tenants)
         if reward is not None:
             await rescore_older(self.context, plan.start, reward)
-            await refuse_other_reward(self.context.settings, reward)
         snapshot = await take_snapshot(
             database,
             directory,

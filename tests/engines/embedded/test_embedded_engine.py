@@ -577,12 +577,12 @@ async def test_stopping_ends_running_draws_and_the_engine_says_so(base: Path) ->
     await engine.start()
     await engine.start()
     await engine.check()
-    running = asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 2, endless(engine))))
-    await asyncio.sleep(0.1)
+    running = engine.draw(DrawRequest(PROMPT, "tiny", 2, endless(engine)))
+    await anext(running)
     await engine.stop()
     await engine.stop()
     with pytest.raises(EngineError, match="stopped"):
-        await running
+        await anext(running)
     await engine.start()
     await collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=2)))
     await engine.stop()
