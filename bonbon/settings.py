@@ -344,8 +344,9 @@ class EvaluateSettings(Section):
     prompts: int = Field(400, ge=2)
     """Maximum number of test prompts for which candidates are sampled."""
     draws: int | None = Field(None, ge=1)
-    """Candidates that the version samples for each prompt. The default is n. Best-of-k is measured for every k up to
-    this number."""
+    """Candidates that the version samples for each prompt, and the largest k for which best-of-k is measured. By
+    default that k is n, and the version samples n candidates, or up to twice as many when there are fewer test prompts
+    than `evaluate.prompts`."""
     batch_size: int = Field(32, ge=1)
     """Sequences per forward pass when the KL divergence is estimated."""
     engine_options: dict[str, Any] = Field(default_factory=dict)

@@ -30,6 +30,10 @@ BASE_GROUPS = 4
 """Groups of n draws of the base per prompt. A group shows best-of-n of the base once, so this number bounds the
 precision of comparisons with it.
 """
+MORE_DRAWS = 2
+"""Factor by which an evaluation with fewer prompts than `evaluate.prompts` draws more per prompt, at most. The variance
+of a comparison with best-of-n comes from the draws, hardly from the prompts, so that draws make up for prompts.
+"""
 
 
 class Served(NamedTuple):
@@ -79,7 +83,9 @@ async def evaluate(
             f"{len(chosen)} test prompts are too few to measure on; log groups for more different prompts, or raise "
             "train.held_out_fraction"
         )
-    draws = settings.draws or n
+    most_k = settings.draws or n
+    more = min(MORE_DRAWS, max(1, settings.prompts / len(chosen)))
+    draws = settings.draws or round(more * n)
     async with AsyncExitStack() as running:
         await running.enter_async_context(_started(engine))
         for scorer in filter(None, (reward, held_out_reward)):
@@ -98,8 +104,8 @@ async def evaluate(
             version=version.name,
             served=served.version.name if served.version else None,
             draws=draws,
-            served_draws=max(draws, served.k),
-            base_draws=BASE_GROUPS * n,
+            served_draws=max(most_k, served.k),
+            base_draws=round(more * BASE_GROUPS * n),
             seed=seed,
         )
         samples = await _draw_all(sampler, chosen, "drawing for test prompts", progress)
@@ -131,7 +137,7 @@ async def evaluate(
         reward=reward.name,
         reward_version=reward.version,
         held_out_reward=held_out_reward.name if held_out_reward else None,
-        best_of_k=measures.best_of_k(samples, n=n, served_k=served.k),
+        best_of_k=measures.best_of_k(samples, n=n, served_k=served.k, most_k=most_k),
         kl_estimator=divergence.name,
         **measures.win_rates(samples, n),
         **measures.rewards(samples, n),

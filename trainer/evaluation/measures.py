@@ -61,19 +61,19 @@ def win_rates(samples: Sequence[Samples], n: int) -> dict[str, Any]:
     return found
 
 
-def best_of_k(samples: Sequence[Samples], *, n: int, served_k: int) -> list[BestOfK]:
-    """Returns the figures of the version's best-of-k for every possible k, against one draw and best-of-n of the base
-    and against what is served.
+def best_of_k(samples: Sequence[Samples], *, n: int, served_k: int, most_k: int) -> list[BestOfK]:
+    """Returns the figures of the version's best-of-k for every k up to `most_k`, against one draw and best-of-n of the
+    base and against what is served.
     """
     draws, prompts = len(samples[0].version), len(samples)
     lengths = [fmean(len(draw.tokens) for draw in one.version) for one in samples]
 
     def against(opponents: Opponents, best_of: int, judge: Judge) -> list[Estimate]:
         rates = _win_rates_by_k(samples, opponents, best_of, judge)
-        return [estimates.win_rate(column.tolist(), draws * prompts) for column in rates.T]
+        return [estimates.win_rate(column.tolist(), draws * prompts) for column in rates.T[:most_k]]
 
     def held_out(opponents: Opponents, best_of: int) -> Sequence[Estimate | None]:
-        return against(opponents, best_of, by_held_out) if _has_held_out(samples) else [None] * draws
+        return against(opponents, best_of, by_held_out) if _has_held_out(samples) else [None] * most_k
 
     found = zip(
         against(_base, 1, by_reward),

@@ -110,6 +110,21 @@ async def test_of_equal_policies_best_of_k_wins_as_the_theory_says() -> None:
     assert sum(reached) >= 3
 
 
+async def test_few_prompts_are_drawn_for_more_often_but_no_larger_k_is_measured() -> None:
+    """Fifty prompts have twice the draws, so that their interval is narrower than half the draws would make it."""
+    few, all_ = [
+        await measure(BestOfEngine(8), prompts=PROMPTS[:50], settings=EvaluateSettings(prompts=prompts))
+        for prompts in (400, 50)
+    ]
+    assert (few.draws, all_.draws) == (16, 8)
+    assert [one.k for one in few.best_of_k] == [one.k for one in all_.best_of_k] == list(range(1, 9))
+    widths = [one.best_of_k[0].win_rate_best_of_n for one in (few, all_)]
+    assert widths[0].high - widths[0].low < 0.85 * (widths[1].high - widths[1].low)
+    assert few.best_of_k[0].win_rate_best_of_n.low <= 0.5 <= few.best_of_k[0].win_rate_best_of_n.high
+    some = await measure(prompts=PROMPTS[:50], settings=EvaluateSettings(prompts=400, draws=3))
+    assert (some.draws, len(some.best_of_k)) == (3, 3)
+
+
 async def test_a_policy_that_is_best_of_n_recovers_all_of_its_gain() -> None:
     result = await measure(BestOfEngine(8), settings=EvaluateSettings(prompts=150, draws=2))
     assert result.win_rate.low <= best_of_n_win_rate(8) <= result.win_rate.high + 0.01

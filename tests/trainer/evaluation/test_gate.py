@@ -251,5 +251,5 @@ def _chosen(rng: np.random.Generator, gate: GateSettings, n: int, prompts: int =
         version, base = np.sort(rng.random(8) ** 0.5), np.sort(rng.random(2 * n))
         ours, theirs = ([Scored((1,), False, float(reward)) for reward in rewards] for rewards in (version, base))
         samples.append(Samples((1,), 1.0, ours, theirs, theirs))
-    measured = evaluation(best_of_k=measures.best_of_k(samples, n=n, served_k=n), n=n, served_k=n)
-    return judge(measured, gate).k
+    found = measures.best_of_k(samples, n=n, served_k=n, most_k=8)
+    return judge(evaluation(best_of_k=found, n=n, served_k=n), gate).k

@@ -45,7 +45,7 @@ def best_of(candidates: Sequence[Scored], k: int) -> list[Scored]:
 def test_best_of_k_is_the_mean_over_every_set_that_could_have_been_drawn(served: int | None, served_k: int) -> None:
     samples = some_samples(served=served)
     n = 3
-    found = measures.best_of_k(samples, n=n, served_k=served_k)
+    found = measures.best_of_k(samples, n=n, served_k=served_k, most_k=len(samples[0].version))
     assert [one.k for one in found] == [1, 2, 3, 4]
     for one in found:
         ours = {id(some): best_of(some.version, one.k) for some in samples}
@@ -123,7 +123,7 @@ def test_lengths_and_truncation_are_counted_over_all_draws() -> None:
 def test_without_a_held_out_reward_there_is_nothing_by_it() -> None:
     bare = [Scored((1,), False, float(reward)) for reward in range(4)]
     samples = [Samples((1,), 1.0, bare[:2], bare, bare)] * 2
-    assert all(one.held_out_win_rate_served is None for one in measures.best_of_k(samples, n=2, served_k=2))
+    assert all(one.held_out_win_rate_served is None for one in measures.best_of_k(samples, n=2, served_k=2, most_k=1))
     assert measures.win_rates(samples, 2)["held_out_share"] is None
 
 
@@ -132,7 +132,7 @@ def test_the_interval_of_best_of_k_against_what_is_served_holds_its_error_rate()
     rng, n, runs = np.random.default_rng(1), 4, 300
     missed = np.zeros(3)
     for _ in range(runs):
-        found = measures.best_of_k([uniform(rng, 2, 3, 2 * n) for _ in range(30)], n=n, served_k=n)
+        found = measures.best_of_k([uniform(rng, 2, 3, 2 * n) for _ in range(30)], n=n, served_k=n, most_k=3)
         for i, one in enumerate(found):
             truth = 2 * one.k / (2 * one.k + n)
             missed[i] += not one.win_rate_served.low <= truth <= one.win_rate_served.high
