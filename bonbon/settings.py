@@ -285,14 +285,14 @@ class TrainSettings(Section):
     can load the trained weights and there are enough validation prompts; `on` refuses to train if one of these is
     missing."""
     refine_tokens: int = Field(2_000_000, ge=1)
-    """Maximum number of tokens to generate for this phase. It ends earlier when the policy stops improving."""
+    """Number of tokens to generate for this phase, which ends when they are spent."""
     refine_draws: int = Field(8, ge=2)
     """Candidates sampled for each prompt in this phase."""
     refine_replay: int = Field(2, ge=0)
     """Optimiser steps on earlier candidates after each step on new ones."""
     refine_learning_rate: float | None = Field(None, gt=0)
-    """Learning rate on the policy's own candidates. The default is a fifth of the rate used for logged groups. It is
-    halved whenever the gain on validation prompts has stopped growing for a while."""
+    """Learning rate at the beginning of this phase. The default is three tenths of the rate used for logged groups. It
+    falls linearly to 0 as `refine_tokens` are spent."""
     validation_draws: int = Field(256, ge=2)
     """Candidates sampled over all validation prompts whenever policies are compared by what they generate. Each prompt
     gets at least two."""

@@ -4,26 +4,33 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from experiments import distilled
 from experiments.cells import Cell, Row, slug
+from experiments.distilled import OFFLINE
 from experiments.exact_world import PROMPTS
 from experiments.tables import table
-from experiments.training import METHODS, Budget, trained_figures
+from experiments.training import METHODS, THEN_OWN_DRAWS, Budget, trained_figures
 
 NAME = "budgets"
-DEFAULT = "gvpo + SFT"
+DEFAULT = OFFLINE
 COMPARED = (DEFAULT, "bonbon")
 GROUPS = (1024, 16384)
 FEW_PROMPTS = 4
 LONGER = Budget(steps=2048)
 """Four times the steps of the other policies."""
+WHOLE = distilled.DEFAULT
+"""What the program does by default: after the logged groups, the policy learns from its own draws."""
 
 
 def cells(quick: bool) -> list[Cell]:
     if quick:
         few = Budget(groups=256, steps=60)
-        return [*(_cell(method, few) for method in COMPARED), _cell(DEFAULT, Budget(groups=256, steps=60, prompts=2))]
+        return [
+            *(_cell(method, few) for method in (*COMPARED, WHOLE)),
+            _cell(DEFAULT, Budget(groups=256, steps=60, prompts=2)),
+        ]
     by_groups = [_cell(method, Budget(groups=groups)) for groups in GROUPS for method in COMPARED]
-    return [_cell(DEFAULT, LONGER), *by_groups, _cell(DEFAULT, Budget(prompts=FEW_PROMPTS))]
+    return [_cell(DEFAULT, LONGER), _cell(WHOLE, Budget()), *by_groups, _cell(DEFAULT, Budget(prompts=FEW_PROMPTS))]
 
 
 def _cell(method: str, budget: Budget) -> Cell:
@@ -32,7 +39,7 @@ def _cell(method: str, budget: Budget) -> Cell:
 
 
 def run(method: str, budget: dict[str, Any]) -> dict[str, Any]:
-    return trained_figures(METHODS[method], 0, Budget(**budget))
+    return trained_figures((METHODS | {WHOLE: THEN_OWN_DRAWS})[method], 0, Budget(**budget))
 
 
 def longer(rows: Sequence[Row]) -> Row | None:
@@ -50,7 +57,7 @@ def section(rows: Sequence[Row]) -> str:
     head = ("win rate", "KL", "gain in J", "points under the frontier", "KL(best-of-n, policy)")
     by_groups = [
         (f"{row['budget']['groups']:,}", f"{row['budget']['steps']:,}", method, *_columns(row))
-        for method in COMPARED
+        for method in (DEFAULT, WHOLE, "bonbon")
         for row in of_method(rows, method)
     ]
     few = sorted((row for row in rows if "other_prompts" in row), key=lambda row: int(row["budget"]["prompts"]))
@@ -60,7 +67,8 @@ def section(rows: Sequence[Row]) -> str:
         for where, one in (("those", row), ("the others", row["other_prompts"]))
     ]
     groups = few[0]["budget"]["groups"] if few else 0
-    return f"""Groups of 8 in one world, with the learning rate and the candidates in a step of the section before.
+    return f"""Groups of 8 in one world, with the learning rate and the candidates in a step of the section before. Where
+the policy goes on with its own draws, these are as many groups again.
 
 {table(("groups", "steps", "", *head), by_groups)}
 

@@ -102,31 +102,47 @@ class ExactWorld:
             length=_mean(policy * WORD_COUNTS),
         )
 
-    def draw(self, groups: int, n: int, *, seed: int, prompts: int = PROMPTS) -> Drawn:
-        """Returns groups of n candidates of the base, for the first `prompts` prompts."""
+    def draw(
+        self,
+        groups: int,
+        n: int,
+        *,
+        seed: int,
+        prompts: int = PROMPTS,
+        policy: Tensor | None = None,
+        opponents: Drawn | None = None,
+    ) -> Drawn:
+        """Returns groups of n candidates for the first `prompts` prompts.
+
+        Args:
+            policy: Log-probabilities of the policy that draws, [prompts, completions]; the base's by default.
+            opponents: Groups of the base with which the candidates are compared; by default the groups themselves.
+        """
         generator = torch.Generator().manual_seed(seed)
         asked = torch.randint(prompts, (groups,), generator=generator)
         uniform = torch.rand(groups, n, generator=generator, dtype=torch.float64)
         drawn = torch.empty(groups, n, dtype=torch.long)
-        for prompt, mass in enumerate(self.base_logprobs[:prompts].exp().cumsum(1)):
+        drawing = self.base_logprobs if policy is None else policy
+        for prompt, mass in enumerate(drawing[:prompts].exp().cumsum(1)):
             here = asked == prompt
             drawn[here] = torch.searchsorted(mass, uniform[here] * mass[-1]).clamp(max=len(COMPLETIONS) - 1)
         rewards, order = self.rewards[asked[:, None], drawn].sort(dim=1)
-        return self._as_logged(asked, drawn.gather(1, order), rewards)
+        return self._as_logged(asked, drawn.gather(1, order), rewards, opponents)
 
-    def _as_logged(self, asked: Tensor, completions: Tensor, rewards: Tensor) -> Drawn:
+    def _as_logged(self, asked: Tensor, completions: Tensor, rewards: Tensor, opponents: Drawn | None) -> Drawn:
         """Returns groups with these prompts [groups], completions and rewards [groups, n], worst first."""
         groups, n = completions.shape
         wins = np.empty((groups, n))
         for prompt in range(PROMPTS):
             here = (asked == prompt).numpy()
-            opponents = rewards.numpy()[here]
-            wins[here] = win_chances(opponents.flatten(), np.sort(opponents, axis=None)).reshape(-1, n)
+            scores = rewards.numpy()[here].flatten()
+            theirs = scores if opponents is None else opponents.groups.rewards[(opponents.prompts == prompt).numpy()]
+            wins[here] = win_chances(scores, np.sort(theirs)).reshape(-1, n)
         places, prompts = completions.flatten(), asked.repeat_interleave(n)
         logged = Groups(
             numbers=np.arange(groups),
             distributions=[(prompt,) for prompt in asked.tolist()],
-            by_base=np.ones(groups, dtype=bool),
+            by_base=np.full(groups, opponents is None),
             split=np.full(groups, str(Split.TRAIN)),
             n=np.full(groups, n),
             temperatures=np.ones(groups, dtype=np.float32),

@@ -36,10 +36,14 @@ def _real(rows: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _exact(rows: Mapping[str, Sequence[Row]]) -> Iterator[Line]:
-    measured = [*methods.of_method(rows[methods.NAME], budgets.DEFAULT), budgets.longer(rows[budgets.NAME])]
+    measured = [
+        *methods.of_method(rows[methods.NAME], budgets.DEFAULT),
+        budgets.longer(rows[budgets.NAME]),
+        *budgets.of_method(rows[budgets.NAME], budgets.WHOLE),
+    ]
     for row in filter(None, measured):
         budget = row["budget"]
-        where = f"{budgets.DEFAULT}, exact world, {budget['groups']:,} groups, {budget['steps']:,} steps"
+        where = f"{row['method']}, exact world, {budget['groups']:,} groups, {budget['steps']:,} steps"
         yield _at_most(f"points under the frontier, {where}", MAX_GAP, 100 * row["gap"], 2)
 
 

@@ -7,31 +7,41 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from bonbon.theory import frontier_gap, objective_gain
+from bonbon.settings import TrainSettings
+from bonbon.theory import best_of_n_kl, frontier_gap, objective_gain, tilt_for_kl
 from experiments.exact_world import PROMPTS, Drawn, ExactWorld, Size, logprobs, sequence_logprobs
 from trainer.data.batches import epoch_steps
 from trainer.training.learning.candidate_selection import candidates, trainable_rows
 from trainer.training.learning.learner import beside_reference
-from trainer.training.learning.loss import OF_ALL_CANDIDATES, LossName, make_loss
+from trainer.training.learning.loss import OF_ALL_CANDIDATES, Loss, LossName, make_loss
+from trainer.training.run import REFINED
+from trainer.training.stages.refinement import AIM
 from trainer.training.stages.schedule import learning_rate_factor
 
 CANDIDATES = 128
 """Candidates that every loss reads per step: all of 16 groups of 8, or a pair of each of 64 groups."""
 WARMUP = 20
 """Steps in which the learning rate rises."""
+OWN_SEED = 1_000_000
+"""Added to the number of a step on the policy's own draws."""
 GROUPS_SEED = 100
 """Added to a world's seed, so that its groups are not drawn with the random numbers that made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A loss by its name in `train.loss`, with the weight of the supervised term for `gvpo`."""
+    """A loss by its name in `train.loss`, with the weight of the supervised term for `gvpo`.
+
+    With `own_draws` the policy learns from as many groups of its own after the logged ones.
+    """
 
     loss: LossName
     sft_weight: float = 0.0
+    own_draws: bool = False
 
 
 METHODS = {
@@ -45,7 +55,9 @@ METHODS = {
     "ipo": Method("ipo"),
     "dpo": Method("dpo"),
 }
-"""The methods by their names on the page."""
+"""The methods that learn from logged groups only, by their names on the page."""
+THEN_OWN_DRAWS = Method("gvpo", sft_weight=1.0, own_draws=True)
+"""What the program does by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +81,6 @@ def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> Pr
     """Returns a copy of the world's base, trained on those groups that the loss can learn from."""
     policy, groups, seed = copy.deepcopy(world.base).train(), drawn.groups, world.seed
     loss = make_loss(method.loss, n=budget.n, sft_weight=method.sft_weight)
-    reference = world.base_logprobs[drawn.prompts, drawn.completions].float()
     rows, size = (
         trainable_rows(groups, method.loss),
         CANDIDATES // (budget.n if method.loss in OF_ALL_CANDIDATES else 2),
@@ -80,17 +91,52 @@ def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> Pr
         epoch, position = divmod(step, steps_per_epoch)
         if position == 0:
             batches = epoch_steps(rows, size, seed=seed, epoch=epoch)
-        for group in optimiser.param_groups:
-            group["lr"] = budget.learning_rate * learning_rate_factor(step, budget.steps, WARMUP / budget.steps)
-        places = torch.from_numpy(
-            np.concatenate(candidates(groups, batches[position], method.loss, seed=seed, step=step))
-        )
-        ours = sequence_logprobs(policy, drawn.prompts[places], drawn.completions[places])
-        terms = loss(beside_reference(groups, places, ours, reference))
-        optimiser.zero_grad()
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        rate = budget.learning_rate * learning_rate_factor(step, budget.steps, WARMUP / budget.steps)
+        places = np.concatenate(candidates(groups, batches[position], method.loss, seed=seed, step=step))
+        _step(world, policy, optimiser, loss, drawn, places, rate)
+    if method.own_draws:
+        _refine(world, policy, drawn, method, budget)
     return policy.eval()
+
+
+def _refine(world: ExactWorld, policy: PreTrainedModel, logged: Drawn, method: Method, budget: Budget) -> None:
+    """Learns from the policy's own draws as the trainer does, but never has to be moved back."""
+    aim = tilt_for_kl(AIM * best_of_n_kl(budget.n))
+    loss = make_loss(method.loss, n=budget.n, tilt=aim)
+    size = CANDIDATES // budget.n
+    steps, replays = budget.groups // size, TrainSettings().refine_replay
+    optimiser = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
+    kept: list[Drawn] = []
+    for step in range(steps):
+        seed = OWN_SEED + steps * world.seed + step
+        kept.append(
+            world.draw(size, budget.n, seed=seed, prompts=budget.prompts, policy=logprobs(policy), opponents=logged)
+        )
+        rate = REFINED * budget.learning_rate * (1 - step / steps)
+        earlier = np.random.default_rng(seed).integers(len(kept), size=replays)
+        for some in (kept[-1], *(kept[number] for number in earlier)):
+            _step(world, policy, optimiser, loss, some, np.arange(CANDIDATES), rate)
+
+
+def _step(
+    world: ExactWorld,
+    policy: PreTrainedModel,
+    optimiser: torch.optim.Optimizer,
+    loss: Loss,
+    drawn: Drawn,
+    chosen: NDArray[np.int64],
+    rate: float,
+) -> None:
+    """Takes a step on the chosen candidates of `drawn`."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    places = torch.from_numpy(chosen)
+    reference = world.base_logprobs[drawn.prompts, drawn.completions].float()
+    ours = sequence_logprobs(policy, drawn.prompts[places], drawn.completions[places])
+    terms = loss(beside_reference(drawn.groups, places, ours, reference))
+    optimiser.zero_grad()
+    terms.loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
 
 
 def figures(world: ExactWorld, policy: Tensor, n: int, prompts: slice = slice(None)) -> dict[str, Any]:

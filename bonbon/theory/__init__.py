@@ -11,7 +11,7 @@ from bonbon.theory.estimates import best_of_k_means, best_of_k_rewards, best_of_
 from bonbon.theory.frontier import frontier_gap, frontier_kl, frontier_win_rate, tilted_kl, tilted_win_rate
 from bonbon.theory.intervals import Estimate, Interval, clustered_mean, clustered_ratio, student_t, wilson
 from bonbon.theory.kl import k1, k3, rao_blackwell
-from bonbon.theory.objective import best_gain, objective, objective_gain, tilt
+from bonbon.theory.objective import best_gain, objective, objective_gain, tilt, tilt_for_kl
 from bonbon.theory.ranks import mid_ranks, win_fraction
 from bonbon.theory.rolling import RollingSequence
 from bonbon.theory.targets import (
@@ -67,6 +67,7 @@ __all__ = [
     "tied_rank_targets",
     "tied_win_rate",
     "tilt",
+    "tilt_for_kl",
     "tilted_kl",
     "tilted_win_rate",
     "wilson",

@@ -25,7 +25,13 @@ def tilt(n: float) -> float:
     """
     if not n > 1:
         raise ValueError(f"the tilt of best-of-n exists for n > 1, got {n}")
-    return solve_increasing(tilted_kl, best_of_n_kl(n))
+    return tilt_for_kl(best_of_n_kl(n))
+
+
+@lru_cache(maxsize=256)
+def tilt_for_kl(kl: float) -> float:
+    """Returns the c at which the tilted reference has this KL from the reference, in nats, above 0."""
+    return solve_increasing(tilted_kl, kl)
 
 
 def objective(win_rate: float, kl: float, n: float) -> float:

@@ -26,6 +26,7 @@ def test_the_table(n: int, kl: float, c: float, win_rate: float, of_base: float,
     """The tilt at best-of-n's own KL, and J of the base and of the best policy."""
     assert theory.tilt(n) == pytest.approx(c, abs=6e-5)
     assert theory.tilted_kl(theory.tilt(n)) == pytest.approx(theory.best_of_n_kl(n), rel=1e-12)
+    assert theory.tilt_for_kl(theory.best_of_n_kl(n)) == theory.tilt(n)
     assert theory.best_of_n_kl(n) == pytest.approx(kl, abs=6e-5)
     assert theory.tilted_win_rate(c) == pytest.approx(win_rate, abs=6e-5)
     assert theory.objective(0.5, 0.0, n) == pytest.approx(of_base, abs=6e-5)

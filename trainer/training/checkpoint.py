@@ -34,28 +34,28 @@ WEIGHTS, OPTIMISER, BEST, STATE = "weights.safetensors", "optimiser.safetensors"
 class Checkpoint:
     """The progress of a stage.
 
-    `best` holds the weights of the step `best_step`, whose gain is the highest so far. `mark` is the gain that later
-    validations are compared with, and `halvings` is how often the learning rate was halved.
+    `best` holds the weights of the step `best_step`, whose value is the highest so far, and `best_gain` is its gain.
+    `looks_since_best` counts the validations after that step.
     """
 
     step: int = 0
     best: Weights = field(default_factory=dict)
     best_step: int = 0
     best_gain: float = -math.inf
-    mark: float = -math.inf
-    looks_since_mark: int = 0
-    halvings: int = 0
+    best_value: float = -math.inf
+    looks_since_best: int = 0
 
-    def see(self, gain: float, weights: Callable[[], Weights], *, min_gain: float = 0.0) -> None:
-        """Records the gain of the current policy.
+    def see(self, gain: float, weights: Callable[[], Weights], *, value: float | None = None) -> None:
+        """Records a validation of the current policy, and keeps its weights if no earlier value was as high.
 
-        The highest gain is kept with its weights. A gain that is at least `min_gain` above the mark becomes the mark.
+        Args:
+            value: What policies are compared by; by default the gain.
         """
-        if gain > self.best_gain:
-            self.best, self.best_step, self.best_gain = weights(), self.step, gain
-        self.looks_since_mark += 1
-        if gain > self.mark + min_gain:
-            self.mark, self.looks_since_mark = gain, 0
+        value = gain if value is None else value
+        self.looks_since_best += 1
+        if value > self.best_value:
+            self.best, self.best_step, self.best_gain, self.best_value = weights(), self.step, gain, value
+            self.looks_since_best = 0
 
 
 class Checkpoints:

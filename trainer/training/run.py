@@ -16,11 +16,11 @@ from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import VersionKind
 from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
-from bonbon.theory import best_of_n_kl, tilt
+from bonbon.theory import best_of_n_kl, tilt, tilt_for_kl
 from trainer.data.groups import Groups, Rows
 from trainer.training.checkpoint import Checkpoints
 from trainer.training.learning.learner import Learner, Weights
-from trainer.training.learning.loss import make_loss
+from trainer.training.learning.loss import Loss, make_loss
 from trainer.training.learning.policy import load_policy
 from trainer.training.metrics import MetricsLog
 from trainer.training.sampler_check import check_sampler, checked_rows
@@ -28,7 +28,7 @@ from trainer.training.stages import offline
 from trainer.training.stages.draws import DrawBox
 from trainer.training.stages.interpolation import interpolate
 from trainer.training.stages.offline import Offline
-from trainer.training.stages.refinement import Refinement
+from trainer.training.stages.refinement import AIM, Refinement
 from trainer.training.stages.validation import Drawer, validation_rows
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from bonbon.registry.version_records import Version
 
-REFINED = 0.2
-"""Learning rate of the refinement relative to the offline stage's. It is lower because fresh draws are fewer and
-noisier.
+REFINED = 0.3
+"""Learning rate at the beginning of the refinement relative to the offline stage's. It is lower because fresh draws are
+fewer and noisier.
 """
 NOISE = 0.001
 """KL per token that 16-bit arithmetic adds between two computations of one policy, for each of the two that uses it."""
@@ -76,7 +76,7 @@ class Run:
         key: str,
     ) -> None:
         self.config, self.groups, self.run_dir, self.bars = config, groups, run_dir, bars
-        self.tilt, self.max_kl = tilt(n), config.kl or best_of_n_kl(n)
+        self.n, self.tilt, self.max_kl = n, tilt(n), config.kl or best_of_n_kl(n)
         self.validation = validation_rows(groups, config.seed)
         self.draws_for_validation = max(2, math.ceil(config.validation_draws / max(1, len(self.validation))))
         bf16 = accelerator.mixed_precision == "bf16"
@@ -89,9 +89,7 @@ class Run:
             accelerator,
             base=base,
             base_weights=_base_weights(config, policy, base, start),
-            loss=make_loss(
-                config.loss, n=n, sft_weight=config.sft_weight, alpha=config.alpha, dpo_beta=config.dpo_beta
-            ),
+            loss=self._loss(self.tilt, config.sft_weight),
             progress=bars,
         )
         self.learner.logprobs.try_sharing_prompts(groups)
@@ -149,6 +147,7 @@ class Run:
         metrics.write(steps, epochs, **{f"interpolation_{name}": value for name, value in asdict(found).items()})
         if config.refine == "off":
             return weights
+        aim = tilt_for_kl(AIM * min(self.max_kl, best_of_n_kl(self.n)))
         refinement = Refinement(
             learner,
             drawer,
@@ -157,8 +156,10 @@ class Run:
             self.validation,
             draws=self.draws_for_validation,
             config=config,
+            loss=self._loss(aim, sft_weight=0.0),
             rate=config.refine_learning_rate or REFINED * self.offline.rate(),
             tilt=self.tilt,
+            aim=aim,
             max_kl=self.max_kl,
             offset=steps,
             epochs=epochs,
@@ -166,6 +167,12 @@ class Run:
             progress=self.bars,
         )
         return learner.interpolated(refinement.run(metrics), 1.0)
+
+    def _loss(self, tilt: float, sft_weight: float) -> Loss:
+        config = self.config
+        return make_loss(
+            config.loss, n=self.n, tilt=tilt, sft_weight=sft_weight, alpha=config.alpha, dpo_beta=config.dpo_beta
+        )
 
     def _reference(self, path: Path, key: str) -> Tensor:
         """Returns the log-probabilities of all candidates under the base, cached in `path` under `key`."""

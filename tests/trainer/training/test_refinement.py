@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,14 @@ from bonbon.rewards.python_reward import PythonReward
 from bonbon.settings import Settings, TrainSettings
 from bonbon.store.database import open_database
 from bonbon.store.tables import groups as logged
+from bonbon.theory import best_of_n_kl
 from tests.support.data.sampled_groups import VERSION, make_group, make_snapshot, score, snapshot_of
 from tests.support.models.learners import learner_of, nudge
 from tests.trainer.training.test_train import settings, train, version, weights
 from trainer.data.groups import Groups
 from trainer.drawing import Drawing
 from trainer.training.metrics import read_metrics
+from trainer.training.stages import refinement
 from trainer.training.stages.draws import DrawBox
 from trainer.training.train import TrainingResult
 
@@ -101,6 +104,10 @@ async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_t
     tokens = [line["drawn_tokens"] for line in steps]
     assert tokens == sorted(tokens)
     assert tokens[-2] < 40_000, "it has not drawn on once they were spent"
+    assert all(line["loss"] == pytest.approx(line["contrast"]) for line in steps), "without the supervised term"
+    rates = [line["learning_rate"] for line in steps[5:]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.15 * rates[0], "the rate falls to 0 as the tokens are spent"
     (kept,) = lines_of(result.run_dir, "kept_gain")[1:]
     gains = {line["step"]: line["validation_drawn_gain"] for line in looks}
     assert kept["kept_gain"] == gains[kept["kept_step"]]
@@ -115,10 +122,13 @@ async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_t
 
 
 async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
-    base: Path, snapshot: Snapshot, tmp_path: Path
+    base: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The loss asks for the divergence of best-of-n, whatever the limit is."""
+    monkeypatch.setattr(refinement, "VALIDATE_EVERY", 5)
     limit = 0.1
-    result = await train_with_draws(refining(base, kl=limit, refine_tokens=20_000), snapshot, tmp_path / "run", base)
+    config = refining(base, loss="vbon", kl=limit, refine_learning_rate=3e-3, refine_tokens=20_000)
+    result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     looks = lines_of(result.run_dir, "validation_drawn_gain")
     brought_back = [line for line in looks if line["share_kept"] < 1]
     assert brought_back
@@ -127,6 +137,22 @@ async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
     (look,) = (line for line in looks if line["step"] == kept["kept_step"])
     assert kept["kept_gain"] == look["validation_drawn_gain"] > 0
     assert look["validation_kl"] <= limit * 1.1
+
+
+async def test_a_policy_learns_towards_the_best_one_at_the_limit(
+    base: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """The target of the log ratio between best and worst is c times the difference of their win chances, which is the
+    larger the nearer the policy is to the base.
+    """
+    targets = {}
+    for limit in (0.2, best_of_n_kl(8), 5.0):
+        config = refining(base, kl=limit, refine_tokens=2_000)
+        result = await train_with_draws(config, snapshot, tmp_path / f"run-{limit}", base)
+        targets[limit] = fmean(line["target"] for line in lines_of(result.run_dir, "target") if line["stage"] == 1)
+    low, default, high = targets.values()
+    assert low < 0.7 * default
+    assert high == pytest.approx(default, rel=0.1), "a higher limit is no reason to go farther than best-of-n"
 
 
 async def test_cut_off_it_goes_on_without_drawing_twice(base: Path, snapshot: Snapshot, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ class Offline:
         every = max(1, self.steps // VALIDATIONS)
         state = self._resume(log)
         with self.progress.task("learning from logged groups", self.steps, done=state.step) as bar:
-            while state.step < self.steps and state.looks_since_mark < PATIENCE:
+            while state.step < self.steps and state.looks_since_best < PATIENCE:
                 metrics = self._step(state.step, rate, self.steps)
                 state.step += 1
                 note = f"loss {metrics['loss']:.3f}  margin {metrics['margin']:.2f} of {metrics['target']:.2f}"

@@ -1,10 +1,11 @@
 """The on-policy stage: the policy learns from its own draws, which logged groups do not cover well.
 
 Every step draws from the current policy for some training prompts and learns from these groups with the same loss as
-before. On fresh draws its gradient is that of the objective J itself. Because the minimum of the loss does not depend
-on the policy that drew the candidates, earlier draws are replayed (`train.refine_replay`). Fresh draws for validation
-prompts decide which step is kept and when the stage ends. A policy whose measured divergence from the base exceeds the
-limit is moved back along the straight line to the base and continues to learn from there.
+before, without its supervised term. On fresh draws its gradient is that of the objective J itself. Because the minimum
+of the loss does not depend on the policy that drew the candidates, earlier draws are replayed (`train.refine_replay`).
+The learning rate falls to 0 as the tokens are spent, because the gradient's noise costs divergence that wins nothing.
+Fresh draws for validation prompts decide which step is kept. A policy whose measured divergence from the base exceeds
+the limit is moved back along the straight line to the base and continues to learn from there.
 """
 
 import math
@@ -21,6 +22,7 @@ from trainer.data.batches import epoch_steps
 from trainer.data.groups import Groups, Rows
 from trainer.training.checkpoint import Checkpoint, Checkpoints
 from trainer.training.learning.learner import Learner, Weights
+from trainer.training.learning.loss import Loss
 from trainer.training.metrics import MetricsLog
 from trainer.training.stages.schedule import step_seed
 from trainer.training.stages.validation import Drawer, DrawnGain
@@ -32,25 +34,21 @@ ORDERS_PER_STEP = 8
 """Orders of draws that a step may give: one to learn from, and the others to validate the policy, again after it was
 moved back and to confirm that it is the best.
 """
-VALIDATE_EVERY = 10
+VALIDATE_EVERY = 20
 """Steps between validations on fresh draws."""
-PLATEAU = 2
-"""Consecutive validations without a gain of `MIN_GAIN` after which the learning rate is halved, and halved again."""
-PATIENCE = 6
-"""Consecutive validations without a gain of `MIN_GAIN` after which the stage ends. A gain has an error of about a
-tenth of a nat, so one validation alone decides nothing.
-"""
 CONFIRMING = 3
 """Multiple of the draws of a validation with which a policy is validated again before it counts as the best. The best
-of many validations owes its place to luck in part, which would set a mark that no later policy reaches.
+of many validations owes its place to luck in part, which no later policy would reach.
 """
-MIN_GAIN = 0.05
-"""The smallest gain that counts as progress, in nats."""
 WARMUP = 5
 TOLERANCE = 1.1
-"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat. A policy beyond it
-is first moved back as far as this factor only, because the way back costs win rate.
+"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat."""
+AIM = 1.05
+"""Multiple of the limit that the policy is to reach, within the tolerance. It learns towards the best policy of this
+KL, and one beyond the tolerance is first moved back only so far, because the way back costs win rate.
 """
+POWER = 3
+"""The power of the share of the way from the base with which the KL grows. Language models have shown 2.5 to 3.7."""
 
 
 class Refinement:
@@ -62,8 +60,10 @@ class Refinement:
         validation: Rows of the prompts that every validation draws for, `draws` times each.
         offset: Optimiser steps of the earlier stages; `epochs` are their passes over the data. Both are for the run's
             metrics.
-        rate: The learning rate.
+        loss: The loss of the policy's own draws.
+        rate: The learning rate at the beginning.
         tilt: c of the objective.
+        aim: c of the best policy at the KL that this policy is to reach, by which policies are compared.
     """
 
     def __init__(
@@ -76,8 +76,10 @@ class Refinement:
         *,
         draws: int,
         config: TrainSettings,
+        loss: Loss,
         rate: float,
         tilt: float,
+        aim: float,
         max_kl: float,
         offset: int,
         epochs: float,
@@ -85,7 +87,8 @@ class Refinement:
         progress: Bars,
     ) -> None:
         self.learner, self.drawer, self.start, self.groups = learner, drawer, start, groups
-        self.draws, self.config, self.rate, self.tilt, self.max_kl = draws, config, rate, tilt, max_kl
+        self.draws, self.config, self.loss, self.rate = draws, config, loss, rate
+        self.tilt, self.aim, self.max_kl = tilt, aim, max_kl
         self.validation, self.offset, self.epochs, self.progress = validation, offset, epochs, progress
         rows = groups.rows_of(Split.TRAIN)
         # One row per prompt, so that a frequently requested prompt is drawn for as often as any other.
@@ -99,11 +102,12 @@ class Refinement:
         self.tokens = 0
 
     def run(self, log: MetricsLog) -> Weights:
-        """Returns the weights of the step with the highest gain on validation draws.
+        """Returns the weights of the best step on validation draws.
 
         Raises:
             BonbonError: Drawing failed, or the loss is not finite; the last checkpoint and all draws are kept.
         """
+        self.learner.loss = self.loss
         budget, state = self.config.refine_tokens, self.checkpoints.load(self.learner)
         if state is None:
             self.learner.restart(self.start)
@@ -112,8 +116,8 @@ class Refinement:
         else:
             self._take_again(state.step)
         with self.progress.task("learning from its own draws", budget, done=self.tokens) as bar:
-            while self.tokens < budget and state.looks_since_mark < PATIENCE:
-                metrics = self._step(state.step, self.rate / 2**state.halvings)
+            while self.tokens < budget:
+                metrics = self._step(state.step, self.rate * (1 - self.tokens / budget))
                 state.step += 1
                 self._write(log, state.step, **metrics)
                 bar(min(self.tokens, budget), f"gain {metrics['drawn_gain']:.3f}  best {state.best_gain:.3f}")
@@ -169,7 +173,7 @@ class Refinement:
                 self.tokens += self.drawer.kept_tokens(FIRST_ORDER + ORDERS_PER_STEP * step + number)
 
     def _validate(self, state: Checkpoint, log: MetricsLog) -> None:
-        """Draws for the validation prompts, and keeps the policy if it gains more than the best one so far."""
+        """Draws for the validation prompts, and keeps the policy if it is better than the best one so far."""
         weights, share, settled = self.learner.weights(), 1.0, False
         found: DrawnGain | None = None
         first = FIRST_ORDER + ORDERS_PER_STEP * state.step + 1
@@ -179,18 +183,16 @@ class Refinement:
             self.tokens += fresh.tokens
             measured = fresh if found is None else found.pooled(fresh)
             if measured.kl > self.max_kl * TOLERANCE:
-                # The KL grows at least with the square of the share of the way. Once may be too little.
-                back = math.sqrt(self.max_kl * (TOLERANCE if share == 1 else 1) / measured.kl)
+                # Once may be too little.
+                back = (self.max_kl * (AIM if share == 1 else 1) / measured.kl) ** (1 / POWER)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
-            elif found is None and math.isfinite(state.best_gain) and measured.gain > state.best_gain:
+            elif found is None and math.isfinite(state.best_value) and measured.value(self.aim) > state.best_value:
                 found = measured
             else:
                 settled = True
                 break
-        # A gain that was not confirmed, or is too far from the base at every look, does not count.
-        state.see(measured.gain if settled else -math.inf, lambda: weights, min_gain=MIN_GAIN)
-        if state.looks_since_mark and state.looks_since_mark % PLATEAU == 0:
-            state.halvings += 1
+        # A policy that was not confirmed, or is too far from the base at every look, does not count.
+        state.see(measured.gain, lambda: weights, value=measured.value(self.aim) if settled else -math.inf)
         self._write(
             log,
             state.step,

@@ -57,6 +57,10 @@ class DrawnGain:
     draws: int
     tokens: int
 
+    def value(self, tilt: float) -> float:
+        """Returns the gain for another c than that of `gain`."""
+        return tilt * (self.win_rate - 0.5) - self.kl
+
     def pooled(self, other: "DrawnGain") -> "DrawnGain":
         """Returns the gain on the draws of both, which come from the same policy for the same prompts.
 
