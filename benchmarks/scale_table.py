@@ -50,7 +50,7 @@ KEPT_DAYS = 30
 """Assumed: `service.retention_days`."""
 DRAWN, TRAINED = 5000, 5000
 """Assumed: tokens that one GPU draws and trains on in a second, for a model of 8 billion parameters."""
-PROBED_RATES, PROBE_STEPS, MEASURED_EVERY, INTERPOLATED = 3, 20, 10, 3
+PROBED_RATES, PROBE_STEPS, INTERPOLATED = 3, 20, 3
 """Of a round, as docs/training.md describes it."""
 
 
@@ -119,13 +119,12 @@ def _round_tokens() -> dict[str, float]:
     """Tokens of one round, by what they are for. Training passes over a token count once each."""
     train, groups = TrainSettings(), LoopSettings().min_groups
     group = N * ANSWER
-    steps = train.refine_tokens / (train.batch_size * train.refine_draws * ANSWER)
     measured = train.validation_draws * ANSWER
     prompts = EvaluateSettings().prompts
     return {
         "drawn, the policy's own draws": train.refine_tokens,
-        "drawn, comparing policies": (INTERPOLATED + steps / MEASURED_EVERY) * measured,
-        "drawn, evaluation: the version, the base and what answers": prompts * 3 * group,
+        "drawn, comparing policies": INTERPOLATED * measured,
+        "drawn, evaluation: the version, the base and what answers": prompts * 6 * group,
         "trained, the probe of learning rates": PROBED_RATES * PROBE_STEPS * train.batch_size * group,
         "trained, logged groups": train.epochs * groups * group,
         "trained, the policy's own draws": train.refine_tokens * (1 + train.refine_replay),

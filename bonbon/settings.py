@@ -242,14 +242,16 @@ class TrainSettings(Section):
     terms scaled by their variance and as printed in the paper. Losses other than `gvpo`, `bonbon` and `paper` exist for
     comparison."""
     sft_weight: float = Field(1.0, ge=0)
-    """Weight of a supervised term in `gvpo` that keeps the policy close to the base."""
+    """Weight of a supervised term in `gvpo` that keeps the policy close to the base. The term is left out while the
+    policy learns from its own candidates."""
     alpha: Annotated[float, Field(ge=0, le=1)] | None = None
     """Weight of the supervised term in `bonbon` (default 0.5) and in `paper` (default 0.005)."""
     dpo_beta: float = Field(0.1, gt=0)
     """The beta of the `dpo` loss."""
     kl: float | None = Field(None, gt=0)
-    """Maximum divergence of a trained policy from the base, in nats. The default is the divergence of best-of-n, log n
-    - (n-1)/n."""
+    """Limit of a trained policy's divergence from the base, in nats. The default is the divergence of best-of-n, log n
+    - (n-1)/n. While the policy learns from its own candidates, it aims at 1.05 times the limit or 1.05 times best-of-n's
+    divergence, whichever is lower, and policies measured at up to 1.1 times the limit are kept."""
     method: Literal["lora", "full"] = "lora"
     """Whether to train a LoRA adapter or all weights."""
     lora_rank: int = Field(16, ge=1)
@@ -285,14 +287,16 @@ class TrainSettings(Section):
     can load the trained weights and there are enough validation prompts; `on` refuses to train if one of these is
     missing."""
     refine_tokens: int = Field(2_000_000, ge=1)
-    """Number of tokens to generate for this phase, which ends when they are spent."""
+    """Number of tokens to generate in this phase, those for validation prompts included. The phase ends when they are
+    used up."""
     refine_draws: int = Field(8, ge=2)
     """Candidates sampled for each prompt in this phase."""
     refine_replay: int = Field(2, ge=0)
     """Optimiser steps on earlier candidates after each step on new ones."""
     refine_learning_rate: float | None = Field(None, gt=0)
-    """Learning rate at the beginning of this phase. The default is three tenths of the rate used for logged groups. It
-    falls linearly to 0 as `refine_tokens` are spent."""
+    """Learning rate at the beginning of this phase. The default is three tenths of the rate used for logged groups, or
+    of the middle one of the rates tried there if that is higher and training continues a distilled version. It falls
+    linearly to 0 as `refine_tokens` are used up."""
     validation_draws: int = Field(256, ge=2)
     """Candidates sampled over all validation prompts whenever policies are compared by what they generate. Each prompt
     gets at least two."""
@@ -344,9 +348,9 @@ class EvaluateSettings(Section):
     prompts: int = Field(400, ge=2)
     """Maximum number of test prompts for which candidates are sampled."""
     draws: int | None = Field(None, ge=1)
-    """Candidates that the version samples for each prompt, and the largest k for which best-of-k is measured. By
-    default that k is n, and the version samples n candidates, or up to twice as many when there are fewer test prompts
-    than `evaluate.prompts`."""
+    """Candidates that the version samples for each prompt; best-of-k is measured for every k up to this number. By
+    default, best-of-k is measured up to k = n, and the version samples n candidates, or up to 2 n if there are fewer
+    test prompts than `evaluate.prompts`."""
     batch_size: int = Field(32, ge=1)
     """Sequences per forward pass when the KL divergence is estimated."""
     engine_options: dict[str, Any] = Field(default_factory=dict)

@@ -68,7 +68,7 @@ def section(rows: Sequence[Row]) -> str:
     ]
     groups = few[0]["budget"]["groups"] if few else 0
     return f"""Groups of 8 in one world, with the learning rate and the candidates in a step of the section before.
-Where the policy goes on with its own draws, these are as many groups again.
+A policy that goes on with its own draws draws as many groups again.
 
 {table(("groups", "steps", "", *head), by_groups)}
 

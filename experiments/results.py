@@ -32,9 +32,9 @@ J** is how far the objective c W - KL is above the base's own ([theory.md](theor
 The losses are named as in `train.loss` ([training.md](training.md#the-loss)). `gvpo` learns from all candidates of a
 group, and `gvpo + SFT` is `gvpo` with `train.sft_weight = 1`. The others compare two candidates: `bonbon` and `paper`
 are BoNBoN with its terms in units of their variance and as printed, `sft` imitates the best of each group, `ipo` is
-the contrast of best and worst alone, and `dpo` has beta .1. A policy learns from logged groups only, so that the page
-shows what each loss does, unless its row says that it goes on with its own draws. In the text world the whole program
-runs, with `train.refine = "off"` in the former case."""
+the contrast of best and worst alone, and `dpo` has beta .1. Unless a row says that the policy goes on with its own
+draws, it learns from logged groups only, so that the page shows what each loss does. In the text world the whole
+program runs, with `train.refine = "off"` for those rows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ trained with, and another one that it is never trained with. `bonbon distill` tr
 prompts with the same group of {n} each for every loss, and but for the loss with the settings' defaults. Its probe
 chooses each loss's learning rate by what validation groups promise after 20 steps, and after training it brings the
 policy to where it is best on the way from the base. What ends in "its own draws" goes on from there with draws of the
-policy itself, until `train.refine_tokens` are spent. Everything is measured on the same
+policy itself, until `train.refine_tokens` are used up. Everything is measured on the same
 {first["prompts"]} other prompts with
 {first["draws"]} draws each; intervals of 95 % take the prompt as the cluster. No policy gains more than
 {best_gain(n):.2f} in J. The last column has the smallest k whose best-of-k wins at least

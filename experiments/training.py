@@ -36,7 +36,7 @@ GROUPS_SEED = 100
 class Method:
     """A loss by its name in `train.loss`, with the weight of the supervised term for `gvpo`.
 
-    With `own_draws` the policy learns from as many groups of its own after the logged ones.
+    With `own_draws`, the policy then learns from the same number of groups that it draws itself.
     """
 
     loss: LossName
@@ -100,7 +100,7 @@ def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> Pr
 
 
 def _refine(world: ExactWorld, policy: PreTrainedModel, logged: Drawn, method: Method, budget: Budget) -> None:
-    """Learns from the policy's own draws as the trainer does, but never has to be moved back."""
+    """Learns from the policy's own draws like the trainer, but without warm-up, validation and moving back."""
     aim = tilt_for_kl(AIM * best_of_n_kl(budget.n))
     loss = make_loss(method.loss, n=budget.n, tilt=aim)
     size = CANDIDATES // budget.n

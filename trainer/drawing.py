@@ -53,7 +53,7 @@ def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
 
 
 def may_draw(settings: Settings) -> bool:
-    """Returns False when the settings rule out that a training draws."""
+    """Returns whether the settings allow a training to draw."""
     return settings.reward is not None and settings.engine != "fake"
 
 

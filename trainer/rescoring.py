@@ -29,7 +29,8 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
     missing = await _missing(context, start, reward) if settings.train.rescore else {}
     if not (missing or may_draw(settings)):
         return
-    async with started(build_reward(settings.reward), expected=reward) as (configured, key):
+    # What only names the reward costs no score, but one that has to score is tested before the round depends on it.
+    async with started(build_reward(settings.reward), expected=None if missing else reward) as (configured, key):
         if may_draw(settings):
             refuse_other_reward(key, reward)
         if missing and key != reward:

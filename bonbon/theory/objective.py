@@ -30,7 +30,7 @@ def tilt(n: float) -> float:
 
 @lru_cache(maxsize=256)
 def tilt_for_kl(kl: float) -> float:
-    """Returns the c at which the tilted reference has this KL from the reference, in nats, above 0."""
+    """Returns the c at which the tilted reference has this KL from the reference; `kl` is in nats and above 0."""
     return solve_increasing(tilted_kl, kl)
 
 

@@ -31,8 +31,8 @@ BASE_GROUPS = 4
 precision of comparisons with it.
 """
 MORE_DRAWS = 2
-"""Factor by which an evaluation with fewer prompts than `evaluate.prompts` draws more per prompt, at most. The variance
-of a comparison with best-of-n comes from the draws, hardly from the prompts, so that draws make up for prompts.
+"""The largest factor by which an evaluation with fewer prompts than `evaluate.prompts` draws more for each prompt. The
+variance of a comparison with best-of-n comes mostly from the draws, so that more draws make up for fewer prompts.
 """
 
 
@@ -84,7 +84,7 @@ async def evaluate(
             "train.held_out_fraction"
         )
     most_k = settings.draws or n
-    more = min(MORE_DRAWS, max(1, settings.prompts / len(chosen)))
+    more = min(MORE_DRAWS, settings.prompts / len(chosen))
     draws = settings.draws or round(more * n)
     async with AsyncExitStack() as running:
         await running.enter_async_context(_started(engine))

@@ -1,7 +1,7 @@
 """Checkpoints of a training stage: weights, optimiser state and the best step so far, in one directory per step.
 
-The learning rate, the order of the data and the random numbers of a step are functions of the run's settings and the
-step, so a checkpoint need not store them.
+The order of the data and the random numbers of a step are functions of the run's settings and the step, so a checkpoint
+need not store them.
 """
 
 import math
@@ -35,7 +35,7 @@ class Checkpoint:
     """The progress of a stage.
 
     `best` holds the weights of the step `best_step`, whose value is the highest so far, and `best_gain` is its gain.
-    `looks_since_best` counts the validations after that step.
+    `looks_since_best` counts the validations after that step, and `tokens` the tokens that the policy has drawn.
     """
 
     step: int = 0
@@ -44,12 +44,13 @@ class Checkpoint:
     best_gain: float = -math.inf
     best_value: float = -math.inf
     looks_since_best: int = 0
+    tokens: int = 0
 
     def see(self, gain: float, weights: Callable[[], Weights], *, value: float | None = None) -> None:
         """Records a validation of the current policy, and keeps its weights if no earlier value was as high.
 
         Args:
-            value: What policies are compared by; by default the gain.
+            value: The value by which policies are compared. The default is the gain.
         """
         value = gain if value is None else value
         self.looks_since_best += 1
@@ -105,7 +106,10 @@ class Checkpoints:
         # The settings of the parameter groups come from the run; a checkpoint would give them to the main process only.
         groups = get_optimizer_state_dict(model, optimiser, options=OWN)["param_groups"]
         set_optimizer_state_dict(model, optimiser, {"state": state, "param_groups": groups}, options=WHOLE)
-        values = read_json(path / STATE) or {}
+        # A run that an earlier release began may have stored other values.
+        known = {one.name for one in fields(Checkpoint)} | {"gradient_norms"}
+        values = {name: value for name, value in (read_json(path / STATE) or {}).items() if name in known}
+        values.setdefault("best_value", values.get("best_gain"))
         learner.gradient_norms.extend(values.pop("gradient_norms"))
         return Checkpoint(best=load_file(path / BEST), **_from_json(values))
 

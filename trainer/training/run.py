@@ -94,6 +94,7 @@ class Run:
         )
         self.learner.logprobs.try_sharing_prompts(groups)
         self.base_name = base_name
+        self.continues = start is not None and start.kind is not VersionKind.BASE
         self.reference = self._reference(run_dir / "reference.safetensors", key)
         self.sampler_gap = self._checked(start, NOISE * (2 if bf16 else 1))
         self.offline = Offline(
@@ -157,7 +158,7 @@ class Run:
             draws=self.draws_for_validation,
             config=config,
             loss=self._loss(aim, sft_weight=0.0),
-            rate=config.refine_learning_rate or REFINED * self.offline.rate(),
+            rate=config.refine_learning_rate or REFINED * self._offline_rate(),
             tilt=self.tilt,
             aim=aim,
             max_kl=self.max_kl,
@@ -167,6 +168,15 @@ class Run:
             progress=self.bars,
         )
         return learner.interpolated(refinement.run(metrics), 1.0)
+
+    def _offline_rate(self) -> float:
+        """Returns the learning rate of the offline stage.
+
+        A version has learnt from logged groups already. The probe then chooses one of the lowest rates, which says
+        nothing about the policy's own draws, so that a run that starts from a version takes at least the usual rate.
+        """
+        rate = self.offline.rate()
+        return max(rate, self.offline.usual_rate) if self.continues else rate
 
     def _loss(self, tilt: float, sft_weight: float) -> Loss:
         config = self.config

@@ -81,7 +81,7 @@ async def started(reward: Reward, *, expected: RewardKey | None = None) -> Async
     """Yields the reward, started and tested, and its key in the log. Stops it after the block.
 
     Args:
-        expected: A key that makes the test unnecessary if the reward has it as soon as it has started.
+        expected: The reward is not tested if it has this key as soon as it has started.
 
     Raises:
         UserError: The reward cannot be loaded.

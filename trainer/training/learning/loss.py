@@ -172,13 +172,15 @@ def make_loss(
     alpha: float | None = None,
     dpo_beta: float = 0.1,
 ) -> Loss:
-    """Returns the loss of this name, for the n of best-of-n. `tilt` is c of `gvpo`, by default that of best-of-n.
+    """Returns the loss of this name, for the n of best-of-n.
+
+    `tilt` is the c of `gvpo`; the default is `theory.tilt(n)`.
 
     Losses outside `OF_ALL_CANDIDATES` expect pairs: two candidates of each group, the best one last.
     """
     weight = ALPHAS.get(name, 0.0) if alpha is None else alpha
     losses: dict[LossName, Loss] = {
-        "gvpo": partial(gvpo, tilt=tilt or theory.tilt(n), sft_weight=sft_weight),
+        "gvpo": partial(gvpo, tilt=theory.tilt(n) if tilt is None else tilt, sft_weight=sft_weight),
         "vbon": partial(vbon, n=n),
         "bond": partial(bond, n=n),
         "bonbon": partial(bonbon, alpha=weight),

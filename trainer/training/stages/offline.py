@@ -114,18 +114,24 @@ class Offline:
                 self._write(log, 0, **_named(seen))
         return state
 
+    @property
+    def usual_rate(self) -> float:
+        """The configured learning rate, or the middle one of those that are tried."""
+        return self.config.learning_rate or self._highest_rate * PROBED[len(PROBED) // 2]
+
+    @property
+    def _highest_rate(self) -> float:
+        width = self.learner.policy.config.get_text_config().hidden_size
+        return 2 * default_learning_rate(self.config.method, width)
+
     def rate(self) -> float:
         """The peak learning rate: the configured one, or the one whose first steps gain most on validation groups.
 
         The latter is searched once and kept in the run directory.
         """
-        if self.config.learning_rate:
-            return self.config.learning_rate
-        width = self.learner.policy.config.get_text_config().hidden_size
-        highest = 2 * default_learning_rate(self.config.method, width)
-        middle = len(PROBED) // 2
-        if not len(self.validation):
-            return highest * PROBED[middle]
+        if self.config.learning_rate or not len(self.validation):
+            return self.usual_rate
+        highest, middle = self._highest_rate, len(PROBED) // 2
         if known := read_json(self.run_dir / PROBE):
             return float(known["learning_rate"])
         steps = min(PROBE_STEPS, self.steps)

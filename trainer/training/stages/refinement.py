@@ -1,17 +1,19 @@
 """The on-policy stage: the policy learns from its own draws, which logged groups do not cover well.
 
 Every step draws from the current policy for some training prompts and learns from these groups with the same loss as
-before, without its supervised term. On fresh draws its gradient is that of the objective J itself. Because the minimum
-of the loss does not depend on the policy that drew the candidates, earlier draws are replayed (`train.refine_replay`).
-The learning rate falls to 0 as the tokens are spent, because the gradient's noise costs divergence that wins nothing.
-Fresh draws for validation prompts decide which step is kept. A policy whose measured divergence from the base exceeds
-the limit is moved back along the straight line to the base and continues to learn from there.
+before, except that `gvpo` has no supervised term. On fresh draws the gradient of `gvpo` is that of c W - KL, with the c
+of the best policy at the KL that is aimed at. Because the minimum of the loss does not depend on the policy that drew
+the candidates, earlier draws are replayed (`train.refine_replay`). The learning rate falls to 0 as the tokens are used
+up, because noise in the gradient would otherwise raise the divergence without raising the win rate. Fresh draws for
+validation prompts decide which step is kept. A policy whose measured divergence from the base exceeds the limit is
+moved back along the straight line to the base and continues to learn from there.
 """
 
 import math
 from pathlib import Path
 
 import numpy as np
+import structlog
 import torch
 
 from bonbon.errors import BonbonError
@@ -27,6 +29,8 @@ from trainer.training.metrics import MetricsLog
 from trainer.training.stages.schedule import step_seed
 from trainer.training.stages.validation import Drawer, DrawnGain
 
+logger = structlog.get_logger(__name__)
+
 STAGE = 1
 FIRST_ORDER = 100
 """Number of the stage's first order. Smaller numbers belong to the stages before it."""
@@ -38,32 +42,32 @@ VALIDATE_EVERY = 20
 """Steps between validations on fresh draws."""
 CONFIRMING = 3
 """Multiple of the draws of a validation with which a policy is validated again before it counts as the best. The best
-of many validations owes its place to luck in part, which no later policy would reach.
+of many single validations would owe its place to luck in part, and a better policy might never exceed it.
 """
 WARMUP = 5
 TOLERANCE = 1.1
 """Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat."""
 AIM = 1.05
-"""Multiple of the limit that the policy is to reach, within the tolerance. It learns towards the best policy of this
-KL, and one beyond the tolerance is first moved back only so far, because the way back costs win rate.
+"""The KL to learn towards, as a multiple of the limit or of best-of-n's KL, whichever is lower. A policy beyond the
+tolerance is first moved back to this multiple of the limit only, because moving back costs win rate.
 """
 POWER = 3
-"""The power of the share of the way from the base with which the KL grows. Language models have shown 2.5 to 3.7."""
+"""The KL is taken to grow with this power of the distance from the base. Language models have shown 2.5 to 3.7."""
 
 
 class Refinement:
     """Learns from draws of the policy. Every process of a run creates one.
 
     Args:
-        start: The weights that the stage starts from; `gain` is their gain on validation draws.
+        start: The weights that the stage starts from.
         groups: The snapshot's groups.
         validation: Rows of the prompts that every validation draws for, `draws` times each.
         offset: Optimiser steps of the earlier stages; `epochs` are their passes over the data. Both are for the run's
             metrics.
-        loss: The loss of the policy's own draws.
+        loss: The loss on the policy's own draws.
         rate: The learning rate at the beginning.
         tilt: c of the objective.
-        aim: c of the best policy at the KL that this policy is to reach, by which policies are compared.
+        aim: The c with which policies are compared: that of the best policy at the KL that is aimed at.
     """
 
     def __init__(
@@ -102,7 +106,7 @@ class Refinement:
         self.tokens = 0
 
     def run(self, log: MetricsLog) -> Weights:
-        """Returns the weights of the best step on validation draws.
+        """Returns the weights that were best on validation draws.
 
         Raises:
             BonbonError: Drawing failed, or the loss is not finite; the last checkpoint and all draws are kept.
@@ -114,7 +118,7 @@ class Refinement:
             state = Checkpoint(best=self.start)
             self._validate(state, log)
         else:
-            self._take_again(state.step)
+            self._take_again(state)
         with self.progress.task("learning from its own draws", budget, done=self.tokens) as bar:
             while self.tokens < budget:
                 metrics = self._step(state.step, self.rate * (1 - self.tokens / budget))
@@ -123,9 +127,16 @@ class Refinement:
                 bar(min(self.tokens, budget), f"gain {metrics['drawn_gain']:.3f}  best {state.best_gain:.3f}")
                 if state.step % VALIDATE_EVERY == 0:
                     self._validate(state, log)
+                    state.tokens = self.tokens
                     self.checkpoints.save(state, self.learner)
         if state.step % VALIDATE_EVERY:
             self._validate(state, log)
+        if not state.step:
+            logger.warning(
+                "the policy did not learn from its own draws, because the first validation took all tokens",
+                tokens=self.tokens,
+                remedy="raise train.refine_tokens or lower train.validation_draws",
+            )
         self._write(log, state.step, kept_step=self.offset + state.best_step, kept_gain=state.best_gain)
         return state.best
 
@@ -164,13 +175,11 @@ class Refinement:
         self.reference = torch.cat([self.reference, reference])
         return fresh, np.arange(len(self.drawn) - len(fresh), len(self.drawn))[:usable]
 
-    def _take_again(self, steps: int) -> None:
+    def _take_again(self, state: Checkpoint) -> None:
         """Loads the draws from before the interruption."""
-        for step in range(steps):
+        for step in range(state.step):
             self._draw(step)
-        for step in range(0, steps + 1, VALIDATE_EVERY):
-            for number in range(1, ORDERS_PER_STEP):
-                self.tokens += self.drawer.kept_tokens(FIRST_ORDER + ORDERS_PER_STEP * step + number)
+        self.tokens = state.tokens  # those of validations included
 
     def _validate(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draws for the validation prompts, and keeps the policy if it is better than the best one so far."""

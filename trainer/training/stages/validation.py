@@ -58,7 +58,7 @@ class DrawnGain:
     tokens: int
 
     def value(self, tilt: float) -> float:
-        """Returns the gain for another c than that of `gain`."""
+        """Returns the gain in an objective with this c."""
         return tilt * (self.win_rate - 0.5) - self.kl
 
     def pooled(self, other: "DrawnGain") -> "DrawnGain":
@@ -173,10 +173,6 @@ class Drawer:
             opponents=self._groups.opponents,
             vocabulary=self._learner.policy.config.get_text_config().vocab_size,
         )
-
-    def kept_tokens(self, number: int) -> int:
-        """Returns the number of tokens drawn under this number, 0 when there are no draws."""
-        return int(self.kept(number).tokens.sum()) if self._box.groups(number).exists() else 0
 
     def gain(self, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
         """Returns the gain of the policy with these weights, which the learner holds afterwards."""
