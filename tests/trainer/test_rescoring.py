@@ -12,6 +12,7 @@ from bonbon.errors import RewardError, UserError
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.reader import RewardKey, count_trainable
 from bonbon.pairs.reading.snapshot import Snapshot
+from bonbon.prompt import Prompt
 from tests.support.data.groups import scored_group
 from tests.support.data.loop_world import make_settings
 from tests.support.data.sampled_groups import make_base
@@ -22,6 +23,11 @@ from trainer.rounds import Round
 
 FAKE = RewardKey("fake", "1")
 OLD = RewardKey("helpful", "1")
+AWAY = RewardKey("python", "1")
+
+
+def failing(prompt: Prompt, completions: list[str]) -> list[float]:
+    raise ConnectionError("the reward is away")
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +137,17 @@ async def test_draws_are_not_compared_with_a_given_snapshot_that_another_reward_
         with pytest.raises(UserError, match="take a new snapshot"):
             await round_.train()
         assert not (round_.directory / "draws").exists()
+
+
+async def test_a_reward_that_has_to_score_is_tested_before_the_round_depends_on_it(base: Path, tmp_path: Path) -> None:
+    """Otherwise the few groups that it fails to score would be left out of the snapshot, and no one would be told."""
+    reward = {"kind": "python", "target": f"{__name__}:failing", "version": "1"}
+    async with opened(base, tmp_path, reward=reward) as context:
+        await log(context, 60)
+        await log(context, 5, reward=AWAY)
+        with pytest.raises(RewardError, match="the reward is away"):
+            await snapshot(context)
+        assert await count_trainable(context.database, "base", AWAY) == 5
 
 
 async def test_a_reward_that_fails_interrupts_the_round_and_the_round_goes_on_later(base: Path, tmp_path: Path) -> None:

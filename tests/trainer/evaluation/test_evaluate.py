@@ -111,7 +111,7 @@ async def test_of_equal_policies_best_of_k_wins_as_the_theory_says() -> None:
 
 
 async def test_few_prompts_are_drawn_for_more_often_but_no_larger_k_is_measured() -> None:
-    """Fifty prompts have twice the draws, so that their interval is narrower than half the draws would make it."""
+    """With 50 prompts of at most 400, twice as many candidates are drawn, which narrows the interval."""
     few, all_ = [
         await measure(BestOfEngine(8), prompts=PROMPTS[:50], settings=EvaluateSettings(prompts=prompts))
         for prompts in (400, 50)
