@@ -16,7 +16,7 @@ from bonbon.progress import bar
 from trainer.result_files import read_json, write_json
 
 Row = dict[str, Any]
-"""A cell's arguments and figures, by name."""
+"""A cell's arguments and figures, by name, and the `code` that computed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Cell:
         found = read_json(self._file(directory))
         if found is None or found["arguments"] != json.loads(json.dumps(self.arguments)):
             return None
-        return {**found["arguments"], **found["figures"]}
+        return _row(found)
 
     def compute(self, directory: Path) -> None:
         file = self._file(directory)
@@ -48,7 +48,11 @@ class Cell:
 def read_rows(directory: Path) -> list[Row]:
     """Returns the rows of all cells with figures in this directory, whatever their arguments."""
     found = [read_json(file) for file in sorted(directory.glob("*.json"))]
-    return [{**one["arguments"], **one["figures"]} for one in found if one is not None]
+    return [_row(one) for one in found if one is not None]
+
+
+def _row(file: dict[str, Any]) -> Row:
+    return {**file["arguments"], **file["figures"], "code": file.get("code", "unknown")}
 
 
 def code_version() -> str:

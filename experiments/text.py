@@ -106,12 +106,26 @@ policy itself, until `train.refine_tokens` are used up. Everything is measured o
 
 The same with other numbers of prompts and with other seeds:
 
-{comparison([_named(other) for other in others])}"""
+{comparison([_named(other) for other in others])}{_versions(rows)}"""
     return f"""{text}
 
 The picture also shows how the gain in J grows with the number of prompts that are answered with best-of-{n}, and how it
 grows with the tokens that the policy itself draws in training. The second is measured on validation prompts while the
 run trains; the run keeps the policy of its best point."""
+
+
+def _versions(rows: Sequence[Row]) -> str:
+    """Returns which version of the code trained which policies on their own draws, if there are several."""
+    by_code: dict[str, list[str]] = {}
+    for row in rows:
+        if row["name"] == DEFAULT:
+            by_code.setdefault(row["code"], []).append(f"{row['prompts']:,} prompts with seed {row['seed']}")
+    if len(by_code) < 2:
+        return ""
+    parts = "; ".join(f"{code} for {', '.join(found)}" for code, found in by_code.items())
+    return f"""
+
+Different versions of the code trained the policies that went on with their own draws: {parts}."""
 
 
 def _named(row: Row) -> Row:
