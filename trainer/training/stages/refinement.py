@@ -192,7 +192,7 @@ class Refinement:
             self.tokens += fresh.tokens
             measured = fresh if found is None else found.pooled(fresh)
             if measured.kl > self.max_kl * TOLERANCE:
-                # Once may be too little.
+                # One move may be too little, because the assumed power is only typical.
                 back = (self.max_kl * (AIM if share == 1 else 1) / measured.kl) ** (1 / POWER)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
             elif found is None and math.isfinite(state.best_value) and measured.value(self.aim) > state.best_value:
