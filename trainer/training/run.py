@@ -28,7 +28,7 @@ from trainer.training.stages import offline
 from trainer.training.stages.draws import DrawBox
 from trainer.training.stages.interpolation import interpolate
 from trainer.training.stages.offline import Offline
-from trainer.training.stages.refinement import AIM, Refinement
+from trainer.training.stages.refinement import TOLERANCE, Refinement
 from trainer.training.stages.validation import Drawer, validation_rows
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Run:
         metrics.write(steps, epochs, **{f"interpolation_{name}": value for name, value in asdict(found).items()})
         if config.refine == "off":
             return weights
-        aim = tilt_for_kl(AIM * min(self.max_kl, best_of_n_kl(self.n)))
+        aim = tilt_for_kl(TOLERANCE * min(self.max_kl, best_of_n_kl(self.n)))
         refinement = Refinement(
             learner,
             drawer,

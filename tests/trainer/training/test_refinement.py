@@ -112,14 +112,15 @@ async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_t
     gains = {line["step"]: line["validation_drawn_gain"] for line in looks}
     assert kept["kept_gain"] == gains[kept["kept_step"]]
     assert kept["kept_gain"] > looks[0]["validation_drawn_gain"] + 0.1, "fresh draws have taught it something"
-    aim = tilt_for_kl(1.05 * best_of_n_kl(4))
+    aim = tilt_for_kl(1.1 * best_of_n_kl(4))
     values = {line["step"]: aim * (line["validation_win_rate"] - 0.5) - line["validation_kl"] for line in looks}
     draws = {line["step"]: line["validation_draws"] for line in looks}
-    assert draws[kept["kept_step"]] == 4 * draws[offline], "the best was drawn from again, three times as often"
-    best = values[offline]
+    once = min(draws.values())
+    assert draws[offline] == draws[kept["kept_step"]] == 4 * once, "the best was drawn from again, thrice as often"
+    best = -math.inf
     for step, value in values.items():
-        assert draws[step] > draws[offline] or value <= best, "only a policy that seems to be worse was not"
-        best = max(best, value)
+        assert draws[step] > once or value <= best, "only a policy that seems to be worse was not"
+        best = max(best, value) if draws[step] > once else best
     assert not (result.run_dir / "draws").exists()
 
 

@@ -2,7 +2,7 @@
 
 Every step draws from the current policy for some training prompts and learns from these groups with the same loss as
 before, except that `gvpo` has no supervised term. On fresh draws the gradient of `gvpo` is that of c W - KL, with the c
-of the best policy at the KL that is aimed at. Because the minimum of the loss does not depend on the policy that drew
+of the best policy at the highest KL that is tolerated. Because the minimum of the loss does not depend on the policy that drew
 the candidates, earlier draws are replayed (`train.refine_replay`). The learning rate falls to 0 as the tokens are used
 up, because noise in the gradient would otherwise raise the divergence without raising the win rate. Fresh draws for
 validation prompts decide which step is kept. A policy whose measured divergence from the base exceeds the limit is
@@ -41,15 +41,19 @@ moved back and to confirm that it is the best.
 VALIDATE_EVERY = 20
 """Steps between validations on fresh draws."""
 CONFIRMING = 3
-"""Multiple of the draws of a validation with which a policy is validated again before it counts as the best. The best
-of many single validations would owe its place to luck in part, and a better policy might never exceed it.
+"""Multiple of the draws of a validation with which a policy, the first one included, is validated again before it counts
+as the best. The best of many single validations would owe its place to luck in part, and a better policy might never
+exceed it.
 """
 WARMUP = 5
 TOLERANCE = 1.1
-"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat."""
-AIM = 1.05
-"""The KL to learn towards, as a multiple of the limit or of best-of-n's KL, whichever is lower. A policy beyond the
-tolerance is first moved back to this multiple of the limit only, because moving back costs win rate.
+"""Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat. Policies learn
+towards the best one at this multiple of the limit or of best-of-n's KL, whichever is lower; what they reach stays
+below it.
+"""
+MOVED_BACK = 1.05
+"""Multiple of the limit to which a policy beyond the tolerance is first moved back. It is then moved to the limit
+itself only if it is still beyond the tolerance, because moving back costs win rate.
 """
 POWER = 3
 """The KL is taken to grow with this power of the distance from the base. Language models have shown 2.5 to 3.7."""
@@ -67,7 +71,7 @@ class Refinement:
         loss: The loss on the policy's own draws.
         rate: The learning rate at the beginning.
         tilt: c of the objective.
-        aim: The c with which policies are compared: that of the best policy at the KL that is aimed at.
+        aim: The c with which policies are compared: that of the best policy at the highest KL that is tolerated.
     """
 
     def __init__(
@@ -193,9 +197,9 @@ class Refinement:
             measured = fresh if found is None else found.pooled(fresh)
             if measured.kl > self.max_kl * TOLERANCE:
                 # One move may be too little, because the assumed power is only typical.
-                back = (self.max_kl * (AIM if share == 1 else 1) / measured.kl) ** (1 / POWER)
+                back = (self.max_kl * (MOVED_BACK if share == 1 else 1) / measured.kl) ** (1 / POWER)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
-            elif found is None and math.isfinite(state.best_value) and measured.value(self.aim) > state.best_value:
+            elif found is None and measured.value(self.aim) > state.best_value:
                 found = measured
             else:
                 settled = True
