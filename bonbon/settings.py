@@ -250,7 +250,7 @@ class TrainSettings(Section):
     """The beta of the `dpo` loss."""
     kl: float | None = Field(None, gt=0)
     """Limit of a trained policy's divergence from the base, in nats. The default is the divergence of best-of-n, log n
-    - (n-1)/n. While the policy learns from its own candidates, it aims at 1.05 times the limit or 1.05 times
+    - (n-1)/n. While the policy learns from its own candidates, it aims at 1.1 times the limit or 1.1 times
     best-of-n's divergence, whichever is lower, and policies measured at up to 1.1 times the limit are kept."""
     method: Literal["lora", "full"] = "lora"
     """Whether to train a LoRA adapter or all weights."""

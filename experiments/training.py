@@ -12,14 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bonbon.settings import TrainSettings
-from bonbon.theory import best_of_n_kl, frontier_gap, objective_gain, tilt_for_kl
+from bonbon.theory import best_of_n_kl, frontier_gap, objective_gain
 from experiments.exact_world import PROMPTS, Drawn, ExactWorld, Size, logprobs, sequence_logprobs
 from trainer.data.batches import epoch_steps
 from trainer.training.learning.candidate_selection import candidates, trainable_rows
 from trainer.training.learning.learner import beside_reference
 from trainer.training.learning.loss import OF_ALL_CANDIDATES, Loss, LossName, make_loss
 from trainer.training.run import REFINED
-from trainer.training.stages.refinement import AIM
+from trainer.training.stages.refinement import limit_tilt
 from trainer.training.stages.schedule import learning_rate_factor
 
 CANDIDATES = 128
@@ -101,8 +101,7 @@ def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> Pr
 
 def _refine(world: ExactWorld, policy: PreTrainedModel, logged: Drawn, method: Method, budget: Budget) -> None:
     """Learns from the policy's own draws like the trainer, but without warm-up, validation and moving back."""
-    aim = tilt_for_kl(AIM * best_of_n_kl(budget.n))
-    loss = make_loss(method.loss, n=budget.n, tilt=aim)
+    loss = make_loss(method.loss, n=budget.n, tilt=limit_tilt(best_of_n_kl(budget.n), budget.n))
     size = CANDIDATES // budget.n
     steps, replays = budget.groups // size, TrainSettings().refine_replay
     optimiser = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)

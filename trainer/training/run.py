@@ -16,7 +16,7 @@ from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import VersionKind
 from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
-from bonbon.theory import best_of_n_kl, tilt, tilt_for_kl
+from bonbon.theory import best_of_n_kl, tilt
 from trainer.data.groups import Groups, Rows
 from trainer.training.checkpoint import Checkpoints
 from trainer.training.learning.learner import Learner, Weights
@@ -28,7 +28,7 @@ from trainer.training.stages import offline
 from trainer.training.stages.draws import DrawBox
 from trainer.training.stages.interpolation import interpolate
 from trainer.training.stages.offline import Offline
-from trainer.training.stages.refinement import TOLERANCE, Refinement
+from trainer.training.stages.refinement import Refinement, limit_tilt
 from trainer.training.stages.validation import Drawer, validation_rows
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Run:
         metrics.write(steps, epochs, **{f"interpolation_{name}": value for name, value in asdict(found).items()})
         if config.refine == "off":
             return weights
-        aim = tilt_for_kl(TOLERANCE * min(self.max_kl, best_of_n_kl(self.n)))
+        highest = limit_tilt(self.max_kl, self.n)
         refinement = Refinement(
             learner,
             drawer,
@@ -157,10 +157,10 @@ class Run:
             self.validation,
             draws=self.draws_for_validation,
             config=config,
-            loss=self._loss(aim, sft_weight=0.0),
+            loss=self._loss(highest, sft_weight=0.0),
             rate=config.refine_learning_rate or REFINED * self._offline_rate(),
             tilt=self.tilt,
-            aim=aim,
+            limit_tilt=highest,
             max_kl=self.max_kl,
             offset=steps,
             epochs=epochs,

@@ -1,6 +1,7 @@
 """Tests of whole runs that learn from their own policy's draws, with the real engine and a reward."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -92,8 +93,8 @@ def lines_of(run_dir: Path, name: str) -> list[dict[str, float]]:
 async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_taught_it(
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
-    # With 512 draws the standard error of a validation gain is about 0.05; three seeds gained 0.25 to 0.38.
-    config = refining(base, refine_tokens=40_000, validation_draws=512)
+    # The best policy has 512 draws, with which the standard error of a validation gain is about 0.05.
+    config = refining(base, refine_tokens=30_000, validation_draws=128)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     assert result.kind is VersionKind.ADAPTER
     steps = lines_of(result.run_dir, "drawn_gain")
@@ -142,6 +143,11 @@ async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
     assert look["validation_kl"] <= limit * 1.1
 
 
+def test_policies_are_compared_by_the_c_of_the_best_one_at_the_limit() -> None:
+    assert refinement.limit_tilt(0.1, 4) == tilt_for_kl(1.1 * 0.1)
+    assert refinement.limit_tilt(5.0, 4) == tilt_for_kl(1.1 * best_of_n_kl(4)), "no reason to go farther than best-of-n"
+
+
 async def test_a_policy_learns_towards_the_best_one_at_the_limit(
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
@@ -149,13 +155,11 @@ async def test_a_policy_learns_towards_the_best_one_at_the_limit(
     although that difference is larger near the base.
     """
     targets = {}
-    for limit in (0.1, best_of_n_kl(4), 5.0):
-        config = refining(base, kl=limit, refine_tokens=2_000)
+    for limit in (0.1, 5.0):
+        config = refining(base, kl=limit, refine_tokens=2_000, validation_draws=16)
         result = await train_with_draws(config, snapshot, tmp_path / f"run-{limit}", base)
         targets[limit] = fmean(line["target"] for line in lines_of(result.run_dir, "target") if line["stage"] == 1)
-    low, default, high = targets.values()
-    assert low < 0.7 * default
-    assert high == pytest.approx(default, rel=0.1), "a higher limit is no reason to go farther than best-of-n"
+    assert targets[0.1] < 0.7 * targets[5.0]
 
 
 async def test_cut_off_it_goes_on_without_drawing_twice(
@@ -166,7 +170,15 @@ async def test_cut_off_it_goes_on_without_drawing_twice(
     The limit of the KL is so low that the policy is moved back to it meanwhile.
     """
     monkeypatch.setattr(refinement, "VALIDATE_EVERY", 1)
-    config = refining(base, loss="vbon", refine_learning_rate=3e-3, refine_tokens=4_000, refine_replay=1, kl=0.02)
+    config = refining(
+        base,
+        loss="vbon",
+        refine_learning_rate=3e-3,
+        refine_tokens=5_000,
+        refine_replay=1,
+        validation_draws=16,
+        kl=0.02,
+    )
     calls = {"all": 0, "until": 10**9}
 
     def counted(prompt: Prompt, completions: list[str]) -> Sequence[float]:
@@ -177,7 +189,7 @@ async def test_cut_off_it_goes_on_without_drawing_twice(
 
     straight = await train_with_draws(config, snapshot, tmp_path / "straight", base, reward=counted)
     needed = calls["all"]
-    calls |= {"all": 0, "until": needed * 5 // 6}
+    calls |= {"all": 0, "until": needed * 4 // 5}
     with pytest.raises(RewardError, match="the reward is away"):
         await train_with_draws(config, snapshot, tmp_path / "cut", base, reward=counted)
     assert list((tmp_path / "cut" / "draws").iterdir())

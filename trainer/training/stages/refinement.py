@@ -2,11 +2,11 @@
 
 Every step draws from the current policy for some training prompts and learns from these groups with the same loss as
 before, except that `gvpo` has no supervised term. On fresh draws the gradient of `gvpo` is that of c W - KL, with the c
-of the best policy at the highest KL that is tolerated. Because the minimum of the loss does not depend on the policy that drew
-the candidates, earlier draws are replayed (`train.refine_replay`). The learning rate falls to 0 as the tokens are used
-up, because noise in the gradient would otherwise raise the divergence without raising the win rate. Fresh draws for
-validation prompts decide which step is kept. A policy whose measured divergence from the base exceeds the limit is
-moved back along the straight line to the base and continues to learn from there.
+of the best policy at the highest KL that is tolerated. Because the minimum of the loss does not depend on the policy
+that drew the candidates, earlier draws are replayed (`train.refine_replay`). The learning rate falls to 0 as the tokens
+are used up, because noise in the gradient would otherwise raise the divergence without raising the win rate. Fresh
+draws for validation prompts decide which step is kept. A policy whose measured divergence from the base exceeds the
+limit is moved back along the straight line to the base and continues to learn from there.
 """
 
 import math
@@ -20,6 +20,7 @@ from bonbon.errors import BonbonError
 from bonbon.pairs.reading.snapshot import Split
 from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
+from bonbon.theory import best_of_n_kl, tilt_for_kl
 from trainer.data.batches import epoch_steps
 from trainer.data.groups import Groups, Rows
 from trainer.training.checkpoint import Checkpoint, Checkpoints
@@ -41,9 +42,9 @@ moved back and to confirm that it is the best.
 VALIDATE_EVERY = 20
 """Steps between validations on fresh draws."""
 CONFIRMING = 3
-"""Multiple of the draws of a validation with which a policy, the first one included, is validated again before it counts
-as the best. The best of many single validations would owe its place to luck in part, and a better policy might never
-exceed it.
+"""Multiple of the draws of a validation with which a policy is validated again before it counts as the best. This
+includes the first one. The best of many single validations would owe its place to luck in part, and a better policy
+might never exceed it.
 """
 WARMUP = 5
 TOLERANCE = 1.1
@@ -59,6 +60,11 @@ POWER = 3
 """The KL is taken to grow with this power of the distance from the base. Language models have shown 2.5 to 3.7."""
 
 
+def limit_tilt(max_kl: float, n: int) -> float:
+    """Returns the c of the best policy at the highest KL that is tolerated, but not beyond that of best-of-n."""
+    return tilt_for_kl(TOLERANCE * min(max_kl, best_of_n_kl(n)))
+
+
 class Refinement:
     """Learns from draws of the policy. Every process of a run creates one.
 
@@ -71,7 +77,7 @@ class Refinement:
         loss: The loss on the policy's own draws.
         rate: The learning rate at the beginning.
         tilt: c of the objective.
-        aim: The c with which policies are compared: that of the best policy at the highest KL that is tolerated.
+        limit_tilt: The c with which policies are compared: that of the best policy at the highest KL that is tolerated.
     """
 
     def __init__(
@@ -87,7 +93,7 @@ class Refinement:
         loss: Loss,
         rate: float,
         tilt: float,
-        aim: float,
+        limit_tilt: float,
         max_kl: float,
         offset: int,
         epochs: float,
@@ -96,7 +102,7 @@ class Refinement:
     ) -> None:
         self.learner, self.drawer, self.start, self.groups = learner, drawer, start, groups
         self.draws, self.config, self.loss, self.rate = draws, config, loss, rate
-        self.tilt, self.aim, self.max_kl = tilt, aim, max_kl
+        self.tilt, self.limit_tilt, self.max_kl = tilt, limit_tilt, max_kl
         self.validation, self.offset, self.epochs, self.progress = validation, offset, epochs, progress
         rows = groups.rows_of(Split.TRAIN)
         # One row per prompt, so that a frequently requested prompt is drawn for as often as any other.
@@ -199,13 +205,13 @@ class Refinement:
                 # One move may be too little, because the assumed power is only typical.
                 back = (self.max_kl * (MOVED_BACK if share == 1 else 1) / measured.kl) ** (1 / POWER)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
-            elif found is None and measured.value(self.aim) > state.best_value:
+            elif found is None and measured.value(self.limit_tilt) > state.best_value:
                 found = measured
             else:
                 settled = True
                 break
         # A policy that was not confirmed, or is too far from the base at every look, does not count.
-        state.see(measured.gain, lambda: weights, value=measured.value(self.aim) if settled else -math.inf)
+        state.see(measured.gain, lambda: weights, value=measured.value(self.limit_tilt) if settled else -math.inf)
         self._write(
             log,
             state.step,
