@@ -6,13 +6,12 @@ from typing import Any
 
 from experiments import distilled
 from experiments.cells import Cell, Row, slug
-from experiments.distilled import OFFLINE
 from experiments.exact_world import PROMPTS
 from experiments.tables import table
 from experiments.training import METHODS, THEN_OWN_DRAWS, Budget, trained_figures
 
 NAME = "budgets"
-DEFAULT = OFFLINE
+DEFAULT = distilled.OFFLINE
 COMPARED = (DEFAULT, "bonbon")
 GROUPS = (1024, 16384)
 FEW_PROMPTS = 4

@@ -77,6 +77,8 @@ class Run:
     ) -> None:
         self.config, self.groups, self.run_dir, self.bars = config, groups, run_dir, bars
         self.n, self.tilt, self.max_kl = n, tilt(n), config.kl or best_of_n_kl(n)
+        if start is not None and start.kind is VersionKind.BASE:
+            start = None
         self.validation = validation_rows(groups, config.seed)
         self.draws_for_validation = max(2, math.ceil(config.validation_draws / max(1, len(self.validation))))
         bf16 = accelerator.mixed_precision == "bf16"
@@ -94,7 +96,7 @@ class Run:
         )
         self.learner.logprobs.try_sharing_prompts(groups)
         self.base_name = base_name
-        self.continues = start is not None and start.kind is not VersionKind.BASE
+        self.continues = start is not None
         self.reference = self._reference(run_dir / "reference.safetensors", key)
         self.sampler_gap = self._checked(start, NOISE * (2 if bf16 else 1))
         self.offline = Offline(
@@ -217,6 +219,6 @@ def _base_weights(
     """Returns the base's values of the weights that are trained; None for an adapter."""
     if config.method == "lora":
         return None
-    if start is not None and start.kind is not VersionKind.BASE:
+    if start is not None:
         policy = load_model(base, torch.device("cpu"), torch.float32)
     return {name: weight.detach().clone() for name, weight in policy.state_dict().items()}
