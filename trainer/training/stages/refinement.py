@@ -42,9 +42,9 @@ moved back and to confirm that it is the best.
 VALIDATE_EVERY = 20
 """Steps between validations on fresh draws."""
 CONFIRMING = 3
-"""Multiple of the draws of a validation with which a policy is validated again before it counts as the best. This
-includes the first one. The best of many single validations would owe its place to luck in part, and a better policy
-might never exceed it.
+"""Multiple of the draws of a validation with which a policy is validated again before it counts as the best or is moved
+back. The best of many single validations would owe its place to luck in part, and a better policy might never exceed
+it. In the same way, many of the policies that seem to be too far are not, and each move costs win rate.
 """
 WARMUP = 5
 TOLERANCE = 1.1
@@ -201,16 +201,17 @@ class Refinement:
             fresh = self.drawer.gain(number, weights, self.validation, draws, self.tilt)
             self.tokens += fresh.tokens
             measured = fresh if found is None else found.pooled(fresh)
-            if measured.kl > self.max_kl * TOLERANCE:
+            too_far = measured.kl > self.max_kl * TOLERANCE
+            if found is None and (too_far or measured.value(self.limit_tilt) > state.best_value):
+                found = measured
+            elif too_far:
                 # One move may be too little, because the assumed power is only typical.
                 back = (self.max_kl * (MOVED_BACK if share == 1 else 1) / measured.kl) ** (1 / POWER)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
-            elif found is None and measured.value(self.limit_tilt) > state.best_value:
-                found = measured
             else:
                 settled = True
                 break
-        # A policy that was not confirmed, or is too far from the base at every look, does not count.
+        # A policy that is too far from the base at every look does not count.
         state.see(measured.gain, lambda: weights, value=measured.value(self.limit_tilt) if settled else -math.inf)
         self._write(
             log,
