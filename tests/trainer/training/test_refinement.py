@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -29,12 +30,16 @@ from bonbon.theory import best_of_n_kl, tilt_for_kl
 from tests.support.data.sampled_groups import VERSION, make_group, make_snapshot, score, snapshot_of
 from tests.support.models.learners import learner_of, nudge
 from tests.trainer.training.test_train import settings, train, version, weights
-from trainer.data.groups import Groups
+from trainer.data.groups import Groups, Rows
 from trainer.drawing import Drawing
+from trainer.training.learning.learner import Weights
 from trainer.training.metrics import read_metrics
 from trainer.training.stages import refinement
 from trainer.training.stages.draws import DrawBox
+from trainer.training.stages.validation import Drawer, DrawnGain
 from trainer.training.train import TrainingResult
+
+FIRST_LOOK = (refinement.FIRST_ORDER + 1) % refinement.ORDERS_PER_STEP
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +99,7 @@ async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_t
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
     # The best policy has 512 draws, with which the standard error of a validation gain is about 0.05.
-    config = refining(base, refine_tokens=30_000, validation_draws=128)
+    config = refining(base, refine_tokens=20_000, validation_draws=128)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     assert result.kind is VersionKind.ADAPTER
     steps = lines_of(result.run_dir, "drawn_gain")
@@ -141,6 +146,23 @@ async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
     (look,) = (line for line in looks if line["step"] == kept["kept_step"])
     assert kept["kept_gain"] == look["validation_drawn_gain"] > 0
     assert look["validation_kl"] <= limit * 1.1
+
+
+async def test_a_policy_that_only_seemed_to_diverge_too_far_stays_where_it_is(
+    base: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, measure = best_of_n_kl(4), Drawer.gain
+
+    def gain(drawer: Drawer, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
+        found = measure(drawer, number, weights, rows, count, tilt)
+        return replace(found, kl=limit * (1.4 if number % refinement.ORDERS_PER_STEP == FIRST_LOOK else 0.9))
+
+    monkeypatch.setattr(Drawer, "gain", gain)
+    config = refining(base, refine_tokens=2_000, validation_draws=16)
+    result = await train_with_draws(config, snapshot, tmp_path / "run", base)
+    looks = lines_of(result.run_dir, "validation_drawn_gain")
+    assert {line["share_kept"] for line in looks} == {1}
+    assert all(line["validation_kl"] == pytest.approx(limit * (1.4 + 3 * 0.9) / 4) for line in looks)
 
 
 def test_policies_are_compared_by_the_c_of_the_best_one_at_the_limit() -> None:
