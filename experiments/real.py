@@ -66,9 +66,11 @@ BUDGETS = {
                 "learning_rate": 3e-4,
                 "held_out_fraction": 0.25,
                 "validation_draws": 64,
-                "refine_tokens": 12_000,
+                "refine_tokens": 24_000,
+                "refine_replay": 1,
                 "batch_size": 8,
             },
+            "evaluate": {"prompts": 48},
         },
     ),
     Form.QUICK: Budget(
