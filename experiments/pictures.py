@@ -158,7 +158,7 @@ def _evaluated(axis: Axes, rows: Sequence[Row], title: str) -> None:
 def _round_quality(axis: Axes, rows: Sequence[Row]) -> None:
     (row,) = rows
     done = [one["after"] for one in row["rounds"] if "after" in one]
-    names = [f"round {number},\nbest of {one['k']:.0f}" for number, one in enumerate(done, 1)]
+    names = [f"round {number},\n{rounds.drawn(one['k'])}" for number, one in enumerate(done, 1)]
     wins = [one["win_rate_best_of_n"] for one in done]
     errors = [[one["win_rate_best_of_n"] - one["win_rate_best_of_n_low"] for one in done]] * 2
     axis.errorbar(names, wins, yerr=errors, fmt="o", color=COLOURS[1], capsize=4, label="95 % interval")
@@ -172,7 +172,7 @@ def _round_tokens(axis: Axes, rows: Sequence[Row]) -> None:
     done = [row["before"], *(one["after"] for one in row["rounds"] if "after" in one)]
     names = [
         f"base,\nbest of {row['n']}",
-        *(f"round {i},\nbest of {one['k']:.0f}" for i, one in enumerate(done[1:], 1)),
+        *(f"round {i},\n{rounds.drawn(one['k'])}" for i, one in enumerate(done[1:], 1)),
     ]
     axis.bar(names, [one["tokens_per_answer"] for one in done], color=COLOURS[0], width=0.5, label="without audits")
     axis.set_title("Tokens per answer")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.cells import Row
+from experiments.rounds import drawn
 from experiments.tables import table
 
 BEGIN, END = "<!-- rounds: begin -->", "<!-- rounds: end -->"
@@ -20,8 +21,7 @@ def readme_table(row: Row) -> str:
     columns = {"base, one draw": row["base"], f"base, best of {n}": row["before"]}
     for number, done in enumerate(row["rounds"], 1):
         if "after" in done:
-            k = done["after"]["k"]
-            columns[f"round {number}, best of {k:.0f}" if k > 1 else f"round {number}, one draw"] = done["after"]
+            columns[f"round {number}, {drawn(done['after']['k'])}"] = done["after"]
     failed = f"{swap['failed']} of {swap['requests']}"
 
     def line(title: str, cell: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:

@@ -58,6 +58,11 @@ async def _demo(demo: Demo) -> dict[str, Any]:
             await demo.service.stop()
 
 
+def drawn(k: float) -> str:
+    """Returns how many candidates an answer takes, in words."""
+    return f"best of {k:.0f}" if k > 1 else "one draw"
+
+
 def section(rows: Sequence[Row]) -> str:
     (row,) = rows
     measured, lines = row["measured"], list(_lines(row))
