@@ -94,24 +94,29 @@ def comparison(rows: Sequence[Row]) -> str:
         "1",
         "",
         str(first["n"]),
+        "",
+        f"{first['served_tokens']:.0f}",
     )
     lines = [
         (
             row["name"],
             f"{row['learning_rate']:.2g}",
             *(_estimate(row["evaluation"][name]) for name, _ in SHOWN),
-            smallest_k(row["evaluation"]),
+            *_as_good(row["evaluation"]),
         )
         for row in rows
     ]
-    return table(("", "learning rate", *(title for _, title in SHOWN), "draws that are as good"), [yardstick, *lines])
+    titles = ("draws that are as good", f"their win rate against best of {first['n']}", "tokens per answer")
+    return table(("", "learning rate", *(title for _, title in SHOWN), *titles), [yardstick, *lines])
 
 
-def smallest_k(evaluation: dict[str, Any]) -> str:
-    """Returns the fewest draws whose best is not inferior to best-of-n by the default gate."""
+def _as_good(evaluation: dict[str, Any]) -> tuple[str, str, str]:
+    """Returns the fewest draws whose best is not inferior to best-of-n by the default gate, with their figures."""
     minimum = 0.5 - GateSettings().margin
-    good = [one["k"] for one in evaluation["best_of_k"] if one["win_rate_served"]["low"] >= minimum]
-    return str(min(good)) if good else f"more than {evaluation['draws']}"
+    for one in evaluation["best_of_k"]:
+        if one["win_rate_served"]["low"] >= minimum:
+            return str(one["k"]), _estimate(one["win_rate_served"]), f"{one['tokens']:.0f}"
+    return f"more than {evaluation['draws']}", "", ""
 
 
 def _estimate(found: dict[str, float] | None) -> str:

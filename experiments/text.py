@@ -96,8 +96,9 @@ policy to where it is best on the way from the base. What ends in "its own draws
 policy itself, until `train.refine_tokens` are used up. Everything is measured on the same
 {first["prompts"]} other prompts with
 {first["draws"]} draws each; intervals of 95 % take the prompt as the cluster. No policy gains more than
-{best_gain(n):.2f} in J. The last column has the smallest k whose best-of-k wins at least
+{best_gain(n):.2f} in J. The draws that are as good are the smallest k whose best-of-k wins at least
 {0.5 - GateSettings().margin:.2f} of its comparisons with best-of-{n} of the base, by the lower bound, as the gate asks.
+The last two columns describe answers with so many draws.
 
 {comparison(some)}"""
     others = [other for other in rows if other not in some]
