@@ -54,7 +54,7 @@ class Budget:
 
 BUDGETS = {
     Form.GPU: Budget(8, 2700, 2000, 160, {"evaluate": {"prompts": 300}}),
-    # A fixed learning rate and short answers: on two cores, a model of 135 million parameters takes half an hour.
+    # A fixed learning rate and short answers: a model of 135 million parameters takes 56 minutes of processor time.
     Form.CPU: Budget(
         8,
         200,
