@@ -299,7 +299,8 @@ class TrainSettings(Section):
     linearly to 0 as `refine_tokens` are used up."""
     validation_draws: int = Field(256, ge=2)
     """Candidates sampled over all validation prompts whenever policies are compared by what they generate. Each prompt
-    gets at least two."""
+    gets at least two. While the policy learns from its own candidates, three times as many more are sampled before a
+    policy counts as the best or is moved back to the limit."""
     rescore: bool = True
     """Whether a round first lets the newest reward score groups that were scored by another reward or by another
     version of it. It scores the newest groups first, until `loop.min_groups` groups of the base and of the initial

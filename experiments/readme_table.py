@@ -35,7 +35,7 @@ def readme_table(row: Row) -> str:
             line("KL from the base, nats", _divergence),
             line("mean reward", lambda figures: f"{figures['reward_mean']:.2f}"),
             line("tokens generated for an answer", lambda figures: f"{figures['tokens_per_answer']:.0f}"),
-            ("requests that failed during the swaps", *[""] * (len(columns) - 1), failed),
+            ("requests that failed during all swaps", *[""] * (len(columns) - 1), failed),
         ],
     )
 

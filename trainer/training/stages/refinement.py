@@ -5,8 +5,8 @@ before, except that `gvpo` has no supervised term. On fresh draws the gradient o
 of the best policy at the highest KL that is tolerated. Because the minimum of the loss does not depend on the policy
 that drew the candidates, earlier draws are replayed (`train.refine_replay`). The learning rate falls to 0 as the tokens
 are used up, because noise in the gradient would otherwise raise the divergence without raising the win rate. Fresh
-draws for validation prompts decide which step is kept. A policy whose measured divergence from the base exceeds the
-limit is moved back along the straight line to the base and continues to learn from there.
+draws for validation prompts decide which step is kept. A policy whose divergence from the base exceeds the limit by
+more than a tolerance is moved back along the straight line to the base and continues to learn from there.
 """
 
 import math
@@ -35,22 +35,21 @@ logger = structlog.get_logger(__name__)
 STAGE = 1
 FIRST_ORDER = 100
 """Number of the stage's first order. Smaller numbers belong to the stages before it."""
-ORDERS_PER_STEP = 8
-"""Orders of draws that a step may give: one to learn from, and the others to validate the policy, again after it was
-moved back and to confirm that it is the best.
+ORDERS_PER_STEP = 9
+"""Orders of draws that a step may give: one to learn from, and the others to validate the policy. Each validation may
+take a second order that confirms it, and up to three more validations follow after the policy is moved back.
 """
 VALIDATE_EVERY = 20
 """Steps between validations on fresh draws."""
 CONFIRMING = 3
 """Multiple of the draws of a validation with which a policy is validated again before it counts as the best or is moved
 back. The best of many single validations would owe its place to luck in part, and a better policy might never exceed
-it. In the same way, many of the policies that seem to be too far are not, and each move costs win rate.
+it. In the same way, many of the policies that seem to be beyond the tolerance are not, and each move costs win rate.
 """
 WARMUP = 5
 TOLERANCE = 1.1
 """Factor by which a measured KL may exceed the limit, because its error is about a tenth of a nat. Policies learn
-towards the best one at this multiple of the limit or of best-of-n's KL, whichever is lower; what they reach stays
-below it.
+towards the best one at this multiple of the limit or of best-of-n's KL, whichever is lower; most stay below it.
 """
 MOVED_BACK = 1.05
 """Multiple of the limit to which a policy beyond the tolerance is first moved back. It is then moved to the limit
@@ -195,8 +194,8 @@ class Refinement:
         """Draws for the validation prompts, and keeps the policy if it is better than the best one so far."""
         weights, share, settled = self.learner.weights(), 1.0, False
         found: DrawnGain | None = None
-        first = FIRST_ORDER + ORDERS_PER_STEP * state.step + 1
-        for number in range(first, first + ORDERS_PER_STEP - 1):
+        last = FIRST_ORDER + ORDERS_PER_STEP * (state.step + 1) - 1
+        for number in range(last - ORDERS_PER_STEP + 2, last + 1):
             draws = self.draws if found is None else CONFIRMING * self.draws
             fresh = self.drawer.gain(number, weights, self.validation, draws, self.tilt)
             self.tokens += fresh.tokens
@@ -204,14 +203,14 @@ class Refinement:
             too_far = measured.kl > self.max_kl * TOLERANCE
             if found is None and (too_far or measured.value(self.limit_tilt) > state.best_value):
                 found = measured
-            elif too_far:
+            elif too_far and number < last:
                 # One move may be too little, because the assumed power is only typical.
                 back = (self.max_kl * (MOVED_BACK if share == 1 else 1) / measured.kl) ** (1 / POWER)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
             else:
-                settled = True
+                settled = not too_far
                 break
-        # A policy that is too far from the base at every look does not count.
+        # A policy that is still beyond the tolerance at the end does not count.
         state.see(measured.gain, lambda: weights, value=measured.value(self.limit_tilt) if settled else -math.inf)
         self._write(
             log,
