@@ -6,6 +6,7 @@ from typing import Any
 
 from bonbon.engines.engine import Sampling
 from bonbon.prompt import Prompt
+from bonbon.registry.evaluation_figures import best_of
 from bonbon.settings import GateSettings, Settings
 from bonbon.theory import best_of_n_kl
 from experiments.cells import Row
@@ -85,7 +86,7 @@ def comparison(rows: Sequence[Row]) -> str:
     """Returns a table with one line per row, after a line for best-of-n."""
     first = rows[0]["evaluation"]
     yardstick = (
-        f"best of {first['n']}",
+        best_of(first["n"]),
         "",
         _estimate(first["best_of_n_win_rate"]),
         _estimate(first["held_out_best_of_n_win_rate"]),
@@ -106,7 +107,7 @@ def comparison(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    titles = ("draws that are as good", f"their win rate against best of {first['n']}", "tokens per answer")
+    titles = ("draws that are as good", f"their win rate against {best_of(first['n'])}", "tokens per answer")
     return table(("", "learning rate", *(title for _, title in SHOWN), *titles), [yardstick, *lines])
 
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bonbon.chart_style import FAINT, INK, STYLE
+from bonbon.registry.evaluation_figures import best_of
 from bonbon.theory import best_gain, best_of_n_kl, best_of_n_win_rate, frontier_win_rate
 from experiments import best_of_n, budgets, methods, real, rounds, text
 from experiments.cells import Row
@@ -158,7 +159,7 @@ def _evaluated(axis: Axes, rows: Sequence[Row], title: str) -> None:
 def _round_quality(axis: Axes, rows: Sequence[Row]) -> None:
     (row,) = rows
     done = [one["after"] for one in row["rounds"] if "after" in one]
-    names = [f"round {number},\n{rounds.drawn(one['k'])}" for number, one in enumerate(done, 1)]
+    names = [f"round {number},\n{best_of(round(one['k']))}" for number, one in enumerate(done, 1)]
     wins = [one["win_rate_best_of_n"] for one in done]
     errors = [[one["win_rate_best_of_n"] - one["win_rate_best_of_n_low"] for one in done]] * 2
     axis.errorbar(names, wins, yerr=errors, fmt="o", color=COLOURS[1], capsize=4, label="95 % interval")
@@ -171,8 +172,8 @@ def _round_tokens(axis: Axes, rows: Sequence[Row]) -> None:
     (row,) = rows
     done = [row["before"], *(one["after"] for one in row["rounds"] if "after" in one)]
     names = [
-        f"base,\nbest of {row['n']}",
-        *(f"round {i},\n{rounds.drawn(one['k'])}" for i, one in enumerate(done[1:], 1)),
+        f"base,\n{best_of(row['n'])}",
+        *(f"round {i},\n{best_of(round(one['k']))}" for i, one in enumerate(done[1:], 1)),
     ]
     axis.bar(names, [one["tokens_per_answer"] for one in done], color=COLOURS[0], width=0.5, label="without audits")
     axis.set_title("Tokens per answer")

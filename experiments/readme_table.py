@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bonbon.registry.evaluation_figures import best_of
 from experiments.cells import Row
-from experiments.rounds import drawn
 from experiments.tables import table
 
 BEGIN, END = "<!-- rounds: begin -->", "<!-- rounds: end -->"
@@ -18,10 +18,10 @@ def readme_table(row: Row) -> str:
         row: the arguments and figures of the experiment `rounds`, with at least one version that was promoted.
     """
     n, swap = row["n"], row["swap"]
-    columns = {"base, one draw": row["base"], f"base, best of {n}": row["before"]}
+    columns = {"base, one draw": row["base"], f"base, {best_of(n)}": row["before"]}
     for number, done in enumerate(row["rounds"], 1):
         if "after" in done:
-            columns[f"round {number}, {drawn(done['after']['k'])}"] = done["after"]
+            columns[f"round {number}, {best_of(round(done['after']['k']))}"] = done["after"]
     failed = f"{swap['failed']} of {swap['requests']}"
 
     def line(title: str, cell: Callable[[dict[str, Any]], str]) -> tuple[str, ...]:
@@ -31,11 +31,11 @@ def readme_table(row: Row) -> str:
         ("", *columns),
         [
             line("win rate against one draw of the base", lambda figures: _interval(figures, "win_rate")),
-            line(f"win rate against best of {n}", lambda figures: _interval(figures, "win_rate_best_of_n")),
+            line(f"win rate against {best_of(n)}", lambda figures: _interval(figures, "win_rate_best_of_n")),
             line("KL from the base, nats", _divergence),
             line("mean reward", lambda figures: f"{figures['reward_mean']:.2f}"),
             line("tokens generated for an answer", lambda figures: f"{figures['tokens_per_answer']:.0f}"),
-            ("requests that failed during all swaps", *[""] * (len(columns) - 1), failed),
+            ("requests that failed, all swaps together", *[""] * (len(columns) - 1), failed),
         ],
     )
 

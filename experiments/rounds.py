@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from bonbon.demo.run import Demo, DemoOptions
+from bonbon.registry.evaluation_figures import best_of
 from bonbon.theory import best_of_n_kl
 from experiments.cells import Cell, Row
 from experiments.tables import table
@@ -58,11 +59,6 @@ async def _demo(demo: Demo) -> dict[str, Any]:
             await demo.service.stop()
 
 
-def drawn(k: float) -> str:
-    """Returns how many candidates an answer takes, in words."""
-    return f"best of {k:.0f}" if k > 1 else "one draw"
-
-
 def section(rows: Sequence[Row]) -> str:
     (row,) = rows
     measured, lines = row["measured"], list(_lines(row))
@@ -84,7 +80,7 @@ saved is the service's own count (`GET /admin/win-rate`) over the {row["traffic"
 
 def _lines(row: Row) -> Iterator[tuple[str, ...]]:
     yield _line("the base", row["base"], "0")
-    yield _line(f"the base, best of {row['n']}", row["before"], f"at most {best_of_n_kl(row['n']):.2f}")
+    yield _line(f"the base, {best_of(row['n'])}", row["before"], f"at most {best_of_n_kl(row['n']):.2f}")
     for number, done in enumerate(row["rounds"], 1):
         if "after" in done:
             savings = done.get("live", {}).get("savings")

@@ -19,7 +19,7 @@ from trainer.training.learning.candidate_selection import candidates, trainable_
 from trainer.training.learning.learner import beside_reference
 from trainer.training.learning.loss import OF_ALL_CANDIDATES, Loss, LossName, make_loss
 from trainer.training.run import REFINED
-from trainer.training.stages.refinement import limit_tilt
+from trainer.training.stages.refinement import tilt_at_limit
 from trainer.training.stages.schedule import learning_rate_factor
 
 CANDIDATES = 128
@@ -101,7 +101,7 @@ def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> Pr
 
 def _refine(world: ExactWorld, policy: PreTrainedModel, logged: Drawn, method: Method, budget: Budget) -> None:
     """Learns from the policy's own draws like the trainer, but without warm-up, validation and moving back."""
-    loss = make_loss(method.loss, n=budget.n, tilt=limit_tilt(best_of_n_kl(budget.n), budget.n))
+    loss = make_loss(method.loss, n=budget.n, tilt=tilt_at_limit(best_of_n_kl(budget.n), budget.n))
     size = CANDIDATES // budget.n
     steps, replays = budget.groups // size, TrainSettings().refine_replay
     optimiser = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)

@@ -28,7 +28,7 @@ from trainer.training.stages import offline
 from trainer.training.stages.draws import DrawBox
 from trainer.training.stages.interpolation import interpolate
 from trainer.training.stages.offline import Offline
-from trainer.training.stages.refinement import Refinement, limit_tilt
+from trainer.training.stages.refinement import Refinement, tilt_at_limit
 from trainer.training.stages.validation import Drawer, validation_rows
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Run:
         metrics.write(steps, epochs, **{f"interpolation_{name}": value for name, value in asdict(found).items()})
         if config.refine == "off":
             return weights
-        highest = limit_tilt(self.max_kl, self.n)
+        limit_tilt = tilt_at_limit(self.max_kl, self.n)
         refinement = Refinement(
             learner,
             drawer,
@@ -159,10 +159,10 @@ class Run:
             self.validation,
             draws=self.draws_for_validation,
             config=config,
-            loss=self._loss(highest, sft_weight=0.0),
+            loss=self._loss(limit_tilt, sft_weight=0.0),
             rate=config.refine_learning_rate or REFINED * self._offline_rate(),
             tilt=self.tilt,
-            limit_tilt=highest,
+            limit_tilt=limit_tilt,
             max_kl=self.max_kl,
             offset=steps,
             epochs=epochs,

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -38,8 +38,6 @@ from trainer.training.stages import refinement
 from trainer.training.stages.draws import DrawBox
 from trainer.training.stages.validation import Drawer, DrawnGain
 from trainer.training.train import TrainingResult
-
-FIRST_LOOK = (refinement.FIRST_ORDER + 1) % refinement.ORDERS_PER_STEP
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +91,17 @@ async def train_with_draws(
 
 def lines_of(run_dir: Path, name: str) -> list[dict[str, float]]:
     return [line for line in read_metrics(run_dir) if name in line]
+
+
+def measure_kls(monkeypatch: pytest.MonkeyPatch, kl: Callable[[int], float]) -> None:
+    """Replaces the measured KL by that of the number of the measurement, counted from 1 in each validation."""
+    measure = Drawer.gain
+
+    def gain(drawer: Drawer, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
+        found = measure(drawer, number, weights, rows, count, tilt)
+        return replace(found, kl=kl((number - refinement.FIRST_ORDER) % refinement.ORDERS_PER_STEP))
+
+    monkeypatch.setattr(Drawer, "gain", gain)
 
 
 async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_taught_it(
@@ -151,13 +160,8 @@ async def test_a_policy_that_diverges_too_far_is_brought_back_and_learns_on(
 async def test_a_policy_that_only_seemed_to_diverge_too_far_stays_where_it_is(
     base: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit, measure = best_of_n_kl(4), Drawer.gain
-
-    def gain(drawer: Drawer, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
-        found = measure(drawer, number, weights, rows, count, tilt)
-        return replace(found, kl=limit * (1.4 if number % refinement.ORDERS_PER_STEP == FIRST_LOOK else 0.9))
-
-    monkeypatch.setattr(Drawer, "gain", gain)
+    limit = best_of_n_kl(4)
+    measure_kls(monkeypatch, lambda look: limit * (1.4 if look == 1 else 0.9))
     config = refining(base, refine_tokens=2_000, validation_draws=16)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     looks = lines_of(result.run_dir, "validation_drawn_gain")
@@ -167,8 +171,10 @@ async def test_a_policy_that_only_seemed_to_diverge_too_far_stays_where_it_is(
 
 
 def test_policies_are_compared_by_the_c_of_the_best_one_at_the_limit() -> None:
-    assert refinement.limit_tilt(0.1, 4) == tilt_for_kl(1.1 * 0.1)
-    assert refinement.limit_tilt(5.0, 4) == tilt_for_kl(1.1 * best_of_n_kl(4)), "no reason to go farther than best-of-n"
+    assert refinement.tilt_at_limit(0.1, 4) == tilt_for_kl(1.1 * 0.1)
+    assert refinement.tilt_at_limit(5.0, 4) == tilt_for_kl(1.1 * best_of_n_kl(4)), (
+        "no reason to go farther than best-of-n"
+    )
 
 
 async def test_a_policy_learns_towards_the_best_one_at_the_limit(
@@ -184,20 +190,14 @@ async def test_a_policy_learns_towards_the_best_one_at_the_limit(
         targets[limit] = fmean(line["target"] for line in lines_of(result.run_dir, "target") if line["stage"] == 1)
     assert targets[0.1] < 0.7 * targets[5.0]
     # At the c of best-of-4 the target is at most c; without the cap it would be several times that.
-    assert targets[5.0] < refinement.limit_tilt(5.0, 4)
+    assert targets[5.0] < refinement.tilt_at_limit(5.0, 4)
 
 
 async def test_a_policy_that_is_moved_three_times_can_be_kept(
     base: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit, measure = best_of_n_kl(4), Drawer.gain
-
-    def gain(drawer: Drawer, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
-        found = measure(drawer, number, weights, rows, count, tilt)
-        look = (number - refinement.FIRST_ORDER) % refinement.ORDERS_PER_STEP
-        return replace(found, win_rate=0.9, kl=limit * (1.4 if look <= 6 else 1.0))
-
-    monkeypatch.setattr(Drawer, "gain", gain)
+    limit = best_of_n_kl(4)
+    measure_kls(monkeypatch, lambda look: limit * (1.4 if look <= 6 else 1.0))
     config = refining(base, refine_tokens=1, validation_draws=16)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     (look,) = lines_of(result.run_dir, "validation_drawn_gain")

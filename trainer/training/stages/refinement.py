@@ -59,7 +59,7 @@ POWER = 3
 """The KL is taken to grow with this power of the distance from the base. Language models have shown 2.5 to 3.7."""
 
 
-def limit_tilt(max_kl: float, n: int) -> float:
+def tilt_at_limit(max_kl: float, n: int) -> float:
     """Returns the c of the best policy at the highest KL that is tolerated, but not beyond that of best-of-n."""
     return tilt_for_kl(TOLERANCE * min(max_kl, best_of_n_kl(n)))
 
@@ -192,10 +192,11 @@ class Refinement:
 
     def _validate(self, state: Checkpoint, log: MetricsLog) -> None:
         """Draws for the validation prompts, and keeps the policy if it is better than the best one so far."""
-        weights, share, settled = self.learner.weights(), 1.0, False
+        weights, share = self.learner.weights(), 1.0
         found: DrawnGain | None = None
-        last = FIRST_ORDER + ORDERS_PER_STEP * (state.step + 1) - 1
-        for number in range(last - ORDERS_PER_STEP + 2, last + 1):
+        first = FIRST_ORDER + ORDERS_PER_STEP * state.step + 1
+        last = first + ORDERS_PER_STEP - 2
+        for number in range(first, last + 1):
             draws = self.draws if found is None else CONFIRMING * self.draws
             fresh = self.drawer.gain(number, weights, self.validation, draws, self.tilt)
             self.tokens += fresh.tokens
@@ -208,10 +209,9 @@ class Refinement:
                 back = (self.max_kl * (MOVED_BACK if share == 1 else 1) / measured.kl) ** (1 / POWER)
                 share, weights, found = share * back, self.learner.towards_base(weights, back), None
             else:
-                settled = not too_far
                 break
-        # A policy that is still beyond the tolerance at the end does not count.
-        state.see(measured.gain, lambda: weights, value=measured.value(self.limit_tilt) if settled else -math.inf)
+        # A policy that is still beyond the tolerance does not count.
+        state.see(measured.gain, lambda: weights, value=-math.inf if too_far else measured.value(self.limit_tilt))
         self._write(
             log,
             state.step,
