@@ -11,7 +11,8 @@ from bonbon.demo.tiny_models import tiny_models
 from bonbon.demo.world import requests
 from bonbon.theory import best_gain, best_of_n_kl, best_of_n_win_rate
 from experiments import best_of_n, methods, real, rounds
-from experiments.distilled import DEFAULT
+from experiments.cells import read_rows
+from experiments.distilled import DEFAULT, comparison
 from experiments.readme_table import readme_table
 from experiments.results import EXPERIMENTS, page, read
 from experiments.training import METHODS
@@ -40,6 +41,17 @@ def test_every_cell_is_computed_and_shown(out: Path) -> None:
     for name in [name for name, (module, _) in EXPERIMENTS.items() if module.cells(quick=True)]:
         assert f"pictures/results-{name}.png" in text
         assert (out / "pictures" / f"results-{name}.png").stat().st_size > 10_000
+
+
+def test_draws_are_only_as_good_as_best_of_n_if_the_held_out_reward_agrees(out: Path) -> None:
+    (row,) = read_rows(out / "data" / "text")
+    table = {}
+    for high in (0.49, 0.51):
+        for one in row["evaluation"]["best_of_k"]:
+            one["win_rate_served"]["low"], one["held_out_win_rate_served"]["high"] = 0.48, high
+        table[high] = comparison([row]).splitlines()[-1]
+    assert f"more than {row['evaluation']['draws']}" in table[0.49]
+    assert "more than" not in table[0.51]
 
 
 def test_a_run_computes_only_what_is_missing(out: Path) -> None:

@@ -50,11 +50,12 @@ class Checkpoint:
         """Records a validation of the current policy, and keeps its weights if no earlier value was as high.
 
         Args:
-            value: The value by which policies are compared. The default is the gain.
+            value: The value by which policies are compared. The default is the gain. The first policy is kept even if
+                its value is minus infinity.
         """
         value = gain if value is None else value
         self.looks_since_best += 1
-        if value > self.best_value:
+        if value > self.best_value or self.best_gain == -math.inf:
             self.best, self.best_step, self.best_gain, self.best_value = weights(), self.step, gain, value
             self.looks_since_best = 0
 

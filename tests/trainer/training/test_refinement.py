@@ -207,6 +207,19 @@ async def test_a_policy_that_is_moved_three_times_can_be_kept(
     assert look["validation_kl"] == pytest.approx(limit)
 
 
+async def test_a_first_policy_that_never_comes_back_to_the_limit_is_kept_where_it_was_moved(
+    base: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = best_of_n_kl(4)
+    measure_kls(monkeypatch, lambda look: limit * 1.4)
+    config = refining(base, refine_tokens=1, validation_draws=16)
+    result = await train_with_draws(config, snapshot, tmp_path / "run", base)
+    (look,) = lines_of(result.run_dir, "validation_drawn_gain")
+    assert look["share_kept"] == pytest.approx((1.05 / 1.4) ** (1 / 3) * (1 / 1.4) ** (2 / 3))
+    (kept,) = lines_of(result.run_dir, "kept_gain")[1:]
+    assert kept["kept_gain"] == look["validation_drawn_gain"]
+
+
 async def test_cut_off_it_goes_on_without_drawing_twice(
     base: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
