@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bonbon.settings import TrainSettings
 from experiments import distilled
 from experiments.cells import Cell, Row, slug
 from experiments.exact_world import PROMPTS
 from experiments.tables import table
-from experiments.training import METHODS, THEN_OWN_DRAWS, Budget, trained_figures
+from experiments.training import METHODS, Budget, trained_figures
 
 NAME = "budgets"
 DEFAULT = distilled.OFFLINE
@@ -25,20 +26,23 @@ def cells(quick: bool) -> list[Cell]:
     if quick:
         few = Budget(groups=256, steps=60)
         return [
-            *(_cell(method, few) for method in (*COMPARED, WHOLE)),
+            *(_cell(method, few) for method in COMPARED),
+            _cell(WHOLE, few, own_tokens=5_000),
             _cell(DEFAULT, Budget(groups=256, steps=60, prompts=2)),
         ]
     by_groups = [_cell(method, Budget(groups=groups)) for groups in GROUPS for method in COMPARED]
-    return [_cell(DEFAULT, LONGER), _cell(WHOLE, Budget()), *by_groups, _cell(DEFAULT, Budget(prompts=FEW_PROMPTS))]
+    whole = _cell(WHOLE, Budget(), own_tokens=TrainSettings().refine_tokens)
+    return [_cell(DEFAULT, LONGER), whole, *by_groups, _cell(DEFAULT, Budget(prompts=FEW_PROMPTS))]
 
 
-def _cell(method: str, budget: Budget) -> Cell:
+def _cell(method: str, budget: Budget, **own: int) -> Cell:
     name = f"{NAME}/groups-{budget.groups}-prompts-{budget.prompts}-steps-{budget.steps}-{slug(method)}"
-    return Cell(name, run, {"method": method, "budget": asdict(budget)})
+    return Cell(name, run, {"method": method, "budget": asdict(budget), **own})
 
 
-def run(method: str, budget: dict[str, Any]) -> dict[str, Any]:
-    return trained_figures((METHODS | {WHOLE: THEN_OWN_DRAWS})[method], 0, Budget(**budget))
+def run(method: str, budget: dict[str, Any], own_tokens: int = 0) -> dict[str, Any]:
+    loss = METHODS[DEFAULT if method == WHOLE else method]
+    return trained_figures(loss, 0, Budget(**budget), own_tokens=own_tokens)
 
 
 def longer(rows: Sequence[Row]) -> Row | None:
@@ -67,7 +71,7 @@ def section(rows: Sequence[Row]) -> str:
     ]
     groups = few[0]["budget"]["groups"] if few else 0
     return f"""Groups of 8 in one world, with the learning rate and the candidates in a step of the section before.
-A policy that goes on with its own draws draws as many groups again.
+A policy that goes on with its own draws uses as many tokens as `train.refine_tokens` allows by default.
 
 {table(("groups", "steps", "", *head), by_groups)}
 

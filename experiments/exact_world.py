@@ -109,25 +109,32 @@ class ExactWorld:
         *,
         seed: int,
         prompts: int = PROMPTS,
-        policy: Tensor | None = None,
+        policy: PreTrainedModel | None = None,
         opponents: Drawn | None = None,
     ) -> Drawn:
         """Returns groups of n candidates for the first `prompts` prompts.
 
         Args:
-            policy: Log-probabilities of the policy that draws, [prompts, completions]; the base's by default.
+            policy: The policy that draws; the base by default.
             opponents: Groups of the base with which the candidates are compared; by default the groups themselves.
         """
         generator = torch.Generator().manual_seed(seed)
         asked = torch.randint(prompts, (groups,), generator=generator)
-        uniform = torch.rand(groups, n, generator=generator, dtype=torch.float64)
-        drawn = torch.empty(groups, n, dtype=torch.long)
-        drawing = self.base_logprobs if policy is None else policy
-        for prompt, mass in enumerate(drawing[:prompts].exp().cumsum(1)):
-            here = asked == prompt
-            drawn[here] = torch.searchsorted(mass, uniform[here] * mass[-1]).clamp(max=len(COMPLETIONS) - 1)
+        if policy is not None:
+            drawn = _sampled(policy, asked.repeat_interleave(n), generator).view(groups, n)
+        else:
+            drawn = self._of_base(asked, n, generator)
         rewards, order = self.rewards[asked[:, None], drawn].sort(dim=1)
         return self._as_logged(asked, drawn.gather(1, order), rewards, opponents)
+
+    def _of_base(self, asked: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        """Returns n completions for each prompt, drawn from the base's exact probabilities, [groups, n]."""
+        uniform = torch.rand(len(asked), n, generator=generator, dtype=torch.float64)
+        drawn = torch.empty(len(asked), n, dtype=torch.long)
+        for prompt, mass in enumerate(self.base_logprobs.exp().cumsum(1)):
+            here = asked == prompt
+            drawn[here] = torch.searchsorted(mass, uniform[here] * mass[-1]).clamp(max=len(COMPLETIONS) - 1)
+        return drawn
 
     def _as_logged(self, asked: Tensor, completions: Tensor, rewards: Tensor, opponents: Drawn | None) -> Drawn:
         """Returns groups with these prompts [groups], completions and rewards [groups, n], worst first."""
@@ -175,6 +182,20 @@ def logprobs(model: PreTrainedModel) -> Tensor:
         after = _next_token(model, torch.full((len(longest),), prompt), longest)[*FIRST_WITH_PREFIX]
         result.append((after[PREFIXES, TOKENS].double() * MASK).sum(1))
     return torch.stack(result)
+
+
+@torch.no_grad()
+def _sampled(model: PreTrainedModel, prompts: Tensor, generator: torch.Generator) -> Tensor:
+    """Samples a completion to each prompt, token by token; returns their positions in `COMPLETIONS`, [batch]."""
+    words = torch.empty(len(prompts), 0, dtype=torch.long)
+    going_on, lengths, places = (torch.full_like(prompts, value) for value in (1, 0, 0))
+    for _ in range(LONGEST):
+        token = _next_token(model, prompts, words)[:, -1].exp().multinomial(1, generator=generator)[:, 0]
+        going_on = going_on * (token != END)
+        places = torch.where(going_on == 1, places * WORDS + token - 1, places)
+        lengths += going_on
+        words = torch.cat([words, token[:, None]], dim=1)
+    return (WORDS**lengths - 1) // (WORDS - 1) + places
 
 
 def parameters(model: PreTrainedModel) -> int:

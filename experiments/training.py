@@ -27,21 +27,17 @@ CANDIDATES = 128
 WARMUP = 20
 """Steps in which the learning rate rises."""
 OWN_SEED = 1_000_000
-"""Added to the number of a step on the policy's own draws."""
+"""The first seed of the policy's own draws, and the distance to those in the next world."""
 GROUPS_SEED = 100
 """Added to a world's seed, so that its groups are not drawn with the random numbers that made it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A loss by its name in `train.loss`, with the weight of the supervised term for `gvpo`.
-
-    With `own_draws`, the policy then learns from the same number of groups that it draws itself.
-    """
+    """A loss by its name in `train.loss`, with the weight of the supervised term for `gvpo`."""
 
     loss: LossName
     sft_weight: float = 0.0
-    own_draws: bool = False
 
 
 METHODS = {
@@ -55,9 +51,7 @@ METHODS = {
     "ipo": Method("ipo"),
     "dpo": Method("dpo"),
 }
-"""The methods that learn from logged groups only, by their names on the page."""
-THEN_OWN_DRAWS = Method("gvpo", sft_weight=1.0, own_draws=True)
-"""What the program does by default."""
+"""The methods by their names on the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +71,12 @@ def world(seed: int) -> ExactWorld:
     return ExactWorld(seed, Size())
 
 
-def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> PreTrainedModel:
-    """Returns a copy of the world's base, trained on those groups that the loss can learn from."""
+def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget, *, own_tokens: int = 0) -> PreTrainedModel:
+    """Returns a copy of the world's base, trained on those groups that the loss can learn from.
+
+    Args:
+        own_tokens: Tokens that the policy then draws to learn from.
+    """
     policy, groups, seed = copy.deepcopy(world.base).train(), drawn.groups, world.seed
     loss = make_loss(method.loss, n=budget.n, sft_weight=method.sft_weight)
     rows, size = (
@@ -94,26 +92,35 @@ def train(world: ExactWorld, drawn: Drawn, method: Method, budget: Budget) -> Pr
         rate = budget.learning_rate * learning_rate_factor(step, budget.steps, WARMUP / budget.steps)
         places = np.concatenate(candidates(groups, batches[position], method.loss, seed=seed, step=step))
         _step(world, policy, optimiser, loss, drawn, places, rate)
-    if method.own_draws:
-        _refine(world, policy, drawn, method, budget)
+    if own_tokens:
+        _refine(world, policy, drawn, method, budget, own_tokens)
     return policy.eval()
 
 
-def _refine(world: ExactWorld, policy: PreTrainedModel, logged: Drawn, method: Method, budget: Budget) -> None:
+def _refine(
+    world: ExactWorld, policy: PreTrainedModel, logged: Drawn, method: Method, budget: Budget, own_tokens: int
+) -> None:
     """Learns from the policy's own draws like the trainer, but without warm-up, validation and moving back."""
     loss = make_loss(method.loss, n=budget.n, tilt=tilt_at_limit(best_of_n_kl(budget.n), budget.n))
-    size = CANDIDATES // budget.n
-    steps, replays = budget.groups // size, TrainSettings().refine_replay
+    replays = TrainSettings().refine_replay
     optimiser = torch.optim.AdamW(policy.parameters(), weight_decay=0.0)
     kept: list[Drawn] = []
-    for step in range(steps):
-        seed = OWN_SEED + steps * world.seed + step
-        kept.append(
-            world.draw(size, budget.n, seed=seed, prompts=budget.prompts, policy=logprobs(policy), opponents=logged)
+    tokens = 0
+    while tokens < own_tokens:
+        seed = OWN_SEED * (1 + world.seed) + len(kept)
+        rate = REFINED * budget.learning_rate * (1 - tokens / own_tokens)
+        drawn = world.draw(
+            CANDIDATES // budget.n,
+            budget.n,
+            seed=seed,
+            prompts=budget.prompts,
+            policy=policy,
+            opponents=logged,
         )
-        rate = REFINED * budget.learning_rate * (1 - step / steps)
+        kept.append(drawn)
+        tokens += int(drawn.groups.tokens.sum())
         earlier = np.random.default_rng(seed).integers(len(kept), size=replays)
-        for some in (kept[-1], *(kept[number] for number in earlier)):
+        for some in (drawn, *(kept[number] for number in earlier)):
             _step(world, policy, optimiser, loss, some, np.arange(CANDIDATES), rate)
 
 
@@ -150,13 +157,13 @@ def figures(world: ExactWorld, policy: Tensor, n: int, prompts: slice = slice(No
     }
 
 
-def trained_figures(method: Method, seed: int, budget: Budget) -> dict[str, Any]:
+def trained_figures(method: Method, seed: int, budget: Budget, *, own_tokens: int = 0) -> dict[str, Any]:
     """Returns the figures of a policy trained in the world of this seed; `other_prompts` are those without groups, if
     any.
     """
     here = world(seed)
     groups = here.draw(budget.groups, budget.n, seed=GROUPS_SEED + seed, prompts=budget.prompts)
-    policy = logprobs(train(here, groups, method, budget))
+    policy = logprobs(train(here, groups, method, budget, own_tokens=own_tokens))
     found = figures(here, policy, budget.n, slice(budget.prompts))
     if budget.prompts < PROMPTS:
         found["other_prompts"] = figures(here, policy, budget.n, slice(budget.prompts, None))
