@@ -284,8 +284,8 @@ class TrainSettings(Section):
     """Weight decay of the AdamW optimiser."""
     refine: Literal["auto", "on", "off"] = "auto"
     """Whether the policy then learns from its own candidates. `auto` does so if a reward is configured, the engine
-    can load the trained weights and there are enough validation prompts; `on` refuses to train if one of these is
-    missing."""
+    can load the trained weights, there are enough validation prompts, and `refine_tokens` are enough for one step; `on`
+    refuses to train if one of these is missing."""
     refine_tokens: int = Field(2_000_000, ge=1)
     """Number of tokens to generate in this phase, those for validation prompts included. The phase ends when they are
     used up."""
@@ -309,8 +309,8 @@ class TrainSettings(Section):
     """Maximum number of prompts for which the base samples candidates once a distilled version answers requests.
     Training compares candidates with the base's, so it cannot use a prompt that only a version has answered."""
     draws_in_flight: int = Field(32, ge=1)
-    """Prompts for which training samples candidates concurrently. If its engine also answers requests, keep this well
-    below the number of prompts that the engine can process at once."""
+    """Prompts for which training samples candidates concurrently; evaluation does so for at most 16 of them. If the
+    engine also answers requests, keep this well below the number of prompts that the engine can process at once."""
     precision: Literal["auto", "no", "bf16"] = "auto"
     """`auto` computes in bf16 on a GPU that supports it and in float32 elsewhere; `no` always computes in float32."""
     seed: int = Field(0, ge=0)

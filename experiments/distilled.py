@@ -115,9 +115,10 @@ def _as_good(evaluation: dict[str, Any]) -> tuple[str, str, str]:
     """Returns the fewest draws whose best is not inferior to best-of-n by the default gate, with their figures."""
     minimum = 0.5 - GateSettings().margin
     for one in evaluation["best_of_k"]:
-        if one["win_rate_served"]["low"] >= minimum and one["held_out_win_rate_served"]["high"] >= 0.5:
+        held_out = one["held_out_win_rate_served"]
+        if one["win_rate_served"]["low"] >= minimum and (held_out is None or held_out["high"] >= 0.5):
             return str(one["k"]), _estimate(one["win_rate_served"]), f"{one['tokens']:.0f}"
-    return f"more than {evaluation['draws']}", "", ""
+    return f"more than {evaluation['n']}", "", ""
 
 
 def _estimate(found: dict[str, float] | None) -> str:

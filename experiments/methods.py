@@ -51,8 +51,9 @@ def section(rows: Sequence[Row]) -> str:
     n, count = budget.n, len({row["seed"] for row in rows})
     worlds = f"{count} worlds" if count > 1 else "one world"
     return f"""Every loss gets the same {budget.groups:,} groups of {n}, {budget.steps:,} steps of {CANDIDATES}
-candidates and one learning rate ({budget.learning_rate:g}), in {worlds}. `gvpo` reads all candidates of
-{CANDIDATES // n} groups in a step, the other losses two of each of {CANDIDATES // 2} groups. Best-of-{n} has a KL of at
-most {best_of_n_kl(n):.3f} and a win rate of {n / (n + 1):.3f}; no policy gains more than {best_gain(n):.2f} in J.
+candidates and one learning rate ({budget.learning_rate:g}), in {worlds}. `gvpo`, `vbon` and `bond` read
+all candidates of {CANDIDATES // n} groups in a step, the other losses two of each of {CANDIDATES // 2} groups.
+Best-of-{n} has a KL of at most {best_of_n_kl(n):.3f} and a win rate of {n / (n + 1):.3f}; no policy gains more than
+{best_gain(n):.2f} in J.
 
 {table(head, lines)}"""

@@ -97,7 +97,7 @@ def _real_draws(axis: Axes, rows: Sequence[Row]) -> None:
         axis.errorbar(
             ks, [one["value"] for one in wins], yerr=errors, fmt=f"{marker}-", color=colour, label=row["name"]
         )
-    n = rows[0]["n"]
+    n = rows[0]["budget"]["n"]
     axis.axhline(0.5, color=FAINT, linestyle="--", label=f"best-of-{n} of the base")
     axis.set_xlabel("draws of the version")
     axis.set_ylabel(f"win rate against best-of-{n} of the base")

@@ -6,12 +6,14 @@ The caller provides models and prompts. The repository contains only the figures
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from bonbon.engines.engine import Sampling
@@ -40,6 +42,7 @@ class Budget:
     """Sizes of what a run draws, trains on and measures.
 
     Attributes:
+        n: The n of best-of-n; `max_tokens` limits each answer.
         prompts: The most prompts that are read, from the beginning of the file.
         max_characters: Longer prompts are left out.
         settings: Settings that differ from the program's defaults.
@@ -85,7 +88,7 @@ BUDGETS = {
             "train": {
                 "min_pairs": 32,
                 "learning_rate": 2e-3,
-                "refine_tokens": 1000,
+                "refine_tokens": 10_000,
                 "threads": 1,
                 "validation_draws": 32,
             }
@@ -131,7 +134,7 @@ def main(
             shutil.rmtree(partial_copy, ignore_errors=True)
             shutil.copytree(work / "groups", partial_copy).rename(out)
         run = partial(_run, settings(out, COMPARED[one]), asked, sampling)
-        arguments = {"model": called, "form": str(form), "name": one, "n": budget.n, "max_tokens": budget.max_tokens}
+        arguments = {"model": called, "form": str(form), "name": one, "budget": asdict(budget)}
         Cell(f"{NAME}/{slug(f'{called} {form} {one}')}", run, arguments).compute(data)
 
 
@@ -140,7 +143,9 @@ def _characters(prompt: Prompt) -> int:
 
 
 def _run(settings: Settings, asked: Sequence[Prompt], sampling: Sampling, **_: Any) -> dict[str, Any]:
-    return distilled(settings, asked, sampling, progress=True) | {"prompts": len(asked)}
+    start = perf_counter()
+    found = distilled(settings, asked, sampling, progress=True)
+    return found | {"prompts": len(asked), "minutes": (perf_counter() - start) / 60, "threads": torch.get_num_threads()}
 
 
 def _settings(budget: Budget, out: Path, train: dict[str, Any] | None = None, **given: Any) -> Settings:
@@ -167,17 +172,26 @@ def section(rows: Sequence[Row]) -> str:
     parts = []
     for model, form in dict.fromkeys((row["model"], row["form"]) for row in rows):
         some = [row for row in rows if (row["model"], row["form"]) == (model, form)]
-        first, n = some[0], some[0]["n"]
+        first, budget = some[0], some[0]["budget"]
         measured = first["evaluation"]
         parts.append(f"""### {model}, {form.upper()} form
 
-`python -m experiments.real --form {form}`: {first["prompts"]:,} prompts with a group of {n} each, answers of at most
-{first["max_tokens"]} tokens, of which {100 * measured["base_truncated"]:.0f} % are cut off there. Measured on
-{measured["prompts"]} other prompts with {measured["draws"]} draws each. No policy gains more than {best_gain(n):.2f}
-in J.
+`python -m experiments.real --form {form}`: {first["prompts"]:,} prompts with a group of {budget["n"]} each, answers of
+at most {budget["max_tokens"]} tokens, of which {100 * measured["base_truncated"]:.0f} % are cut off there. Measured on
+{measured["prompts"]} other prompts with {measured["draws"]} draws each. No policy gains more than
+{best_gain(budget["n"]):.2f} in J. {_times(some)}
 
 {comparison(some)}""")
     return "\n\n".join(parts)
+
+
+def _times(rows: Sequence[Row]) -> str:
+    """Returns how long training and measuring took."""
+    return " ".join(
+        f"{row['name']} was trained and measured in {row['minutes']:.0f} minutes with {row['threads']} "
+        f"{'thread' if row['threads'] == 1 else 'threads'}."
+        for row in rows
+    )
 
 
 if __name__ == "__main__":

@@ -30,11 +30,42 @@ much more often the best possible policy at the same KL would win, in percentage
 J** is how far the objective c W - KL is above the base's own ([theory.md](theory.md#the-objective)).
 
 The losses are named as in `train.loss` ([training.md](training.md#the-loss)). `gvpo` learns from all candidates of a
-group, and `gvpo + SFT` is `gvpo` with `train.sft_weight = 1`. The others compare two candidates: `bonbon` and `paper`
-are BoNBoN with its terms in units of their variance and as printed, `sft` imitates the best of each group, `ipo` is
-the contrast of best and worst alone, and `dpo` has beta .1. Unless a row says that the policy goes on with its own
-draws, it learns from logged groups only, so that the page shows what each loss does. In the text world the whole
-program runs, with `train.refine = "off"` for those rows."""
+group, and `gvpo + SFT` is `gvpo` with `train.sft_weight = 1`. `vbon` and `bond` also learn from all candidates. The
+others compare two: `bonbon` and `paper` are BoNBoN with its terms in units of their variance and as printed, `sft`
+imitates the best of each group, `ipo` is the contrast of best and worst alone, and `dpo` has beta .1. Unless
+a row says that the policy goes on with its own draws, it learns from logged groups only, so that the page shows what
+each loss does. In the text world the whole program runs, with `train.refine = "off"` for those rows."""
+
+RELATED = """## Related work
+
+The loss family `bonbon` and the target that all of this aims at are from BoNBoN (Gui, Gârbacea and Veitch, 2024):
+
+```bibtex
+@inproceedings{gui2024bonbon,
+  title     = {{BoNBoN} Alignment for Large Language Models and the Sweetness of Best-of-n Sampling},
+  author    = {Gui, Lin and G{\\^a}rbacea, Cristina and Veitch, Victor},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2024},
+  note      = {arXiv:2406.00832},
+}
+```
+
+Other work distils best-of-n or optimises a win rate as well. `bond` and `vbon` are compared above; the others were not
+run here.
+
+- **GVPO** (Zhang et al., [arXiv 2504.19599](https://arxiv.org/abs/2504.19599)) is the regression that the default loss
+  uses, with any reward in the place of c U.
+- **BOND** (Sessa et al., [arXiv 2407.14622](https://arxiv.org/abs/2407.14622)) minimises both directions of the
+  divergence from best-of-n. Its reference moves with the policy, while here it remains the base.
+- **vBoN** (Amini et al., [arXiv 2407.06057](https://arxiv.org/abs/2407.06057)) minimises KL(policy || best-of-n) with
+  reinforcement learning.
+- **WIND** (Yang et al., [arXiv 2410.20727](https://arxiv.org/abs/2410.20727)) shows that repeated best-of-n
+  distillation approximates a regularised game of win rates, and solves the game instead.
+- **InfAlign** (Balashankar et al., [arXiv 2412.19792](https://arxiv.org/abs/2412.19792)) transforms a calibrated reward
+  so that the policy is best when it is used with best-of-n, instead of one draw.
+- **RLOO** (Ahmadian et al., [arXiv 2402.14740](https://arxiv.org/abs/2402.14740)) is REINFORCE with the other draws of
+  a group as the baseline. On the policy's own draws, the gradient of `gvpo` is that of RLOO with the reward c U.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +104,7 @@ def page(found: Found, pictures_at: str = "pictures") -> str:
         parts += [real.section(measured), f"![Real language models]({pictures_at}/{pictures.file_name(real.NAME)})"]
     else:
         parts.append("Not measured yet (`python -m experiments.real --help`).")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, RELATED])
 
 
 def write(data: Path, page_file: Path, pictures_directory: Path, *, quick: bool) -> None:

@@ -15,12 +15,15 @@ from bonbon.settings import GateSettings, Settings, load_settings
 from bonbon.theory import best_gain
 from experiments.cells import Cell, Row, slug
 from experiments.distilled import COMPARED, DEFAULT, OFFLINE, comparison, distilled, draw
+from experiments.tables import table
 
 NAME = "text"
 METHODS = ("gvpo", OFFLINE, "vbon", "bond", "bonbon", "sft", "ipo", "dpo", DEFAULT)
 GOALS = (OFFLINE, DEFAULT)
 """The variants that have goals: the default loss, on logged groups only and with the policy's own draws."""
 PROMPTS, PROMPTS_SEED = 1000, 7
+CONTENDERS = ("gvpo", OFFLINE, "vbon", "bond", "bonbon")
+"""The losses that were near the best with the first seed; they are compared with the other seeds as well."""
 CURVE = (320, 4000)
 """Other numbers of prompts, for the variants with goals."""
 SEEDS = range(3)
@@ -30,11 +33,17 @@ MEASURED = 100
 
 def cells(quick: bool) -> list[Cell]:
     if quick:
-        small = {"n": 4, "prompts": 120, "measured": 8, "max_tokens": 24, "train": {"refine_tokens": 2000}}
+        small = {
+            "n": 4,
+            "prompts": 120,
+            "measured": 8,
+            "max_tokens": 24,
+            "train": {"refine_tokens": 10_000, "validation_draws": 32},
+        }
         return [_cell(DEFAULT, 0, **small)]
     budget = {"n": 8, "measured": MEASURED, "max_tokens": 96, "train": {}}
     first = [_cell(name, 0, prompts=PROMPTS, **budget) for name in METHODS]
-    others = [_cell(name, seed, prompts=PROMPTS, **budget) for seed in SEEDS[1:] for name in GOALS]
+    others = [_cell(name, seed, prompts=PROMPTS, **budget) for seed in SEEDS[1:] for name in (*CONTENDERS, DEFAULT)]
     return first + [_cell(name, 0, prompts=prompts, **budget) for prompts in CURVE for name in GOALS] + others
 
 
@@ -95,7 +104,8 @@ chooses each loss's learning rate by what validation groups promise after 20 ste
 policy to where it is best on the way from the base. What ends in "its own draws" goes on from there with draws of the
 policy itself, until `train.refine_tokens` are used up. Everything is measured on the same
 {first["prompts"]} other prompts with
-{first["draws"]} draws each; intervals of 95 % take the prompt as the cluster. No policy gains more than
+{_range([one["evaluation"]["draws"] for one in some])} draws each;
+intervals of 95 % take the prompt as the cluster. No policy gains more than
 {best_gain(n):.2f} in J. The draws that are as good are the smallest k whose best-of-k wins at least
 {0.5 - GateSettings().margin:.2f} of its comparisons with best-of-{n} of the base, by the lower bound, as the gate asks.
 The last two columns describe answers with so many draws.
@@ -112,7 +122,32 @@ The same with other numbers of prompts and with other seeds:
 
 The picture also shows how the gain in J grows with the number of prompts that are answered with best-of-{n}, and how it
 grows with the tokens that the policy itself draws in training. The second is measured on validation prompts while the
-run trains; the run keeps the policy of its best point."""
+run trains, with a standard error of about a tenth of a nat; the run keeps the policy of its best point. The best gain
+so far, by tokens:
+
+{_curves(rows)}"""
+
+
+CURVE_TOKENS = (0, 250_000, 500_000, 1_000_000, 1_500_000, 2_000_000)
+
+
+def _curves(rows: Sequence[Row]) -> str:
+    """Returns the best gain in J on validation prompts up to several numbers of tokens; one line per run."""
+    lines = []
+    for row in rows:
+        if not row["own_draws"]:
+            continue
+        # A measurement's tokens are those of the steps before it. The last one may exceed the budget by a step.
+        best = [
+            max(one["gain"] for one in row["own_draws"] if one["tokens"] <= 1.01 * tokens) for tokens in CURVE_TOKENS
+        ]
+        lines.append((f"{row['prompts']:,} prompts, seed {row['seed']}", *(f"{gain:.2f}" for gain in best)))
+    return table(("", *(f"{tokens / 1e6:g} million" for tokens in CURVE_TOKENS)), lines)
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
 
 
 def _versions(rows: Sequence[Row]) -> str:

@@ -71,7 +71,7 @@ class RunContext:
         """
         from bonbon.engines.text.model_config import read_config
         from trainer.data.logged_prompts import logged_prompts
-        from trainer.evaluation.evaluate import Served, evaluate
+        from trainer.evaluation.evaluate import CONCURRENCY, Served, evaluate
         from trainer.evaluation.kl import KL
 
         settings = self.settings
@@ -96,6 +96,7 @@ class RunContext:
             n=settings.n,
             settings=settings.evaluate,
             seed=settings.train.seed,
+            concurrency=min(CONCURRENCY, settings.train.draws_in_flight),
             progress=self.progress,
             temporary=temporary,
         )

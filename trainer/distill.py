@@ -27,11 +27,12 @@ from bonbon.progress import bar
 from bonbon.prompt import Prompt
 from bonbon.registry.version_records import Version
 from bonbon.rewards import build_reward
+from bonbon.rewards.reward_check import check_reward
 from bonbon.rewards.scoring import OFFLINE_DEADLINE
 from bonbon.settings import Settings
 from bonbon.store.tables import groups
 from trainer.context import RunContext
-from trainer.drawing import MIN_VALIDATION_GROUPS
+from trainer.drawing import MIN_VALIDATION_GROUPS, why_not_drawn
 from trainer.result_files import read_json, write_json
 from trainer.rounds import Round, stages
 from trainer.run_directory import PLAN
@@ -75,7 +76,7 @@ async def distill(context: RunContext, out: Path, prompts: Sequence[Prompt], sam
         Conflict: Another process works in `out`.
         RewardError, EngineError: Scoring or drawing failed; the logged groups are kept.
     """
-    _refuse_too_few(prompts, context.settings)
+    _refuse_impossible(prompts, context.settings)
     await context.check_training()
     with locked(out):
         await asyncio.to_thread(_claim, out, _task(context, prompts, sampling), context.base.directory)
@@ -128,6 +129,7 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
             task.advance(1)
 
     async with BestOfN(engine, reward, deadline=OFFLINE_DEADLINE) as best_of_n:
+        await check_reward(reward)
         await pair_log.start()
         try:
             title = f"drawing {settings.n} candidates per prompt"
@@ -180,8 +182,10 @@ def _claim(out: Path, task: Task, base: Path) -> None:
         )
 
 
-def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
-    """Refuses prompts that are too few to train on or to measure on, before anything is drawn."""
+def _refuse_impossible(prompts: Sequence[Prompt], settings: Settings) -> None:
+    """Refuses prompts that are too few to train on or to measure on, and settings that rule out draws of the policy
+    although they ask for them, before anything is drawn.
+    """
     train = settings.train
     fractions = Fractions(test=train.held_out_fraction, validation=train.validation_fraction)
     splits = Counter(split_of(prompt.root_digest, fractions) for prompt in prompts)
@@ -199,6 +203,8 @@ def _refuse_too_few(prompts: Sequence[Prompt], settings: Settings) -> None:
             "measure on, and two are needed: give more prompts, or raise it",
             param="prompts",
         )
+    if train.refine == "on" and (problem := why_not_drawn(settings)):
+        raise UserError(f"train.refine = 'on', but {problem}", param="train.refine")
     if train.refine == "on" and splits[Split.VALIDATION] < MIN_VALIDATION_GROUPS:
         raise UserError(
             f"train.refine = 'on' needs {MIN_VALIDATION_GROUPS} validation prompts, and train.validation_fraction = "

@@ -38,23 +38,34 @@ MIN_VALIDATION_GROUPS = 8
 """The fewest validation groups on which fresh draws can tell policies apart."""
 
 
-def why_not_drawn(settings: Settings, snapshot: Snapshot) -> str | None:
-    """Returns why a training cannot draw and how to change that, or None when no reason is known."""
+def why_not_drawn(settings: Settings, snapshot: Snapshot | None = None) -> str | None:
+    """Returns why a training cannot draw and how to change that, or None when no reason is known.
+
+    Args:
+        snapshot: None if the groups have not been drawn yet. The settings alone then decide.
+    """
     if settings.reward is None:
         return "no reward is configured to score the draws: set reward (BONBON_REWARD)"
     if settings.engine == "fake":
         return "the engine 'fake' cannot load a trained policy: set engine to another one"
-    if snapshot.validation_groups < MIN_VALIDATION_GROUPS:
+    if settings.train.method == "full":
+        if settings.engine == "remote":
+            return (
+                "a fleet of servers loads only adapters, and train.method = 'full' trains whole weights: set "
+                "train.method to 'lora'"
+            )
+        options = settings.engine_options | settings.evaluate.engine_options
+        if options.get("full_weights") == "instead":
+            return (
+                "with full_weights = 'instead' the engine holds one set of whole weights at a time, and training draws "
+                "from whole weights beside the base's: set evaluate.engine_options.full_weights to 'beside'"
+            )
+    if snapshot is not None and snapshot.validation_groups < MIN_VALIDATION_GROUPS:
         return (
             f"{snapshot.validation_groups} validation groups are fewer than {MIN_VALIDATION_GROUPS}, too few to "
             "choose a policy by: log more groups, or raise train.validation_fraction"
         )
     return None
-
-
-def may_draw(settings: Settings) -> bool:
-    """Returns whether the settings allow a training to draw."""
-    return settings.reward is not None and settings.engine != "fake"
 
 
 def refuse_other_reward(key: RewardKey, scored_by: RewardKey) -> None:

@@ -7,7 +7,7 @@ from bonbon.pairs.rescoring.rescore import Scope, count_rescorable, rescore, sta
 from bonbon.progress import Bars
 from bonbon.rewards import build_reward
 from trainer.context import RunContext
-from trainer.drawing import may_draw, refuse_other_reward
+from trainer.drawing import refuse_other_reward, why_not_drawn
 
 log = structlog.get_logger(__name__)
 
@@ -26,12 +26,13 @@ async def rescore_older(context: RunContext, start: str, reward: RewardKey) -> N
     settings = context.settings
     if settings.reward is None:
         return
+    can_draw = why_not_drawn(settings) is None
     missing = await _missing(context, start, reward) if settings.train.rescore else {}
-    if not (missing or may_draw(settings)):
+    if not (missing or can_draw):
         return
     # What only names the reward costs no score, but one that has to score is tested before the round depends on it.
     async with started(build_reward(settings.reward), expected=None if missing else reward) as (configured, key):
-        if may_draw(settings):
+        if can_draw:
             refuse_other_reward(key, reward)
         if missing and key != reward:
             log.warning(

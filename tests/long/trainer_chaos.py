@@ -212,7 +212,7 @@ def chaos_settings(base: Path, data_dir: Path) -> Settings:
             "min_pairs": 32,
             "held_out_fraction": 0.2,
             "validation_draws": 32,
-            "refine_tokens": 2000,
+            "refine_tokens": 6000,
             "threads": 1,
         },
         evaluate={"prompts": 20},

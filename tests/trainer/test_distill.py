@@ -167,6 +167,21 @@ async def test_modules_that_cannot_be_trained_are_refused_before_anything_is_dra
     assert not (tmp_path / "distill.json").exists()
 
 
+async def test_a_reward_that_cannot_score_is_named_before_anything_is_drawn(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match=r"cannot score a short answer: .*the reward is away"):
+        await attempt(base, tmp_path, reward="python:tests.trainer.test_distill:away")
+    async with open_database(f"sqlite+aiosqlite:///{tmp_path / 'bonbon.db'}") as database:
+        assert (await stats(database)).groups == 0
+
+
+async def test_draws_of_the_policy_that_no_engine_can_make_are_refused_before_anything_is_drawn(
+    base: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="refine = 'on', but a fleet of servers loads only adapters"):
+        await attempt(base, tmp_path, engine="remote", engine_options={}, train={"refine": "on", "method": "full"})
+    assert not (tmp_path / "distill.json").exists()
+
+
 async def test_an_engine_that_is_not_installed_is_named_before_anything_is_drawn(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +204,10 @@ def away_after_a_while(prompt: Prompt, completions: list[str]) -> list[float]:
     if away_after_a_while.calls > 30:  # type: ignore[attr-defined]
         raise ConnectionError("the reward is away")
     return score(prompt, completions)
+
+
+def away(prompt: Prompt, completions: list[str]) -> list[float]:
+    raise ConnectionError("the reward is away")
 
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello?"}]

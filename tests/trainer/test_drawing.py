@@ -204,15 +204,20 @@ async def test_a_policy_that_cannot_be_loaded_does_not_stop_the_others(world: Wo
         await asyncio.wait_for(asyncio.to_thread(world.box.wait, order), 120)
 
 
+WHOLE_WEIGHTS = {"train": TrainSettings(method="full")}
+
+
 @pytest.mark.parametrize(
     ("changes", "validation", "match"),
     [
         ({"reward": None}, 50, "no reward is configured"),
         ({"engine": "fake"}, 50, "the engine 'fake' cannot load"),
+        (WHOLE_WEIGHTS | {"engine": "remote"}, 50, "a fleet of servers loads only adapters"),
+        (WHOLE_WEIGHTS | {"engine": "vllm", "engine_options": {"full_weights": "instead"}}, 50, "to 'beside'"),
         ({}, MIN_VALIDATION_GROUPS - 1, "7 validation groups are fewer than 8"),
         ({}, MIN_VALIDATION_GROUPS, None),
     ],
-    ids=["reward", "engine", "groups", "nothing"],
+    ids=["reward", "engine", "fleet", "instead", "groups", "nothing"],
 )
 def test_what_keeps_a_training_from_drawing_is_known_before(
     changes: dict[str, Any], validation: int, match: str | None

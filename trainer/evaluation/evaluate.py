@@ -21,7 +21,7 @@ from trainer.evaluation.evaluation import Evaluation
 from trainer.evaluation.samples import Sampler, Samples, choose
 
 CONCURRENCY = 16
-"""Prompts processed concurrently."""
+"""The most prompts processed concurrently."""
 KL_DRAWS = 2
 """Draws per prompt from which the KL is estimated. Two suffice, because an answer's divergence varies less than its
 reward.
@@ -55,6 +55,7 @@ async def evaluate(
     n: int,
     settings: EvaluateSettings,
     seed: int = 0,
+    concurrency: int = CONCURRENCY,
     progress: bool = True,
     temporary: bool = False,
 ) -> Evaluation:
@@ -65,6 +66,7 @@ async def evaluate(
     Args:
         prompts: Test prompts; which of them are used depends on them and on `seed` only.
         n: The n of best-of-n.
+        concurrency: Prompts for which candidates are drawn at once.
         temporary: The version is loaded under this name for the evaluation only, so a fleet unloads it afterwards.
 
     Raises:
@@ -108,7 +110,9 @@ async def evaluate(
             base_draws=round(more * BASE_GROUPS * n),
             seed=seed,
         )
-        samples = await _draw_all(sampler, chosen, "drawing for test prompts", progress)
+        samples = await _draw_all(
+            sampler, chosen, "drawing for test prompts", concurrency=concurrency, progress=progress
+        )
         context_length = engine.context_length
         if temporary:
             await engine.unload(version.name)
@@ -156,8 +160,10 @@ async def _started(part: Engine | Reward) -> AsyncIterator[None]:
         await part.stop()
 
 
-async def _draw_all(sampler: Sampler, prompts: Sequence[LoggedPrompt], title: str, progress: bool) -> list[Samples]:
-    slots = asyncio.Semaphore(CONCURRENCY)
+async def _draw_all(
+    sampler: Sampler, prompts: Sequence[LoggedPrompt], title: str, *, concurrency: int, progress: bool
+) -> list[Samples]:
+    slots = asyncio.Semaphore(concurrency)
 
     async def draw(prompt: LoggedPrompt) -> Samples | None:
         async with slots:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import structlog
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import VersionKind
+from bonbon.errors import UserError
 from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from bonbon.theory import best_of_n_kl, tilt
@@ -28,7 +30,7 @@ from trainer.training.stages import offline
 from trainer.training.stages.draws import DrawBox
 from trainer.training.stages.interpolation import interpolate
 from trainer.training.stages.offline import Offline
-from trainer.training.stages.refinement import Refinement, tilt_at_limit
+from trainer.training.stages.refinement import Refinement, tilt_at_limit, tokens_needed
 from trainer.training.stages.validation import Drawer, validation_rows
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from bonbon.registry.version_records import Version
+
+logger = structlog.get_logger(__name__)
 
 REFINED = 0.3
 """Learning rate at the beginning of the refinement relative to the offline stage's. It is lower because fresh draws are
@@ -116,8 +120,11 @@ class Run:
         """Returns the weights at the end of the last stage, as they are stored.
 
         Raises:
+            UserError: `train.refine` is "on", and `train.refine_tokens` is too low for one step; nothing is drawn.
             BonbonError: The loss, the gradient or a weight is not finite, or drawing failed; the progress is kept.
         """
+        draws = draws and len(self.validation) > 0
+        refines = draws and self._has_tokens_to_refine()
         main = self.learner.accelerator.is_main_process
         done = self.offline.checkpoints.latest() or 0
         refined = Checkpoints(self.run_dir / "checkpoints" / "refinement", 1, self.learner.accelerator).latest() or 0
@@ -125,12 +132,30 @@ class Run:
             if not done:
                 metrics.write(0, 0, stage=offline.STAGE, sampler_gap=self.sampler_gap)
             weights = self.offline.run(metrics)
-            if draws and len(self.validation):
-                return self._improved_on_draws(weights, metrics)
+            if draws:
+                return self._improved_on_draws(weights, metrics, refines=refines)
             return self.learner.interpolated(weights, 1.0)
 
-    def _improved_on_draws(self, weights: Weights, metrics: MetricsLog) -> Weights:
-        """Interpolates by what the policy's draws gain, and refines the policy on its own draws."""
+    def _has_tokens_to_refine(self) -> bool:
+        """Returns whether the policy learns from its own draws, by the settings and the tokens that this takes."""
+        config = self.config
+        if config.refine == "off":
+            return False
+        needed = tokens_needed(config, self.groups, self.draws_for_validation * len(self.validation))
+        if needed <= config.refine_tokens:
+            return True
+        problem = (
+            f"train.refine_tokens = {config.refine_tokens} is less than {needed}, which the first validation and one "
+            "step take with answers as long as the logged ones"
+        )
+        remedy = "raise it, or lower train.validation_draws"
+        if config.refine == "on":
+            raise UserError(f"{problem}: {remedy}", param="train.refine_tokens")
+        logger.warning("the policy does not learn from its own draws", reason=problem, remedy=remedy)
+        return False
+
+    def _improved_on_draws(self, weights: Weights, metrics: MetricsLog, *, refines: bool) -> Weights:
+        """Interpolates by what the policy's draws gain, and then refines the policy on its own draws."""
         config, learner = self.config, self.learner
         drawer = Drawer(learner, self.groups, DrawBox(self.run_dir), base=self.base_name, seed=config.seed)
         found = interpolate(
@@ -148,7 +173,7 @@ class Run:
         steps = self.offline.checkpoints.latest() or 0
         epochs = steps / self.offline.steps_per_epoch
         metrics.write(steps, epochs, **{f"interpolation_{name}": value for name, value in asdict(found).items()})
-        if config.refine == "off":
+        if not refines:
             return weights
         limit_tilt = tilt_at_limit(self.max_kl, self.n)
         refinement = Refinement(

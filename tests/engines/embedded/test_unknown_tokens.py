@@ -76,7 +76,14 @@ async def add_strange_groups(settings: Settings) -> set[str]:
 async def test_a_round_sets_such_groups_aside_and_trains_and_measures_with_the_others(
     base: Path, tmp_path: Path
 ) -> None:
-    train = {"epochs": 1, "refine": "on", "refine_tokens": 6000, "validation_fraction": 0.2, "min_pairs": 16}
+    train = {
+        "epochs": 1,
+        "refine": "on",
+        "refine_tokens": 6000,
+        "validation_draws": 64,
+        "validation_fraction": 0.2,
+        "min_pairs": 16,
+    }
     settings = make_settings(base, tmp_path / "data", train=train, evaluate={"prompts": 10})
     await answer(settings, 90)
     names = await add_strange_groups(settings)

@@ -86,9 +86,9 @@ def text_of(tokens: Sequence[int]) -> str:
 def score(prompt: Prompt, completions: Sequence[str]) -> list[float]:
     """Scores completions for "python:tests.support.data.sampled_groups:score".
 
-    Even words are good, and a small share of their sum breaks ties.
+    Even words are good, and a small share of their sum breaks ties. Words of other texts do not count.
     """
-    numbers = [[int(word[1:]) for word in completion.split()] for completion in completions]
+    numbers = [[int(word[1:]) for word in text.split() if word[1:].isdigit()] for text in completions]
     return [sum(n % 2 == 0 for n in words) / (len(words) or 1) + 1e-4 * sum(words) for words in numbers]
 
 

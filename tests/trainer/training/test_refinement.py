@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from sqlalchemy import func, select
+from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM
 
 from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
 from bonbon.engines.embedded.embedded_options import EmbeddedOptions
 from bonbon.engines.engine import Sampling, VersionKind
-from bonbon.errors import RewardError
+from bonbon.errors import RewardError, UserError
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Snapshot, Split
 from bonbon.prompt import Prompt
@@ -32,6 +33,7 @@ from tests.support.models.learners import learner_of, nudge
 from tests.trainer.training.test_train import settings, train, version, weights
 from trainer.data.groups import Groups, Rows
 from trainer.drawing import Drawing
+from trainer.training import run
 from trainer.training.learning.learner import Weights
 from trainer.training.metrics import read_metrics
 from trainer.training.stages import refinement
@@ -102,6 +104,11 @@ def measure_kls(monkeypatch: pytest.MonkeyPatch, kl: Callable[[int], float]) -> 
         return replace(found, kl=kl((number - refinement.FIRST_ORDER) % refinement.ORDERS_PER_STEP))
 
     monkeypatch.setattr(Drawer, "gain", gain)
+
+
+def only_the_first_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allows budgets that the first validation uses up."""
+    monkeypatch.setattr(run, "tokens_needed", lambda *_: 0)
 
 
 async def test_a_policy_learns_from_its_own_draws_more_than_logged_groups_have_taught_it(
@@ -177,6 +184,25 @@ def test_policies_are_compared_by_the_c_of_the_best_one_at_the_limit() -> None:
     )
 
 
+async def test_a_budget_too_small_for_one_step_is_refused_before_anything_is_drawn(
+    base: Path, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    config = refining(base, refine_tokens=500, validation_draws=16)
+    with pytest.raises(
+        UserError, match=r"refine_tokens = 500 is less than \d{4}, .* raise it, or lower train.validation"
+    ):
+        await train_with_draws(config, snapshot, tmp_path / "on", base)
+    assert not (tmp_path / "on" / "draws").exists()
+    config = refining(base, refine_tokens=500, validation_draws=16, refine="auto")
+    with capture_logs() as said:
+        result = await train_with_draws(config, snapshot, tmp_path / "auto", base)
+    assert [entry["remedy"] for entry in said if "does not learn" in entry["event"]] == [
+        "raise it, or lower train.validation_draws"
+    ]
+    assert lines_of(result.run_dir, "interpolation_share")
+    assert not lines_of(result.run_dir, "validation_drawn_gain")
+
+
 async def test_a_policy_learns_towards_the_best_one_at_the_limit(
     base: Path, snapshot: Snapshot, tmp_path: Path
 ) -> None:
@@ -198,6 +224,7 @@ async def test_a_policy_that_is_moved_three_times_can_be_kept(
 ) -> None:
     limit = best_of_n_kl(4)
     measure_kls(monkeypatch, lambda look: limit * (1.4 if look <= 6 else 1.0))
+    only_the_first_validation(monkeypatch)
     config = refining(base, refine_tokens=1, validation_draws=16)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     (look,) = lines_of(result.run_dir, "validation_drawn_gain")
@@ -212,6 +239,7 @@ async def test_a_first_policy_that_never_comes_back_to_the_limit_is_kept_where_i
 ) -> None:
     limit = best_of_n_kl(4)
     measure_kls(monkeypatch, lambda look: limit * 1.4)
+    only_the_first_validation(monkeypatch)
     config = refining(base, refine_tokens=1, validation_draws=16)
     result = await train_with_draws(config, snapshot, tmp_path / "run", base)
     (look,) = lines_of(result.run_dir, "validation_drawn_gain")

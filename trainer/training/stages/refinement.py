@@ -64,6 +64,12 @@ def tilt_at_limit(max_kl: float, n: int) -> float:
     return tilt_for_kl(TOLERANCE * min(max_kl, best_of_n_kl(n)))
 
 
+def tokens_needed(config: TrainSettings, groups: Groups, validation_draws: int) -> int:
+    """Returns the tokens for the first validation and one step, if answers are as long as the logged ones."""
+    draws = (1 + CONFIRMING) * validation_draws + config.batch_size * config.refine_draws
+    return math.ceil(draws * float(groups.tokens.mean()))
+
+
 class Refinement:
     """Learns from draws of the policy. Every process of a run creates one.
 
@@ -133,7 +139,11 @@ class Refinement:
                 metrics = self._step(state.step, self.rate * (1 - self.tokens / budget))
                 state.step += 1
                 self._write(log, state.step, **metrics)
-                bar(min(self.tokens, budget), f"gain {metrics['drawn_gain']:.3f}  best {state.best_gain:.3f}")
+                bar(
+                    min(self.tokens, budget),
+                    f"gain {metrics['drawn_gain']:.3f}  win rate {metrics['drawn_win_rate']:.3f}  "
+                    f"KL {metrics['drawn_kl']:.3f}  best gain {state.best_gain:.3f}",
+                )
                 if state.step % VALIDATE_EVERY == 0:
                     self._validate(state, log)
                     state.tokens = self.tokens
@@ -163,8 +173,13 @@ class Refinement:
             found = self.learner.update(self.drawn, chosen, self.reference, rate=rate * warm, seed=seed)
             metrics = metrics or found
         log_ratio = fresh.logprobs - self.reference[-len(fresh.logprobs) :].double().numpy()
-        gain = self.tilt * (fresh.wins - 0.5) - log_ratio
-        return metrics | {"drawn_gain": float(gain.mean()), "drawn_tokens": float(self.tokens)}
+        win_rate, kl = float(fresh.wins.mean()), float(log_ratio.mean())
+        return metrics | {
+            "drawn_gain": self.tilt * (win_rate - 0.5) - kl,
+            "drawn_win_rate": win_rate,
+            "drawn_kl": kl,
+            "drawn_tokens": float(self.tokens),
+        }
 
     def _draw(self, step: int) -> tuple[Groups, Rows]:
         """Returns the draws of a step, and their rows among all draws, to which they are appended."""
