@@ -40,8 +40,8 @@ def _unseen(rows: Sequence[Row]) -> str:
     for row in rows:
         if "other_prompts" in row:
             return (
-                f" Trained on {row['budget']['prompts']} of its prompts, the policy gains "
-                f"{row['other_prompts']['gain']:.2f} nats on the others, which is less than the base."
+                f" A policy trained on {row['budget']['prompts']} of its prompts has a gain of "
+                f"{row['other_prompts']['gain']:.2f} nats on the others, where the base has 0."
             )
     return ""
 
