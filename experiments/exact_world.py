@@ -284,6 +284,7 @@ WORD_COUNTS = torch.tensor([len(words) for words in COMPLETIONS])
 TOKENS = torch.tensor([[*words, *[END] * (LONGEST - len(words))] for words in COMPLETIONS])
 """Tokens of the completions, [completions, LONGEST]; the longest ones have no end token."""
 MASK = torch.arange(LONGEST) <= WORD_COUNTS[:, None]
+"""Whether a completion has a token in this place, the end token included, [completions, LONGEST]."""
 PREFIXES = torch.tensor(
     [[_number(words[:place]) if place <= len(words) else 0 for place in range(LONGEST)] for words in COMPLETIONS]
 )

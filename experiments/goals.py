@@ -27,10 +27,10 @@ def shortcomings(rows: Mapping[str, Sequence[Row]]) -> str:
 
 {table(("", "goal", "measured", "met"), lines)}
 
-What no figure here says: the exact world's model is tiny and its prompts are eight, each asked hundreds of times. Its
+Limits of these figures: the exact world's model is tiny and its prompts are eight, each asked hundreds of times. Its
 losses share one learning rate and one number of steps, and neither was chosen by a search. On its own draws, the policy
-ends by the rule of `train.refine_tokens`, but is neither validated nor moved back to the limit. There is one world and
-one seed, so that small differences between losses may be chance.{_unseen(rows[budgets.NAME])} Most losses were only
+stops when it has used `train.refine_tokens`, but it is neither validated nor moved back to the limit. There is one
+world and one seed, so that small differences between losses may be chance.{_unseen(rows[budgets.NAME])} Most losses were only
 compared with each other on 1,000 prompts of the text world with one seed, and none on the real language model.
 {_about_real(rows)}"""
 
@@ -47,7 +47,7 @@ def _unseen(rows: Sequence[Row]) -> str:
 
 
 def _real(rows: Sequence[Row]) -> Iterator[Line]:
-    """The forms of `experiments.real`. A goal of a form that nobody has run counts as not met."""
+    """Yields the goals for real language models. A goal whose form has not been run counts as not met."""
     by_form = {row["form"]: row["evaluation"] for row in rows if row["name"] == DEFAULT}
     cpu, gpu = by_form.get(real.Form.CPU), by_form.get(real.Form.GPU)
     where = "real language model, CPU form"
@@ -81,6 +81,8 @@ def _exact(rows: Mapping[str, Sequence[Row]]) -> Iterator[Line]:
     for row in filter(None, measured):
         budget = row["budget"]
         where = f"{row['method']}, exact world, {budget['groups']:,} groups, {budget['steps']:,} steps"
+        if own_tokens := row.get("own_tokens"):
+            where += f" and {own_tokens / 1e6:g} million own tokens, KL {row['kl']:.2f}"
         yield _at_most(f"points under the frontier, {where}", MAX_GAP, 100 * row["gap"], 2)
 
 

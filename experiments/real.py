@@ -188,7 +188,7 @@ at most {budget["max_tokens"]} tokens, of which {100 * measured["base_truncated"
 def _times(rows: Sequence[Row]) -> str:
     """Returns how long training and measuring took."""
     return " ".join(
-        f"{row['name']} was trained and measured in {row['minutes']:.0f} minutes with {row['threads']} "
+        f'The policy of "{row["name"]}" was trained and measured in {row["minutes"]:.0f} minutes with {row["threads"]} '
         f"{'thread' if row['threads'] == 1 else 'threads'}."
         for row in rows
     )

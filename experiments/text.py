@@ -107,7 +107,8 @@ policy itself, until `train.refine_tokens` are used up. Everything is measured o
 {_range([one["evaluation"]["draws"] for one in some])} draws each;
 intervals of 95 % take the prompt as the cluster. No policy gains more than
 {best_gain(n):.2f} in J. The draws that are as good are the smallest k whose best-of-k wins at least
-{0.5 - GateSettings().margin:.2f} of its comparisons with best-of-{n} of the base, by the lower bound, as the gate asks.
+{0.5 - GateSettings().margin:.2f} of its comparisons with best-of-{n} of the base, by the lower bound, and do not lose
+by the other reward, as the gate asks.
 The last two columns describe answers with so many draws.
 
 {comparison(some)}"""
@@ -122,8 +123,9 @@ The same with other numbers of prompts and with other seeds:
 
 The picture also shows how the gain in J grows with the number of prompts that are answered with best-of-{n}, and how it
 grows with the tokens that the policy itself draws in training. The second is measured on validation prompts while the
-run trains, with a standard error of about a tenth of a nat; the run keeps the policy of its best point. The best gain
-so far, by tokens:
+run trains, with a standard error of about a tenth of a nat; the run keeps the policy of its best point. This table
+shows the best measurement until so many tokens were drawn, as long as the run lasted. The best of several
+measurements is too high by some of their error.
 
 {_curves(rows)}"""
 
@@ -137,11 +139,16 @@ def _curves(rows: Sequence[Row]) -> str:
     for row in rows:
         if not row["own_draws"]:
             continue
-        # A measurement's tokens are those of the steps before it. The last one may exceed the budget by a step.
+        # A measurement's tokens are those of the steps before it. The last one may exceed the budget by a step, and
+        # the last but one may be some steps short of it.
+        end = 1.1 * row["own_draws"][-1]["tokens"]
         best = [
-            max(one["gain"] for one in row["own_draws"] if one["tokens"] <= 1.01 * tokens) for tokens in CURVE_TOKENS
+            f"{max(one['gain'] for one in row['own_draws'] if one['tokens'] <= 1.01 * tokens):.2f}"
+            for tokens in CURVE_TOKENS
+            if tokens <= end
         ]
-        lines.append((f"{row['prompts']:,} prompts, seed {row['seed']}", *(f"{gain:.2f}" for gain in best)))
+        name = f"{row['prompts']:,} prompts, seed {row['seed']}"
+        lines.append((name, *best, *[""] * (len(CURVE_TOKENS) - len(best))))
     return table(("", *(f"{tokens / 1e6:g} million" for tokens in CURVE_TOKENS)), lines)
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from bonbon.settings import TrainSettings
 from bonbon.theory import best_of_n_kl, frontier_gap, objective_gain
-from experiments.exact_world import PROMPTS, Drawn, ExactWorld, Size, logprobs, sequence_logprobs
+from experiments.exact_world import MASK, PROMPTS, Drawn, ExactWorld, Size, logprobs, sequence_logprobs
 from trainer.data.batches import epoch_steps
 from trainer.training.learning.candidate_selection import candidates, trainable_rows
 from trainer.training.learning.learner import beside_reference
@@ -118,7 +118,7 @@ def _refine(
             opponents=logged,
         )
         kept.append(drawn)
-        tokens += int(drawn.groups.tokens.sum())
+        tokens += int(MASK[drawn.completions].sum())  # with the end token, as the trainer counts
         earlier = np.random.default_rng(seed).integers(len(kept), size=replays)
         for some in (drawn, *(kept[number] for number in earlier)):
             _step(world, policy, optimiser, loss, some, np.arange(CANDIDATES), rate)

@@ -129,7 +129,7 @@ async def draw_groups(context: RunContext, prompts: Sequence[Prompt], sampling: 
             task.advance(1)
 
     async with BestOfN(engine, reward, deadline=OFFLINE_DEADLINE) as best_of_n:
-        await check_reward(reward)
+        await check_reward(reward, deadline=OFFLINE_DEADLINE)
         await pair_log.start()
         try:
             title = f"drawing {settings.n} candidates per prompt"

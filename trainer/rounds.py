@@ -29,6 +29,7 @@ from bonbon.registry.round_progress import NOT_PROMOTED, PROMOTED, REFUSED, Roun
 from bonbon.registry.version_paths import stored_path
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.rewards import build_reward
+from bonbon.settings import TrainSettings
 from trainer.context import RunContext
 from trainer.drawing import Drawing, refuse_other_reward, why_not_drawn
 from trainer.evaluation.evaluation import FILE, Evaluation
@@ -41,6 +42,7 @@ from trainer.round_progress import ProgressReporter
 from trainer.run_directory import FAILED, FINISHED, PLAN, REGISTERED, TRAINING, is_unfinished
 from trainer.training.launch import run_training
 from trainer.training.metrics import MetricsLog, read_metrics
+from trainer.training.run_record import RUN
 from trainer.training.stages.draws import DrawBox
 
 log = structlog.get_logger(__name__)
@@ -252,7 +254,8 @@ class Round:
         """Fulfils the training's orders for draws inside the block if that is possible. Yields whether it is.
 
         Raises:
-            UserError: `train.refine` is "on", and drawing is not possible, or another reward has scored the groups.
+            UserError: `train.refine` is "on", and drawing is not possible or `train.refine_tokens` are too few, or
+                another reward has scored the groups.
             RewardError: The reward fails to score.
         """
         context = self.context
@@ -263,6 +266,8 @@ class Round:
             log.warning("training without draws of the policy", reason=problem)
             yield False
             return
+        if settings.train.refine == "on" and not (self.directory / RUN).exists():
+            await asyncio.to_thread(_refuse_too_few_tokens, settings.train, snapshot)
         assert settings.reward is not None
         if self.plan.snapshot is not None:  # `_take_snapshot` has not checked it
             scored_by = RewardKey(snapshot.reward_name, snapshot.reward_version)
@@ -359,6 +364,17 @@ class Round:
 
 
 Stage = Callable[[], Awaitable[Any]]
+
+
+def _refuse_too_few_tokens(config: TrainSettings, snapshot: Snapshot) -> None:
+    """Refuses a token budget that allows no step, while the run can still be started with another one."""
+    from trainer.data.groups import Groups
+    from trainer.training.stages.refinement import too_few_tokens
+    from trainer.training.stages.validation import validation_rows
+
+    groups = Groups.read(snapshot.groups_file, base=snapshot.base)
+    if problem := too_few_tokens(config, groups, validation_rows(groups, config.seed)):
+        raise UserError(f"train.refine = 'on', but {problem}", param="train.refine_tokens")
 
 
 def _passed(version: Version) -> bool:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from bonbon.demo.tiny_models import tiny_models
 from bonbon.demo.world import requests
@@ -13,6 +14,7 @@ from bonbon.theory import best_gain, best_of_n_kl, best_of_n_win_rate
 from experiments import best_of_n, methods, real, rounds
 from experiments.cells import read_rows
 from experiments.distilled import DEFAULT, comparison
+from experiments.exact_world import COMPLETIONS, PROMPTS, ExactWorld, Size
 from experiments.readme_table import readme_table
 from experiments.results import EXPERIMENTS, page, read
 from experiments.training import METHODS
@@ -85,6 +87,19 @@ def test_exact_best_of_n_is_what_theory_says(out: Path) -> None:
         assert 0 <= one["gap"] < 0.0105
         assert abs(one["from_best_of_n"]) < 1e-9
     assert measured[-1]["gap"] < measured[0]["gap"]
+
+
+def test_a_policy_of_the_exact_world_draws_from_its_own_probabilities() -> None:
+    world = ExactWorld(0, Size(width=16, layers=1))
+    drawn = world.draw(4000, 8, seed=1, policy=world.base)
+    for prompt in range(PROMPTS):
+        counts = torch.bincount(drawn.completions[drawn.prompts == prompt], minlength=len(COMPLETIONS)).double()
+        expected = world.base_logprobs[prompt].exp() * counts.sum()
+        usual = expected > 20
+        assert usual.sum() > 3
+        deviations = (counts - expected)[usual] / expected[usual].sqrt()
+        assert deviations.abs().max() < 5
+        assert abs(counts[~usual].sum() - expected[~usual].sum()) < 5 * expected[~usual].sum().sqrt()
 
 
 def test_no_trained_policy_is_above_the_frontier(out: Path) -> None:

@@ -182,6 +182,17 @@ async def test_draws_of_the_policy_that_no_engine_can_make_are_refused_before_an
     assert not (tmp_path / "distill.json").exists()
 
 
+async def test_a_token_budget_without_a_step_is_refused_before_training_and_a_higher_one_goes_on(
+    base: Path, tmp_path: Path
+) -> None:
+    train = {"refine": "on", "validation_fraction": 0.2, "min_pairs": 16}
+    with pytest.raises(UserError, match=r"refine = 'on', but train\.refine_tokens = 500 is less than \d+, .*raise it"):
+        await attempt(base, tmp_path, train=train | {"refine_tokens": 500})
+    assert not (tmp_path / "run.json").exists()
+    version = await attempt(base, tmp_path, train=train | {"refine_tokens": 8_000})
+    assert version.training["metrics"]["drawn_tokens"] > 0
+
+
 async def test_an_engine_that_is_not_installed_is_named_before_anything_is_drawn(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

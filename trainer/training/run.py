@@ -1,6 +1,5 @@
 """Runs the stages of a training, from the starting weights to the weights that are kept."""
 
-import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from bonbon.engines.embedded.policy import load_model
 from bonbon.engines.engine import VersionKind
-from bonbon.errors import UserError
 from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from bonbon.theory import best_of_n_kl, tilt
@@ -30,8 +28,8 @@ from trainer.training.stages import offline
 from trainer.training.stages.draws import DrawBox
 from trainer.training.stages.interpolation import interpolate
 from trainer.training.stages.offline import Offline
-from trainer.training.stages.refinement import Refinement, tilt_at_limit, tokens_needed
-from trainer.training.stages.validation import Drawer, validation_rows
+from trainer.training.stages.refinement import Refinement, tilt_at_limit, too_few_tokens
+from trainer.training.stages.validation import Drawer, draws_per_prompt, validation_rows
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -84,7 +82,7 @@ class Run:
         if start is not None and start.kind is VersionKind.BASE:
             start = None
         self.validation = validation_rows(groups, config.seed)
-        self.draws_for_validation = max(2, math.ceil(config.validation_draws / max(1, len(self.validation))))
+        self.draws_for_validation = draws_per_prompt(config, self.validation)
         bf16 = accelerator.mixed_precision == "bf16"
         policy = load_policy(
             base, start.files if start else None, config, dtype=torch.bfloat16 if bf16 else torch.float32
@@ -120,14 +118,17 @@ class Run:
         """Returns the weights at the end of the last stage, as they are stored.
 
         Raises:
-            UserError: `train.refine` is "on", and `train.refine_tokens` is too low for one step; nothing is drawn.
             BonbonError: The loss, the gradient or a weight is not finite, or drawing failed; the progress is kept.
         """
         draws = draws and len(self.validation) > 0
-        refines = draws and self._has_tokens_to_refine()
         main = self.learner.accelerator.is_main_process
         done = self.offline.checkpoints.latest() or 0
         refined = Checkpoints(self.run_dir / "checkpoints" / "refinement", 1, self.learner.accelerator).latest() or 0
+        refines = draws and self.config.refine != "off"
+        if refines and not refined and (problem := too_few_tokens(self.config, self.groups, self.validation)):
+            refines = False
+            if main:
+                logger.warning("the policy does not learn from its own draws", reason=problem)
         with MetricsLog(self.run_dir, resume=done + refined, enabled=main) as metrics:
             if not done:
                 metrics.write(0, 0, stage=offline.STAGE, sampler_gap=self.sampler_gap)
@@ -135,24 +136,6 @@ class Run:
             if draws:
                 return self._improved_on_draws(weights, metrics, refines=refines)
             return self.learner.interpolated(weights, 1.0)
-
-    def _has_tokens_to_refine(self) -> bool:
-        """Returns whether the policy learns from its own draws, by the settings and the tokens that this takes."""
-        config = self.config
-        if config.refine == "off":
-            return False
-        needed = tokens_needed(config, self.groups, self.draws_for_validation * len(self.validation))
-        if needed <= config.refine_tokens:
-            return True
-        problem = (
-            f"train.refine_tokens = {config.refine_tokens} is less than {needed}, which the first validation and one "
-            "step take with answers as long as the logged ones"
-        )
-        remedy = "raise it, or lower train.validation_draws"
-        if config.refine == "on":
-            raise UserError(f"{problem}: {remedy}", param="train.refine_tokens")
-        logger.warning("the policy does not learn from its own draws", reason=problem, remedy=remedy)
-        return False
 
     def _improved_on_draws(self, weights: Weights, metrics: MetricsLog, *, refines: bool) -> Weights:
         """Interpolates by what the policy's draws gain, and then refines the policy on its own draws."""

@@ -14,6 +14,7 @@ from trainer.result_files import read_json, write_json
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 # These settings change a run's speed and its files, not its result.
+RUN = "run.json"
 INDIFFERENT = {
     "micro_batch_size",
     "gradient_checkpointing",
@@ -65,7 +66,7 @@ def claim(run_dir: Path, description: dict[str, Any], *, base: Path) -> None:
     Raises:
         UserError: The directory holds another run; the message lists the differences.
     """
-    path = run_dir / "run.json"
+    path = run_dir / RUN
     if recorded := read_json(path):
         wanted = _identity(description)
         if recorded["base"]["digest"] != wanted["base"]:

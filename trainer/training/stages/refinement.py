@@ -28,7 +28,7 @@ from trainer.training.learning.learner import Learner, Weights
 from trainer.training.learning.loss import Loss
 from trainer.training.metrics import MetricsLog
 from trainer.training.stages.schedule import step_seed
-from trainer.training.stages.validation import Drawer, DrawnGain
+from trainer.training.stages.validation import Drawer, DrawnGain, draws_per_prompt
 
 logger = structlog.get_logger(__name__)
 
@@ -64,10 +64,21 @@ def tilt_at_limit(max_kl: float, n: int) -> float:
     return tilt_for_kl(TOLERANCE * min(max_kl, best_of_n_kl(n)))
 
 
-def tokens_needed(config: TrainSettings, groups: Groups, validation_draws: int) -> int:
-    """Returns the tokens for the first validation and one step, if answers are as long as the logged ones."""
-    draws = (1 + CONFIRMING) * validation_draws + config.batch_size * config.refine_draws
-    return math.ceil(draws * float(groups.tokens.mean()))
+def too_few_tokens(config: TrainSettings, groups: Groups, validation: Rows) -> str | None:
+    """Returns how `train.refine_tokens` fall short of the first validation and one step, or None if they suffice.
+
+    The policy's answers are taken to be as long as the logged ones.
+    """
+    rows = groups.rows_of(Split.TRAIN)
+    prompts = min(config.batch_size, len({groups.distributions[row] for row in rows[groups.comparable[rows]]}))
+    validated = (1 + CONFIRMING) * draws_per_prompt(config, validation) * len(validation)
+    needed = math.ceil((validated + prompts * config.refine_draws) * float(groups.tokens.mean()))
+    if needed <= config.refine_tokens:
+        return None
+    return (
+        f"train.refine_tokens = {config.refine_tokens} is less than {needed}, which the first validation and one step "
+        "take with answers as long as the logged ones: raise it, or lower train.validation_draws"
+    )
 
 
 class Refinement:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bonbon.engines.engine import VersionKind
 from bonbon.pairs.reading.snapshot import Split
+from bonbon.settings import TrainSettings
 from trainer.data.groups import Distribution, Groups, Rows
 from trainer.training.learning.learner import Learner, Weights, beside_reference
 from trainer.training.learning.loss import margins
@@ -87,6 +88,11 @@ def validation_rows(groups: Groups, seed: int, limit: int = MAX_GROUPS) -> Rows:
     rows = groups.rows_of(Split.VALIDATION)
     rows = rows[groups.by_base[rows]]
     return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
+
+
+def draws_per_prompt(config: TrainSettings, validation: Rows) -> int:
+    """Returns the draws for each validation prompt when a policy is measured."""
+    return max(2, math.ceil(config.validation_draws / max(1, len(validation))))
 
 
 def logged_gain(groups: Groups, rows: Rows, policy: Tensor, reference: Tensor, tilt: float) -> LoggedGain:
