@@ -57,8 +57,8 @@ class Budget:
 
 BUDGETS = {
     Form.GPU: Budget(8, 2700, 2000, 160, {"evaluate": {"prompts": 300}}),
-    # A fixed learning rate, short answers and 16-bit arithmetic, so that a model of 135 million parameters takes about
-    # half an hour on two cores.
+    # A fixed learning rate, short answers and 16-bit arithmetic: a model of 135 million parameters takes one and a half
+    # hours on one thread.
     Form.CPU: Budget(
         8,
         200,
