@@ -125,10 +125,20 @@ class Prometheus:
             )
         try:
             async with httpx2.AsyncClient(base_url=self.url, timeout=30) as client, asyncio.timeout(240):
+                while not await _is_ready(client):
+                    await asyncio.sleep(0.1)
                 yield client
         finally:
             process.terminate()
             await process.wait()
+
+
+async def _is_ready(client: httpx2.AsyncClient) -> bool:
+    """Returns whether Prometheus answers queries. It listens before it does, and then answers 503 in plain text."""
+    try:
+        return (await client.get("/-/ready")).status_code == 200
+    except httpx2.TransportError:
+        return False
 
 
 async def query(client: httpx2.AsyncClient, target: dict[str, Any]) -> list[float]:
@@ -150,11 +160,8 @@ async def unanswered(client: httpx2.AsyncClient, wanted: dict[str, dict[str, Any
     """Those of `wanted` that have no data yet."""
     missing = dict(wanted)
     for title, target in wanted.items():
-        try:
-            if await query(client, target):
-                del missing[title]
-        except httpx2.TransportError:
-            break  # not listening yet
+        if await query(client, target):
+            del missing[title]
     return missing
 
 

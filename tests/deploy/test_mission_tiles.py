@@ -82,15 +82,9 @@ async def test_the_first_tiles_speak_of_the_champion_alone(tmp_path: Path) -> No
     async with started(services[0]), started(services[1]), prometheus.running() as client:
 
         async def until(good: float, saved: float) -> None:
-            while (seen := await tried()) != {"good": [good], "saved": [saved], "ended": []}:
+            while (seen := await shown(client)) != {"good": [good], "saved": [saved], "ended": []}:
                 print(seen)
                 await asyncio.sleep(0.5)
-
-        async def tried() -> dict[str, list[float]]:
-            try:
-                return await shown(client)
-            except httpx2.TransportError:
-                return {}  # not listening yet
 
         async with open_database(sqlite(tmp_path / "data")) as database:
             registry = Registry(database, tmp_path / "data" / "versions")
