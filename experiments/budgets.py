@@ -41,8 +41,8 @@ def _cell(method: str, budget: Budget, **own: int) -> Cell:
 
 
 def run(method: str, budget: dict[str, Any], own_tokens: int = 0) -> dict[str, Any]:
-    loss = METHODS[DEFAULT if method == WHOLE else method]
-    return trained_figures(loss, 0, Budget(**budget), own_tokens=own_tokens)
+    on_logged_groups = METHODS[DEFAULT if method == WHOLE else method]
+    return trained_figures(on_logged_groups, 0, Budget(**budget), own_tokens=own_tokens)
 
 
 def longer(rows: Sequence[Row]) -> Row | None:

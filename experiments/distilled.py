@@ -10,7 +10,7 @@ from bonbon.registry.evaluation_figures import best_of
 from bonbon.settings import GateSettings, Settings
 from bonbon.theory import best_of_n_kl
 from experiments.cells import Row
-from experiments.tables import table
+from experiments.tables import estimate, table
 from trainer.context import open_context
 from trainer.distill import distill, draw_groups
 from trainer.evaluation.evaluation import FILE
@@ -88,8 +88,8 @@ def comparison(rows: Sequence[Row]) -> str:
     yardstick = (
         best_of(first["n"]),
         "",
-        _estimate(first["best_of_n_win_rate"]),
-        _estimate(first["held_out_best_of_n_win_rate"]),
+        estimate(first["best_of_n_win_rate"]),
+        estimate(first["held_out_best_of_n_win_rate"]),
         f"at most {best_of_n_kl(first['n']):.2f}",
         "",
         "1",
@@ -102,7 +102,7 @@ def comparison(rows: Sequence[Row]) -> str:
         (
             row["name"],
             f"{row['learning_rate']:.2g}",
-            *(_estimate(row["evaluation"][name]) for name, _ in SHOWN),
+            *(estimate(row["evaluation"][name]) for name, _ in SHOWN),
             *_as_good(row["evaluation"]),
         )
         for row in rows
@@ -117,9 +117,5 @@ def _as_good(evaluation: dict[str, Any]) -> tuple[str, str, str]:
     for one in evaluation["best_of_k"]:
         held_out = one["held_out_win_rate_served"]
         if one["win_rate_served"]["low"] >= minimum and (held_out is None or held_out["high"] >= 0.5):
-            return str(one["k"]), _estimate(one["win_rate_served"]), f"{one['tokens']:.0f}"
+            return str(one["k"]), estimate(one["win_rate_served"]), f"{one['tokens']:.0f}"
     return f"more than {evaluation['n']}", "", ""
-
-
-def _estimate(found: dict[str, float] | None) -> str:
-    return "" if found is None else f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"

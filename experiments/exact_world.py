@@ -188,12 +188,13 @@ def logprobs(model: PreTrainedModel) -> Tensor:
 def _sampled(model: PreTrainedModel, prompts: Tensor, generator: torch.Generator) -> Tensor:
     """Samples a completion to each prompt, token by token; returns their positions in `COMPLETIONS`, [batch]."""
     words = torch.empty(len(prompts), 0, dtype=torch.long)
-    going_on, lengths, places = (torch.full_like(prompts, value) for value in (1, 0, 0))
+    lengths, places = torch.zeros_like(prompts), torch.zeros_like(prompts)
+    unfinished = torch.ones_like(prompts, dtype=torch.bool)
     for _ in range(LONGEST):
         token = _next_token(model, prompts, words)[:, -1].exp().multinomial(1, generator=generator)[:, 0]
-        going_on = going_on * (token != END)
-        places = torch.where(going_on == 1, places * WORDS + token - 1, places)
-        lengths += going_on
+        unfinished &= token != END
+        places = torch.where(unfinished, places * WORDS + token - 1, places)
+        lengths += unfinished
         words = torch.cat([words, token[:, None]], dim=1)
     return (WORDS**lengths - 1) // (WORDS - 1) + places
 

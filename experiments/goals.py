@@ -6,12 +6,13 @@ from bonbon.theory import best_of_n_kl
 from experiments import budgets, methods, real, text
 from experiments.cells import Row
 from experiments.distilled import DEFAULT
-from experiments.tables import table
+from experiments.tables import estimate, table
 
 MAX_GAP, MAX_KL = 0.5, 1.1
 """Limits: percentage points of win rate below the frontier, and KL relative to best-of-n's own."""
 MIN_RECOVERED = 0.95
 MIN_REAL_WIN_RATE, MAX_REAL_KL = 0.8, 0.9
+NOT_MEASURED = "not measured"
 
 Line = tuple[str, str, str, str]
 
@@ -53,17 +54,18 @@ def _real(rows: Sequence[Row]) -> Iterator[Line]:
     where = "real language model, CPU form"
     gain = None if cpu is None else cpu["gain"]
     met = "no" if gain is None or gain["low"] <= 0 else "yes"
-    yield f"lower bound of the gain in J, {where}", "above 0", _estimate(gain), met
+    yield f"lower bound of the gain in J, {where}", "above 0", estimate(gain, digits=3, missing=NOT_MEASURED), met
     where = "real language model, GPU form"
     win_rate, kl = (None, None) if gpu is None else (gpu["win_rate"], gpu["kl"])
     met = "yes" if win_rate and win_rate["value"] >= MIN_REAL_WIN_RATE else "no"
-    yield f"win rate, {where}", f"at least {MIN_REAL_WIN_RATE:.2f}", _estimate(win_rate), met
+    yield (
+        f"win rate, {where}",
+        f"at least {MIN_REAL_WIN_RATE:.2f}",
+        estimate(win_rate, digits=3, missing=NOT_MEASURED),
+        met,
+    )
     met = "yes" if kl and kl["value"] <= MAX_REAL_KL else "no"
-    yield f"KL, {where}", f"at most {MAX_REAL_KL:.1f}", _estimate(kl), met
-
-
-def _estimate(found: Mapping[str, float] | None) -> str:
-    return "not measured" if found is None else f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+    yield f"KL, {where}", f"at most {MAX_REAL_KL:.1f}", estimate(kl, digits=3, missing=NOT_MEASURED), met
 
 
 def _about_real(rows: Mapping[str, Sequence[Row]]) -> str:
@@ -92,7 +94,7 @@ def _text(rows: Sequence[Row]) -> Iterator[Line]:
             found = row["evaluation"]
             where = f"{row['name']}, text, {row['prompts']:,} prompts, seed {row['seed']}"
             met = "yes" if found["recovered"]["value"] >= MIN_RECOVERED else "no"
-            share = _estimate(found["recovered"])
+            share = estimate(found["recovered"], digits=3)
             yield f"share of best-of-n's gain recovered, {where}", f"at least {MIN_RECOVERED}", share, met
             yield _at_most(f"KL, {where}", MAX_KL * best_of_n_kl(found["n"]), found["kl"]["value"], 3)
 

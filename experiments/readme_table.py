@@ -6,6 +6,7 @@ from typing import Any
 
 from bonbon.registry.evaluation_figures import best_of
 from experiments.cells import Row
+from experiments.rounds import estimated
 from experiments.tables import table
 
 BEGIN, END = "<!-- rounds: begin -->", "<!-- rounds: end -->"
@@ -30,8 +31,8 @@ def readme_table(row: Row) -> str:
     return table(
         ("", *columns),
         [
-            line("win rate against one draw of the base", lambda figures: _interval(figures, "win_rate")),
-            line(f"win rate against {best_of(n)}", lambda figures: _interval(figures, "win_rate_best_of_n")),
+            line("win rate against one draw of the base", lambda figures: estimated(figures, "win_rate")),
+            line(f"win rate against {best_of(n)}", lambda figures: estimated(figures, "win_rate_best_of_n")),
             line("KL from the base, nats", _divergence),
             line("mean reward", lambda figures: f"{figures['reward_mean']:.2f}"),
             line("tokens generated for an answer", lambda figures: f"{figures['tokens_per_answer']:.0f}"),
@@ -45,12 +46,6 @@ def write_readme_table(rows: Sequence[Row], readme: Path) -> None:
     if any("after" in done for row in rows for done in row["rounds"]):
         before, _, rest = readme.read_text().partition(BEGIN)
         readme.write_text(f"{before}{BEGIN}\n\n{readme_table(rows[0])}\n\n{END}{rest.partition(END)[2]}")
-
-
-def _interval(figures: dict[str, Any], name: str) -> str:
-    if figures[name] is None:
-        return ""
-    return f"{figures[name]:.3f} ({figures[f'{name}_low']:.3f} to {figures[f'{name}_high']:.3f})"
 
 
 def _divergence(figures: dict[str, Any]) -> str:

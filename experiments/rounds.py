@@ -1,7 +1,7 @@
 """Runs the whole loop for several rounds in the demo's text world with default settings, measured over HTTP."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +12,7 @@ from bonbon.demo.run import Demo, DemoOptions
 from bonbon.registry.evaluation_figures import best_of
 from bonbon.theory import best_of_n_kl
 from experiments.cells import Cell, Row
-from experiments.tables import table
+from experiments.tables import interval, table
 
 NAME = "rounds"
 ROUNDS = 3
@@ -95,8 +95,8 @@ def _line(name: str, figures: dict[str, Any], kl: str, saved: str = "") -> tuple
     return (
         name,
         f"{figures['k']:.0f}",
-        _interval(figures, "win_rate"),
-        _interval(figures, "win_rate_best_of_n") if figures["win_rate_best_of_n"] is not None else "",
+        estimated(figures, "win_rate"),
+        estimated(figures, "win_rate_best_of_n") if figures["win_rate_best_of_n"] is not None else "",
         kl,
         f"{figures['tokens_per_answer']:.1f}",
         saved,
@@ -105,8 +105,11 @@ def _line(name: str, figures: dict[str, Any], kl: str, saved: str = "") -> tuple
     )
 
 
-def _interval(figures: dict[str, Any], name: str) -> str:
-    return f"{figures[name]:.3f} ({figures[f'{name}_low']:.3f} to {figures[f'{name}_high']:.3f})"
+def estimated(figures: Mapping[str, Any], name: str) -> str:
+    """Returns a figure of the demo's results with its interval, or nothing if it was not measured."""
+    if figures[name] is None:
+        return ""
+    return interval(figures[name], figures[f"{name}_low"], figures[f"{name}_high"], 3)
 
 
 def _refused(row: Row) -> str:

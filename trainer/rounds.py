@@ -39,10 +39,9 @@ from trainer.reports.signatures import NAMES, signatures
 from trainer.rescoring import rescore_older
 from trainer.result_files import read_json, write_json
 from trainer.round_progress import ProgressReporter
-from trainer.run_directory import FAILED, FINISHED, PLAN, REGISTERED, TRAINING, is_unfinished
+from trainer.run_directory import FAILED, FINISHED, PLAN, REGISTERED, RUN, TRAINING, is_unfinished
 from trainer.training.launch import run_training
 from trainer.training.metrics import MetricsLog, read_metrics
-from trainer.training.run_record import RUN
 from trainer.training.stages.draws import DrawBox
 
 log = structlog.get_logger(__name__)

@@ -5,6 +5,8 @@ from pathlib import Path
 PLAN, TRAINING, REGISTERED, FINISHED, FAILED = (
     f"{stage}.json" for stage in ("round", "training", "registered", "finished", "failed")
 )
+RUN = "run.json"
+"""The file that identifies a training, which exists as soon as it has begun."""
 
 
 def is_unfinished(run: Path) -> bool:

@@ -12,6 +12,7 @@ from bonbon.theory import Estimate, best_gain, best_of_n_kl, best_of_n_win_rate
 from trainer.evaluation.evaluation import FILE, Evaluation
 from trainer.reports.signatures import signatures
 from trainer.result_files import read_json
+from trainer.run_directory import RUN
 
 if TYPE_CHECKING:
     from trainer.evaluation.gate import Verdict
@@ -55,7 +56,7 @@ def write_report(
         rows=evaluation_rows(evaluation) if evaluation else [],
         verdict=verdict,
         signatures=signatures(metrics, evaluation),
-        run=read_json(run_dir / "run.json"),
+        run=read_json(run_dir / RUN),
         last=_last(metrics),
         steps=metrics[-1]["step"] if metrics else 0,
         image=base64.b64encode(image.getvalue()).decode(),

@@ -11,10 +11,10 @@ from bonbon.files.manifest import names_base
 from bonbon.pairs.reading.snapshot import Snapshot, Split
 from bonbon.settings import TrainSettings
 from trainer.result_files import read_json, write_json
+from trainer.run_directory import RUN
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "safetensors")
 # These settings change a run's speed and its files, not its result.
-RUN = "run.json"
 INDIFFERENT = {
     "micro_batch_size",
     "gradient_checkpointing",

@@ -64,13 +64,19 @@ def tilt_at_limit(max_kl: float, n: int) -> float:
     return tilt_for_kl(TOLERANCE * min(max_kl, best_of_n_kl(n)))
 
 
+def row_per_prompt(groups: Groups) -> Rows:
+    """Returns the first row of each training prompt, so that a frequently requested one is drawn for no more often."""
+    rows = groups.rows_of(Split.TRAIN)
+    first = {groups.distributions[row]: row for row in rows[groups.comparable[rows]][::-1]}
+    return np.sort(np.array(list(first.values()), dtype=np.int64))
+
+
 def too_few_tokens(config: TrainSettings, groups: Groups, validation: Rows) -> str | None:
     """Returns how `train.refine_tokens` fall short of the first validation and one step, or None if they suffice.
 
     The policy's answers are taken to be as long as the logged ones.
     """
-    rows = groups.rows_of(Split.TRAIN)
-    prompts = min(config.batch_size, len({groups.distributions[row] for row in rows[groups.comparable[rows]]}))
+    prompts = min(config.batch_size, len(row_per_prompt(groups)))
     validated = (1 + CONFIRMING) * draws_per_prompt(config, validation) * len(validation)
     needed = math.ceil((validated + prompts * config.refine_draws) * float(groups.tokens.mean()))
     if needed <= config.refine_tokens:
@@ -120,10 +126,7 @@ class Refinement:
         self.draws, self.config, self.loss, self.rate = draws, config, loss, rate
         self.tilt, self.limit_tilt, self.max_kl = tilt, limit_tilt, max_kl
         self.validation, self.offset, self.epochs, self.progress = validation, offset, epochs, progress
-        rows = groups.rows_of(Split.TRAIN)
-        # One row per prompt, so that a frequently requested prompt is drawn for as often as any other.
-        first = {groups.distributions[row]: row for row in rows[groups.comparable[rows]][::-1]}
-        self.rows: Rows = np.sort(np.array(list(first.values()), dtype=np.int64))
+        self.rows = row_per_prompt(groups)
         self.checkpoints = Checkpoints(
             run_dir / "checkpoints" / "refinement", config.keep_checkpoints, learner.accelerator
         )
