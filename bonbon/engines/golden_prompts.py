@@ -24,8 +24,11 @@ MAX_LOGPROB_GAP = 0.2
 `train.max_sampler_gap`."""
 MAX_PROMPT_TOKENS = 4096
 """The maximum number of tokens of the longest prompt."""
-MAX_READ_SECONDS = 20.0
-"""The maximum seconds that reading the longest prompt may take; the prompt is shorter on a slow machine."""
+MAX_READ_SECONDS = 5.0
+"""The maximum seconds that reading the longest prompt may take; the prompt is shorter on a slow machine. It is read
+twice, alone and in a batch."""
+PILOT_TOKENS = 64, 512
+"""The numbers of tokens of the prompts that show how fast the engine reads."""
 
 log = structlog.get_logger(__name__)
 
@@ -45,8 +48,8 @@ async def check_golden_prompts(engine: Engine, version: str, *, deadline: float 
 async def check_base(engine: Engine, *, deadline: float = 300.0) -> None:
     """Checks that a started engine can sample from its base, for short prompts and a long one, singly and in a batch.
 
-    The long prompt fills the context, up to `MAX_PROMPT_TOKENS` tokens; it is shorter where reading it would take more
-    than `MAX_READ_SECONDS` seconds. Raises the same errors as `check_golden_prompts`, for the same reasons.
+    The long prompt fills the context, up to `MAX_PROMPT_TOKENS` tokens; it is shorter where reading it once would take
+    more than `MAX_READ_SECONDS` seconds. Raises the same errors as `check_golden_prompts`, for the same reasons.
     """
     async with _within(deadline, "the golden prompts of the base"):
         prompts = await _check_each(engine, engine.base)
@@ -117,17 +120,35 @@ async def _draw(engine: Engine, version: str, prompt: Prompt, sampling: Sampling
 
 
 async def _readable(engine: Engine, ids: Sequence[int], limit: int) -> int:
-    """Returns how many tokens of a prompt the engine reads in time, at most `limit`."""
-    pilot = max(1, min(limit, 64))
-    seconds = MAX_READ_SECONDS
-    for _ in range(2):  # The first request may include a warm-up.
-        start = time.perf_counter()
-        await _draw(engine, engine.base, Prompt(token_ids=_repeated(ids, pilot)), Sampling(max_tokens=1, temperature=0))
-        seconds = min(seconds, time.perf_counter() - start)
-    in_time = max(pilot, int(pilot * MAX_READ_SECONDS / max(seconds, 1e-6)))
-    if in_time < limit:
-        log.info("golden prompts shortened: reading a full context takes too long here", tokens=in_time, of=limit)
-    return min(limit, in_time)
+    """Returns how many tokens of a prompt the engine reads in `MAX_READ_SECONDS`, at most `limit`."""
+    short = max(1, min(limit, PILOT_TOKENS[0]))
+    seconds = min([await _read_seconds(engine, ids, short) for _ in range(2)])  # The first may include a warm-up.
+    in_time = _tokens_in_time(seconds / short, 0.0)
+    if in_time >= limit:
+        return limit
+    longer = min(in_time, PILOT_TOKENS[1])
+    if longer > short:
+        # Attention takes a time that grows with the square of the length.
+        grown = await _read_seconds(engine, ids, longer) / longer
+        growth = max(0.0, (grown - seconds / short) / (longer - short))
+        in_time = _tokens_in_time(grown - growth * longer, growth)
+    length = min(limit, max(short, in_time))
+    log.info("golden prompts shortened: reading a full context takes too long here", tokens=length, of=limit)
+    return length
+
+
+async def _read_seconds(engine: Engine, ids: Sequence[int], length: int) -> float:
+    """Returns the seconds in which the engine reads a prompt of `length` tokens."""
+    start = time.perf_counter()
+    await _draw(engine, engine.base, Prompt(token_ids=_repeated(ids, length)), Sampling(max_tokens=1, temperature=0))
+    return time.perf_counter() - start
+
+
+def _tokens_in_time(constant: float, growth: float) -> int:
+    """Returns the length L at which L (constant + growth L) seconds, the time to read it, are `MAX_READ_SECONDS`."""
+    constant = max(constant, 1e-9)
+    # This form of the solution also holds without growth.
+    return int(2 * MAX_READ_SECONDS / (constant + math.sqrt(constant**2 + 4 * growth * MAX_READ_SECONDS)))
 
 
 def _repeated(ids: Sequence[int], length: int) -> tuple[int, ...]:

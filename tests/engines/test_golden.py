@@ -57,6 +57,36 @@ async def test_the_base_is_asked_alone_and_at_once_short_and_at_the_contexts_end
     assert max(together for _, together in engine.asked) == 4
 
 
+class Slow(Watched):
+    """A fake engine on whose clock reading L tokens takes `constant` L + `growth` L^2 seconds."""
+
+    def __init__(self, constant: float, growth: float) -> None:
+        super().__init__(context_length=10**6)
+        self.constant, self.growth, self.now = constant, growth, 0.0
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        async for event in super().draw(request):
+            if isinstance(event, Started):
+                length = len(event.token_ids)
+                self.now += length * (self.constant + length * self.growth)
+            yield event
+
+
+@pytest.mark.parametrize(
+    ("constant", "growth", "tokens"),
+    [(1e-4, 0.0, MAX_PROMPT_TOKENS - 8), (0.002, 0.0, 2500), (0.002, 1e-6, 1449), (0.05, 0.0, 100), (1.0, 0.0, 64)],
+)
+async def test_the_long_prompt_is_as_long_as_the_engine_reads_in_time(
+    constant: float, growth: float, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Slow(constant, growth)
+    monkeypatch.setattr("bonbon.engines.golden_prompts.time.perf_counter", lambda: engine.now)
+    await started(engine)
+    await check_base(engine)
+    assert max(engine.lengths) == pytest.approx(tokens, rel=0.01)
+    assert engine.lengths.count(max(engine.lengths)) >= 2, "once alone, and once in a batch"
+
+
 async def test_a_version_is_asked_alone_and_beside_the_base() -> None:
     engine = await started(Watched())
     await check_golden_prompts(engine, "learnt")

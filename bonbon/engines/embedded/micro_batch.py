@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 16384
 """The maximum number of prompt tokens, including padding, in one forward pass; a longer prompt gets its own pass."""
+MAX_PADDED = 2
+"""How many times as many tokens a forward pass may have with padding as without it; prompts whose lengths differ more
+are processed one after the other."""
 
 ShouldPause = Callable[[int, int], bool]
 """Given the number of steps done and of running candidates, returns whether a batch must pause."""
@@ -199,13 +202,18 @@ class Step:
 
 
 def _prompts(candidates: Sequence[EmbeddedCandidate]) -> list[list[list[EmbeddedCandidate]]]:
-    """Groups candidates by prompt and adapter, and these in groups whose prompts fit into one forward pass."""
+    """Groups candidates by prompt and adapter, and these in groups whose prompts share a forward pass."""
     same: dict[tuple[tuple[int, ...], str], list[EmbeddedCandidate]] = {}
     for candidate in candidates:
         same.setdefault((candidate.job.prompt, candidate.job.loaded.adapter), []).append(candidate)
     groups: list[list[list[EmbeddedCandidate]]] = []
+    tokens = 0
     for members in sorted(same.values(), key=lambda members: len(members[0].job.prompt)):
-        if not groups or (len(groups[-1]) + 1) * len(members[0].job.prompt) > PREFILL_TOKENS:
+        length = len(members[0].job.prompt)
+        padded = (len(groups[-1]) + 1) * length if groups else 0
+        if not groups or padded > min(PREFILL_TOKENS, MAX_PADDED * (tokens + length)):
             groups.append([])
+            tokens = 0
         groups[-1].append(members)
+        tokens += length
     return groups

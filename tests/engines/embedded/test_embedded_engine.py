@@ -470,6 +470,36 @@ async def test_a_failure_while_a_prompt_is_processed_fails_that_request_only(eng
     assert [draw.token_ids for draw in (await running).draws] == [draw.token_ids for draw in alone.draws]
 
 
+async def test_a_long_prompt_does_not_lengthen_the_forward_pass_of_short_ones(engine: EmbeddedEngine) -> None:
+    """Holds the engine's thread until requests of several lengths wait together."""
+    submitted, shapes = threading.Event(), []
+
+    def record(module: Any, args: Any, arguments: dict[str, Any]) -> None:
+        rows, width = arguments["input_ids"].shape
+        if width > 1:
+            shapes.append((rows, width))
+            assert submitted.wait(60)
+
+    assert engine._runtime
+    worker = engine._runtime.worker
+    hook = engine._runtime.versions.base.model.register_forward_pre_hook(record, with_kwargs=True)
+    drawing = [asyncio.create_task(collect(engine, DrawRequest(PROMPT, "tiny", 1, Sampling(max_tokens=40))))]
+    while not shapes:
+        await asyncio.sleep(0.01)
+    drawing += [
+        asyncio.create_task(
+            collect(engine, DrawRequest(Prompt(token_ids=(7,) * length), "tiny", 2, Sampling(max_tokens=2)))
+        )
+        for length in (4, 30, 5, 6)
+    ]
+    while len(worker._waiting) == 0 or sum(map(len, worker._waiting.values())) < 8:
+        await asyncio.sleep(0.01)
+    submitted.set()
+    await asyncio.gather(*drawing)
+    hook.remove()
+    assert shapes[1:] == [(3, 6), (1, 30)]
+
+
 async def test_a_failure_while_drawing_fails_that_batch_and_the_engine_goes_on(engine: EmbeddedEngine) -> None:
     reached, go_on = threading.Event(), threading.Event()
 
