@@ -1,5 +1,6 @@
 """Tests of the evaluation: its estimates against known distributions, and the inputs that it refuses."""
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace
@@ -252,6 +253,29 @@ async def test_each_prompt_is_drawn_with_its_own_sampling_settings() -> None:
     result = await measure(prompts=prompts)
     assert (result.temperature, result.max_tokens) == (1.0, 4)  # of most
     assert 2 < result.length_mean.value < 4
+
+
+class Counting(FakeEngine):
+    """Counts for how many requests it draws at once."""
+
+    drawing = most = 0
+
+    async def draw(self, request: DrawRequest) -> AsyncGenerator[Started | Delta]:
+        self.drawing += 1
+        self.most = max(self.most, self.drawing)
+        try:
+            async for event in super().draw(request):
+                await asyncio.sleep(0)
+                yield event
+        finally:
+            self.drawing -= 1
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+async def test_no_more_prompts_are_drawn_for_at_once_than_asked(concurrency: int) -> None:
+    engine = Counting()
+    await measure(engine, concurrency=concurrency, settings=EvaluateSettings(prompts=12))
+    assert engine.most == concurrency
 
 
 async def test_each_distinct_text_of_a_prompt_is_scored_once() -> None:
