@@ -30,6 +30,8 @@ from bonbon.shown_values import describe_problems
 
 ORIGIN = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 PREFIX, CONFIG = "BONBON_", "BONBON_CONFIG"
+ALL_LINEAR = "all-linear"
+"""The value of `train.lora_targets` that stands for every linear layer but the output layer."""
 MOST_PROMPTS = 4096
 """The largest `max_prompts`: more prompts would take too long to read on the event loop."""
 # Kubernetes sets these variables in every pod of a namespace that has a Service whose name begins with "bonbon".
@@ -260,10 +262,14 @@ class TrainSettings(Section):
     """Scale of the LoRA adapter: its output is multiplied by lora_alpha / lora_rank."""
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability of the LoRA adapter's inputs during training."""
-    lora_targets: str = "all-linear"
+    lora_targets: str = ALL_LINEAR
     """Modules that get an adapter: a comma-separated list of module names, or `all-linear` for every linear layer of
     the language model for which engines can serve an adapter. In a mixture of experts these are the attention layers
     and, in some models, the shared experts, which process every token."""
+    lora_output_layer: bool | None = None
+    """Whether the output layer gets an adapter as well. By default it does if `lora_targets` is `all-linear` and the
+    engine can serve such an adapter: the embedded engine can, vLLM in process can for most models, and for a fleet it
+    is not known."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. By default a short search selects the rate with the largest gain on validation groups."""
     epochs: float = Field(1.0, gt=0)

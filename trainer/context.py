@@ -15,7 +15,7 @@ from bonbon.registry.registry import Registry
 from bonbon.registry.version_paths import refuse_missing
 from bonbon.registry.version_records import Version
 from bonbon.rewards import build_reward
-from bonbon.settings import Settings
+from bonbon.settings import ALL_LINEAR, Settings
 from bonbon.store.database import Database, open_database
 from trainer.evaluation.evaluation import Evaluation
 
@@ -55,6 +55,18 @@ class RunContext:
             await asyncio.to_thread(check_targets, self.base.directory, self.settings.train, unadaptable)
         files = None if start is None else start.files
         await asyncio.to_thread(check_start, self.base.directory, files, self.settings.train)
+
+    async def training_settings(self) -> Settings:
+        """Returns the settings with a choice of `train.lora_output_layer` where they leave it to the engine."""
+        train = self.settings.train
+        if train.method != "lora" or train.lora_output_layer is not None:
+            return self.settings
+        chosen = False
+        if train.lora_targets == ALL_LINEAR:
+            engine = await asyncio.to_thread(self.build_engine)
+            chosen = await asyncio.to_thread(engine.adapts_output_layer)
+        train = train.model_copy(update={"lora_output_layer": chosen})
+        return self.settings.model_copy(update={"train": train})
 
     async def evaluate(
         self, version: VersionFiles, snapshot: "Snapshot", *, served: str | None, temporary: bool = False

@@ -147,7 +147,7 @@ class Round:
         start = perf_counter()
         async with self.reporter.training(), self._drawing(snapshot) as draws:
             result = await run_training(
-                context.settings,
+                await context.training_settings(),
                 snapshot,
                 self.directory,
                 base=context.base.directory,
@@ -357,7 +357,7 @@ class Round:
             "steps": trained["steps"],
             "metrics": trained["metrics"],
             "signatures": [asdict(found) for found in signatures(read_metrics(self.directory), evaluation)],
-            "settings": self.context.settings.train.model_dump(mode="json"),
+            "settings": (await self.context.training_settings()).train.model_dump(mode="json"),
             "seconds": {"train": trained["seconds"], "evaluate": evaluation.seconds},
         }
 

@@ -265,6 +265,13 @@ class Engine(Protocol):
         """
         return frozenset()
 
+    def adapts_output_layer(self) -> bool:
+        """Returns whether the engine is known to serve adapters on the base's output layer.
+
+        The engine need not be started. The call may import a heavy library.
+        """
+        return False
+
     async def load(self, version: VersionFiles) -> None:
         """Loads a version beside those already loaded, except for those that it displaces. Idempotent.
 

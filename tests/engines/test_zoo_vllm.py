@@ -68,3 +68,10 @@ async def test_policy_on_vllm(name: str, tmp_path: Path) -> None:
     elif refused:
         result = {**result, WITH_ADAPTERS[0]: refused}
     results.check("vllm", name, result)
+
+
+@pytest.mark.parametrize(("name", "adapts"), [("Qwen2", False), ("Qwen3", True)])
+def test_whether_vllm_serves_an_adapter_on_the_output_layer_depends_on_the_model(
+    name: str, adapts: bool, tmp_path: Path
+) -> None:
+    assert engine_on(POLICIES[name].save(tmp_path / "base")).adapts_output_layer() == adapts

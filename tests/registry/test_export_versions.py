@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from bonbon.cli.models_cli import app
@@ -176,15 +177,20 @@ def test_what_cannot_be_exported_is_refused(version: Version, base: Path, tmp_pa
     assert as_json(app, "export", whole.name, *data)["kind"] == "full"
 
 
-def test_an_adapter_on_shared_embeddings_is_not_merged(tmp_path: Path) -> None:
-    base = save_model(tmp_path / "tied")
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    adapter = save_adapter(tmp_path / "adapter", base, 1, target_modules=["embed_tokens"])
-    version = register(tmp_path / "data", base, adapter)
-    said = refusal(app, "export", version.name, "--merged", "--out", tmp_path / "o", "--data-dir", tmp_path / "data")
-    assert "whose weights the model's input and output share" in said
-    assert not (tmp_path / "o").exists()
+@pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_shared_embeddings_is_merged_into_weights_of_its_own(module: str, tmp_path: Path) -> None:
+    """Otherwise merging an adapter on the input would change the output as well."""
+    base = save_model(tmp_path / "tied", tied=True)
+    adapter = save_adapter(tmp_path / "adapter", base, 1, target_modules=["q_proj", module])
+    version, out = register(tmp_path / "data", base, adapter), tmp_path / "merged"
+    as_json(app, "export", version.name, "--merged", "--out", out, "--data-dir", tmp_path / "data")
+    merged = AutoModelForCausalLM.from_pretrained(out)
+    assert not merged.config.tie_word_embeddings
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        assert not torch.allclose(merged(ids).logits, AutoModelForCausalLM.from_pretrained(base)(ids).logits, atol=0.1)
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-3, atol=1e-3)
 
 
 def test_a_base_that_is_gone_or_was_never_here_cannot_be_merged_into(adapter: Path, tmp_path: Path) -> None:

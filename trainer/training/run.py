@@ -100,7 +100,8 @@ class Run:
         self.base_name = base_name
         self.continues = start is not None
         self.reference = self._reference(run_dir / "reference.safetensors", key)
-        self.sampler_gap = self._checked(start, NOISE * (2 if bf16 else 1))
+        self.noise = NOISE * (2 if bf16 else 1)
+        self.sampler_gap = self._checked(start, self.noise)
         self.offline = Offline(
             self.learner,
             self.learner.weights(),
@@ -140,7 +141,15 @@ class Run:
     def _improved_on_draws(self, weights: Weights, metrics: MetricsLog, *, refines: bool) -> Weights:
         """Interpolates by what the policy's draws gain, and then refines the policy on its own draws."""
         config, learner = self.config, self.learner
-        drawer = Drawer(learner, self.groups, DrawBox(self.run_dir), base=self.base_name, seed=config.seed)
+        drawer = Drawer(
+            learner,
+            self.groups,
+            DrawBox(self.run_dir),
+            base=self.base_name,
+            seed=config.seed,
+            max_gap=config.max_sampler_gap,
+            noise=self.noise,
+        )
         found = interpolate(
             learner,
             drawer,

@@ -11,6 +11,8 @@ from trainer.data.groups import Groups, Rows
 MAX_GROUPS = 256
 MIN_STANDARD_ERRORS = 3.0
 """Number of standard errors by which a mean must exceed the limit."""
+LOGGED = "train on the version that answered, or raise train.max_sampler_gap if you know why"
+"""The remedy where logged groups were drawn from another policy."""
 
 
 def checked_rows(groups: Groups, *, by_base: bool) -> Rows:
@@ -19,7 +21,9 @@ def checked_rows(groups: Groups, *, by_base: bool) -> Rows:
     return rows[np.linspace(0, len(rows) - 1, min(len(rows), MAX_GROUPS)).astype(np.int64)]
 
 
-def check_sampler(groups: Groups, rows: Rows, policy: Tensor, *, limit: float, noise: float, name: str) -> float:
+def check_sampler(
+    groups: Groups, rows: Rows, policy: Tensor, *, limit: float, noise: float, name: str, remedy: str = LOGGED
+) -> float:
     """Returns the mean of the logged minus the computed log-probability of candidates, an estimate of KL(sampler ||
     policy).
 
@@ -33,6 +37,7 @@ def check_sampler(groups: Groups, rows: Rows, policy: Tensor, *, limit: float, n
         limit: The highest mean allowed, in nats.
         noise: The mean that arithmetic alone may add, in nats per token.
         name: The policy's name.
+        remedy: What the message tells the user to do.
 
     Raises:
         UserError: The mean exceeds `limit` by more than chance explains.
@@ -50,7 +55,7 @@ def check_sampler(groups: Groups, rows: Rows, policy: Tensor, *, limit: float, n
             f"the candidates of {len(rows)} groups were logged with log-probabilities that are {mean:.2f} nats an "
             f"answer higher than {name} gives them, more than train.max_sampler_gap = {limit:g} and the noise of "
             f"16-bit arithmetic, {allowed:.2f}: {name} did not draw them, or the engine computes otherwise than the "
-            "trainer; train on the version that answered, or raise train.max_sampler_gap if you know why",
+            f"trainer; {remedy}",
             param="train.max_sampler_gap",
         )
     return mean

@@ -29,8 +29,8 @@ def check_fit(adapter: Adapter, base: Path) -> None:
 def adapted_and_shared(base: Path, adapter: Path) -> str:
     """Returns the names of the adapted input or output embeddings that share their weights, or an empty string.
 
-    Such an adapter cannot be merged: it changes only the input or only the output, while merged weights would change
-    both.
+    Such an adapter cannot be merged into weights that stay shared: it changes only the input or only the output, while
+    they would change both.
     """
     model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
     read, written = model.get_input_embeddings(), model.get_output_embeddings()

@@ -1,8 +1,14 @@
-"""Removes what peft leaves on a model."""
+"""Removes what peft leaves on a model, and silences a warning that does not apply here."""
 
+import warnings
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
+
+# An adapter on a layer that shares its weights with another one is merged into weights of its own (`merge_adapter`).
+warnings.filterwarnings(
+    "ignore", message="Model has `tie_word_embeddings=True` and a tied layer is part of the adapter"
+)
 
 
 def forget_names(model: Any) -> None:

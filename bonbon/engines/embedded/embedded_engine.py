@@ -102,6 +102,9 @@ class EmbeddedEngine(Engine):
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return await asyncio.wrap_future(self._running.detokenize(token_ids))
 
+    def adapts_output_layer(self) -> bool:
+        return True
+
     async def load(self, version: VersionFiles) -> None:
         runtime = self._running
         if version.name in runtime.versions.loaded:

@@ -1,5 +1,6 @@
 """Merges a LoRA adapter into its base model: the result has whole weights and the distribution of the adapter."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +21,20 @@ from bonbon.progress import Bar
 def merge_adapter(base: Path, adapter: Path, directory: Path, bar: Bar) -> None:
     """Writes the base model with the adapter merged into its weights to a new directory.
 
-    The weights have the base's precision, and the base's configuration and tokenizer are copied beside them. The whole
-    model must fit into main memory in that precision.
+    The weights have the base's precision, and the base's configuration and tokenizer are copied beside them. Where the
+    adapter is on an input or output layer and the base ties the two, the result has weights for each, because a merged
+    adapter would otherwise change both. The whole model must fit into main memory in that precision.
 
     Raises:
         UserError: The adapter does not fit the base, or cannot be merged into it.
     """
     sound = read_adapter(adapter)
-    if shared := adapted_and_shared(base, adapter):
-        raise UserError(
-            f"the adapter in {adapter} cannot be merged: it adapts {shared}, whose weights the model's input and "
-            "output share, so merging it would change both; export the adapter itself (without --merged)"
-        )
+    shared = adapted_and_shared(base, adapter)
     logging.disable_progress_bar()  # transformers would show its own bar inside ours.
     with bar("loading the base model", 1) as done:
         model: Any = load_model(base, torch.device("cpu"), stored_dtype(base))
+        if shared:
+            _untie(model)
         done(1)
     try:
         adapted = PeftModel.from_pretrained(model, adapter, autocast_adapter_dtype=False)
@@ -53,4 +53,27 @@ def merge_adapter(base: Path, adapter: Path, directory: Path, bar: Bar) -> None:
     merged = strip(model)
     with bar("writing the weights", 1) as done:
         save_whole_model(merged, directory, base=base, weights=merged.state_dict())
+        if shared:
+            _record_untied(directory / "config.json")
         done(1)
+
+
+def _untie(model: Any) -> None:
+    """Gives the output layer weights of its own, equal to those of the input, with which it shared them."""
+    read, written = model.get_input_embeddings(), model.get_output_embeddings()
+    written.weight = torch.nn.Parameter(read.weight.detach().clone(), requires_grad=False)
+    name = next(name for name, module in model.named_modules() if module is written)
+    model.all_tied_weights_keys = {
+        target: source for target, source in model.all_tied_weights_keys.items() if target != f"{name}.weight"
+    }
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+def _record_untied(path: Path) -> None:
+    """Writes into a copy of the base's config.json that the output layer has weights of its own."""
+    config = json.loads(path.read_text())
+    for section in (config, config.get("text_config")):
+        if section is not None:
+            section["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -9,6 +9,11 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.models import ModelRegistry, supports_lora
 from vllm.platforms import current_platform
 
+OUTPUT_LAYER = "lm_head"
+"""The name by which vLLM finds an adapter of the output layer."""
+MAX_VOCABULARY = 258048
+"""The largest vocabulary with which vLLM 0.32 serves adapters on the output layer."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -41,6 +46,19 @@ def split_layers(directory: Path, arguments: Mapping[str, Any]) -> frozenset[str
         return frozenset()
     packed: Mapping[str, list[str]] = getattr(architecture, "packed_modules_mapping", None) or {}
     return frozenset(name for name, parts in packed.items() if name not in parts)
+
+
+def adapts_output_layer(directory: Path, arguments: Mapping[str, Any]) -> bool:
+    """Returns whether vLLM loads adapters on the output layer of a model; false where vLLM does not tell."""
+    try:
+        config, architecture = _resolved(directory, arguments)
+    except Exception as error:  # noqa: BLE001 - what vLLM cannot serve at all is refused when the engine starts
+        log.debug(
+            "cannot tell whether vLLM supports adapters on the output layer", error=f"{type(error).__name__}: {error}"
+        )
+        return False
+    layers: Mapping[str, str] = getattr(architecture, "embedding_modules", None) or {}
+    return OUTPUT_LAYER in layers and int(config.get_vocab_size()) <= MAX_VOCABULARY
 
 
 def _resolved(directory: Path, arguments: Mapping[str, Any]) -> tuple[Any, Any]:

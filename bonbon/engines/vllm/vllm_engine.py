@@ -93,6 +93,11 @@ class VllmEngine(Engine):
 
         return split_layers(self._directory, self._options.arguments)
 
+    def adapts_output_layer(self) -> bool:
+        from bonbon.engines.vllm.adapter_support import adapts_output_layer
+
+        return adapts_output_layer(self._directory, self._options.arguments)
+
     async def load(self, version: VersionFiles) -> None:
         await self._running.load(version)
 

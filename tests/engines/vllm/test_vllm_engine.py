@@ -205,6 +205,19 @@ async def test_adapters_mixed_in_one_batch_are_drawn_as_each_alone(
     assert await vllm_engine.loaded() == {"tiny"}
 
 
+async def test_an_adapter_on_the_output_layer_changes_the_output_alone(
+    vllm_engine: "VllmEngine", tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    """The tiny policy's input and output share their weights."""
+    assert vllm_engine.adapts_output_layer()
+    adapter = save_adapter(tmp_path / "adapter", tiny_models.policy, 3, target_modules=["q_proj", "lm_head"])
+    await load(vllm_engine, "output", adapter)
+    of_base, of_adapter = await asyncio.gather(*(collect(vllm_engine, draw(name, 4)) for name in ("tiny", "output")))
+    await vllm_engine.unload("output")
+    assert_logprobs(reference(tiny_models.policy), of_base)
+    assert_logprobs(reference(tiny_models.policy, adapter), of_adapter)
+
+
 async def test_other_weights_under_a_name_loaded_before_are_not_answered_from_the_cache(
     vllm_engine: "VllmEngine", tiny_models: TinyModels, adapters: dict[str, Path]
 ) -> None:

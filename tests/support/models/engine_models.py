@@ -27,7 +27,9 @@ CHAT = (
 PROMPT = Prompt(token_ids=(7, 8, 9, 10))
 
 
-def save_model(directory: Path, *, hidden: int = 32, seed: int = 0, words: Sequence[str] = WORDS) -> Path:
+def save_model(
+    directory: Path, *, hidden: int = 32, seed: int = 0, words: Sequence[str] = WORDS, tied: bool = False
+) -> Path:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(words),
@@ -40,6 +42,7 @@ def save_model(directory: Path, *, hidden: int = 32, seed: int = 0, words: Seque
         initializer_range=0.2,
         bos_token_id=1,
         eos_token_id=EOS,
+        tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     words_only = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
@@ -56,7 +59,8 @@ def save_model(directory: Path, *, hidden: int = 32, seed: int = 0, words: Seque
 def save_adapter(directory: Path, base: Path, seed: int, **options: Any) -> Path:
     torch.manual_seed(seed)
     config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "init_lora_weights": False} | options)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config).save_pretrained(directory)
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+    adapted.save_pretrained(directory, save_embedding_layers=False)
     return directory
 
 

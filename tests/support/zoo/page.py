@@ -23,18 +23,17 @@ time, in 32 bits. A difference of more than {NEAR:g} fails the test.
   drawn by best-of-n and read back from the pair log.
 - **adapter**: a LoRA adapter in the engine against the same adapter merged into the weights; and base and adapter,
   drawn in one batch, against each alone.
-- **trained**: two optimiser steps with the default `train.lora_targets` on groups that the embedded engine has drawn.
-  The log-probabilities that the trainer computes of these groups are compared with those in the pair log; then the
-  engine loads the trained adapter, and what it reports of its draws is compared with the trainer's adapter, with the
-  adapter merged by the trainer, and with the adapter merged by peft.
+- **trained**: two optimiser steps on groups that the embedded engine has drawn, with the adapter that it gets by
+  default. The log-probabilities that the trainer computes of these groups are compared with those in the pair log; then
+  the engine loads the trained adapter, and what it reports of its draws is compared with the trainer's adapter, with the
+  adapter merged by the trainer unless input and output share their weights, and with the adapter loaded by peft.
 - **trained in full**: the same with `train.method = "full"`; the engine and the trainer are compared with the saved
   model as transformers loads it. Of models that the embedded engine refuses, the trainer alone is compared with
   transformers, on random tokens: its log-probabilities, and the evaluation's log ratios of the version to the base.
 - **promoted**: both trained versions go on to the end of the loop. The trainer's evaluation draws from each for three
   prompts, and both of its estimates of the KL from the base are compared with transformers', one completion at a time.
   Then the version is registered and promoted, a running service swaps it in, and the log-probabilities in the pair log
-  of what the service answers under its alias are compared with the trained weights as transformers loads them, adapters
-  merged by peft.
+  of what the service answers under its alias are compared with the trained weights as transformers and peft load them.
 
 vLLM's columns are of its build for the CPU, which lacks some kernels that GPUs have: mixtures of experts take no
 adapters there, and some of them and most models with a recurrent state do not run. vLLM 0.32's own output gives these

@@ -172,7 +172,7 @@ async def mix(visit: Visit) -> float:
 
 
 async def train_adapter(visit: Visit) -> float:
-    """Trains an adapter and compares it in the engine, in the trainer, and merged by both."""
+    """Trains an adapter and compares it in the engine and in the trainer, which also merges it where it can."""
     version, gap_of_base = await asyncio.to_thread(
         train_on, await visit.snapshot(), visit.base, visit.work / "trained", SETTINGS
     )
@@ -180,11 +180,13 @@ async def train_adapter(visit: Visit) -> float:
     drawn = await visit.draws_of(version.name)
     await visit.engine.unload(version.name)
     base = AutoModelForCausalLM.from_pretrained(visit.base, dtype=torch.float32)
-    merged = PeftModel.from_pretrained(base, version.directory).merge_and_unload().eval()
+    adapted = PeftModel.from_pretrained(base, version.directory).eval()
     assert gaps(visit.reference, drawn) > 10 * NEAR, "training changes nothing"
-    visit.trained.append(Trained(version, merged))
-    in_trainer = [gap_in_trainer(visit.base, version, settings, drawn) for settings in (SETTINGS, FULL)]
-    return max(gap_of_base, gaps(merged, drawn), *in_trainer)
+    visit.trained.append(Trained(version, adapted))
+    # Whole weights would change the input together with the output layer, which they share.
+    continued = (SETTINGS,) if visit.policy.tied else (SETTINGS, FULL)
+    in_trainer = [gap_in_trainer(visit.base, version, settings, drawn) for settings in continued]
+    return max(gap_of_base, gaps(adapted, drawn), *in_trainer)
 
 
 async def train_full(visit: Visit) -> float:

@@ -17,10 +17,12 @@ from sqlalchemy import func, select
 from structlog.testing import capture_logs
 from transformers import AutoModelForCausalLM
 
+from bonbon.engines.adapters.adapter_files import Adapter
 from bonbon.engines.embedded.embedded_engine import EmbeddedEngine
 from bonbon.engines.embedded.embedded_options import EmbeddedOptions
+from bonbon.engines.embedded.policy import Policy
 from bonbon.engines.engine import Sampling, VersionKind
-from bonbon.errors import RewardError
+from bonbon.errors import RewardError, UserError
 from bonbon.pairs.pair_log import PairLog
 from bonbon.pairs.reading.snapshot import Snapshot, Split
 from bonbon.prompt import Prompt
@@ -245,6 +247,26 @@ async def test_a_first_policy_that_never_comes_back_to_the_limit_is_kept_where_i
     for name, weight in weights(result.run_dir).items():
         moved = share if "lora_B" in name else 1
         torch.testing.assert_close(weight, moved * weights(without.run_dir)[name], msg=name)
+
+
+async def test_an_engine_that_serves_another_adapter_than_the_trained_one_is_found_out(
+    base: Path, snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill = Policy._fill
+
+    def another(self: Policy, key: str, adapter: Adapter) -> None:
+        weights = {
+            name: 30 * weight if "lm_head.lora_B" in name else weight for name, weight in adapter.weights.items()
+        }
+        fill(self, key, replace(adapter, weights=weights))
+
+    config = refining(base, refine="off", epochs=2, lora_output_layer=True)
+    await train_with_draws(config, snapshot, tmp_path / "same", base)
+    monkeypatch.setattr(Policy, "_fill", another)
+    with pytest.raises(
+        UserError, match=r"the policy in training did not draw them, .* set train\.lora_output_layer to"
+    ):
+        await train_with_draws(config, snapshot, tmp_path / "another", base)
 
 
 async def test_cut_off_it_goes_on_without_drawing_twice(

@@ -116,6 +116,19 @@ def test_layers_on_which_the_engine_serves_no_adapter_are_refused_with_the_other
     assert adapted(load_policy(base, None, settings(remedy[1]))) == set(remedy[1].split(","))
 
 
+@pytest.mark.parametrize(("name", "tied"), [("Qwen2", True), ("Qwen3", False)])
+@pytest.mark.parametrize("targets", ["all-linear", "q_proj"])
+def test_the_output_layer_gets_an_adapter_that_changes_nothing_else(
+    name: str, tied: bool, targets: str, tmp_path: Path
+) -> None:
+    base = POLICIES[name].save(tmp_path / "base")
+    without = adapted(load_policy(base, None, settings(targets)))
+    policy = load_policy(base, None, settings(targets, lora_output_layer=True))
+    assert (policy.get_input_embeddings().weight is policy.get_output_embeddings().weight) == tied
+    assert adapted(policy) == without | {"lm_head"}
+    assert not backward(policy)
+
+
 def test_a_router_that_returns_more_than_a_tensor_is_refused(tmp_path: Path) -> None:
     base = POLICIES["Llama 4"].save(tmp_path / "base")
     with pytest.raises(UserError, match="it calls no router that returns one tensor when it reads text"):

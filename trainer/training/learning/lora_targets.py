@@ -15,12 +15,11 @@ from transformers.pytorch_utils import Conv1D
 from bonbon.engines.adapters.base_check import without_weights
 from bonbon.engines.text.model_config import read_config
 from bonbon.errors import UserError
-from bonbon.settings import TrainSettings
+from bonbon.settings import ALL_LINEAR, TrainSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ALL_LINEAR = "all-linear"
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
 TOKENS = 16
@@ -50,19 +49,29 @@ def check_targets(base: Path, settings: TrainSettings, unadaptable: Collection[s
 
 
 def choose_targets(model: "PreTrainedModel", settings: TrainSettings) -> list[str]:
-    """Returns the names of the modules that get an adapter which every engine can serve.
+    """Returns the names of the modules that get an adapter.
 
-    `all-linear` selects every linear layer that the model calls when it reads text, apart from its output layer. It
-    leaves out routers of experts that return more than a tensor, layers whose weights the model uses without calling
-    them, and layers that peft refuses or, in some mixtures of experts, mistakes for experts whose weights are one
-    tensor.
+    `all-linear` selects every linear layer that the model calls when it reads text, apart from its output layer, which
+    `train.lora_output_layer` adds. It leaves out routers of experts that return more than a tensor, layers whose
+    weights the model uses without calling them, and layers that peft refuses or, in some mixtures of experts, mistakes
+    for experts whose weights are one tensor.
 
     Raises:
         UserError: A named module does not exist, cannot be adapted, or is not used for text.
     """
     called = _called(model)
-    if settings.lora_targets != ALL_LINEAR:
-        return _named(model, settings, lambda name: _pattern(name) in called)
+    if settings.lora_targets == ALL_LINEAR:
+        chosen = _servable(model, settings, called)
+    else:
+        chosen = _named(model, settings, lambda name: _pattern(name) in called)
+    output = _output_layer(model)
+    if not settings.lora_output_layer or output is None or output in chosen:
+        return chosen
+    return [*chosen, output]
+
+
+def _servable(model: "PreTrainedModel", settings: TrainSettings, called: Collection[str]) -> list[str]:
+    """Returns the linear layers in `called` but the output layer, for which every engine can serve an adapter."""
     linear = [name for name in _linear(model) if _pattern(name) in called]
     if not _problem(model.config, settings, linear):
         return linear
@@ -100,6 +109,13 @@ def lora_config(settings: TrainSettings, targets: list[str]) -> LoraConfig:
 def _linear(model: "PreTrainedModel") -> list[str]:
     output = model.get_output_embeddings()
     return [name for name, module in model.named_modules() if isinstance(module, LINEAR) and module is not output]
+
+
+def _output_layer(model: "PreTrainedModel") -> str | None:
+    """Returns the name of the model's output layer, or None if it has no linear one."""
+    output = model.get_output_embeddings()
+    names = (name for name, module in model.named_modules() if module is output)
+    return next(names, None) if isinstance(output, LINEAR) else None
 
 
 def _misfit(settings: TrainSettings, why: str) -> UserError:

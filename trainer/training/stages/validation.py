@@ -13,8 +13,14 @@ from bonbon.settings import TrainSettings
 from trainer.data.groups import Distribution, Groups, Rows
 from trainer.training.learning.learner import Learner, Weights, beside_reference
 from trainer.training.learning.loss import margins
+from trainer.training.sampler_check import check_sampler
 from trainer.training.stages.draws import DrawBox, DrawOrder
 
+UNSERVED = (
+    "set train.lora_output_layer to false or train.lora_targets to fewer layers if the engine ignores a part of the "
+    "adapter, or raise train.max_sampler_gap if you know why"
+)
+"""The remedy where the engine draws from another policy than the trainer gave it."""
 MAX_GROUPS = 128
 """The most validation groups that are used. Their gain is then precise enough to rank policies."""
 
@@ -140,11 +146,14 @@ class Drawer:
     Args:
         groups: The run's snapshot and the base's draws for its prompts, with which draws are compared.
         base: The base's name.
+        max_gap, noise: `limit` and `noise` of `check_sampler`, with which validation draws are checked.
     """
 
-    def __init__(self, learner: Learner, groups: Groups, box: DrawBox, *, base: str, seed: int) -> None:
+    def __init__(
+        self, learner: Learner, groups: Groups, box: DrawBox, *, base: str, seed: int, max_gap: float, noise: float
+    ) -> None:
         self._learner, self._groups, self._box = learner, groups, box
-        self._base, self._seed = base, seed
+        self._base, self._seed, self._max_gap, self._noise = base, seed, max_gap, noise
         # Orders refer to rows of the snapshot; draws of the base in this run come after these rows.
         self._first: dict[Distribution, int] = {}
         for number, distribution in zip(groups.numbers.tolist(), groups.distributions, strict=True):
@@ -181,10 +190,17 @@ class Drawer:
         )
 
     def gain(self, number: int, weights: Weights, rows: Rows, count: int, tilt: float) -> DrawnGain:
-        """Returns the gain of the policy with these weights, which the learner holds afterwards."""
+        """Returns the gain of the policy with these weights, which the learner holds afterwards.
+
+        Raises:
+            UserError: The engine drew from another policy, for example because it ignored a part of the adapter.
+            BonbonError: The other process failed to draw; the error is its own.
+        """
         drawn = self(number, weights, rows, count)
         self._learner.load(weights)
         every = np.arange(len(drawn))
         policy = self._learner.of_policy(drawn, every, "log-probabilities of draws", transient=True)
+        name, limit = "the policy in training", self._max_gap
+        check_sampler(drawn, every, policy, limit=limit, noise=self._noise, name=name, remedy=UNSERVED)
         reference = self._learner.of_base(drawn, every, "log-probabilities of draws", transient=True)
         return drawn_gain(drawn, policy, reference, tilt)
