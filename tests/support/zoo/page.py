@@ -25,8 +25,8 @@ time, in 32 bits. A difference of more than {NEAR:g} fails the test.
   drawn in one batch, against each alone.
 - **trained**: two optimiser steps on groups that the embedded engine has drawn, with the adapter that it gets by
   default. The log-probabilities that the trainer computes of these groups are compared with those in the pair log; then
-  the engine loads the trained adapter, and what it reports of its draws is compared with the trainer's adapter, with the
-  adapter merged by the trainer unless input and output share their weights, and with the adapter loaded by peft.
+  the engine loads the trained adapter, and what it reports of its draws is compared with the trainer's adapter, with
+  the adapter merged by the trainer unless input and output share their weights, and with the adapter loaded by peft.
 - **trained in full**: the same with `train.method = "full"`; the engine and the trainer are compared with the saved
   model as transformers loads it. Of models that the embedded engine refuses, the trainer alone is compared with
   transformers, on random tokens: its log-probabilities, and the evaluation's log ratios of the version to the base.
