@@ -27,6 +27,8 @@ CONTENDERS = ("gvpo", OFFLINE, "vbon", "bond", "bonbon")
 CURVE = (320, 4000)
 """Other numbers of prompts, for the variants with goals."""
 SEEDS = range(3)
+OUTPUT_LAYER = "0.1.0 (41f0b0b6230e)"
+"""The version whose rows have adapters on the output layer."""
 MEASURED = 100
 """The most test prompts."""
 
@@ -169,7 +171,9 @@ def _versions(rows: Sequence[Row]) -> str:
     parts = "; ".join(f"{code} for {', '.join(found)}" for code, found in by_code.items())
     return f"""
 
-Different versions of the code trained the policies that went on with their own draws: {parts}."""
+Different versions of the code trained the policies that went on with their own draws: {parts}. In version
+{OUTPUT_LAYER} the adapter is also on the output layer (`train.lora_output_layer`). In all other rows of this section
+it is on the inner layers alone."""
 
 
 def _named(row: Row) -> Row:
