@@ -268,8 +268,8 @@ class TrainSettings(Section):
     and, in some models, the shared experts, which process every token."""
     lora_output_layer: bool | None = None
     """Whether the output layer gets an adapter as well. By default it does if `lora_targets` is `all-linear` and the
-    engine can serve such an adapter: the embedded engine can, vLLM in process can for most models, and for a fleet it
-    is not known."""
+    engine is `embedded`. vLLM serves such adapters for some models only, such as Llama and Qwen3, and computes no
+    log-probabilities of prompts with them."""
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate. By default a short search selects the rate with the largest gain on validation groups."""
     epochs: float = Field(1.0, gt=0)

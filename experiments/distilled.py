@@ -15,6 +15,7 @@ from trainer.context import open_context
 from trainer.distill import distill, draw_groups
 from trainer.evaluation.evaluation import FILE
 from trainer.result_files import read_json
+from trainer.run_directory import RUN
 from trainer.training.metrics import read_metrics
 
 COMPARED: dict[str, dict[str, Any]] = {
@@ -78,6 +79,7 @@ def distilled(
     return {
         "evaluation": read_json(settings.data_dir / FILE),
         "learning_rate": max(rates, default=None),
+        "lora_output_layer": (read_json(settings.data_dir / RUN) or {})["train"]["lora_output_layer"],
         "own_draws": own_draws,
     }
 

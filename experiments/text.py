@@ -23,12 +23,13 @@ GOALS = (OFFLINE, DEFAULT)
 """The variants that have goals: the default loss, on logged groups only and with the policy's own draws."""
 PROMPTS, PROMPTS_SEED = 1000, 7
 CONTENDERS = ("gvpo", OFFLINE, "vbon", "bond", "bonbon")
-"""The losses that were near the best with the first seed. They are also compared with other seeds and fewer prompts."""
+"""The losses that were near the best with the first seed. They are also compared with other seeds and numbers of
+prompts."""
 CURVE = (320, 4000)
-"""Other numbers of prompts, for the variants with goals."""
+"""Other numbers of prompts."""
 SEEDS = range(3)
-OUTPUT_LAYER = "0.1.0 (41f0b0b6230e)"
-"""The version whose rows have adapters on the output layer."""
+FIRST_WITH_OUTPUT_LAYER = "0.1.0 (41f0b0b6230e)"
+"""The first version that trains adapters on the output layer. Its rows do not record that yet."""
 MEASURED = 100
 """The most test prompts."""
 
@@ -46,8 +47,10 @@ def cells(quick: bool) -> list[Cell]:
     budget = {"n": 8, "measured": MEASURED, "max_tokens": 96, "train": {}}
     first = [_cell(name, 0, prompts=PROMPTS, **budget) for name in METHODS]
     others = [_cell(name, seed, prompts=PROMPTS, **budget) for seed in SEEDS[1:] for name in (*CONTENDERS, DEFAULT)]
-    few = [_cell(name, 0, prompts=CURVE[0], **budget) for name in CONTENDERS if name not in GOALS]
-    return first + [_cell(name, 0, prompts=prompts, **budget) for prompts in CURVE for name in GOALS] + few + others
+    curve = [
+        _cell(name, 0, prompts=prompts, **budget) for prompts in CURVE for name in dict.fromkeys((*GOALS, *CONTENDERS))
+    ]
+    return first + curve + others
 
 
 def _cell(name: str, seed: int, **budget: Any) -> Cell:
@@ -169,11 +172,17 @@ def _versions(rows: Sequence[Row]) -> str:
     if len(by_code) < 2:
         return ""
     parts = "; ".join(f"{code} for {', '.join(found)}" for code, found in by_code.items())
+    adapted = [
+        f"{row['name']}, {row['prompts']:,} prompts, seed {row['seed']}"
+        for row in rows
+        if row.get("lora_output_layer", row["code"] == FIRST_WITH_OUTPUT_LAYER)
+    ]
     return f"""
 
-Different versions of the code trained the policies that went on with their own draws: {parts}. In version
-{OUTPUT_LAYER} the adapter is also on the output layer (`train.lora_output_layer`). In all other rows of this section
-it is on the inner layers alone."""
+Different versions of the code trained the policies that went on with their own draws: {parts}.
+
+Adapters on the output layer as well (`train.lora_output_layer`): {"; ".join(adapted) or "none"}. All other rows of this
+section have adapters on the inner layers alone."""
 
 
 def _named(row: Row) -> Row:

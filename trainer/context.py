@@ -1,10 +1,10 @@
 """The settings, database and registry that every run uses, opened in one place."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bonbon.engines import build_engine
 from bonbon.engines.engine import Engine, VersionFiles, VersionKind
@@ -56,15 +56,21 @@ class RunContext:
         files = None if start is None else start.files
         await asyncio.to_thread(check_start, self.base.directory, files, self.settings.train)
 
-    async def training_settings(self) -> Settings:
-        """Returns the settings with a choice of `train.lora_output_layer` where they leave it to the engine."""
+    async def training_settings(self, recorded: Mapping[str, Any] | None = None) -> Settings:
+        """Returns the settings with a choice of `train.lora_output_layer` where they leave it to the engine.
+
+        Args:
+            recorded: The record of the run if it has begun, which holds its choice. Runs of earlier releases never
+                adapted the output layer.
+        """
         train = self.settings.train
         if train.method != "lora" or train.lora_output_layer is not None:
             return self.settings
-        chosen = False
-        if train.lora_targets == ALL_LINEAR:
+        if recorded is not None:
+            chosen = bool(recorded["train"].get("lora_output_layer"))
+        else:
             engine = await asyncio.to_thread(self.build_engine)
-            chosen = await asyncio.to_thread(engine.adapts_output_layer)
+            chosen = train.lora_targets == ALL_LINEAR and engine.adapts_output_layer()
         train = train.model_copy(update={"lora_output_layer": chosen})
         return self.settings.model_copy(update={"train": train})
 

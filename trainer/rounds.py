@@ -29,7 +29,7 @@ from bonbon.registry.round_progress import NOT_PROMOTED, PROMOTED, REFUSED, Roun
 from bonbon.registry.version_paths import stored_path
 from bonbon.registry.version_records import Version, VersionState
 from bonbon.rewards import build_reward
-from bonbon.settings import TrainSettings
+from bonbon.settings import Settings, TrainSettings
 from trainer.context import RunContext
 from trainer.drawing import Drawing, refuse_other_reward, why_not_drawn
 from trainer.evaluation.evaluation import FILE, Evaluation
@@ -147,7 +147,7 @@ class Round:
         start = perf_counter()
         async with self.reporter.training(), self._drawing(snapshot) as draws:
             result = await run_training(
-                await context.training_settings(),
+                await self._training_settings(),
                 snapshot,
                 self.directory,
                 base=context.base.directory,
@@ -337,6 +337,10 @@ class Round:
         versions = await self.context.registry.list()
         return next((version for version in versions if version.training.get("round") == self.plan.id), None)
 
+    async def _training_settings(self) -> Settings:
+        """Returns the settings of the training, with the choice that the run began with where they leave one open."""
+        return await self.context.training_settings(read_json(self.directory / RUN))
+
     async def _training_record(self, snapshot: Snapshot, evaluation: Evaluation) -> dict[str, Any]:
         trained, plan = await self.train(), self.plan
         return {
@@ -357,7 +361,7 @@ class Round:
             "steps": trained["steps"],
             "metrics": trained["metrics"],
             "signatures": [asdict(found) for found in signatures(read_metrics(self.directory), evaluation)],
-            "settings": (await self.context.training_settings()).train.model_dump(mode="json"),
+            "settings": (await self._training_settings()).train.model_dump(mode="json"),
             "seconds": {"train": trained["seconds"], "evaluate": evaluation.seconds},
         }
 

@@ -266,10 +266,7 @@ class Engine(Protocol):
         return frozenset()
 
     def adapts_output_layer(self) -> bool:
-        """Returns whether the engine is known to serve adapters on the base's output layer.
-
-        The engine need not be started. The call may import a heavy library.
-        """
+        """Returns whether the engine serves adapters on the output layer of every base, in all of its calls."""
         return False
 
     async def load(self, version: VersionFiles) -> None:

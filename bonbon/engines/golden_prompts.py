@@ -122,25 +122,29 @@ async def _draw(engine: Engine, version: str, prompt: Prompt, sampling: Sampling
 async def _readable(engine: Engine, ids: Sequence[int], limit: int) -> int:
     """Returns how many tokens of a prompt the engine reads in `MAX_READ_SECONDS`, at most `limit`."""
     short = max(1, min(limit, PILOT_TOKENS[0]))
-    seconds = min([await _read_seconds(engine, ids, short) for _ in range(2)])  # The first may include a warm-up.
+    # The first may include a warm-up. No prompt begins like another one, of which the engine may have kept the cache.
+    seconds = min([await _read_seconds(engine, ids, short, first) for first in (1, 2)])
     in_time = _tokens_in_time(seconds / short, 0.0)
     if in_time >= limit:
         return limit
     longer = min(in_time, PILOT_TOKENS[1])
     if longer > short:
         # Attention takes a time that grows with the square of the length.
-        grown = await _read_seconds(engine, ids, longer) / longer
+        grown = await _read_seconds(engine, ids, longer, 3) / longer
         growth = max(0.0, (grown - seconds / short) / (longer - short))
         in_time = _tokens_in_time(grown - growth * longer, growth)
     length = min(limit, max(short, in_time))
-    log.info("golden prompts shortened: reading a full context takes too long here", tokens=length, of=limit)
+    if length < limit:
+        log.info("golden prompts shortened: reading a full context takes too long here", tokens=length, of=limit)
     return length
 
 
-async def _read_seconds(engine: Engine, ids: Sequence[int], length: int) -> float:
-    """Returns the seconds in which the engine reads a prompt of `length` tokens."""
+async def _read_seconds(engine: Engine, ids: Sequence[int], length: int, first: int) -> float:
+    """Returns the seconds in which the engine reads a prompt of `length` tokens that begins with `ids[first]`."""
     start = time.perf_counter()
-    await _draw(engine, engine.base, Prompt(token_ids=_repeated(ids, length)), Sampling(max_tokens=1, temperature=0))
+    await _draw(
+        engine, engine.base, Prompt(token_ids=_repeated(ids, length, first)), Sampling(max_tokens=1, temperature=0)
+    )
     return time.perf_counter() - start
 
 
@@ -151,8 +155,8 @@ def _tokens_in_time(constant: float, growth: float) -> int:
     return int(2 * MAX_READ_SECONDS / (constant + math.sqrt(constant**2 + 4 * growth * MAX_READ_SECONDS)))
 
 
-def _repeated(ids: Sequence[int], length: int) -> tuple[int, ...]:
-    return tuple(ids[at % len(ids)] for at in range(length))
+def _repeated(ids: Sequence[int], length: int, first: int = 0) -> tuple[int, ...]:
+    return tuple(ids[at % len(ids)] for at in range(first, first + length))
 
 
 def _logprob_gap(one: Draw, other: Draw) -> float:

@@ -74,4 +74,13 @@ async def test_policy_on_vllm(name: str, tmp_path: Path) -> None:
 def test_whether_vllm_serves_an_adapter_on_the_output_layer_depends_on_the_model(
     name: str, adapts: bool, tmp_path: Path
 ) -> None:
-    assert engine_on(POLICIES[name].save(tmp_path / "base")).adapts_output_layer() == adapts
+    base = POLICIES[name].save(tmp_path / "base")
+    layers = engine_on(base).unadaptable_layers()
+    assert ("lm_head" not in layers) == adapts
+    check_targets(base, TrainSettings(), layers)
+    if not adapts:
+        with pytest.raises(
+            UserError, match="cannot serve an adapter on the output layer, lm_head, of this model"
+        ) as no:
+            check_targets(base, TrainSettings(lora_output_layer=True), layers)
+        assert no.value.param == "train.lora_output_layer"

@@ -30,3 +30,12 @@ async def test_the_output_layer_is_adapted_where_the_engine_serves_that(
     async with open_context(settings, progress=False) as context:
         assert (await context.training_settings()).train.lora_output_layer == chosen
         assert context.settings.train.lora_output_layer == train.get("lora_output_layer")
+
+
+@pytest.mark.parametrize("recorded", [{}, {"lora_output_layer": False}, {"lora_output_layer": True}])
+async def test_a_run_that_has_begun_keeps_its_choice(recorded: dict[str, bool], tmp_path: Path) -> None:
+    """The record of an earlier release has no choice, because its adapters never were on the output layer."""
+    settings = make_settings(make_base(tmp_path / "base"), tmp_path / "data")
+    async with open_context(settings, progress=False) as context:
+        chosen = (await context.training_settings({"train": recorded})).train.lora_output_layer
+    assert chosen == recorded.get("lora_output_layer", False)

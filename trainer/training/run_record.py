@@ -91,7 +91,10 @@ def _rename_base(recorded: dict[str, Any], base: Path, digest: str) -> None:
 
 
 def _identity(description: dict[str, Any]) -> dict[str, Any]:
-    train = {f"train.{key}": value for key, value in description["train"].items() if key not in INDIFFERENT}
+    # Earlier releases did not record the choice.
+    chosen = bool(description["train"].get("lora_output_layer"))
+    recorded = description["train"] | {"lora_output_layer": chosen}
+    train = {f"train.{key}": value for key, value in recorded.items() if key not in INDIFFERENT}
     return {
         "n": description["n"],
         "base": description["base"]["digest"],

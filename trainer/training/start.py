@@ -27,6 +27,7 @@ def check_start(base: Path, start: VersionFiles | None, settings: TrainSettings)
         raise UserError(
             f"train.method = 'full' cannot continue from {start.name}: its adapter is on {shared}, whose weights the "
             "model's input and output share, so that merging it would change both; set train.method = 'lora', or "
-            "start from the base (bonbon train --version)",
+            "start from the base (bonbon train --version); with train.lora_output_layer = false, later versions can be "
+            "continued",
             param="train.method",
         )

@@ -54,7 +54,7 @@ def merge_adapter(base: Path, adapter: Path, directory: Path, bar: Bar) -> None:
     with bar("writing the weights", 1) as done:
         save_whole_model(merged, directory, base=base, weights=merged.state_dict())
         if shared:
-            _record_untied(directory / "config.json")
+            _record_untied(directory / "config.json", merged.config)
         done(1)
 
 
@@ -70,10 +70,11 @@ def _untie(model: Any) -> None:
         config.tie_word_embeddings = False
 
 
-def _record_untied(path: Path) -> None:
+def _record_untied(path: Path, config: Any) -> None:
     """Writes into a copy of the base's config.json that the output layer has weights of its own."""
-    config = json.loads(path.read_text())
-    for section in (config, config.get("text_config")):
-        if section is not None:
-            section["tie_word_embeddings"] = False
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    values = json.loads(path.read_text())
+    text = config.get_text_config()
+    nested = (section for name, section in values.items() if getattr(config, name, None) is text)
+    for section in (values, *nested):
+        section["tie_word_embeddings"] = False
+    path.write_text(json.dumps(values, indent=2) + "\n")

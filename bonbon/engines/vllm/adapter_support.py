@@ -10,7 +10,7 @@ from vllm.model_executor.models import ModelRegistry, supports_lora
 from vllm.platforms import current_platform
 
 OUTPUT_LAYER = "lm_head"
-"""The name by which vLLM finds an adapter of the output layer."""
+"""The name by which vLLM finds an adapter on the output layer."""
 MAX_VOCABULARY = 258048
 """The largest vocabulary with which vLLM 0.32 serves adapters on the output layer."""
 
@@ -33,32 +33,23 @@ def takes_adapters(directory: Path, arguments: Mapping[str, Any]) -> bool:
     return bool(supports_lora(architecture))
 
 
-def split_layers(directory: Path, arguments: Mapping[str, Any]) -> frozenset[str]:
-    """Returns the names of layers that vLLM knows only by their parts, and on which it therefore loads no adapter.
+def unadaptable_layers(directory: Path, arguments: Mapping[str, Any]) -> frozenset[str]:
+    """Returns the names of layers on which vLLM loads no adapter. Empty where vLLM does not know the architecture.
 
-    In the model's own files such a layer may be whole: GLM-4 has a `gate_up_proj`, on which peft puts an adapter, and
-    of which vLLM expects the parts `gate_proj` and `up_proj`. Empty where vLLM does not know the architecture.
+    Some layers are known to vLLM only by their parts, while in the model's own files they may be whole: GLM-4 has a
+    `gate_up_proj`, on which peft puts an adapter, and of which vLLM expects the parts `gate_proj` and `up_proj`. The
+    output layer is adapted only in models that name it.
     """
     try:
-        _, architecture = _resolved(directory, arguments)
+        config, architecture = _resolved(directory, arguments)
     except Exception as error:  # noqa: BLE001 - what vLLM cannot serve at all is refused when the engine starts
         log.debug("cannot tell on which layers vLLM supports adapters", error=f"{type(error).__name__}: {error}")
         return frozenset()
     packed: Mapping[str, list[str]] = getattr(architecture, "packed_modules_mapping", None) or {}
-    return frozenset(name for name, parts in packed.items() if name not in parts)
-
-
-def adapts_output_layer(directory: Path, arguments: Mapping[str, Any]) -> bool:
-    """Returns whether vLLM loads adapters on the output layer of a model; false where vLLM does not tell."""
-    try:
-        config, architecture = _resolved(directory, arguments)
-    except Exception as error:  # noqa: BLE001 - what vLLM cannot serve at all is refused when the engine starts
-        log.debug(
-            "cannot tell whether vLLM supports adapters on the output layer", error=f"{type(error).__name__}: {error}"
-        )
-        return False
-    layers: Mapping[str, str] = getattr(architecture, "embedding_modules", None) or {}
-    return OUTPUT_LAYER in layers and int(config.get_vocab_size()) <= MAX_VOCABULARY
+    embeddings: Mapping[str, str] = getattr(architecture, "embedding_modules", None) or {}
+    split = {name for name, parts in packed.items() if name not in parts}
+    served = OUTPUT_LAYER in embeddings and int(config.get_vocab_size()) <= MAX_VOCABULARY
+    return frozenset(split if served else {*split, OUTPUT_LAYER})
 
 
 def _resolved(directory: Path, arguments: Mapping[str, Any]) -> tuple[Any, Any]:

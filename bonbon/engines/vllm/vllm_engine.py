@@ -89,14 +89,9 @@ class VllmEngine(Engine):
         return self._running.displaces(version)
 
     def unadaptable_layers(self) -> frozenset[str]:
-        from bonbon.engines.vllm.adapter_support import split_layers
+        from bonbon.engines.vllm.adapter_support import unadaptable_layers
 
-        return split_layers(self._directory, self._options.arguments)
-
-    def adapts_output_layer(self) -> bool:
-        from bonbon.engines.vllm.adapter_support import adapts_output_layer
-
-        return adapts_output_layer(self._directory, self._options.arguments)
+        return unadaptable_layers(self._directory, self._options.arguments)
 
     async def load(self, version: VersionFiles) -> None:
         await self._running.load(version)

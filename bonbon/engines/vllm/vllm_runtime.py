@@ -22,6 +22,7 @@ from bonbon.engines.text.end_tokens import end_ids
 from bonbon.engines.text.model_config import keeps_state, read_config
 from bonbon.engines.text.prompt_reader import PromptReader
 from bonbon.engines.text.tokenizer import load_tokenizer
+from bonbon.engines.vllm.adapter_support import OUTPUT_LAYER
 from bonbon.engines.vllm.core import Core
 from bonbon.engines.vllm.outputs import NonFiniteLogprobError, Reading, read_prompt
 from bonbon.engines.vllm.sampling_params import prompt_logprobs_params, salted_prompt, sampling_params
@@ -33,11 +34,15 @@ from bonbon.prompt import Prompt
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A loaded version: the engine that has its weights, its adapter, and its running requests."""
+    """A loaded version: the engine that has its weights, its adapter, and its running requests.
+
+    `adapts_output` says whether the adapter is on the output layer.
+    """
 
     name: str
     core: Core
     adapter: LoRARequest | None = None
+    adapts_output: bool = False
     running: set[RequestOutputCollector] = field(default_factory=set)
 
     def fail(self, reason: str) -> None:
@@ -125,6 +130,12 @@ class VllmRuntime:
 
     async def prompt_logprobs(self, loaded: Loaded, started: Started, request: DrawRequest) -> PromptLogprobs:
         """Computes the log-probabilities of a prompt; see `Engine.prompt_logprobs`."""
+        if loaded.adapts_output:
+            raise UserError(
+                f"{loaded.name} has an adapter on the output layer, which vLLM leaves out of a prompt's "
+                "log-probabilities; leave out echo or logprobs, or train with train.lora_output_layer = false",
+                param="logprobs",
+            )
         if current_platform.is_cpu():
             raise UserError(
                 "vLLM crashes on a CPU when it computes a prompt's log-probabilities; leave out echo or logprobs, or "
@@ -252,7 +263,8 @@ async def _attached(version: VersionFiles, core: Core, adapter: Adapter) -> Load
             f"adapter {adapter.directory} has rank {adapter.rank}, but the maximum of this engine is {max_rank}; set "
             f"engine_options.max_lora_rank to {adapter.rank} or more, or train with a lower train.lora_rank"
         )
-    return Loaded(version.name, core, await core.attach(version.name, version.directory))
+    adapts_output = any(f".{OUTPUT_LAYER}.lora_" in name for name in adapter.weights)
+    return Loaded(version.name, core, await core.attach(version.name, version.directory), adapts_output)
 
 
 def _arguments(options: VllmOptions, directory: Path) -> dict[str, Any]:

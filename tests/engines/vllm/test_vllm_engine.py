@@ -209,10 +209,15 @@ async def test_an_adapter_on_the_output_layer_changes_the_output_alone(
     vllm_engine: "VllmEngine", tiny_models: TinyModels, tmp_path: Path
 ) -> None:
     """The tiny policy's input and output share their weights."""
-    assert vllm_engine.adapts_output_layer()
+    assert "lm_head" not in vllm_engine.unadaptable_layers()
     adapter = save_adapter(tmp_path / "adapter", tiny_models.policy, 3, target_modules=["q_proj", "lm_head"])
     await load(vllm_engine, "output", adapter)
     of_base, of_adapter = await asyncio.gather(*(collect(vllm_engine, draw(name, 4)) for name in ("tiny", "output")))
+    with pytest.raises(
+        UserError, match="output has an adapter on the output layer, which vLLM leaves out of"
+    ) as refused:
+        await vllm_engine.prompt_logprobs(draw("output"))
+    assert refused.value.param == "logprobs"
     await vllm_engine.unload("output")
     assert_logprobs(reference(tiny_models.policy), of_base)
     assert_logprobs(reference(tiny_models.policy, adapter), of_adapter)

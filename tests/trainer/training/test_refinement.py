@@ -264,7 +264,7 @@ async def test_an_engine_that_serves_another_adapter_than_the_trained_one_is_fou
     await train_with_draws(config, snapshot, tmp_path / "same", base)
     monkeypatch.setattr(Policy, "_fill", another)
     with pytest.raises(
-        UserError, match=r"the policy in training did not draw them, .* set train\.lora_output_layer to"
+        UserError, match=r"the policy in training did not draw them, .* with train\.lora_output_layer = false"
     ):
         await train_with_draws(config, snapshot, tmp_path / "another", base)
 

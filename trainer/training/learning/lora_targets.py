@@ -27,16 +27,25 @@ TOKENS = 16
 
 
 def check_targets(base: Path, settings: TrainSettings, unadaptable: Collection[str] = ()) -> None:
-    """Raises UserError when the model in `base` does not allow `train.lora_targets`. Does not read its weights.
+    """Raises UserError when the model in `base`, or the engine, does not allow an adapter with these settings.
+
+    Does not read the model's weights.
 
     Args:
         unadaptable: Names of layers on which the engine cannot serve adapters.
     """
-    if settings.method != "lora" or (settings.lora_targets == ALL_LINEAR and not unadaptable):
+    every = settings.lora_targets == ALL_LINEAR
+    if settings.method != "lora" or (every and not unadaptable):
         return
     read_config(base)  # raises an error that explains an invalid configuration
     model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
-    every = settings.lora_targets == ALL_LINEAR
+    output = _output_layer(model) if settings.lora_output_layer else None
+    if output is not None and output.rpartition(".")[2] in unadaptable:
+        raise UserError(
+            f"train.lora_output_layer = true, but this vLLM cannot serve an adapter on the output layer, {output}, of "
+            "this model; set it to false",
+            param="train.lora_output_layer",
+        )
     targets = _linear(model) if every else _named(model, settings, lambda name: True)
     names = dict.fromkeys(name.rpartition(".")[2] for name in targets)
     if refused := [name for name in names if name in unadaptable]:
@@ -65,7 +74,7 @@ def choose_targets(model: "PreTrainedModel", settings: TrainSettings) -> list[st
     else:
         chosen = _named(model, settings, lambda name: _pattern(name) in called)
     output = _output_layer(model)
-    if not settings.lora_output_layer or output is None or output in chosen:
+    if not settings.lora_output_layer or output is None or output in chosen or _pattern(output) not in called:
         return chosen
     return [*chosen, output]
 
@@ -167,9 +176,11 @@ def _refuse_module(model: "PreTrainedModel", module: nn.Module, target: str, set
     read, written = model.get_input_embeddings(), model.get_output_embeddings()
     tied = written is not None and read.weight is written.weight
     if tied and module in (read, written):
+        how = "; train.lora_output_layer = true adapts the output alone" if module is written else ""
         raise _misfit(
             settings,
-            f"{target} shares its weights between the model's input and its output, and an adapter changes one of them",
+            f"{target} shares its weights between the model's input and its output, and an adapter changes one of "
+            f"them{how}",
         )
 
 

@@ -17,8 +17,8 @@ from trainer.training.sampler_check import check_sampler
 from trainer.training.stages.draws import DrawBox, DrawOrder
 
 UNSERVED = (
-    "set train.lora_output_layer to false or train.lora_targets to fewer layers if the engine ignores a part of the "
-    "adapter, or raise train.max_sampler_gap if you know why"
+    "if the engine ignores a part of the adapter, start a new run from the base with train.lora_output_layer = false "
+    "or fewer train.lora_targets; raise train.max_sampler_gap if you know another reason"
 )
 """The remedy where the engine draws from another policy than the trainer gave it."""
 MAX_GROUPS = 128
