@@ -15,8 +15,9 @@ from bonbon.progress import Bars
 from bonbon.settings import TrainSettings
 from bonbon.theory import tilt
 from tests.support.data.sampled_groups import make_snapshot
-from tests.support.models.learners import learner_of
+from tests.support.models.learners import learner_of, nudge
 from trainer.data.groups import Groups
+from trainer.training.checkpoint import Checkpoint, Checkpoints
 from trainer.training.learning.candidate_selection import trainable_rows
 from trainer.training.learning.learner import Learner
 from trainer.training.metrics import MetricsLog, read_metrics
@@ -240,3 +241,22 @@ def test_cut_off_after_any_step_it_goes_on_to_the_same_end(
             assert same(again.offline.run(log), expected)
         for name in ("loss", "gradient_norm", "learning_rate", "validation_gain", "kept_step"):
             assert again.reported(name) == straight.reported(name), name
+
+
+def test_a_stage_goes_on_with_the_policy_that_it_kept_before_any_gain_was_known(base: Path, tmp_path: Path) -> None:
+    """The first policy is kept although its value is minus infinity, and the first one with a value replaces it."""
+    learner = learner_of(base, TrainSettings())
+    checkpoints = Checkpoints(tmp_path, 1, learner.accelerator)
+    empty = Checkpoint(step=1, tokens=7)
+    checkpoints.save(empty, learner)
+    assert checkpoints.load(learner) == empty
+    kept = Checkpoint(step=2)
+    kept.see(0.25, learner.weights, value=-math.inf)
+    checkpoints.save(kept, learner)
+    nudge(learner)
+    resumed = checkpoints.load(learner)
+    assert resumed is not None
+    assert (resumed.best_step, resumed.best_gain, resumed.best_value) == (2, 0.25, -math.inf)
+    resumed.step = 3
+    resumed.see(0.1, learner.weights)
+    assert (resumed.best_step, resumed.best_gain) == (3, 0.1)
