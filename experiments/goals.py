@@ -33,7 +33,8 @@ losses share one learning rate and one number of steps, and neither was chosen b
 stops when it has used `train.refine_tokens`, but it is neither validated nor moved back to the limit. There is one
 world and one seed, so that small differences between losses may be chance.{_unseen(rows[budgets.NAME])}
 In the text world the losses were compared with each other on 1,000 prompts, {len(text.CONTENDERS)} of them with three
-seeds, and with one seed on 320 and 4,000 prompts; on the real language model they were not compared. {_about_real(rows)}"""
+seeds, and with one seed on 320 and 4,000 prompts; on the real language model they were not compared.
+{_about_real(rows)}"""
 
 
 def _unseen(rows: Sequence[Row]) -> str:
