@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
+OUTPUT_LAYER = "lm_head"
+"""The usual name of the output layer, which `all-linear` leaves out."""
 TOKENS = 16
 """Number of tokens of the text that reveals which modules a model calls."""
 
@@ -35,7 +37,9 @@ def check_targets(base: Path, settings: TrainSettings, unadaptable: Collection[s
         unadaptable: Names of layers on which the engine cannot serve adapters.
     """
     every = settings.lora_targets == ALL_LINEAR
-    if settings.method != "lora" or (every and not unadaptable):
+    if settings.method != "lora":
+        return
+    if every and not settings.lora_output_layer and not set(unadaptable) - {OUTPUT_LAYER}:
         return
     read_config(base)  # raises an error that explains an invalid configuration
     model = without_weights(AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False))
