@@ -57,8 +57,7 @@ class Budget:
 
 BUDGETS = {
     Form.GPU: Budget(8, 2700, 2000, 160, {"evaluate": {"prompts": 300}}),
-    # A fixed learning rate, short answers and 16-bit arithmetic let a model of 135 million parameters end in about half
-    # an hour on two cores.
+    # A fixed learning rate, short answers and 16-bit arithmetic, because every token takes long on two cores.
     Form.CPU: Budget(
         8,
         160,
