@@ -181,8 +181,8 @@ def _versions(rows: Sequence[Row]) -> str:
 
 Different versions of the code trained the policies that went on with their own draws: {parts}.
 
-Adapters on the output layer as well (`train.lora_output_layer`): {"; ".join(adapted) or "none"}. All other rows of this
-section have adapters on the inner layers alone."""
+These rows have adapters on the output layer as well (`train.lora_output_layer`): {"; ".join(adapted) or "none"}. All
+other rows of this section have adapters on the inner layers alone."""
 
 
 def _named(row: Row) -> Row:

@@ -15,6 +15,8 @@ from torch import Tensor
 from bonbon.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+OUTPUT_LAYER = "lm_head"
+"""The usual name of a model's output layer, by which vLLM finds an adapter on it."""
 
 # The settings that an adapter may choose. The rest of peft's settings import modules, rewrite the base model's weights
 # or need calibration data, so they must be absent or have no effect.

@@ -9,8 +9,8 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.models import ModelRegistry, supports_lora
 from vllm.platforms import current_platform
 
-OUTPUT_LAYER = "lm_head"
-"""The name by which vLLM finds an adapter on the output layer."""
+from bonbon.engines.adapters.adapter_files import OUTPUT_LAYER
+
 MAX_VOCABULARY = 258048
 """The largest vocabulary with which vLLM 0.32 serves adapters on the output layer."""
 

@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from bonbon.concurrency.shielded import shielded
-from bonbon.engines.adapters.adapter_files import Adapter, read_adapter
+from bonbon.engines.adapters.adapter_files import OUTPUT_LAYER, Adapter, read_adapter
 from bonbon.engines.adapters.base_check import check_fit
 from bonbon.engines.engine import Delta, DrawRequest, PromptLogprobs, Started, Tokens, VersionFiles, VersionKind
 from bonbon.engines.prompt_logprobs import prompt_logprobs
@@ -22,7 +22,6 @@ from bonbon.engines.text.end_tokens import end_ids
 from bonbon.engines.text.model_config import keeps_state, read_config
 from bonbon.engines.text.prompt_reader import PromptReader
 from bonbon.engines.text.tokenizer import load_tokenizer
-from bonbon.engines.vllm.adapter_support import OUTPUT_LAYER
 from bonbon.engines.vllm.core import Core
 from bonbon.engines.vllm.outputs import NonFiniteLogprobError, Reading, read_prompt
 from bonbon.engines.vllm.sampling_params import prompt_logprobs_params, salted_prompt, sampling_params

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
+from bonbon.engines.adapters.adapter_files import OUTPUT_LAYER
 from bonbon.engines.adapters.base_check import without_weights
 from bonbon.engines.text.model_config import read_config
 from bonbon.errors import UserError
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 LINEAR = (nn.Linear, Conv1D)
 ADAPTABLE = (*LINEAR, nn.Embedding)
-OUTPUT_LAYER = "lm_head"
-"""The usual name of the output layer, which `all-linear` leaves out."""
 TOKENS = 16
 """Number of tokens of the text that reveals which modules a model calls."""
 
@@ -39,6 +38,7 @@ def check_targets(base: Path, settings: TrainSettings, unadaptable: Collection[s
     every = settings.lora_targets == ALL_LINEAR
     if settings.method != "lora":
         return
+    # `all-linear` leaves the output layer out.
     if every and not settings.lora_output_layer and not set(unadaptable) - {OUTPUT_LAYER}:
         return
     read_config(base)  # raises an error that explains an invalid configuration
